@@ -1,0 +1,221 @@
+// The maths of every model on one device: about twenty ops, each coarse enough to be one fused kernel.
+//
+// Ops run in call order on one queue; one thread at a time may call. All tensors of an op are in the back end's memory,
+// dense, and do not overlap unless an op says so. Activations and states are fp32; weights keep the type of the file.
+// Misuse of shapes is a CHECK. Device faults surface in Synchronize and are final.
+//
+// Results are batch-invariant: an output row is the same, bit for bit, whatever other rows share the call and however the
+// rows of a sequence are cut into calls (docs/decisions/0002-batch-invariant-products.md).
+//
+// Notation: `rows` rows of several sequences lie back to back; D = model width; N = head size; H = D / N heads;
+// prev(x) = the row before x in its sequence.
+#ifndef GOLDFINCH_KERNELS_BACKEND_H_
+#define GOLDFINCH_KERNELS_BACKEND_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/tensor.h"
+
+namespace goldfinch {
+
+// Rows [row_begin, row_begin + row_count) of a call belong to one sequence and follow each other in it.
+struct RowSpan {
+  int32_t slot = 0;               // the sequence's slot in every state tensor
+  int32_t row_begin = 0;          // spans are in row order, do not overlap, and have at least one row
+  int32_t row_count = 0;
+  int64_t position = 0;           // of the first row in its sequence
+  const int32_t* pages = nullptr; // host memory: the sequence's page table, for ops on paged caches
+};
+using RowSpans = absl::Span<const RowSpan>;
+
+// A weight matrix as the checkpoint stores it; it is read in place.
+struct Matrix {
+  enum class Layout : uint8_t {
+    kOutIn,  // [out, in]: linear layers
+    kInOut,  // [in, out]: LoRA factors
+  };
+  ConstTensor data;
+  Layout layout = Layout::kOutIn;
+
+  explicit operator bool() const { return static_cast<bool>(data); }
+  int64_t out() const { return data.dim(layout == Layout::kOutIn ? 0 : 1); }
+  int64_t in() const { return data.dim(layout == Layout::kOutIn ? 1 : 0); }
+};
+
+enum class Activation : uint8_t { kNone, kRelu2, kSilu, kSigmoid, kTanh };
+
+// What is done to a product before it is stored:
+//   out = (accumulate ? out : 0) + multiply * activation(x W + bias)
+struct Epilogue {
+  Activation activation = Activation::kNone;
+  ConstTensor bias = {};      // [out] fp32 or not given
+  ConstTensor multiply = {};  // [rows, out] fp32 or not given; may be `out` itself
+  bool accumulate = false;
+};
+
+struct NormWeights {
+  ConstTensor weight;  // [D] fp32
+  ConstTensor bias;    // [D] fp32
+};
+
+// Data-dependent token shift of G targets ("ddlerp", arXiv 2404.05892 eq. 13-15), m = LoRA rank.
+struct DdLerpWeights {
+  ConstTensor mix_x;  // [D] fp32: mix of the LoRA's input
+  Matrix down;        // [D, G*m] kInOut
+  ConstTensor up;     // [G, m, D]
+  ConstTensor mix;    // [G, D] fp32
+};
+
+struct WkvOptions {
+  bool one_minus_decay_keys = false;  // k *= 1 - exp(-exp(w)) (Finch-C2)
+  bool accumulate = false;            // out += y instead of out = y
+};
+
+// The compressed cache of all sequences, in pages of `page_tokens` positions.
+struct GoldCache {
+  Tensor ids;  // [pages, page_tokens] u16 or i32
+  Tensor c;    // [pages, page_tokens, D/16] fp32, fp16 or bf16
+  int64_t page_tokens() const { return ids.dim(1); }
+};
+
+// What all GOLD layers share to rebuild keys and values: x0 = LN0(emb[id]), kk = rms(W_b [x0; c]).
+struct GoldShared {
+  ConstTensor embedding;   // [vocab, D]
+  NormWeights ln0;
+  Matrix key_compressed;   // [D, D/16] kOutIn: the columns of W_b that meet c
+  ConstTensor key_table;   // [vocab, D] fp32: W_b x0 by id, valid for every id in the cache (see GoldKeyTableRows)
+};
+
+// Key/value side of one GOLD layer (arXiv 2407.12077 section 3.3), m = LoRA rank.
+struct GoldKvWeights {
+  ConstTensor mix_lora;     // [D] fp32, maa_v_cache: mix of the LoRA's input
+  ConstTensor mix_key;      // [D] fp32
+  ConstTensor mix_value;    // [D] fp32
+  Matrix mix_down;          // [D, 2m] kInOut, order key, value
+  ConstTensor mix_up;       // [2, m, D]
+  Matrix key_down, key_up;  // [D, m'] and [m', D] kInOut
+  Matrix value_down, value_up;
+  NormWeights ln_key, ln_value;
+  double rope_base = 0;     // 0: no rotary embedding
+};
+
+struct RowCopy {
+  int64_t from;
+  int64_t to;
+};
+
+// Keys and values of one ordinary attention layer, in pages.
+struct KvCache {
+  Tensor keys;    // [pages, page_tokens, D] fp32, fp16 or bf16
+  Tensor values;  // [pages, page_tokens, D]
+  int64_t page_tokens() const { return keys.dim(1); }
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // "cpu, 2 threads, AVX3".
+  virtual std::string Describe() const = 0;
+
+  // --- Memory -------------------------------------------------------------------------------------------------------
+  // Zeroed memory, aligned to 64 bytes, released when the last reference goes. The CPU commits it as it is touched.
+  // RESOURCE_EXHAUSTED names `purpose` and the size.
+  virtual absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) = 0;
+  // True where ops can read host memory in place, so that mapped weights need no copy.
+  virtual bool reads_host_memory() const = 0;
+  virtual void CopyFromHost(const void* host, Tensor to) = 0;
+  // Waits for the ops before it.
+  virtual void CopyToHost(ConstTensor from, void* host) = 0;
+  virtual void Zero(Tensor tensor) = 0;
+  // Same type and shape.
+  virtual void Copy(ConstTensor from, Tensor to) = 0;
+  virtual absl::Status Synchronize() = 0;
+
+  // --- Rows ---------------------------------------------------------------------------------------------------------
+  // out[i] = table[ids[i]].
+  virtual void Embed(ConstTensor table,                // [vocab, D]
+                     absl::Span<const int32_t> ids,    // host memory, each in [0, vocab)
+                     Tensor out) = 0;                  // [rows, D]
+  // to[copy.to] = from[copy.from] for every copy. `from` and `to` may be the same tensor if copies only move rows up
+  // (copy.to <= copy.from) and are sorted.
+  virtual void CopyRows(ConstTensor from,                  // [n, width] fp32
+                        absl::Span<const RowCopy> copies,  // host memory
+                        Tensor to) = 0;                    // [m, width] fp32
+  // LayerNorm over each of `groups` equal parts of a row, then weight and bias, then times `gate` if given.
+  // `out` may be `x` or `gate`.
+  virtual void GroupNorm(ConstTensor x,  // [rows, D]
+                         int groups, NormWeights norm, float epsilon,
+                         ConstTensor gate,  // [rows, D] or not given
+                         Tensor out) = 0;   // [rows, D]
+
+  // --- Products -----------------------------------------------------------------------------------------------------
+  virtual void MatMul(ConstTensor x,             // [rows, in]
+                      Matrix weight, const Epilogue& epilogue,
+                      Tensor out) = 0;           // [rows, out]
+
+  // --- Token shift --------------------------------------------------------------------------------------------------
+  // out[g] = x + (prev(x) - x) * mix[g]. `shift` holds each sequence's row before the span and gets its last row.
+  virtual void TokenShift(ConstTensor x,  // [rows, D]
+                          RowSpans spans,
+                          Tensor shift,      // [slots, D]
+                          ConstTensor mix,   // [G, D] fp32
+                          Tensor out) = 0;   // [G, rows, D]
+  // out[g] = x + (prev(x) - x) * (mix[g] + tanh((x + (prev(x) - x) * mix_x) down)_g up[g]). `shift` as above.
+  virtual void DdLerp(ConstTensor x,  // [rows, D]
+                      RowSpans spans,
+                      Tensor shift,  // [slots, D]
+                      const DdLerpWeights& weights,
+                      Tensor out) = 0;  // [G, rows, D]
+
+  // --- Linear attention ---------------------------------------------------------------------------------------------
+  // Per head, with S = the state: y = r (S + diag(u) k^T v); S = diag(exp(-exp(w))) S + k^T v (arXiv 2404.05892 eq. 19).
+  virtual void WkvForward(ConstTensor r, ConstTensor k, ConstTensor v,  // [rows, D]
+                          ConstTensor w,                                // [rows, D], or [1, D] if constant
+                          ConstTensor bonus,                            // u [H, N] fp32, or not given (0)
+                          RowSpans spans,
+                          Tensor state,  // [slots, H, N (key), N (value)] fp32
+                          const WkvOptions& options,
+                          Tensor out) = 0;  // [rows, D]
+
+  // --- GOLD ---------------------------------------------------------------------------------------------------------
+  // Writes ids and c rows of every span into its pages, from span.position on.
+  virtual void GoldAppend(absl::Span<const int32_t> ids,  // [rows], host memory
+                          ConstTensor c,                  // [rows, D/16] fp32
+                          RowSpans spans, const GoldCache& cache) = 0;
+  // table[id] = W_b's x0 columns times LN0(emb[id]), for every id given.
+  virtual void GoldKeyTableRows(absl::Span<const int32_t> ids,  // host memory
+                                ConstTensor embedding, NormWeights ln0,
+                                Matrix key_x0,       // [D, D] kOutIn: the columns of W_b that meet x0
+                                Tensor table) = 0;   // [vocab, D] fp32
+  // Causal softmax attention of each row over the cache positions 0 .. its own, scale 1/sqrt(N). Keys and values are
+  // rebuilt a tile of positions at a time. `q` is the finished query (normed, rotated).
+  virtual void GoldAttention(ConstTensor q,  // [rows, D]
+                             RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+                             const GoldCache& cache, int head_size,
+                             Tensor out) = 0;  // [rows, D]
+
+  // --- Ordinary attention -------------------------------------------------------------------------------------------
+  // Rotates adjacent pairs within each head by position * base^(-2i/N), angles in double. In place.
+  virtual void Rope(Tensor x,  // [rows, D]
+                    RowSpans spans, int head_size, double base) = 0;
+  virtual void KvAppend(ConstTensor k, ConstTensor v,  // [rows, D]
+                        RowSpans spans, const KvCache& cache) = 0;
+  // As GoldAttention over stored keys and values.
+  virtual void KvAttention(ConstTensor q,  // [rows, D]
+                           RowSpans spans, const KvCache& cache, int head_size,
+                           Tensor out) = 0;  // [rows, D]
+};
+
+// `threads` 0: one per core.
+std::unique_ptr<Backend> MakeCpuBackend(int threads);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_KERNELS_BACKEND_H_

@@ -1,0 +1,144 @@
+// MatMul.
+#include <cmath>
+
+#include "kernels/backend_test_util.h"
+
+namespace goldfinch {
+namespace {
+
+enum class Factor : uint8_t { kNone, kOther, kOut };
+
+struct ProductCase {
+  int64_t rows = 1;
+  int64_t in = 1;
+  int64_t out = 1;
+  Matrix::Layout layout = Matrix::Layout::kOutIn;
+  Activation activation = Activation::kNone;
+  bool bias = false;
+  Factor multiply = Factor::kNone;
+  bool accumulate = false;
+
+  std::string ToString() const {
+    return Shape{rows, in, out}.ToString() + (layout == Matrix::Layout::kOutIn ? " out-in" : " in-out") +
+           ", activation " + std::to_string(static_cast<int>(activation)) + (bias ? ", bias" : "") + ", multiply " +
+           std::to_string(static_cast<int>(multiply)) + (accumulate ? ", accumulate" : "");
+  }
+};
+
+void CheckMatMul(BackendTest& t, const ProductCase& test) {
+  const Shape shape{test.rows, test.out};
+  const Values x = t.random.Normal(test.rows * test.in, 1);
+  const reference::Weight weight{t.random.Normal(test.in * test.out, 1 / std::sqrt(test.in), t.weight_dtype()), test.in,
+                                 test.out, test.layout};
+  const Values bias = t.random.Normal(test.out, 1), factor = t.random.Normal(test.rows * test.out, 1);
+  const Values before = t.random.Normal(test.rows * test.out, 1);
+
+  Values expected = reference::Product(x, weight);
+  for (size_t i = 0; test.bias && i < expected.size(); ++i) expected[i] += bias[i % test.out];
+  expected = reference::Activate(test.activation, expected);
+  if (test.multiply == Factor::kOther) expected = reference::Multiply(expected, factor);
+  if (test.multiply == Factor::kOut) expected = reference::Multiply(expected, before);
+  if (test.accumulate) expected = reference::Add(expected, before);
+
+  const bool reads_out = test.accumulate || test.multiply == Factor::kOut;
+  const Tensor out = reads_out ? t.device.Put(before, shape) : t.device.New(shape);
+  Epilogue epilogue{.activation = test.activation, .accumulate = test.accumulate};
+  if (test.bias) epilogue.bias = t.device.Put(bias, {test.out});
+  if (test.multiply == Factor::kOther) epilogue.multiply = t.device.Put(factor, shape);
+  if (test.multiply == Factor::kOut) epilogue.multiply = out;
+  t.device->MatMul(t.device.Put(x, {test.rows, test.in}), t.device.Put(weight, t.weight_dtype()), epilogue, out);
+  ExpectClose(t.device.Get(out), expected, test.out, t.tolerance(), test.ToString());
+}
+
+TEST_P(BackendTest, MatMulEveryShape) {
+  const std::vector<int64_t> sizes = {1, 3, 8, 17, 64, 65, 136, 448, 1030, 2050};
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    for (size_t o = 0; o < sizes.size(); ++o) {
+      // Both layouts where it is cheap; else one or the other.
+      const bool small = sizes[i] * sizes[o] < 100'000;
+      if (small || (i + o) % 2 == 0) CheckMatMul(*this, {.rows = 1, .in = sizes[i], .out = sizes[o]});
+      if (small || (i + o) % 2 == 1) {
+        CheckMatMul(*this, {.rows = small ? 7 : 2, .in = sizes[i], .out = sizes[o], .layout = Matrix::Layout::kInOut});
+      }
+      if (small) CheckMatMul(*this, {.rows = 7, .in = sizes[i], .out = sizes[o]});
+    }
+  }
+}
+
+// Row counts around the tiles and panels of kernels.
+TEST_P(BackendTest, MatMulEveryRowCount) {
+  for (Matrix::Layout layout : {Matrix::Layout::kOutIn, Matrix::Layout::kInOut}) {
+    for (int64_t rows = 0; rows <= 20; ++rows)
+      CheckMatMul(*this, {.rows = rows, .in = 83, .out = 77, .layout = layout});
+    for (int64_t rows : {31, 64, 100, 503, 504, 505, 1009}) {
+      CheckMatMul(*this, {.rows = rows, .in = 64, .out = 65, .layout = layout});
+      CheckMatMul(*this, {.rows = rows, .in = 17, .out = 136, .layout = layout});
+    }
+    CheckMatMul(*this, {.rows = 505, .in = 1030, .out = 17, .layout = layout});
+    CheckMatMul(*this, {.rows = 505, .in = 2050, .out = 3, .layout = layout});
+    CheckMatMul(*this, {.rows = 505, .in = 1, .out = 200, .layout = layout});
+    CheckMatMul(*this, {.rows = 60, .in = 1100, .out = 130, .layout = layout});
+  }
+}
+
+TEST_P(BackendTest, MatMulEveryEpilogue) {
+  for (Activation activation :
+       {Activation::kNone, Activation::kRelu2, Activation::kSilu, Activation::kSigmoid, Activation::kTanh}) {
+    for (Factor multiply : {Factor::kNone, Factor::kOther, Factor::kOut}) {
+      for (int flags = 0; flags < 4; ++flags) {
+        for (Matrix::Layout layout : {Matrix::Layout::kOutIn, Matrix::Layout::kInOut}) {
+          CheckMatMul(*this, {.rows = 9,
+                              .in = 40,
+                              .out = 70,
+                              .layout = layout,
+                              .activation = activation,
+                              .bias = (flags & 1) != 0,
+                              .multiply = multiply,
+                              .accumulate = (flags & 2) != 0});
+        }
+      }
+    }
+  }
+}
+
+// Each element by itself, as large ones would hide the error of small ones. All inputs are exact in every type.
+TEST_P(BackendTest, MatMulActivationsOfSmallAndLargeInputs) {
+  Values x;
+  for (double magnitude : {0.,  0x1p-60, 0x1p-20, 0x1p-10, 0.125, 0.5,  1.,   3.,   8.,   9.,   10.,  20.,   80.,   88.,
+                           89., 90.,     103.,    104.,    105.,  120., 176., 177., 180., 200., 256., 1000., 32768.}) {
+    x.push_back(magnitude);
+    x.push_back(-magnitude);
+  }
+  const auto rows = static_cast<int64_t>(x.size());
+  const Matrix one = device.Put(reference::Weight{{1}, 1, 1}, weight_dtype());
+  for (Activation activation : {Activation::kRelu2, Activation::kSilu, Activation::kSigmoid, Activation::kTanh}) {
+    const Tensor out = device.New({rows, 1});
+    device->MatMul(device.Put(x, {rows, 1}), one, {.activation = activation}, out);
+    const Values actual = device.Get(out);
+    for (int64_t i = 0; i < rows; ++i) {
+      const double expected = reference::Activate(activation, x[i]);
+      EXPECT_NEAR(actual[i], expected, tolerance() * std::abs(expected) + 1e-30)
+          << "activation " << static_cast<int>(activation) << " of " << x[i];
+    }
+  }
+}
+
+// A row of another sequence that overflows must not reach its neighbours.
+TEST_P(BackendTest, MatMulRowsDoNotMix) {
+  const int64_t rows = 13, in = 130, width = 67;
+  Values x = random.Normal(rows * in, 1);
+  const reference::Weight weight{random.Normal(in * width, 0.1, weight_dtype()), in, width};
+  const Values expected = reference::Product(x, weight);
+  for (int64_t i = 0; i < in; ++i) x[5 * in + i] = std::nan("");
+  const Tensor out = device.New({rows, width});
+  device->MatMul(device.Put(x, {rows, in}), device.Put(weight, weight_dtype()), {}, out);
+  const Values actual = device.Get(out);
+  for (int row = 0; row < rows; ++row) {
+    if (row == 5) continue;
+    ExpectClose(Slot(actual, row, width), Slot(expected, row, width), width, tolerance(), "row " + std::to_string(row));
+  }
+  EXPECT_TRUE(std::isnan(actual[5 * width])) << "a NaN has to stay visible";
+}
+
+}  // namespace
+}  // namespace goldfinch

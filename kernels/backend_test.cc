@@ -1,0 +1,37 @@
+// Every back end against the plain double versions. A new one is one more list of cases.
+#include <string>
+#include <utility>
+
+#include "hwy/targets.h"
+#include "kernels/backend_test_util.h"
+
+namespace goldfinch {
+namespace {
+
+// Every type on every instruction set that this machine has.
+std::vector<Case> CpuCases() {
+  constexpr std::pair<DType, DType> kTypes[] = {
+      {DType::kF32, DType::kF32}, {DType::kF16, DType::kF16}, {DType::kBf16, DType::kBf16}};
+  std::vector<Case> cases;
+  for (int64_t target : {HWY_AVX3, HWY_AVX2, HWY_SSE4}) {
+    if ((hwy::SupportedTargets() & target) == 0) continue;
+    const auto make = [target](int threads) {
+      hwy::SetSupportedTargetsForTest(target);
+      hwy::GetChosenTarget().DeInit();  // the next op chooses anew
+      return MakeCpuBackend(threads);
+    };
+    for (const auto& [weights, cache] : kTypes) {
+      cases.push_back({.name = std::string(hwy::TargetName(target)) + "_" + Name(weights),
+                       .make = make,
+                       .weight_dtype = weights,
+                       .cache_dtype = cache,
+                       .tolerance = kFp32Tolerance});
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, BackendTest, testing::ValuesIn(CpuCases()), testing::PrintToStringParamName());
+
+}  // namespace
+}  // namespace goldfinch

@@ -1,0 +1,75 @@
+// Ops that move rows: embedding look-up and writes to the paged caches.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/rows.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace goldfinch::cpu::HWY_NAMESPACE {
+namespace {
+
+void EmbedTarget(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {
+  const int64_t width = table.dim(1);
+  context.pool.ParallelFor(ids.size(), [&](int64_t row, int) HWY_ATTR {
+    Widen(table, ids[row] * width, width, out.f32() + row * width);
+  });
+}
+
+// Row `position` of a sequence, counted over all pages.
+int64_t PagedRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
+  return span.pages[position / page_tokens] * page_tokens + position % page_tokens;
+}
+
+void AppendTarget(ConstTensor rows, RowSpans spans, Tensor pages) {
+  const int64_t width = rows.dim(1), page_tokens = pages.dim(1);
+  for (const RowSpan& span : spans) {
+    for (int i = 0; i < span.row_count; ++i) {
+      Narrow(rows.f32() + (span.row_begin + i) * width, width, pages, PagedRow(span, span.position + i, page_tokens) * width);
+    }
+  }
+}
+
+void AppendIds(absl::Span<const int32_t> ids, RowSpans spans, Tensor pages) {
+  const int64_t page_tokens = pages.dim(1);
+  for (const RowSpan& span : spans) {
+    for (int i = 0; i < span.row_count; ++i) {
+      const int64_t at = PagedRow(span, span.position + i, page_tokens);
+      const int32_t id = ids[span.row_begin + i];
+      if (pages.dtype == DType::kU16) {
+        static_cast<uint16_t*>(pages.data)[at] = static_cast<uint16_t>(id);
+      } else {
+        static_cast<int32_t*>(pages.data)[at] = id;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace goldfinch::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace goldfinch::cpu {
+HWY_EXPORT(EmbedTarget);
+HWY_EXPORT(AppendTarget);
+HWY_EXPORT(AppendIds);
+
+void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {
+  HWY_DYNAMIC_DISPATCH(EmbedTarget)(context, table, ids, out);
+}
+
+void GoldAppend(Context&, absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache) {
+  HWY_DYNAMIC_DISPATCH(AppendTarget)(c, spans, cache.c);
+  HWY_DYNAMIC_DISPATCH(AppendIds)(ids, spans, cache.ids);
+}
+
+void KvAppend(Context&, ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache) {
+  HWY_DYNAMIC_DISPATCH(AppendTarget)(k, spans, cache.keys);
+  HWY_DYNAMIC_DISPATCH(AppendTarget)(v, spans, cache.values);
+}
+
+}  // namespace goldfinch::cpu
+#endif

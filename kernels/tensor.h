@@ -1,0 +1,103 @@
+// Tensors as the kernels see them: a typed pointer with a shape. They own nothing.
+#ifndef GOLDFINCH_KERNELS_TENSOR_H_
+#define GOLDFINCH_KERNELS_TENSOR_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "base/check.h"
+
+namespace goldfinch {
+
+// Weights, activations and caches are of the first three; token ids of the last two.
+enum class DType : uint8_t { kF32, kF16, kBf16, kU16, kI32 };
+
+constexpr int64_t SizeOf(DType dtype) { return dtype == DType::kF32 || dtype == DType::kI32 ? 4 : 2; }
+
+// "f32", "f16", "bf16", "u16", "i32".
+const char* Name(DType dtype);
+// Of the floating-point types only.
+std::optional<DType> ParseFloatDType(std::string_view name);
+
+// Up to four dimensions, row-major and dense. An empty (rank 0) shape means "not given".
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> dims) {
+    GF_CHECK_LE(dims.size(), dims_.size());
+    for (int64_t dim : dims) dims_[rank_++] = dim;
+  }
+
+  int rank() const { return rank_; }
+  int64_t operator[](int axis) const { return dims_[axis]; }
+  int64_t elements() const {
+    int64_t product = rank_ == 0 ? 0 : 1;
+    for (int axis = 0; axis < rank_; ++axis) product *= dims_[axis];
+    return product;
+  }
+  bool operator==(const Shape& other) const { return rank_ == other.rank_ && dims_ == other.dims_; }
+
+  Shape WithoutFirstAxis() const {
+    Shape rest;
+    for (int axis = 1; axis < rank_; ++axis) rest.dims_[rest.rank_++] = dims_[axis];
+    return rest;
+  }
+
+  // "[160, 256]".
+  std::string ToString() const;
+
+ private:
+  std::array<int64_t, 4> dims_{};
+  int rank_ = 0;
+};
+
+// A dense read-only tensor in the memory of one back end. `ConstTensor{}` means "not given".
+struct ConstTensor {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  Shape shape;
+
+  explicit operator bool() const { return data != nullptr; }
+  int64_t dim(int axis) const { return shape[axis]; }
+  int64_t bytes() const { return shape.elements() * SizeOf(dtype); }
+
+  // The elements as fp32; the tensor must be fp32.
+  const float* f32() const {
+    GF_CHECK(dtype == DType::kF32);
+    return static_cast<const float*>(data);
+  }
+};
+
+// A dense writable tensor.
+struct Tensor {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  Shape shape;
+
+  explicit operator bool() const { return data != nullptr; }
+  operator ConstTensor() const { return {data, dtype, shape}; }  // NOLINT: a writable tensor is a readable one.
+  int64_t dim(int axis) const { return shape[axis]; }
+  int64_t bytes() const { return shape.elements() * SizeOf(dtype); }
+
+  float* f32() const {
+    GF_CHECK(dtype == DType::kF32);
+    return static_cast<float*>(data);
+  }
+};
+
+// The part of a tensor at `index` of its first axis: [b, c] of [a, b, c].
+inline Tensor Slice(const Tensor& tensor, int64_t index) {
+  GF_CHECK(index >= 0 && index < tensor.dim(0));
+  Tensor part{nullptr, tensor.dtype, tensor.shape.WithoutFirstAxis()};
+  part.data = static_cast<char*>(tensor.data) + index * part.bytes();
+  return part;
+}
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_KERNELS_TENSOR_H_

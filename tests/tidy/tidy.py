@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Checks what compilers and formatters do not: rooms, guards, dead files, line length, tabs, nameless TODOs.
+
+Prints `path:line: problem` for each, and fails if there is one. `tidy.py [ROOT]`; the default is this repository.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+LINE_LENGTH_MAX = 120
+
+# What a room may include, besides itself. Rooms that are not named here may include anything.
+MAY_INCLUDE = {
+    "base": set(),
+    "protos": set(),
+    "kernels": {"base"},
+    "worker": {"base", "kernels", "protos"},
+    "coordinator": {"base", "protos"},
+}
+ROOMS = set(MAY_INCLUDE) | {"clients", "tests"}
+
+CPP = {".h", ".cc", ".cu", ".cuh"}
+SOURCES = CPP | {".bzl", ".proto", ".py", ".sh"}
+SOURCE_NAMES = {"BUILD", "WORKSPACE", ".bazelrc", "dev", "run"}
+
+INCLUDE = re.compile(r'\s*#\s*include\s+"([^"/]+)/')
+NAMELESS_TODO = re.compile(r"\bTODO\b(?!\([\w#][^)]*\))")
+
+
+def source_files(root):
+    """Tracked and new files of the tree, as relative paths."""
+    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")
+    paths = [pathlib.PurePosixPath(name) for name in names if name]
+    return [path for path in paths if is_source(path) and (root / path).is_file()]
+
+
+def is_source(path):
+    return path.suffix in SOURCES or path.name in SOURCE_NAMES
+
+
+def check_line(path, line):
+    """Yields the problems of one line."""
+    if len(line) > LINE_LENGTH_MAX:
+        yield f"{len(line)} characters, the limit is {LINE_LENGTH_MAX}"
+    if "\t" in line:
+        yield "tab"
+    if NAMELESS_TODO.search(line):
+        yield "TODO(name) or TODO(#issue) says who knows more"
+    if path.suffix in CPP:
+        yield from check_include(path, line)
+
+
+def check_include(path, line):
+    match = INCLUDE.match(line)
+    room, included = path.parts[0], match and match[1]
+    if included in ROOMS and room in MAY_INCLUDE and included not in MAY_INCLUDE[room] | {room}:
+        yield f"{room} may not include {included}"
+
+
+def guard_of(path):
+    return "GOLDFINCH_" + re.sub(r"\W", "_", str(path)).upper() + "_"
+
+
+def check_guard(path, text):
+    guard = guard_of(path)
+    opening = f"#ifndef {guard}\n#define {guard}\n"
+    # Highway includes these once per instruction set.
+    if path.name.endswith("-inl.h"):
+        opening = f"#if defined({guard}) == defined(HWY_TARGET_TOGGLE)\n"
+    if opening not in text or not text.endswith(f"#endif  // {guard}\n"):
+        yield f"header guard is not {guard}"
+
+
+def check_alive(root, path):
+    """A C++ file is named by the BUILD file of its package, the nearest one above it."""
+    for folder in path.parents:
+        build = root / folder / "BUILD"
+        if build.is_file():
+            if f'"{path.relative_to(folder)}"' not in build.read_text(encoding="utf-8"):
+                yield f"not in {folder / 'BUILD'}: dead file"
+            return
+    yield "no BUILD file above it"
+
+
+def check_file(root, path):
+    """Yields (line number, problem)."""
+    text = (root / path).read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        for problem in check_line(path, line):
+            yield number, problem
+    if path.suffix in CPP:
+        for problem in check_alive(root, path):
+            yield 1, problem
+    if path.suffix in {".h", ".cuh"}:
+        for problem in check_guard(path, text):
+            yield 1, problem
+
+
+def check_tree(root):
+    """Returns every problem of the tree as `path:line: problem`."""
+    return [f"{path}:{line}: {problem}" for path in source_files(root) for line, problem in check_file(root, path)]
+
+
+def main():
+    root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parents[2])
+    problems = check_tree(root)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

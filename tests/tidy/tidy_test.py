@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Each problem that tidy.py knows, in a small tree of its own."""
+
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+import tidy
+
+GUARDED = "#ifndef {0}\n#define {0}\n{1}\n#endif  // {0}\n"
+
+
+class TidyTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = pathlib.Path(folder.name)
+        subprocess.run(["git", "init", "-q", folder.name], check=True)
+
+    def problems_of(self, files):
+        """The problems of a tree with these files: path -> text."""
+        for path, text in files.items():
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).write_text(text, encoding="utf-8")
+        return tidy.check_tree(self.root)
+
+    def problems_of_cc(self, text, room="worker"):
+        return self.problems_of({f"{room}/BUILD": '"stage.cc"', f"{room}/stage.cc": text})
+
+    def test_a_clean_tree_has_none(self):
+        guarded = GUARDED.format("GOLDFINCH_KERNELS_CPU_WKV_H_", '#include "base/check.h"')
+        self.assertEqual(self.problems_of({"kernels/BUILD": '"cpu/wkv.h"', "kernels/cpu/wkv.h": guarded}), [])
+
+    def test_rooms_keep_their_direction(self):
+        line = '#include "kernels/tensor.h"\n'
+        self.assertEqual(self.problems_of_cc(line, "worker"), [])
+        self.assertEqual(self.problems_of_cc(line, "clients"), [])
+        self.assertEqual(self.problems_of_cc(line, "coordinator"),
+                         ["coordinator/stage.cc:1: coordinator may not include kernels"])
+
+    def test_lines_have_a_limit(self):
+        self.assertEqual(self.problems_of_cc("/" * 120 + "\n"), [])
+        self.assertEqual(self.problems_of_cc("/" * 121 + "\n"), ["worker/stage.cc:1: 121 characters, the limit is 120"])
+
+    def test_tabs(self):
+        self.assertEqual(self.problems_of_cc("int a;\n\tint b;\n"), ["worker/stage.cc:2: tab"])
+
+    def test_todos_have_a_name_or_an_issue(self):
+        todo = "TO" + "DO"
+        self.assertEqual(self.problems_of_cc(f"// {todo}(#12): faster. {todo}(finch): smaller.\n"), [])
+        self.assertEqual(len(self.problems_of_cc(f"// {todo}: faster\n")), 1)
+
+    def test_files_that_nothing_builds(self):
+        self.assertEqual(self.problems_of({"worker/BUILD": "", "worker/stage.cc": ""}),
+                         ["worker/stage.cc:1: not in worker/BUILD: dead file"])
+
+    def test_header_guards(self):
+        files = {"base/BUILD": '"check.h"', "base/check.h": GUARDED.format("CHECK_H", "")}
+        self.assertEqual(self.problems_of(files), ["base/check.h:1: header guard is not GOLDFINCH_BASE_CHECK_H_"])
+
+    def test_headers_that_highway_includes_again(self):
+        guard = "GOLDFINCH_KERNELS_GEMM_INL_H_"
+        text = f"#if defined({guard}) == defined(HWY_TARGET_TOGGLE)\n#endif  // {guard}\n"
+        self.assertEqual(self.problems_of({"kernels/BUILD": '"gemm-inl.h"', "kernels/gemm-inl.h": text}), [])
+
+
+if __name__ == "__main__":
+    unittest.main()

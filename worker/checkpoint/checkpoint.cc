@@ -1,0 +1,213 @@
+#include "worker/checkpoint/checkpoint.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <system_error>
+#include <tuple>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/status.h"
+#include "worker/checkpoint/names.h"
+#include "worker/checkpoint/pth.h"
+#include "worker/checkpoint/safetensors.h"
+#include "worker/checkpoint/scan.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr std::string_view kIndexSuffix = ".safetensors.index.json";
+constexpr size_t kIndexBytesMax = 16 << 20;
+
+absl::Status InFile(const std::string& path, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+}
+
+absl::StatusOr<CheckpointLayout> ReadFile(std::string_view file) {
+  if (LooksLikePth(file)) return ReadPth(file);
+  if (LooksLikeSafetensors(file)) return ReadSafetensors(file);
+  return absl::InvalidArgumentError(
+      absl::StrCat("is neither .pth nor safetensors: it begins with ", Quoted(file.substr(0, 16))));
+}
+
+// The model in a folder.
+absl::StatusOr<std::string> ModelIn(const std::filesystem::path& folder) {
+  std::error_code error;
+  for (const char* name : {"model.safetensors.index.json", "model.safetensors"}) {
+    if (std::filesystem::exists(folder / name, error)) return (folder / name).string();
+  }
+  std::vector<std::string> models;
+  std::filesystem::directory_iterator entry(folder, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string path = entry->path().string();
+    if (path.ends_with(".pth") || path.ends_with(".safetensors")) models.push_back(path);
+  }
+  if (error) return absl::ErrnoToStatus(error.value(), folder.string());
+  if (models.size() == 1) return models[0];
+  std::sort(models.begin(), models.end());
+  return absl::InvalidArgumentError(
+      models.empty() ? absl::StrCat(folder.string(), ": holds no .pth and no .safetensors file")
+                     : absl::StrCat(folder.string(), ": holds ", models.size(), " models, ", models[0], " and ",
+                                    models[1], models.size() > 2 ? " among them" : "", "; name one"));
+}
+
+// Tensor name -> name of the shard's file, from the text of an index.
+absl::StatusOr<std::map<std::string, std::string>> ReadIndex(std::string_view text) {
+  if (text.size() > kIndexBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat("has ", text.size(), " bytes; the limit is ", kIndexBytesMax));
+  }
+  const nlohmann::json index = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (index.is_discarded()) return absl::InvalidArgumentError("is not valid JSON");
+  const auto weight_map = index.find("weight_map");
+  if (weight_map == index.end() || !weight_map->is_object() || weight_map->empty()) {
+    return absl::InvalidArgumentError("has no weight_map");
+  }
+  std::map<std::string, std::string> shard_of_tensor;
+  for (const auto& [tensor, shard] : weight_map->items()) {
+    // Shards lie beside their index: a path could lead anywhere.
+    if (!shard.is_string() || shard.get_ref<const std::string&>().find('/') != std::string::npos) {
+      return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(tensor), " is not in a file beside the index"));
+    }
+    shard_of_tensor[tensor] = shard.get<std::string>();
+  }
+  return shard_of_tensor;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& path) {
+  std::string file_path = path;
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    GF_ASSIGN_OR_RETURN(file_path, ModelIn(path));
+  }
+  std::unique_ptr<Checkpoint> checkpoint(new Checkpoint);
+  checkpoint->path_ = file_path;
+  if (file_path.ends_with(kIndexSuffix)) {
+    GF_RETURN_IF_ERROR(checkpoint->AddIndexedShards(file_path));
+  } else {
+    GF_ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(file_path));
+    GF_RETURN_IF_ERROR(checkpoint->AddShard(file.bytes(), file_path));
+    checkpoint->files_.push_back(std::move(file));
+  }
+  GF_RETURN_IF_ERROR(checkpoint->Finish());
+  return checkpoint;
+}
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::OpenBytes(std::string_view file, std::string path) {
+  std::unique_ptr<Checkpoint> checkpoint(new Checkpoint);
+  checkpoint->path_ = std::move(path);
+  GF_RETURN_IF_ERROR(checkpoint->AddShard(file, checkpoint->path_));
+  GF_RETURN_IF_ERROR(checkpoint->Finish());
+  return checkpoint;
+}
+
+absl::Status Checkpoint::AddShard(std::string_view file, const std::string& path) {
+  absl::StatusOr<CheckpointLayout> layout = ReadFile(file);
+  if (!layout.ok()) return InFile(path, layout.status());
+  file_bytes_ += static_cast<int64_t>(file.size());
+  shards_.push_back({path, *std::move(layout)});
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::AddIndexedShards(const std::string& index_path) {
+  GF_ASSIGN_OR_RETURN(const MappedFile index, MappedFile::Open(index_path));
+  const auto shard_of_tensor = ReadIndex(index.bytes());
+  if (!shard_of_tensor.ok()) return InFile(index_path, shard_of_tensor.status());
+  std::map<std::string, absl::flat_hash_set<std::string>> tensors_of_shard;
+  for (const auto& [tensor, shard] : *shard_of_tensor) tensors_of_shard[shard].insert(tensor);
+
+  for (auto& [shard, missing] : tensors_of_shard) {
+    const std::string path = (std::filesystem::path(index_path).parent_path() / shard).string();
+    GF_ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
+    GF_RETURN_IF_ERROR(AddShard(file.bytes(), path));
+    files_.push_back(std::move(file));
+    for (const StoredTensor& tensor : shards_.back().layout.tensors) missing.erase(tensor.name);
+    if (!missing.empty()) {
+      const std::string& first = *std::min_element(missing.begin(), missing.end());
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": has no tensor ", Quoted(first), ", which ", index_path, " says it has"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::Finish() {
+  struct Named {
+    std::string name;
+    int shard;
+    const StoredTensor* stored;
+  };
+  std::vector<Named> all;
+  for (size_t shard = 0; shard < shards_.size(); ++shard) {
+    for (const StoredTensor& tensor : shards_[shard].layout.tensors) {
+      all.push_back({CanonicalName(tensor.name), static_cast<int>(shard), &tensor});
+    }
+  }
+  std::sort(all.begin(), all.end(), [](const Named& a, const Named& b) {
+    return std::tie(a.name, a.shard, a.stored->name) < std::tie(b.name, b.shard, b.stored->name);
+  });
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (i > 0 && all[i].name == tensors_.back().name) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(shards_[all[i].shard].path, ": tensor ", Quoted(all[i].stored->name), " is the same as ",
+                       Quoted(all[i - 1].stored->name), " of ", shards_[all[i - 1].shard].path));
+    }
+    origins_.push_back({all[i].shard, all[i].stored->part});
+    tensors_.push_back({std::move(all[i].name), all[i].stored->data});
+  }
+  return absl::OkStatus();
+}
+
+int64_t Checkpoint::owned_bytes() const {
+  int64_t bytes = 0;
+  for (const Shard& shard : shards_) bytes += shard.layout.owned_bytes;
+  return bytes;
+}
+
+const CheckpointTensor* Checkpoint::Find(std::string_view name) const {
+  const auto found =
+      std::lower_bound(tensors_.begin(), tensors_.end(), name,
+                       [](const CheckpointTensor& tensor, std::string_view name) { return tensor.name < name; });
+  return found != tensors_.end() && found->name == name ? &*found : nullptr;
+}
+
+absl::StatusOr<std::vector<std::string>> Checkpoint::Verify(const VerifyOptions& options) const {
+  std::vector<const FilePart*> parts;
+  std::vector<Origin> part_origins;
+  for (size_t shard = 0; shard < shards_.size(); ++shard) {
+    for (size_t part = 0; part < shards_[shard].layout.parts.size(); ++part) {
+      parts.push_back(&shards_[shard].layout.parts[part]);
+      part_origins.push_back({static_cast<int>(shard), static_cast<int>(part)});
+    }
+  }
+  const std::vector<PartScan> scans = ScanParts(parts, options.checksums, options.threads, options.progress);
+
+  absl::flat_hash_set<Origin> suspects;  // parts with non-finite elements, maybe outside of any tensor
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const FilePart& part = *parts[i];
+    if (options.checksums && part.crc32 && scans[i].crc32 != *part.crc32) {
+      const auto origin = std::find(origins_.begin(), origins_.end(), part_origins[i]);
+      const std::string tensor = origin == origins_.end()
+                                     ? "no tensor"
+                                     : absl::StrCat("tensor ", Quoted(tensors_[origin - origins_.begin()].name));
+      return absl::DataLossError(absl::StrFormat("%s: %s (%s) is damaged: its CRC-32 is %08x and should be %08x",
+                                                 shards_[part_origins[i].first].path, Quoted(part.name), tensor,
+                                                 scans[i].crc32, *part.crc32));
+    }
+    if (scans[i].non_finite) suspects.insert(part_origins[i]);
+  }
+  std::vector<std::string> non_finite;
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    const ConstTensor& data = tensors_[i].data;
+    const std::string_view bytes(static_cast<const char*>(data.data), data.bytes());
+    if (suspects.contains(origins_[i]) && HasNonFinite(bytes, data.dtype)) non_finite.push_back(tensors_[i].name);
+  }
+  return non_finite;
+}
+
+}  // namespace goldfinch

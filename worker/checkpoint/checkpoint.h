@@ -1,0 +1,94 @@
+// Checkpoint files as named tensors: `.pth` (a zip with a pickle) and safetensors, told apart by their first bytes.
+//
+// The file is memory-mapped and nothing in it is executed. Every byte is hostile: a reader returns a Status that names
+// the file and the tensor, the value and the limit; it never crashes and never allocates more than the file could
+// justify.
+#ifndef GOLDFINCH_WORKER_CHECKPOINT_CHECKPOINT_H_
+#define GOLDFINCH_WORKER_CHECKPOINT_CHECKPOINT_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mapped_file.h"
+#include "kernels/tensor.h"
+#include "worker/checkpoint/layout.h"
+
+namespace goldfinch {
+
+struct CheckpointTensor {
+  std::string name;  // the authors' name, whatever the file's naming scheme: "blocks.0.att.key.weight"
+  ConstTensor data;  // dense, rank 1 to 4, aligned for its type; in the mapped file, or in memory the Checkpoint owns
+};
+
+struct VerifyOptions {
+  int threads = 1;
+  // Whether to compare checksums. torch can be told to write none (torch.serialization.set_crc32_options(False)): the
+  // weights of such a file are DATA_LOSS unless this is off.
+  bool checksums = true;
+  // Called now and then, by the calling thread alone, with the bytes read so far. May be null.
+  std::function<void(int64_t bytes)> progress = nullptr;
+};
+
+// Thread-safe once opened. Tensors point into it: it must outlive them. The file must not be cut short meanwhile
+// (MappedFile).
+class Checkpoint {
+ public:
+  // `path` is a .pth or a .safetensors file; or a model.safetensors.index.json, which stands for the shards it lists;
+  // or a folder that holds an index, else a model.safetensors, else exactly one .pth or .safetensors file.
+  //
+  // Maps the file and reads its directory. Of the weights it reads only those that it must copy: strided views, and
+  // tensors that are not aligned for their type (torch.save aligns all). Copies together never exceed the size of the
+  // file. Errors: NOT_FOUND, PERMISSION_DENIED, INVALID_ARGUMENT, DATA_LOSS (the checksum of the .pth directory of
+  // tensors), RESOURCE_EXHAUSTED.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path);
+
+  // The same for a file in memory, which must outlive the Checkpoint; `path` is for messages only.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> OpenBytes(std::string_view file, std::string path);
+
+  const std::string& path() const { return path_; }
+  // Of all shards together.
+  int64_t file_bytes() const { return file_bytes_; }
+  // Memory that copies of tensors take; 0 for files as torch.save and safetensors write them of plain models.
+  int64_t owned_bytes() const;
+  // Sorted by name.
+  const std::vector<CheckpointTensor>& tensors() const { return tensors_; }
+  // Null when there is none.
+  const CheckpointTensor* Find(std::string_view name) const;
+
+  // Reads every byte once: checks the checksums that the container has (.pth: CRC-32 of each storage, referred to or
+  // not) and looks for NaN and infinity. Returns the names of tensors that have such values. A wrong checksum is
+  // DATA_LOSS, naming file, storage and a tensor in it.
+  absl::StatusOr<std::vector<std::string>> Verify(const VerifyOptions& options) const;
+
+ private:
+  struct Shard {
+    std::string path;
+    CheckpointLayout layout;
+  };
+  // Which part of which shard.
+  using Origin = std::pair<int, int>;
+
+  Checkpoint() = default;
+  absl::Status AddShard(std::string_view file, const std::string& path);
+  absl::Status AddIndexedShards(const std::string& index_path);
+  // Sorts tensors; an error if two have one name.
+  absl::Status Finish();
+
+  std::string path_;
+  int64_t file_bytes_ = 0;
+  std::vector<MappedFile> files_;
+  std::vector<Shard> shards_;
+  std::vector<CheckpointTensor> tensors_;
+  std::vector<Origin> origins_;  // of tensors_, in their order
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_CHECKPOINT_CHECKPOINT_H_

@@ -1,0 +1,252 @@
+#include "worker/checkpoint/checkpoint.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/checkpoint/checkpoint_test_util.h"
+
+namespace goldfinch {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+const std::vector<TestTensor> kTensors = {{"emb.weight", DType::kBf16, {4, 2}, {0, 1, 2, 3, 4, 5, 6, 7}},
+                                          {"blocks.0.ln0.weight", DType::kF32, {2}, {1, 2}},
+                                          {"blocks.0.att.time_mix_k", DType::kF16, {1, 1, 2}, {0.5, -0.5}}};
+
+std::vector<TestTensor> WithNames(const std::vector<std::string>& names) {
+  std::vector<TestTensor> tensors;
+  for (const std::string& name : names) tensors.push_back({name, DType::kF32, {1}, {1}});
+  return tensors;
+}
+
+// A new, empty folder.
+std::string Folder(const std::string& name) {
+  const std::string path = ::testing::TempDir() + "/checkpoint_test_" + name;
+  std::filesystem::remove_all(path);
+  std::filesystem::create_directories(path);
+  return path;
+}
+
+std::string MessageOf(const std::string& path) { return Checkpoint::Open(path).status().ToString(); }
+
+TEST(CheckpointTest, BothFormatsGiveTheSame) {
+  const std::string folder = Folder("formats");
+  ASSERT_TRUE(WritePth(folder + "/a.pth", kTensors).ok());
+  ASSERT_TRUE(WriteSafetensors(folder + "/b.safetensors", kTensors).ok());
+  for (const std::string& path : {folder + "/a.pth", folder + "/b.safetensors"}) {
+    const auto checkpoint = Checkpoint::Open(path);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    EXPECT_EQ((*checkpoint)->path(), path);
+    EXPECT_EQ((*checkpoint)->file_bytes(), static_cast<int64_t>(std::filesystem::file_size(path)));
+    EXPECT_EQ((*checkpoint)->owned_bytes(), 0);
+    ASSERT_EQ((*checkpoint)->tensors().size(), 3u);
+    EXPECT_EQ((*checkpoint)->tensors()[0].name, "blocks.0.att.time_mix_k") << "sorted";
+    for (const TestTensor& tensor : kTensors) {
+      const CheckpointTensor* found = (*checkpoint)->Find(tensor.name);
+      ASSERT_NE(found, nullptr);
+      EXPECT_EQ(found->data.dtype, tensor.dtype);
+      EXPECT_EQ(found->data.shape.rank(), static_cast<int>(tensor.shape.size()));
+      EXPECT_EQ(DecodeElements(found->data), tensor.values);
+    }
+    EXPECT_EQ((*checkpoint)->Find("emb"), nullptr);
+    EXPECT_EQ((*checkpoint)->Find("zzz"), nullptr);
+    const auto non_finite = (*checkpoint)->Verify({});
+    ASSERT_TRUE(non_finite.ok()) << non_finite.status();
+    EXPECT_THAT(*non_finite, IsEmpty());
+  }
+}
+
+TEST(CheckpointTest, TheSecondNamingScheme) {
+  const std::string file =
+      SafetensorsBytes(WithNames({"rwkv.embeddings.weight", "rwkv.blocks.0.attention.time_mix_gate", "head.weight"}));
+  const auto checkpoint = Checkpoint::OpenBytes(file, "memory");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_NE((*checkpoint)->Find("emb.weight"), nullptr);
+  EXPECT_NE((*checkpoint)->Find("blocks.0.att.time_mix_g"), nullptr);
+  EXPECT_NE((*checkpoint)->Find("head.weight"), nullptr);
+
+  const std::string both = SafetensorsBytes(WithNames({"rwkv.embeddings.weight", "emb.weight"}));
+  EXPECT_THAT(Checkpoint::OpenBytes(both, "memory").status().ToString(),
+              HasSubstr("memory: tensor 'rwkv.embeddings.weight' is the same as 'emb.weight' of memory"));
+}
+
+TEST(CheckpointTest, MessagesBeginWithTheFile) {
+  const std::string folder = Folder("messages");
+  const std::string path = folder + "/m.pth";
+  EXPECT_THAT(MessageOf(path), AllOf(HasSubstr("NOT_FOUND: "), HasSubstr(path)));
+  ASSERT_TRUE(WriteFile(path, "").ok());
+  EXPECT_EQ(MessageOf(path), "INVALID_ARGUMENT: " + path + ": is empty");
+  ASSERT_TRUE(WriteFile(path, "<!DOCTYPE html>\n<html>").ok());
+  EXPECT_EQ(MessageOf(path),
+            "INVALID_ARGUMENT: " + path + ": is neither .pth nor safetensors: it begins with '<!DOCTYPE html>\\n'");
+  ASSERT_TRUE(
+      WriteFile(path, PthBytes(PickleWriter().Global("os", "system").Str("true").Op("\x85R").Finish(), {})).ok());
+  EXPECT_EQ(MessageOf(path),
+            "INVALID_ARGUMENT: " + path + ": the pickle imports 'os.system', which is not allowed (at byte 2)");
+}
+
+TEST(CheckpointTest, Folders) {
+  const std::string folder = Folder("folders");
+  EXPECT_THAT(MessageOf(folder), HasSubstr("holds no .pth and no .safetensors file"));
+  ASSERT_TRUE(WritePth(folder + "/one.pth", kTensors).ok());
+  ASSERT_TRUE(WriteFile(folder + "/config.json", "{}").ok());
+  EXPECT_EQ(Checkpoint::Open(folder).value()->path(), folder + "/one.pth");
+  ASSERT_TRUE(WritePth(folder + "/two.pth", kTensors).ok());
+  EXPECT_THAT(MessageOf(folder),
+              HasSubstr("holds 2 models, " + folder + "/one.pth and " + folder + "/two.pth; name one"));
+  ASSERT_TRUE(WriteSafetensors(folder + "/model.safetensors", kTensors).ok());
+  EXPECT_EQ(Checkpoint::Open(folder).value()->path(), folder + "/model.safetensors");
+}
+
+TEST(CheckpointTest, Shards) {
+  const std::string folder = Folder("shards");
+  const std::string index = folder + "/model.safetensors.index.json";
+  ASSERT_TRUE(WriteSafetensors(folder + "/1.safetensors", WithNames({"b", "rwkv.embeddings.weight"})).ok());
+  ASSERT_TRUE(WriteSafetensors(folder + "/2.safetensors", {{"a", DType::kF32, {1}, {INFINITY}}}).ok());
+  ASSERT_TRUE(WriteFile(index, R"({"metadata":{},"weight_map":{"b":"1.safetensors","a":"2.safetensors",
+                                   "rwkv.embeddings.weight":"1.safetensors"}})")
+                  .ok());
+  for (const std::string& path : {index, folder}) {
+    const auto checkpoint = Checkpoint::Open(path);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    EXPECT_EQ((*checkpoint)->path(), index);
+    ASSERT_EQ((*checkpoint)->tensors().size(), 3u);
+    EXPECT_EQ((*checkpoint)->tensors()[2].name, "emb.weight");
+    EXPECT_THAT(*(*checkpoint)->Verify({.threads = 2}), ElementsAre("a"));
+  }
+  const auto message_with = [&](const std::string& text) {
+    EXPECT_TRUE(WriteFile(index, text).ok());
+    return MessageOf(index);
+  };
+  EXPECT_THAT(message_with("{"), AllOf(HasSubstr(index), HasSubstr("is not valid JSON")));
+  EXPECT_THAT(message_with("[1]"), HasSubstr("has no weight_map"));
+  EXPECT_THAT(message_with(R"({"weight_map":[]})"), HasSubstr("has no weight_map"));
+  EXPECT_THAT(message_with(R"({"weight_map":{"a":7}})"), HasSubstr("tensor 'a' is not in a file beside the index"));
+  EXPECT_THAT(message_with(R"({"weight_map":{"a":"../secret"}})"), HasSubstr("is not in a file beside the index"));
+  EXPECT_THAT(message_with(R"({"weight_map":{"a":"3.safetensors"}})"), HasSubstr(folder + "/3.safetensors"));
+  EXPECT_THAT(message_with(R"({"weight_map":{"a":"2.safetensors","c":"2.safetensors"}})"),
+              HasSubstr("2.safetensors: has no tensor 'c', which " + index + " says it has"));
+  ASSERT_TRUE(WriteSafetensors(folder + "/3.safetensors", WithNames({"b"})).ok());
+  EXPECT_THAT(message_with(R"({"weight_map":{"b":"3.safetensors","a":"1.safetensors"}})"),
+              HasSubstr("has no tensor 'a'"));
+  EXPECT_THAT(message_with(R"({"weight_map":{"rwkv.embeddings.weight":"1.safetensors","b":"3.safetensors"}})"),
+              HasSubstr("3.safetensors: tensor 'b' is the same as 'b' of " + folder + "/1.safetensors"));
+}
+
+TEST(CheckpointTest, VerifyFindsWrongChecksums) {
+  const std::string file = ZipBytes(
+      {{.name = "m/data.pkl",
+        .bytes = StateDictPickle({{"w", DType::kF32, "0", 1, 0, {1}, {1}}, {"v", DType::kF32, "1", 1, 0, {1}, {1}}})},
+       {.name = "m/data/0", .bytes = "abcd"},
+       {.name = "m/data/1", .bytes = "abcd", .crc32_xor = 0xff}});
+  const auto checkpoint = Checkpoint::OpenBytes(file, "m.pth");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ((*checkpoint)->Verify({}).status().ToString(),
+            "DATA_LOSS: m.pth: 'm/data/1' (tensor 'v') is damaged: its CRC-32 is ed82cd11 and should be ed82cdee");
+  EXPECT_TRUE((*checkpoint)->Verify({.checksums = false}).ok());
+
+  const std::string unused =
+      ZipBytes({{.name = "m/data.pkl", .bytes = StateDictPickle({{"w", DType::kF32, "0", 1, 0, {1}, {1}}})},
+                {.name = "m/data/0", .bytes = "abcd"},
+                {.name = "m/data/1", .bytes = "abcd", .crc32_xor = 0xff}});
+  EXPECT_THAT(Checkpoint::OpenBytes(unused, "m.pth").value()->Verify({}).status().ToString(),
+              HasSubstr("'m/data/1' (no tensor) is damaged"))
+      << "storages that no tensor is in are checked, too";
+}
+
+TEST(CheckpointTest, VerifyNamesTensorsWithNonFiniteValues) {
+  // NaN at element 5 of one storage: in one view, beside another, and between the columns of a third.
+  std::vector<float> values(12, 1);
+  values[5] = NAN;
+  const std::string file =
+      PthBytes(StateDictPickle({{"with", DType::kBf16, "0", 12, 4, {2}, {1}},
+                                {"beside", DType::kBf16, "0", 12, 6, {6}, {1}},
+                                {"between", DType::kBf16, "0", 12, 0, {3}, {4}},
+                                {"strided", DType::kBf16, "0", 12, 1, {3}, {4}},
+                                {"other", DType::kF16, "1", 1, 0, {1}, {1}}}),
+               {{"0", EncodeElements(DType::kBf16, values)}, {"1", EncodeElements(DType::kF16, {-INFINITY})}});
+  const auto checkpoint = Checkpoint::OpenBytes(file, "m.pth");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  for (int threads : {1, 3}) {
+    EXPECT_THAT(*(*checkpoint)->Verify({.threads = threads}), ElementsAre("other", "strided", "with"));
+  }
+}
+
+// Whatever happens to a byte, opening and verifying end in an error or in tensors that can be read. What the sanitizers
+// of the test run watch is that nothing else happens.
+void ReadAll(const std::string& file, bool must_fail) {
+  const auto checkpoint = Checkpoint::OpenBytes(file, "m");
+  if (!checkpoint.ok()) {
+    EXPECT_THAT(checkpoint.status().ToString(), HasSubstr("m: "));
+    return;
+  }
+  double sum = 0;
+  for (const CheckpointTensor& tensor : (*checkpoint)->tensors()) {
+    for (float value : DecodeElements(tensor.data)) sum += std::isfinite(value) ? value : 0;
+  }
+  EXPECT_TRUE(std::isfinite(sum));
+  EXPECT_FALSE((*checkpoint)->Verify({}).ok() && must_fail);
+}
+
+class DamageTest : public ::testing::TestWithParam<bool> {
+ protected:
+  const std::string file_ = GetParam() ? PthBytes(kTensors) : SafetensorsBytes(kTensors);
+};
+
+TEST_P(DamageTest, EveryTruncationIsAnError) {
+  for (size_t size = 0; size < file_.size(); ++size) ReadAll(file_.substr(0, size), /*must_fail=*/true);
+}
+
+TEST_P(DamageTest, EveryFlippedBitIsSurvived) {
+  for (size_t i = 0; i < file_.size(); ++i) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string damaged = file_;
+      damaged[i] = static_cast<char>(damaged[i] ^ 1 << bit);
+      ReadAll(damaged, /*must_fail=*/false);
+    }
+  }
+}
+
+TEST_P(DamageTest, EveryByteAtItsExtremesIsSurvived) {
+  for (size_t i = 0; i < file_.size(); ++i) {
+    for (size_t run : {1, 2, 4, 8}) {
+      for (char value : {'\0', '\xff', '\x7f'}) {
+        std::string damaged = file_;
+        for (size_t k = i; k < std::min(i + run, file_.size()); ++k) damaged[k] = value;
+        ReadAll(damaged, /*must_fail=*/false);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, DamageTest, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "Pth" : "Safetensors"; });
+
+// A weight that changed is always noticed in a .pth file, by its checksum.
+TEST(CheckpointTest, FlippedWeightsOfPthAreFound) {
+  const std::string file = PthBytes(kTensors);
+  const auto checkpoint = Checkpoint::OpenBytes(file, "m");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  for (const CheckpointTensor& tensor : (*checkpoint)->tensors()) {
+    const size_t begin = static_cast<const char*>(tensor.data.data) - file.data();
+    for (size_t i = begin; i < begin + tensor.data.bytes(); ++i) {
+      std::string damaged = file;
+      damaged[i] = static_cast<char>(damaged[i] ^ 4);
+      ReadAll(damaged, /*must_fail=*/true);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace goldfinch

@@ -1,0 +1,20 @@
+// The one set of tensor names that the rest of the engine knows: the authors' ("blocks.0.att.key.weight").
+#ifndef GOLDFINCH_WORKER_CHECKPOINT_NAMES_H_
+#define GOLDFINCH_WORKER_CHECKPOINT_NAMES_H_
+
+#include <string>
+#include <string_view>
+
+namespace goldfinch {
+
+// The authors' name of a tensor. Finch and Eagle models are also published in a second naming scheme, in which every
+// name but "head.weight" starts with "rwkv."; other names come back unchanged. Two names of one file may map to one:
+// the caller's error.
+std::string CanonicalName(std::string_view name);
+
+// `name` as it may stand in a message: quoted, without control characters, shortened if it is very long.
+std::string Quoted(std::string_view name);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_CHECKPOINT_NAMES_H_

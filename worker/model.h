@@ -1,0 +1,82 @@
+// A model, or the layers of it that one stage runs: its sizes and its weights.
+#ifndef GOLDFINCH_WORKER_MODEL_H_
+#define GOLDFINCH_WORKER_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "worker/checkpoint/checkpoint.h"
+#include "worker/layers.h"
+#include "worker/model_config.h"
+
+namespace goldfinch {
+
+// What the tensors of a whole checkpoint say about its model.
+struct ModelShape {
+  int64_t width = 0;       // D
+  int64_t vocab_size = 0;
+  int head_size = 0;       // N
+  int64_t compressed = 0;  // numbers a token in the compressed cache; 0 without GOLD layers
+  std::vector<const TimeMixKind*> kinds;  // one a layer, entries of TimeMixKinds()
+
+  int layers() const { return static_cast<int>(kinds.size()); }
+  int heads() const { return static_cast<int>(width / head_size); }
+  // Layers before the first GOLD layer; all of them without GOLD.
+  int finch_layers() const;
+  int gold_layers() const { return layers() - finch_layers(); }
+
+  // Of one sequence, whatever its length.
+  int64_t StateBytes() const;
+  // Of one token in all caches.
+  int64_t CacheBytesPerToken(DType cache_dtype) const;
+  // Of one token in a transformer of this shape: keys and values of every layer, 2 bytes a number.
+  int64_t TransformerBytesPerToken() const { return int64_t{2} * layers() * width * 2; }
+};
+
+// Errors name the tensor or the config key.
+absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const ModelConfig& config);
+
+struct Layer {
+  NormWeights ln1, ln2;
+  TimeMixWeights time_mix;
+  ChannelMixWeights channel_mix;
+  ConstTensor initial_wkv;  // [H, N, N], of state-tuned models; else empty
+};
+
+// The weights of layers [first_layer, last_layer) and what goes with them. Immutable.
+struct Model {
+  ModelShape shape;
+  int first_layer = 0;
+  int last_layer = 0;
+  std::vector<Layer> layers;  // layers[i] is layer first_layer + i
+
+  ConstTensor embedding;  // [vocab, D]; in the first stage and every stage with GOLD layers
+  NormWeights ln0;        // with the embedding
+  Matrix compress;        // W_a [D/16, D]; in the stage of the last Finch-side layer
+  Matrix key_x0;          // [D, D]: the columns of W_b that meet x0; in stages with GOLD layers
+  Matrix key_compressed;  // [D, D/16]: the columns of W_b that meet c
+  NormWeights ln_out;     // in the last stage
+  Matrix head;            // [vocab, D]; in the last stage
+
+  bool has_gold() const { return last_layer > shape.finch_layers(); }
+  bool has_boundary() const {  // from the last Finch-side layer to the first GOLD layer
+    return shape.gold_layers() > 0 && first_layer < shape.finch_layers() && last_layer >= shape.finch_layers();
+  }
+  bool is_last() const { return last_layer == shape.layers(); }
+
+  std::shared_ptr<const Checkpoint> checkpoint;  // weights may point into it
+  std::vector<std::shared_ptr<void>> memory;     // or into these
+};
+
+// Loads layers [first_layer, last_layer); last_layer -1: to the end. Every tensor of the checkpoint must belong to some
+// layer of the model. Errors name the file and the tensor.
+absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::shared_ptr<const Checkpoint> checkpoint,
+                                                       const ModelConfig& config, int first_layer = 0, int last_layer = -1);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_MODEL_H_

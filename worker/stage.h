@@ -1,0 +1,138 @@
+// One stage of the pipeline: a range of layers, the states and caches of its sequences, and the forward pass over ragged
+// batches. A single machine runs one stage with all layers.
+#ifndef GOLDFINCH_WORKER_STAGE_H_
+#define GOLDFINCH_WORKER_STAGE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "worker/gold_rows.h"
+#include "worker/layers.h"
+#include "worker/model.h"
+#include "worker/page_pool.h"
+#include "worker/workspace.h"
+
+namespace goldfinch {
+
+struct StageOptions {
+  int max_sequences = 1;           // state slots
+  int64_t max_tokens = 512;        // in one Forward, over all chunks; also the most rows that may want logits
+  int64_t max_logit_rows = 512;    // in one Forward
+  int64_t cache_tokens = 1 << 20;  // positions that the caches hold, over all sequences
+  DType cache_dtype = DType::kBf16;
+};
+
+// The next tokens of one sequence: a part of its prompt, or one token that was drawn.
+struct Chunk {
+  int slot = 0;
+  absl::Span<const int32_t> ids;  // at least one
+  int64_t logit_rows = 0;         // how many of the last ids want logits: 0 none, 1 to sample, all to score
+};
+
+// What the stage before sends for a Forward; a first stage gets none.
+struct StageInput {
+  Tensor hidden;           // [rows, D] fp32; overwritten. Rows of every token; to GOLD layers, the rows of the pre-fill rule.
+  ConstTensor compressed;  // [tokens, D/16] fp32; only if this stage's first layer is GOLD
+};
+
+// What it leaves: memory of the stage, valid until its next Forward.
+struct StageOutput {
+  Tensor hidden;      // as StageInput::hidden, for the next stage; not set by the last stage
+  Tensor compressed;  // [tokens, D/16] fp32; from the stage of the last Finch-side layer on, if GOLD layers follow
+  Tensor logits;      // [logit rows, vocab] fp32, chunk after chunk; only from the last stage
+};
+
+// One thread at a time.
+class Stage {
+ public:
+  // `backend` must outlive the stage. RESOURCE_EXHAUSTED if memory cannot be had.
+  static absl::StatusOr<std::unique_ptr<Stage>> Create(Backend& backend, std::shared_ptr<const Model> model,
+                                                       const StageOptions& options);
+
+  // A free slot with the state of an empty sequence. RESOURCE_EXHAUSTED when all --max-num-seqs are taken.
+  absl::StatusOr<int> Open();
+  // A new sequence that is at the same point as `slot`; full cache pages are shared.
+  absl::StatusOr<int> Fork(int slot);
+  void Close(int slot);
+  // Tokens that the sequence has taken.
+  int64_t position(int slot) const { return sequences_[slot].position; }
+
+  // Runs the chunks, at most one a slot, through the stage's layers. On an error nothing has changed:
+  // INVALID_ARGUMENT for ids outside the vocabulary or more tokens or logit rows than the options allow,
+  // RESOURCE_EXHAUSTED when the caches are full.
+  absl::Status Forward(absl::Span<const Chunk> chunks, const StageInput& input, StageOutput* output);
+
+  const Model& model() const { return *model_; }
+  const StageOptions& options() const { return options_; }
+  // Pages in use, in bytes.
+  int64_t CacheBytes() const;
+
+ private:
+  struct Sequence {
+    bool open = false;
+    int64_t position = 0;
+    int64_t gold_position = 0;  // the GOLD layers have run all positions before it
+    std::vector<int32_t> pages;
+  };
+  // What one chunk means for this call.
+  struct Plan {
+    const Chunk* chunk;
+    int64_t row_begin;  // among the rows of all tokens
+    int64_t begin;      // its positions: [begin, end)
+    int64_t end;
+    GoldRows gold;
+  };
+
+  Stage(Backend& backend, std::shared_ptr<const Model> model, const StageOptions& options);
+  absl::Status AllocateMemory();
+  absl::StatusOr<Tensor> AllocateTensor(const Shape& shape, DType dtype, const char* purpose);
+  int64_t WorkspaceBytes() const;
+  bool keeps_pages() const;
+
+  absl::Status CheckChunks(absl::Span<const Chunk> chunks) const;
+  void PlanChunks(absl::Span<const Chunk> chunks);
+  Tensor RunFinchLayers(const StageInput& input);
+  void KeepCompressed(ConstTensor compressed);
+  Tensor GatherGoldRows(Tensor finch_rows);
+  void RunGoldLayers(Tensor* hidden);
+  Tensor Logits(ConstTensor hidden);
+  void SpendFirstRows(ConstTensor normed, Tensor LayerState::*shift, const LayerState& state, Tensor* hidden, Tensor* x);
+  Tensor Norm(ConstTensor x, const NormWeights& norm);
+  int64_t PagesFor(int64_t tokens) const;
+
+  Backend& backend_;
+  const std::shared_ptr<const Model> model_;
+  const StageOptions options_;
+  const ModelShape& shape_;
+
+  std::vector<std::shared_ptr<void>> memory_;
+  std::unique_ptr<Workspace> workspace_;
+  std::vector<Sequence> sequences_;
+  PagePool pages_;
+
+  std::vector<LayerState> states_;  // one a layer of this stage
+  Tensor tail_;                     // [slots * 2G, D]: newest Finch-side rows, position p of a slot at p mod 2G
+  GoldCache gold_cache_;
+  GoldShared gold_shared_;
+  Tensor key_table_;                // [vocab, D]
+  std::vector<bool> key_table_has_;  // by id
+
+  // Of the call that runs; kept to reuse their memory.
+  std::vector<Plan> plans_;
+  std::vector<int32_t> ids_;
+  std::vector<int32_t> new_ids_;
+  std::vector<RowSpan> spans_;       // rows of all tokens
+  std::vector<RowSpan> gold_spans_;  // rows in the GOLD layers
+  std::vector<bool> gold_warm_up_;   // one a gold span
+  std::vector<RowCopy> copies_;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_STAGE_H_

@@ -1,0 +1,80 @@
+// Takes the tensors of a checkpoint one by one into the memory of a back end, checking shapes.
+#ifndef GOLDFINCH_WORKER_WEIGHT_LOADER_H_
+#define GOLDFINCH_WORKER_WEIGHT_LOADER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "kernels/backend.h"
+#include "worker/checkpoint/checkpoint.h"
+
+namespace goldfinch {
+
+// Getters return an empty tensor once anything has failed; look at status() at the end. The first error is kept.
+class WeightLoader {
+ public:
+  // Memory taken for weights is appended to `memory`, which must outlive them.
+  WeightLoader(Backend& backend, const Checkpoint& checkpoint, std::vector<std::shared_ptr<void>>& memory)
+      : backend_(backend), checkpoint_(checkpoint), memory_(memory) {}
+
+  // Names given below are relative to this prefix: "blocks.3.att.".
+  void SetPrefix(std::string prefix) { prefix_ = std::move(prefix); }
+
+  bool Has(std::string_view name) const;
+  // The tensor as it is in the file, not taken; null if there is none.
+  const CheckpointTensor* Peek(std::string_view name) const;
+  // Axis of a tensor: 0 and an error if it is missing or has no such axis.
+  int64_t Dim(std::string_view name, int axis);
+
+  // A vector of n elements, whatever its axes ([1, 1, D] in the files), as [n] fp32.
+  ConstTensor Vector(std::string_view name, int64_t n);
+  // Vectors of n elements stacked to [names, n] fp32.
+  ConstTensor Stack(const std::vector<std::string>& names, int64_t n);
+  NormWeights Norm(std::string_view name, int64_t n);
+  // A linear layer's weight [out, in], in place where the back end can.
+  Matrix Linear(std::string_view name, int64_t out, int64_t in);
+  // A LoRA factor [in, out]; -1: any.
+  Matrix Lora(std::string_view name, int64_t in, int64_t out);
+  // A tensor of any rank, in place where the back end can.
+  ConstTensor Raw(std::string_view name, const Shape& shape);
+  // Columns [begin, end) of a matrix [out, in] as a matrix of their own.
+  Matrix LinearColumns(std::string_view name, int64_t out, int64_t in, int64_t begin, int64_t end);
+  // fp32 values computed on the host, as a tensor of the back end.
+  ConstTensor Floats(const std::vector<float>& values, const Shape& shape);
+  // The elements of a tensor as fp32; empty and an error if it has not n elements.
+  std::vector<float> Values(std::string_view name, int64_t n);
+  // Marks a tensor that is in the file but not needed.
+  void Ignore(std::string_view name);
+
+  void Fail(absl::Status status);
+  const absl::Status& status() const { return status_; }
+  // Marks every tensor whose full name starts so: it belongs to another stage.
+  void IgnorePrefix(std::string_view full_prefix);
+  // Adds an error if the file has tensors that nobody took.
+  void CheckAllTaken();
+
+ private:
+  const CheckpointTensor* Take(std::string_view name);
+  ConstTensor Import(ConstTensor host);
+  std::string FullName(std::string_view name) const;
+  void FailShape(const CheckpointTensor& tensor, const std::string& expected);
+
+  Backend& backend_;
+  const Checkpoint& checkpoint_;
+  std::vector<std::shared_ptr<void>>& memory_;
+  std::string prefix_;
+  absl::flat_hash_set<std::string> taken_;
+  absl::Status status_;
+};
+
+// The elements of a host tensor as fp32.
+std::vector<float> ToFloats(const ConstTensor& host);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_WEIGHT_LOADER_H_
