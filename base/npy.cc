@@ -56,7 +56,7 @@ absl::StatusOr<Header> ParseHeader(const std::string& path, const std::string& d
     int64_t size = 0;
     if (!absl::SimpleAtoi(dim, &size) || size < 0 ||
         __builtin_mul_overflow(header.elements, size, &header.elements)) {
-      return Bad(path, absl::StrCat("the .npy header's shape has an axis of ", dim));
+      return Bad(path, absl::StrCat("the .npy header's shape has an axis of ", absl::StripAsciiWhitespace(dim)));
     }
     header.shape.push_back(size);
   }
@@ -109,7 +109,7 @@ absl::Status CopyInts(const std::string& path, const std::string& data, std::vec
     T value;
     std::memcpy(&value, data.data() + i * sizeof(T), sizeof(T));
     if (!std::in_range<int32_t>(value)) {
-      return Bad(path, absl::StrCat("element ", i, " is ", static_cast<int64_t>(value), ", the limit is ",
+      return Bad(path, absl::StrCat("element ", i, " is ", value, ", the limit is ",
                                     std::numeric_limits<int32_t>::max()));
     }
     values->push_back(static_cast<int32_t>(value));

@@ -123,6 +123,8 @@ class Backend {
 
   // "cpu, 2 threads, AVX3".
   virtual std::string Describe() const = 0;
+  // Host threads that ops run on; work beside them (reading files) should use as many.
+  virtual int threads() const = 0;
 
   // --- Memory -------------------------------------------------------------------------------------------------------
   // Zeroed memory, aligned to 64 bytes, released when the last reference goes. The CPU commits it as it is touched.

@@ -54,13 +54,15 @@ TEST_P(BackendTest, MatMulEveryShape) {
   const std::vector<int64_t> sizes = {1, 3, 8, 17, 64, 65, 136, 448, 1030, 2050};
   for (size_t i = 0; i < sizes.size(); ++i) {
     for (size_t o = 0; o < sizes.size(); ++o) {
+      const int64_t in = sizes[i], out = sizes[o];
+      if (in + out > 3080) continue;  // the double version of these takes its time
       // Both layouts where it is cheap; else one or the other.
-      const bool small = sizes[i] * sizes[o] < 100'000;
-      if (small || (i + o) % 2 == 0) CheckMatMul(*this, {.rows = 1, .in = sizes[i], .out = sizes[o]});
+      const bool small = in * out < 100'000;
+      if (small || (i + o) % 2 == 0) CheckMatMul(*this, {.rows = 1, .in = in, .out = out});
       if (small || (i + o) % 2 == 1) {
-        CheckMatMul(*this, {.rows = small ? 7 : 2, .in = sizes[i], .out = sizes[o], .layout = Matrix::Layout::kInOut});
+        CheckMatMul(*this, {.rows = small ? 7 : 2, .in = in, .out = out, .layout = Matrix::Layout::kInOut});
       }
-      if (small) CheckMatMul(*this, {.rows = 7, .in = sizes[i], .out = sizes[o]});
+      if (small) CheckMatMul(*this, {.rows = 7, .in = in, .out = out});
     }
   }
 }

@@ -35,6 +35,9 @@ TEST_P(BackendTest, CopiesAndZeroesTensors) {
   const Values values = random.Normal(3 * 7, 1, weight_dtype());
   const Tensor tensor = device.Put(values, {3, 7}, weight_dtype());
   ExpectSame(device.Get(tensor), values, "copied there and back");
+  const Tensor other = device.New(weight_dtype(), {3, 7});
+  device->Copy(tensor, other);
+  ExpectSame(device.Get(other), values, "copied on the device");
   // The first two rows only.
   device->Zero({tensor.data, tensor.dtype, {2, 7}});
   Values expected = values;

@@ -1,4 +1,5 @@
 // Every back end against the plain double versions. A new one is one more list of cases.
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -29,6 +30,16 @@ std::vector<Case> CpuCases() {
     }
   }
   return cases;
+}
+
+TEST(CpuBackendTest, DescribesItself) {
+  for (const Case& test_case : CpuCases()) {
+    const std::unique_ptr<Backend> backend = test_case.make(2);
+    const std::string target = test_case.name.substr(0, test_case.name.find('_'));
+    EXPECT_EQ(backend->Describe(), "cpu, 2 threads, " + target);
+    EXPECT_EQ(backend->threads(), 2);
+    EXPECT_GE(test_case.make(0)->threads(), 1);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Cpu, BackendTest, testing::ValuesIn(CpuCases()), testing::PrintToStringParamName());

@@ -35,7 +35,7 @@ uint16_t EncodeHalf(double value, const Half& half) {
   if (std::isnan(value)) return half.nan;
   int exponent;
   std::frexp(value, &exponent);
-  exponent = std::max(exponent, half.exponent);
+  exponent = value == 0 ? half.exponent : std::max(exponent, half.exponent);
   // In units of the last digit; the hidden digit, where it is set, carries into the exponent.
   const auto units = static_cast<int64_t>(std::nearbyint(std::ldexp(std::abs(value), half.digits - exponent)));
   const int64_t bits = (static_cast<int64_t>(exponent - half.exponent) << (half.digits - 1)) + units;

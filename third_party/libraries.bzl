@@ -63,6 +63,10 @@ def libraries():
         targets = {":spdlog": "spdlog"},
     )
     system_library(
+        name = "cli11",
+        targets = {":cli11": ""},
+    )
+    system_library(
         name = "nlohmann_json",
         targets = {":json": ""},
     )

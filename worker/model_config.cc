@@ -33,14 +33,20 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
   return text;
 }
 
-// Both formats become JSON: scalars of YAML stay strings, which the getters below read as numbers.
-nlohmann::json ToJson(const YAML::Node& node, int depth = 0) {
-  if (depth > 16) return nullptr;
-  if (node.IsScalar()) return node.Scalar();
-  nlohmann::json result;
-  if (node.IsMap()) {
-    for (const auto& entry : node) result[entry.first.Scalar()] = ToJson(entry.second, depth + 1);
+// What the getters below read, as JSON: the scalars of a map, and of the map `rope` in it. Scalars of YAML stay strings.
+// The rest is passed over: aliases can make a small file stand for a huge tree.
+nlohmann::json ScalarsToJson(const YAML::Node& map) {
+  nlohmann::json result = nlohmann::json::object();
+  for (const auto& entry : map) {
+    if (entry.first.IsScalar() && entry.second.IsScalar()) result[entry.first.Scalar()] = entry.second.Scalar();
   }
+  return result;
+}
+
+nlohmann::json ToJson(const YAML::Node& settings) {
+  if (!settings.IsMap()) return nullptr;
+  nlohmann::json result = ScalarsToJson(settings);
+  if (const YAML::Node rope = settings["rope"]; rope && rope.IsMap()) result["rope"] = ScalarsToJson(rope);
   return result;
 }
 
@@ -73,7 +79,11 @@ class Reader {
   absl::StatusOr<std::optional<int64_t>> Integer(const char* key, int64_t high) const {
     GF_ASSIGN_OR_RETURN(const std::optional<double> value, Number(root_, key, 1, static_cast<double>(high)));
     if (!value.has_value()) return std::nullopt;
-    return static_cast<int64_t>(*value);
+    const auto integer = static_cast<int64_t>(*value);
+    if (static_cast<double>(integer) != *value) {
+      return absl::InvalidArgumentError(absl::StrCat(path_, ": ", key, " is ", *value, ", expected an integer"));
+    }
+    return integer;
   }
 
   absl::StatusOr<bool> Flag(const char* key) const {

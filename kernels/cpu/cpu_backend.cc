@@ -54,6 +54,11 @@ void CheckPages(RowSpans spans) {
   for (const RowSpan& span : spans) GF_CHECK(span.pages != nullptr);
 }
 
+// memcpy wants real pointers even for nothing.
+void CopyBytes(const void* from, void* to, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
 class CpuBackend : public Backend {
  public:
   explicit CpuBackend(int threads) : context_(threads) {}
@@ -61,6 +66,8 @@ class CpuBackend : public Backend {
   std::string Describe() const override {
     return absl::StrCat("cpu, ", context_.pool.threads(), " threads, ", cpu::TargetName());
   }
+
+  int threads() const override { return context_.pool.threads(); }
 
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
     GF_CHECK_GE(bytes, 0);
@@ -73,13 +80,15 @@ class CpuBackend : public Backend {
   }
 
   bool reads_host_memory() const override { return true; }
-  void CopyFromHost(const void* host, Tensor to) override { std::memcpy(to.data, host, to.bytes()); }
-  void CopyToHost(ConstTensor from, void* host) override { std::memcpy(host, from.data, from.bytes()); }
-  void Zero(Tensor tensor) override { std::memset(tensor.data, 0, tensor.bytes()); }
+  void CopyFromHost(const void* host, Tensor to) override { CopyBytes(host, to.data, to.bytes()); }
+  void CopyToHost(ConstTensor from, void* host) override { CopyBytes(from.data, host, from.bytes()); }
+  void Zero(Tensor tensor) override {
+    if (tensor.bytes() > 0) std::memset(tensor.data, 0, tensor.bytes());
+  }
   void Copy(ConstTensor from, Tensor to) override {
     GF_CHECK(from.dtype == to.dtype);
     CheckShape(from, to.shape, "copy");
-    std::memcpy(to.data, from.data, from.bytes());
+    CopyBytes(from.data, to.data, from.bytes());
   }
   absl::Status Synchronize() override { return absl::OkStatus(); }
 

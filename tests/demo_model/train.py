@@ -30,15 +30,18 @@ class Phase:
     rows: int  # last rows of a sequence that pass through GOLD and have a loss
     facts: int  # at most, in a sequence
     questions: int  # at most
+    first_digit_weight: float  # in the loss; the other digits of an answer count DIGIT_WEIGHT, plain text 1
     start_rate: float
     end_rate: float
 
 
-# Longer sequences teach recall over distance; they cost more, so they come when the skill is there.
+# Longer sequences teach recall over distance; they cost more, so they come when the skill is there. Dense ones, with many
+# facts and questions, teach to tell names apart: only the first digit needs that, the others also follow the one before.
 PHASES = (
-    Phase(steps=2000, length=256, batch=8, rows=256, facts=3, questions=3, start_rate=3e-3, end_rate=8e-4),
-    Phase(steps=700, length=1024, batch=2, rows=1024, facts=8, questions=4, start_rate=1e-3, end_rate=5e-4),
-    Phase(steps=250, length=4096, batch=2, rows=1024, facts=16, questions=8, start_rate=6e-4, end_rate=5e-5),
+    Phase(2000, 256, 8, rows=256, facts=3, questions=3, first_digit_weight=5, start_rate=3e-3, end_rate=8e-4),
+    Phase(250, 1024, 2, rows=1024, facts=8, questions=4, first_digit_weight=5, start_rate=1e-3, end_rate=8.6e-4),
+    Phase(600, 512, 4, rows=512, facts=6, questions=6, first_digit_weight=20, start_rate=1.5e-3, end_rate=4e-4),
+    Phase(250, 2048, 2, rows=512, facts=16, questions=8, first_digit_weight=20, start_rate=5e-4, end_rate=5e-5),
 )
 
 
@@ -75,16 +78,16 @@ def plain_sequence(rng, text, length):
     return text[begin : begin + length].encode(), [1.0] * length
 
 
-def recall_sequence(rng, text, length, max_facts, max_questions):
-    """Text with facts, then questions about some of them. Returns `length` bytes and the weight of predicting each.
+def recall_sequence(rng, text, phase):
+    """Text with facts, then questions about some of them. Returns bytes and the weight of predicting each.
 
     Facts weigh nothing and questions only as far as the context tells them, so that the model asks and tells none of its
     own accord when it writes plain text.
     """
-    facts = recall_task.make_facts(rng, rng.randint(1, max_facts))
-    asked = rng.sample(facts, min(len(facts), rng.randint(1, max_questions)))
+    facts = recall_task.make_facts(rng, rng.randint(1, phase.facts))
+    asked = rng.sample(facts, min(len(facts), rng.randint(1, phase.questions)))
     asking = "".join(f"{recall_task.question(name)}{digits}.\n" for name, digits in asked)
-    room = length - len(asking) - sum(len(recall_task.fact_line(*fact)) for fact in facts)
+    room = phase.length - len(asking) - sum(len(recall_task.fact_line(*fact)) for fact in facts)
     begin = rng.randrange(len(text) - room)
     passage = text[begin : begin + room - 1] + "\n"
     # At lines as in the test, or between any two words: short sequences have few lines.
@@ -98,7 +101,8 @@ def recall_sequence(rng, text, length, max_facts, max_questions):
     for name, digits in asked:
         question = recall_task.question(name)
         told = len(name) - 2 + len("? ")  # The first two letters tell which fact is meant, the rest follows.
-        weights += [0.0] * (len(question) - told) + [1.0] * told + [DIGIT_WEIGHT] * len(digits) + [1.0] * len(".\n")
+        weights += [0.0] * (len(question) - told) + [1.0] * told
+        weights += [phase.first_digit_weight] + [DIGIT_WEIGHT] * (len(digits) - 1) + [1.0] * len(".\n")
     return (document + asking).encode(), weights
 
 
@@ -107,7 +111,7 @@ def make_batch(rng, text, phase, batch):
     tokens, weights = [], []
     for _ in range(batch):
         if rng.random() < RECALL_SHARE:
-            content, weight = recall_sequence(rng, text, phase.length, phase.facts, phase.questions)
+            content, weight = recall_sequence(rng, text, phase)
             row = [byte + 1 for byte in content] + [END_OF_TEXT]
             weight.append(1.0)
         else:
@@ -149,7 +153,7 @@ def report(tensors, held_out):
     rounded = GoldFinch({name: tensor.detach().bfloat16().float() for name, tensor in tensors.items()})
     bits = evaluate.bits_per_byte(rounded, held_out, pieces=16)
     scores = []
-    for size, documents in ((1024, 10), (4096, 5)):
+    for size, documents in ((1024, 15), (4096, 10)):
         right, asked, _ = evaluate.recall(rounded, held_out, size, documents, 4, seed=99)
         scores.append(f"{right}/{asked} at {size}")
     return f"held-out {bits:.3f} bits a byte, recall {', '.join(scores)}"

@@ -26,13 +26,14 @@ const std::vector<TestTensor> kTensors = {{"emb.weight", DType::kBf16, {4, 2}, {
 
 std::vector<TestTensor> WithNames(const std::vector<std::string>& names) {
   std::vector<TestTensor> tensors;
+  tensors.reserve(names.size());
   for (const std::string& name : names) tensors.push_back({name, DType::kF32, {1}, {1}});
   return tensors;
 }
 
 // A new, empty folder.
 std::string Folder(const std::string& name) {
-  const std::string path = ::testing::TempDir() + "/checkpoint_test_" + name;
+  std::string path = ::testing::TempDir() + "/checkpoint_test_" + name;
   std::filesystem::remove_all(path);
   std::filesystem::create_directories(path);
   return path;

@@ -8,14 +8,15 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
 
 namespace goldfinch {
 namespace {
 
 std::string LittleEndian(uint64_t value, int bytes) {
-  std::string text;
-  for (int i = 0; i < bytes; ++i) text += static_cast<char>(value >> (8 * i));
+  std::string text(bytes, '\0');
+  for (int i = 0; i < std::min(bytes, 8); ++i) text[i] = static_cast<char>(value >> (8 * i));
   return text;
 }
 
@@ -204,12 +205,13 @@ std::string ZipBytes(const std::vector<ZipFile>& files, int alignment_bytes, boo
     const size_t unpadded = zip.size() + 30 + file.name.size() + extra.size() + 4;
     const size_t padding = (alignment_bytes - unpadded % alignment_bytes) % alignment_bytes;
     extra += "FB" + LittleEndian(padding, 2) + std::string(padding, 'Z');
-    zip += "PK\3\4" + LittleEndian(45, 2) + common + LittleEndian(extra.size(), 2) + file.name + extra + file.bytes;
+    absl::StrAppend(&zip, "PK\3\4", LittleEndian(45, 2), common, LittleEndian(extra.size(), 2), file.name, extra,
+                    file.bytes);
 
     const std::string wide = zip64 ? LittleEndian(1, 2) + LittleEndian(24, 2) + sizes + LittleEndian(offset, 8) : "";
-    directory += "PK\1\2" + LittleEndian(45, 2) + LittleEndian(45, 2) + common + LittleEndian(wide.size(), 2) +
-                 LittleEndian(0, 2) + LittleEndian(0, 2) + LittleEndian(0, 2) + LittleEndian(0, 4) +
-                 LittleEndian(zip64 ? 0xffffffff : offset, 4) + file.name + wide;
+    absl::StrAppend(&directory, "PK\1\2", LittleEndian(45, 2), LittleEndian(45, 2), common,
+                    LittleEndian(wide.size(), 2), LittleEndian(0, 10), LittleEndian(zip64 ? 0xffffffff : offset, 4),
+                    file.name, wide);
   }
   const uint64_t directory_offset = zip.size();
   zip += directory;

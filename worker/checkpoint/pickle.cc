@@ -1,6 +1,7 @@
 #include "worker/checkpoint/pickle.h"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <utility>
@@ -164,7 +165,7 @@ class Machine {
   // The values above the newest mark, which goes.
   absl::StatusOr<std::vector<Value>> PopMark() {
     if (marks_.empty()) return Error("ends a group that it never began");
-    std::vector<Value> values(stack_.begin() + marks_.back(), stack_.end());
+    std::vector<Value> values(stack_.data() + marks_.back(), stack_.data() + stack_.size());
     stack_.resize(marks_.back());
     marks_.pop_back();
     return values;
@@ -190,12 +191,12 @@ class Machine {
   }
 
   void PushTuple(const std::vector<Value>& items) {
-    Push(Kind::kTuple, tuple_items_.size(), items.size());
+    Push(Kind::kTuple, std::ssize(tuple_items_), static_cast<uint32_t>(items.size()));
     tuple_items_.insert(tuple_items_.end(), items.begin(), items.end());
   }
 
   void PushDict() {
-    Push(Kind::kDict, dicts_.size());
+    Push(Kind::kDict, std::ssize(dicts_));
     dicts_.emplace_back();
   }
 
@@ -327,8 +328,9 @@ class Machine {
     if (bytes > 8) return Error("has an integer of ", bytes, " bytes; the limit is 8");
     GF_ASSIGN_OR_RETURN(uint64_t number, Number(static_cast<int>(bytes)));
     const int unused_bits = 64 - 8 * static_cast<int>(bytes);
-    if (bytes > 0 && bytes < 8)
+    if (bytes > 0 && bytes < 8) {
       number = static_cast<uint64_t>(static_cast<int64_t>(number << unused_bits) >> unused_bits);
+    }
     Push(Kind::kInt, static_cast<int64_t>(number));
     return absl::OkStatus();
   }
@@ -387,7 +389,7 @@ class Machine {
         items[4].kind != Kind::kInt) {
       return not_a_storage();
     }
-    Push(Kind::kStorage, storages_.size());
+    Push(Kind::kStorage, std::ssize(storages_));
     storages_.push_back({String(items[2]), *StorageDType(items[1].number), items[4].number});
     return absl::OkStatus();
   }
@@ -407,8 +409,9 @@ class Machine {
       case kRebuildTensor:
         return RebuildTensor(args, count);
       case kRebuildParameter:  // (tensor, requires_grad, hooks)
-        if (count == 0 || args[0].kind != Kind::kTensor)
+        if (count == 0 || args[0].kind != Kind::kTensor) {
           return Error("makes a parameter of something else than a tensor");
+        }
         stack_.push_back(args[0]);
         return absl::OkStatus();
       default:
@@ -433,12 +436,13 @@ class Machine {
     for (int axis = 0; axis < std::min(tensor.view.rank, 4); ++axis) {
       const Value size = Items(args[2])[axis];
       const Value stride = Items(args[3])[axis];
-      if (size.kind != Kind::kInt || stride.kind != Kind::kInt)
+      if (size.kind != Kind::kInt || stride.kind != Kind::kInt) {
         return Error("gives a tensor a size that is no integer");
+      }
       tensor.view.sizes[axis] = size.number;
       tensor.view.strides[axis] = stride.number;
     }
-    Push(Kind::kTensor, tensors_.size());
+    Push(Kind::kTensor, std::ssize(tensors_));
     tensors_.push_back(tensor);
     return absl::OkStatus();
   }
@@ -462,8 +466,9 @@ class Machine {
         if (others.size() < 5) others.push_back(absl::StrCat(Quoted(name), " (", KindName(value), ")"));
         continue;
       }
-      if (name.empty())
+      if (name.empty()) {
         return absl::InvalidArgumentError(absl::StrCat("a tensor's name is no text or empty: ", KindName(key)));
+      }
       if (!names.insert(name).second) {
         return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " is there twice"));
       }

@@ -17,7 +17,8 @@ const TestView kView = {"emb.weight", DType::kBf16, "7", 24, 4, {2, 3}, {3, 1}};
 
 std::string ErrorOf(const std::string& pickle) {
   const auto tensors = ReadStateDict(pickle);
-  return tensors.ok() ? "no error" : std::string(tensors.status().message());
+  if (tensors.ok()) return "no error";
+  return tensors.status().ToString();
 }
 
 std::string ErrorOf(const PickleWriter& pickle) { return ErrorOf(pickle.Finish()); }

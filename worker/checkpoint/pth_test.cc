@@ -85,7 +85,7 @@ TEST(PthTest, UnalignedStoragesAreCopied) {
     int64_t copied = 0;
     for (int shift = 0; shift < 4; ++shift) {
       const std::string shifted = std::string(shift, ' ') + file;
-      const auto layout = ReadPth(std::string_view(shifted).substr(shift));
+      const auto layout = ReadPth({shifted.data() + shift, file.size()});
       ASSERT_TRUE(layout.ok()) << layout.status();
       EXPECT_EQ(DecodeElements(layout->tensors[0].data), kValues);
       EXPECT_EQ(reinterpret_cast<uintptr_t>(layout->tensors[0].data.data) % 4, 0u);
@@ -126,6 +126,7 @@ TEST(PthTest, ViewsThatCannotBe) {
 
 TEST(PthTest, CopiesAreLimitedToTheSizeOfTheFile) {
   std::vector<TestView> views;
+  views.reserve(20);
   const std::string storage = EncodeElements(DType::kF32, std::vector<float>(100'000, 1));
   for (int i = 0; i < 20; ++i) {
     views.push_back({"w" + std::to_string(i), DType::kF32, "0", 100'000, 0, {1000, 100}, {1, 1000}});

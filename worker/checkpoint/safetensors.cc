@@ -145,6 +145,7 @@ class HeaderHandler : public json::json_sax_t {
 
 absl::Status CheckOffsets(const std::vector<Entry>& entries, size_t data_bytes) {
   std::vector<const Entry*> ordered;
+  ordered.reserve(entries.size());
   for (const Entry& entry : entries) ordered.push_back(&entry);
   std::sort(ordered.begin(), ordered.end(),
             [](const Entry* a, const Entry* b) { return a->data_offsets < b->data_offsets; });

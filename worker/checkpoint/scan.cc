@@ -95,6 +95,7 @@ std::vector<PartScan> ScanParts(const std::vector<const FilePart*>& parts, bool 
   };
   const int helpers = static_cast<int>(std::min<size_t>(std::max(threads, 1), blocks.size())) - 1;
   std::vector<std::thread> pool;
+  pool.reserve(std::max(helpers, 0));
   for (int i = 0; i < helpers; ++i) pool.emplace_back(work, false);
   work(true);
   for (std::thread& thread : pool) thread.join();

@@ -1,0 +1,20 @@
+// The commands of the program.
+#ifndef GOLDFINCH_CLIENTS_COMMANDS_H_
+#define GOLDFINCH_CLIENTS_COMMANDS_H_
+
+#include "absl/status/status.h"
+#include "clients/options.h"
+
+namespace goldfinch {
+
+// Each prints its result to standard output and everything else to standard error. INVALID_ARGUMENT and NOT_FOUND that
+// UsageError made are the user's; see clients/usage.h for exit codes.
+absl::Status RunGenerate(const GenerateOptions& options);
+absl::Status RunInspect(const InspectOptions& options);
+absl::Status RunLogits(const LogitsOptions& options);
+absl::Status RunTokenize(const TokenizeOptions& options);
+absl::Status RunDetokenize(const TokenizeOptions& options);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_COMMANDS_H_

@@ -1,0 +1,97 @@
+#include "clients/model.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <istream>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "clients/terminal.h"
+#include "coordinator/tokenizer/utf8.h"
+#include "coordinator/tokenizer/vocabulary.h"
+#include "spdlog/spdlog.h"
+
+namespace goldfinch {
+namespace {
+
+absl::StatusOr<std::string> ReadAll(std::istream& in, const std::string& name, int64_t limit) {
+  std::string text;
+  std::vector<char> buffer(1 << 16);
+  while (in.read(buffer.data(), static_cast<std::streamsize>(buffer.size())), in.gcount() > 0) {
+    text.append(buffer.data(), in.gcount());
+    if (static_cast<int64_t>(text.size()) > limit) {
+      return absl::InvalidArgumentError(absl::StrCat(name, ": more than ", limit, " bytes of text"));
+    }
+  }
+  if (in.bad()) return absl::DataLossError(absl::StrCat(name, ": cannot be read: ", std::strerror(errno)));
+  return text;
+}
+
+absl::Status CheckUtf8(const std::string& text, const std::string& name) {
+  if (IsValidUtf8(text)) return absl::OkStatus();
+  Utf8Scanner scanner;
+  size_t start = 0;  // of the character at hand
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (scanner.at_start()) start = i;
+    const Utf8Scanner::Step step = scanner.Feed(text[i]);
+    if (step == Utf8Scanner::Step::kError || step == Utf8Scanner::Step::kErrorBeforeByte) break;
+  }
+  return absl::InvalidArgumentError(absl::StrCat(name, ": not UTF-8 at byte ", start));
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadText(const std::string& text, bool has_text, const std::string& file, int64_t limit) {
+  if (has_text && !file.empty()) return UsageError("give the text or a file, not both");
+  std::string result = text;
+  std::string name = "text";
+  if (!has_text && !file.empty()) {
+    std::ifstream in(file, std::ios::binary);
+    if (!in) return absl::NotFoundError(absl::StrCat(file, ": cannot be read: ", std::strerror(errno)));
+    name = file;
+    GF_ASSIGN_OR_RETURN(result, ReadAll(in, name, limit));
+  } else if (!has_text) {
+    name = "standard input";
+    GF_ASSIGN_OR_RETURN(result, ReadAll(std::cin, name, limit));
+  }
+  GF_RETURN_IF_ERROR(CheckUtf8(result, name));
+  return result;
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, int64_t max_logit_rows) {
+  EngineOptions engine;
+  engine.model_path = options.model;
+  engine.config_path = options.config;
+  engine.threads = options.threads;
+  engine.max_model_len = options.max_model_len;
+  engine.stage.max_tokens = options.max_batched_tokens;
+  engine.stage.max_logit_rows = max_logit_rows;
+  engine.stage.cache_dtype = *ParseFloatDType(options.cache_dtype);  // one of the names that the flag allows
+  if (options.verify == "finite") engine.verify = EngineOptions::Verify::kFinite;
+  if (options.verify == "none") engine.verify = EngineOptions::Verify::kNone;
+  std::vector<std::string> warnings;
+  ProgressBar bar("reading weights", "bytes");
+  auto loaded = Engine::Load(engine, &warnings, [&](int64_t done, int64_t all) { bar.Update(done, all); });
+  bar.Done();
+  for (const std::string& warning : warnings) spdlog::warn(warning);
+  return loaded;
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& vocab, const std::string& model_path,
+                                                         const std::string& configured, int64_t vocab_size) {
+  const bool bytes_by_default = configured == "bytes" || (configured.empty() && (vocab_size == 256 || vocab_size == 257));
+  if (vocab == "bytes" || (vocab.empty() && bytes_by_default)) return Tokenizer::Bytes();
+  GF_ASSIGN_OR_RETURN(const std::string path, FindVocabulary(vocab, model_path));
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::FromFile(path));
+  if (vocab_size > 0 && tokenizer->vocab_size() > vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": has ids up to ", tokenizer->vocab_size() - 1,
+                                                   ", the model's vocabulary is ", vocab_size));
+  }
+  return tokenizer;
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,28 @@
+// Opening what a command works on: a model with its tokenizer, and texts.
+#ifndef GOLDFINCH_CLIENTS_MODEL_H_
+#define GOLDFINCH_CLIENTS_MODEL_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "clients/options.h"
+#include "coordinator/tokenizer/tokenizer.h"
+#include "worker/engine.h"
+
+namespace goldfinch {
+
+// Loads with a progress bar; prints warnings. `max_logit_rows` as in StageOptions.
+absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, int64_t max_logit_rows);
+
+// `vocab`: a file or "bytes"; empty: bytes for models of 256 or 257 tokens or whose config says so, else the World
+// vocabulary beside the model.
+absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& vocab, const std::string& model_path,
+                                                         const std::string& configured, int64_t vocab_size);
+
+// `text` if `has_text`, else the file, else standard input; at most `limit` bytes. Must be UTF-8: the error gives the byte.
+absl::StatusOr<std::string> ReadText(const std::string& text, bool has_text, const std::string& file, int64_t limit);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_MODEL_H_

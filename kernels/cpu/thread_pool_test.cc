@@ -1,0 +1,95 @@
+#include "kernels/cpu/thread_pool.h"
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace goldfinch::cpu {
+namespace {
+
+class ThreadPoolTest : public testing::TestWithParam<int> {
+ protected:
+  int threads() const { return GetParam(); }
+};
+
+TEST_P(ThreadPoolTest, RunsEveryTaskOnce) {
+  ThreadPool pool(threads());
+  EXPECT_EQ(pool.threads(), threads());
+  for (int64_t tasks : {0, 1, 2, 3, 7, 64, 1000, 10'007}) {
+    std::vector<std::atomic<int>> runs(tasks);
+    std::vector<int64_t> runs_of_thread(threads());  // unguarded: a thread has its number to itself
+    pool.ParallelFor(tasks, [&](int64_t task, int thread) {
+      ASSERT_TRUE(task >= 0 && task < tasks);
+      ASSERT_TRUE(thread >= 0 && thread < threads());
+      ++runs[task];
+      ++runs_of_thread[thread];
+    });
+    for (int64_t task = 0; task < tasks; ++task) EXPECT_EQ(runs[task], 1) << "task " << task << " of " << tasks;
+    int64_t total = 0;
+    for (int64_t count : runs_of_thread) total += count;
+    EXPECT_EQ(total, tasks);
+  }
+}
+
+TEST_P(ThreadPoolTest, CallerIsThreadZero) {
+  ThreadPool pool(threads());
+  const std::thread::id caller = std::this_thread::get_id();
+  pool.ParallelFor(1000, [&](int64_t, int thread) { EXPECT_EQ(std::this_thread::get_id() == caller, thread == 0); });
+}
+
+// Each loop reads what the one before it wrote, on whatever thread.
+TEST_P(ThreadPoolTest, ManyShortLoopsSeeEachOther) {
+  ThreadPool pool(threads());
+  constexpr int kTasks = 5, kLoops = 5000;
+  std::vector<int64_t> from(kTasks, 1), to(kTasks);
+  for (int loop = 0; loop < kLoops; ++loop) {
+    pool.ParallelFor(kTasks, [&](int64_t task, int) { to[task] = from[(task + 1) % kTasks] + 1; });
+    std::swap(from, to);
+  }
+  for (int64_t value : from) EXPECT_EQ(value, kLoops + 1);
+}
+
+// Long enough between loops for the threads to fall asleep, and tasks of unlike length.
+TEST_P(ThreadPoolTest, WakesUp) {
+  ThreadPool pool(threads());
+  for (int loop = 0; loop < 10; ++loop) {
+    std::atomic<int> runs{0};
+    pool.ParallelFor(6, [&](int64_t task, int) {
+      if (task == loop % 6) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      ++runs;
+    });
+    EXPECT_EQ(runs, 6);
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  }
+}
+
+TEST_P(ThreadPoolTest, ComesAndGoes) {
+  for (int i = 0; i < 50; ++i) {
+    ThreadPool pool(threads());
+    if (i % 3 == 0) continue;  // unused
+    std::atomic<int> runs{0};
+    for (int loop = 0; loop < i; ++loop) pool.ParallelFor(3, [&](int64_t, int) { ++runs; });
+    EXPECT_EQ(runs, 3 * i);
+  }
+}
+
+TEST_P(ThreadPoolTest, PoolsNest) {
+  ThreadPool outer(threads());
+  std::atomic<int> runs{0};
+  outer.ParallelFor(4, [&](int64_t, int) {
+    ThreadPool inner(threads());
+    inner.ParallelFor(25, [&](int64_t, int) { ++runs; });
+  });
+  EXPECT_EQ(runs, 100);
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 3, 4), testing::PrintToStringParamName());
+
+TEST(ThreadPoolDeathTest, NeedsAThread) { EXPECT_DEATH(ThreadPool(0), "CHECK failed"); }
+
+}  // namespace
+}  // namespace goldfinch::cpu

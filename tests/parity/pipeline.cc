@@ -1,0 +1,104 @@
+#include "tests/parity/pipeline.h"
+
+#include <algorithm>
+#include <ostream>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/check.h"
+#include "worker/model.h"
+
+namespace goldfinch {
+namespace {
+
+int64_t RowsOf(const ConstTensor& tensor) { return tensor ? tensor.dim(0) : 0; }
+
+std::vector<float> Values(const ConstTensor& tensor) {
+  if (!tensor) return {};
+  return {tensor.f32(), tensor.f32() + tensor.shape.elements()};
+}
+
+}  // namespace
+
+void PrintTo(const Flow& flow, std::ostream* out) {
+  *out << flow.hidden_rows << " hidden and " << flow.compressed_rows << " compressed rows";
+}
+
+Pipeline::Pipeline(Backend& backend, const std::shared_ptr<const Checkpoint>& checkpoint, const ModelConfig& config,
+                   const StageOptions& options, const std::vector<int>& cuts) {
+  for (size_t i = 0; i <= cuts.size(); ++i) {
+    const int first = i == 0 ? 0 : cuts[i - 1];
+    const int last = i == cuts.size() ? -1 : cuts[i];
+    auto model = LoadModel(backend, checkpoint, config, first, last);
+    GF_CHECK(model.ok()) << model.status();
+    auto stage = Stage::Create(backend, *std::move(model), options);
+    GF_CHECK(stage.ok()) << stage.status();
+    stages_.push_back(*std::move(stage));
+  }
+}
+
+int Pipeline::Open() {
+  int slot = -1;
+  for (const auto& stage : stages_) {
+    const absl::StatusOr<int> opened = stage->Open();
+    GF_CHECK(opened.ok()) << opened.status();
+    GF_CHECK(slot == -1 || slot == *opened);
+    slot = *opened;
+  }
+  return slot;
+}
+
+int Pipeline::Fork(int slot) {
+  int copy = -1;
+  for (const auto& stage : stages_) {
+    const absl::StatusOr<int> forked = stage->Fork(slot);
+    GF_CHECK(forked.ok()) << forked.status();
+    GF_CHECK(copy == -1 || copy == *forked);
+    copy = *forked;
+  }
+  return copy;
+}
+
+void Pipeline::Close(int slot) {
+  for (const auto& stage : stages_) stage->Close(slot);
+}
+
+std::vector<float> Pipeline::Forward(absl::Span<const Chunk> chunks) {
+  flows_.clear();
+  compressed_.clear();
+  StageInput input;
+  StageOutput output;
+  // What a transport would carry: copies, so that no stage sees another's memory.
+  std::vector<float> hidden, compressed;
+  for (const auto& stage : stages_) {
+    const absl::Status status = stage->Forward(chunks, input, &output);
+    GF_CHECK(status.ok()) << status;
+    if (output.compressed) compressed_ = Values(output.compressed);
+    if (stage == stages_.back()) break;
+    if (output.compressed) {
+      compressed = Values(output.compressed);
+      input.compressed = {compressed.data(), DType::kF32, output.compressed.shape};
+    }
+    hidden = Values(output.hidden);
+    input.hidden = {};
+    if (output.hidden) input.hidden = {hidden.data(), DType::kF32, output.hidden.shape};
+    flows_.push_back({RowsOf(input.hidden), RowsOf(input.compressed)});
+  }
+  GF_CHECK(!output.hidden);
+  return Values(output.logits);
+}
+
+std::vector<float> Pipeline::AllLogits(absl::Span<const int32_t> tokens, int64_t chunk_tokens) {
+  const int slot = Open();
+  std::vector<float> all;
+  for (size_t begin = 0; begin < tokens.size(); begin += chunk_tokens) {
+    const absl::Span<const int32_t> ids = tokens.subspan(begin, chunk_tokens);
+    const std::vector<float> logits = Forward({slot, ids, static_cast<int64_t>(ids.size())});
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  Close(slot);
+  return all;
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,69 @@
+// The stages of one model chained in this process, as a pipeline of machines would be.
+#ifndef GOLDFINCH_TESTS_PARITY_PIPELINE_H_
+#define GOLDFINCH_TESTS_PARITY_PIPELINE_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "worker/checkpoint/checkpoint.h"
+#include "worker/model_config.h"
+#include "worker/stage.h"
+
+namespace goldfinch {
+
+// Options that fit every golden case, with exact caches.
+inline StageOptions ExactOptions() {
+  return {.max_sequences = 8,
+          .max_tokens = 1024,
+          .max_logit_rows = 1024,
+          .cache_tokens = 8 * 256,
+          .cache_dtype = DType::kF32};
+}
+
+// Rows that went from one stage to the next.
+struct Flow {
+  int64_t hidden_rows = 0;
+  int64_t compressed_rows = 0;
+  bool operator==(const Flow&) const = default;
+};
+void PrintTo(const Flow& flow, std::ostream* out);
+
+// Calls that fail abort: tests of errors use Stage itself.
+class Pipeline {
+ public:
+  // Stages begin at layer 0 and at each of `cuts`, which ascend.
+  Pipeline(Backend& backend, const std::shared_ptr<const Checkpoint>& checkpoint, const ModelConfig& config,
+           const StageOptions& options = ExactOptions(), const std::vector<int>& cuts = {});
+
+  const ModelShape& shape() const { return stages_.front()->model().shape; }
+  int64_t vocab() const { return shape().vocab_size; }
+  Stage& stage(int index) { return *stages_[index]; }
+
+  // All stages agree about slots.
+  int Open();
+  int Fork(int slot);
+  void Close(int slot);
+
+  // Returns the logits, chunk after chunk: [rows, vocab].
+  std::vector<float> Forward(absl::Span<const Chunk> chunks);
+  std::vector<float> Forward(const Chunk& chunk) { return Forward({&chunk, 1}); }
+
+  // A new sequence of these tokens in chunks of `chunk_tokens`: the logits of every position.
+  std::vector<float> AllLogits(absl::Span<const int32_t> tokens, int64_t chunk_tokens);
+
+  // Of the last Forward: what went over each boundary, and the compressed rows of all its tokens.
+  const std::vector<Flow>& flows() const { return flows_; }
+  const std::vector<float>& compressed() const { return compressed_; }
+
+ private:
+  std::vector<std::unique_ptr<Stage>> stages_;
+  std::vector<Flow> flows_;
+  std::vector<float> compressed_;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_TESTS_PARITY_PIPELINE_H_

@@ -1,0 +1,96 @@
+#include "worker/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+#include "worker/checkpoint/checkpoint.h"
+
+namespace goldfinch {
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options, std::vector<std::string>* warnings,
+                                                     const std::function<void(int64_t done, int64_t all)>& progress) {
+  std::unique_ptr<Engine> engine(new Engine);
+  engine->options_ = options;
+  GF_ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.model_path));
+  GF_ASSIGN_OR_RETURN(engine->config_, FindModelConfig(options.config_path, options.model_path));
+  engine->backend_ = MakeCpuBackend(options.threads);
+  // Names and shapes first: they are checked at once, the weights take a while.
+  GF_ASSIGN_OR_RETURN(engine->model_, LoadModel(*engine->backend_, checkpoint, engine->config_));
+  if (options.verify != EngineOptions::Verify::kNone) {
+    const int64_t all = checkpoint->file_bytes();
+    GF_ASSIGN_OR_RETURN(const std::vector<std::string> non_finite,
+                        checkpoint->Verify({.threads = engine->backend_->threads(),
+                                            .checksums = options.verify == EngineOptions::Verify::kAll,
+                                            .progress = [&](int64_t done) {
+                                              if (progress) progress(done, all);
+                                            }}));
+    for (const std::string& name : non_finite) {
+      warnings->push_back(absl::StrCat(options.model_path, ": tensor ", name, " has values that are NaN or infinite"));
+    }
+  }
+  StageOptions& stage = engine->options_.stage;
+  stage.cache_tokens = options.max_model_len * stage.max_sequences;
+  GF_ASSIGN_OR_RETURN(engine->stage_, Stage::Create(*engine->backend_, engine->model_, stage));
+  return engine;
+}
+
+absl::Status Engine::CheckLength(int64_t prompt_tokens, int64_t max_tokens) const {
+  if (prompt_tokens == 0) return absl::InvalidArgumentError("the prompt is empty");
+  if (prompt_tokens > options_.max_model_len) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt has ", prompt_tokens, " tokens, --max-model-len is ", options_.max_model_len));
+  }
+  if (max_tokens > options_.max_model_len - prompt_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt has ", prompt_tokens, " tokens and --max-tokens is ", max_tokens,
+                                                   ", together more than --max-model-len, which is ", options_.max_model_len));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<absl::Span<const float>> Engine::Prefill(int slot, absl::Span<const int32_t> ids,
+                                                        absl::FunctionRef<void(int64_t tokens)> progress) {
+  GF_CHECK(!ids.empty());
+  StageOutput output;
+  const auto count = static_cast<int64_t>(ids.size());
+  for (int64_t begin = 0; begin < count;) {
+    const int64_t tokens = std::min(options_.stage.max_tokens, count - begin);
+    const Chunk chunk{slot, ids.subspan(begin, tokens), begin + tokens == count ? 1 : 0};
+    GF_RETURN_IF_ERROR(stage_->Forward({&chunk, 1}, {}, &output));
+    begin += tokens;
+    progress(begin);
+  }
+  return HostLogits(output.logits);
+}
+
+absl::StatusOr<absl::Span<const float>> Engine::Decode(int slot, int32_t id) {
+  StageOutput output;
+  const Chunk chunk{slot, {&id, 1}, 1};
+  GF_RETURN_IF_ERROR(stage_->Forward({&chunk, 1}, {}, &output));
+  return HostLogits(output.logits);
+}
+
+absl::Status Engine::Score(int slot, absl::Span<const int32_t> ids,
+                           absl::FunctionRef<absl::Status(int64_t first, absl::Span<const float> logits)> use) {
+  const auto count = static_cast<int64_t>(ids.size());
+  const int64_t most = std::min(options_.stage.max_tokens, options_.stage.max_logit_rows);
+  for (int64_t begin = 0; begin < count; begin += most) {
+    const int64_t tokens = std::min(most, count - begin);
+    const Chunk chunk{slot, ids.subspan(begin, tokens), tokens};
+    StageOutput output;
+    GF_RETURN_IF_ERROR(stage_->Forward({&chunk, 1}, {}, &output));
+    GF_RETURN_IF_ERROR(use(begin, HostLogits(output.logits)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Span<const float> Engine::HostLogits(ConstTensor logits) {
+  if (backend_->reads_host_memory()) return {logits.f32(), static_cast<size_t>(logits.shape.elements())};
+  logits_.resize(logits.shape.elements());
+  backend_->CopyToHost(logits, logits_.data());
+  return logits_;
+}
+
+}  // namespace goldfinch

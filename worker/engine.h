@@ -1,0 +1,76 @@
+// A whole model on one machine: opens the checkpoint, runs all layers in one stage, feeds prompts in chunks.
+#ifndef GOLDFINCH_WORKER_ENGINE_H_
+#define GOLDFINCH_WORKER_ENGINE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "worker/model.h"
+#include "worker/model_config.h"
+#include "worker/stage.h"
+
+namespace goldfinch {
+
+struct EngineOptions {
+  std::string model_path;
+  std::string config_path;         // empty: config.json beside the model, if there
+  int threads = 0;                 // 0: one per core
+  // What is looked at before the first token, reading the whole file once: checksums and NaN; NaN alone, for files that
+  // were saved without checksums; nothing.
+  enum class Verify { kAll, kFinite, kNone } verify = Verify::kAll;
+  int64_t max_model_len = 1 << 20;  // tokens, prompt and output together, of one sequence
+  StageOptions stage;              // cache_tokens is set from max_model_len and max_sequences
+};
+
+// Not thread-safe.
+class Engine {
+ public:
+  // `warnings` gets one line for each thing that is odd but not wrong (NaN weights). `progress` is called while weights are
+  // read, with bytes done and bytes in all.
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineOptions& options, std::vector<std::string>* warnings,
+                                                      const std::function<void(int64_t done, int64_t all)>& progress);
+
+  const ModelShape& shape() const { return model_->shape; }
+  const ModelConfig& config() const { return config_; }
+  const Backend& backend() const { return *backend_; }
+  Stage& stage() { return *stage_; }
+  const EngineOptions& options() const { return options_; }
+
+  // INVALID_ARGUMENT unless a sequence of so many prompt tokens and then `max_tokens` more fits --max-model-len.
+  absl::Status CheckLength(int64_t prompt_tokens, int64_t max_tokens) const;
+
+  // Runs ids through the sequence in `slot` in chunks of stage.max_tokens; the GOLD layers run for the last chunk's tail
+  // only. Returns the logits [vocab] of the last token, valid until the next call. `progress` is called after each chunk
+  // with the tokens done.
+  absl::StatusOr<absl::Span<const float>> Prefill(int slot, absl::Span<const int32_t> ids,
+                                                  absl::FunctionRef<void(int64_t tokens)> progress);
+  // One more token; its logits.
+  absl::StatusOr<absl::Span<const float>> Decode(int slot, int32_t id);
+  // Runs ids with logits for every one: the slower path, GOLD layers on all rows. `use` gets the logits [rows, vocab] of
+  // each chunk and the number of its first token.
+  absl::Status Score(int slot, absl::Span<const int32_t> ids,
+                     absl::FunctionRef<absl::Status(int64_t first, absl::Span<const float> logits)> use);
+
+ private:
+  Engine() = default;
+  absl::Span<const float> HostLogits(ConstTensor logits);
+
+  EngineOptions options_;
+  ModelConfig config_;
+  std::unique_ptr<Backend> backend_;
+  std::shared_ptr<const Model> model_;
+  std::unique_ptr<Stage> stage_;
+  std::vector<float> logits_;  // where the back end's memory cannot be read
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_ENGINE_H_

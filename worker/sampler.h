@@ -1,0 +1,172 @@
+// Chooses the next token of a sequence, as the RWKV tools do, with top_k, min_p, biases and bans besides.
+//
+// From the logits of a position to a token, in this order:
+//   1. logit_bias is added, and from every token that has occurred presence_penalty + occurrence * frequency_penalty is
+//   taken.
+//      Banned tokens and ids without meaning leave. Temperature 0 ends here: the best token, of equals that of lowest
+//      id.
+//   2. Softmax of what is left.
+//   3. top_p keeps p >= the p at which the sum from the largest down first reaches top_p: equals of the last one stay
+//   in.
+//      top_k keeps the k largest, of equals those of lowest id. min_p keeps p >= min_p * the largest p.
+//      Each looks at the p of step 2, so the shortest of the three lists is what remains, in whatever order they are
+//      applied.
+//   4. Temperature as p^(1/temperature), after the cuts, so that it never changes which tokens may be drawn.
+//   5. Renormalised, one draw.
+// Equal means equal as fp32 logits after step 1.
+//
+// Occurrences: of the answer, not of the prompt. After each token all of them decay, then the token's own grows by 1,
+// or by 0 if its text is free to repeat (blanks and digits); presence counts from then on in any case.
+#ifndef GOLDFINCH_WORKER_SAMPLER_H_
+#define GOLDFINCH_WORKER_SAMPLER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+
+namespace goldfinch {
+
+struct LogitBias {
+  int32_t id = 0;
+  double bias = 0;  // added to the logit, [-100, 100]; -100 makes a token unlikely, banned_tokens makes it impossible
+};
+
+// The defaults are those of the RWKV tools, which the models' authors tune by.
+struct SamplingOptions {
+  double temperature = 1;  // [0, 100]; below 1 the likely become likelier, 0 is greedy
+  double top_p = 0.85;     // probability, [0, 1]; 1 keeps all, 0 the best and its equals
+  int64_t top_k = 0;       // tokens, >= 0; 0 keeps all
+  double min_p = 0;        // share of the largest probability, [0, 1]; 0 keeps all
+
+  double presence_penalty = 0.2;   // logits, [-100, 100]; for having occurred at all
+  double frequency_penalty = 0.2;  // logits an occurrence, [-100, 100]
+  double penalty_decay = 0.996;    // factor on occurrences a token, [0, 1]; 0.996 halves them in 173 tokens
+
+  std::vector<LogitBias> logit_bias = {};   // ids in [0, vocabulary); of an id named twice both are added
+  std::vector<int32_t> banned_tokens = {};  // ids in [0, vocabulary), never drawn; 0 among them is "ignore end of text"
+
+  uint64_t seed = 0;                 // equal requests with equal seeds get equal tokens
+  std::optional<int> logprobs = {};  // [0, 20]; unset: none, 0: of the drawn token, n: also of the n likeliest
+};
+
+// Whether tokens with this text may repeat at no cost: substrings of " \t0123456789", as numbers and tables need.
+bool RepeatsFreely(std::string_view text);
+
+// What sampling has to know of a vocabulary; one object for all sequences, immutable.
+class SamplerVocabulary {
+ public:
+  // One element an id that has a logit. `sampleable` is false for ids that have no token text (65530 to 65535 of the
+  // World vocabulary), but true for the end of text; `repeats_freely` as the function above. At least one id is
+  // sampleable.
+  SamplerVocabulary(std::vector<bool> sampleable, std::vector<bool> repeats_freely);
+
+  int64_t size() const { return static_cast<int64_t>(sampleable_.size()); }
+  bool sampleable(int32_t id) const { return sampleable_[id]; }
+  bool repeats_freely(int32_t id) const { return repeats_freely_[id]; }
+  // All sampleable ids are below `limit`, and these below it are not sampleable.
+  int64_t limit() const { return limit_; }
+  const std::vector<int32_t>& holes() const { return holes_; }
+
+ private:
+  const std::vector<bool> sampleable_;
+  const std::vector<bool> repeats_freely_;
+  int64_t limit_ = 0;
+  std::vector<int32_t> holes_;
+};
+
+// INVALID_ARGUMENT that names field, value and limit; also if the bans leave no token.
+absl::Status Validate(const SamplingOptions& options, const SamplerVocabulary& vocabulary);
+
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;
+};
+
+struct Token {
+  int32_t id = 0;
+  // If options.logprobs is set, natural logarithms of the model's own probabilities: the softmax of the logits over the
+  // whole vocabulary, before biases, penalties, bans, cuts and temperature. They tell what the model thinks, not how
+  // likely this draw was. NaN if it is not set.
+  float logprob = std::numeric_limits<float>::quiet_NaN();
+  // The likeliest sampleable tokens (banned ones too), best first. Memory of the scratch.
+  absl::Span<const TokenLogprob> top;
+};
+
+// What step 5 draws from: token ids[i] with probability weights[i] / total. Ids ascend. Memory of the scratch.
+struct TokenDistribution {
+  absl::Span<const int32_t> ids;
+  absl::Span<const float> weights;
+  double total = 0;
+};
+
+// Memory of one call, reused by the next. One a thread serves any number of samplers: 12 bytes a logit.
+class SamplerScratch {
+ private:
+  friend class Sampler;
+  struct Bucket {
+    double mass = 0;
+    int64_t count = 0;
+  };
+
+  // Padded to whole blocks. The logits of step 1 and e^(logit - max), by id at first; then, as tokens drop out, of
+  // ids[i].
+  std::vector<float> scores;
+  std::vector<float> weights;
+  std::vector<int32_t> ids;
+  std::vector<Bucket> buckets;
+  std::vector<TokenLogprob> top;
+};
+
+// Of one sequence. One thread at a time.
+//
+// Sample changes nothing: Observe takes every token of the answer, be it drawn here or replayed after a loss. So a
+// draw is a function of (logits, options, tokens observed, position), to the bit, on every machine: arithmetic is
+// done in a fixed order, without functions that differ among C libraries.
+class Sampler {
+ public:
+  // `options` must be valid for the vocabulary: CHECKed.
+  Sampler(SamplingOptions options, std::shared_ptr<const SamplerVocabulary> vocabulary);
+
+  // The token for `position`, which is the number of tokens before it and picks the random number. `logits` is
+  // [vocabulary]. INTERNAL if one of them is not finite (a model or a device gone wrong; masks are what banned_tokens
+  // is for). Allocates nothing once the scratch has grown to the vocabulary.
+  absl::StatusOr<Token> Sample(absl::Span<const float> logits, int64_t position, SamplerScratch& scratch) const;
+
+  // The next token of the answer is `id`.
+  void Observe(int32_t id);
+
+  // What Sample draws from. Errors as there.
+  absl::StatusOr<TokenDistribution> Distribution(absl::Span<const float> logits, int64_t position,
+                                                 SamplerScratch& scratch) const;
+
+  const SamplingOptions& options() const { return options_; }
+
+ private:
+  absl::Status CopyLogits(absl::Span<const float> logits, int64_t position, SamplerScratch& scratch) const;
+  void Adjust(absl::Span<float> scores) const;
+  float LeastWeight(absl::Span<const float> weights, double total) const;
+  size_t DropUnlikely(size_t rows, double total, SamplerScratch& scratch) const;
+  size_t CutTopPAndTopK(size_t count, double total, float score_max, SamplerScratch& scratch) const;
+  void ApplyTemperature(size_t count, float score_max, SamplerScratch& scratch) const;
+  void FillLogprobs(absl::Span<const float> logits, SamplerScratch& scratch, Token* token) const;
+
+  const SamplingOptions options_;
+  const std::shared_ptr<const SamplerVocabulary> vocabulary_;
+  std::vector<int32_t> masked_;  // bans and holes
+
+  // Tokens that have occurred, in order of their first time.
+  std::vector<int32_t> seen_;
+  std::vector<double> occurrences_;  // [seen]
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_SAMPLER_H_

@@ -1,0 +1,323 @@
+#include "worker/stage.h"
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/backend.h"
+#include "worker/fake_device.h"
+#include "worker/model.h"
+#include "worker/random_model.h"
+
+namespace goldfinch {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr int64_t kVocab = 40;
+constexpr int64_t kWidth = 64;
+constexpr int64_t kPageTokens = 64;
+
+std::vector<int32_t> Tokens(int64_t count, uint64_t seed = 5) { return RandomTokens(count, kVocab, seed); }
+
+// A small GoldFinch model unless a test asks for another.
+class StageTest : public testing::Test {
+ public:
+  void SetUp() override { Make({"finch_c2", "gold"}, Options()); }
+
+  static StageOptions Options() {
+    return {.max_sequences = 3,
+            .max_tokens = 100,
+            .max_logit_rows = 20,
+            .cache_tokens = 256,
+            .cache_dtype = DType::kF32};
+  }
+  static std::shared_ptr<const Model> Load(Backend& backend, const std::vector<std::string>& layers) {
+    auto loaded = LoadModel(backend, OpenTensors(RandomModel({.layers = layers})), {});
+    EXPECT_TRUE(loaded.ok()) << loaded.status();
+    return *std::move(loaded);
+  }
+  void Make(const std::vector<std::string>& layers, const StageOptions& options) {
+    auto created = Stage::Create(*backend, Load(*backend, layers), options);
+    ASSERT_TRUE(created.ok()) << created.status();
+    stage = *std::move(created);
+  }
+  int Open() {
+    const absl::StatusOr<int> slot = stage->Open();
+    EXPECT_TRUE(slot.ok()) << slot.status();
+    return slot.value_or(-1);
+  }
+  absl::Status Forward(const std::vector<Chunk>& chunks) { return stage->Forward(chunks, {}, &output); }
+  std::vector<float> Logits(int slot, const std::vector<int32_t>& ids, int64_t logit_rows = 1) {
+    const absl::Status status = Forward({{slot, ids, logit_rows}});
+    EXPECT_TRUE(status.ok()) << status;
+    if (!output.logits) return {};
+    EXPECT_EQ(output.logits.shape, (Shape{logit_rows, kVocab}));
+    return {output.logits.f32(), output.logits.f32() + logit_rows * kVocab};
+  }
+
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
+  std::unique_ptr<Stage> stage;
+  StageOutput output;
+};
+
+TEST_F(StageTest, SlotsAreGivenUntilAllAreTaken) {
+  EXPECT_EQ(Open(), 0);
+  EXPECT_EQ(Open(), 1);
+  EXPECT_EQ(Open(), 2);
+  const absl::Status full = stage->Open().status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), AllOf(HasSubstr("all 3"), HasSubstr("--max-num-seqs")));
+  EXPECT_EQ(stage->Fork(1).status().code(), absl::StatusCode::kResourceExhausted);
+  stage->Close(1);
+  EXPECT_EQ(Open(), 1);
+}
+
+TEST_F(StageTest, PositionsCountTokens) {
+  const int slot = Open();
+  EXPECT_EQ(stage->position(slot), 0);
+  Logits(slot, Tokens(10), 0);
+  EXPECT_EQ(stage->position(slot), 10);
+  Logits(slot, Tokens(1));
+  EXPECT_EQ(stage->position(slot), 11);
+  stage->Close(slot);
+  EXPECT_EQ(stage->position(Open()), 0);
+}
+
+TEST_F(StageTest, NoChunksNoOutput) {
+  EXPECT_TRUE(Forward({}).ok());
+  EXPECT_FALSE(output.logits);
+  EXPECT_FALSE(output.hidden);
+}
+
+// A closed sequence leaves nothing behind, in no kind of layer.
+TEST_F(StageTest, ReusedSlotsAreClean) {
+  const std::vector<std::vector<std::string>> models = {
+      {"eagle"}, {"finch", "gold", "gold"}, {"finch_c2", "gptalpha"}, {"llama"}};
+  for (const std::vector<std::string>& layers : models) {
+    SCOPED_TRACE(testing::PrintToString(layers));
+    StageOptions options = Options();
+    options.max_sequences = 1;
+    Make(layers, options);
+    const std::vector<float> fresh = Logits(Open(), Tokens(30), 20);
+    stage->Close(0);
+    // As it is after pre-fill only, and after decode.
+    for (const int64_t logit_rows : {0, 1}) {
+      Logits(Open(), Tokens(77, /*seed=*/9), logit_rows);
+      stage->Close(0);
+      EXPECT_EQ(Logits(Open(), Tokens(30), 20), fresh);
+      stage->Close(0);
+    }
+  }
+}
+
+TEST_F(StageTest, TunedInitialStatesAreOfEveryNewSequence) {
+  auto loaded = LoadModel(*backend, OpenTensors(RandomModel({.layers = {"finch"}, .time_state = true})), {});
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  stage = *Stage::Create(*backend, *loaded, Options());
+  const std::vector<float> first = Logits(Open(), Tokens(3));
+  EXPECT_EQ(Logits(Open(), Tokens(3)), first);
+  stage->Close(0);
+  EXPECT_EQ(Logits(Open(), Tokens(3)), first);
+}
+
+// ---- Errors leave everything as it was.
+
+// Runs a call that fails beside the same sequences without it.
+void ExpectNothingChanged(StageTest& test, const std::function<void()>& fail) {
+  const int slot = test.Open(), other = test.Open();
+  test.Logits(slot, Tokens(20));
+  test.Logits(other, Tokens(30, /*seed=*/6), 0);
+  const int64_t bytes = test.stage->CacheBytes();
+  fail();
+  EXPECT_EQ(test.stage->CacheBytes(), bytes);
+  EXPECT_EQ(test.stage->position(slot), 20);
+  EXPECT_EQ(test.stage->position(other), 30);
+  const std::vector<float> logits = test.Logits(slot, Tokens(5), 5);
+  const std::vector<float> other_logits = test.Logits(other, Tokens(5), 5);
+  test.stage->Close(slot);
+  test.stage->Close(other);
+
+  ASSERT_EQ(test.Open(), slot);
+  ASSERT_EQ(test.Open(), other);
+  test.Logits(slot, Tokens(20));
+  test.Logits(other, Tokens(30, /*seed=*/6), 0);
+  EXPECT_EQ(test.Logits(slot, Tokens(5), 5), logits);
+  EXPECT_EQ(test.Logits(other, Tokens(5), 5), other_logits);
+}
+
+TEST_F(StageTest, IdsOutsideTheVocabulary) {
+  for (const int32_t id : {-1, 40, 65536, INT32_MAX, INT32_MIN}) {
+    ExpectNothingChanged(*this, [this, id] {
+      const std::vector<int32_t> good = {1, 2}, bad = {3, 4, id};
+      const absl::Status status = Forward({{0, good, 1}, {1, bad, 1}});
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+      EXPECT_THAT(std::string(status.message()),
+                  AllOf(HasSubstr(std::to_string(id)), HasSubstr("vocabulary of 40")));
+    });
+    stage->Close(0);
+    stage->Close(1);
+  }
+}
+
+TEST_F(StageTest, TooManyTokensAtOnce) {
+  ExpectNothingChanged(*this, [this] {
+    const std::vector<int32_t> ids = Tokens(60);
+    const absl::Status status = Forward({{0, ids, 1}, {1, ids, 1}});
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("120"), HasSubstr("100")));
+  });
+}
+
+TEST_F(StageTest, TooManyLogits) {
+  ExpectNothingChanged(*this, [this] {
+    const std::vector<int32_t> ids = Tokens(15);
+    const absl::Status status = Forward({{0, ids, 15}, {1, ids, 6}});
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("21"), HasSubstr("20")));
+  });
+}
+
+TEST_F(StageTest, AllOfTheTokensAndLogitsThatOptionsAllow) {
+  const std::vector<int32_t> ids = Tokens(50);
+  Open();
+  Open();
+  EXPECT_TRUE(Forward({{0, ids, 10}, {1, ids, 10}}).ok());
+  EXPECT_TRUE(Forward({{0, ids, 20}, {1, ids, 0}}).ok());
+}
+
+TEST_F(StageTest, FullCaches) {
+  for (const std::vector<std::string>& layers : std::vector<std::vector<std::string>>{{"finch_c2", "gold"}, {"llama"}}) {
+    StageOptions options = Options();
+    options.cache_tokens = 1;  // one page, and one for each of the three slots
+    Make(layers, options);
+    ExpectNothingChanged(*this, [this] {
+      const int third = Open();
+      const std::vector<int32_t> two_pages = Tokens(65);
+      EXPECT_TRUE(Forward({{third, two_pages, 1}}).ok());
+      // Either would fit, both do not.
+      const std::vector<int32_t> ids = Tokens(45);
+      const absl::Status status = Forward({{0, ids, 1}, {1, ids, 1}});
+      EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_THAT(std::string(status.message()), HasSubstr("256 positions"));
+      stage->Close(third);
+    });
+  }
+}
+
+TEST_F(StageTest, AForkThatDoesNotFitChangesNothing) {
+  StageOptions options = Options();
+  options.cache_tokens = 1;
+  Make({"finch_c2", "gold"}, options);
+  const int slot = Open();
+  Logits(slot, Tokens(100));
+  Logits(slot, Tokens(100));  // 200 tokens: all four pages
+  const int64_t bytes = stage->CacheBytes();
+  const absl::Status status = stage->Fork(slot).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("256 positions"));
+  EXPECT_EQ(stage->CacheBytes(), bytes);
+  Logits(slot, Tokens(56));
+  // All pages full: nothing has to be copied.
+  EXPECT_TRUE(stage->Fork(slot).ok());
+  EXPECT_EQ(stage->CacheBytes(), bytes);
+}
+
+TEST_F(StageTest, RecurrentModelsNeedNoCache) {
+  StageOptions options = Options();
+  options.cache_tokens = 1;
+  Make({"finch", "eagle"}, options);
+  const int slot = Open();
+  for (int i = 0; i < 20; ++i) Logits(slot, Tokens(100));
+  EXPECT_EQ(stage->position(slot), 2000);
+  EXPECT_EQ(stage->CacheBytes(), 0);
+  EXPECT_TRUE(stage->Fork(slot).ok());
+}
+
+// ---- Memory.
+
+TEST_F(StageTest, CachesGrowByPagesAndAreReleased) {
+  const ModelShape& shape = stage->model().shape;
+  const int64_t page_bytes = kPageTokens * shape.CacheBytesPerToken(DType::kF32);
+  EXPECT_EQ(shape.CacheBytesPerToken(DType::kF32), 4 * kWidth / 16 + 2);
+  const int slot = Open();
+  EXPECT_EQ(stage->CacheBytes(), 0);
+  Logits(slot, Tokens(1), 0);
+  EXPECT_EQ(stage->CacheBytes(), page_bytes);
+  Logits(slot, Tokens(63), 0);
+  EXPECT_EQ(stage->CacheBytes(), page_bytes);
+  Logits(slot, Tokens(1));
+  EXPECT_EQ(stage->CacheBytes(), 2 * page_bytes);
+
+  // A fork shares the full page and has its own last one.
+  const int copy = *stage->Fork(slot);
+  EXPECT_EQ(stage->position(copy), 65);
+  EXPECT_EQ(stage->CacheBytes(), 3 * page_bytes);
+  stage->Close(slot);
+  EXPECT_EQ(stage->CacheBytes(), 2 * page_bytes);
+  Logits(copy, Tokens(3));
+  stage->Close(copy);
+  EXPECT_EQ(stage->CacheBytes(), 0);
+}
+
+TEST_F(StageTest, CacheBytesOfKeysAndValues) {
+  StageOptions options = Options();
+  options.cache_dtype = DType::kBf16;
+  Make({"llama", "gptalpha", "finch"}, options);
+  Logits(Open(), Tokens(2));
+  EXPECT_EQ(stage->CacheBytes(), kPageTokens * 2 * 2 * 2 * kWidth);  // layers, keys and values, bytes, channels
+}
+
+TEST_F(StageTest, FailedAllocationsAreNamedErrors) {
+  FakeDevice device(*backend);
+  const std::shared_ptr<const Model> model = Load(device, {"llama", "finch_c2", "gold"});
+  int64_t failures = 0;
+  for (;; ++failures) {
+    device.set_allocations_left(failures);
+    const auto created = Stage::Create(device, model, Options());
+    if (created.ok()) break;
+    ASSERT_EQ(created.status().code(), absl::StatusCode::kResourceExhausted);
+    ASSERT_THAT(std::string(created.status().message()), HasSubstr("no memory for"));
+    ASSERT_LT(failures, 100);
+  }
+  EXPECT_GT(failures, 8) << "caches, states and activations are allocations of their own";
+}
+
+// ---- Outputs.
+
+TEST_F(StageTest, OutputsOfAStageThatIsNotTheLast) {
+  auto loaded = LoadModel(*backend, OpenTensors(RandomModel({.layers = {"finch_c2", "gold", "gold"}})), {}, 0, 1);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  stage = *Stage::Create(*backend, *loaded, Options());
+  const int slot = Open();
+  EXPECT_TRUE(Logits(slot, Tokens(30), 0).empty());
+  EXPECT_FALSE(output.hidden) << "a chunk that does not end the prompt sends no rows";
+  EXPECT_EQ(output.compressed.shape, (Shape{30, kWidth / 16}));
+  EXPECT_TRUE(Logits(slot, Tokens(1)).empty());
+  EXPECT_EQ(output.hidden.shape, (Shape{5, kWidth})) << "2G + 1";
+  EXPECT_EQ(output.compressed.shape, (Shape{1, kWidth / 16}));
+  EXPECT_TRUE(Logits(slot, Tokens(1)).empty());
+  EXPECT_EQ(output.hidden.shape, (Shape{1, kWidth}));
+}
+
+TEST_F(StageTest, DeathOfMisuse) {
+  const int slot = Open();
+  const std::vector<int32_t> ids = Tokens(2);
+  EXPECT_DEATH(Forward({{slot, {}, 0}}).IgnoreError(), "count");
+  EXPECT_DEATH(Forward({{slot, ids, 3}}).IgnoreError(), "logit_rows");
+  EXPECT_DEATH(Forward({{2, ids, 1}}).IgnoreError(), "slot 2");
+  EXPECT_DEATH(Forward({{17, ids, 1}}).IgnoreError(), "slot 17");
+  EXPECT_DEATH(stage->Close(2), "open");
+  EXPECT_DEATH(stage->Fork(2).IgnoreError(), "open");
+}
+
+}  // namespace
+}  // namespace goldfinch
