@@ -43,19 +43,20 @@ absl::StatusOr<Header> ParseHeader(const std::string& path, const std::string& d
   Header header;
   GF_ASSIGN_OR_RETURN(const std::string descr, Field(path, dict, "descr"));
   const size_t quote = descr.find('\'', 1);
-  if (descr.empty() || descr[0] != '\'' || quote == std::string::npos) return Bad(path, "the .npy header's descr is no type");
+  if (descr.empty() || descr[0] != '\'' || quote == std::string::npos)
+    return Bad(path, "the .npy header's descr is no type");
   header.type = descr.substr(1, quote - 1);
   GF_ASSIGN_OR_RETURN(const std::string order, Field(path, dict, "fortran_order"));
   if (!order.starts_with("False")) return Bad(path, "the array is in Fortran order; save it in C order");
   GF_ASSIGN_OR_RETURN(const std::string shape, Field(path, dict, "shape"));
   const size_t close = shape.find(')');
-  if (shape.empty() || shape[0] != '(' || close == std::string::npos) return Bad(path, "the .npy header's shape is no tuple");
+  if (shape.empty() || shape[0] != '(' || close == std::string::npos)
+    return Bad(path, "the .npy header's shape is no tuple");
   header.elements = 1;
   const std::vector<std::string> dims = absl::StrSplit(shape.substr(1, close - 1), ',', absl::SkipWhitespace());
   for (const std::string& dim : dims) {
     int64_t size = 0;
-    if (!absl::SimpleAtoi(dim, &size) || size < 0 ||
-        __builtin_mul_overflow(header.elements, size, &header.elements)) {
+    if (!absl::SimpleAtoi(dim, &size) || size < 0 || __builtin_mul_overflow(header.elements, size, &header.elements)) {
       return Bad(path, absl::StrCat("the .npy header's shape has an axis of ", absl::StripAsciiWhitespace(dim)));
     }
     header.shape.push_back(size);
@@ -73,7 +74,7 @@ absl::StatusOr<Header> ParseHeader(const std::string& path, const std::string& d
 }
 
 // Reads the header and the raw data.
-absl::StatusOr<Header> ReadNpy(const std::string& path, std::string* data) {
+absl::StatusOr<Header> ReadNpy(const std::string& path, int64_t limit, std::string* data) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be read: ", std::strerror(errno)));
   std::error_code error;
@@ -97,6 +98,9 @@ absl::StatusOr<Header> ReadNpy(const std::string& path, std::string* data) {
   file.read(dict.data(), header_bytes);
   const int64_t data_bytes = file_bytes - header_begin - header_bytes;
   GF_ASSIGN_OR_RETURN(Header header, ParseHeader(path, dict, data_bytes));
+  if (header.elements > limit) {
+    return Bad(path, absl::StrCat("has ", header.elements, " elements, the limit is ", limit));
+  }
   data->resize(data_bytes);
   file.read(data->data(), data_bytes);
   if (file.gcount() != data_bytes) return Bad(path, "the file ends early");
@@ -109,8 +113,8 @@ absl::Status CopyInts(const std::string& path, const std::string& data, std::vec
     T value;
     std::memcpy(&value, data.data() + i * sizeof(T), sizeof(T));
     if (!std::in_range<int32_t>(value)) {
-      return Bad(path, absl::StrCat("element ", i, " is ", value, ", the limit is ",
-                                    std::numeric_limits<int32_t>::max()));
+      return Bad(path,
+                 absl::StrCat("element ", i, " is ", value, ", the limit is ", std::numeric_limits<int32_t>::max()));
     }
     values->push_back(static_cast<int32_t>(value));
   }
@@ -119,13 +123,14 @@ absl::Status CopyInts(const std::string& path, const std::string& data, std::vec
 
 }  // namespace
 
-absl::StatusOr<NpyArray<int32_t>> ReadNpyInts(const std::string& path) {
+absl::StatusOr<NpyArray<int32_t>> ReadNpyInts(const std::string& path, int64_t limit) {
   std::string data;
-  GF_ASSIGN_OR_RETURN(Header header, ReadNpy(path, &data));
+  GF_ASSIGN_OR_RETURN(Header header, ReadNpy(path, limit, &data));
   NpyArray<int32_t> array{std::move(header.shape), {}};
   array.values.reserve(header.elements);
   const std::string& type = header.type;
   absl::Status status = Bad(path, absl::StrCat("elements are ", type, ", expected integers"));
+  if (type == "|i1") status = CopyInts<int8_t>(path, data, &array.values);
   if (type == "|u1") status = CopyInts<uint8_t>(path, data, &array.values);
   if (type == "<u2") status = CopyInts<uint16_t>(path, data, &array.values);
   if (type == "<i2") status = CopyInts<int16_t>(path, data, &array.values);
@@ -137,9 +142,9 @@ absl::StatusOr<NpyArray<int32_t>> ReadNpyInts(const std::string& path) {
   return array;
 }
 
-absl::StatusOr<NpyArray<float>> ReadNpyFloats(const std::string& path) {
+absl::StatusOr<NpyArray<float>> ReadNpyFloats(const std::string& path, int64_t limit) {
   std::string data;
-  GF_ASSIGN_OR_RETURN(Header header, ReadNpy(path, &data));
+  GF_ASSIGN_OR_RETURN(Header header, ReadNpy(path, limit, &data));
   if (header.type != "<f4") return Bad(path, absl::StrCat("elements are ", header.type, ", expected float32"));
   NpyArray<float> array{std::move(header.shape), {}};
   array.values.resize(header.elements);
@@ -149,10 +154,21 @@ absl::StatusOr<NpyArray<float>> ReadNpyFloats(const std::string& path) {
 
 absl::StatusOr<NpyWriter> NpyWriter::Create(const std::string& path, int64_t rows, int64_t columns) {
   NpyWriter writer;
-  writer.path_ = path;
-  writer.partial_path_ = path + ".partial";
-  writer.file_.open(writer.partial_path_, std::ios::binary | std::ios::trunc);
-  if (!writer.file_) return absl::PermissionDeniedError(absl::StrCat(path, ": cannot be written: ", std::strerror(errno)));
+  std::error_code error;
+  const std::filesystem::file_status target = std::filesystem::status(path, error);
+  if (std::filesystem::is_directory(target)) return Bad(path, "is a folder");
+  if (std::filesystem::exists(target) && !std::filesystem::is_regular_file(target)) {
+    writer.path_ = writer.writing_ = path;
+  } else {
+    // A link keeps pointing to the file that it points to.
+    const std::filesystem::path real = std::filesystem::weakly_canonical(path, error);
+    writer.path_ = error ? path : real.string();
+    writer.writing_ = writer.path_ + ".partial";
+  }
+  writer.file_.open(writer.writing_, std::ios::binary | std::ios::trunc);
+  if (!writer.file_) {
+    return absl::PermissionDeniedError(absl::StrCat(path, ": cannot be written: ", std::strerror(errno)));
+  }
   writer.missing_ = rows * columns;
   std::string dict = absl::StrCat("{'descr': '<f4', 'fortran_order': False, 'shape': (", rows, ", ", columns, "), }");
   // Data starts at a multiple of 64 bytes.
@@ -168,7 +184,8 @@ absl::StatusOr<NpyWriter> NpyWriter::Create(const std::string& path, int64_t row
 absl::Status NpyWriter::Append(absl::Span<const float> values) {
   GF_CHECK_LE(static_cast<int64_t>(values.size()), missing_);
   missing_ -= static_cast<int64_t>(values.size());
-  file_.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(float)));
+  file_.write(reinterpret_cast<const char*>(values.data()),
+              static_cast<std::streamsize>(values.size() * sizeof(float)));
   if (!file_) return absl::ResourceExhaustedError(absl::StrCat(path_, ": cannot be written: ", std::strerror(errno)));
   return absl::OkStatus();
 }
@@ -176,7 +193,7 @@ absl::Status NpyWriter::Append(absl::Span<const float> values) {
 absl::Status NpyWriter::Close() {
   GF_CHECK_EQ(missing_, 0);
   file_.close();
-  if (!file_ || std::rename(partial_path_.c_str(), path_.c_str()) != 0) {
+  if (!file_ || (writing_ != path_ && std::rename(writing_.c_str(), path_.c_str()) != 0)) {
     return absl::ResourceExhaustedError(absl::StrCat(path_, ": cannot be written: ", std::strerror(errno)));
   }
   return absl::OkStatus();

@@ -25,8 +25,9 @@ using ::testing::IsEmpty;
 std::string Path(const std::string& name) { return absl::StrCat(testing::TempDir(), "/npy_test_", name); }
 
 std::string Write(const std::string& bytes) {
-  const std::string path = Path("file.npy");
-  std::ofstream(path, std::ios::binary | std::ios::trunc).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::string path = Path("file.npy");
+  std::ofstream(path, std::ios::binary | std::ios::trunc)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   return path;
 }
 
@@ -101,7 +102,7 @@ TEST(NpyTest, Floats) {
 }
 
 TEST(NpyTest, EveryVersionAndShape) {
-  for (const char version : {1, 2, 3}) {
+  for (const char version : {'\1', '\2', '\3'}) {
     EXPECT_TRUE(ReadNpyInts(Write(Npy(Dict("<i4", "(1,)"), Raw<int32_t>({5}), version))).ok());
   }
   const auto scalar = ReadNpyInts(Write(Npy(Dict("<i4", "()"), Raw<int32_t>({5}))));
@@ -115,12 +116,15 @@ TEST(NpyTest, EveryVersionAndShape) {
 
 TEST(NpyTest, OtherTypes) {
   const std::string floats = Npy(Dict("<f4", "(1,)"), Raw<float>({1}));
-  EXPECT_THAT(std::string(ReadNpyInts(Write(floats)).status().message()), HasSubstr("elements are <f4, expected integers"));
+  EXPECT_THAT(std::string(ReadNpyInts(Write(floats)).status().message()),
+              HasSubstr("elements are <f4, expected integers"));
   const std::string ints = Npy(Dict("<i4", "(1,)"), Raw<int32_t>({1}));
-  EXPECT_THAT(std::string(ReadNpyFloats(Write(ints)).status().message()), HasSubstr("elements are <i4, expected float32"));
+  EXPECT_THAT(std::string(ReadNpyFloats(Write(ints)).status().message()),
+              HasSubstr("elements are <i4, expected float32"));
   for (const char* type : {">i4", "<f8", "|b1", "|V4", "<c8", "=i4"}) {
     const std::string data(type[2] - '0', '\0');
-    EXPECT_EQ(ReadNpyInts(Write(Npy(Dict(type, "(1,)"), data))).status().code(), absl::StatusCode::kInvalidArgument) << type;
+    EXPECT_EQ(ReadNpyInts(Write(Npy(Dict(type, "(1,)"), data))).status().code(), absl::StatusCode::kInvalidArgument)
+        << type;
   }
   for (const char* type : {"", "<", "<i", "<i44", "|O", "<ix", "<i0", "<i-1", "<U40"}) {
     ExpectRefused(Npy(Dict(type, "(1,)"), "abcd"), "");
@@ -209,7 +213,8 @@ TEST(NpyTest, WritesWhatItReads) {
 TEST(NpyTest, UnwritableOutput) {
   const absl::Status status = NpyWriter::Create(Path("no_such_folder") + "/out.npy", 1, 1).status();
   EXPECT_FALSE(status.ok());
-  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("no_such_folder/out.npy"), HasSubstr("cannot be written")));
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("no_such_folder/out.npy"), HasSubstr("cannot be written")));
 }
 
 TEST(NpyDeathTest, MoreOrLessThanPromised) {

@@ -8,7 +8,7 @@
 namespace goldfinch {
 
 // Each prints its result to standard output and everything else to standard error. INVALID_ARGUMENT and NOT_FOUND that
-// UsageError made are the user's; see clients/usage.h for exit codes.
+// UsageError made are the user's; see clients/terminal.h for exit codes.
 absl::Status RunGenerate(const GenerateOptions& options);
 absl::Status RunInspect(const InspectOptions& options);
 absl::Status RunLogits(const LogitsOptions& options);

@@ -13,7 +13,9 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "base/status.h"
 #include "clients/commands.h"
 #include "clients/model.h"
@@ -32,14 +34,14 @@ double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 // The World models' chat form: one question, newlines in it single, and no space at the end.
 std::string ChatPrompt(std::string_view text) {
-  std::string result = "User: ";
+  std::string question;
   for (size_t i = 0; i < text.size(); ++i) {
     if (text[i] == '\r' && i + 1 < text.size() && text[i + 1] == '\n') continue;
-    if (text[i] == '\n' && result.back() == '\n') continue;
-    result += text[i];
+    if (text[i] == '\n' && question.ends_with('\n')) continue;
+    question += text[i];
   }
-  while (!result.empty() && (result.back() == '\n' || result.back() == ' ')) result.pop_back();
-  return result + "\n\nAssistant:";
+  const std::string trimmed(absl::StripAsciiWhitespace(question));
+  return trimmed.empty() ? "" : absl::StrCat("User: ", trimmed, "\n\nAssistant:");
 }
 
 // Ids without text have no meaning, but for the end of text.
@@ -51,6 +53,16 @@ std::shared_ptr<const SamplerVocabulary> VocabularyOf(const Tokenizer& tokenizer
     repeats_freely[id] = !text.empty() && RepeatsFreely(text);
   }
   return std::make_shared<SamplerVocabulary>(std::move(sampleable), std::move(repeats_freely));
+}
+
+// The sampler's errors begin with the name of an option, "top_p is 2"; the user knows the flag, --top-p.
+absl::Status NameFlag(const absl::Status& status) {
+  const std::string message(status.message());
+  const size_t end = message.find_first_not_of("abcdefghijklmnopqrstuvwxyz_");
+  if (end == std::string::npos) return status;
+  const std::string option = message.substr(0, end);
+  const std::string flag = option == "banned_tokens" ? "ban" : absl::StrReplaceAll(option, {{"_", "-"}});
+  return absl::Status(status.code(), absl::StrCat("--", flag, message.substr(end)));
 }
 
 absl::StatusOr<SamplingOptions> SamplingOf(const GenerateOptions& options, const SamplerVocabulary& vocabulary) {
@@ -75,7 +87,7 @@ absl::StatusOr<SamplingOptions> SamplingOf(const GenerateOptions& options, const
   sampling.banned_tokens = options.ban;
   if (options.ignore_eos) sampling.banned_tokens.push_back(kEndOfText);
   if (options.logprobs >= 0) sampling.logprobs = options.logprobs;
-  if (absl::Status status = Validate(sampling, vocabulary); !status.ok()) return AsUsageError(status);
+  if (absl::Status status = Validate(sampling, vocabulary); !status.ok()) return AsUsageError(NameFlag(status));
   return sampling;
 }
 
@@ -89,14 +101,20 @@ struct Generation {
   std::vector<GeneratedToken> tokens;
   std::string text;
   std::string finish_reason = "length";
+  int64_t cached_tokens = 0;  // the last token is not run, so it leaves nothing
   double prefill_seconds = 0;
-  double decode_seconds = 0;
+  double decode_seconds = 0;  // of the tokens after the first, whose logits come with the prompt
 };
 
 class Generator {
  public:
-  Generator(const GenerateOptions& options, Engine& engine, const Tokenizer& tokenizer, Sampler sampler, TextStream stream)
-      : options_(options), engine_(engine), tokenizer_(tokenizer), sampler_(std::move(sampler)), stream_(std::move(stream)) {}
+  Generator(const GenerateOptions& options, Engine& engine, const Tokenizer& tokenizer, Sampler sampler,
+            TextStream stream)
+      : options_(options),
+        engine_(engine),
+        tokenizer_(tokenizer),
+        sampler_(std::move(sampler)),
+        stream_(std::move(stream)) {}
 
   absl::StatusOr<Generation> Run(absl::Span<const int32_t> prompt) {
     GF_ASSIGN_OR_RETURN(const int slot, engine_.stage().Open());
@@ -132,6 +150,7 @@ class Generator {
     stream_.Finish(&rest);
     GF_RETURN_IF_ERROR(Print(rest, &result));
     result.decode_seconds = Now() - start - result.prefill_seconds;
+    result.cached_tokens = engine_.stage().position(slot);
     return result;
   }
 
@@ -145,9 +164,8 @@ class Generator {
   absl::Status Print(const std::string& text, Generation* result) {
     result->text += text;
     if (options_.json || text.empty()) return absl::OkStatus();
-    std::cout << text << std::flush;
-    if (!std::cout) return absl::ResourceExhaustedError("standard output cannot be written");
-    return absl::OkStatus();
+    std::cout << text;
+    return FlushOutput();
   }
 
   const GenerateOptions& options_;
@@ -160,30 +178,38 @@ class Generator {
 
 double Rate(double amount, double seconds) { return seconds > 0 ? amount / seconds : 0; }
 
+int64_t CacheBytes(const Generation& result, const Engine& engine) {
+  return engine.shape().CacheBytesPerToken(engine.options().stage.cache_dtype) * result.cached_tokens;
+}
+
+int64_t TransformerBytes(const Generation& result, const Engine& engine) {
+  return engine.shape().TransformerBytesPerToken() * result.cached_tokens;
+}
+
 void PrintSummary(const Generation& result, int64_t prompt_tokens, const Engine& engine, uint64_t seed) {
   const auto generated = static_cast<int64_t>(result.tokens.size());
-  const int64_t tokens = prompt_tokens + generated;
-  const int64_t cache = engine.shape().CacheBytesPerToken(engine.options().stage.cache_dtype) * tokens;
-  const int64_t transformer = engine.shape().TransformerBytesPerToken() * tokens;
-  absl::FPrintF(stderr, "prompt    %s tokens in %.2f s, %.4g tokens/s\n", WithCommas(prompt_tokens), result.prefill_seconds,
-                Rate(static_cast<double>(prompt_tokens), result.prefill_seconds));
-  absl::FPrintF(stderr, "output    %s tokens in %.2f s, %.4g tokens/s; ended by %s; seed %d\n", WithCommas(generated),
-                result.decode_seconds, Rate(static_cast<double>(generated), result.decode_seconds), result.finish_reason, seed);
-  absl::FPrintF(stderr, "cache     %s; a transformer of this shape would have kept %s\n", HumanBytes(cache),
-                HumanBytes(transformer));
+  absl::FPrintF(stderr, "prompt    %s tokens in %.2f s, %.4g tokens/s\n", WithCommas(prompt_tokens),
+                result.prefill_seconds, Rate(static_cast<double>(prompt_tokens), result.prefill_seconds));
+  const std::string rate =
+      generated < 2
+          ? ""
+          : absl::StrFormat(", %.4g tokens/s", Rate(static_cast<double>(generated - 1), result.decode_seconds));
+  absl::FPrintF(stderr, "output    %s tokens in %.2f s%s; ended by %s; seed %d\n", WithCommas(generated),
+                result.decode_seconds, rate, result.finish_reason, seed);
+  absl::FPrintF(stderr, "cache     %s; a transformer of this shape would have kept %s\n",
+                HumanBytes(CacheBytes(result, engine)), HumanBytes(TransformerBytes(result, engine)));
 }
 
 nlohmann::json ToJson(const Generation& result, int64_t prompt_tokens, const Engine& engine, const Tokenizer& tokenizer,
                       uint64_t seed, bool logprobs) {
-  const int64_t tokens = prompt_tokens + static_cast<int64_t>(result.tokens.size());
   nlohmann::json json = {{"text", result.text},
                          {"finish_reason", result.finish_reason},
                          {"seed", seed},
                          {"prompt_tokens", prompt_tokens},
                          {"prefill_seconds", result.prefill_seconds},
                          {"decode_seconds", result.decode_seconds},
-                         {"cache_bytes", engine.shape().CacheBytesPerToken(engine.options().stage.cache_dtype) * tokens},
-                         {"transformer_cache_bytes", engine.shape().TransformerBytesPerToken() * tokens},
+                         {"cache_bytes", CacheBytes(result, engine)},
+                         {"transformer_cache_bytes", TransformerBytes(result, engine)},
                          {"tokens", nlohmann::json::array()}};
   const auto describe = [&](int32_t id, float logprob) {
     nlohmann::json token = {{"id", id}, {"text", tokenizer.TokenBytes(id)}};
@@ -203,13 +229,14 @@ nlohmann::json ToJson(const Generation& result, int64_t prompt_tokens, const Eng
 absl::Status RunGenerate(const GenerateOptions& options) {
   // A prompt of more bytes than this cannot fit, whatever its tokens are.
   const int64_t limit_bytes = options.model.max_model_len * static_cast<int64_t>(kTokenBytesMax);
-  GF_ASSIGN_OR_RETURN(std::string prompt, ReadText(options.prompt, options.has_prompt, options.prompt_file, limit_bytes));
+  GF_ASSIGN_OR_RETURN(std::string prompt,
+                      ReadText("--prompt", options.prompt, options.has_prompt, options.prompt_file, limit_bytes));
   if (options.chat) prompt = ChatPrompt(prompt);
+  if (prompt.empty()) return UsageError("the prompt is empty");
   std::vector<std::string> stops = options.stop;
   if (options.chat) stops.emplace_back("\n\n");
   absl::StatusOr<TextStream> stream = TextStream::Create(stops);
   if (!stream.ok()) return UsageError(absl::StrCat("--stop: ", std::string(stream.status().message())));
-  if (prompt.empty()) return UsageError("the prompt is empty");
 
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, OpenEngine(options.model, 1));
   const int64_t vocab_size = engine->shape().vocab_size;
@@ -222,6 +249,7 @@ absl::Status RunGenerate(const GenerateOptions& options) {
   if (absl::Status status = engine->CheckLength(static_cast<int64_t>(ids.size()), options.max_tokens); !status.ok()) {
     return AsUsageError(status);
   }
+  GF_RETURN_IF_ERROR(VerifyWeights(options.model, *engine));
   Generator generator(options, *engine, *tokenizer, Sampler(sampling, vocabulary), *std::move(stream));
   GF_ASSIGN_OR_RETURN(const Generation result, generator.Run(ids));
   const auto prompt_tokens = static_cast<int64_t>(ids.size());
@@ -230,7 +258,8 @@ absl::Status RunGenerate(const GenerateOptions& options) {
                      .dump(2, ' ', false, nlohmann::json::error_handler_t::replace)
               << "\n";
   } else {
-    std::cout << std::endl;
+    std::cout << "\n";
+    GF_RETURN_IF_ERROR(FlushOutput());
     PrintSummary(result, prompt_tokens, *engine, sampling.seed);
   }
   return absl::OkStatus();

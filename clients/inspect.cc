@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -9,6 +10,7 @@
 #include "base/status.h"
 #include "clients/commands.h"
 #include "clients/terminal.h"
+#include "kernels/backend.h"
 #include "nlohmann/json.hpp"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/model.h"
@@ -45,9 +47,12 @@ std::string WeightTypes(const Checkpoint& checkpoint) {
 }  // namespace
 
 absl::Status RunInspect(const InspectOptions& options) {
-  GF_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model.model));
+  GF_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.model.model));
   GF_ASSIGN_OR_RETURN(const ModelConfig config, FindModelConfig(options.model.config, options.model.model));
-  GF_ASSIGN_OR_RETURN(const ModelShape shape, ReadModelShape(*checkpoint, config));
+  // Loading checks every tensor's name and shape.
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(1);
+  GF_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, LoadModel(*backend, checkpoint, config));
+  const ModelShape& shape = model->shape;
   std::map<int, LayerSize> sizes = LayerSizes(*checkpoint);
   const DType cache_dtype = *ParseFloatDType(options.model.cache_dtype);
   int64_t parameters = 0;
@@ -70,11 +75,10 @@ absl::Status RunInspect(const InspectOptions& options) {
                            {"transformer_cache_bytes_per_token", transformer_bytes},
                            {"state_bytes", shape.StateBytes()}};
     for (int layer = 0; layer < shape.layers(); ++layer) {
-      json["layers"].push_back({{"kind", shape.kinds[layer]->name},
-                                {"parameters", sizes[layer].parameters},
-                                {"bytes", sizes[layer].bytes}});
+      json["layers"].push_back(
+          {{"kind", shape.kinds[layer]->name}, {"parameters", sizes[layer].parameters}, {"bytes", sizes[layer].bytes}});
     }
-    std::cout << json.dump(2) << "\n";
+    std::cout << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
     return absl::OkStatus();
   }
 

@@ -45,10 +45,11 @@ absl::Status CheckUtf8(const std::string& text, const std::string& name) {
 
 }  // namespace
 
-absl::StatusOr<std::string> ReadText(const std::string& text, bool has_text, const std::string& file, int64_t limit) {
+absl::StatusOr<std::string> ReadText(const std::string& flag, const std::string& text, bool has_text,
+                                     const std::string& file, int64_t limit) {
   if (has_text && !file.empty()) return UsageError("give the text or a file, not both");
   std::string result = text;
-  std::string name = "text";
+  std::string name = flag;
   if (!has_text && !file.empty()) {
     std::ifstream in(file, std::ios::binary);
     if (!in) return absl::NotFoundError(absl::StrCat(file, ": cannot be read: ", std::strerror(errno)));
@@ -71,19 +72,26 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   engine.stage.max_tokens = options.max_batched_tokens;
   engine.stage.max_logit_rows = max_logit_rows;
   engine.stage.cache_dtype = *ParseFloatDType(options.cache_dtype);  // one of the names that the flag allows
-  if (options.verify == "finite") engine.verify = EngineOptions::Verify::kFinite;
-  if (options.verify == "none") engine.verify = EngineOptions::Verify::kNone;
-  std::vector<std::string> warnings;
+  return Engine::Load(engine);
+}
+
+absl::Status VerifyWeights(const ModelOptions& options, const Engine& engine) {
+  if (options.verify == "none") return absl::OkStatus();
   ProgressBar bar("reading weights", "bytes");
-  auto loaded = Engine::Load(engine, &warnings, [&](int64_t done, int64_t all) { bar.Update(done, all); });
+  GF_ASSIGN_OR_RETURN(
+      const std::vector<std::string> non_finite,
+      engine.VerifyWeights(options.verify == "all", [&](int64_t done, int64_t all) { bar.Update(done, all); }));
   bar.Done();
-  for (const std::string& warning : warnings) spdlog::warn(warning);
-  return loaded;
+  for (const std::string& name : non_finite) {
+    spdlog::warn(OneLine(absl::StrCat(options.model, ": tensor ", name, " has values that are NaN or infinite")));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& vocab, const std::string& model_path,
                                                          const std::string& configured, int64_t vocab_size) {
-  const bool bytes_by_default = configured == "bytes" || (configured.empty() && (vocab_size == 256 || vocab_size == 257));
+  const bool bytes_by_default =
+      configured == "bytes" || (configured.empty() && (vocab_size == 256 || vocab_size == 257));
   if (vocab == "bytes" || (vocab.empty() && bytes_by_default)) return Tokenizer::Bytes();
   GF_ASSIGN_OR_RETURN(const std::string path, FindVocabulary(vocab, model_path));
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::FromFile(path));

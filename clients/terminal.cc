@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iostream>
 #include <utility>
 
 #include "absl/strings/cord.h"
@@ -28,9 +29,27 @@ absl::Status AsUsageError(const absl::Status& status) {
 
 absl::Status UsageError(const std::string& message) { return AsUsageError(absl::InvalidArgumentError(message)); }
 
+absl::Status FlushOutput() {
+  if (std::cout.flush() && std::fflush(stdout) == 0) return absl::OkStatus();
+  return absl::ResourceExhaustedError("standard output cannot be written");
+}
+
 int ExitCode(const absl::Status& status) {
   if (status.ok()) return 0;
   return status.GetPayload(kUsagePayload).has_value() ? 2 : 1;
+}
+
+std::string OneLine(std::string_view text) {
+  std::string line;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7F) {
+      absl::StrAppendFormat(&line, "\\x%02x", byte);
+    } else {
+      line += c;
+    }
+  }
+  return line;
 }
 
 std::string WithCommas(int64_t number) {
@@ -64,9 +83,10 @@ void ProgressBar::Update(int64_t done, int64_t all) {
   const double share = all > 0 ? std::min(1.0, static_cast<double>(done) / static_cast<double>(all)) : 0;
   const int cells = static_cast<int>(share * kBarCells);
   const auto rate = static_cast<int64_t>(static_cast<double>(done) / seconds);
-  const std::string amount = unit_ == "bytes" ? absl::StrCat(HumanBytes(done), " of ", HumanBytes(all), ", ", HumanBytes(rate), "/s")
-                                              : absl::StrCat(WithCommas(done), " of ", WithCommas(all), " ", unit_, ", ",
-                                                             WithCommas(rate), " ", unit_, "/s");
+  const std::string amount = unit_ == "bytes"
+                                 ? absl::StrCat(HumanBytes(done), " of ", HumanBytes(all), ", ", HumanBytes(rate), "/s")
+                                 : absl::StrCat(WithCommas(done), " of ", WithCommas(all), " ", unit_, ", ",
+                                                WithCommas(rate), " ", unit_, "/s");
   std::fprintf(stderr, "\r\033[K%s [%s%s] %s", label_.c_str(), std::string(cells, '#').c_str(),
                std::string(kBarCells - cells, '.').c_str(), amount.c_str());
   std::fflush(stderr);

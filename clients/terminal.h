@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 
@@ -14,16 +15,21 @@ namespace goldfinch {
 absl::Status UsageError(const std::string& message);
 // The same status, as the user's.
 absl::Status AsUsageError(const absl::Status& status);
+// RESOURCE_EXHAUSTED if standard output could not be written: a full disk or a closed pipe shows only here.
+absl::Status FlushOutput();
 // 0, 1 or 2.
 int ExitCode(const absl::Status& status);
+
+// The text with control characters escaped: names out of a file neither fake a line nor steer the terminal.
+std::string OneLine(std::string_view text);
 
 // "1,234,567".
 std::string WithCommas(int64_t number);
 // "258 B", "8.4 MB": decimal units, as storage is sold.
 std::string HumanBytes(int64_t bytes);
 
-// A bar on standard error, redrawn at most ten times a second; silent unless standard error is a terminal. The bar appears
-// only when the work has taken a while, and Done wipes it.
+// A bar on standard error, redrawn at most ten times a second; silent unless standard error is a terminal. The bar
+// appears only when the work has taken a while, and Done wipes it.
 class ProgressBar {
  public:
   // Amounts are shown as "3,072 of 20,000 tokens, 812 tokens/s".

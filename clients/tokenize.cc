@@ -37,7 +37,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> TokenizerFor(const TokenizeOptions& o
 
 absl::Status RunTokenize(const TokenizeOptions& options) {
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, TokenizerFor(options));
-  GF_ASSIGN_OR_RETURN(const std::string text, ReadText(options.text, options.has_text, options.file, kMaxTextBytes));
+  GF_ASSIGN_OR_RETURN(const std::string text,
+                      ReadText("--text", options.text, options.has_text, options.file, kMaxTextBytes));
   std::vector<int32_t> ids;
   tokenizer->Encode(text, &ids);
   if (options.json) {
@@ -58,7 +59,8 @@ absl::Status RunTokenize(const TokenizeOptions& options) {
 
 absl::Status RunDetokenize(const TokenizeOptions& options) {
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, TokenizerFor(options));
-  GF_ASSIGN_OR_RETURN(const std::string text, ReadText(options.text, options.has_text, options.file, kMaxTextBytes));
+  GF_ASSIGN_OR_RETURN(const std::string text,
+                      ReadText("--text", options.text, options.has_text, options.file, kMaxTextBytes));
   std::vector<int32_t> ids;
   const std::vector<std::string> words = absl::StrSplit(text, absl::ByAnyChar(" \t\r\n,[]"), absl::SkipEmpty());
   for (const std::string& word : words) {

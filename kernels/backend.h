@@ -4,8 +4,8 @@
 // dense, and do not overlap unless an op says so. Activations and states are fp32; weights keep the type of the file.
 // Misuse of shapes is a CHECK. Device faults surface in Synchronize and are final.
 //
-// Results are batch-invariant: an output row is the same, bit for bit, whatever other rows share the call and however the
-// rows of a sequence are cut into calls (docs/decisions/0002-batch-invariant-products.md).
+// Results are batch-invariant: an output row is the same, bit for bit, whatever other rows share the call and however
+// the rows of a sequence are cut into calls (docs/decisions/0002-batch-invariant-products.md).
 //
 // Notation: `rows` rows of several sequences lie back to back; D = model width; N = head size; H = D / N heads;
 // prev(x) = the row before x in its sequence.
@@ -26,11 +26,11 @@ namespace goldfinch {
 
 // Rows [row_begin, row_begin + row_count) of a call belong to one sequence and follow each other in it.
 struct RowSpan {
-  int32_t slot = 0;               // the sequence's slot in every state tensor
-  int32_t row_begin = 0;          // spans are in row order, do not overlap, and have at least one row
+  int32_t slot = 0;       // the sequence's slot in every state tensor
+  int32_t row_begin = 0;  // spans are in row order, do not overlap, and have at least one row
   int32_t row_count = 0;
-  int64_t position = 0;           // of the first row in its sequence
-  const int32_t* pages = nullptr; // host memory: the sequence's page table, for ops on paged caches
+  int64_t position = 0;            // of the first row in its sequence
+  const int32_t* pages = nullptr;  // host memory: the sequence's page table, for ops on paged caches
 };
 using RowSpans = absl::Span<const RowSpan>;
 
@@ -86,10 +86,10 @@ struct GoldCache {
 
 // What all GOLD layers share to rebuild keys and values: x0 = LN0(emb[id]), kk = rms(W_b [x0; c]).
 struct GoldShared {
-  ConstTensor embedding;   // [vocab, D]
+  ConstTensor embedding;  // [vocab, D]
   NormWeights ln0;
-  Matrix key_compressed;   // [D, D/16] kOutIn: the columns of W_b that meet c
-  ConstTensor key_table;   // [vocab, D] fp32: W_b x0 by id, valid for every id in the cache (see GoldKeyTableRows)
+  Matrix key_compressed;  // [D, D/16] kOutIn: the columns of W_b that meet c
+  ConstTensor key_table;  // [vocab, D] fp32: W_b x0 by id, valid for every id in the cache (see GoldKeyTableRows)
 };
 
 // Key/value side of one GOLD layer (arXiv 2407.12077 section 3.3), m = LoRA rank.
@@ -102,7 +102,7 @@ struct GoldKvWeights {
   Matrix key_down, key_up;  // [D, m'] and [m', D] kInOut
   Matrix value_down, value_up;
   NormWeights ln_key, ln_value;
-  double rope_base = 0;     // 0: no rotary embedding
+  double rope_base = 0;  // 0: no rotary embedding
 };
 
 struct RowCopy {
@@ -142,9 +142,9 @@ class Backend {
 
   // --- Rows ---------------------------------------------------------------------------------------------------------
   // out[i] = table[ids[i]].
-  virtual void Embed(ConstTensor table,                // [vocab, D]
-                     absl::Span<const int32_t> ids,    // host memory, each in [0, vocab)
-                     Tensor out) = 0;                  // [rows, D]
+  virtual void Embed(ConstTensor table,              // [vocab, D]
+                     absl::Span<const int32_t> ids,  // host memory, each in [0, vocab)
+                     Tensor out) = 0;                // [rows, D]
   // to[copy.to] = from[copy.from] for every copy. `from` and `to` may be the same tensor if copies only move rows up
   // (copy.to <= copy.from) and are sorted.
   virtual void CopyRows(ConstTensor from,                  // [n, width] fp32
@@ -158,17 +158,17 @@ class Backend {
                          Tensor out) = 0;   // [rows, D]
 
   // --- Products -----------------------------------------------------------------------------------------------------
-  virtual void MatMul(ConstTensor x,             // [rows, in]
+  virtual void MatMul(ConstTensor x,  // [rows, in]
                       Matrix weight, const Epilogue& epilogue,
-                      Tensor out) = 0;           // [rows, out]
+                      Tensor out) = 0;  // [rows, out]
 
   // --- Token shift --------------------------------------------------------------------------------------------------
   // out[g] = x + (prev(x) - x) * mix[g]. `shift` holds each sequence's row before the span and gets its last row.
   virtual void TokenShift(ConstTensor x,  // [rows, D]
                           RowSpans spans,
-                          Tensor shift,      // [slots, D]
-                          ConstTensor mix,   // [G, D] fp32
-                          Tensor out) = 0;   // [G, rows, D]
+                          Tensor shift,     // [slots, D]
+                          ConstTensor mix,  // [G, D] fp32
+                          Tensor out) = 0;  // [G, rows, D]
   // out[g] = x + (prev(x) - x) * (mix[g] + tanh((x + (prev(x) - x) * mix_x) down)_g up[g]). `shift` as above.
   virtual void DdLerp(ConstTensor x,  // [rows, D]
                       RowSpans spans,
@@ -177,7 +177,8 @@ class Backend {
                       Tensor out) = 0;  // [G, rows, D]
 
   // --- Linear attention ---------------------------------------------------------------------------------------------
-  // Per head, with S = the state: y = r (S + diag(u) k^T v); S = diag(exp(-exp(w))) S + k^T v (arXiv 2404.05892 eq. 19).
+  // Per head, with S = the state: y = r (S + diag(u) k^T v); S = diag(exp(-exp(w))) S + k^T v (arXiv 2404.05892 eq.
+  // 19).
   virtual void WkvForward(ConstTensor r, ConstTensor k, ConstTensor v,  // [rows, D]
                           ConstTensor w,                                // [rows, D], or [1, D] if constant
                           ConstTensor bonus,                            // u [H, N] fp32, or not given (0)
@@ -194,8 +195,8 @@ class Backend {
   // table[id] = W_b's x0 columns times LN0(emb[id]), for every id given.
   virtual void GoldKeyTableRows(absl::Span<const int32_t> ids,  // host memory
                                 ConstTensor embedding, NormWeights ln0,
-                                Matrix key_x0,       // [D, D] kOutIn: the columns of W_b that meet x0
-                                Tensor table) = 0;   // [vocab, D] fp32
+                                Matrix key_x0,      // [D, D] kOutIn: the columns of W_b that meet x0
+                                Tensor table) = 0;  // [vocab, D] fp32
   // Causal softmax attention of each row over the cache positions 0 .. its own, scale 1/sqrt(N). Keys and values are
   // rebuilt a tile of positions at a time. `q` is the finished query (normed, rotated).
   virtual void GoldAttention(ConstTensor q,  // [rows, D]

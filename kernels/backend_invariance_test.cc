@@ -133,6 +133,7 @@ const std::vector<int64_t> kShortLengths = {1, 7, 83, 210};
 
 std::vector<Values> Rows(Random& random, const std::vector<int64_t>& lengths, int64_t width) {
   std::vector<Values> sequences;
+  sequences.reserve(lengths.size());
   for (int64_t length : lengths) sequences.push_back(random.Normal(length * width, 1));
   return sequences;
 }
@@ -144,8 +145,8 @@ TEST_P(BackendTest, MatMulIsInvariant) {
     int64_t in, out;
   };
   for (Matrix::Layout layout : {Matrix::Layout::kOutIn, Matrix::Layout::kInOut}) {
-    for (const Sizes& sizes : {Sizes{1030, 136}, Sizes{65, 17}, Sizes{40, 130}, Sizes{130, 64}}) {
-      const auto [in, out] = sizes;
+    for (const Sizes& sizes : {Sizes{1030, 72}, Sizes{65, 17}, Sizes{40, 130}}) {
+      const int64_t in = sizes.in, out = sizes.out;
       const std::vector<Values> x = Rows(random, kLengths, in);
       const reference::Weight weight{random.Normal(in * out, 1 / std::sqrt(in), weight_dtype()), in, out, layout};
       const Values bias = random.Normal(out, 1);
@@ -156,7 +157,7 @@ TEST_P(BackendTest, MatMulIsInvariant) {
         matrix = device.Put(weight, weight_dtype());
         bias_tensor = device.Put(bias, {out});
       };
-      op.call = [&, out = out, in = in](Device& device, const Call& call) {
+      op.call = [&](Device& device, const Call& call) {
         const Tensor result = device.New({call.rows, out});
         device->MatMul(device.Put(call.Gather(x, in), {call.rows, in}), matrix,
                        {.activation = Activation::kSilu, .bias = bias_tensor}, result);
@@ -328,7 +329,7 @@ TEST_P(BackendTest, KvAttentionIsInvariant) {
 
 // So many rows that back ends have to attend to the context in several steps.
 TEST_P(BackendTest, KvAttentionOfManyRowsIsInvariant) {
-  if (cache_dtype() == DType::kBf16) ExpectKvAttentionInvariant(*this, {1500, 3}, 256, 128);
+  if (GetParam().thorough) ExpectKvAttentionInvariant(*this, {1500, 3}, 256, 128);
 }
 
 TEST_P(BackendTest, GoldAttentionIsInvariant) {
@@ -337,6 +338,7 @@ TEST_P(BackendTest, GoldAttentionIsInvariant) {
       RandomGoldLayer(random, {.width = width, .head_size = 32, .rope_base = 10000}, weight_dtype());
   const std::vector<Values> q = Rows(random, kShortLengths, width), c = Rows(random, kShortLengths, width / 16);
   std::vector<Values> ids;
+  ids.reserve(kShortLengths.size());
   for (int64_t length : kShortLengths) ids.push_back(IdValues(random.Ids(length, 100)));
   const Paging paging(random, page_tokens, kShortLengths);
   GoldShared shared;

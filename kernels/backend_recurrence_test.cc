@@ -55,7 +55,7 @@ void CheckTokenShift(BackendTest& t, const std::vector<int>& counts, int64_t wid
   const Values actual = t.device.Get(out);
   for (int g = 0; g < targets; ++g) {
     ExpectClose(Slot(actual, g, in.rows * width), reference::Lerp(in.x, in.prev, Slot(mix, g, width)), width,
-                kFp32Tolerance, out.shape.ToString());
+                kFp32Tolerance, out.shape.ToString(), 1);
   }
   ExpectSame(t.device.Get(shift), in.shift_after, "shift state");
 }
@@ -80,7 +80,7 @@ void CheckDdLerp(BackendTest& t, const std::vector<int>& counts, int64_t width, 
   const std::vector<Values> expected = reference::DdLerp(in.x, in.prev, weights);
   for (int g = 0; g < targets; ++g) {
     ExpectClose(Slot(actual, g, in.rows * width), expected[g], width, t.tolerance(),
-                out.shape.ToString() + " rank " + std::to_string(rank));
+                out.shape.ToString() + " rank " + std::to_string(rank), 1);
   }
   ExpectSame(t.device.Get(shift), in.shift_after, "shift state");
 }

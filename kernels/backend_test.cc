@@ -26,7 +26,8 @@ std::vector<Case> CpuCases() {
                        .make = make,
                        .weight_dtype = weights,
                        .cache_dtype = cache,
-                       .tolerance = kFp32Tolerance});
+                       .tolerance = kFp32Tolerance,
+                       .thorough = cases.size() == 2});  // bf16 on the best instruction set
     }
   }
   return cases;

@@ -1,6 +1,8 @@
 #include "kernels/backend_test_util.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -13,6 +15,7 @@ namespace goldfinch {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 uint64_t Seed() {
   const char* text = std::getenv("GOLDFINCH_TEST_SEED");
@@ -44,7 +47,8 @@ uint16_t EncodeHalf(double value, const Half& half) {
 
 double DecodeHalf(uint16_t bits, const Half& half) {
   const int magnitude = bits & 0x7FFF, fraction_bits = half.digits - 1;
-  if (magnitude > half.largest) return kNan;  // no test needs an infinity
+  if (magnitude > half.largest + 1) return kNan;
+  if (magnitude > half.largest) return bits >= 0x8000 ? -kInfinity : kInfinity;
   const int hidden = magnitude >> fraction_bits == 0 ? 0 : 1;
   const int fraction = magnitude & ((1 << fraction_bits) - 1);
   const int exponent = std::max(magnitude >> fraction_bits, 1) - 1 + half.exponent - half.digits;
@@ -129,8 +133,9 @@ uint64_t Random::Next() {  // SplitMix64
 
 Values Random::Uniform(int64_t count, double low, double high, DType dtype) {
   Values values(count);
-  for (double& value : values)
+  for (double& value : values) {
     value = Round(low + (high - low) * std::ldexp(static_cast<double>(Next() >> 11), -53), dtype);
+  }
   return values;
 }
 
@@ -140,8 +145,9 @@ Values Random::Normal(int64_t count, double deviation, DType dtype) {
     // Four 16-bit numbers: a sum of variance 4 / 12.
     const uint64_t bits = Next();
     double sum = 0;
-    for (int shift = 0; shift < 64; shift += 16)
+    for (int shift = 0; shift < 64; shift += 16) {
       sum += std::ldexp(static_cast<double>(bits >> shift & 0xFFFF) + 0.5, -16) - 0.5;
+    }
     value = Round(sum * std::sqrt(3.) * deviation, dtype);
   }
   return values;
@@ -215,12 +221,13 @@ Values Device::Get(ConstTensor tensor) {
   return values;
 }
 
-void ExpectClose(const Values& actual, const Values& expected, int64_t width, double tolerance,
-                 const std::string& what) {
+void ExpectClose(const Values& actual, const Values& expected, int64_t width, double tolerance, const std::string& what,
+                 double unit) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
   if (expected.empty()) return;
   const int64_t rows = static_cast<int64_t>(expected.size()) / width;
-  const double typical = Norm(expected.data(), rows * width) / std::sqrt(rows);
+  const double typical =
+      std::max(Norm(expected.data(), rows * width) / std::sqrt(rows), unit * std::sqrt(static_cast<double>(width)));
   double square = 0;
   for (int64_t row = 0; row < rows; ++row) {
     double row_square = 0;
@@ -246,11 +253,11 @@ void ExpectClose(const Values& actual, const Values& expected, int64_t width, do
 
 void ExpectSame(const Values& actual, const Values& expected, const std::string& what) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
-  if (std::memcmp(actual.data(), expected.data(), actual.size() * sizeof(double)) == 0) return;
   for (size_t i = 0; i < actual.size(); ++i) {
-    ASSERT_EQ(std::memcmp(&actual[i], &expected[i], sizeof(double)), 0)
-        << what << ": element " << i << " is " << testing::PrintToString(actual[i]) << ", expected "
-        << testing::PrintToString(expected[i]);
+    // As numbers, two zeros would be equal and two NaNs would not.
+    if (std::bit_cast<uint64_t>(actual[i]) == std::bit_cast<uint64_t>(expected[i])) continue;
+    FAIL() << what << ": element " << i << " is " << testing::PrintToString(actual[i]) << ", expected "
+           << testing::PrintToString(expected[i]);
   }
 }
 

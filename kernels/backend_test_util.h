@@ -28,6 +28,8 @@ struct Case {
   // Relative L2 error of ops that read weights or caches. Back ends that compute in fp32 hold kFp32Tolerance for every
   // type, as both sides have the rounded weights; one that rounds activations to the type of the weights does not.
   double tolerance = 0;
+  // Also the tests that take the double versions seconds; one case a back end is enough.
+  bool thorough = false;
 };
 void PrintTo(const Case& test_case, std::ostream* out);
 
@@ -78,9 +80,11 @@ class Device {
   std::vector<std::shared_ptr<void>> memory_;
 };
 
-// Relative L2 over all, and over each row (where a row is smaller than most, relative to those). A NaN fails.
-void ExpectClose(const Values& actual, const Values& expected, int64_t width, double tolerance,
-                 const std::string& what);
+// Relative L2 over all, and over each row (where a row is smaller than most, relative to those). A NaN fails. `unit` is
+// how large an element is where no terms happen to cancel: of a few elements that all happen to be small, rounding
+// errors are relative to it.
+void ExpectClose(const Values& actual, const Values& expected, int64_t width, double tolerance, const std::string& what,
+                 double unit = 0);
 // Bit for bit; expected values must be exact in fp32.
 void ExpectSame(const Values& actual, const Values& expected, const std::string& what);
 

@@ -8,10 +8,12 @@ namespace {
 
 constexpr double kLayerNormEpsilon = 1e-5;
 
+int64_t Size(const Values& x) { return static_cast<int64_t>(x.size()); }
+
 // Columns [begin, begin + count) of x [rows, width].
 Values Columns(const Values& x, int64_t width, int64_t begin, int64_t count) {
   Values part;
-  for (size_t row = 0; row < x.size(); row += width) {
+  for (int64_t row = 0; row < Size(x); row += width) {
     part.insert(part.end(), x.begin() + row + begin, x.begin() + row + begin + count);
   }
   return part;
@@ -64,7 +66,7 @@ Values Activate(Activation activation, Values x) {
 }
 
 Values Product(const Values& x, const Weight& weight) {
-  const int64_t in = weight.in, out = weight.out, rows = static_cast<int64_t>(x.size()) / in;
+  const int64_t in = weight.in, out = weight.out, rows = Size(x) / in;
   const bool out_in = weight.layout == Matrix::Layout::kOutIn;
   Values result(rows * out);
   for (int64_t row = 0; row < rows; ++row) {
@@ -81,11 +83,12 @@ Values Product(const Values& x, const Weight& weight) {
 
 Values GroupNorm(const Values& x, int64_t width, int groups, const Norm& norm, double epsilon) {
   const int64_t size = width / groups;
+  const auto count = static_cast<double>(size);
   Values result(x.size());
-  for (size_t begin = 0; begin < x.size(); begin += size) {
+  for (int64_t begin = 0; begin < Size(x); begin += size) {
     double mean = 0, variance = 0;
-    for (int64_t i = 0; i < size; ++i) mean += x[begin + i] / size;
-    for (int64_t i = 0; i < size; ++i) variance += (x[begin + i] - mean) * (x[begin + i] - mean) / size;
+    for (int64_t i = 0; i < size; ++i) mean += x[begin + i] / count;
+    for (int64_t i = 0; i < size; ++i) variance += (x[begin + i] - mean) * (x[begin + i] - mean) / count;
     for (int64_t i = 0; i < size; ++i) {
       const int64_t column = (begin + i) % width;
       result[begin + i] =
@@ -97,9 +100,9 @@ Values GroupNorm(const Values& x, int64_t width, int groups, const Norm& norm, d
 
 Values Rms(const Values& x, int64_t width) {
   Values result(x.size());
-  for (size_t begin = 0; begin < x.size(); begin += width) {
+  for (int64_t begin = 0; begin < Size(x); begin += width) {
     double square = 0;
-    for (int64_t i = 0; i < width; ++i) square += x[begin + i] * x[begin + i] / width;
+    for (int64_t i = 0; i < width; ++i) square += x[begin + i] * x[begin + i] / static_cast<double>(width);
     for (int64_t i = 0; i < width; ++i) result[begin + i] = x[begin + i] / (std::sqrt(square) + 1e-8);
   }
   return result;
@@ -125,7 +128,7 @@ Values LerpEach(const Values& x, const Values& prev, const Values& amount) {
 }
 
 std::vector<Values> DdLerp(const Values& x, const Values& prev, const DdLerpWeights& weights) {
-  const int64_t width = weights.mix_x.size(), targets = weights.mix.size() / width;
+  const int64_t width = Size(weights.mix_x), targets = Size(weights.mix) / width;
   const int64_t rank = weights.down.out / targets;
   const Values hidden = Tanh(Product(Lerp(x, prev, weights.mix_x), weights.down));
   std::vector<Values> result;
@@ -140,7 +143,7 @@ std::vector<Values> DdLerp(const Values& x, const Values& prev, const DdLerpWeig
 
 Values Wkv(const Values& r, const Values& k, const Values& v, const Values& w, const Values& bonus, int64_t heads,
            int64_t head_size, bool one_minus_decay_keys, Values& state) {
-  const int64_t width = heads * head_size, rows = static_cast<int64_t>(r.size()) / width;
+  const int64_t width = heads * head_size, rows = Size(r) / width;
   Values y(r.size());
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t head = 0; head < heads; ++head) {
@@ -163,9 +166,10 @@ Values Wkv(const Values& r, const Values& k, const Values& v, const Values& w, c
 
 Values Rope(const Values& x, int64_t width, int head_size, int64_t position, double base) {
   Values result(x.size());
-  for (size_t at = 0; at < x.size(); at += 2) {
+  for (int64_t at = 0; at < Size(x); at += 2) {
     const int64_t row = at / width, i = at % width % head_size / 2;
-    const double angle = static_cast<double>(position + row) * std::pow(base, -2.0 * i / head_size);
+    const double angle =
+        static_cast<double>(position + row) * std::pow(base, -2.0 * static_cast<double>(i) / head_size);
     result[at] = x[at] * std::cos(angle) - x[at + 1] * std::sin(angle);
     result[at + 1] = x[at] * std::sin(angle) + x[at + 1] * std::cos(angle);
   }
@@ -175,7 +179,7 @@ Values Rope(const Values& x, int64_t width, int head_size, int64_t position, dou
 Values Attention(const Values& q, const Values& keys, const Values& values, int64_t width, int head_size,
                  int64_t position) {
   Values result(q.size());
-  for (size_t at = 0; at < q.size(); at += head_size) {
+  for (int64_t at = 0; at < Size(q); at += head_size) {
     const int64_t seen = position + at / width + 1, column = at % width;
     Values p(seen);
     for (int64_t t = 0; t < seen; ++t) {

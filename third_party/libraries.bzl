@@ -75,10 +75,6 @@ def libraries():
         targets = {":yaml-cpp": "yaml-cpp"},
     )
     system_library(
-        name = "minizip",
-        targets = {":minizip": "minizip"},
-    )
-    system_library(
         name = "zlib",
         targets = {":zlib": "zlib"},
     )

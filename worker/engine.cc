@@ -10,31 +10,27 @@
 
 namespace goldfinch {
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options, std::vector<std::string>* warnings,
-                                                     const std::function<void(int64_t done, int64_t all)>& progress) {
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
   std::unique_ptr<Engine> engine(new Engine);
   engine->options_ = options;
   GF_ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.model_path));
   GF_ASSIGN_OR_RETURN(engine->config_, FindModelConfig(options.config_path, options.model_path));
   engine->backend_ = MakeCpuBackend(options.threads);
-  // Names and shapes first: they are checked at once, the weights take a while.
   GF_ASSIGN_OR_RETURN(engine->model_, LoadModel(*engine->backend_, checkpoint, engine->config_));
-  if (options.verify != EngineOptions::Verify::kNone) {
-    const int64_t all = checkpoint->file_bytes();
-    GF_ASSIGN_OR_RETURN(const std::vector<std::string> non_finite,
-                        checkpoint->Verify({.threads = engine->backend_->threads(),
-                                            .checksums = options.verify == EngineOptions::Verify::kAll,
-                                            .progress = [&](int64_t done) {
-                                              if (progress) progress(done, all);
-                                            }}));
-    for (const std::string& name : non_finite) {
-      warnings->push_back(absl::StrCat(options.model_path, ": tensor ", name, " has values that are NaN or infinite"));
-    }
-  }
   StageOptions& stage = engine->options_.stage;
+  stage.max_sequence_tokens = options.max_model_len;
   stage.cache_tokens = options.max_model_len * stage.max_sequences;
   GF_ASSIGN_OR_RETURN(engine->stage_, Stage::Create(*engine->backend_, engine->model_, stage));
   return engine;
+}
+
+absl::StatusOr<std::vector<std::string>> Engine::VerifyWeights(
+    bool checksums, const std::function<void(int64_t done, int64_t all)>& progress) const {
+  const Checkpoint& checkpoint = *model_->checkpoint;
+  const int64_t all = checkpoint.file_bytes();
+  return checkpoint.Verify({.threads = backend_->threads(), .checksums = checksums, .progress = [&](int64_t done) {
+                              if (progress) progress(done, all);
+                            }});
 }
 
 absl::Status Engine::CheckLength(int64_t prompt_tokens, int64_t max_tokens) const {
@@ -44,8 +40,9 @@ absl::Status Engine::CheckLength(int64_t prompt_tokens, int64_t max_tokens) cons
         absl::StrCat("prompt has ", prompt_tokens, " tokens, --max-model-len is ", options_.max_model_len));
   }
   if (max_tokens > options_.max_model_len - prompt_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat("prompt has ", prompt_tokens, " tokens and --max-tokens is ", max_tokens,
-                                                   ", together more than --max-model-len, which is ", options_.max_model_len));
+    return absl::InvalidArgumentError(absl::StrCat("prompt has ", prompt_tokens, " tokens and --max-tokens is ",
+                                                   max_tokens, ", together more than --max-model-len, which is ",
+                                                   options_.max_model_len));
   }
   return absl::OkStatus();
 }

@@ -21,22 +21,22 @@ namespace goldfinch {
 
 struct EngineOptions {
   std::string model_path;
-  std::string config_path;         // empty: config.json beside the model, if there
-  int threads = 0;                 // 0: one per core
-  // What is looked at before the first token, reading the whole file once: checksums and NaN; NaN alone, for files that
-  // were saved without checksums; nothing.
-  enum class Verify { kAll, kFinite, kNone } verify = Verify::kAll;
+  std::string config_path;          // empty: config.json beside the model, if there
+  int threads = 0;                  // 0: one per core
   int64_t max_model_len = 1 << 20;  // tokens, prompt and output together, of one sequence
-  StageOptions stage;              // cache_tokens is set from max_model_len and max_sequences
+  StageOptions stage;               // cache_tokens is set from max_model_len and max_sequences
 };
 
 // Not thread-safe.
 class Engine {
  public:
-  // `warnings` gets one line for each thing that is odd but not wrong (NaN weights). `progress` is called while weights are
-  // read, with bytes done and bytes in all.
-  static absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineOptions& options, std::vector<std::string>* warnings,
-                                                      const std::function<void(int64_t done, int64_t all)>& progress);
+  // Checks names, shapes and settings; reads no weight, so it is quick for any size.
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineOptions& options);
+
+  // Reads every weight once. DATA_LOSS if a checksum is wrong (looked at only with `checksums`: files can be saved
+  // without); else the names of tensors that have values that are NaN or infinite. `progress` may be null.
+  absl::StatusOr<std::vector<std::string>> VerifyWeights(
+      bool checksums, const std::function<void(int64_t done, int64_t all)>& progress) const;
 
   const ModelShape& shape() const { return model_->shape; }
   const ModelConfig& config() const { return config_; }
@@ -47,15 +47,15 @@ class Engine {
   // INVALID_ARGUMENT unless a sequence of so many prompt tokens and then `max_tokens` more fits --max-model-len.
   absl::Status CheckLength(int64_t prompt_tokens, int64_t max_tokens) const;
 
-  // Runs ids through the sequence in `slot` in chunks of stage.max_tokens; the GOLD layers run for the last chunk's tail
-  // only. Returns the logits [vocab] of the last token, valid until the next call. `progress` is called after each chunk
-  // with the tokens done.
+  // Runs ids through the sequence in `slot` in chunks of stage.max_tokens; the GOLD layers run for the last chunk's
+  // tail only. Returns the logits [vocab] of the last token, valid until the next call. `progress` is called after each
+  // chunk with the tokens done.
   absl::StatusOr<absl::Span<const float>> Prefill(int slot, absl::Span<const int32_t> ids,
                                                   absl::FunctionRef<void(int64_t tokens)> progress);
   // One more token; its logits.
   absl::StatusOr<absl::Span<const float>> Decode(int slot, int32_t id);
-  // Runs ids with logits for every one: the slower path, GOLD layers on all rows. `use` gets the logits [rows, vocab] of
-  // each chunk and the number of its first token.
+  // Runs ids with logits for every one: the slower path, GOLD layers on all rows. `use` gets the logits [rows, vocab]
+  // of each chunk and the number of its first token.
   absl::Status Score(int slot, absl::Span<const int32_t> ids,
                      absl::FunctionRef<absl::Status(int64_t first, absl::Span<const float> logits)> use);
 

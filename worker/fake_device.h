@@ -27,7 +27,8 @@ class FakeDevice : public Backend {
   int threads() const override { return inner_.threads(); }
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
     if (allocations_left_ == 0) {
-      return absl::ResourceExhaustedError(absl::StrCat("no memory for ", std::string(purpose), " of ", bytes, " bytes"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory for ", std::string(purpose), " of ", bytes, " bytes"));
     }
     --allocations_left_;
     return inner_.Allocate(bytes, purpose);

@@ -1,7 +1,7 @@
 // The exact pre-fill rule: which rows the GOLD layers run.
 //
-// Logits of position p need, two token shifts a layer, the Finch-side rows of the last 2G positions before p too, unless
-// the GOLD layers have already run up to there and kept their shift states.
+// Logits of position p need, two token shifts a layer, the Finch-side rows of the last 2G positions before p too,
+// unless the GOLD layers have already run up to there and kept their shift states.
 #ifndef GOLDFINCH_WORKER_GOLD_ROWS_H_
 #define GOLDFINCH_WORKER_GOLD_ROWS_H_
 
@@ -10,10 +10,10 @@
 namespace goldfinch {
 
 struct GoldRows {
-  int64_t begin = 0;     // first position whose Finch-side row enters the first GOLD layer
-  int64_t end = 0;       // one after the last; begin == end: the GOLD layers do not run
-  // The shift states do not reach up to `begin`. Each token shift then spends the span's first row on its state, so that
-  // every layer puts out two rows less than it takes and the last one exactly those whose logits are wanted.
+  int64_t begin = 0;  // first position whose Finch-side row enters the first GOLD layer
+  int64_t end = 0;    // one after the last; begin == end: the GOLD layers do not run
+  // The shift states do not reach up to `begin`. Each token shift then spends the span's first row on its state, so
+  // that every layer puts out two rows less than it takes and the last one exactly those whose logits are wanted.
   bool warm_up = false;
 
   int64_t count() const { return end - begin; }

@@ -45,7 +45,7 @@ TEST(GoldRowsTest, ExactlyTheRowsThatTheLogitsDependOn) {
               << layers << " layers, end " << end << ", wanted " << wanted << ", gold position " << gold_position;
           if (rows.warm_up) {
             // Every shift spends a row, and the rest are the rows that are wanted.
-            ASSERT_EQ(rows.count() - 2 * layers, wanted);
+            ASSERT_EQ(rows.count() - int64_t{2} * layers, wanted);
             ASSERT_GT(rows.begin, gold_position);
           } else {
             ASSERT_EQ(rows.begin, gold_position) << "the states must fit the first row";
@@ -67,8 +67,8 @@ TEST(GoldRowsTest, RowsBeforeTheChunkAreAmongTheNewest) {
       const int64_t wanted = below(2) == 0 ? below(count + 1) : below(2);
       const GoldRows rows = PlanGoldRows(gold_position, end, wanted, layers);
       if (wanted > 0) {
-        ASSERT_GE(rows.begin, std::max<int64_t>(0, position - 2 * layers));
-        ASSERT_LE(rows.count(), wanted + 2 * layers);
+        ASSERT_GE(rows.begin, std::max<int64_t>(0, position - int64_t{2} * layers));
+        ASSERT_LE(rows.count(), wanted + int64_t{2} * layers);
         gold_position = end;
       }
       position = end;

@@ -19,41 +19,41 @@ namespace goldfinch {
 
 // Eagle, RWKV-5.0 to 5.2 (arXiv 2404.05892 section 4.1.1).
 struct EagleWeights {
-  ConstTensor mix;                   // [4, D] k, v, r, g (without gate [3, D]): weight of prev(x)
-  Matrix key, value, receptance;     // [D, D]
-  Matrix gate;                       // [D, D]; RWKV-5.0 has none
-  Matrix output;                     // [D, D]
-  ConstTensor decay;                 // [1, D]: w
-  ConstTensor bonus;                 // [H, N]: u
+  ConstTensor mix;                // [4, D] k, v, r, g (without gate [3, D]): weight of prev(x)
+  Matrix key, value, receptance;  // [D, D]
+  Matrix gate;                    // [D, D]; RWKV-5.0 has none
+  Matrix output;                  // [D, D]
+  ConstTensor decay;              // [1, D]: w
+  ConstTensor bonus;              // [H, N]: u
   NormWeights ln_x;
 };
 
 // Finch, RWKV-6 (arXiv 2404.05892 section 4.1.2).
 struct FinchWeights {
-  DdLerpWeights shift;               // 5 targets: w, k, v, r, g
+  DdLerpWeights shift;                          // 5 targets: w, k, v, r, g
   Matrix receptance, key, value, gate, output;  // [D, D]
-  ConstTensor decay;                 // [D]
-  Matrix decay_down, decay_up;       // [D, m], [m, D]
-  ConstTensor bonus;                 // [H, N]: u
+  ConstTensor decay;                            // [D]
+  Matrix decay_down, decay_up;                  // [D, m], [m, D]
+  ConstTensor bonus;                            // [H, N]: u
   NormWeights ln_x;
 };
 
 // Finch-C2 (arXiv 2407.12077 section 3.1).
 struct FinchC2Weights {
-  DdLerpWeights shift;               // 5 targets: r, k, v, w, v2; 4 in checkpoints without v2
+  DdLerpWeights shift;                    // 5 targets: r, k, v, w, v2; 4 in checkpoints without v2
   Matrix receptance, key, value, output;  // [D, D]
-  ConstTensor decay;                 // [D]
-  Matrix decay_down, decay_up;       // [D, m], [m, D]
-  Matrix value2_down, value2_up;     // [D, m], [m, D]; empty without v2
-  ConstTensor bonus;                 // [H, N]: u; only without v2
+  ConstTensor decay;                      // [D]
+  Matrix decay_down, decay_up;            // [D, m], [m, D]
+  Matrix value2_down, value2_up;          // [D, m], [m, D]; empty without v2
+  ConstTensor bonus;                      // [H, N]: u; only without v2
   bool one_minus_w = true;
   NormWeights ln_x;
 };
 
 // GOLD (arXiv 2407.12077 section 3.3).
 struct GoldWeights {
-  DdLerpWeights shift;               // 1 target: q
-  Matrix query, output;              // [D, D]
+  DdLerpWeights shift;   // 1 target: q
+  Matrix query, output;  // [D, D]
   NormWeights ln_query, ln_x;
   GoldKvWeights kv;
 };
@@ -63,7 +63,7 @@ struct GptAlphaWeights {
   DdLerpWeights shift;               // 3 targets: r, k, v
   Matrix query, key, value, output;  // [D, D]
   NormWeights ln_query, ln_key, ln_value, ln_x;
-  double rope_base = 0;              // 0: none
+  double rope_base = 0;  // 0: none
 };
 
 // Llama-like attention.
@@ -72,7 +72,8 @@ struct LlamaWeights {
   double rope_base = 0;              // 0: none
 };
 
-using TimeMixWeights = std::variant<EagleWeights, FinchWeights, FinchC2Weights, GoldWeights, GptAlphaWeights, LlamaWeights>;
+using TimeMixWeights =
+    std::variant<EagleWeights, FinchWeights, FinchC2Weights, GoldWeights, GptAlphaWeights, LlamaWeights>;
 
 // All RWKV channel mixers: relu(x_k W_k)^2 W_v, gated by sigmoid(x_r W_r).
 struct RwkvChannelMix {
@@ -92,6 +93,7 @@ using ChannelMixWeights = std::variant<RwkvChannelMix, LlamaChannelMix>;
 
 struct TimeMixKind {
   const char* name;       // "finch_c2"
+  const char* tmix;       // its name in the authors' configs: "x060c2"
   bool has_shift;         // keeps the last input row
   bool has_wkv;           // keeps a recurrent state
   bool has_kv_cache;      // keeps keys and values of every token
@@ -129,8 +131,8 @@ struct LayerContext {
 void TimeMixForward(const LayerContext& context, const TimeMixWeights& weights, ConstTensor x, const LayerState& state,
                     Tensor residual);
 // residual += ChannelMix(x), x = LN2(residual).
-void ChannelMixForward(const LayerContext& context, const ChannelMixWeights& weights, ConstTensor x, const LayerState& state,
-                       Tensor residual);
+void ChannelMixForward(const LayerContext& context, const ChannelMixWeights& weights, ConstTensor x,
+                       const LayerState& state, Tensor residual);
 
 // How many floats of workspace a row of these takes at most.
 int64_t ActivationFloats(const TimeMixWeights& weights, int64_t width);

@@ -14,7 +14,12 @@ constexpr float kHeadNormEpsilon = 64e-5f;
 class TimeMix {
  public:
   TimeMix(const LayerContext& context, ConstTensor x, const LayerState& state, Tensor residual)
-      : context_(context), backend_(context.backend), x_(x), state_(state), residual_(residual), frame_(context.workspace) {}
+      : context_(context),
+        backend_(context.backend),
+        x_(x),
+        state_(state),
+        residual_(residual),
+        frame_(context.workspace) {}
 
   void operator()(const EagleWeights& w) {
     const int64_t targets = w.mix.dim(0);
@@ -149,7 +154,9 @@ class TimeMix {
 // Outputs of the LoRAs that a mixer takes from the workspace.
 struct LoraFloats {
   int64_t operator()(const FinchWeights& w) const { return w.decay_down.out(); }
-  int64_t operator()(const FinchC2Weights& w) const { return w.decay_down.out() + (w.value2_down ? w.value2_down.out() : 0); }
+  int64_t operator()(const FinchC2Weights& w) const {
+    return w.decay_down.out() + (w.value2_down ? w.value2_down.out() : 0);
+  }
   template <class Other>
   int64_t operator()(const Other&) const {
     return 0;
@@ -174,8 +181,8 @@ void TimeMixForward(const LayerContext& context, const TimeMixWeights& weights, 
   std::visit(TimeMix(context, x, state, residual), weights);
 }
 
-void ChannelMixForward(const LayerContext& context, const ChannelMixWeights& weights, ConstTensor x, const LayerState& state,
-                       Tensor residual) {
+void ChannelMixForward(const LayerContext& context, const ChannelMixWeights& weights, ConstTensor x,
+                       const LayerState& state, Tensor residual) {
   const Workspace::Frame frame(context.workspace);
   Backend& backend = context.backend;
   const int64_t rows = x.dim(0), width = x.dim(1);

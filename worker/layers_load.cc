@@ -11,7 +11,9 @@ namespace {
 
 constexpr double kLlamaRopeBase = 10000;
 
-bool Has(const Checkpoint& file, const std::string& prefix, const char* name) { return file.Find(prefix + name) != nullptr; }
+bool Has(const Checkpoint& file, const std::string& prefix, const char* name) {
+  return file.Find(prefix + name) != nullptr;
+}
 
 // maa_w1 [D, G*m], maa_w2 [G, m, D] and the mixes of G targets.
 DdLerpWeights LoadDdLerp(WeightLoader& loader, int64_t width, const char* down, const char* up,
@@ -78,7 +80,9 @@ TimeMixWeights LoadEagle(WeightLoader& loader, int64_t width, int head_size, con
 
 // --- Finch ----------------------------------------------------------------------------------------------------------
 
-bool IsFinch(const Checkpoint& file, const std::string& prefix) { return Has(file, prefix, "time_maa_w1") && Has(file, prefix, "gate.weight"); }
+bool IsFinch(const Checkpoint& file, const std::string& prefix) {
+  return Has(file, prefix, "time_maa_w1") && Has(file, prefix, "gate.weight");
+}
 
 TimeMixWeights LoadFinch(WeightLoader& loader, int64_t width, int head_size, const ModelConfig&) {
   FinchWeights w;
@@ -106,9 +110,11 @@ bool IsFinchC2(const Checkpoint& file, const std::string& prefix) {
 
 TimeMixWeights LoadFinchC2(WeightLoader& loader, int64_t width, int head_size, const ModelConfig& config) {
   FinchC2Weights w;
-  const bool use_v2 = config.use_v2 && loader.Has("time_value2_w1");
+  // One of its tensors without the others is an error, not an ablation.
+  const bool has_v2 = loader.Has("time_maa_v2") || loader.Has("time_value2_w1") || loader.Has("time_value2_w2");
+  const bool use_v2 = config.use_v2 && has_v2;
   std::vector<std::string> mixes = {"time_maa_r", "time_maa_k", "time_maa_v", "time_maa_w"};
-  if (loader.Has("time_maa_v2")) mixes.emplace_back("time_maa_v2");
+  if (use_v2 || loader.Has("time_maa_v2")) mixes.emplace_back("time_maa_v2");
   w.shift = LoadDdLerp(loader, width, "time_maa_w1", "time_maa_w2", mixes);
   w.receptance = loader.Linear("receptance.weight", width, width);
   w.key = loader.Linear("key.weight", width, width);
@@ -188,14 +194,14 @@ TimeMixWeights LoadLlama(WeightLoader& loader, int64_t width, int, const ModelCo
   return w;
 }
 
-// name, has_shift, has_wkv, has_kv_cache, reads_gold_cache, matches, load
+// name, tmix, has_shift, has_wkv, has_kv_cache, reads_gold_cache, matches, load
 constexpr TimeMixKind kTimeMixKinds[] = {
-    {"gold", true, false, false, true, IsGold, LoadGold},
-    {"gptalpha", true, false, true, false, IsGptAlpha, LoadGptAlpha},
-    {"finch", true, true, false, false, IsFinch, LoadFinch},
-    {"finch_c2", true, true, false, false, IsFinchC2, LoadFinchC2},
-    {"eagle", true, true, false, false, IsEagle, LoadEagle},
-    {"llama", false, false, true, false, IsLlama, LoadLlama},
+    {"gold", "gold", true, false, false, true, IsGold, LoadGold},
+    {"gptalpha", "gptalpha", true, false, true, false, IsGptAlpha, LoadGptAlpha},
+    {"finch", "x060", true, true, false, false, IsFinch, LoadFinch},
+    {"finch_c2", "x060c2", true, true, false, false, IsFinchC2, LoadFinchC2},
+    {"eagle", "x052", true, true, false, false, IsEagle, LoadEagle},
+    {"llama", "llama", false, false, true, false, IsLlama, LoadLlama},
 };
 
 }  // namespace

@@ -39,24 +39,44 @@ absl::StatusOr<int> CountLayers(const Checkpoint& checkpoint) {
   return layers;
 }
 
-absl::Status CheckEqual(const Checkpoint& checkpoint, const char* key, const std::optional<int64_t>& given, int64_t found) {
+absl::Status CheckEqual(const Checkpoint& checkpoint, const char* key, const std::optional<int64_t>& given,
+                        int64_t found) {
   if (!given.has_value() || *given == found) return absl::OkStatus();
   return Invalid(checkpoint, absl::StrCat("the config says ", key, " is ", *given, ", the tensors say ", found));
 }
 
-// Head size as tensors show it: [H, N] bonuses, or Eagle's one decay a head. 0: not shown.
-int64_t HeadSizeFromTensors(const Checkpoint& checkpoint, int layers, int64_t width) {
-  for (int layer = 0; layer < layers; ++layer) {
-    const std::string att = BlockPrefix(layer) + "att.";
-    if (const CheckpointTensor* bonus = checkpoint.Find(att + "time_faaaa")) {
-      if (bonus->data.shape.rank() == 2 && bonus->data.dim(1) > 1) return bonus->data.dim(1);
-    }
-    if (const CheckpointTensor* decay = checkpoint.Find(att + "time_decay"); decay != nullptr && !checkpoint.Find(att + "time_maa_x")) {
-      const int64_t heads = decay->data.dim(0);
-      if (heads > 0 && width % heads == 0) return width / heads;
+// Names that this program does not know say nothing about the tensors.
+absl::Status CheckKind(const Checkpoint& checkpoint, const char* key, const std::string& given,
+                       const TimeMixKind& found) {
+  for (const TimeMixKind& kind : TimeMixKinds()) {
+    if (given == kind.tmix && &kind != &found) {
+      return Invalid(checkpoint,
+                     absl::StrCat("the config says ", key, " is ", given, ", the tensors are of ", found.tmix));
     }
   }
-  return 0;
+  return absl::OkStatus();
+}
+
+// Head size as tensors show it: [H, N] bonuses, or Eagle's one decay a head. 0: not shown.
+absl::StatusOr<int64_t> HeadSizeFromTensors(const Checkpoint& checkpoint, int layers, int64_t width) {
+  int64_t head_size = 0;
+  for (int layer = 0; layer < layers; ++layer) {
+    const std::string att = BlockPrefix(layer) + "att.";
+    const CheckpointTensor* bonus = checkpoint.Find(att + "time_faaaa");
+    const CheckpointTensor* decay = checkpoint.Find(att + "time_decay");
+    if (bonus != nullptr && bonus->data.shape.rank() == 2 && bonus->data.dim(1) > 1) {
+      if (head_size == 0) head_size = bonus->data.dim(1);
+      if (bonus->data.dim(1) != head_size) {
+        return Invalid(checkpoint,
+                       absl::StrCat("tensor ", bonus->name, " is ", bonus->data.shape.ToString(), ", expected [",
+                                    width / head_size, ", ", head_size, "] as in the layers before"));
+      }
+    } else if (head_size == 0 && decay != nullptr && checkpoint.Find(att + "time_maa_x") == nullptr) {
+      const int64_t heads = decay->data.dim(0);
+      if (heads > 0 && width % heads == 0) head_size = width / heads;
+    }
+  }
+  return head_size;
 }
 
 }  // namespace
@@ -92,15 +112,18 @@ absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const Mo
   const CheckpointTensor* embedding = checkpoint.Find("emb.weight");
   if (embedding == nullptr) return Invalid(checkpoint, "tensor emb.weight is missing");
   if (embedding->data.shape.rank() != 2 || embedding->data.shape.elements() == 0) {
-    return Invalid(checkpoint, absl::StrCat("tensor emb.weight is ", embedding->data.shape.ToString(), ", expected [vocab, width]"));
+    return Invalid(checkpoint, absl::StrCat("tensor emb.weight is ", embedding->data.shape.ToString(),
+                                            ", expected [vocab, width]"));
   }
   shape.vocab_size = embedding->data.dim(0);
   shape.width = embedding->data.dim(1);
   GF_ASSIGN_OR_RETURN(const int layers, CountLayers(checkpoint));
 
-  int64_t head_size = HeadSizeFromTensors(checkpoint, layers, shape.width);
+  GF_ASSIGN_OR_RETURN(int64_t head_size, HeadSizeFromTensors(checkpoint, layers, shape.width));
   if (head_size == 0) head_size = config.head_size.value_or(kDefaultHeadSize);
-  if (config.head_size.has_value()) GF_RETURN_IF_ERROR(CheckEqual(checkpoint, "head_size", *config.head_size, head_size));
+  if (config.head_size.has_value()) {
+    GF_RETURN_IF_ERROR(CheckEqual(checkpoint, "head_size", *config.head_size, head_size));
+  }
   if (head_size % 16 != 0 || head_size > 1024 || shape.width % head_size != 0) {
     return Invalid(checkpoint, absl::StrCat("heads of ", head_size, " channels do not fit a width of ", shape.width,
                                             ": expected a multiple of 16, at most 1024, that divides the width"));
@@ -120,8 +143,9 @@ absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const Mo
   }
   for (int layer = shape.finch_layers(); layer < layers; ++layer) {
     if (!shape.kinds[layer]->reads_gold_cache) {
-      return Invalid(checkpoint, absl::StrCat("layer ", layer, " is ", shape.kinds[layer]->name, " after the gold layer ",
-                                              shape.finch_layers(), ": gold layers must be the last ones"));
+      return Invalid(checkpoint,
+                     absl::StrCat("layer ", layer, " is ", shape.kinds[layer]->name, " after the gold layer ",
+                                  shape.finch_layers(), ": gold layers must be the last ones"));
     }
   }
   if (shape.gold_layers() > 0) {
@@ -130,6 +154,8 @@ absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const Mo
     shape.compressed = compress->data.dim(0);
     if (shape.finch_layers() == 0) return Invalid(checkpoint, "the first layer is gold: nothing fills its cache");
   }
+  GF_RETURN_IF_ERROR(CheckKind(checkpoint, "tmix", config.tmix, *shape.kinds.front()));
+  GF_RETURN_IF_ERROR(CheckKind(checkpoint, "tmix2", config.tmix2, *shape.kinds.back()));
   GF_RETURN_IF_ERROR(CheckEqual(checkpoint, "n_layer", config.layers, layers));
   GF_RETURN_IF_ERROR(CheckEqual(checkpoint, "n_embd", config.width, shape.width));
   GF_RETURN_IF_ERROR(CheckEqual(checkpoint, "vocab_size", config.vocab_size, shape.vocab_size));
@@ -145,8 +171,9 @@ absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::sh
   model->first_layer = first_layer;
   model->last_layer = last_layer < 0 ? shape.layers() : last_layer;
   if (first_layer < 0 || first_layer >= model->last_layer || model->last_layer > shape.layers()) {
-    return absl::InvalidArgumentError(absl::StrCat("layers ", first_layer, " to ", model->last_layer, " are not a range within the ",
-                                                   shape.layers(), " layers of ", checkpoint->path()));
+    return absl::InvalidArgumentError(absl::StrCat("layers ", first_layer, " to ", model->last_layer,
+                                                   " are not a range within the ", shape.layers(), " layers of ",
+                                                   checkpoint->path()));
   }
 
   WeightLoader loader(backend, *checkpoint, model->memory);
@@ -195,7 +222,9 @@ absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::sh
     model->head = loader.Linear("head.weight", shape.vocab_size, width);
   }
   for (const char* name : {"emb.weight", "ln_out.weight", "ln_out.bias", "head.weight"}) loader.Ignore(name);
-  if (shape.gold_layers() > 0) loader.IgnorePrefix("w_kv_cache_");
+  if (shape.gold_layers() > 0) {
+    for (const char* name : {"w_kv_cache_a.weight", "w_kv_cache_b.weight"}) loader.Ignore(name);
+  }
   loader.CheckAllTaken();
   GF_RETURN_IF_ERROR(loader.status());
   model->checkpoint = std::move(checkpoint);

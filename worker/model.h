@@ -17,10 +17,10 @@ namespace goldfinch {
 
 // What the tensors of a whole checkpoint say about its model.
 struct ModelShape {
-  int64_t width = 0;       // D
+  int64_t width = 0;  // D
   int64_t vocab_size = 0;
-  int head_size = 0;       // N
-  int64_t compressed = 0;  // numbers a token in the compressed cache; 0 without GOLD layers
+  int head_size = 0;                      // N
+  int64_t compressed = 0;                 // numbers a token in the compressed cache; 0 without GOLD layers
   std::vector<const TimeMixKind*> kinds;  // one a layer, entries of TimeMixKinds()
 
   int layers() const { return static_cast<int>(kinds.size()); }
@@ -75,7 +75,8 @@ struct Model {
 // Loads layers [first_layer, last_layer); last_layer -1: to the end. Every tensor of the checkpoint must belong to some
 // layer of the model. Errors name the file and the tensor.
 absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::shared_ptr<const Checkpoint> checkpoint,
-                                                       const ModelConfig& config, int first_layer = 0, int last_layer = -1);
+                                                       const ModelConfig& config, int first_layer = 0,
+                                                       int last_layer = -1);
 
 }  // namespace goldfinch
 

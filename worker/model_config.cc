@@ -6,6 +6,7 @@
 #include <iterator>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
@@ -17,6 +18,11 @@
 
 namespace goldfinch {
 namespace {
+
+// As JSON text, for messages; strings may be anything.
+std::string Shown(const nlohmann::json& value) {
+  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).substr(0, 100);
+}
 
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 
@@ -33,8 +39,8 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
   return text;
 }
 
-// What the getters below read, as JSON: the scalars of a map, and of the map `rope` in it. Scalars of YAML stay strings.
-// The rest is passed over: aliases can make a small file stand for a huge tree.
+// What the getters below read, as JSON: the scalars of a map, and of the map `rope` in it. Scalars of YAML stay
+// strings. The rest is passed over: aliases can make a small file stand for a huge tree.
 nlohmann::json ScalarsToJson(const YAML::Node& map) {
   nlohmann::json result = nlohmann::json::object();
   for (const auto& entry : map) {
@@ -55,7 +61,8 @@ class Reader {
   Reader(const std::string& path, const nlohmann::json& root) : path_(path), root_(root) {}
 
   // The number at `key`; nothing if the key is missing or null.
-  absl::StatusOr<std::optional<double>> Number(const nlohmann::json& object, const char* key, double low, double high) const {
+  absl::StatusOr<std::optional<double>> Number(const nlohmann::json& object, const char* key, double low,
+                                               double high) const {
     const auto found = object.find(key);
     if (found == object.end() || found->is_null()) return std::nullopt;
     double value = NAN;
@@ -71,7 +78,7 @@ class Reader {
     }
     if (!(value >= low && value <= high)) {
       return absl::InvalidArgumentError(
-          absl::StrCat(path_, ": ", key, " is ", found->dump(), ", expected a number from ", low, " to ", high));
+          absl::StrCat(path_, ": ", key, " is ", Shown(*found), ", expected a number from ", low, " to ", high));
     }
     return value;
   }
@@ -101,7 +108,8 @@ class Reader {
     GF_ASSIGN_OR_RETURN(const std::optional<int64_t> head_size, Integer("head_size", 1024));
     if (head_size.has_value()) {
       if (*head_size % 16 != 0) {
-        return absl::InvalidArgumentError(absl::StrCat(path_, ": head_size is ", *head_size, ", expected a multiple of 16"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(path_, ": head_size is ", *head_size, ", expected a multiple of 16"));
       }
       config.head_size = static_cast<int>(*head_size);
     }
@@ -109,10 +117,14 @@ class Reader {
     if (const auto rope = root_.find("rope"); rope != root_.end() && rope->is_object()) {
       GF_ASSIGN_OR_RETURN(config.rope_base, Number(*rope, "base", 0, 1e12));
     }
+    for (const auto& [key, value] : {std::pair("tmix", &config.tmix), std::pair("tmix2", &config.tmix2)}) {
+      if (const auto found = root_.find(key); found != root_.end() && found->is_string())
+        *value = found->get<std::string>();
+    }
     if (const auto vocabulary = root_.find("vocabulary"); vocabulary != root_.end()) {
       if (*vocabulary != "bytes" && *vocabulary != "world") {
         return absl::InvalidArgumentError(
-            absl::StrCat(path_, ": vocabulary is ", vocabulary->dump(), ", expected \"bytes\" or \"world\""));
+            absl::StrCat(path_, ": vocabulary is ", Shown(*vocabulary), ", expected \"bytes\" or \"world\""));
       }
       config.vocabulary = vocabulary->get<std::string>();
     }
@@ -137,7 +149,9 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& path) {
       return absl::InvalidArgumentError(absl::StrCat(path, ": not YAML: ", error.what()));
     }
   } else {
-    root = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    // What is nested deeper than any setting is left out: to print it would take a deep stack.
+    const auto is_shallow = [](int depth, nlohmann::json::parse_event_t, nlohmann::json&) { return depth < 16; };
+    root = nlohmann::json::parse(text, is_shallow, /*allow_exceptions=*/false);
     if (root.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(path, ": not JSON"));
   }
   if (!root.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": expected a map of settings"));

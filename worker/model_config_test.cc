@@ -17,7 +17,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 std::string Write(const std::string& name, const std::string& text) {
-  const std::string path = absl::StrCat(testing::TempDir(), "/model_config_test_", name);
+  std::string path = absl::StrCat(testing::TempDir(), "/model_config_test_", name);
   EXPECT_TRUE(WriteFile(path, text).ok());
   return path;
 }
@@ -36,7 +36,8 @@ void ExpectError(const std::string& name, const std::string& text, const std::st
 }
 
 TEST(ModelConfigTest, Defaults) {
-  for (const ModelConfig& config : {Read("a.json", "{}"), Read("a.yaml", "model: {}"), Read("b.yaml", "{}"), ModelConfig()}) {
+  for (const ModelConfig& config :
+       {Read("a.json", "{}"), Read("a.yaml", "model: {}"), Read("b.yaml", "{}"), ModelConfig()}) {
     EXPECT_FALSE(config.rope_base.has_value());
     EXPECT_TRUE(config.use_v2);
     EXPECT_TRUE(config.use_one_minus_w);
@@ -52,6 +53,8 @@ TEST(ModelConfigTest, Json) {
   const ModelConfig config = Read("all.json", R"({"tmix": "x060c2", "tmix2": "gold", "n_layer": 24, "n_embd": 2048,
     "vocab_size": 65536, "rope_base": 10000, "use_v2": 0, "use_one_minus_w": false, "head_size": 32,
     "vocabulary": "world", "something_else": [1, {"n_layer": 5}]})");
+  EXPECT_EQ(config.tmix, "x060c2");
+  EXPECT_EQ(config.tmix2, "gold");
   EXPECT_EQ(config.layers, 24);
   EXPECT_EQ(config.width, 2048);
   EXPECT_EQ(config.vocab_size, 65536);
@@ -80,6 +83,8 @@ model:
 train:
   n_layer: 99
 )");
+  EXPECT_EQ(config.tmix, "x060c2");
+  EXPECT_EQ(config.tmix2, "gold");
   EXPECT_EQ(config.layers, 12);
   EXPECT_EQ(config.width, 768);
   EXPECT_EQ(config.rope_base, 500000);
@@ -107,6 +112,7 @@ TEST(ModelConfigTest, ErrorsNameTheKeyAndTheValue) {
   ExpectError("l.yaml", "model: {n_layer: twelve}", "n_layer is \"twelve\"");
   ExpectError("m.yaml", "model: {rope: {base: .nan}}", "base is \".nan\"");
   ExpectError("n.yaml", "model: {n_embd: nan}", "n_embd is \"nan\"");
+  ExpectError("q.yaml", "model: {n_layer: \xff\xfe}", "n_layer is \"");
   ExpectError("o.json", R"({"n_layer": 2.5})", "n_layer is 2.5, expected an integer");
   ExpectError("p.yaml", "model: {n_layer: 2.5}", "n_layer is 2.5, expected an integer");
 }
@@ -116,7 +122,7 @@ TEST(ModelConfigTest, FilesThatAreNoConfigs) {
   ExpectError("2.json", "{\"n_layer\": ", "not JSON");
   ExpectError("3.json", "[1, 2]", "expected a map");
   ExpectError("4.json", "5", "expected a map");
-  ExpectError("5.json", "\xff\xfe\x00\x01", "not JSON");
+  ExpectError("5.json", "\xff\xfe\x01\x02", "not JSON");
   ExpectError("6.yaml", "", "expected a map");
   ExpectError("7.yaml", "model: [1, 2]", "expected a map");
   ExpectError("8.yaml", "model: text", "expected a map");
@@ -165,7 +171,8 @@ TEST(ModelConfigTest, FindsTheOneBesideTheModel) {
   EXPECT_EQ(FindModelConfig("", folder + "/model.pth")->layers, 3);
   EXPECT_EQ(FindModelConfig("", folder)->layers, 3) << "a model that is a folder";
   EXPECT_EQ(FindModelConfig(Write("explicit.json", R"({"n_layer": 4})"), folder + "/model.pth")->layers, 4);
-  EXPECT_EQ(FindModelConfig(folder + "/nowhere.json", folder + "/model.pth").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(FindModelConfig(folder + "/nowhere.json", folder + "/model.pth").status().code(),
+            absl::StatusCode::kNotFound);
   ASSERT_TRUE(WriteFile(folder + "/config.json", "{").ok());
   EXPECT_FALSE(FindModelConfig("", folder + "/model.pth").ok()) << "a broken config is not passed over";
 }

@@ -57,9 +57,15 @@ TEST(PagePoolTest, NoPageHasTwoOwners) {
 }
 
 TEST(PagePoolDeathTest, Misuse) {
-  EXPECT_DEATH(PagePool(0).Take(), "empty");
-  EXPECT_DEATH(PagePool(1).Release(0), "uses_");
-  EXPECT_DEATH(PagePool(1).Share(0), "uses_");
+  PagePool pool(1);
+  EXPECT_DEATH(pool.Release(0), "page 0");
+  EXPECT_DEATH(pool.Share(0), "page 0");
+  EXPECT_DEATH(pool.Release(-1), "page -1");
+  pool.Take();
+  EXPECT_DEATH(pool.Take(), "free_pages");
+  pool.Release(0);
+  EXPECT_DEATH(pool.Release(0), "page 0");
+  EXPECT_DEATH(pool.Share(0), "page 0");
 }
 
 }  // namespace

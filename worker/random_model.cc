@@ -84,14 +84,15 @@ class ModelWriter {
     for (const std::string& name : names) Norm(block_ + "att." + name);
   }
   void Mixes(const std::string& prefix, const std::vector<std::string>& names) {
-    for (const std::string& name : names) Uniform(block_ + prefix + name, {1, 1, width_}, 0, 1);
+    for (const std::string& name : names) Uniform(absl::StrCat(block_, prefix, name), {1, 1, width_}, 0, 1);
   }
   // w1 [D, targets * rank] and w2; without a group axis where there is one target.
   void Lora(const std::string& name, int64_t targets, int64_t rank) {
-    Normal(block_ + "att." + name + "_w1", {width_, targets * rank}, 0, 1 / std::sqrt(static_cast<float>(width_)));
+    Normal(absl::StrCat(block_, "att.", name, "_w1"), {width_, targets * rank}, 0,
+           1 / std::sqrt(static_cast<float>(width_)));
     std::vector<int64_t> shape = {targets, rank, width_};
     if (targets == 1) shape.erase(shape.begin());
-    Normal(block_ + "att." + name + "_w2", shape, 0, 0.3f / std::sqrt(static_cast<float>(rank)));
+    Normal(absl::StrCat(block_, "att.", name, "_w2"), shape, 0, 0.3f / std::sqrt(static_cast<float>(rank)));
   }
   void DdLerp(const std::vector<std::string>& targets) {
     Mixes("att.time_maa_", {"x"});

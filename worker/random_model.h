@@ -23,8 +23,8 @@ struct RandomModelSpec {
   int64_t mix_rank = 8;    // LoRA of one shift target
   int64_t lora_rank = 16;  // LoRAs of decays, keys and values
   DType dtype = DType::kBf16;
-  int eagle_minor = 2;     // RWKV-5.x: 0, 1 or 2
-  bool value2 = true;      // whether Finch-C2 layers have the tensors of v2
+  int eagle_minor = 2;  // RWKV-5.x: 0, 1 or 2
+  bool value2 = true;   // whether Finch-C2 layers have the tensors of v2
   bool time_state = false;
   uint64_t seed = 1;
 };

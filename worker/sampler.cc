@@ -297,10 +297,9 @@ size_t Sampler::DropUnlikely(size_t rows, double total, SamplerScratch& scratch)
   const float weight_min =
       std::max(static_cast<float>(options_.min_p), LeastWeight(absl::MakeSpan(scratch.weights.data(), rows), total));
   for (const int32_t id : masked_) scratch.weights[id] = -1;
-  std::fill(scratch.weights.begin() + vocabulary_->limit(), scratch.weights.begin() + rows, -1.0F);
-
   float* const scores = scratch.scores.data();
   float* const weights = scratch.weights.data();
+  std::fill(weights + vocabulary_->limit(), weights + rows, -1.0F);
   int32_t* const ids = scratch.ids.data();
   size_t count = 0;
   for (size_t i = 0; i < rows; i += kBlock) {

@@ -1,22 +1,19 @@
 // Chooses the next token of a sequence, as the RWKV tools do, with top_k, min_p, biases and bans besides.
 //
 // From the logits of a position to a token, in this order:
-//   1. logit_bias is added, and from every token that has occurred presence_penalty + occurrence * frequency_penalty is
-//   taken.
-//      Banned tokens and ids without meaning leave. Temperature 0 ends here: the best token, of equals that of lowest
-//      id.
+//   1. logit_bias is added; every token that has occurred loses presence_penalty + occurrence * frequency_penalty.
+//      Banned tokens and ids without meaning leave. If the temperature is 0, the best is the token, of equals that
+//      of the lowest id, and the rest of this list is not done.
 //   2. Softmax of what is left.
-//   3. top_p keeps p >= the p at which the sum from the largest down first reaches top_p: equals of the last one stay
-//   in.
-//      top_k keeps the k largest, of equals those of lowest id. min_p keeps p >= min_p * the largest p.
-//      Each looks at the p of step 2, so the shortest of the three lists is what remains, in whatever order they are
-//      applied.
-//   4. Temperature as p^(1/temperature), after the cuts, so that it never changes which tokens may be drawn.
+//   3. top_p keeps p >= the p at which the sum from the largest down first reaches top_p: equals of that one stay.
+//      top_k keeps the k largest, of equals those of the lowest ids. min_p keeps p >= min_p * the largest p.
+//      Each looks at the p of step 2, so the shortest of the three lists remains, in whatever order they are applied.
+//   4. Temperature as p^(1/temperature): after the cuts, so that it never changes which tokens may be drawn.
 //   5. Renormalised, one draw.
 // Equal means equal as fp32 logits after step 1.
 //
 // Occurrences: of the answer, not of the prompt. After each token all of them decay, then the token's own grows by 1,
-// or by 0 if its text is free to repeat (blanks and digits); presence counts from then on in any case.
+// or by 0 if its text repeats freely (blanks and digits). Presence counts from the first time on in any case.
 #ifndef GOLDFINCH_WORKER_SAMPLER_H_
 #define GOLDFINCH_WORKER_SAMPLER_H_
 
@@ -107,17 +104,15 @@ struct TokenDistribution {
   double total = 0;
 };
 
-// Memory of one call, reused by the next. One a thread serves any number of samplers: 12 bytes a logit.
-class SamplerScratch {
- private:
-  friend class Sampler;
+// Memory of one call, reused by the next; what is in it is Sampler's own affair. One a thread serves any number of
+// samplers: 12 bytes a logit.
+struct SamplerScratch {
   struct Bucket {
     double mass = 0;
     int64_t count = 0;
   };
 
-  // Padded to whole blocks. The logits of step 1 and e^(logit - max), by id at first; then, as tokens drop out, of
-  // ids[i].
+  // Padded to whole blocks. By id at first, the logits of step 1 and e^(logit - max); as tokens drop out, of ids[i].
   std::vector<float> scores;
   std::vector<float> weights;
   std::vector<int32_t> ids;

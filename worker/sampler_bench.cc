@@ -1,4 +1,5 @@
 // Time to draw one token from 65,536 logits, on one thread. A line's time is that of one token.
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -42,24 +43,24 @@ void Run(benchmark::State& state, const SamplingOptions& options, const std::vec
 }
 
 // Deviation 3: half of the probability is with some hundred tokens, as where a model is unsure.
-void BM_Default(benchmark::State& state) { Run(state, {}, NormalLogits(3)); }
-void BM_Greedy(benchmark::State& state) { Run(state, {.temperature = 0}, NormalLogits(3)); }
-void BM_Logprobs20(benchmark::State& state) { Run(state, {.logprobs = 20}, NormalLogits(3)); }
-void BM_Temperature(benchmark::State& state) { Run(state, {.temperature = 0.7}, NormalLogits(3)); }
-void BM_TopK50(benchmark::State& state) { Run(state, {.top_p = 1, .top_k = 50}, NormalLogits(3)); }
-void BM_KeepAll(benchmark::State& state) { Run(state, {.temperature = 0.7, .top_p = 1}, NormalLogits(3)); }
+void Default(benchmark::State& state) { Run(state, {}, NormalLogits(3)); }
+void Greedy(benchmark::State& state) { Run(state, {.temperature = 0}, NormalLogits(3)); }
+void Logprobs20(benchmark::State& state) { Run(state, {.logprobs = 20}, NormalLogits(3)); }
+void Temperature(benchmark::State& state) { Run(state, {.temperature = 0.7}, NormalLogits(3)); }
+void TopK50(benchmark::State& state) { Run(state, {.top_p = 1, .top_k = 50}, NormalLogits(3)); }
+void KeepAll(benchmark::State& state) { Run(state, {.temperature = 0.7, .top_p = 1}, NormalLogits(3)); }
 // The worst: every token stays in the running until the end.
-void BM_NearlyFlat(benchmark::State& state) { Run(state, {.temperature = 0.7}, NormalLogits(0.01F)); }
-void BM_Flat(benchmark::State& state) { Run(state, {.temperature = 0.7}, std::vector<float>(kVocab, 1)); }
+void NearlyFlat(benchmark::State& state) { Run(state, {.temperature = 0.7}, NormalLogits(0.01F)); }
+void Flat(benchmark::State& state) { Run(state, {.temperature = 0.7}, std::vector<float>(kVocab, 1)); }
 
-BENCHMARK(BM_Default)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_Greedy)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_Logprobs20)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_Temperature)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_TopK50)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_KeepAll)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_NearlyFlat)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_Flat)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Default)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Greedy)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Logprobs20)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Temperature)->Unit(benchmark::kMicrosecond);
+BENCHMARK(TopK50)->Unit(benchmark::kMicrosecond);
+BENCHMARK(KeepAll)->Unit(benchmark::kMicrosecond);
+BENCHMARK(NearlyFlat)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Flat)->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace goldfinch

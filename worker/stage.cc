@@ -1,6 +1,7 @@
 #include "worker/stage.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <variant>
 
@@ -31,9 +32,20 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Backend& backend, std::shar
   GF_CHECK_GE(options.max_sequences, 1);
   GF_CHECK_GE(options.max_tokens, 1);
   GF_CHECK_GE(options.max_logit_rows, 1);
+  GF_CHECK_GE(options.cache_tokens, 1);
+  const int64_t pages = options.cache_tokens / kPageTokens + options.max_sequences;
+  if (pages >= std::numeric_limits<int32_t>::max()) {
+    return absl::InvalidArgumentError(absl::StrCat("caches of ", options.cache_tokens, " positions, the limit is ",
+                                                   std::numeric_limits<int32_t>::max() * kPageTokens));
+  }
   std::unique_ptr<Stage> stage(new Stage(backend, std::move(model), options));
   GF_RETURN_IF_ERROR(stage->AllocateMemory());
   return stage;
+}
+
+const Stage::Sequence& Stage::OpenSequence(int slot) const {
+  GF_CHECK(slot >= 0 && slot < options_.max_sequences && sequences_[slot].open) << "slot " << slot;
+  return sequences_[slot];
 }
 
 absl::StatusOr<Tensor> Stage::AllocateTensor(const Shape& shape, DType dtype, const char* purpose) {
@@ -69,8 +81,8 @@ absl::Status Stage::AllocateMemory() {
   if (model_->has_gold()) {
     const DType id_type = shape_.vocab_size <= 65536 ? DType::kU16 : DType::kI32;
     GF_ASSIGN_OR_RETURN(gold_cache_.ids, AllocateTensor({pages_.pages(), kPageTokens}, id_type, "compressed cache"));
-    GF_ASSIGN_OR_RETURN(gold_cache_.c, AllocateTensor({pages_.pages(), kPageTokens, shape_.compressed}, options_.cache_dtype,
-                                                      "compressed cache"));
+    GF_ASSIGN_OR_RETURN(gold_cache_.c, AllocateTensor({pages_.pages(), kPageTokens, shape_.compressed},
+                                                      options_.cache_dtype, "compressed cache"));
     GF_ASSIGN_OR_RETURN(key_table_, AllocateTensor({shape_.vocab_size, width}, DType::kF32, "key table"));
     key_table_has_.resize(shape_.vocab_size);
     gold_shared_ = {model_->embedding, model_->ln0, model_->key_compressed, key_table_};
@@ -79,7 +91,7 @@ absl::Status Stage::AllocateMemory() {
   workspace_ = std::make_unique<Workspace>(std::move(workspace), WorkspaceBytes());
 
   // What Forward fills: sized once, so that it allocates nothing.
-  for (Sequence& sequence : sequences_) sequence.pages.reserve(pages_.pages());
+  for (Sequence& sequence : sequences_) sequence.pages.reserve(PagesFor(options_.max_sequence_tokens));
   plans_.reserve(slots);
   ids_.reserve(options_.max_tokens);
   new_ids_.reserve(options_.max_tokens);
@@ -101,14 +113,16 @@ int64_t Stage::WorkspaceBytes() const {
   }
   const int64_t rows = std::max(tokens, gold_rows);
   constexpr int64_t kRounding = 64 * 1024;  // every tensor is rounded up to 64 bytes
-  return 4 * (rows * (layer_floats + 2 * shape_.width) + (tokens + gold_rows) * shape_.width + tokens * shape_.compressed +
+  return 4 * (rows * (layer_floats + 2 * shape_.width) + (tokens + gold_rows) * shape_.width +
+              tokens * shape_.compressed +
               options_.max_logit_rows * (shape_.width + (model_->is_last() ? shape_.vocab_size : 0))) +
          kRounding;
 }
 
 bool Stage::keeps_pages() const {
   if (model_->has_gold()) return true;
-  return std::any_of(states_.begin(), states_.end(), [](const LayerState& state) { return static_cast<bool>(state.kv.keys); });
+  return std::any_of(states_.begin(), states_.end(),
+                     [](const LayerState& state) { return static_cast<bool>(state.kv.keys); });
 }
 
 int64_t Stage::PagesFor(int64_t tokens) const { return keeps_pages() ? (tokens + kPageTokens - 1) / kPageTokens : 0; }
@@ -125,7 +139,8 @@ int64_t Stage::CacheBytes() const {
 absl::StatusOr<int> Stage::Open() {
   const auto free = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.open; });
   if (free == sequences_.end()) {
-    return absl::ResourceExhaustedError(absl::StrCat("all ", sequences_.size(), " sequence slots (--max-num-seqs) are taken"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("all ", sequences_.size(), " sequence slots (--max-num-seqs) are taken"));
   }
   const int slot = static_cast<int>(free - sequences_.begin());
   free->open = true;
@@ -146,10 +161,10 @@ absl::StatusOr<int> Stage::Open() {
 }
 
 absl::StatusOr<int> Stage::Fork(int slot) {
-  GF_CHECK(sequences_[slot].open);
-  const int64_t partial = sequences_[slot].position % kPageTokens;
+  const int64_t partial = OpenSequence(slot).position % kPageTokens;
   if (keeps_pages() && partial != 0 && pages_.free_pages() == 0) {
-    return absl::ResourceExhaustedError(absl::StrCat("the caches are full: ", pages_.pages() * kPageTokens, " positions"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the caches are full: ", pages_.pages() * kPageTokens, " positions"));
   }
   GF_ASSIGN_OR_RETURN(const int copy, Open());
   const Sequence& from = sequences_[slot];
@@ -188,8 +203,8 @@ absl::StatusOr<int> Stage::Fork(int slot) {
 }
 
 void Stage::Close(int slot) {
+  GF_CHECK(OpenSequence(slot).open);
   Sequence& sequence = sequences_[slot];
-  GF_CHECK(sequence.open);
   sequence.open = false;
   for (int32_t page : sequence.pages) pages_.Release(page);
   sequence.pages.clear();
@@ -199,7 +214,8 @@ absl::Status Stage::CheckChunks(absl::Span<const Chunk> chunks) const {
   int64_t tokens = 0, logit_rows = 0, new_pages = 0;
   for (const Chunk& chunk : chunks) {
     const auto count = static_cast<int64_t>(chunk.ids.size());
-    GF_CHECK(chunk.slot >= 0 && chunk.slot < options_.max_sequences && sequences_[chunk.slot].open) << "slot " << chunk.slot;
+    const Sequence& sequence = OpenSequence(chunk.slot);
+    for (const Chunk* other = chunks.data(); other != &chunk; ++other) GF_CHECK_NE(other->slot, chunk.slot);
     GF_CHECK_GE(count, 1);
     GF_CHECK(chunk.logit_rows >= 0 && chunk.logit_rows <= count);
     for (int32_t id : chunk.ids) {
@@ -210,17 +226,23 @@ absl::Status Stage::CheckChunks(absl::Span<const Chunk> chunks) const {
     }
     tokens += count;
     logit_rows += chunk.logit_rows;
-    const Sequence& sequence = sequences_[chunk.slot];
+    if (sequence.position + count > options_.max_sequence_tokens) {
+      return absl::InvalidArgumentError(absl::StrCat("a sequence of ", sequence.position + count,
+                                                     " tokens, the limit is ", options_.max_sequence_tokens));
+    }
     new_pages += PagesFor(sequence.position + count) - static_cast<int64_t>(sequence.pages.size());
   }
   if (tokens > options_.max_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat("a step of ", tokens, " tokens, the limit is ", options_.max_tokens));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a step of ", tokens, " tokens, the limit is ", options_.max_tokens));
   }
   if (logit_rows > options_.max_logit_rows) {
-    return absl::InvalidArgumentError(absl::StrCat("logits of ", logit_rows, " tokens, the limit is ", options_.max_logit_rows));
+    return absl::InvalidArgumentError(
+        absl::StrCat("logits of ", logit_rows, " tokens, the limit is ", options_.max_logit_rows));
   }
   if (new_pages > pages_.free_pages()) {
-    return absl::ResourceExhaustedError(absl::StrCat("the caches are full: ", pages_.pages() * kPageTokens, " positions"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the caches are full: ", pages_.pages() * kPageTokens, " positions"));
   }
   return absl::OkStatus();
 }
@@ -241,7 +263,8 @@ void Stage::PlanChunks(absl::Span<const Chunk> chunks) {
       if (gold.count() > 0) sequence.gold_position = end;
     }
     ids_.insert(ids_.end(), chunk.ids.begin(), chunk.ids.end());
-    spans_.push_back({chunk.slot, static_cast<int32_t>(row_begin), static_cast<int32_t>(count), begin, sequence.pages.data()});
+    spans_.push_back(
+        {chunk.slot, static_cast<int32_t>(row_begin), static_cast<int32_t>(count), begin, sequence.pages.data()});
     sequence.position = end;
   }
 }
@@ -314,7 +337,8 @@ Tensor Stage::GatherGoldRows(Tensor finch_rows) {
       for (const Plan& plan : plans_) {
         for (int64_t position = plan.gold.begin; position < plan.gold.end; ++position, ++to) {
           if ((position < plan.begin) != from_tail) continue;
-          const int64_t from = from_tail ? plan.chunk->slot * ring + position % ring : plan.row_begin + position - plan.begin;
+          const int64_t from =
+              from_tail ? plan.chunk->slot * ring + position % ring : plan.row_begin + position - plan.begin;
           copies_.push_back({from, to});
         }
       }
@@ -339,11 +363,13 @@ void Stage::KeepCompressed(ConstTensor compressed) {
     key_table_has_[id] = true;
     new_ids_.push_back(id);
   }
-  if (!new_ids_.empty()) backend_.GoldKeyTableRows(new_ids_, model_->embedding, model_->ln0, model_->key_x0, key_table_);
+  if (!new_ids_.empty())
+    backend_.GoldKeyTableRows(new_ids_, model_->embedding, model_->ln0, model_->key_x0, key_table_);
 }
 
 // In spans that warm up, the first row of `normed` becomes the shift state and leaves `hidden` and `normed`.
-void Stage::SpendFirstRows(ConstTensor normed, Tensor LayerState::*shift, const LayerState& state, Tensor* hidden, Tensor* x) {
+void Stage::SpendFirstRows(ConstTensor normed, Tensor LayerState::*shift, const LayerState& state, Tensor* hidden,
+                           Tensor* x) {
   copies_.clear();
   for (size_t i = 0; i < gold_spans_.size(); ++i) {
     if (gold_warm_up_[i]) copies_.push_back({gold_spans_[i].row_begin, gold_spans_[i].slot});

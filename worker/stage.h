@@ -1,5 +1,5 @@
-// One stage of the pipeline: a range of layers, the states and caches of its sequences, and the forward pass over ragged
-// batches. A single machine runs one stage with all layers.
+// One stage of the pipeline: a range of layers, the states and caches of its sequences, and the forward pass over
+// ragged batches. A single machine runs one stage with all layers.
 #ifndef GOLDFINCH_WORKER_STAGE_H_
 #define GOLDFINCH_WORKER_STAGE_H_
 
@@ -21,10 +21,11 @@
 namespace goldfinch {
 
 struct StageOptions {
-  int max_sequences = 1;           // state slots
-  int64_t max_tokens = 512;        // in one Forward, over all chunks; also the most rows that may want logits
-  int64_t max_logit_rows = 512;    // in one Forward
-  int64_t cache_tokens = 1 << 20;  // positions that the caches hold, over all sequences
+  int max_sequences = 1;                  // state slots
+  int64_t max_sequence_tokens = 1 << 20;  // of one sequence: its page table is reserved
+  int64_t cache_tokens = 1 << 20;         // positions that the caches hold, over all sequences
+  int64_t max_tokens = 512;               // in one Forward, over all chunks
+  int64_t max_logit_rows = 512;           // that may want logits in one Forward
   DType cache_dtype = DType::kBf16;
 };
 
@@ -37,7 +38,7 @@ struct Chunk {
 
 // What the stage before sends for a Forward; a first stage gets none.
 struct StageInput {
-  Tensor hidden;           // [rows, D] fp32; overwritten. Rows of every token; to GOLD layers, the rows of the pre-fill rule.
+  Tensor hidden;  // [rows, D] fp32; overwritten. Rows of every token; to GOLD layers, the rows of the pre-fill rule.
   ConstTensor compressed;  // [tokens, D/16] fp32; only if this stage's first layer is GOLD
 };
 
@@ -61,10 +62,11 @@ class Stage {
   absl::StatusOr<int> Fork(int slot);
   void Close(int slot);
   // Tokens that the sequence has taken.
-  int64_t position(int slot) const { return sequences_[slot].position; }
+  int64_t position(int slot) const { return OpenSequence(slot).position; }
 
   // Runs the chunks, at most one a slot, through the stage's layers. On an error nothing has changed:
-  // INVALID_ARGUMENT for ids outside the vocabulary or more tokens or logit rows than the options allow,
+  // INVALID_ARGUMENT for ids outside the vocabulary or more tokens or logit rows than the options allow, of the call
+  // or of a sequence,
   // RESOURCE_EXHAUSTED when the caches are full.
   absl::Status Forward(absl::Span<const Chunk> chunks, const StageInput& input, StageOutput* output);
 
@@ -90,6 +92,8 @@ class Stage {
   };
 
   Stage(Backend& backend, std::shared_ptr<const Model> model, const StageOptions& options);
+  // The slot must be one that Open or Fork gave.
+  const Sequence& OpenSequence(int slot) const;
   absl::Status AllocateMemory();
   absl::StatusOr<Tensor> AllocateTensor(const Shape& shape, DType dtype, const char* purpose);
   int64_t WorkspaceBytes() const;
@@ -102,7 +106,8 @@ class Stage {
   Tensor GatherGoldRows(Tensor finch_rows);
   void RunGoldLayers(Tensor* hidden);
   Tensor Logits(ConstTensor hidden);
-  void SpendFirstRows(ConstTensor normed, Tensor LayerState::*shift, const LayerState& state, Tensor* hidden, Tensor* x);
+  void SpendFirstRows(ConstTensor normed, Tensor LayerState::*shift, const LayerState& state, Tensor* hidden,
+                      Tensor* x);
   Tensor Norm(ConstTensor x, const NormWeights& norm);
   int64_t PagesFor(int64_t tokens) const;
 
@@ -120,7 +125,7 @@ class Stage {
   Tensor tail_;                     // [slots * 2G, D]: newest Finch-side rows, position p of a slot at p mod 2G
   GoldCache gold_cache_;
   GoldShared gold_shared_;
-  Tensor key_table_;                // [vocab, D]
+  Tensor key_table_;                 // [vocab, D]
   std::vector<bool> key_table_has_;  // by id
 
   // Of the call that runs; kept to reuse their memory.

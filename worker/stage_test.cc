@@ -34,11 +34,8 @@ class StageTest : public testing::Test {
   void SetUp() override { Make({"finch_c2", "gold"}, Options()); }
 
   static StageOptions Options() {
-    return {.max_sequences = 3,
-            .max_tokens = 100,
-            .max_logit_rows = 20,
-            .cache_tokens = 256,
-            .cache_dtype = DType::kF32};
+    return {
+        .max_sequences = 3, .cache_tokens = 256, .max_tokens = 100, .max_logit_rows = 20, .cache_dtype = DType::kF32};
   }
   static std::shared_ptr<const Model> Load(Backend& backend, const std::vector<std::string>& layers) {
     auto loaded = LoadModel(backend, OpenTensors(RandomModel({.layers = layers})), {});
@@ -160,8 +157,7 @@ TEST_F(StageTest, IdsOutsideTheVocabulary) {
       const std::vector<int32_t> good = {1, 2}, bad = {3, 4, id};
       const absl::Status status = Forward({{0, good, 1}, {1, bad, 1}});
       EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-      EXPECT_THAT(std::string(status.message()),
-                  AllOf(HasSubstr(std::to_string(id)), HasSubstr("vocabulary of 40")));
+      EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(std::to_string(id)), HasSubstr("vocabulary of 40")));
     });
     stage->Close(0);
     stage->Close(1);
@@ -174,6 +170,18 @@ TEST_F(StageTest, TooManyTokensAtOnce) {
     const absl::Status status = Forward({{0, ids, 1}, {1, ids, 1}});
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("120"), HasSubstr("100")));
+  });
+}
+
+TEST_F(StageTest, ASequenceThatIsTooLong) {
+  StageOptions options = Options();
+  options.max_sequence_tokens = 40;
+  Make({"finch_c2", "gold"}, options);
+  ExpectNothingChanged(*this, [this] {
+    const std::vector<int32_t> ids = Tokens(21);
+    const absl::Status status = Forward({{0, ids, 1}});
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("41"), HasSubstr("40")));
   });
 }
 
@@ -195,7 +203,8 @@ TEST_F(StageTest, AllOfTheTokensAndLogitsThatOptionsAllow) {
 }
 
 TEST_F(StageTest, FullCaches) {
-  for (const std::vector<std::string>& layers : std::vector<std::vector<std::string>>{{"finch_c2", "gold"}, {"llama"}}) {
+  for (const std::vector<std::string>& layers :
+       std::vector<std::vector<std::string>>{{"finch_c2", "gold"}, {"llama"}}) {
     StageOptions options = Options();
     options.cache_tokens = 1;  // one page, and one for each of the three slots
     Make(layers, options);
@@ -315,8 +324,9 @@ TEST_F(StageTest, DeathOfMisuse) {
   EXPECT_DEATH(Forward({{slot, ids, 3}}).IgnoreError(), "logit_rows");
   EXPECT_DEATH(Forward({{2, ids, 1}}).IgnoreError(), "slot 2");
   EXPECT_DEATH(Forward({{17, ids, 1}}).IgnoreError(), "slot 17");
-  EXPECT_DEATH(stage->Close(2), "open");
-  EXPECT_DEATH(stage->Fork(2).IgnoreError(), "open");
+  EXPECT_DEATH(Forward({{slot, ids, 1}, {slot, ids, 1}}).IgnoreError(), "slot");
+  EXPECT_DEATH(stage->Close(2), "slot 2");
+  EXPECT_DEATH(stage->Fork(2).IgnoreError(), "slot 2");
 }
 
 }  // namespace

@@ -38,7 +38,8 @@ std::vector<float> ToFloats(const ConstTensor& host) {
   GF_CHECK(host.dtype == DType::kBf16 || host.dtype == DType::kF16) << Name(host.dtype);
   const auto* bits = static_cast<const uint16_t*>(host.data);
   for (int64_t i = 0; i < count; ++i) {
-    values[i] = host.dtype == DType::kF16 ? HalfToFloat(bits[i]) : std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
+    values[i] =
+        host.dtype == DType::kF16 ? HalfToFloat(bits[i]) : std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
   }
   return values;
 }
@@ -191,8 +192,8 @@ Matrix WeightLoader::LinearColumns(std::string_view name, int64_t out, int64_t i
   const int64_t size = SizeOf(tensor->data.dtype), columns = end - begin;
   std::vector<char> packed(out * columns * size);
   for (int64_t row = 0; row < out; ++row) {
-    std::memcpy(packed.data() + row * columns * size, static_cast<const char*>(tensor->data.data) + (row * in + begin) * size,
-                columns * size);
+    std::memcpy(packed.data() + row * columns * size,
+                static_cast<const char*>(tensor->data.data) + (row * in + begin) * size, columns * size);
   }
   absl::StatusOr<std::shared_ptr<void>> memory = backend_.Allocate(static_cast<int64_t>(packed.size()), "weights");
   if (!memory.ok()) {

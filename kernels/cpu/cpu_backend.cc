@@ -45,7 +45,7 @@ void CheckSlots(RowSpans spans, const Tensor& state) {
 }
 
 void CheckHeads(int64_t width, int head_size) {
-  GF_CHECK_GT(head_size, 0);
+  GF_CHECK(head_size > 0 && head_size <= 1024) << "head size " << head_size;
   GF_CHECK_EQ(head_size % 16, 0);
   GF_CHECK_EQ(width % head_size, 0);
 }
@@ -138,8 +138,8 @@ class CpuBackend : public Backend {
     cpu::DdLerp(context_, x, spans, shift, weights, out);
   }
 
-  void WkvForward(ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus, RowSpans spans, Tensor state,
-                  const WkvOptions& options, Tensor out) override {
+  void WkvForward(ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus, RowSpans spans,
+                  Tensor state, const WkvOptions& options, Tensor out) override {
     const int64_t rows = r.dim(0), width = r.dim(1), heads = state.dim(1), head_size = state.dim(2);
     CheckSpans(spans, rows);
     CheckSlots(spans, state);
@@ -215,7 +215,8 @@ class CpuBackend : public Backend {
   }
 
  private:
-  static void CheckShiftOp(const ConstTensor& x, RowSpans spans, const Tensor& shift, const ConstTensor& mix, const Tensor& out) {
+  static void CheckShiftOp(const ConstTensor& x, RowSpans spans, const Tensor& shift, const ConstTensor& mix,
+                           const Tensor& out) {
     CheckSpans(spans, x.dim(0));
     CheckSlots(spans, shift);
     CheckFloats(shift, {shift.dim(0), x.dim(1)}, "shift state");

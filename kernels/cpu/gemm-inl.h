@@ -1,6 +1,7 @@
 // Matrix products for one thread, included once per SIMD target (see Highway's foreach_target).
 //
-// Every output element is one fixed sequence of fp32 operations, whatever the number of rows and columns computed with it:
+// Every output element is one fixed sequence of fp32 operations, whatever the number of rows and columns computed with
+// it:
 //   kOutIn: for each block of kBlockIn inputs, one fused multiply-add chain per vector lane, then a fixed tree over the
 //           lanes; blocks are added in order.
 //   kInOut: one fused multiply-add chain over the inputs in order.
@@ -27,11 +28,11 @@ HWY_BEFORE_NAMESPACE();
 namespace goldfinch::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr int kColumns = 4;                              // columns of a dot-product tile
-constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 6 : 2;    // rows of a tile: what the registers hold
-constexpr int64_t kBlockIn = 1024;                       // inputs summed before lanes are: six rows of x fit the L1 cache
-constexpr int64_t kBlockOut = 64;                        // columns of a panel: 64 x 1024 floats fit the L2 cache
-constexpr int64_t kBlockRows = 84 * 6;                   // rows that share a widened panel
+constexpr int kColumns = 4;                            // columns of a dot-product tile
+constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 6 : 2;  // rows of a tile: what the registers hold
+constexpr int64_t kBlockIn = 1024;                     // inputs summed before lanes are: six rows of x fit the L1 cache
+constexpr int64_t kBlockOut = 64;                      // columns of a panel: 64 x 1024 floats fit the L2 cache
+constexpr int64_t kBlockRows = 86 * 6;  // rows that share a widened panel; steps of 512 tokens fit one block
 
 // Sums the lanes of four vectors into four neighbouring floats, always in the same order.
 HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumFour(VF a, VF b, VF c, VF d) {
@@ -102,8 +103,8 @@ HWY_INLINE void DotTile(const float* HWY_RESTRICT x, size_t ldx, const T* const 
 
 // All rows against the columns w[0 .. columns), each at distance ldw. `out` has room for whole tiles of columns.
 template <typename T>
-inline void DotBlock(const float* x, size_t ldx, size_t rows, const T* w, size_t ldw, size_t columns, size_t k, bool add,
-                     float* out, size_t ldo) {
+inline void DotBlock(const float* x, size_t ldx, size_t rows, const T* w, size_t ldw, size_t columns, size_t k,
+                     bool add, float* out, size_t ldo) {
   for (size_t r = 0; r < rows;) {
     const size_t count = rows - r < kRows ? rows - r : kRows;
     const float* xr = x + r * ldx;
@@ -143,8 +144,8 @@ inline void DotBlock(const float* x, size_t ldx, size_t rows, const T* w, size_t
 
 // out[r, 0 .. V * lanes) (+)= x[r, 0 .. k) times w [k, ldw], R rows and V vectors of columns.
 template <int R, int V, typename T>
-HWY_INLINE void AxpyTile(const float* HWY_RESTRICT x, size_t ldx, const T* HWY_RESTRICT w, size_t ldw, size_t k, bool add,
-                         float* HWY_RESTRICT out, size_t ldo) {
+HWY_INLINE void AxpyTile(const float* HWY_RESTRICT x, size_t ldx, const T* HWY_RESTRICT w, size_t ldw, size_t k,
+                         bool add, float* HWY_RESTRICT out, size_t ldo) {
   const DF df;
   const size_t lanes = hn::Lanes(df);
   VF sum[R][V];
@@ -185,7 +186,8 @@ inline void AxpyBlock(const float* x, size_t ldx, size_t rows, const T* w, size_
       if (count == kRows) {
         AxpyTile<kRows, kVectors>(xr, ldx, w + c, ldw, k, add, o, ldo);
       } else {
-        for (size_t i = 0; i < count; ++i) AxpyTile<1, kVectors>(xr + i * ldx, ldx, w + c, ldw, k, add, o + i * ldo, ldo);
+        for (size_t i = 0; i < count; ++i)
+          AxpyTile<1, kVectors>(xr + i * ldx, ldx, w + c, ldw, k, add, o + i * ldo, ldo);
       }
     }
     r += count;
@@ -204,8 +206,8 @@ inline void WidenColumns(const T* w, size_t ldw, size_t k, size_t column, size_t
 // tile[rows, kBlockOut] = x[rows, in] times columns [column, column + count) of the weight; count <= kBlockOut and
 // rows <= kBlockRows. Uses `scratch` for panels.
 template <typename T>
-inline void ProductTile(const float* x, size_t ldx, size_t rows, const T* w, bool out_in, int64_t in, int64_t out, int64_t column,
-                        int64_t count, Scratch& scratch, float* tile) {
+inline void ProductTile(const float* x, size_t ldx, size_t rows, const T* w, bool out_in, int64_t in, int64_t out,
+                        int64_t column, int64_t count, Scratch& scratch, float* tile) {
   const Scratch::Frame frame(scratch);
   const int64_t block = in < kBlockIn ? in : kBlockIn;
   const bool in_place = std::is_same_v<T, float> || rows <= kRows;

@@ -15,10 +15,11 @@ namespace {
 
 constexpr float kLayerNormEpsilon = 1e-5f;
 
-// Runs use(column, count, tile [rows, kBlockOut]) for every block of columns of x[rows, in] times the weight at `offset`.
+// Runs use(column, count, tile [rows, kBlockOut]) for every block of columns of x[rows, in] times the weight at
+// `offset`.
 template <class Use>
-HWY_INLINE void ForProductTiles(const float* x, int64_t ldx, int64_t rows, ConstTensor weight, int64_t offset, bool out_in,
-                                int64_t in, int64_t out, Scratch& scratch, Use use) {
+HWY_INLINE void ForProductTiles(const float* x, int64_t ldx, int64_t rows, ConstTensor weight, int64_t offset,
+                                bool out_in, int64_t in, int64_t out, Scratch& scratch, Use use) {
   const Scratch::Frame frame(scratch);
   float* tile = scratch.Floats(rows * kBlockOut);
   for (int64_t column = 0; column < out; column += kBlockOut) {
@@ -50,10 +51,16 @@ void EmbedRow(ConstTensor embedding, NormWeights ln0, int32_t id, float* to) {
 class TileBuilder {
  public:
   TileBuilder(const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache, int head_size)
-      : shared_(shared), weights_(weights), cache_(cache), head_size_(head_size), width_(shared.embedding.dim(1)) {}
+      : shared_(shared),
+        weights_(weights),
+        cache_(cache),
+        head_size_(head_size),
+        width_(shared.embedding.dim(1)),
+        frequencies_(head_size, weights.rope_base) {}
 
   // k, v [count, D] of the positions first .. first + count.
-  void Build(const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k, const float** v) const {
+  void Build(const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
+             const float** v) const {
     float* keys = scratch.Floats(count * width_);
     float* values = scratch.Floats(count * width_);
     *k = keys;
@@ -80,7 +87,7 @@ class TileBuilder {
     for (int64_t i = 0; i < count; ++i) {
       Norm(weights_.ln_key, keys + i * width_);
       Norm(weights_.ln_value, values + i * width_);
-      if (weights_.rope_base != 0) RopeRow(keys + i * width_, width_, head_size_, first + i, weights_.rope_base);
+      if (weights_.rope_base != 0) RopeRow(keys + i * width_, width_, head_size_, first + i, frequencies_);
     }
   }
 
@@ -117,8 +124,8 @@ class TileBuilder {
   void Mix(const float* x, const float* hidden, int64_t group, int64_t count, ConstTensor mix, Scratch& scratch,
            float* to) const {
     const int64_t rank = weights_.mix_up.dim(1);
-    ForProductTiles(hidden + group * rank, 2 * rank, count, weights_.mix_up, group * rank * width_, false, rank, width_, scratch,
-                    [&](int64_t column, int64_t columns, const float* tile) HWY_ATTR {
+    ForProductTiles(hidden + group * rank, 2 * rank, count, weights_.mix_up, group * rank * width_, false, rank, width_,
+                    scratch, [&](int64_t column, int64_t columns, const float* tile) HWY_ATTR {
                       const float* m = mix.f32() + column;
                       for (int64_t i = 0; i < count; ++i) {
                         const float* prev = x + i * width_ + column;
@@ -158,10 +165,11 @@ class TileBuilder {
   const GoldCache& cache_;
   const int head_size_;
   const int64_t width_;
+  const RopeFrequencies frequencies_;
 };
 
-void GoldAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
-                         const GoldCache& cache, int head_size, Tensor out) {
+void GoldAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                         const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
   const TileBuilder builder(shared, weights, cache, head_size);
   const auto make_tile = [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
                              const float** v) { builder.Build(span, first, count, scratch, k, v); };
@@ -199,13 +207,13 @@ namespace goldfinch::cpu {
 HWY_EXPORT(GoldAttentionTarget);
 HWY_EXPORT(GoldKeyTableRowsTarget);
 
-void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
-                   const GoldCache& cache, int head_size, Tensor out) {
+void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                   const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
   HWY_DYNAMIC_DISPATCH(GoldAttentionTarget)(context, q, spans, shared, weights, cache, head_size, out);
 }
 
-void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0, Matrix key_x0,
-                      Tensor table) {
+void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
+                      Matrix key_x0, Tensor table) {
   HWY_DYNAMIC_DISPATCH(GoldKeyTableRowsTarget)(context, ids, embedding, ln0, key_x0, table);
 }
 

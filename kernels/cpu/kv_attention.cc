@@ -9,7 +9,8 @@ HWY_BEFORE_NAMESPACE();
 namespace goldfinch::cpu::HWY_NAMESPACE {
 namespace {
 
-void KvAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out) {
+void KvAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size,
+                       Tensor out) {
   const int64_t width = q.dim(1), page_tokens = cache.page_tokens();
   const auto load_tile = [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
                              const float** v) HWY_ATTR {

@@ -17,7 +17,7 @@ HWY_INLINE VF Activate(Activation activation, VF x) {
     case Activation::kNone:
       return x;
     case Activation::kRelu2: {
-      const VF positive = hn::Max(x, hn::Zero(df));
+      const VF positive = hn::Max(hn::Zero(df), x);  // in this order a NaN stays one
       return hn::Mul(positive, positive);
     }
     case Activation::kSilu:
@@ -52,22 +52,26 @@ void MatMulTarget(Context& context, ConstTensor x, Matrix weight, const Epilogue
   const int64_t column_blocks = (width + kBlockOut - 1) / kBlockOut;
   // Narrow weights are cut by rows as well, so that every thread has work.
   int64_t block_rows = std::min(rows, kBlockRows);
-  while (block_rows > 8 * kRows && column_blocks * ((rows + block_rows - 1) / block_rows) < 4 * context.pool.threads()) {
+  while (block_rows > 8 * kRows &&
+         column_blocks * ((rows + block_rows - 1) / block_rows) < 4 * context.pool.threads()) {
     block_rows = (block_rows / 2 + kRows - 1) / kRows * kRows;
   }
   const int64_t row_blocks = (rows + block_rows - 1) / block_rows;
-  context.pool.ParallelFor(column_blocks * row_blocks, [&](int64_t task, int thread) HWY_ATTR {
-    Scratch& scratch = context.scratch[thread];
-    const Scratch::Frame frame(scratch);
-    const int64_t row = task / column_blocks * block_rows, column = task % column_blocks * kBlockOut;
-    const int64_t row_count = std::min(block_rows, rows - row), count = std::min(kBlockOut, width - column);
-    float* tile = scratch.Floats(row_count * kBlockOut);
-    VisitWeight(weight.data.data, weight.data.dtype, [&](auto* w) HWY_ATTR {
-      ProductTile(x.f32() + row * in, in, row_count, w, weight.layout == Matrix::Layout::kOutIn, in, width, column, count,
-                  scratch, tile);
-    });
-    for (int64_t i = 0; i < row_count; ++i) FinishRow(tile + i * kBlockOut, epilogue, row + i, column, count, out);
-  });
+  context.pool.ParallelFor(
+      column_blocks * row_blocks,
+      [&](int64_t task, int thread) HWY_ATTR {
+        Scratch& scratch = context.scratch[thread];
+        const Scratch::Frame frame(scratch);
+        const int64_t row = task / column_blocks * block_rows, column = task % column_blocks * kBlockOut;
+        const int64_t row_count = std::min(block_rows, rows - row), count = std::min(kBlockOut, width - column);
+        float* tile = scratch.Floats(row_count * kBlockOut);
+        VisitWeight(weight.data.data, weight.data.dtype, [&](auto* w) HWY_ATTR {
+          ProductTile(x.f32() + row * in, in, row_count, w, weight.layout == Matrix::Layout::kOutIn, in, width, column,
+                      count, scratch, tile);
+        });
+        for (int64_t i = 0; i < row_count; ++i) FinishRow(tile + i * kBlockOut, epilogue, row + i, column, count, out);
+      },
+      std::min(block_rows, rows) * in * std::min(kBlockOut, width));
 }
 
 }  // namespace

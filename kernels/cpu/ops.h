@@ -1,5 +1,5 @@
-// The CPU kernels behind CpuBackend, dispatched at run time to the best instruction set. Arguments as in backend.h; shapes
-// have been checked by the caller.
+// The CPU kernels behind CpuBackend, dispatched at run time to the best instruction set. Arguments as in backend.h;
+// shapes have been checked by the caller.
 #ifndef GOLDFINCH_KERNELS_CPU_OPS_H_
 #define GOLDFINCH_KERNELS_CPU_OPS_H_
 
@@ -18,22 +18,24 @@ struct Context {
   explicit Context(int threads) : pool(threads), scratch(threads) {}
 
   ThreadPool pool;
-  std::vector<Scratch> scratch;          // one a thread
-  std::vector<const float*> prev_rows;   // reused by the ops with token shift
+  std::vector<Scratch> scratch;         // one a thread
+  std::vector<const float*> prev_rows;  // of the ops with token shift, reused
+  std::vector<int64_t> positions;       // of the rows of an op, reused
 };
 
 void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out);
-void GroupNorm(Context& context, ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate, Tensor out);
+void GroupNorm(Context& context, ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate,
+               Tensor out);
 void MatMul(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out);
 void TokenShift(Context& context, ConstTensor x, RowSpans spans, Tensor shift, ConstTensor mix, Tensor out);
 void DdLerp(Context& context, ConstTensor x, RowSpans spans, Tensor shift, const DdLerpWeights& weights, Tensor out);
-void WkvForward(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus, RowSpans spans,
-                Tensor state, const WkvOptions& options, Tensor out);
+void WkvForward(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus,
+                RowSpans spans, Tensor state, const WkvOptions& options, Tensor out);
 void GoldAppend(Context& context, absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache);
-void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0, Matrix key_x0,
-                      Tensor table);
-void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
-                   const GoldCache& cache, int head_size, Tensor out);
+void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
+                      Matrix key_x0, Tensor table);
+void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                   const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out);
 void Rope(Context& context, Tensor x, RowSpans spans, int head_size, double base);
 void KvAppend(Context& context, ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache);
 void KvAttention(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out);

@@ -7,10 +7,21 @@
 
 namespace goldfinch::cpu {
 
+// The angle of one position for each pair of a head: base^(-2i/N), [head_size / 2].
+struct RopeFrequencies {
+  static constexpr int kMaxHeadSize = 1024;
+
+  RopeFrequencies(int head_size, double base) {
+    for (int i = 0; i < head_size; i += 2) per_position[i / 2] = std::pow(base, -static_cast<double>(i) / head_size);
+  }
+
+  double per_position[kMaxHeadSize / 2];
+};
+
 // Angles are taken in double: at position 10^6 an fp32 angle has lost its fraction.
-inline void RopeRow(float* x, int64_t width, int head_size, int64_t position, double base) {
+inline void RopeRow(float* x, int64_t width, int head_size, int64_t position, const RopeFrequencies& frequencies) {
   for (int i = 0; i < head_size; i += 2) {
-    const double angle = static_cast<double>(position) * std::pow(base, -static_cast<double>(i) / head_size);
+    const double angle = static_cast<double>(position) * frequencies.per_position[i / 2];
     const auto cosine = static_cast<float>(std::cos(angle)), sine = static_cast<float>(std::sin(angle));
     for (int64_t head = 0; head < width; head += head_size) {
       const float a = x[head + i], b = x[head + i + 1];

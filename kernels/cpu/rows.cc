@@ -11,9 +11,9 @@ namespace {
 
 void EmbedTarget(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {
   const int64_t width = table.dim(1);
-  context.pool.ParallelFor(ids.size(), [&](int64_t row, int) HWY_ATTR {
-    Widen(table, ids[row] * width, width, out.f32() + row * width);
-  });
+  context.pool.ParallelFor(
+      ids.size(), [&](int64_t row, int) HWY_ATTR { Widen(table, ids[row] * width, width, out.f32() + row * width); },
+      width);
 }
 
 // Row `position` of a sequence, counted over all pages.
@@ -25,7 +25,8 @@ void AppendTarget(ConstTensor rows, RowSpans spans, Tensor pages) {
   const int64_t width = rows.dim(1), page_tokens = pages.dim(1);
   for (const RowSpan& span : spans) {
     for (int i = 0; i < span.row_count; ++i) {
-      Narrow(rows.f32() + (span.row_begin + i) * width, width, pages, PagedRow(span, span.position + i, page_tokens) * width);
+      Narrow(rows.f32() + (span.row_begin + i) * width, width, pages,
+             PagedRow(span, span.position + i, page_tokens) * width);
     }
   }
 }

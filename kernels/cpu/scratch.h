@@ -11,22 +11,25 @@
 
 namespace goldfinch::cpu {
 
-// A stack of float arrays. Scratch::Frame frees what was taken within its lifetime; blocks are kept for the next use, so a
-// steady workload allocates nothing.
+// A stack of float arrays. Scratch::Frame frees what was taken within its lifetime; blocks are kept for the next use,
+// so a steady workload allocates nothing.
 class Scratch {
  public:
   // Uninitialised, aligned for vectors, padded by one vector so that whole-vector loads at the end stay inside.
   float* Floats(int64_t count) {
     GF_CHECK_GE(count, 0);
     const int64_t padded = (count + 2 * kAlign - 1) / kAlign * kAlign;
-    while (block_ < blocks_.size() && used_ + padded > blocks_[block_].floats) {
+    if (block_ < blocks_.size() && used_ > 0 && used_ + padded > blocks_[block_].floats) {
       ++block_;
       used_ = 0;
     }
-    if (block_ == blocks_.size()) {
+    if (block_ == blocks_.size()) blocks_.push_back({nullptr, 0});
+    // Nobody holds memory of an unused block, so one that is too small is replaced, not skipped.
+    if (padded > blocks_[block_].floats) {
       const int64_t floats = padded > kMinBlock ? padded : kMinBlock;
-      blocks_.push_back({hwy::AllocateAligned<float>(floats), floats});
-      GF_CHECK(blocks_.back().data != nullptr) << "out of memory for " << floats * 4 << " bytes of scratch";
+      blocks_[block_] = {nullptr, 0};  // first, so that both are never held at once
+      blocks_[block_] = {hwy::AllocateAligned<float>(floats), floats};
+      GF_CHECK(blocks_[block_].data != nullptr) << "out of memory for " << floats * 4 << " bytes of scratch";
     }
     float* result = blocks_[block_].data.get() + used_;
     used_ += padded;

@@ -19,30 +19,32 @@ ThreadPool::ThreadPool(int threads) {
 
 ThreadPool::~ThreadPool() {
   stop_.store(true);
-  epoch_.fetch_add(1);
-  epoch_.notify_all();
+  loops_.fetch_add(1);
+  loops_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task, int thread)> body) {
-  if (workers_.empty() || tasks <= 1) {
+void ThreadPool::ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task, int thread)> body, int64_t task_work) {
+  if (workers_.empty() || tasks <= 1 || tasks * task_work < kWorthSharing) {
     for (int64_t task = 0; task < tasks; ++task) body(task, 0);
     return;
   }
   body_ = &body;
   tasks_ = tasks;
   next_task_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_release);
-  epoch_.notify_all();
+  joined_.store(1, std::memory_order_release);
+  loops_.fetch_add(1, std::memory_order_release);
+  loops_.notify_all();
   RunTasks(0);
-  // Every worker has to leave the loop, even one that found no task: `body` lives on this stack.
-  while (int busy = busy_.load(std::memory_order_acquire)) {
-    for (int spin = 0; spin < kSpins && busy != 0; ++spin) {
-      _mm_pause();
-      busy = busy_.load(std::memory_order_acquire);
-    }
-    if (busy != 0) busy_.wait(busy, std::memory_order_acquire);
+  // `body` lives on this stack: no one may join now, and those who have must leave.
+  uint32_t joined = joined_.fetch_sub(1, std::memory_order_acq_rel) - 1;
+  for (int spin = 0; spin < kSpins && joined != 0; ++spin) {
+    _mm_pause();
+    joined = joined_.load(std::memory_order_acquire);
+  }
+  while (joined != 0) {
+    joined_.wait(joined, std::memory_order_acquire);
+    joined = joined_.load(std::memory_order_acquire);
   }
 }
 
@@ -54,15 +56,30 @@ void ThreadPool::RunTasks(int thread) {
   }
 }
 
+// False if the loop is closed.
+bool ThreadPool::Join() {
+  uint32_t joined = joined_.load(std::memory_order_relaxed);
+  while ((joined & 1) != 0) {
+    if (joined_.compare_exchange_weak(joined, joined + 2, std::memory_order_acquire, std::memory_order_relaxed))
+      return true;
+  }
+  return false;
+}
+
+void ThreadPool::Leave() {
+  if (joined_.fetch_sub(2, std::memory_order_acq_rel) == 2) joined_.notify_one();
+}
+
 void ThreadPool::Work(int thread) {
   uint32_t seen = 0;
   for (;;) {
-    for (int spin = 0; spin < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++spin) _mm_pause();
-    epoch_.wait(seen, std::memory_order_acquire);
-    ++seen;
+    for (int spin = 0; spin < kSpins && loops_.load(std::memory_order_acquire) == seen; ++spin) _mm_pause();
+    loops_.wait(seen, std::memory_order_acquire);
+    seen = loops_.load(std::memory_order_acquire);
     if (stop_.load()) return;
+    if (!Join()) continue;
     RunTasks(thread);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+    Leave();
   }
 }
 

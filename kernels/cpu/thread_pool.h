@@ -12,7 +12,9 @@
 namespace goldfinch::cpu {
 
 // One thread at a time may call ParallelFor; the calling thread takes part as thread 0. Idle threads spin briefly, then
-// sleep, so that the many short loops of a decode step do not pay for waking them. Allocates nothing after construction.
+// sleep, so that the many short loops of a decode step do not pay for waking them. A loop never waits for a thread that
+// has not come to it: where the cores are busy with other things, the caller does the work alone. Allocates nothing
+// after construction.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -23,19 +25,26 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(task, thread) once for every task in [0, tasks), thread in [0, threads()). Returns when all are done.
-  // Tasks are handed out in order, one at a time.
-  void ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task, int thread)> body);
+  // Tasks are handed out in order, one at a time. `task_work` is about how many multiply-adds a task is worth: a loop
+  // of little work is not shared, for that would take longer.
+  void ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task, int thread)> body,
+                   int64_t task_work = kWorthSharing);
 
  private:
+  static constexpr int64_t kWorthSharing = int64_t{1} << 16;  // a microsecond or two
+
   void Work(int thread);
   void RunTasks(int thread);
+  bool Join();
+  void Leave();
 
   std::vector<std::thread> workers_;
+  // Of the loop that runs; read by threads that have joined it.
   absl::FunctionRef<void(int64_t, int)>* body_ = nullptr;
   int64_t tasks_ = 0;
   std::atomic<int64_t> next_task_{0};
-  alignas(64) std::atomic<uint32_t> epoch_{0};  // bumped once a loop; workers wait for it to change
-  alignas(64) std::atomic<int> busy_{0};        // workers still in the loop
+  alignas(64) std::atomic<uint32_t> loops_{0};   // started so far; workers wait for it to change
+  alignas(64) std::atomic<uint32_t> joined_{0};  // workers in the loop, times two; plus one while it is open to more
   std::atomic<bool> stop_{false};
 };
 

@@ -44,7 +44,7 @@ TEST_P(ThreadPoolTest, CallerIsThreadZero) {
 // Each loop reads what the one before it wrote, on whatever thread.
 TEST_P(ThreadPoolTest, ManyShortLoopsSeeEachOther) {
   ThreadPool pool(threads());
-  constexpr int kTasks = 5, kLoops = 5000;
+  constexpr int kTasks = 5, kLoops = 1000;
   std::vector<int64_t> from(kTasks, 1), to(kTasks);
   for (int loop = 0; loop < kLoops; ++loop) {
     pool.ParallelFor(kTasks, [&](int64_t task, int) { to[task] = from[(task + 1) % kTasks] + 1; });
@@ -68,7 +68,7 @@ TEST_P(ThreadPoolTest, WakesUp) {
 }
 
 TEST_P(ThreadPoolTest, ComesAndGoes) {
-  for (int i = 0; i < 50; ++i) {
+  for (int i = 0; i < 20; ++i) {
     ThreadPool pool(threads());
     if (i % 3 == 0) continue;  // unused
     std::atomic<int> runs{0};

@@ -14,11 +14,15 @@ namespace {
 
 void TokenShiftTarget(Context& context, ConstTensor x, ConstTensor mix, Tensor out) {
   const int64_t rows = x.dim(0), width = x.dim(1), targets = mix.dim(0);
-  context.pool.ParallelFor(rows, [&](int64_t row, int) HWY_ATTR {
-    for (int64_t g = 0; g < targets; ++g) {
-      LerpRow(x.f32() + row * width, context.prev_rows[row], mix.f32() + g * width, width, out.f32() + (g * rows + row) * width);
-    }
-  });
+  context.pool.ParallelFor(
+      rows,
+      [&](int64_t row, int) HWY_ATTR {
+        for (int64_t g = 0; g < targets; ++g) {
+          LerpRow(x.f32() + row * width, context.prev_rows[row], mix.f32() + g * width, width,
+                  out.f32() + (g * rows + row) * width);
+        }
+      },
+      targets * width);
 }
 
 void DdLerpTarget(Context& context, ConstTensor x, const DdLerpWeights& weights, Tensor out) {
@@ -26,37 +30,44 @@ void DdLerpTarget(Context& context, ConstTensor x, const DdLerpWeights& weights,
   const int64_t targets = weights.mix.dim(0), rank = weights.up.dim(1);
   const Scratch::Frame frame(context.scratch[0]);
   float* mixed = context.scratch[0].Floats(rows * width);
-  context.pool.ParallelFor(rows, [&](int64_t row, int) HWY_ATTR {
-    LerpRow(x.f32() + row * width, context.prev_rows[row], weights.mix_x.f32(), width, mixed + row * width);
-  });
+  context.pool.ParallelFor(
+      rows,
+      [&](int64_t row, int) HWY_ATTR {
+        LerpRow(x.f32() + row * width, context.prev_rows[row], weights.mix_x.f32(), width, mixed + row * width);
+      },
+      width);
   const Tensor hidden{context.scratch[0].Floats(rows * targets * rank), DType::kF32, {rows, targets * rank}};
   MatMul(context, {mixed, DType::kF32, {rows, width}}, weights.down, {.activation = Activation::kTanh}, hidden);
 
   // Each task: 64 columns of one target for a block of rows.
   const int64_t column_blocks = (width + kBlockOut - 1) / kBlockOut;
   const int64_t row_blocks = (rows + kBlockRows - 1) / kBlockRows;
-  context.pool.ParallelFor(targets * column_blocks * row_blocks, [&](int64_t task, int thread) HWY_ATTR {
-    Scratch& scratch = context.scratch[thread];
-    const Scratch::Frame task_frame(scratch);
-    const int64_t column = task % column_blocks * kBlockOut, count = std::min(kBlockOut, width - column);
-    const int64_t row = task / column_blocks % row_blocks * kBlockRows, row_count = std::min(kBlockRows, rows - row);
-    const int64_t g = task / column_blocks / row_blocks;
-    float* tile = scratch.Floats(row_count * kBlockOut);
-    VisitWeight(weights.up.data, weights.up.dtype, [&](auto* up) HWY_ATTR {
-      ProductTile(hidden.f32() + row * targets * rank + g * rank, targets * rank, row_count, up + g * rank * width, false, rank,
-                  width, column, count, scratch, tile);
-    });
-    const float* mix = weights.mix.f32() + g * width + column;
-    for (int64_t i = 0; i < row_count; ++i) {
-      const float* xr = x.f32() + (row + i) * width + column;
-      const float* prev = context.prev_rows[row + i] + column;
-      FillRow(out.f32() + (g * rows + row + i) * width + column, count, [&](size_t j, size_t left) HWY_ATTR {
-        const VF xv = LoadN(xr + j, left);
-        const VF amount = hn::Add(LoadN(mix + j, left), LoadN(tile + i * kBlockOut + j, left));
-        return hn::MulAdd(hn::Sub(LoadN(prev + j, left), xv), amount, xv);
-      });
-    }
-  });
+  context.pool.ParallelFor(
+      targets * column_blocks * row_blocks,
+      [&](int64_t task, int thread) HWY_ATTR {
+        Scratch& scratch = context.scratch[thread];
+        const Scratch::Frame task_frame(scratch);
+        const int64_t column = task % column_blocks * kBlockOut, count = std::min(kBlockOut, width - column);
+        const int64_t row = task / column_blocks % row_blocks * kBlockRows,
+                      row_count = std::min(kBlockRows, rows - row);
+        const int64_t g = task / column_blocks / row_blocks;
+        float* tile = scratch.Floats(row_count * kBlockOut);
+        VisitWeight(weights.up.data, weights.up.dtype, [&](auto* up) HWY_ATTR {
+          ProductTile(hidden.f32() + row * targets * rank + g * rank, targets * rank, row_count, up + g * rank * width,
+                      false, rank, width, column, count, scratch, tile);
+        });
+        const float* mix = weights.mix.f32() + g * width + column;
+        for (int64_t i = 0; i < row_count; ++i) {
+          const float* xr = x.f32() + (row + i) * width + column;
+          const float* prev = context.prev_rows[row + i] + column;
+          FillRow(out.f32() + (g * rows + row + i) * width + column, count, [&](size_t j, size_t left) HWY_ATTR {
+            const VF xv = LoadN(xr + j, left);
+            const VF amount = hn::Add(LoadN(mix + j, left), LoadN(tile + i * kBlockOut + j, left));
+            return hn::MulAdd(hn::Sub(LoadN(prev + j, left), xv), amount, xv);
+          });
+        }
+      },
+      std::min(kBlockRows, rows) * rank * std::min(kBlockOut, width));
 }
 
 }  // namespace

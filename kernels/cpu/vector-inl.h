@@ -1,5 +1,5 @@
-// Vectors of floats: loads from and stores to every storage type, partial vectors, and the functions of neural networks.
-// Included once per SIMD target (see Highway's foreach_target).
+// Vectors of floats: loads from and stores to every storage type, partial vectors, and the functions of neural
+// networks. Included once per SIMD target (see Highway's foreach_target).
 
 #include <cmath>
 #include <cstddef>
@@ -42,7 +42,20 @@ HWY_INLINE VF LoadFloats(const Bf16* p) {
 }
 HWY_INLINE VF LoadFloats(const F16* p) {
   const hn::Rebind<hwy::float16_t, DF> d16;
-  return hn::PromoteTo(DF(), hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+  const VF value = hn::PromoteTo(DF(), hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+#if HWY_TARGET >= HWY_SSE4
+  // Highway's own conversion without F16C makes numbers of infinity and NaN.
+  const hn::RebindToSigned<DF> di;
+  const hn::Rebind<uint16_t, DF> du16;
+  const auto bits = hn::PromoteTo(di, hn::LoadU(du16, reinterpret_cast<const uint16_t*>(p)));
+  const auto magnitude = hn::And(bits, hn::Set(di, 0x7FFF));
+  const auto sign = hn::ShiftLeft<16>(hn::Sub(bits, magnitude));
+  const auto special = hn::Or(hn::Or(sign, hn::Set(di, 0x7F800000)), hn::ShiftLeft<13>(magnitude));
+  return hn::IfThenElse(hn::RebindMask(DF(), hn::Gt(magnitude, hn::Set(di, 0x7BFF))), hn::BitCast(DF(), special),
+                        value);
+#else
+  return value;
+#endif
 }
 
 // The first `count` < Lanes elements, zeros after.
@@ -85,7 +98,6 @@ inline void Widen(ConstTensor weight, int64_t offset, int64_t count, float* to) 
   VisitWeight(weight.data, weight.dtype, [&](auto* w) HWY_ATTR { WidenRow(w + offset, count, to); });
 }
 
-
 // Rounds to nearest even. Values beyond fp16's range become its largest.
 HWY_INLINE void StoreFloats(VF v, float* p) { hn::StoreU(v, DF(), p); }
 HWY_INLINE void StoreFloats(VF v, Bf16* p) {
@@ -103,8 +115,8 @@ HWY_INLINE void StoreFloats(VF v, F16* p) {
   // The second operand of Min and Max survives a NaN.
   const VF clamped = hn::Min(hn::Set(df, 65504.f), hn::Max(hn::Set(df, -65504.f), v));
 #if HWY_TARGET >= HWY_SSE4
-  // Highway's own conversion without F16C cuts the digits off. Below 2^-14, adding 1/2 rounds at fp16's last digit; above,
-  // the rounding may carry into the exponent.
+  // Highway's own conversion without F16C cuts the digits off. Below 2^-14, adding 1/2 rounds at fp16's last digit;
+  // above, the rounding may carry into the exponent.
   const hn::RebindToUnsigned<DF> du;
   const hn::Rebind<uint16_t, DF> du16;
   const auto bits = hn::BitCast(du, clamped);
@@ -183,10 +195,10 @@ HWY_INLINE float SumRow(size_t count, F f) {
   return hn::GetLane(hn::SumOfLanes(df, sum));
 }
 
-// Of any x: infinity where e^x is beyond fp32. Highway's holds up to x = 104 only.
+// Of any x: infinity where e^x is beyond fp32, and NaN of NaN. Highway's holds up to x = 104 only, and makes NaN 0.
 HWY_INLINE VF Exp(VF x) {
   const DF df;
-  return hn::Exp(df, hn::Min(x, hn::Set(df, 100.f)));
+  return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(df, hn::Min(x, hn::Set(df, 100.f))));
 }
 
 HWY_INLINE VF Sigmoid(VF x) {
@@ -199,17 +211,21 @@ inline void StandardizeRow(const float* x, size_t count, float epsilon, float* t
   const DF df;
   const float mean = SumRow(count, [&](size_t i, size_t left) HWY_ATTR { return LoadN(x + i, left); }) / count;
   const VF mean_v = hn::Set(df, mean);
-  const float variance = SumRow(count, [&](size_t i, size_t left) HWY_ATTR {
-                           const VF centered = hn::Sub(LoadN(x + i, left), mean_v);
-                           const VF kept = hn::IfThenElseZero(hn::FirstN(df, left), centered);
-                           return hn::Mul(kept, kept);
-                         }) / count;
+  const float variance = SumRow(count,
+                                [&](size_t i, size_t left) HWY_ATTR {
+                                  const VF centered = hn::Sub(LoadN(x + i, left), mean_v);
+                                  const VF kept = hn::IfThenElseZero(hn::FirstN(df, left), centered);
+                                  return hn::Mul(kept, kept);
+                                }) /
+                         count;
   const VF scale = hn::Set(df, 1.f / std::sqrt(variance + epsilon));
-  FillRow(to, count, [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(hn::Sub(LoadN(x + i, left), mean_v), scale); });
+  FillRow(to, count,
+          [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(hn::Sub(LoadN(x + i, left), mean_v), scale); });
 }
 
 // LayerNorm of one row. `to` may be `x`.
-inline void LayerNormRow(const float* x, const float* weight, const float* bias, size_t count, float epsilon, float* to) {
+inline void LayerNormRow(const float* x, const float* weight, const float* bias, size_t count, float epsilon,
+                         float* to) {
   StandardizeRow(x, count, epsilon, to);
   FillRow(to, count, [&](size_t i, size_t left) HWY_ATTR {
     return hn::MulAdd(LoadN(to + i, left), LoadN(weight + i, left), LoadN(bias + i, left));

@@ -1,5 +1,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/wkv.cc"
+#include <algorithm>
+
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/vector-inl.h"
@@ -51,48 +53,51 @@ HWY_INLINE void WkvTokenColumns(const float* r, const float* k, const float* v, 
   }
 }
 
-void WkvTarget(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus, RowSpans spans,
-               Tensor state, const WkvOptions& options, Tensor out) {
+void WkvTarget(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus,
+               RowSpans spans, Tensor state, const WkvOptions& options, Tensor out) {
   const DF df;
   const int64_t width = r.dim(1), heads = state.dim(1), head_size = state.dim(2);
   const int64_t w_stride = w.dim(0) == 1 ? 0 : width;
-  context.pool.ParallelFor(static_cast<int64_t>(spans.size()) * heads, [&](int64_t task, int thread) HWY_ATTR {
-    const Scratch::Frame frame(context.scratch[thread]);
-    float* decay = context.scratch[thread].Floats(head_size);
-    float* key = context.scratch[thread].Floats(head_size);
-    float* y = context.scratch[thread].Floats(head_size);
-    const RowSpan& span = spans[task / heads];
-    const int64_t head = task % heads;
-    float* head_state = state.f32() + (span.slot * heads + head) * head_size * head_size;
-    const float* head_bonus = bonus ? bonus.f32() + head * head_size : nullptr;
-    for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
-      const int64_t at = row * width + head * head_size;
-      const float* wr = w.f32() + row * w_stride + head * head_size;
-      for (int64_t i = 0; i < head_size; i += hn::Lanes(df)) {
-        const VF rate = hn::Neg(Exp(hn::LoadU(df, wr + i)));
-        VF kv = hn::LoadU(df, k.f32() + at + i);
-        // expm1 keeps the digits of 1 - decay where the decay is near 1.
-        if (options.one_minus_decay_keys) kv = hn::Mul(kv, hn::Neg(hn::Expm1(df, rate)));
-        hn::StoreU(hn::Exp(df, rate), df, decay + i);
-        hn::StoreU(kv, df, key + i);
-      }
-      const float* rr = r.f32() + at;
-      const float* vr = v.f32() + at;
-      // head_size is a multiple of 16, so some width fits.
-      if (head_size % (4 * hn::Lanes(df)) == 0) {
-        WkvTokenColumns<4>(rr, key, vr, decay, head_bonus, head_size, head_state, y);
-      } else if (head_size % (2 * hn::Lanes(df)) == 0) {
-        WkvTokenColumns<2>(rr, key, vr, decay, head_bonus, head_size, head_state, y);
-      } else {
-        WkvTokenColumns<1>(rr, key, vr, decay, head_bonus, head_size, head_state, y);
-      }
-      float* to = out.f32() + at;
-      for (int64_t i = 0; i < head_size; i += hn::Lanes(df)) {
-        const VF value = hn::LoadU(df, y + i);
-        hn::StoreU(options.accumulate ? hn::Add(hn::LoadU(df, to + i), value) : value, df, to + i);
-      }
-    }
-  });
+  context.pool.ParallelFor(
+      static_cast<int64_t>(spans.size()) * heads,
+      [&](int64_t task, int thread) HWY_ATTR {
+        const Scratch::Frame frame(context.scratch[thread]);
+        float* decay = context.scratch[thread].Floats(head_size);
+        float* key = context.scratch[thread].Floats(head_size);
+        float* y = context.scratch[thread].Floats(head_size);
+        const RowSpan& span = spans[task / heads];
+        const int64_t head = task % heads;
+        float* head_state = state.f32() + (span.slot * heads + head) * head_size * head_size;
+        const float* head_bonus = bonus ? bonus.f32() + head * head_size : nullptr;
+        for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
+          const int64_t at = row * width + head * head_size;
+          const float* wr = w.f32() + row * w_stride + head * head_size;
+          for (int64_t i = 0; i < head_size; i += hn::Lanes(df)) {
+            const VF rate = hn::Neg(Exp(hn::LoadU(df, wr + i)));
+            VF kv = hn::LoadU(df, k.f32() + at + i);
+            // expm1 keeps the digits of 1 - decay where the decay is near 1.
+            if (options.one_minus_decay_keys) kv = hn::Mul(kv, hn::Neg(hn::Expm1(df, rate)));
+            hn::StoreU(hn::Exp(df, rate), df, decay + i);
+            hn::StoreU(kv, df, key + i);
+          }
+          const float* rr = r.f32() + at;
+          const float* vr = v.f32() + at;
+          // head_size is a multiple of 16, so some width fits.
+          if (head_size % (4 * hn::Lanes(df)) == 0) {
+            WkvTokenColumns<4>(rr, key, vr, decay, head_bonus, head_size, head_state, y);
+          } else if (head_size % (2 * hn::Lanes(df)) == 0) {
+            WkvTokenColumns<2>(rr, key, vr, decay, head_bonus, head_size, head_state, y);
+          } else {
+            WkvTokenColumns<1>(rr, key, vr, decay, head_bonus, head_size, head_state, y);
+          }
+          float* to = out.f32() + at;
+          for (int64_t i = 0; i < head_size; i += hn::Lanes(df)) {
+            const VF value = hn::LoadU(df, y + i);
+            hn::StoreU(options.accumulate ? hn::Add(hn::LoadU(df, to + i), value) : value, df, to + i);
+          }
+        }
+      },
+      3 * head_size * head_size * r.dim(0) / std::max<int64_t>(1, spans.size()));
 }
 
 }  // namespace
@@ -105,8 +110,8 @@ HWY_AFTER_NAMESPACE();
 namespace goldfinch::cpu {
 HWY_EXPORT(WkvTarget);
 
-void WkvForward(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus, RowSpans spans,
-                Tensor state, const WkvOptions& options, Tensor out) {
+void WkvForward(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus,
+                RowSpans spans, Tensor state, const WkvOptions& options, Tensor out) {
   HWY_DYNAMIC_DISPATCH(WkvTarget)(context, r, k, v, w, bonus, spans, state, options, out);
 }
 

@@ -67,7 +67,9 @@ class Plan {
   static constexpr int64_t kMixRank = 32;
   static constexpr int64_t kLoraRank = 64;
 
-  void Add(const std::string& name, std::vector<int64_t> shape, Range range) { tensors_.push_back({name, std::move(shape), range}); }
+  void Add(const std::string& name, std::vector<int64_t> shape, Range range) {
+    tensors_.push_back({name, std::move(shape), range});
+  }
   // Rows keep the size of what they are multiplied with.
   void Matrix(const std::string& name, std::vector<int64_t> shape, int64_t inputs) {
     const float limit = std::sqrt(3.f / static_cast<float>(inputs));
@@ -166,9 +168,13 @@ int main(int argc, char** argv) {
   CLI::App app("Writes a GoldFinch checkpoint with random weights.", "random_model");
   app.add_option("--out", options.out, "the .safetensors to write")->required();
   app.add_option("--layers", options.layers, "layers")->check(CLI::Range(2, 100))->capture_default_str();
-  app.add_option("--width", options.width, "model width, a multiple of 64")->check(CLI::Range(64, 16384))->capture_default_str();
+  app.add_option("--width", options.width, "model width, a multiple of 64")
+      ->check(CLI::Range(64, 16384))
+      ->capture_default_str();
   app.add_option("--vocab-size", options.vocab_size, "tokens")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-  app.add_option("--ratio", options.ratio, "one layer in so many is GOLD")->check(CLI::Range(2, 6))->capture_default_str();
+  app.add_option("--ratio", options.ratio, "one layer in so many is GOLD")
+      ->check(CLI::Range(2, 6))
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   return Write(options);
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Recall and loss of the demo model on held-out text.
 
-The document passes through the Finch layers in pieces, each question starts from the states it left, and GOLD layers run
-only on the question's rows: linear in the document's length, and exact.
+The document passes through the Finch layers in pieces, each question starts from the states it left, and GOLD layers
+run only on the question's rows: linear in the document's length, and exact.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def main():
     parser.add_argument("--questions", type=int, default=4, help="facts and questions a document")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--text", help="file to use instead of the output of `bible`")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sample", type=int, default=0, metavar="BYTES", help="also print generated text")
     args = parser.parse_args()
 

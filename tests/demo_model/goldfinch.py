@@ -67,7 +67,6 @@ class GoldFinch:
         self.gold_layers = [i for i in range(layers) if f"blocks.{i}.att.time_maa_kv_w1" in tensors]
         self.finch_layers = [i for i in range(layers) if i not in self.gold_layers]
 
-    # Both helpers take a prefix such as "blocks.3.att.".
     def norm(self, x, name):
         return F.layer_norm(x, x.shape[-1:], self.tensors[name + ".weight"], self.tensors[name + ".bias"], 1e-5)
 
@@ -156,7 +155,7 @@ class GoldFinch:
         return self.linear(self.norm(y.transpose(1, 2).flatten(2), p + "ln_x"), p + "output")
 
     def gold_side(self, x, key_values):
-        """The last rows after the Finch side, to logits. `key_values` holds one pair a GOLD layer, for all positions."""
+        """The last rows after the Finch side, to logits. `key_values`: one pair a GOLD layer, for all positions."""
         for layer, kv in zip(self.gold_layers, key_values):
             p = f"blocks.{layer}."
             x = x + self.gold_time_mix(self.norm(x, p + "ln1"), kv, p + "att.")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Documents to test recall on: King James text with facts in it, and questions about them.
 
-A fact is "The number of Kodaru is 41906."; its question, put after the document, "What is the number of Kodaru? ". Prints
-one JSON object a document: {"document": ..., "questions": [{"question", "answer", "name", "offset"}]}; each question
-stands alone after the document. With --out, writes files instead: 0.txt, and 0.questions.tsv with question and answer.
-The same arguments always give the same documents. Training never sees the text they are made of.
+A fact is "The number of Kodaru is 41906."; its question, put after the document, "What is the number of Kodaru? ".
+Prints one JSON object a document: {"document": ..., "questions": [{"question", "answer", "name", "offset"}]}; each
+question stands alone after the document. With --out, writes files instead: 0.txt, and 0.questions.tsv with question
+and answer. The same arguments always give the same documents. Training never sees the text they are made of.
 """
 
 import argparse
@@ -56,9 +56,11 @@ def question(name):
 def insert_facts(rng, text, facts, places=r"\n"):
     """Puts each fact's line after a match of `places`, anywhere from the very start to the very end, in random order.
 
-    Returns (document, [(offset of the fact's line, fact)]). `text` may begin inside a verse and should end with a newline.
+    Returns (document, [(offset of the fact's line, fact)]). `text` may begin inside a verse and should end with a
+    newline.
     """
     starts = [0] + [match.end() for match in re.finditer(places, text)]
+    # The random middle shuffles facts that fall on one place.
     chosen = sorted((rng.choice(starts), rng.random(), fact) for fact in facts)
     pieces, placed, done, length = [], [], 0, 0
     for start, _, fact in chosen:
@@ -70,7 +72,10 @@ def insert_facts(rng, text, facts, places=r"\n"):
 
 
 def make_document(rng, source, size_bytes, fact_count):
-    """(document of exactly size_bytes, [(offset, (name, digits))]) from a random place of `source`, which is repeated if short."""
+    """(document of exactly size_bytes, [(offset, (name, digits))]), from a random place of `source`.
+
+    A source too short for the document is repeated.
+    """
     facts = make_facts(rng, fact_count)
     room = size_bytes - sum(len(fact_line(*fact)) for fact in facts)
     if room < 1:

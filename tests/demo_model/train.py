@@ -35,8 +35,9 @@ class Phase:
     end_rate: float
 
 
-# Longer sequences teach recall over distance; they cost more, so they come when the skill is there. Dense ones, with many
-# facts and questions, teach to tell names apart: only the first digit needs that, the others also follow the one before.
+# Longer sequences teach recall over distance; they cost more, so they come when the skill is there. Dense ones, with
+# many facts and questions, teach to tell names apart: only the first digit needs that, the others also follow the one
+# before.
 PHASES = (
     Phase(2000, 256, 8, rows=256, facts=3, questions=3, first_digit_weight=5, start_rate=3e-3, end_rate=8e-4),
     Phase(250, 1024, 2, rows=1024, facts=8, questions=4, first_digit_weight=5, start_rate=1e-3, end_rate=8.6e-4),
@@ -81,8 +82,8 @@ def plain_sequence(rng, text, length):
 def recall_sequence(rng, text, phase):
     """Text with facts, then questions about some of them. Returns bytes and the weight of predicting each.
 
-    Facts weigh nothing and questions only as far as the context tells them, so that the model asks and tells none of its
-    own accord when it writes plain text.
+    Facts weigh nothing and questions only as far as the context tells them: in plain text the model shall not tell
+    facts or ask questions of its own accord.
     """
     facts = recall_task.make_facts(rng, rng.randint(1, phase.facts))
     asked = rng.sample(facts, min(len(facts), rng.randint(1, phase.questions)))
@@ -239,6 +240,8 @@ def main():
     parser.add_argument("--start-from", type=pathlib.Path, help="checkpoint to go on from")
     parser.add_argument("--first-phase", type=int, default=0)
     args = parser.parse_args()
+    if any(phase.batch % args.processes for phase in PHASES):
+        parser.error(f"--processes {args.processes} does not divide every phase's batch")
 
     # Processes rather than threads: they wait for each other once a step, threads several thousand times.
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ struct Family {
   std::string name;
   RandomModelSpec model;
   // What goes into a config file, and under which name it stands.
-  std::string config = "";
+  std::string config = {};
   std::string config_name = "config.json";
   ReferenceConfig reference = {};
   File file = File::kPth;
@@ -112,8 +112,10 @@ std::vector<Family> Families() {
        .reference = {.head_size = 32}},
       {.name = "goldfinch_ranks_64_128",
        .model = {.layers = Layers(2, "finch_c2", 1, "gold"), .width = 128, .mix_rank = 64, .lora_rank = 128}},
-      {.name = "goldfinch_fp16", .model = {.layers = Layers(2, "finch_c2", 1, "gold"), .width = 128, .dtype = DType::kF16}},
-      {.name = "goldfinch_fp32", .model = {.layers = Layers(2, "finch_c2", 1, "gold"), .width = 128, .dtype = DType::kF32}},
+      {.name = "goldfinch_fp16",
+       .model = {.layers = Layers(2, "finch_c2", 1, "gold"), .width = 128, .dtype = DType::kF16}},
+      {.name = "goldfinch_fp32",
+       .model = {.layers = Layers(2, "finch_c2", 1, "gold"), .width = 128, .dtype = DType::kF32}},
       {.name = "goldfinch_safetensors",
        .model = {.layers = Layers(2, "finch_c2", 1, "gold"), .width = 128},
        .file = File::kSafetensors},
@@ -174,7 +176,7 @@ TEST_P(FamiliesTest, AgreesWithThePlainModel) {
 
   const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
   Pipeline pipeline(*backend, checkpoint, config,
-                    {.max_tokens = 80, .max_logit_rows = 80, .cache_tokens = 100, .cache_dtype = DType::kF32});
+                    {.cache_tokens = 100, .max_tokens = 80, .max_logit_rows = 80, .cache_dtype = DType::kF32});
   const std::vector<float> logits = pipeline.AllLogits(tokens, family.tokens);
   const double error = RelativeError(logits, expected.logits);
   EXPECT_LE(error, kTolerance);

@@ -21,16 +21,16 @@ T Value(absl::StatusOr<T> value) {
 
 template <typename T>
 double ErrorOf(absl::Span<const float> ours, absl::Span<const T> expected) {
-  constexpr double kWrong = std::numeric_limits<double>::infinity();
-  if (ours.size() != expected.size() || ours.empty()) return kWrong;
+  const double wrong = std::numeric_limits<double>::infinity();
+  if (ours.size() != expected.size() || ours.empty()) return wrong;
   double difference = 0, length = 0;
   for (size_t i = 0; i < ours.size(); ++i) {
     const double error = static_cast<double>(ours[i]) - static_cast<double>(expected[i]);
     difference += error * error;
-    length += static_cast<double>(expected[i]) * static_cast<double>(expected[i]);
+    length += std::pow(static_cast<double>(expected[i]), 2);
   }
   const double relative = std::sqrt(difference / length);
-  return std::isnan(relative) ? kWrong : relative;
+  return std::isnan(relative) ? wrong : relative;
 }
 
 }  // namespace

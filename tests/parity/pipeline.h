@@ -17,9 +17,9 @@ namespace goldfinch {
 // Options that fit every golden case, with exact caches.
 inline StageOptions ExactOptions() {
   return {.max_sequences = 8,
+          .cache_tokens = 8 * 256,
           .max_tokens = 1024,
           .max_logit_rows = 1024,
-          .cache_tokens = 8 * 256,
           .cache_dtype = DType::kF32};
 }
 

@@ -55,7 +55,8 @@ Rows Lerp(const Rows& x, const Rows& mix) {
   const Rows previous = Previous(x);
   Rows out(x.rows, x.width);
   for (int64_t t = 0; t < x.rows; ++t) {
-    for (int64_t i = 0; i < x.width; ++i) out[t][i] = x[t][i] + (previous[t][i] - x[t][i]) * mix[mix.rows == 1 ? 0 : t][i];
+    const double* weight = mix[mix.rows == 1 ? 0 : t];
+    for (int64_t i = 0; i < x.width; ++i) out[t][i] = x[t][i] + (previous[t][i] - x[t][i]) * weight[i];
   }
   return out;
 }
@@ -203,7 +204,7 @@ class Reference {
       for (int64_t begin = 0; begin < x.width; begin += n) {
         double mean = 0, variance = 0;
         for (int64_t i = begin; i < begin + n; ++i) mean += x[t][i] / static_cast<double>(n);
-        for (int64_t i = begin; i < begin + n; ++i) variance += (x[t][i] - mean) * (x[t][i] - mean) / static_cast<double>(n);
+        for (int64_t i = begin; i < begin + n; ++i) variance += std::pow(x[t][i] - mean, 2) / static_cast<double>(n);
         for (int64_t i = begin; i < begin + n; ++i) {
           out[t][i] = (x[t][i] - mean) / std::sqrt(variance + epsilon) * weight[i] + bias[i];
         }
@@ -220,7 +221,9 @@ class Reference {
     row.values = tensor.values;
     return row;
   }
-  Rows AttLinear(const Rows& x, const std::string& name) const { return Linear(x, prefix_ + "att." + name + ".weight"); }
+  Rows AttLinear(const Rows& x, const std::string& name) const {
+    return Linear(x, prefix_ + "att." + name + ".weight");
+  }
   Rows AttNorm(const Rows& x, const std::string& name) const { return LayerNorm(x, prefix_ + "att." + name, 1, 1e-5); }
   // tanh(x w1) w2.
   Rows AttLora(const Rows& x, const std::string& name) const {

@@ -1,5 +1,5 @@
-// Whole models in plain double, written from the papers alone (arXiv 2404.05892, arXiv 2407.12077): the full sequence at
-// once, no states, no caches, and no code shared with the engine that it judges.
+// Whole models in plain double, written from the papers alone (arXiv 2404.05892, arXiv 2407.12077): the full sequence
+// at once, no states, no caches, and no code shared with the engine that it judges.
 #ifndef GOLDFINCH_TESTS_PARITY_REFERENCE_MODEL_H_
 #define GOLDFINCH_TESTS_PARITY_REFERENCE_MODEL_H_
 

@@ -49,7 +49,9 @@ class SequenceTest : public testing::TestWithParam<std::string> {
 // The pre-fill rule for every length of a prompt, in chunks of several sizes; the last chunk may be as short as one
 // token, so that rows of the chunks before it are needed.
 TEST_P(SequenceTest, LastLogitsOfEveryPrefix) {
-  for (const int64_t chunk_tokens : {1, 3, 16, 64, 160}) {
+  // Without GOLD layers there is little to go wrong.
+  const bool gold = pipeline.shape().gold_layers() > 0;
+  for (const int64_t chunk_tokens : gold ? std::vector<int64_t>{1, 3, 16, 40} : std::vector<int64_t>{16}) {
     SCOPED_TRACE(testing::Message() << "chunks of " << chunk_tokens);
     const int base = pipeline.Open();
     for (int64_t begin = 0; begin < tokens(); begin += chunk_tokens) {
@@ -67,8 +69,8 @@ TEST_P(SequenceTest, LastLogitsOfEveryPrefix) {
 
 // The same without forks, at lengths around the chunks' and pages' borders.
 TEST_P(SequenceTest, LastLogitsOfNewSequences) {
-  for (const int64_t length : {1, 2, 3, 4, 5, 6, 15, 16, 17, 63, 64, 65, 66, 129, 160}) {
-    for (const int64_t chunk_tokens : {7, 64}) {
+  for (const int64_t length : {1, 2, 4, 5, 6, 7, 8, 64, 65, 66, 129}) {
+    for (const int64_t chunk_tokens : {7, 64, 160}) {
       const int slot = pipeline.Open();
       for (int64_t begin = 0; begin < length; begin += chunk_tokens) {
         const int64_t end = std::min(begin + chunk_tokens, length);
@@ -114,7 +116,7 @@ TEST_P(SequenceTest, RandomWalks) {
   const auto below = [&random](int64_t limit) { return static_cast<int64_t>(random() % limit); };
   const int slots = pipeline.stage(0).options().max_sequences;
   std::vector<int64_t> position(slots, -1);  // -1: not open
-  for (int step = 0; step < 120; ++step) {
+  for (int step = 0; step < 80; ++step) {
     for (int slot = 0; slot < slots; ++slot) {
       if (position[slot] >= 0 && (position[slot] == tokens() || below(40) == 0)) {
         pipeline.Close(slot);
@@ -153,7 +155,7 @@ TEST_P(SequenceTest, ForksAreIndependent) {
     ids.insert(ids.end(), golden.tokens.rbegin(), golden.tokens.rbegin() + 12);
     return ids;
   };
-  for (const int64_t length : {1, 2, 5, 63, 64, 65, 128, 140}) {
+  for (const int64_t length : {1, 5, 63, 64, 65, 128}) {
     SCOPED_TRACE(testing::Message() << "fork at " << length);
     const std::vector<int32_t> other = other_end(length);
     const std::vector<float> all_of_other = pipeline.AllLogits(other, 160);

@@ -45,7 +45,7 @@ class SplitTest : public testing::TestWithParam<std::string> {
 // What the boundary before layer `cut` carries for a chunk of `count` tokens whose last `logit_rows` want logits, when
 // the GOLD layers have `pending` tokens to make up for, the chunk's included.
 Flow ExpectedFlow(const ModelShape& shape, int cut, const Part& part, int64_t pending) {
-  const int finch = shape.finch_layers(), gold = shape.gold_layers();
+  const int64_t finch = shape.finch_layers(), gold = shape.gold_layers();
   if (cut < finch || gold == 0) return {part.count, 0};
   if (part.logit_rows == 0) return {0, part.count};
   // Each GOLD layer looks two rows back, once a mixer.
@@ -66,18 +66,19 @@ TEST_P(SplitTest, SameLogitsAndTheRowsOfTheRule) {
 
   // What the unsplit model gives at each step.
   const auto run = [this](Pipeline& pipeline, auto&& check) {
-    std::vector<int> slots;
+    std::vector<int> slots(3);
     std::vector<int64_t> positions(3, 0), gold_positions(3, 0);
-    for (int i = 0; i < 3; ++i) slots.push_back(pipeline.Open());
+    for (int& slot : slots) slot = pipeline.Open();
     for (const std::vector<Part>& step : kSteps) {
       std::vector<Chunk> chunks;
       std::vector<int64_t> pending;
       for (const Part& part : step) {
         int64_t& position = positions[part.sequence];
         // Other tokens in each sequence.
-        chunks.push_back({slots[part.sequence],
-                          absl::MakeConstSpan(golden.tokens).subspan(position + 11 * part.sequence, part.count),
-                          part.logit_rows});
+        chunks.push_back(
+            {slots[part.sequence],
+             absl::MakeConstSpan(golden.tokens).subspan(position + int64_t{11} * part.sequence, part.count),
+             part.logit_rows});
         position += part.count;
         pending.push_back(position - gold_positions[part.sequence]);
         if (part.logit_rows > 0) gold_positions[part.sequence] = position;
@@ -92,20 +93,21 @@ TEST_P(SplitTest, SameLogitsAndTheRowsOfTheRule) {
     SCOPED_TRACE(testing::Message() << "stages begin at layers 0, " << testing::PrintToString(cuts));
     Pipeline pipeline(*backend, golden.checkpoint, golden.config, ExactOptions(), cuts);
     size_t index = 0;
-    run(pipeline, [&](const std::vector<Part>& step, const std::vector<int64_t>& pending, const std::vector<float>& logits) {
-      EXPECT_EQ(logits, expected[index]) << "step " << index;
-      ++index;
-      ASSERT_EQ(pipeline.flows().size(), cuts.size());
-      for (size_t i = 0; i < cuts.size(); ++i) {
-        Flow flow;
-        for (size_t part = 0; part < step.size(); ++part) {
-          const Flow one = ExpectedFlow(pipeline.shape(), cuts[i], step[part], pending[part]);
-          flow.hidden_rows += one.hidden_rows;
-          flow.compressed_rows += one.compressed_rows;
-        }
-        EXPECT_EQ(pipeline.flows()[i], flow) << "boundary before layer " << cuts[i] << ", step " << index;
-      }
-    });
+    run(pipeline,
+        [&](const std::vector<Part>& step, const std::vector<int64_t>& pending, const std::vector<float>& logits) {
+          EXPECT_EQ(logits, expected[index]) << "step " << index;
+          ++index;
+          ASSERT_EQ(pipeline.flows().size(), cuts.size());
+          for (size_t i = 0; i < cuts.size(); ++i) {
+            Flow flow;
+            for (size_t part = 0; part < step.size(); ++part) {
+              const Flow one = ExpectedFlow(pipeline.shape(), cuts[i], step[part], pending[part]);
+              flow.hidden_rows += one.hidden_rows;
+              flow.compressed_rows += one.compressed_rows;
+            }
+            EXPECT_EQ(pipeline.flows()[i], flow) << "boundary before layer " << cuts[i] << ", step " << index;
+          }
+        });
   }
 }
 
@@ -125,7 +127,8 @@ TEST_P(SplitTest, ForksOfSplitModels) {
   EXPECT_EQ(logits, std::vector<float>(expected.end() - 30 * whole.vocab(), expected.end()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, SplitTest, testing::ValuesIn(GoldenNames()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Golden, SplitTest, testing::ValuesIn(GoldenNames()),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace goldfinch
