@@ -4,6 +4,9 @@
 // dense, and do not overlap unless an op says so. Activations and states are fp32; weights keep the type of the file.
 // Misuse of shapes is a CHECK. Device faults surface in Synchronize and are final.
 //
+// NaN in an input reaches every output that depends on it, and no other. Values stored as fp16 beyond its range become
+// its largest. A slot is in one span of a call at most.
+//
 // Results are batch-invariant: an output row is the same, bit for bit, whatever other rows share the call and however
 // the rows of a sequence are cut into calls (docs/decisions/0002-batch-invariant-products.md).
 //

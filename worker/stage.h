@@ -45,7 +45,7 @@ struct StageInput {
 // What it leaves: memory of the stage, valid until its next Forward.
 struct StageOutput {
   Tensor hidden;      // as StageInput::hidden, for the next stage; not set by the last stage
-  Tensor compressed;  // [tokens, D/16] fp32; from the stage of the last Finch-side layer on, if GOLD layers follow
+  Tensor compressed;  // [tokens, D/16] fp32; only from the stage of the last Finch-side layer, for every later stage
   Tensor logits;      // [logit rows, vocab] fp32, chunk after chunk; only from the last stage
 };
 

@@ -155,7 +155,7 @@ int Write(const Options& options) {
   }
   file.close();
   if (!file) {
-    std::fprintf(stderr, "random_model: %s cannot be written\n", options.out.c_str());
+    std::fprintf(stderr, "bench_model: %s cannot be written\n", options.out.c_str());
     return 1;
   }
   return 0;
@@ -165,7 +165,7 @@ int Write(const Options& options) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Writes a GoldFinch checkpoint with random weights.", "random_model");
+  CLI::App app("Writes a GoldFinch checkpoint with random weights.", "bench_model");
   app.add_option("--out", options.out, "the .safetensors to write")->required();
   app.add_option("--layers", options.layers, "layers")->check(CLI::Range(2, 100))->capture_default_str();
   app.add_option("--width", options.width, "model width, a multiple of 64")
