@@ -51,6 +51,32 @@ def libraries():
         },
     )
     system_library(
+        name = "com_google_protobuf",
+        targets = {":protobuf": "-lprotobuf"},
+    )
+    system_library(
+        name = "com_github_grpc_grpc",
+        targets = {
+            ":grpc++": "grpc++",
+            ":grpc++_reflection": "-lgrpc++_reflection",
+        },
+    )
+    system_library(
+        name = "gloo",
+        targets = {":gloo": "-lgloo"},
+    )
+    system_library(
+        name = "prometheus_cpp",
+        targets = {
+            "core:core": "prometheus-cpp-core",
+            "pull:pull": "prometheus-cpp-pull",
+        },
+    )
+    system_library(
+        name = "openssl",
+        targets = {":crypto": "libcrypto"},
+    )
+    system_library(
         name = "highway",
         targets = {":hwy": "libhwy"},
     )
