@@ -76,8 +76,8 @@ class RequestSink {
  public:
   enum class Verdict {
     kContinue,
-    kPause,  // the client does not keep up: nothing is computed for the request until Resume. What is under way comes
-             // yet, at most one token a sample.
+    kPause,  // the client does not keep up: nothing more is computed for the request until Resume. What is under way
+             // comes yet: a token a sample, or the scores of the Steps in flight.
     kStop,   // this sample ends here; OnSampleDone(kStop) follows
   };
 
@@ -87,8 +87,9 @@ class RequestSink {
   virtual Verdict OnToken(int sample, const OutputToken& token) = 0;
   virtual void OnSampleDone(int sample, Finish finish) = 0;
   // Scored tokens in order: of the prompt (continuation -1), or of a continuation. `first` is the number of the first
-  // one in that text. `logits` is [tokens, vocab] float32 little-endian, or empty.
-  virtual void OnScores(int continuation, int64_t first, absl::Span<const OutputToken> tokens, std::string logits) = 0;
+  // one in that text. `logits` is [tokens, vocab] float32 little-endian, or empty. kContinue or kPause.
+  virtual Verdict OnScores(int continuation, int64_t first, absl::Span<const OutputToken> tokens,
+                           std::string logits) = 0;
   // OK: all samples or scores have been delivered.
   virtual void OnDone(const absl::Status& status, const RequestUsage& usage) = 0;
 };

@@ -1,0 +1,434 @@
+#include "coordinator/coordinator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <future>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/check.h"
+#include "coordinator/metrics.h"
+#include "coordinator/step_encoding.h"
+#include "coordinator/tokenizer/open.h"
+#include "coordinator/tokenizer/tokenizer.h"
+#include "protos/cluster.pb.h"
+#include "protos/generate.pb.h"
+#include "spdlog/spdlog.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr double kTickSeconds = 0.05;
+// Steps of fewer prompt tokens say little about the rate.
+constexpr int64_t kRateTokensMin = 64;
+constexpr int64_t kNarrowVocabulary = 65536;
+
+double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+std::string Bits(int64_t size, absl::FunctionRef<bool(int32_t)> bit) {
+  std::string bits((size + 7) / 8, '\0');
+  for (int32_t id = 0; id < size; ++id) {
+    if (bit(id)) bits[id / 8] = static_cast<char>(bits[id / 8] | 1 << (id % 8));
+  }
+  return bits;
+}
+
+}  // namespace
+
+Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
+    : options_(std::move(options)),
+      metrics_(metrics),
+      scheduler_(options_.max_queue),
+      membership_(options_.membership),
+      steps_(options_.membership.replicas),
+      start_(Now()),
+      no_group_since_(start_),
+      next_tick_(start_),
+      thread_([this] { Run(); }) {}
+
+Coordinator::~Coordinator() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+// ---- Any thread ----
+
+void Coordinator::Post(Task task) const {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    tasks_.push_back(std::move(task));
+  }
+  changed_.notify_all();
+}
+
+void Coordinator::Drain(double timeout_seconds) {
+  draining_ = true;
+  // The last task to see a request is the one that ends it; so ask after every tick.
+  const double deadline = Now() + timeout_seconds;
+  for (;;) {
+    std::promise<int> requests;
+    Post([&](double) { requests.set_value(scheduler_.running() + scheduler_.waiting()); });
+    const int left = requests.get_future().get();
+    if (left == 0) return;
+    if (Now() >= deadline) {
+      spdlog::warn("{} requests did not end within {} s (--shutdown-timeout)", left, timeout_seconds);
+      Post([this](double now) { scheduler_.CancelAll(absl::UnavailableError("the server is ending"), now); });
+      return;
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait_for(lock, std::chrono::duration<double>(std::min(kTickSeconds, std::max(deadline - Now(), 0.0))));
+  }
+}
+
+std::shared_ptr<const ServedModel> Coordinator::model() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return model_;
+}
+
+void Coordinator::FillClusterInfo(v1::GetClusterInfoResponse* info) const {
+  std::promise<void> filled;
+  Post([&](double now) {
+    FillCounts(now, info);
+    filled.set_value();
+  });
+  filled.get_future().get();
+}
+
+absl::StatusOr<uint64_t> Coordinator::Submit(Request request, std::shared_ptr<RequestSink> sink) {
+  if (draining_) return absl::UnavailableError("the server is ending and takes no new requests");
+  if (!accepting_) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return absl::UnavailableError(waiting_reason_);
+  }
+  const double estimate = seconds_per_prompt_token_ * static_cast<double>(request.prompt.size());
+  if (request.deadline_seconds && estimate > *request.deadline_seconds) {
+    return absl::DeadlineExceededError(
+        absl::StrFormat("reading the prompt of %d tokens takes about %.3g s, the deadline is in %.3g s",
+                        request.prompt.size(), estimate, std::max(*request.deadline_seconds, 0.0)));
+  }
+  const uint64_t number = ++last_number_;
+  Post([this, number, request = std::move(request), sink = std::move(sink)](double now) mutable {
+    scheduler_.Submit(number, std::move(request), std::move(sink), now);
+  });
+  return number;
+}
+
+void Coordinator::Cancel(uint64_t number, absl::Status status) {
+  Post([this, number, status = std::move(status)](double now) { scheduler_.Cancel(number, status, now); });
+}
+
+void Coordinator::Resume(uint64_t number) {
+  Post([this, number](double) { scheduler_.Resume(number); });
+}
+
+uint64_t Coordinator::Connected(std::shared_ptr<WorkerLink> link, const std::string& address) {
+  const uint64_t worker = ++last_number_;
+  Post([this, worker, link = std::move(link), address](double now) mutable {
+    links_.emplace(worker, std::move(link));
+    membership_.Connected(worker, address, now);
+  });
+  return worker;
+}
+
+void Coordinator::Received(uint64_t worker, cluster::v1::FromWorker message) {
+  Post([this, worker, message = std::move(message)](double now) mutable {
+    membership_.Received(worker, std::move(message), now);
+  });
+}
+
+void Coordinator::Disconnected(uint64_t worker) {
+  Post([this, worker](double now) { membership_.Disconnected(worker, now); });
+}
+
+// ---- The coordinator's thread ----
+
+void Coordinator::Run() {
+  std::vector<Task> tasks;
+  for (;;) {
+    bool stop = false;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      const std::chrono::duration<double> until_tick(std::max(next_tick_ - Now(), 0.0));
+      changed_.wait_for(lock, until_tick, [this] { return stop_ || !tasks_.empty(); });
+      std::swap(tasks, tasks_);
+      stop = stop_;
+    }
+    for (Task& task : tasks) {
+      const double now = Now();
+      task(now);
+      Settle(now);
+    }
+    tasks.clear();
+    const double now = Now();
+    if (now >= next_tick_) {
+      next_tick_ = now + kTickSeconds;
+      Tick(now);
+      Settle(now);
+    }
+    for (int group = 0; group < options_.membership.replicas; ++group) SendSteps(group, Now());
+    PublishEvents();
+    if (stop) break;
+  }
+  scheduler_.CancelAll(absl::UnavailableError("the server is ending"), Now());
+  PublishEvents();
+  for (const auto& [worker, link] : links_) link->Close();
+}
+
+void Coordinator::Tick(double now) {
+  std::vector<bool> idle;
+  for (int group = 0; group < options_.membership.replicas; ++group) {
+    idle.push_back(scheduler_.Load(group).sequences == 0);
+    CheckSteps(group, now);
+  }
+  membership_.Tick(now, idle);
+  if (no_group_since_ >= 0 && now - no_group_since_ > options_.recovery_timeout_seconds) {
+    v1::GetClusterInfoResponse info;
+    membership_.FillClusterInfo(now, &info);
+    const std::string reason =
+        absl::StrCat("no group of workers for ", options_.recovery_timeout_seconds,
+                     " s (--recovery-timeout): ", info.groups_size() > 0 ? info.groups(0).message() : "");
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      waiting_reason_ = reason;
+    }
+    accepting_ = false;
+    scheduler_.CancelWaiting(absl::UnavailableError(reason), now);
+  }
+  PublishGauges();
+}
+
+// Does what the membership wants done, until it wants nothing.
+void Coordinator::Settle(double now) {
+  for (;;) {
+    MembershipEffects effects = membership_.TakeEffects();
+    if (effects.sends.empty() && effects.closes.empty() && effects.events.empty() && effects.log.empty()) return;
+    for (const std::string& line : effects.log) spdlog::info("{}", line);
+    for (const auto& [worker, message] : effects.sends) {
+      const auto link = links_.find(worker);
+      if (link != links_.end()) link->second->Send(message);
+    }
+    for (const uint64_t worker : effects.closes) {
+      const auto link = links_.find(worker);
+      if (link == links_.end()) continue;
+      link->second->Close();
+      links_.erase(link);
+    }
+    for (MembershipEffects::Event& event : effects.events) HandleEvent(event, now);
+  }
+}
+
+void Coordinator::HandleEvent(MembershipEffects::Event& event, double now) {
+  switch (event.kind) {
+    case MembershipEffects::Event::kModelKnown:
+      return HandleModel(now);
+    case MembershipEffects::Event::kGroupReady:
+      return HandleGroupReady(event.group, now);
+    case MembershipEffects::Event::kGroupLost:
+      return HandleGroupLost(event.group, now);
+    case MembershipEffects::Event::kStepDone:
+      return HandleStepDone(event.group, event.stage, event.step_done, now);
+  }
+}
+
+void Coordinator::HandleModel(double now) {
+  const cluster::v1::Described& about = membership_.model();
+  const int64_t vocab = about.vocab_size();
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
+      OpenTokenizer(options_.vocab, options_.membership.model, about.vocabulary(), vocab);
+  if (!tokenizer.ok()) {
+    spdlog::error("{}", std::string(tokenizer.status().message()));
+    if (options_.on_fatal) options_.on_fatal(tokenizer.status());
+    return;
+  }
+  auto info = std::make_shared<v1::GetModelInfoResponse>();
+  info->set_name(options_.served_model_name);
+  info->set_server_version(options_.server_version);
+  info->set_fingerprint(about.fingerprint());
+  info->set_layers(about.layers_size());
+  uint64_t weights = about.embedding_bytes() + about.head_bytes() + about.gold_shared_bytes();
+  uint64_t cache = about.compressed_bytes_per_token();
+  for (const auto& layer : about.layers()) {
+    info->add_layer_kinds(layer.kind());
+    weights += layer.weight_bytes();
+    cache += layer.cache_bytes_per_token();
+  }
+  info->set_gold_layers(about.gold_layers());
+  info->set_width(about.width());
+  info->set_vocab_size(about.vocab_size());
+  info->set_vocabulary((*tokenizer)->vocab_size() <= 257 ? "bytes" : "world");
+  info->set_max_model_len(options_.membership.plan.max_sequence_tokens);
+  info->set_weight_bytes(weights);
+  info->set_state_bytes(membership_.StateBytesPerSequence());
+  info->set_cache_bytes_per_token(cache);
+  info->set_transformer_cache_bytes_per_token(about.transformer_cache_bytes_per_token());
+  info->set_cache_dtype(options_.membership.cache_dtype);
+  scheduler_.SetModel(static_cast<int64_t>(cache), static_cast<int64_t>(about.transformer_cache_bytes_per_token()));
+
+  auto model = std::make_shared<ServedModel>();
+  model->info = std::move(info);
+  model->vocabulary = MakeSamplerVocabulary(**tokenizer, vocab);
+  model->tokenizer = *std::move(tokenizer);
+  const SamplerVocabulary& vocabulary = *model->vocabulary;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    model_ = std::move(model);
+  }
+  membership_.SetVocabulary(Bits(vocab, [&](int32_t id) { return vocabulary.sampleable(id); }),
+                            Bits(vocab, [&](int32_t id) { return vocabulary.repeats_freely(id); }), now);
+}
+
+void Coordinator::HandleGroupReady(int group, double now) {
+  scheduler_.GroupUp(group, membership_.Capacity(group), now);
+  seconds_per_prompt_token_ = membership_.SecondsPerPromptToken(group);
+  no_group_since_ = -1;
+  accepting_ = true;
+  ready_ = true;
+  PublishGauges();
+}
+
+void Coordinator::HandleGroupLost(int group, double now) {
+  steps_[group].clear();
+  scheduler_.GroupLost(group);
+  if (scheduler_.has_group()) return;
+  no_group_since_ = now;
+  ready_ = false;
+  PublishGauges();
+}
+
+void Coordinator::HandleStepDone(int group, int stage, const cluster::v1::StepDone& done, double now) {
+  metrics_->AddStageSeconds(group, stage, {done.busy_seconds(), done.bubble_seconds(), done.idle_seconds()});
+  if (stage > 0) {
+    metrics_->AddBoundaryBytes(group, stage - 1,
+                               {static_cast<int64_t>(done.hidden_bytes()),
+                                static_cast<int64_t>(done.compressed_bytes()), static_cast<int64_t>(done.id_bytes())});
+  }
+  std::deque<StepInFlight>& steps = steps_[group];
+  const auto step =
+      std::find_if(steps.begin(), steps.end(), [&](const StepInFlight& one) { return one.id == done.id(); });
+  if (step == steps.end() || step->answered[stage]) {
+    return membership_.EndGroup(group, absl::StrCat("stage ", stage, " answered step ", done.id(), " unasked"), now);
+  }
+  step->answered[stage] = true;
+  step->busy_max_seconds = std::max(step->busy_max_seconds, done.busy_seconds());
+  if (membership_.stages(group)[stage].is_last) {
+    const absl::Status status = scheduler_.Apply(group, done, now);
+    if (!status.ok()) return membership_.EndGroup(group, std::string(status.message()), now);
+  }
+  const auto answered_by_all = [](const StepInFlight& one) {
+    return std::find(one.answered.begin(), one.answered.end(), false) == one.answered.end();
+  };
+  while (!steps.empty() && answered_by_all(steps.front())) {
+    const StepInFlight& front = steps.front();
+    if (front.prefill_tokens >= kRateTokensMin && front.prefill_tokens == front.tokens) {
+      const double measured = front.busy_max_seconds / static_cast<double>(front.tokens);
+      seconds_per_prompt_token_ = 0.8 * seconds_per_prompt_token_ + 0.2 * measured;
+    }
+    steps.pop_front();
+  }
+}
+
+void Coordinator::SendSteps(int group, double now) {
+  while (membership_.ready(group)) {
+    const bool planned = scheduler_.NextStep(group, now, &plan_);
+    if (!planned) return;
+    metrics_->ObserveStepScheduling(Now() - now);
+    metrics_->CountStep();
+    const auto& stages = membership_.stages(group);
+    StepAudience audience;
+    audience.generation = membership_.generation(group);
+    audience.wide_ids = membership_.model().vocab_size() > kNarrowVocabulary;
+    for (const Membership::StageView& stage : stages) {
+      audience.looks_at_ids = stage.looks_at_ids;
+      audience.is_last = stage.is_last;
+      cluster::v1::ToWorker message;
+      EncodeStep(plan_, audience, message.mutable_step());
+      const auto link = links_.find(stage.worker);
+      if (link != links_.end()) link->second->Send(message);
+    }
+    steps_[group].push_back({plan_.id, now, static_cast<int64_t>(plan_.ids.size()), plan_.prefill_tokens,
+                             std::vector<bool>(stages.size())});
+    now = Now();
+  }
+}
+
+// A stage that holds up the oldest Step for too long hangs.
+void Coordinator::CheckSteps(int group, double now) {
+  const std::deque<StepInFlight>& steps = steps_[group];
+  if (steps.empty() || now - steps.front().start <= options_.step_timeout_seconds) return;
+  const auto& answered = steps.front().answered;
+  const auto stage = std::find(answered.begin(), answered.end(), false) - answered.begin();
+  membership_.LoseStage(group, static_cast<int>(stage),
+                        absl::StrCat("no answer to step ", steps.front().id, " for ", options_.step_timeout_seconds,
+                                     " s (--step-timeout)"),
+                        now);
+}
+
+// ---- What others see ----
+
+void Coordinator::PublishEvents() {
+  const SchedulerEvents events = scheduler_.TakeEvents();
+  prompt_tokens_ += events.prompt_tokens;
+  generation_tokens_ += events.generation_tokens;
+  if (events.prompt_tokens > 0) metrics_->AddPromptTokens(events.prompt_tokens);
+  if (events.generation_tokens > 0) metrics_->AddGenerationTokens(events.generation_tokens);
+  for (int64_t i = 0; i < events.recoveries; ++i) metrics_->CountRecovery();
+  for (const double seconds : events.first_token_seconds) metrics_->ObserveTimeToFirstToken(seconds);
+  for (const double seconds : events.inter_token_seconds) metrics_->ObserveInterTokenLatency(seconds);
+  for (const SchedulerEvents::Ended& ended : events.ended) {
+    if (!ended.status.ok()) {
+      metrics_->CountFailure(ended.status.code());
+      continue;
+    }
+    metrics_->ObserveRequestLatency(ended.seconds);
+    for (const Finish finish : ended.finishes) metrics_->CountSuccess(finish);
+    if (ended.finishes.empty()) metrics_->CountScored();
+  }
+}
+
+void Coordinator::PublishGauges() {
+  metrics_->SetRequestsRunning(scheduler_.running());
+  metrics_->SetRequestsWaiting(scheduler_.waiting());
+  metrics_->SetGroupGeneration(membership_.last_generation());
+  metrics_->SetGroupsReady(membership_.groups_ready());
+  metrics_->SetWorkersConnected(membership_.workers());
+  Metrics::Memory memory;
+  for (int group = 0; group < options_.membership.replicas; ++group) {
+    const GroupLoad load = scheduler_.Load(group);
+    memory.cache_bytes += membership_.CacheBytes(group);
+    memory.cache_tokens_reserved += load.cache_tokens_reserved;
+    memory.cache_tokens_max += load.cache_tokens_max;
+    if (membership_.has_model()) memory.state_bytes += load.sequences * membership_.StateBytesPerSequence();
+  }
+  metrics_->SetMemory(memory);
+}
+
+void Coordinator::FillCounts(double now, v1::GetClusterInfoResponse* info) const {
+  membership_.FillClusterInfo(now, info);
+  uint64_t cache_bytes = 0, state_bytes = 0;
+  for (int group = 0; group < options_.membership.replicas; ++group) {
+    const GroupLoad load = scheduler_.Load(group);
+    v1::GroupInfo& to = *info->mutable_groups(group);
+    to.set_steps_in_flight(load.steps_in_flight);
+    to.set_sequences(load.sequences);
+    to.set_sequences_max(load.sequences_max);
+    to.set_cache_tokens_reserved(load.cache_tokens_reserved);
+    to.set_cache_tokens_max(load.cache_tokens_max);
+    cache_bytes += membership_.CacheBytes(group);
+    if (membership_.has_model()) state_bytes += load.sequences * membership_.StateBytesPerSequence();
+  }
+  info->set_requests_running(scheduler_.running());
+  info->set_requests_waiting(scheduler_.waiting());
+  info->set_prompt_tokens(prompt_tokens_);
+  info->set_generation_tokens(generation_tokens_);
+  info->set_cache_bytes(cache_bytes);
+  info->set_state_bytes(state_bytes);
+  info->set_uptime_seconds(now - start_);
+  info->set_draining(draining_);
+}
+
+}  // namespace goldfinch

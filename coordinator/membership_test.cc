@@ -1,0 +1,319 @@
+#include "coordinator/membership.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "protos/cluster.pb.h"
+#include "protos/generate.pb.h"
+
+namespace goldfinch {
+namespace {
+
+using cluster::v1::FromWorker;
+using cluster::v1::ToWorker;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using Event = MembershipEffects::Event;
+
+// A membership, and workers that do what they are told.
+class Cluster {
+ public:
+  explicit Cluster(MembershipOptions options) : membership(std::move(options)) {}
+
+  static MembershipOptions Options(int stages, int replicas = 1) {
+    MembershipOptions options;
+    options.stages = stages;
+    options.replicas = replicas;
+    options.plan.max_sequences = 4;
+    options.plan.max_sequence_tokens = 100;
+    return options;
+  }
+
+  static FromWorker Register(const std::string& name) {
+    FromWorker message;
+    message.mutable_register_()->set_protocol(1);
+    message.mutable_register_()->set_name(name);
+    message.mutable_register_()->set_memory_bytes(int64_t{1} << 40);
+    message.mutable_register_()->set_flops(1e9);
+    message.mutable_register_()->set_read_bytes_per_second(1e9);
+    message.mutable_register_()->set_transport("local");
+    return message;
+  }
+
+  static FromWorker Described(const std::string& fingerprint = "f") {
+    FromWorker message;
+    for (int i = 0; i < 6; ++i) message.mutable_described()->add_layers()->set_prefill_flops(1);
+    message.mutable_described()->set_fingerprint(fingerprint);
+    message.mutable_described()->set_vocab_size(10);
+    return message;
+  }
+
+  // Connects; the worker answers from then on.
+  void Add(uint64_t id) {
+    membership.Connected(id, "address", now);
+    membership.Received(id, Register("w" + std::to_string(id)), now);
+    Settle();
+  }
+
+  // Delivers what workers were sent, and their answers, until all is quiet.
+  void Settle() {
+    for (;;) {
+      MembershipEffects effects = membership.TakeEffects();
+      if (effects.sends.empty() && effects.events.empty() && effects.closes.empty()) return;
+      for (const auto& [worker, message] : effects.sends) {
+        sent[worker].push_back(message);
+        if (!silent.contains(worker)) Answer(worker, message);
+      }
+      for (uint64_t worker : effects.closes) closed.push_back(worker);
+      for (const Event& event : effects.events) {
+        events.push_back(event);
+        if (event.kind == Event::kModelKnown) membership.SetVocabulary("v", "r", now);
+      }
+    }
+  }
+
+  void Answer(uint64_t worker, const ToWorker& message) {
+    FromWorker answer;
+    if (message.has_welcome()) answer = Described();
+    if (message.has_ping()) answer.mutable_pong()->set_number(message.ping().number());
+    if (message.has_form()) {
+      answer.mutable_joined()->set_generation(message.form().generation());
+      for (int peer = 0; peer < message.form().first_layers_size(); ++peer) {
+        answer.mutable_joined()->add_addresses("from " + std::to_string(message.form().rank()) + " to " +
+                                               std::to_string(peer));
+      }
+    }
+    if (message.has_connect()) answer.mutable_ready()->set_generation(message.connect().generation());
+    if (answer.message_case() != FromWorker::MESSAGE_NOT_SET) membership.Received(worker, answer, now);
+  }
+
+  void Tick(double seconds, bool idle = false) {
+    now += seconds;
+    membership.Tick(now, std::vector<bool>(8, idle));
+    Settle();
+  }
+
+  std::vector<uint64_t> Stages(int group = 0) {
+    std::vector<uint64_t> workers;
+    for (const auto& stage : membership.stages(group)) workers.push_back(stage.worker);
+    return workers;
+  }
+
+  int Count(Event::Kind kind) const {
+    return static_cast<int>(
+        std::count_if(events.begin(), events.end(), [&](const Event& e) { return e.kind == kind; }));
+  }
+
+  double now = 0;
+  Membership membership;
+  std::map<uint64_t, std::vector<ToWorker>> sent;
+  std::set<uint64_t> silent;
+  std::vector<uint64_t> closed;
+  std::vector<Event> events;
+};
+
+std::string RefusedWith(Cluster& cluster, uint64_t worker) {
+  return cluster.sent[worker].empty() ? "" : cluster.sent[worker].back().refused();
+}
+
+TEST(MembershipTest, AGroupFormsWhenAllStagesHaveWorkers) {
+  Cluster cluster(Cluster::Options(3));
+  cluster.Add(1);
+  cluster.Add(2);
+  EXPECT_FALSE(cluster.membership.ready(0));
+  cluster.Add(3);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_THAT(cluster.Stages(), ElementsAre(1, 2, 3));
+  const ToWorker& form = cluster.sent[3][1];
+  EXPECT_THAT(form.form().first_layers(), ElementsAre(0, 2, 4));
+  EXPECT_EQ(form.form().rank(), 2U);
+  EXPECT_EQ(form.form().sampleable(), "v");
+  EXPECT_EQ(cluster.sent[1][1].form().sampleable(), "") << "only the last stage samples";
+  EXPECT_THAT(cluster.sent[2].back().connect().addresses(), ElementsAre("from 0 to 1", "from 1 to 1", "from 2 to 1"));
+  EXPECT_EQ(cluster.membership.Capacity(0).stages, 3);
+}
+
+TEST(MembershipTest, ReplicasFormOneAfterTheOther) {
+  Cluster cluster(Cluster::Options(2, 2));
+  for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id);
+  EXPECT_TRUE(cluster.membership.ready(0));
+  EXPECT_FALSE(cluster.membership.ready(1));
+  cluster.Add(4);
+  EXPECT_THAT(cluster.Stages(1), ElementsAre(3, 4));
+  EXPECT_NE(cluster.membership.generation(0), cluster.membership.generation(1));
+}
+
+TEST(MembershipTest, ASpareTakesTheLostOnesRank) {
+  Cluster cluster(Cluster::Options(3));
+  for (uint64_t id = 1; id <= 4; ++id) cluster.Add(id);
+  cluster.membership.Disconnected(2, cluster.now);
+  cluster.Settle();
+  EXPECT_EQ(cluster.Count(Event::kGroupLost), 1);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_THAT(cluster.Stages(), ElementsAre(1, 4, 3)) << "the others keep their layers";
+  EXPECT_EQ(cluster.membership.generation(0), 2U);
+}
+
+TEST(MembershipTest, WithoutASpareItWaitsAndThenGoesOnWithFewer) {
+  Cluster cluster(Cluster::Options(3));
+  for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id);
+  cluster.membership.Disconnected(1, cluster.now);
+  cluster.Settle();
+  EXPECT_FALSE(cluster.membership.ready(0));
+  cluster.Tick(0.5);
+  EXPECT_FALSE(cluster.membership.ready(0));
+  cluster.Tick(0.6);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_EQ(cluster.Stages().size(), 2U);
+  EXPECT_THAT(cluster.sent[3].back().has_connect(), true);
+
+  // A worker comes back: not while requests run.
+  cluster.Add(5);
+  cluster.Tick(0.1);
+  EXPECT_EQ(cluster.Stages().size(), 2U);
+  cluster.Tick(0.1, /*idle=*/true);
+  EXPECT_EQ(cluster.Stages().size(), 3U);
+}
+
+TEST(MembershipTest, AFirstGroupWaitsForAllItsWorkers) {
+  Cluster cluster(Cluster::Options(3));
+  cluster.Add(1);
+  cluster.Add(2);
+  for (int i = 0; i < 100; ++i) cluster.Tick(1);
+  EXPECT_FALSE(cluster.membership.ready(0));
+  v1::GetClusterInfoResponse info;
+  cluster.membership.FillClusterInfo(cluster.now, &info);
+  EXPECT_EQ(info.groups(0).message(), "waits for workers: 2 of 3");
+  EXPECT_EQ(info.spare_workers_size(), 2);
+}
+
+TEST(MembershipTest, AWorkerThatFailsEndsTheGenerationAndStays) {
+  Cluster cluster(Cluster::Options(2));
+  cluster.Add(1);
+  cluster.Add(2);
+  FromWorker failed;
+  failed.mutable_failed()->set_generation(1);
+  failed.mutable_failed()->set_message("the peer is lost");
+  cluster.membership.Received(2, failed, cluster.now);
+  cluster.Settle();
+  EXPECT_EQ(cluster.Count(Event::kGroupLost), 1);
+  EXPECT_THAT(cluster.events.back().reason, HasSubstr("w2: the peer is lost"));
+  EXPECT_TRUE(cluster.sent[1].back().has_disband());
+  cluster.Tick(0.06);
+  EXPECT_TRUE(cluster.membership.ready(0));
+  cluster.membership.Received(2, failed, cluster.now);
+  cluster.Settle();
+  EXPECT_TRUE(cluster.membership.ready(0)) << "that was of the old generation";
+}
+
+TEST(MembershipTest, ASilentWorkerIsLost) {
+  Cluster cluster(Cluster::Options(1));
+  cluster.Add(1);
+  cluster.Add(2);
+  cluster.silent = {1};
+  for (int i = 0; i < 11; ++i) cluster.Tick(0.5);
+  EXPECT_THAT(cluster.closed, ElementsAre(1));
+  EXPECT_THAT(cluster.Stages(), ElementsAre(2));
+}
+
+TEST(MembershipTest, AfterAPauseOfTheCoordinatorNobodyIsLost) {
+  Cluster cluster(Cluster::Options(1));
+  cluster.Add(1);
+  cluster.Tick(0.5);
+  cluster.Tick(60);
+  EXPECT_TRUE(cluster.membership.ready(0));
+  EXPECT_TRUE(cluster.closed.empty());
+}
+
+TEST(MembershipTest, AWorkerThatHangsWhileFormingIsLost) {
+  MembershipOptions options = Cluster::Options(1);
+  options.form_timeout_seconds = 10;
+  Cluster cluster(options);
+  cluster.membership.Connected(1, "a", 0);
+  cluster.membership.Received(1, Cluster::Register("w1"), 0);
+  cluster.silent = {1};
+  cluster.Settle();
+  cluster.membership.Received(1, Cluster::Described(), 0);
+  cluster.Settle();
+  for (int i = 0; i < 12; ++i) {
+    FromWorker pong;
+    pong.mutable_pong();
+    cluster.membership.Received(1, pong, cluster.now);
+    cluster.Tick(1);
+  }
+  EXPECT_THAT(cluster.closed, ElementsAre(1));
+}
+
+TEST(MembershipTest, RefusesWhatDoesNotBelong) {
+  Cluster cluster(Cluster::Options(2));
+  cluster.Add(1);
+  const auto refused = [&](uint64_t id, const std::vector<FromWorker>& messages) {
+    cluster.membership.Connected(id, "a", 0);
+    for (const FromWorker& message : messages) cluster.membership.Received(id, message, 0);
+    cluster.silent.insert(id);
+    cluster.Settle();
+    return RefusedWith(cluster, id);
+  };
+  EXPECT_THAT(refused(2, {Cluster::Described()}), HasSubstr("first message must be Register"));
+  FromWorker old = Cluster::Register("x");
+  old.mutable_register_()->set_protocol(0);
+  EXPECT_THAT(refused(3, {old}), HasSubstr("protocol 0"));
+  EXPECT_THAT(refused(4, {Cluster::Register("x"), Cluster::Described("other")}), HasSubstr("fingerprint other"));
+  FromWorker cannot;
+  cannot.mutable_described()->set_error("m.pth: no such file");
+  EXPECT_EQ(refused(5, {Cluster::Register("x"), cannot}), "m.pth: no such file");
+  EXPECT_THAT(refused(6, {Cluster::Register("x"), FromWorker()}), HasSubstr("empty or unknown"));
+  EXPECT_THAT(refused(7, {Cluster::Register(std::string(300, 'x'))}), HasSubstr("300 bytes, the limit is 256"));
+  EXPECT_EQ(cluster.membership.workers(), 1);
+}
+
+TEST(MembershipTest, StepDoneIsCountedAndPassedOn) {
+  Cluster cluster(Cluster::Options(2));
+  cluster.Add(1);
+  cluster.Add(2);
+  FromWorker done;
+  done.mutable_step_done()->set_generation(1);
+  done.mutable_step_done()->set_id(1);
+  done.mutable_step_done()->set_busy_seconds(0.5);
+  done.mutable_step_done()->set_compressed_bytes(128);
+  done.mutable_step_done()->set_cache_bytes(77);
+  cluster.membership.Received(2, done, cluster.now);
+  cluster.Settle();
+  ASSERT_EQ(cluster.Count(Event::kStepDone), 1);
+  EXPECT_EQ(cluster.events.back().stage, 1);
+  v1::GetClusterInfoResponse info;
+  cluster.membership.FillClusterInfo(cluster.now, &info);
+  EXPECT_EQ(info.groups(0).stages(1).received().compressed(), 128U);
+  EXPECT_EQ(info.groups(0).stages(1).busy_seconds(), 0.5);
+  EXPECT_EQ(info.groups(0).steps(), 1U);
+  EXPECT_EQ(cluster.membership.CacheBytes(0), 77);
+  done.mutable_step_done()->set_generation(9);
+  cluster.membership.Received(2, done, cluster.now);
+  cluster.Settle();
+  EXPECT_EQ(cluster.Count(Event::kStepDone), 1);
+}
+
+TEST(MembershipTest, ASplitByHandHoldsUntilWorkersAreLost) {
+  MembershipOptions options = Cluster::Options(3);
+  options.plan.split = {0, 1, 2};
+  options.plan.split_layers = 6;
+  Cluster cluster(options);
+  for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id);
+  EXPECT_THAT(cluster.sent[1][1].form().first_layers(), ElementsAre(0, 1, 2));
+  cluster.membership.Disconnected(3, cluster.now);
+  cluster.Tick(1.1);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  v1::GetClusterInfoResponse info;
+  cluster.membership.FillClusterInfo(cluster.now, &info);
+  ASSERT_EQ(info.groups(0).stages_size(), 2);
+  EXPECT_EQ(info.groups(0).stages(1).first_layer(), 3U) << "balanced";
+}
+
+}  // namespace
+}  // namespace goldfinch

@@ -1,0 +1,196 @@
+#include "coordinator/scheduler_test_util.h"
+
+#include <set>
+#include <utility>
+
+#include "gtest/gtest.h"
+
+namespace goldfinch {
+namespace {
+
+uint64_t Hash(absl::Span<const int32_t> ids, uint64_t seed) {
+  uint64_t hash = seed * 0x9E3779B97F4A7C15 + ids.size();
+  for (const int32_t id : ids) hash = (hash ^ static_cast<uint64_t>(id)) * 0x100000001B3 + (hash >> 29);
+  return hash ^ hash >> 31;
+}
+
+}  // namespace
+
+int32_t FakeToken(absl::Span<const int32_t> ids, uint64_t seed) {
+  return 1 + static_cast<int32_t>(Hash(ids, seed) % 199);
+}
+
+float FakeLogprob(absl::Span<const int32_t> ids, int32_t target) {
+  return -static_cast<float>(Hash(ids, target) % 1000) / 100;
+}
+
+std::vector<int32_t> FakeAnswer(std::vector<int32_t> prompt, uint64_t seed, int64_t count) {
+  std::vector<int32_t> answer;
+  for (int64_t i = 0; i < count; ++i) {
+    answer.push_back(FakeToken(prompt, seed));
+    prompt.push_back(answer.back());
+  }
+  return answer;
+}
+
+std::vector<int32_t> FakePrompt(int64_t count, int32_t first) {
+  std::vector<int32_t> ids(count);
+  for (int64_t i = 0; i < count; ++i) ids[i] = 1 + static_cast<int32_t>((first + i) % 199);
+  return ids;
+}
+
+// ---- FakeGroup ----
+
+void FakeGroup::Open(const StepPlan::NewSequence& sequence, std::vector<int32_t> ids) {
+  EXPECT_TRUE(used_.insert(sequence.sequence).second) << "used before";
+  Sequence opened;
+  opened.ids = std::move(ids);
+  if (sequence.sampling != nullptr) opened.seed = sequence.seed;
+  opened.observed = sequence.observed.size();
+  EXPECT_TRUE(sequences_.emplace(sequence.sequence, std::move(opened)).second);
+  EXPECT_LE(sequences_.size(), static_cast<size_t>(capacity_.max_sequences));
+}
+
+cluster::v1::StepDone FakeGroup::Run(const StepPlan& plan) {
+  EXPECT_EQ(plan.id, ++last_step_);
+  EXPECT_LE(plan.ids.size(), static_cast<size_t>(capacity_.max_step_tokens));
+  cluster::v1::StepDone done;
+  done.set_id(plan.id);
+  for (const uint64_t sequence : plan.close) EXPECT_EQ(sequences_.erase(sequence), 1U) << sequence;
+  for (const StepPlan::NewSequence& sequence : plan.open) Open(sequence, {});
+  std::set<uint64_t> seen;
+  int64_t logit_rows = 0;
+  for (const StepPlan::Chunk& chunk : plan.chunks) {
+    EXPECT_TRUE(seen.insert(chunk.sequence).second) << "twice in a Step";
+    logit_rows += chunk.logit_rows;
+    RunChunk(plan, chunk, &done);
+  }
+  EXPECT_LE(logit_rows, capacity_.max_logit_rows);
+  return done;
+}
+
+void FakeGroup::RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, cluster::v1::StepDone* done) {
+  const auto found = sequences_.find(chunk.sequence);
+  ASSERT_NE(found, sequences_.end()) << "sequence " << chunk.sequence;
+  std::vector<int32_t>& ids = found->second.ids;
+  ASSERT_EQ(chunk.position, static_cast<int64_t>(ids.size()));
+  ASSERT_GE(chunk.tokens, 1);
+  ASSERT_LE(chunk.logit_rows, chunk.tokens);
+  tokens_run_ += chunk.tokens;
+  const auto begin = plan.ids.begin() + chunk.ids_begin;
+  ids.insert(ids.end(), begin, begin + chunk.tokens);
+  ASSERT_LE(static_cast<int64_t>(ids.size()), capacity_.max_sequence_tokens);
+  for (int64_t i = 0; i < chunk.forks; ++i) Open(plan.forks[chunk.forks_begin + i], ids);
+  if (chunk.logit_rows == 0) return;
+  cluster::v1::ChunkResult& result = *done->add_results();
+  result.set_sequence(chunk.sequence);
+  if (chunk.sample) {
+    ASSERT_EQ(chunk.logit_rows, 1);
+    ASSERT_TRUE(found->second.seed.has_value());
+    result.set_token(FakeToken(ids, *found->second.seed));
+    return;
+  }
+  ASSERT_GE(chunk.targets_begin, 0);
+  for (int64_t i = 0; i < chunk.logit_rows; ++i) {
+    const size_t row = ids.size() - chunk.logit_rows + i;
+    result.add_logprobs(
+        FakeLogprob(absl::MakeConstSpan(ids).subspan(0, row + 1), plan.targets[chunk.targets_begin + i]));
+  }
+}
+
+// ---- FakeClient ----
+
+RequestSink::Verdict FakeClient::OnToken(int sample, const OutputToken& token) {
+  EXPECT_FALSE(status.has_value()) << "after the end";
+  EXPECT_FALSE(finishes[sample].has_value()) << "after the sample's end";
+  tokens[sample].push_back(token.id);
+  return verdict ? verdict(sample, token.id) : Verdict::kContinue;
+}
+
+void FakeClient::OnSampleDone(int sample, Finish finish) {
+  EXPECT_FALSE(finishes[sample].has_value());
+  finishes[sample] = finish;
+}
+
+RequestSink::Verdict FakeClient::OnScores(int continuation, int64_t first, absl::Span<const OutputToken> scored,
+                                          std::string logits) {
+  EXPECT_TRUE(logits.empty());
+  std::vector<OutputToken>& all = scores[continuation];
+  EXPECT_EQ(first, static_cast<int64_t>(all.size()) + (continuation < 0 ? 1 : 0));
+  all.insert(all.end(), scored.begin(), scored.end());
+  return verdict ? verdict(continuation, 0) : Verdict::kContinue;
+}
+
+void FakeClient::OnDone(const absl::Status& end, const RequestUsage& used) {
+  EXPECT_FALSE(status.has_value()) << "ended twice";
+  status = end;
+  usage = used;
+}
+
+// ---- FakeCluster ----
+
+void FakeCluster::Up(int group, const GroupCapacity& capacity) {
+  groups[group] = std::make_unique<FakeGroup>(capacity);
+  scheduler.GroupUp(group, capacity, now);
+}
+
+void FakeCluster::Lose(int group) {
+  groups.erase(group);
+  plans.erase(group);
+  in_flight.erase(group);
+  scheduler.GroupLost(group);
+}
+
+int FakeCluster::Plan(int group) {
+  StepPlan plan;
+  while (scheduler.NextStep(group, now, &plan)) {
+    in_flight[group].push_back(groups.at(group)->Run(plan));
+    plans[group].push_back(plan);
+  }
+  return static_cast<int>(in_flight[group].size());
+}
+
+void FakeCluster::Answer(int group) {
+  ASSERT_FALSE(in_flight[group].empty());
+  now += 1;
+  const cluster::v1::StepDone done = in_flight[group].front();
+  in_flight[group].pop_front();
+  plans[group].pop_front();
+  const absl::Status status = scheduler.Apply(group, done, now);
+  ASSERT_TRUE(status.ok()) << status.ToString();
+}
+
+void FakeCluster::RunAll() {
+  for (int idle = 0; idle < 2;) {
+    ++idle;
+    for (const auto& [group, fake] : groups) {
+      if (Plan(group) == 0) continue;
+      Answer(group);
+      idle = 0;
+    }
+  }
+}
+
+uint64_t FakeCluster::Generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
+                               std::shared_ptr<FakeClient> client, std::function<void(Request*)> edit) {
+  Request request;
+  request.prompt = prompt;
+  request.generate.emplace();
+  request.generate->max_tokens = max_tokens;
+  if (edit) edit(&request);
+  scheduler.Submit(++last_number, std::move(request), std::move(client), now);
+  return last_number;
+}
+
+uint64_t FakeCluster::Score(const std::vector<int32_t>& prompt, const std::vector<std::vector<int32_t>>& continuations,
+                            bool score_prompt, std::shared_ptr<FakeClient> client) {
+  Request request;
+  request.prompt = prompt;
+  request.score.emplace();
+  request.score->continuations = continuations;
+  request.score->score_prompt = score_prompt;
+  scheduler.Submit(++last_number, std::move(request), std::move(client), now);
+  return last_number;
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,102 @@
+// A group of workers as the scheduler sees it, and a client that writes down what it gets.
+#ifndef GOLDFINCH_COORDINATOR_SCHEDULER_TEST_UTIL_H_
+#define GOLDFINCH_COORDINATOR_SCHEDULER_TEST_UTIL_H_
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "coordinator/scheduler.h"
+#include "protos/cluster.pb.h"
+
+namespace goldfinch {
+
+// The token that the fake model draws after `ids`; never 0.
+int32_t FakeToken(absl::Span<const int32_t> ids, uint64_t seed);
+float FakeLogprob(absl::Span<const int32_t> ids, int32_t target);
+// What a request of its own gets: `count` tokens after the prompt.
+std::vector<int32_t> FakeAnswer(std::vector<int32_t> prompt, uint64_t seed, int64_t count);
+
+// Runs Steps as workers do, and fails the test for a Step that they would refuse.
+class FakeGroup {
+ public:
+  explicit FakeGroup(const GroupCapacity& capacity) : capacity_(capacity) {}
+
+  cluster::v1::StepDone Run(const StepPlan& plan);
+  size_t sequences() const { return sequences_.size(); }
+  int64_t tokens_run() const { return tokens_run_; }
+
+ private:
+  struct Sequence {
+    std::vector<int32_t> ids;
+    std::optional<uint64_t> seed;
+    size_t observed = 0;
+  };
+  void Open(const StepPlan::NewSequence& sequence, std::vector<int32_t> ids);
+  void RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, cluster::v1::StepDone* done);
+
+  const GroupCapacity capacity_;
+  std::map<uint64_t, Sequence> sequences_;
+  uint64_t last_step_ = 0;
+  std::set<uint64_t> used_;
+  int64_t tokens_run_ = 0;
+};
+
+struct FakeClient : RequestSink {
+  explicit FakeClient(int samples = 1) : tokens(samples), finishes(samples) {}
+
+  void OnProgress(int64_t done) override { progress.push_back(done); }
+  Verdict OnToken(int sample, const OutputToken& token) override;
+  void OnSampleDone(int sample, Finish finish) override;
+  Verdict OnScores(int continuation, int64_t first, absl::Span<const OutputToken> scored, std::string logits) override;
+  void OnDone(const absl::Status& end, const RequestUsage& used) override;
+
+  std::vector<std::vector<int32_t>> tokens;  // by sample
+  std::vector<std::optional<Finish>> finishes;
+  std::map<int, std::vector<OutputToken>> scores;  // by continuation, -1 the prompt
+  std::vector<int64_t> progress;
+  std::optional<absl::Status> status;  // set at the end
+  RequestUsage usage;
+  std::function<Verdict(int sample, int32_t token)> verdict;  // not set: go on
+};
+
+// A scheduler with one or more fake groups whose Steps take a while.
+class FakeCluster {
+ public:
+  explicit FakeCluster(int max_queue = 100) : scheduler(max_queue) {}
+
+  void Up(int group, const GroupCapacity& capacity);
+  void Lose(int group);
+  // Plans Steps until there is nothing to do; returns how many are in flight.
+  int Plan(int group);
+  // The oldest Step's results come back.
+  void Answer(int group);
+  // Plans and answers until nothing is left to do.
+  void RunAll();
+
+  uint64_t Generate(const std::vector<int32_t>& prompt, int64_t max_tokens, std::shared_ptr<FakeClient> client,
+                    std::function<void(Request*)> edit = {});
+  uint64_t Score(const std::vector<int32_t>& prompt, const std::vector<std::vector<int32_t>>& continuations,
+                 bool score_prompt, std::shared_ptr<FakeClient> client);
+
+  Scheduler scheduler;
+  double now = 0;
+  std::map<int, std::unique_ptr<FakeGroup>> groups;
+  std::map<int, std::deque<StepPlan>> plans;                   // in flight; spans in them are not valid any more
+  std::map<int, std::deque<cluster::v1::StepDone>> in_flight;  // results under way
+  uint64_t last_number = 0;
+};
+
+// 1, 2, ... from `first`, below 200.
+std::vector<int32_t> FakePrompt(int64_t count, int32_t first = 1);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_SCHEDULER_TEST_UTIL_H_

@@ -1,0 +1,78 @@
+#include "coordinator/step_encoding.h"
+
+#include <string>
+
+#include "protos/cluster.pb.h"
+
+namespace goldfinch {
+namespace {
+
+void EncodeSampling(const SamplingOptions& options, uint64_t seed, cluster::v1::Sampling* out) {
+  out->set_temperature(options.temperature);
+  out->set_top_p(options.top_p);
+  out->set_top_k(static_cast<uint32_t>(options.top_k));
+  out->set_min_p(options.min_p);
+  out->set_presence_penalty(options.presence_penalty);
+  out->set_frequency_penalty(options.frequency_penalty);
+  out->set_penalty_decay(options.penalty_decay);
+  for (const LogitBias& entry : options.logit_bias) {
+    cluster::v1::LogitBias& bias = *out->add_logit_bias();
+    bias.set_id(entry.id);
+    bias.set_bias(entry.bias);
+  }
+  out->mutable_banned_tokens()->Assign(options.banned_tokens.begin(), options.banned_tokens.end());
+  out->set_seed(seed);
+  if (options.logprobs) out->set_logprobs(*options.logprobs);
+}
+
+void EncodeNew(const StepPlan::NewSequence& sequence, bool is_last, cluster::v1::NewSequence* out) {
+  out->set_sequence(sequence.sequence);
+  if (!is_last || sequence.sampling == nullptr) return;
+  EncodeSampling(*sequence.sampling, sequence.seed, out->mutable_sampling());
+  out->mutable_observed()->Assign(sequence.observed.begin(), sequence.observed.end());
+}
+
+void EncodeIds(absl::Span<const int32_t> ids, bool wide, std::string* out) {
+  const size_t width = wide ? 4 : 2;
+  out->resize(ids.size() * width);
+  char* to = out->data();
+  for (const int32_t id : ids) {
+    for (size_t byte = 0; byte < width; ++byte) *to++ = static_cast<char>(static_cast<uint32_t>(id) >> (8 * byte));
+  }
+}
+
+void EncodeChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, const StepAudience& audience,
+                 cluster::v1::Chunk* out) {
+  out->set_sequence(chunk.sequence);
+  out->set_position(chunk.position);
+  out->set_tokens(static_cast<uint32_t>(chunk.tokens));
+  if (audience.looks_at_ids) {
+    EncodeIds(absl::MakeConstSpan(plan.ids).subspan(chunk.ids_begin, chunk.tokens), audience.wide_ids,
+              out->mutable_ids());
+  }
+  out->set_logit_rows(static_cast<uint32_t>(chunk.logit_rows));
+  for (int64_t i = 0; i < chunk.forks; ++i) {
+    EncodeNew(plan.forks[chunk.forks_begin + i], audience.is_last, out->add_forks());
+  }
+  if (!audience.is_last) return;
+  out->set_sample(chunk.sample);
+  if (chunk.targets_begin < 0) return;
+  const auto targets = absl::MakeConstSpan(plan.targets).subspan(chunk.targets_begin, chunk.logit_rows);
+  out->mutable_targets()->Assign(targets.begin(), targets.end());
+  out->set_top_logprobs(chunk.top_logprobs);
+  out->set_logits(chunk.logits);
+}
+
+}  // namespace
+
+void EncodeStep(const StepPlan& plan, const StepAudience& audience, cluster::v1::Step* step) {
+  step->Clear();
+  step->set_generation(audience.generation);
+  step->set_id(plan.id);
+  step->mutable_close()->Assign(plan.close.begin(), plan.close.end());
+  for (const StepPlan::NewSequence& sequence : plan.open) EncodeNew(sequence, audience.is_last, step->add_open());
+  step->mutable_chunks()->Reserve(static_cast<int>(plan.chunks.size()));
+  for (const StepPlan::Chunk& chunk : plan.chunks) EncodeChunk(plan, chunk, audience, step->add_chunks());
+}
+
+}  // namespace goldfinch
