@@ -10,10 +10,13 @@ namespace goldfinch {
 // Each prints its result to standard output and everything else to standard error. INVALID_ARGUMENT and NOT_FOUND that
 // UsageError made are the user's; see clients/terminal.h for exit codes.
 absl::Status RunGenerate(const GenerateOptions& options);
+absl::Status RunRemoteGenerate(const GenerateOptions& options);
 absl::Status RunInspect(const InspectOptions& options);
 absl::Status RunLogits(const LogitsOptions& options);
 absl::Status RunTokenize(const TokenizeOptions& options);
 absl::Status RunDetokenize(const TokenizeOptions& options);
+absl::Status RunStatus(const StatusOptions& options);
+absl::Status RunLoadTest(const LoadTestOptions& options);
 
 }  // namespace goldfinch
 

@@ -12,7 +12,6 @@
 #include "base/status.h"
 #include "clients/terminal.h"
 #include "coordinator/tokenizer/utf8.h"
-#include "coordinator/tokenizer/vocabulary.h"
 #include "spdlog/spdlog.h"
 
 namespace goldfinch {
@@ -86,20 +85,6 @@ absl::Status VerifyWeights(const ModelOptions& options, const Engine& engine) {
     spdlog::warn(OneLine(absl::StrCat(options.model, ": tensor ", name, " has values that are NaN or infinite")));
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& vocab, const std::string& model_path,
-                                                         const std::string& configured, int64_t vocab_size) {
-  const bool bytes_by_default =
-      configured == "bytes" || (configured.empty() && (vocab_size == 256 || vocab_size == 257));
-  if (vocab == "bytes" || (vocab.empty() && bytes_by_default)) return Tokenizer::Bytes();
-  GF_ASSIGN_OR_RETURN(const std::string path, FindVocabulary(vocab, model_path));
-  GF_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::FromFile(path));
-  if (vocab_size > 0 && tokenizer->vocab_size() > vocab_size) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": has ids up to ", tokenizer->vocab_size() - 1,
-                                                   ", the model's vocabulary is ", vocab_size));
-  }
-  return tokenizer;
 }
 
 }  // namespace goldfinch

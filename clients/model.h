@@ -7,7 +7,6 @@
 
 #include "absl/status/statusor.h"
 #include "clients/options.h"
-#include "coordinator/tokenizer/tokenizer.h"
 #include "worker/engine.h"
 
 namespace goldfinch {
@@ -17,11 +16,6 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
 // Reads the weights as --verify says, with a progress bar; prints warnings. It takes a while with a large model, so
 // everything that can be wrong for another reason is looked at first.
 absl::Status VerifyWeights(const ModelOptions& options, const Engine& engine);
-
-// `vocab`: a file or "bytes"; empty: bytes for models of 256 or 257 tokens or whose config says so, else the World
-// vocabulary beside the model.
-absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& vocab, const std::string& model_path,
-                                                         const std::string& configured, int64_t vocab_size);
 
 // `text` if `has_text`, else the file, else standard input; at most `limit` bytes. Must be UTF-8: the error gives the
 // byte. `flag` is what `text` came from, for errors.

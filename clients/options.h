@@ -3,6 +3,7 @@
 #define GOLDFINCH_CLIENTS_OPTIONS_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,9 +21,22 @@ struct ModelOptions {
   int64_t max_batched_tokens = 512;  // --max-num-batched-tokens: from here on products gain nothing from more rows
 };
 
+// Where a server is and how to be let in.
+struct RemoteOptions {
+  std::string server;           // --server HOST:PORT
+  std::string api_key_file;     // --api-key-file; empty: no key
+  std::string root_cert;        // --grpc-root-cert, PEM; this or the next: TLS
+  std::string client_cert;      // --grpc-client-cert, PEM, for servers that ask for one
+  std::string client_key;       // --grpc-client-key
+  double deadline_seconds = 0;  // --deadline, of each call; 0: none
+};
+
 struct GenerateOptions {
   ModelOptions model;
-  std::string prompt;  // --prompt
+  RemoteOptions remote;  // with a server, `model` is not used
+  uint32_t samples = 1;  // --samples, with a server
+  int32_t priority = 0;  // --priority, with a server
+  std::string prompt;    // --prompt
   bool has_prompt = false;
   std::string prompt_file;        // --prompt-file; without either: standard input
   bool chat = false;              // --chat: the World models' chat form
@@ -61,6 +75,28 @@ struct TokenizeOptions {
   std::string text;   // --text
   bool has_text = false;
   std::string file;  // --file; without either: standard input
+  bool json = false;
+};
+
+struct StatusOptions {
+  StatusOptions() { remote.deadline_seconds = 10; }
+
+  RemoteOptions remote;
+  std::optional<double> watch_seconds;  // --watch: looks again each time; not set: once
+  bool json = false;
+};
+
+struct LoadTestOptions {
+  RemoteOptions remote;
+  double rate = 1;                          // --rate, requests a second
+  std::optional<double> duration_seconds;   // --duration; either this or --requests
+  std::optional<int64_t> requests;          // --requests
+  std::string prompt_tokens = "fixed:512";  // --prompt-tokens: see clients/load_test_plan.h
+  std::string output_tokens = "fixed:128";  // --output-tokens
+  std::string prompt_file;                  // --prompt-file: one a line, in place of random ids
+  uint64_t seed = 0;                        // --seed, of arrivals, lengths, prompts and draws
+  int64_t max_concurrency = 1024;           // --max-concurrency, requests under way
+  std::string csv;                          // --csv: a line a request
   bool json = false;
 };
 

@@ -12,6 +12,7 @@
 #include "clients/commands.h"
 #include "clients/model.h"
 #include "clients/terminal.h"
+#include "coordinator/tokenizer/open.h"
 #include "nlohmann/json.hpp"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/model.h"

@@ -5,6 +5,7 @@
 #include <future>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
@@ -207,7 +208,8 @@ void Coordinator::Settle(double now) {
   for (;;) {
     MembershipEffects effects = membership_.TakeEffects();
     if (effects.sends.empty() && effects.closes.empty() && effects.events.empty() && effects.log.empty()) return;
-    for (const std::string& line : effects.log) spdlog::info("{}", line);
+    // Parts of these lines are workers' words.
+    for (const std::string& line : effects.log) spdlog::info("{}", absl::Utf8SafeCHexEscape(line));
     for (const auto& [worker, message] : effects.sends) {
       const auto link = links_.find(worker);
       if (link != links_.end()) link->second->Send(message);

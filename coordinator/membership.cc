@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/check.h"
@@ -19,6 +20,7 @@ constexpr uint32_t kProtocol = 1;
 constexpr double kFailedRetrySeconds = 0.05;  // the loss that caused it may be about to be noticed
 constexpr double kFormRetrySecondsMax = 5;
 constexpr size_t kNameBytesMax = 256;
+constexpr int kLayersMax = 1024;  // far above any model; bounds the planner's work
 
 }  // namespace
 
@@ -170,7 +172,7 @@ void Membership::HandleRegister(uint64_t id, Worker& worker, const cluster::v1::
 void Membership::HandleDescribed(uint64_t id, Worker& worker, cluster::v1::Described message, double now) {
   if (worker.described) return Refuse(id, "described the model twice", now);
   if (!message.error().empty()) return Refuse(id, message.error(), now);
-  if (message.layers_size() == 0 || message.vocab_size() == 0 ||
+  if (message.layers_size() == 0 || message.layers_size() > kLayersMax || message.vocab_size() == 0 ||
       message.gold_layers() > static_cast<uint32_t>(message.layers_size())) {
     return Refuse(id, "its description of the model makes no sense", now);
   }
@@ -418,6 +420,7 @@ void Membership::Tick(double now, const std::vector<bool>& idle) {
     last_ping_ = now;
     ++last_ping_number_;
     for (const auto& [id, worker] : workers_) {
+      if (!worker->registered) continue;
       ToWorker ping;
       ping.mutable_ping()->set_number(last_ping_number_);
       Send(id, std::move(ping));

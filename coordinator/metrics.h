@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -26,6 +27,8 @@ class Family;
 
 namespace goldfinch {
 
+// The edge counts failures of requests that Submit did not take; the core counts everything of those that it took.
+//
 // Thread-safe. Every call is an atomic operation or two: label look-ups are done once and kept. Counters only grow; a
 // negative amount is the programmer's error.
 class Metrics {
@@ -99,6 +102,7 @@ class Metrics {
 
   prometheus::Counter* MakeCounter(const char* name, const char* help);
   prometheus::Gauge* MakeGauge(const char* name, const char* help);
+  prometheus::Histogram* MakeHistogram(const char* name, const char* help, const std::vector<double>& buckets);
   prometheus::Family<prometheus::Counter>* MakeCounters(const char* name, const char* help);
 
   const std::string model_name_;

@@ -15,24 +15,29 @@ namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
-// Layers [first, last) of the model as one stage.
-class StageModel {
+// What layers cost, summed up from layer 0 on, so that a range costs two look-ups.
+class Costs {
  public:
-  StageModel(const cluster::v1::Described& model, const PlanOptions& options, int first, int last)
-      : model_(model), options_(options), first_(first), last_(last) {}
-
-  // Without the caches.
-  int64_t FixedBytes() const {
-    const int layers = model_.layers_size(), finch = layers - static_cast<int>(model_.gold_layers());
-    const bool has_gold = model_.gold_layers() > 0 && last_ > finch;
-    int64_t bytes = 0;
-    for (int i = first_; i < last_; ++i) {
-      bytes += static_cast<int64_t>(model_.layers(i).weight_bytes());
-      bytes += static_cast<int64_t>(model_.layers(i).state_bytes()) * options_.max_sequences;
+  Costs(const cluster::v1::Described& model, const PlanOptions& options)
+      : model_(model), options_(options), finch_(model.layers_size() - static_cast<int>(model.gold_layers())) {
+    sums_.resize(model.layers_size() + 1);
+    for (int i = 0; i < model.layers_size(); ++i) {
+      const cluster::v1::LayerDescription& layer = model.layers(i);
+      sums_[i + 1] = sums_[i];
+      sums_[i + 1].fixed_bytes += static_cast<int64_t>(layer.weight_bytes()) +
+                                  static_cast<int64_t>(layer.state_bytes()) * options.max_sequences;
+      sums_[i + 1].cache_bytes += static_cast<int64_t>(layer.cache_bytes_per_token());
+      sums_[i + 1].flops += layer.prefill_flops();
+      sums_[i + 1].decode_bytes += layer.decode_bytes();
     }
-    if (first_ == 0 || has_gold) bytes += static_cast<int64_t>(model_.embedding_bytes());
-    if (has_gold) bytes += static_cast<int64_t>(model_.gold_shared_bytes());
-    if (last_ == layers) {
+  }
+
+  // Of layers [first, last) as one stage, without the caches.
+  int64_t FixedBytes(int first, int last) const {
+    int64_t bytes = sums_[last].fixed_bytes - sums_[first].fixed_bytes;
+    if (first == 0 || has_gold(last)) bytes += static_cast<int64_t>(model_.embedding_bytes());
+    if (has_gold(last)) bytes += static_cast<int64_t>(model_.gold_shared_bytes());
+    if (is_last(last)) {
       bytes += static_cast<int64_t>(model_.head_bytes());
       bytes += int64_t{4} * model_.vocab_size() * options_.max_sequences;  // logits
     }
@@ -40,43 +45,45 @@ class StageModel {
     return bytes + kActivations * 4 * model_.width() * options_.max_step_tokens;
   }
 
-  int64_t CacheBytesPerToken() const {
-    const int layers = model_.layers_size(), finch = layers - static_cast<int>(model_.gold_layers());
-    int64_t bytes = 0;
-    for (int i = first_; i < last_; ++i) bytes += static_cast<int64_t>(model_.layers(i).cache_bytes_per_token());
-    if (model_.gold_layers() > 0 && last_ > finch) bytes += static_cast<int64_t>(model_.compressed_bytes_per_token());
-    return bytes;
+  int64_t CacheBytesPerToken(int first, int last) const {
+    const int64_t bytes = sums_[last].cache_bytes - sums_[first].cache_bytes;
+    return bytes + (has_gold(last) ? static_cast<int64_t>(model_.compressed_bytes_per_token()) : 0);
   }
 
-  double Seconds(const WorkerResources& worker) const {
-    double flops = 0, bytes = 0;
-    for (int i = first_; i < last_; ++i) {
-      flops += kPromptTokens * model_.layers(i).prefill_flops();
-      bytes += kDecodedTokens * model_.layers(i).decode_bytes();
-    }
-    if (last_ == model_.layers_size()) bytes += kDecodedTokens * static_cast<double>(model_.head_bytes());
-    return flops / worker.flops + bytes / worker.read_bytes_per_second;
+  double PrefillSeconds(int first, int last, const WorkerResources& worker) const {
+    return (sums_[last].flops - sums_[first].flops) / worker.flops;
   }
 
-  double PrefillSeconds(const WorkerResources& worker) const {
-    double flops = 0;
-    for (int i = first_; i < last_; ++i) flops += model_.layers(i).prefill_flops();
-    return flops / worker.flops;
+  double Seconds(int first, int last, const WorkerResources& worker) const {
+    double bytes = sums_[last].decode_bytes - sums_[first].decode_bytes;
+    if (is_last(last)) bytes += static_cast<double>(model_.head_bytes());
+    return kPromptTokens * PrefillSeconds(first, last, worker) + kDecodedTokens * bytes / worker.read_bytes_per_second;
   }
 
   // Tokens of cache that fit beside the rest; negative if the rest does not fit.
-  int64_t CacheTokens(const WorkerResources& worker) const {
+  int64_t CacheTokens(int first, int last, const WorkerResources& worker) const {
     const auto memory = static_cast<int64_t>(kMemoryShare * static_cast<double>(worker.memory_bytes));
-    const int64_t left = memory - FixedBytes();
+    const int64_t left = memory - FixedBytes(first, last);
     if (left < 0) return -1;
-    const int64_t each = CacheBytesPerToken();
+    const int64_t each = CacheBytesPerToken(first, last);
     return each == 0 ? std::numeric_limits<int64_t>::max() : left / each;
   }
 
  private:
+  struct Sums {
+    int64_t fixed_bytes = 0;
+    int64_t cache_bytes = 0;
+    double flops = 0;
+    double decode_bytes = 0;
+  };
+
+  bool has_gold(int last) const { return model_.gold_layers() > 0 && last > finch_; }
+  bool is_last(int last) const { return last == model_.layers_size(); }
+
   const cluster::v1::Described& model_;
   const PlanOptions& options_;
-  const int first_, last_;
+  const int finch_;
+  std::vector<Sums> sums_;
 };
 
 absl::Status CheckSplit(const PlanOptions& options, int layers, size_t workers) {
@@ -102,9 +109,9 @@ int64_t CacheTokensMin(const PlanOptions& options) {
 }
 
 // best[s][l]: the time of the slowest of the first s stages, which run the first l layers.
-std::vector<int> BalancedSplit(const cluster::v1::Described& model, absl::Span<const WorkerResources> workers,
-                               const PlanOptions& options) {
-  const int layers = model.layers_size(), stages = static_cast<int>(workers.size());
+std::vector<int> BalancedSplit(const Costs& costs, int layers, absl::Span<const WorkerResources> workers,
+                               int64_t cache_tokens_min) {
+  const int stages = static_cast<int>(workers.size());
   std::vector<std::vector<double>> best(stages + 1, std::vector<double>(layers + 1, kNever));
   std::vector<std::vector<int>> cut(stages + 1, std::vector<int>(layers + 1, 0));
   best[0][0] = 0;
@@ -112,9 +119,8 @@ std::vector<int> BalancedSplit(const cluster::v1::Described& model, absl::Span<c
     for (int last = s; last <= layers; ++last) {
       for (int first = s - 1; first < last; ++first) {
         if (best[s - 1][first] == kNever) continue;
-        const StageModel stage(model, options, first, last);
-        if (stage.CacheTokens(workers[s - 1]) < CacheTokensMin(options)) continue;
-        const double slowest = std::max(best[s - 1][first], stage.Seconds(workers[s - 1]));
+        if (costs.CacheTokens(first, last, workers[s - 1]) < cache_tokens_min) continue;
+        const double slowest = std::max(best[s - 1][first], costs.Seconds(first, last, workers[s - 1]));
         if (slowest < best[s][last]) {
           best[s][last] = slowest;
           cut[s][last] = first;
@@ -136,9 +142,10 @@ absl::StatusOr<Plan> PlanStages(const cluster::v1::Described& model, absl::Span<
   if (workers.empty() || static_cast<int>(workers.size()) > layers) {
     return absl::InvalidArgumentError(absl::StrCat(workers.size(), " stages for a model of ", layers, " layers"));
   }
+  const Costs costs(model, options);
   Plan plan;
   if (options.split.empty()) {
-    plan.first_layers = BalancedSplit(model, workers, options);
+    plan.first_layers = BalancedSplit(costs, layers, workers, CacheTokensMin(options));
     if (plan.first_layers.empty()) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "the model does not fit ", workers.size(), " workers with ", options.max_sequences,
@@ -155,16 +162,17 @@ absl::StatusOr<Plan> PlanStages(const cluster::v1::Described& model, absl::Span<
   for (size_t s = 0; s < workers.size(); ++s) {
     const int first = plan.first_layers[s];
     const int last = s + 1 < workers.size() ? plan.first_layers[s + 1] : layers;
-    const StageModel stage(model, options, first, last);
-    const int64_t tokens = stage.CacheTokens(workers[s]);
+    const int64_t tokens = costs.CacheTokens(first, last, workers[s]);
     if (tokens < CacheTokensMin(options)) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "stage ", s, " (layers ", first, "-", last - 1, ") needs ",
-          stage.FixedBytes() + CacheTokensMin(options) * stage.CacheBytesPerToken(), " bytes, its worker has ",
-          static_cast<int64_t>(kMemoryShare * static_cast<double>(workers[s].memory_bytes))));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("stage ", s, " (layers ", first, "-", last - 1, ") needs ",
+                       costs.FixedBytes(first, last) + CacheTokensMin(options) * costs.CacheBytesPerToken(first, last),
+                       " bytes, its worker has ",
+                       static_cast<int64_t>(kMemoryShare * static_cast<double>(workers[s].memory_bytes))));
     }
     plan.cache_tokens = std::min(plan.cache_tokens, tokens);
-    plan.seconds_per_prompt_token = std::max(plan.seconds_per_prompt_token, stage.PrefillSeconds(workers[s]));
+    plan.seconds_per_prompt_token =
+        std::max(plan.seconds_per_prompt_token, costs.PrefillSeconds(first, last, workers[s]));
   }
   return plan;
 }

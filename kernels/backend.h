@@ -153,6 +153,9 @@ class Backend {
   virtual void CopyRows(ConstTensor from,                  // [n, width] fp32
                         absl::Span<const RowCopy> copies,  // host memory
                         Tensor to) = 0;                    // [m, width] fp32
+  // to = from, rounded as the caches round: to nearest, ties to even.
+  virtual void Convert(ConstTensor from,  // fp32
+                       Tensor to) = 0;    // of the same shape; fp32, fp16 or bf16
   // LayerNorm over each of `groups` equal parts of a row, then weight and bias, then times `gate` if given.
   // `out` may be `x` or `gate`.
   virtual void GroupNorm(ConstTensor x,  // [rows, D]
@@ -193,7 +196,7 @@ class Backend {
   // --- GOLD ---------------------------------------------------------------------------------------------------------
   // Writes ids and c rows of every span into its pages, from span.position on.
   virtual void GoldAppend(absl::Span<const int32_t> ids,  // [rows], host memory
-                          ConstTensor c,                  // [rows, D/16] fp32
+                          ConstTensor c,                  // [rows, D/16] fp32, or of the cache's type
                           RowSpans spans, const GoldCache& cache) = 0;
   // table[id] = W_b's x0 columns times LN0(emb[id]), for every id given.
   virtual void GoldKeyTableRows(absl::Span<const int32_t> ids,  // host memory

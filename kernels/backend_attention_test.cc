@@ -69,13 +69,20 @@ TEST_P(BackendTest, GoldAppend) {
         const Values c = random.Normal(rows * c_width, 1);
         Values id_pool = IdValues(random.Ids(paging.pages() * page_tokens, 65536));
         Values c_pool = random.Normal(paging.pages() * page_tokens * c_width, 1, cache_dtype());
-        const GoldCache cache{device.Put(id_pool, {paging.pages(), page_tokens}, id_dtype),
-                              device.Put(c_pool, {paging.pages(), page_tokens, c_width}, cache_dtype())};
-        device->GoldAppend(ids, device.Put(c, {rows, c_width}), spans, cache);
+        const Values id_before = id_pool, c_before = c_pool;
         WritePages(IdValues(ids), spans, paging, 1, id_pool);
         WritePages(Round(c, cache_dtype()), spans, paging, c_width, c_pool);
-        ExpectSame(device.Get(cache.ids), id_pool, "ids, page of " + std::to_string(page_tokens));
-        ExpectSame(device.Get(cache.c), c_pool, "c, width " + std::to_string(c_width));
+        const Tensor exact = device.Put(c, {rows, c_width}), narrow = device.New(cache_dtype(), {rows, c_width});
+        device->Convert(exact, narrow);
+        ExpectSame(device.Get(narrow), Round(c, cache_dtype()), "conversion, width " + std::to_string(c_width));
+        for (const Tensor& given : {exact, narrow}) {
+          const GoldCache cache{device.Put(id_before, {paging.pages(), page_tokens}, id_dtype),
+                                device.Put(c_before, {paging.pages(), page_tokens, c_width}, cache_dtype())};
+          device->GoldAppend(ids, given, spans, cache);
+          ExpectSame(device.Get(cache.ids), id_pool, "ids, page of " + std::to_string(page_tokens));
+          ExpectSame(device.Get(cache.c), c_pool,
+                     "c given as " + std::string(Name(given.dtype)) + ", width " + std::to_string(c_width));
+        }
       }
     }
   }

@@ -23,6 +23,8 @@ TEST_P(BackendTest, MisuseDies) {
   EXPECT_DEATH(device->GroupNorm(x, 1, norm, 1e-5f, {}, out), "norm bias");
   EXPECT_DEATH(device->Embed(x, {0, 3, 1}, out), "id 3");
   EXPECT_DEATH(device->Embed(x, {0, -1, 1}, out), "id -1");
+  EXPECT_DEATH(device->Convert(x, device.New(DType::kBf16, {2, 32})), "conversion input is \\[3, 32\\]");
+  EXPECT_DEATH(device->Convert(device.New(DType::kBf16, {3, 32}), out), "conversion input is bf16, expected f32");
   EXPECT_DEATH(device->CopyRows(x, {{2, 3}}, out), "CHECK failed");
   // Spans with a gap, that overlap, that leave rows over, of a slot that is not there.
   for (const std::vector<RowSpan>& bad : {spans({.row_count = 1}, {.slot = 1, .row_begin = 2, .row_count = 1}),

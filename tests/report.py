@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Counts what one `bazel test` did: report.py EVENTS STATUS prints "passed failed skipped".
+"""Counts what tests did: prints "passed failed skipped".
 
-EVENTS is the file of --build_event_json_file, STATUS the exit status of Bazel. Every case of a GoogleTest program is a
-test of its own, any other program is one, and so is a target that does not build. Failures and skipped tests are named
-on stderr.
+report.py EVENTS STATUS: of one `bazel test`. EVENTS is the file of --build_event_json_file, STATUS the exit status of
+Bazel.
+report.py --xml NAME FILE STATUS: of one program that wrote its cases to FILE and ended with STATUS.
+
+Every case of a program that writes them down is a test of its own, any other program is one, and so is a target that
+does not build. Failures and skipped tests are named on stderr.
 """
 
 import json
@@ -74,7 +77,22 @@ def report(events, status):
     return passed, failed, skipped
 
 
+def report_xml(name, path, status):
+    """Counts the cases of one program; one that failed has at least one failure."""
+    try:
+        passed, failed, skipped = count_cases(name, path)
+    except (OSError, xml.etree.ElementTree.ParseError):
+        passed = failed = skipped = 0
+    if failed == 0 and (status != 0 or passed + skipped == 0):
+        say("FAILED", name, reason=f"exit status {status}, {passed} cases")
+        failed = 1
+    return passed, failed, skipped
+
+
 def main():
+    if sys.argv[1] == "--xml":
+        print(*report_xml(sys.argv[2], sys.argv[3], int(sys.argv[4])))
+        return
     with open(sys.argv[1], encoding="utf-8") as lines:
         print(*report([json.loads(line) for line in lines], int(sys.argv[2])))
 

@@ -67,6 +67,15 @@ class ReportTest(unittest.TestCase):
     def test_a_run_that_never_started_is_a_failure(self):
         self.assertEqual(self.count_events([], 37), (0, 1, 0))
 
+    def test_a_program_outside_bazel(self):
+        self.count([case("A"), case("B", '<failure message="no"/>')])
+        with contextlib.redirect_stderr(io.StringIO()):
+            self.assertEqual(report.report_xml("x", str(self.xml_path), 1), (1, 1, 0))
+            self.assertEqual(report.report_xml("x", "/no/such/file.xml", 0), (0, 1, 0))
+            self.count([case("A")])
+            self.assertEqual(report.report_xml("x", str(self.xml_path), 139), (1, 1, 0))
+            self.assertEqual(report.report_xml("x", str(self.xml_path), 0), (1, 0, 0))
+
     def test_no_test_at_all_is_none(self):
         self.assertEqual(self.count_events([], report.NO_TESTS), (0, 0, 0))
 

@@ -43,6 +43,7 @@ class FakeDevice : public Backend {
   void CopyRows(ConstTensor from, absl::Span<const RowCopy> copies, Tensor to) override {
     inner_.CopyRows(from, copies, to);
   }
+  void Convert(ConstTensor from, Tensor to) override { inner_.Convert(from, to); }
   void GroupNorm(ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate, Tensor out) override {
     inner_.GroupNorm(x, groups, norm, epsilon, gate, out);
   }

@@ -162,6 +162,34 @@ absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const Mo
   return shape;
 }
 
+std::optional<TensorHome> FindTensorHome(const ModelShape& shape, std::string_view name) {
+  using Part = TensorHome::Part;
+  if (name == "emb.weight" || name.starts_with("blocks.0.ln0.")) return TensorHome{Part::kEmbedding};
+  if (name == "head.weight" || name.starts_with("ln_out.")) return TensorHome{Part::kHead};
+  if (name == "w_kv_cache_a.weight") return TensorHome{Part::kLayer, shape.finch_layers() - 1};
+  if (name == "w_kv_cache_b.weight") return TensorHome{Part::kGoldShared};
+  const std::vector<std::string> parts = absl::StrSplit(std::string(name), absl::MaxSplits('.', 2));
+  int layer = 0;
+  if (parts.size() < 3 || parts[0] != "blocks" || !absl::SimpleAtoi(parts[1], &layer)) return std::nullopt;
+  if (layer < 0 || layer >= shape.layers()) return std::nullopt;
+  return TensorHome{Part::kLayer, layer};
+}
+
+bool StageHas(const ModelShape& shape, int first_layer, int last_layer, const TensorHome& home) {
+  const bool gold = last_layer > shape.finch_layers();
+  switch (home.part) {
+    case TensorHome::Part::kLayer:
+      return home.layer >= first_layer && home.layer < last_layer;
+    case TensorHome::Part::kEmbedding:
+      return first_layer == 0 || gold;
+    case TensorHome::Part::kGoldShared:
+      return gold;
+    case TensorHome::Part::kHead:
+      return last_layer == shape.layers();
+  }
+  return false;
+}
+
 absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::shared_ptr<const Checkpoint> checkpoint,
                                                        const ModelConfig& config, int first_layer, int last_layer) {
   auto model = std::make_shared<Model>();

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -39,6 +41,23 @@ struct ModelShape {
 
 // Errors name the tensor or the config key.
 absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const ModelConfig& config);
+
+// Which part of a model a tensor is of.
+struct TensorHome {
+  enum class Part {
+    kLayer,
+    kEmbedding,   // in the first stage and in every stage with GOLD layers
+    kGoldShared,  // in every stage with GOLD layers
+    kHead,        // in the last stage
+  };
+  Part part = Part::kLayer;
+  int layer = 0;  // of kLayer
+};
+
+// None: no part that is known.
+std::optional<TensorHome> FindTensorHome(const ModelShape& shape, std::string_view name);
+// Whether the stage of layers [first_layer, last_layer) has that part.
+bool StageHas(const ModelShape& shape, int first_layer, int last_layer, const TensorHome& home);
 
 struct Layer {
   NormWeights ln1, ln2;

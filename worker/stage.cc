@@ -51,6 +51,7 @@ const Stage::Sequence& Stage::OpenSequence(int slot) const {
 absl::StatusOr<Tensor> Stage::AllocateTensor(const Shape& shape, DType dtype, const char* purpose) {
   Tensor tensor{nullptr, dtype, shape};
   GF_ASSIGN_OR_RETURN(std::shared_ptr<void> memory, backend_.Allocate(tensor.bytes(), purpose));
+  reserved_bytes_ += tensor.bytes();
   tensor.data = memory.get();
   memory_.push_back(std::move(memory));
   return tensor;
@@ -89,6 +90,7 @@ absl::Status Stage::AllocateMemory() {
   }
   GF_ASSIGN_OR_RETURN(std::shared_ptr<void> workspace, backend_.Allocate(WorkspaceBytes(), "activations"));
   workspace_ = std::make_unique<Workspace>(std::move(workspace), WorkspaceBytes());
+  reserved_bytes_ += WorkspaceBytes();
 
   // What Forward fills: sized once, so that it allocates nothing.
   for (Sequence& sequence : sequences_) sequence.pages.reserve(PagesFor(options_.max_sequence_tokens));
@@ -114,7 +116,7 @@ int64_t Stage::WorkspaceBytes() const {
   const int64_t rows = std::max(tokens, gold_rows);
   constexpr int64_t kRounding = 64 * 1024;  // every tensor is rounded up to 64 bytes
   return 4 * (rows * (layer_floats + 2 * shape_.width) + (tokens + gold_rows) * shape_.width +
-              tokens * shape_.compressed +
+              2 * tokens * shape_.compressed +
               options_.max_logit_rows * (shape_.width + (model_->is_last() ? shape_.vocab_size : 0))) +
          kRounding;
 }
@@ -247,6 +249,29 @@ absl::Status Stage::CheckChunks(absl::Span<const Chunk> chunks) const {
   return absl::OkStatus();
 }
 
+GoldRows Stage::GoldRowsOf(const Chunk& chunk) const {
+  const Sequence& sequence = OpenSequence(chunk.slot);
+  return PlanGoldRows(sequence.gold_position, sequence.position + static_cast<int64_t>(chunk.ids.size()),
+                      chunk.logit_rows, shape_.gold_layers());
+}
+
+StageRows Stage::InputRows(absl::Span<const Chunk> chunks) const {
+  if (model_->first_layer == 0) return {};
+  const bool gold_only = model_->first_layer >= shape_.finch_layers();
+  StageRows rows;
+  for (const Chunk& chunk : chunks) {
+    const auto tokens = static_cast<int64_t>(chunk.ids.size());
+    if (!gold_only) {
+      rows.hidden += tokens;
+      continue;
+    }
+    const GoldRows gold = GoldRowsOf(chunk);
+    rows.hidden += gold.count() - (gold.warm_up ? SpentBefore() : 0);
+    rows.compressed += tokens;
+  }
+  return rows;
+}
+
 void Stage::PlanChunks(absl::Span<const Chunk> chunks) {
   plans_.clear();
   ids_.clear();
@@ -259,7 +284,7 @@ void Stage::PlanChunks(absl::Span<const Chunk> chunks) {
     plans_.push_back({&chunk, row_begin, begin, end, {}});
     if (shape_.gold_layers() > 0) {
       GoldRows& gold = plans_.back().gold;
-      gold = PlanGoldRows(sequence.gold_position, end, chunk.logit_rows, shape_.gold_layers());
+      gold = GoldRowsOf(chunk);
       if (gold.count() > 0) sequence.gold_position = end;
     }
     ids_.insert(ids_.end(), chunk.ids.begin(), chunk.ids.end());
@@ -273,6 +298,9 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
   GF_RETURN_IF_ERROR(CheckChunks(chunks));
   *output = {};
   if (chunks.empty()) return absl::OkStatus();
+  const StageRows rows = InputRows(chunks);
+  GF_CHECK_EQ(input.hidden ? input.hidden.dim(0) : 0, rows.hidden) << "hidden rows";
+  GF_CHECK_EQ(input.compressed ? input.compressed.dim(0) : 0, rows.compressed) << "compressed rows";
   PlanChunks(chunks);
   // Outputs stay valid after this returns: the frame is left without anyone taking its memory until the next call.
   const Workspace::Frame frame(*workspace_);
@@ -282,8 +310,11 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
   if (model_->has_boundary()) {
     const Tensor c = workspace_->Take({hidden.dim(0), shape_.compressed});
     backend_.MatMul(hidden, model_->compress, {}, c);
-    output->compressed = c;
-    compressed = c;
+    // Rounded once, here: every stage stores the same bits.
+    const Tensor narrow = workspace_->Take(c.shape, options_.cache_dtype);
+    backend_.Convert(c, narrow);
+    output->compressed = narrow;
+    compressed = narrow;
     hidden = GatherGoldRows(hidden);
   }
   if (model_->has_gold()) {
@@ -397,12 +428,10 @@ void Stage::RunGoldLayers(Tensor* hidden) {
   gold_spans_.clear();
   gold_warm_up_.clear();
   int32_t row = 0;
-  // Rows that GOLD layers of earlier stages have spent.
-  const int64_t layers_before = std::max(0, model_->first_layer - shape_.finch_layers());
   for (size_t i = 0; i < plans_.size(); ++i) {
     const GoldRows& gold = plans_[i].gold;
     if (gold.count() == 0) continue;
-    const int64_t spent = gold.warm_up ? 2 * layers_before : 0;
+    const int64_t spent = gold.warm_up ? SpentBefore() : 0;
     const auto count = static_cast<int32_t>(gold.count() - spent);
     gold_spans_.push_back({plans_[i].chunk->slot, row, count, gold.begin + spent, spans_[i].pages});
     gold_warm_up_.push_back(gold.warm_up);

@@ -3,6 +3,7 @@
 #ifndef GOLDFINCH_WORKER_STAGE_H_
 #define GOLDFINCH_WORKER_STAGE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -27,6 +28,8 @@ struct StageOptions {
   int64_t max_tokens = 512;               // in one Forward, over all chunks
   int64_t max_logit_rows = 512;           // that may want logits in one Forward
   DType cache_dtype = DType::kBf16;
+
+  bool operator==(const StageOptions&) const = default;
 };
 
 // The next tokens of one sequence: a part of its prompt, or one token that was drawn.
@@ -39,13 +42,21 @@ struct Chunk {
 // What the stage before sends for a Forward; a first stage gets none.
 struct StageInput {
   Tensor hidden;  // [rows, D] fp32; overwritten. Rows of every token; to GOLD layers, the rows of the pre-fill rule.
-  ConstTensor compressed;  // [tokens, D/16] fp32; only if this stage's first layer is GOLD
+  ConstTensor compressed;  // [tokens, D/16] of cache_dtype; only if this stage's first layer is GOLD
+};
+
+// How many rows of each.
+struct StageRows {
+  int64_t hidden = 0;
+  int64_t compressed = 0;
+  bool operator==(const StageRows&) const = default;
 };
 
 // What it leaves: memory of the stage, valid until its next Forward.
 struct StageOutput {
   Tensor hidden;      // as StageInput::hidden, for the next stage; not set by the last stage
-  Tensor compressed;  // [tokens, D/16] fp32; only from the stage of the last Finch-side layer, for every later stage
+  Tensor compressed;  // [tokens, D/16] of cache_dtype; only from the stage of the last Finch-side layer, for every
+                      // later stage
   Tensor logits;      // [logit rows, vocab] fp32, chunk after chunk; only from the last stage
 };
 
@@ -64,6 +75,9 @@ class Stage {
   // Tokens that the sequence has taken.
   int64_t position(int slot) const { return OpenSequence(slot).position; }
 
+  // What StageInput must have for a Forward of these chunks, so that it can be received. Chunks as for Forward.
+  StageRows InputRows(absl::Span<const Chunk> chunks) const;
+
   // Runs the chunks, at most one a slot, through the stage's layers. On an error nothing has changed:
   // INVALID_ARGUMENT for ids outside the vocabulary or more tokens or logit rows than the options allow, of the call
   // or of a sequence,
@@ -74,6 +88,8 @@ class Stage {
   const StageOptions& options() const { return options_; }
   // Pages in use, in bytes.
   int64_t CacheBytes() const;
+  // What Create took of the back end's memory: states, caches, activations. Pages are committed as they are used.
+  int64_t ReservedBytes() const { return reserved_bytes_; }
 
  private:
   struct Sequence {
@@ -99,6 +115,9 @@ class Stage {
   int64_t WorkspaceBytes() const;
   bool keeps_pages() const;
 
+  // Rows of a GOLD layer's input that GOLD layers of earlier stages have spent, where the rule warms up.
+  int64_t SpentBefore() const { return int64_t{2} * std::max(0, model_->first_layer - shape_.finch_layers()); }
+  GoldRows GoldRowsOf(const Chunk& chunk) const;
   absl::Status CheckChunks(absl::Span<const Chunk> chunks) const;
   void PlanChunks(absl::Span<const Chunk> chunks);
   Tensor RunFinchLayers(const StageInput& input);
@@ -117,6 +136,7 @@ class Stage {
   const ModelShape& shape_;
 
   std::vector<std::shared_ptr<void>> memory_;
+  int64_t reserved_bytes_ = 0;
   std::unique_ptr<Workspace> workspace_;
   std::vector<Sequence> sequences_;
   PagePool pages_;

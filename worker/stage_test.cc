@@ -317,6 +317,65 @@ TEST_F(StageTest, OutputsOfAStageThatIsNotTheLast) {
   EXPECT_EQ(output.hidden.shape, (Shape{1, kWidth}));
 }
 
+// What each stage says it must get is what the stage before it puts out: hidden rows, and from the boundary on the
+// compressed rows of every token, rounded once.
+TEST_F(StageTest, InputRowsAreWhatTheStageBeforePutsOut) {
+  const auto checkpoint = OpenTensors(RandomModel({.layers = {"finch_c2", "finch_c2", "gold", "gold"}}));
+  StageOptions options = Options();
+  options.cache_dtype = DType::kBf16;
+  std::vector<std::unique_ptr<Stage>> stages;
+  for (int layer = 0; layer < 4; ++layer) {
+    stages.push_back(*Stage::Create(*backend, *LoadModel(*backend, checkpoint, {}, layer, layer + 1), options));
+    EXPECT_EQ(*stages.back()->Open(), 0);
+    EXPECT_EQ(*stages.back()->Open(), 1);
+  }
+  const std::vector<int32_t> ids = Tokens(100);
+  const auto chunk = [&ids](int slot, int64_t tokens, int64_t rows) {
+    return Chunk{slot, {ids.data(), static_cast<size_t>(tokens)}, rows};
+  };
+  struct Case {
+    std::vector<Chunk> chunks;
+    std::vector<StageRows> rows;  // of stages 1 to 3
+  };
+  const std::vector<Case> cases = {
+      {{chunk(0, 40, 0)}, {{40, 0}, {0, 40}, {0, 40}}},
+      {{chunk(0, 1, 1), chunk(1, 2, 2)}, {{3, 0}, {5 + 2, 3}, {3 + 2, 3}}},
+      {{chunk(1, 1, 1), chunk(0, 1, 1)}, {{2, 0}, {2, 2}, {2, 2}}},
+      {{chunk(1, 30, 0), chunk(0, 20, 5)}, {{50, 0}, {9, 50}, {7, 50}}},
+      {{chunk(1, 2, 1)}, {{2, 0}, {5, 2}, {3, 2}}},
+  };
+  for (const Case& test_case : cases) {
+    StageInput input;
+    ConstTensor compressed;
+    for (size_t i = 0; i < stages.size(); ++i) {
+      const StageRows expected = i == 0 ? StageRows{} : test_case.rows[i - 1];
+      EXPECT_EQ(stages[i]->InputRows(test_case.chunks).hidden, expected.hidden) << "stage " << i;
+      EXPECT_EQ(stages[i]->InputRows(test_case.chunks).compressed, expected.compressed) << "stage " << i;
+      ASSERT_EQ(input.hidden ? input.hidden.dim(0) : 0, expected.hidden) << "stage " << i;
+      ASSERT_TRUE(stages[i]->Forward(test_case.chunks, input, &output).ok());
+      if (output.compressed) {
+        EXPECT_EQ(i, 1u);
+        EXPECT_EQ(output.compressed.dtype, DType::kBf16);
+        compressed = output.compressed;
+      }
+      input = {output.hidden, compressed};
+    }
+    EXPECT_TRUE(output.logits || test_case.chunks.front().logit_rows == 0);
+  }
+}
+
+TEST_F(StageTest, ReservedBytesAreStatesCachesAndActivations) {
+  StageOptions options = Options();
+  const int64_t before = stage->ReservedBytes();
+  options.cache_tokens += 10 * kPageTokens;
+  Make({"finch_c2", "gold"}, options);
+  EXPECT_EQ(stage->ReservedBytes() - before, 10 * kPageTokens * (2 + 4 * kWidth / 16)) << "ids and compressed rows";
+  const int64_t cached = stage->ReservedBytes();
+  ++options.max_sequences;
+  Make({"finch_c2", "gold"}, options);
+  EXPECT_GE(stage->ReservedBytes() - cached, stage->model().shape.StateBytes());
+}
+
 TEST_F(StageTest, DeathOfMisuse) {
   const int slot = Open();
   const std::vector<int32_t> ids = Tokens(2);

@@ -13,8 +13,10 @@
 
 namespace goldfinch {
 
-// One generation's end of the channels. Any error is final: every later call fails too, and the group is rebuilt.
-// Send and Recv are for one thread at a time; Abort is for any.
+// One generation's end of the channels. Any error is final: every later call fails too, and the group is rebuilt. Its
+// peers then fail as well, as they do when it is destroyed; what they have not received yet is lost.
+// Rows are in host memory and never empty: who has none to send does not call, and neither does the receiver. Send and
+// Recv are for one thread at a time; Abort is for any.
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -23,7 +25,7 @@ class Transport {
   // behind. UNAVAILABLE: the peer is lost, or Abort was called.
   virtual absl::Status Send(int stage, ConstTensor rows) = 0;
   // The next rows that `stage` sent, which must be of this tensor's size. Blocks until they are here. Errors as Send;
-  // INTERNAL if the sizes differ, where the transport can tell.
+  // INTERNAL if the sizes differ, where the transport can tell; others wait until the time is out.
   virtual absl::Status Recv(int stage, Tensor rows) = 0;
   // Ends the generation: unblocks callers.
   virtual void Abort() = 0;
@@ -60,8 +62,9 @@ class TransportFactory {
 // Between stages of this process.
 std::unique_ptr<TransportFactory> MakeLocalTransportFactory();
 
-// Over TCP, by Gloo. `address`: of the interface that peers reach this machine at; a name or an IP address. Errors name
-// it. `timeout_seconds`: a Send or Recv that makes no progress for so long fails.
+// Over TCP, by Gloo, which neither encrypts nor asks who connects: the network between workers must be trusted.
+// `address`: of the interface that peers reach this machine at; a name or an IP address. INVALID_ARGUMENT names it.
+// `timeout_seconds`: a Send or Recv that makes no progress for so long fails. Ignores SIGPIPE from then on.
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeGlooTransportFactory(const std::string& address,
                                                                            double timeout_seconds);
 

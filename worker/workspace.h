@@ -1,4 +1,4 @@
-// Activations of one forward pass: a stack of fp32 tensors in a back end's memory.
+// Activations of one forward pass: a stack of tensors in a back end's memory.
 #ifndef GOLDFINCH_WORKER_WORKSPACE_H_
 #define GOLDFINCH_WORKER_WORKSPACE_H_
 
@@ -17,15 +17,17 @@ class Workspace {
   Workspace(std::shared_ptr<void> memory, int64_t bytes) : memory_(std::move(memory)), bytes_(bytes) {}
 
   // Uninitialised, aligned to 64 bytes; valid until the enclosing Frame ends.
-  Tensor Take(const Shape& shape) {
-    const Tensor tensor{static_cast<char*>(memory_.get()) + used_, DType::kF32, shape};
-    used_ += Bytes(shape.elements());
+  Tensor Take(const Shape& shape, DType dtype = DType::kF32) {
+    const Tensor tensor{static_cast<char*>(memory_.get()) + used_, dtype, shape};
+    used_ += Bytes(shape.elements(), dtype);
     GF_CHECK_LE(used_, bytes_) << "workspace is too small";
     return tensor;
   }
 
   // What Take of so many elements uses up.
-  static int64_t Bytes(int64_t elements) { return (elements * 4 + 63) / 64 * 64; }
+  static int64_t Bytes(int64_t elements, DType dtype = DType::kF32) {
+    return (elements * SizeOf(dtype) + 63) / 64 * 64;
+  }
 
   class Frame {
    public:

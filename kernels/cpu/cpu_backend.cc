@@ -154,6 +154,11 @@ class CpuBackend : public Backend {
     cpu::WkvForward(context_, r, k, v, w, bonus, spans, state, options, out);
   }
 
+  void Convert(ConstTensor from, Tensor to) override {
+    CheckFloats(from, to.shape, "conversion input");
+    cpu::Convert(context_, from, to);
+  }
+
   void GoldAppend(absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache) override {
     CheckSpans(spans, c.dim(0));
     CheckPages(spans);

@@ -31,6 +31,7 @@ void TokenShift(Context& context, ConstTensor x, RowSpans spans, Tensor shift, C
 void DdLerp(Context& context, ConstTensor x, RowSpans spans, Tensor shift, const DdLerpWeights& weights, Tensor out);
 void WkvForward(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus,
                 RowSpans spans, Tensor state, const WkvOptions& options, Tensor out);
+void Convert(Context& context, ConstTensor from, Tensor to);
 void GoldAppend(Context& context, absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache);
 void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
                       Matrix key_x0, Tensor table);

@@ -11,11 +11,13 @@ namespace goldfinch::cpu {
 struct RopeFrequencies {
   static constexpr int kMaxHeadSize = 1024;
 
+  // `base` 0: no rotary embedding; all angles are 0.
   RopeFrequencies(int head_size, double base) {
+    if (base == 0) return;
     for (int i = 0; i < head_size; i += 2) per_position[i / 2] = std::pow(base, -static_cast<double>(i) / head_size);
   }
 
-  double per_position[kMaxHeadSize / 2];
+  double per_position[kMaxHeadSize / 2] = {};
 };
 
 // Angles are taken in double: at position 10^6 an fp32 angle has lost its fraction.

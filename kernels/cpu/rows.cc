@@ -1,6 +1,9 @@
 // Ops that move rows: embedding look-up and writes to the paged caches.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/rows.cc"
+#include <algorithm>
+#include <cstring>
+
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/vector-inl.h"
@@ -16,17 +19,28 @@ void EmbedTarget(Context& context, ConstTensor table, absl::Span<const int32_t> 
       width);
 }
 
+void ConvertTarget(Context& context, ConstTensor from, Tensor to) {
+  const int64_t rows = from.dim(0), width = from.shape.elements() / std::max<int64_t>(rows, 1);
+  context.pool.ParallelFor(
+      rows, [&](int64_t row, int) HWY_ATTR { Narrow(from.f32() + row * width, width, to, row * width); }, width);
+}
+
 // Row `position` of a sequence, counted over all pages.
 int64_t PagedRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
   return span.pages[position / page_tokens] * page_tokens + position % page_tokens;
 }
 
 void AppendTarget(ConstTensor rows, RowSpans spans, Tensor pages) {
-  const int64_t width = rows.dim(1), page_tokens = pages.dim(1);
+  const int64_t width = rows.dim(1), page_tokens = pages.dim(1), row_bytes = width * SizeOf(pages.dtype);
   for (const RowSpan& span : spans) {
     for (int i = 0; i < span.row_count; ++i) {
-      Narrow(rows.f32() + (span.row_begin + i) * width, width, pages,
-             PagedRow(span, span.position + i, page_tokens) * width);
+      const int64_t from = span.row_begin + i, to = PagedRow(span, span.position + i, page_tokens);
+      if (rows.dtype == pages.dtype) {
+        std::memcpy(static_cast<char*>(pages.data) + to * row_bytes,
+                    static_cast<const char*>(rows.data) + from * row_bytes, row_bytes);
+      } else {
+        Narrow(rows.f32() + from * width, width, pages, to * width);
+      }
     }
   }
 }
@@ -55,12 +69,15 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace goldfinch::cpu {
 HWY_EXPORT(EmbedTarget);
+HWY_EXPORT(ConvertTarget);
 HWY_EXPORT(AppendTarget);
 HWY_EXPORT(AppendIds);
 
 void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {
   HWY_DYNAMIC_DISPATCH(EmbedTarget)(context, table, ids, out);
 }
+
+void Convert(Context& context, ConstTensor from, Tensor to) { HWY_DYNAMIC_DISPATCH(ConvertTarget)(context, from, to); }
 
 void GoldAppend(Context&, absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache) {
   HWY_DYNAMIC_DISPATCH(AppendTarget)(c, spans, cache.c);

@@ -2,21 +2,24 @@
 
 #include <algorithm>
 #include <ostream>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/check.h"
 #include "worker/model.h"
+#include "worker/weight_loader.h"
 
 namespace goldfinch {
 namespace {
 
 int64_t RowsOf(const ConstTensor& tensor) { return tensor ? tensor.dim(0) : 0; }
 
-std::vector<float> Values(const ConstTensor& tensor) {
-  if (!tensor) return {};
-  return {tensor.f32(), tensor.f32() + tensor.shape.elements()};
+std::vector<float> Values(const ConstTensor& tensor) { return tensor ? ToFloats(tensor) : std::vector<float>(); }
+
+std::string Bytes(const ConstTensor& tensor) {
+  return {static_cast<const char*>(tensor.data), static_cast<size_t>(tensor.bytes())};
 }
 
 }  // namespace
@@ -70,15 +73,17 @@ std::vector<float> Pipeline::Forward(absl::Span<const Chunk> chunks) {
   StageInput input;
   StageOutput output;
   // What a transport would carry: copies, so that no stage sees another's memory.
-  std::vector<float> hidden, compressed;
+  std::vector<float> hidden;
+  std::string compressed;
   for (const auto& stage : stages_) {
     const absl::Status status = stage->Forward(chunks, input, &output);
     GF_CHECK(status.ok()) << status;
     if (output.compressed) compressed_ = Values(output.compressed);
     if (stage == stages_.back()) break;
     if (output.compressed) {
-      compressed = Values(output.compressed);
-      input.compressed = {compressed.data(), DType::kF32, output.compressed.shape};
+      compressed = Bytes(output.compressed);
+      GF_CHECK(output.compressed.dtype == stage->options().cache_dtype);
+      input.compressed = {compressed.data(), output.compressed.dtype, output.compressed.shape};
     }
     hidden = Values(output.hidden);
     input.hidden = {};

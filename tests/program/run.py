@@ -72,8 +72,7 @@ def write_xml(cases, path):
     xml.etree.ElementTree.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
 
 
-def main():
-    folder = pathlib.Path(__file__).parent
+def main(folder=pathlib.Path(__file__).parent):
     loader = unittest.defaultTestLoader
     names = sys.argv[1:] or sorted(path.stem for path in folder.glob("*_cases.py"))
     runner = unittest.TextTestRunner(verbosity=2, resultclass=XmlResult)

@@ -177,12 +177,18 @@ const CheckpointTensor* Checkpoint::Find(std::string_view name) const {
 }
 
 absl::StatusOr<std::vector<std::string>> Checkpoint::Verify(const VerifyOptions& options) const {
+  absl::flat_hash_set<Origin> wanted;
+  for (size_t i = 0; i < tensors_.size() && options.tensors; ++i) {
+    if (options.tensors(tensors_[i].name)) wanted.insert(origins_[i]);
+  }
   std::vector<const FilePart*> parts;
   std::vector<Origin> part_origins;
   for (size_t shard = 0; shard < shards_.size(); ++shard) {
     for (size_t part = 0; part < shards_[shard].layout.parts.size(); ++part) {
+      const Origin origin = {static_cast<int>(shard), static_cast<int>(part)};
+      if (options.tensors && !wanted.contains(origin)) continue;
       parts.push_back(&shards_[shard].layout.parts[part]);
-      part_origins.push_back({static_cast<int>(shard), static_cast<int>(part)});
+      part_origins.push_back(origin);
     }
   }
   const std::vector<PartScan> scans = ScanParts(parts, options.checksums, options.threads, options.progress);

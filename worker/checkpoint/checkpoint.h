@@ -32,6 +32,8 @@ struct VerifyOptions {
   // Whether to compare checksums. torch can be told to write none (torch.serialization.set_crc32_options(False)): the
   // weights of such a file are DATA_LOSS unless this is off.
   bool checksums = true;
+  // Which tensors: only parts of the file that hold one of them are read. Null: all parts, those of no tensor too.
+  std::function<bool(std::string_view name)> tensors = nullptr;
   // Called now and then, by the calling thread alone, with the bytes read so far. May be null.
   std::function<void(int64_t bytes)> progress = nullptr;
 };
@@ -62,9 +64,9 @@ class Checkpoint {
   // Null when there is none.
   const CheckpointTensor* Find(std::string_view name) const;
 
-  // Reads every byte once: checks the checksums that the container has (.pth: CRC-32 of each storage, referred to or
-  // not) and looks for NaN and infinity. Returns the names of tensors that have such values. A wrong checksum is
-  // DATA_LOSS, naming file, storage and a tensor in it.
+  // Reads every byte once, or those of the parts that the options name: checks the checksums that the container has
+  // (.pth: CRC-32 of each storage, referred to or not) and looks for NaN and infinity. Returns the names of tensors
+  // that have such values. A wrong checksum is DATA_LOSS, naming file, storage and a tensor in it.
   absl::StatusOr<std::vector<std::string>> Verify(const VerifyOptions& options) const;
 
  private:

@@ -164,6 +164,8 @@ TEST(CheckpointTest, VerifyFindsWrongChecksums) {
   EXPECT_THAT(Checkpoint::OpenBytes(unused, "m.pth").value()->Verify({}).status().ToString(),
               HasSubstr("'m/data/1' (no tensor) is damaged"))
       << "storages that no tensor is in are checked, too";
+  EXPECT_TRUE((*checkpoint)->Verify({.tensors = [](std::string_view name) { return name != "v"; }}).ok())
+      << "the damaged part is of another tensor";
 }
 
 TEST(CheckpointTest, VerifyNamesTensorsWithNonFiniteValues) {
@@ -182,6 +184,9 @@ TEST(CheckpointTest, VerifyNamesTensorsWithNonFiniteValues) {
   for (int threads : {1, 3}) {
     EXPECT_THAT(*(*checkpoint)->Verify({.threads = threads}), ElementsAre("other", "strided", "with"));
   }
+  const auto only = [](std::string_view wanted) { return [wanted](std::string_view name) { return name == wanted; }; };
+  EXPECT_THAT(*(*checkpoint)->Verify({.tensors = only("other")}), ElementsAre("other"));
+  EXPECT_THAT(*(*checkpoint)->Verify({.tensors = only("beside")}), ElementsAre("strided", "with")) << "in that storage";
 }
 
 // Whatever happens to a byte, opening and verifying end in an error or in tensors that can be read. What the sanitizers

@@ -1,0 +1,37 @@
+// Each command's flags: help, checks of single values, and which go together.
+#ifndef GOLDFINCH_CLIENTS_FLAGS_H_
+#define GOLDFINCH_CLIENTS_FLAGS_H_
+
+#include <string>
+
+#include "clients/options.h"
+#include "clients/serve_options.h"
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
+
+namespace goldfinch {
+
+// Each adds a command whose flags are read into `options`, which outlive the app.
+void AddGenerate(CLI::App& app, GenerateOptions& options);
+void AddInspect(CLI::App& app, InspectOptions& options);
+void AddLogits(CLI::App& app, LogitsOptions& options);
+void AddTokenize(CLI::App& app, TokenizeOptions& options, const char* name, const char* help, const char* text_help);
+void AddStatus(CLI::App& app, StatusOptions& options);
+void AddLoadTest(CLI::App& app, LoadTestOptions& options);
+void AddServe(CLI::App& app, ServeOptions& options);
+void AddCoordinator(CLI::App& app, ServeOptions& options);
+void AddWorker(CLI::App& app, WorkerOptions& options);
+
+// --server, which is returned and required, and what a connection needs.
+CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options);
+// A check. CLI11 reads -1 as the largest number, and cuts off what is larger still.
+std::string IsSeed(const std::string& text);
+// A check, to go before a range's, which lets NaN through.
+std::string IsNumber(const std::string& text);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_FLAGS_H_

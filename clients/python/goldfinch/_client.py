@@ -1,0 +1,206 @@
+"""The client that blocks."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence
+
+import grpc
+
+from goldfinch import _connection
+from goldfinch import _messages
+from goldfinch import generate_pb2 as pb
+from goldfinch._errors import from_rpc
+from goldfinch._types import Generation, GenerateOptions, Piece, Score, ScoreOptions, Text
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class _Responses:
+    """The responses of a streaming call, begun anew while it has brought none and may be retried."""
+
+    def __init__(self, start: Callable[[Optional[float]], Any], attempts: _connection.Attempts) -> None:
+        self._start = start
+        self._attempts = attempts
+        self._call = start(attempts.timeout())
+        self._begun = False
+        self._closed = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                response = next(self._call)
+                self._begun = True
+                return response
+            except grpc.RpcError as error:
+                if self._closed:
+                    raise StopIteration from None
+                seconds = None if self._begun else self._attempts.backoff(error)
+                if seconds is None:
+                    raise from_rpc(error) from None
+            time.sleep(seconds)
+            if self._closed:
+                raise StopIteration
+            self._call = self._start(self._attempts.timeout())
+
+    def close(self) -> None:
+        self._closed = True
+        self._call.cancel()
+
+
+class Stream:
+    """The pieces of an answer, as they come. Ending early frees the server's memory: by close(), by leaving a `with`,
+    or by dropping the stream, as `break` in `for piece in client.stream(...)` does. Only close() may be called by
+    another thread than the one that iterates."""
+
+    def __init__(self, responses: _Responses) -> None:
+        self._responses = responses
+        self._header = _messages.Header()
+
+    @property
+    def request_id(self) -> str:
+        """Empty until the first piece has come."""
+        return self._header.request_id
+
+    @property
+    def seed(self) -> int:
+        """Of the draws; 0 until the first piece has come."""
+        return self._header.seed
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        message = next(self._responses)
+        self._header.see(message)
+        return _messages.piece_of(message)
+
+    def close(self) -> None:
+        self._responses.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        responses = getattr(self, "_responses", None)
+        if responses is not None:
+            responses.close()
+
+
+class Client:
+    """A server. Thread-safe.
+
+    address: HOST:PORT of the server's gRPC port.
+    root_cert: vouches for the server, and turns TLS on. client_cert, client_key: for servers that ask for them. Each is
+        the path of a PEM file, or its bytes.
+    timeout: seconds of a call, unless the call has its own; None: no limit.
+    retries: of calls that end with UNAVAILABLE before they have brought anything, with growing pauses, within the
+        timeout. Off by default: a server that sheds load is not to be asked again at once by everyone.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: Optional[str] = None,
+        root_cert: Optional[_connection.Pem] = None,
+        client_cert: Optional[_connection.Pem] = None,
+        client_key: Optional[_connection.Pem] = None,
+        timeout: Optional[float] = None,
+        retries: int = 0,
+    ) -> None:
+        credentials = _connection.credentials(root_cert, client_cert, client_key)
+        self._channel = _connection.open_channel(grpc, address, credentials)
+        self._methods = _connection.methods(self._channel)
+        self._metadata = _connection.metadata(api_key)
+        self._timeout = timeout
+        self._retries = retries
+
+    def generate(
+        self, prompt: Text, *, timeout: Optional[float] = None, **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """The whole answer. `prompt` and options as of stream()."""
+        request = _messages.generate_request(prompt, **options)
+        builder = _messages.GenerationBuilder()
+        stream = self._stream(request, timeout)
+        for piece in stream:
+            builder.add(piece)
+        return builder.build(max(1, request.n), stream._header)
+
+    def stream(self, prompt: Text, *, timeout: Optional[float] = None, **options: Unpack[GenerateOptions]) -> Stream:
+        """Pieces of the answer as they are made. `prompt` is a text or a list of token ids; GenerateOptions names the
+        options, generate.proto their limits and defaults."""
+        return self._stream(_messages.generate_request(prompt, **options), timeout)
+
+    def score(
+        self,
+        prompt: Text,
+        continuations: Sequence[Text] = (),
+        *,
+        timeout: Optional[float] = None,
+        **options: Unpack[ScoreOptions],
+    ) -> Score:
+        """Log-probabilities of each continuation after the prompt. ScoreOptions names the
+        options."""
+        request = _messages.score_request(prompt, continuations, **options)
+        builder = _messages.ScoreBuilder(request)
+        for response in self._responses("Score", request, timeout):
+            builder.add(response)
+        return builder.build()
+
+    def tokenize(self, text: str, *, timeout: Optional[float] = None) -> List[int]:
+        return list(self._unary("Tokenize", pb.TokenizeRequest(text=text), timeout).ids)
+
+    def detokenize(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> str:
+        """U+FFFD for bytes that are not UTF-8."""
+        return self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout).text
+
+    def detokenize_bytes(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> bytes:
+        """The tokens' bytes as they are."""
+        return self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout).raw
+
+    def model_info(self, *, timeout: Optional[float] = None) -> pb.GetModelInfoResponse:
+        return self._unary("GetModelInfo", pb.GetModelInfoRequest(), timeout)
+
+    def cluster_info(self, *, timeout: Optional[float] = None) -> pb.GetClusterInfoResponse:
+        return self._unary("GetClusterInfo", pb.GetClusterInfoRequest(), timeout)
+
+    def close(self) -> None:
+        """Ends the calls that are under way."""
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _attempts(self, timeout: Optional[float]) -> _connection.Attempts:
+        return _connection.Attempts(self._timeout if timeout is None else timeout, self._retries)
+
+    def _stream(self, request: pb.GenerateRequest, timeout: Optional[float]) -> Stream:
+        return Stream(self._responses("Generate", request, timeout))
+
+    def _responses(self, method: str, request: Any, timeout: Optional[float]) -> _Responses:
+        def start(seconds: Optional[float]) -> Any:
+            return self._methods[method](request, timeout=seconds, metadata=self._metadata)
+
+        return _Responses(start, self._attempts(timeout))
+
+    def _unary(self, method: str, request: Any, timeout: Optional[float]) -> Any:
+        attempts = self._attempts(timeout)
+        while True:
+            try:
+                return self._methods[method](request, timeout=attempts.timeout(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                seconds = attempts.backoff(error)
+                if seconds is None:
+                    raise from_rpc(error) from None
+            time.sleep(seconds)

@@ -1,0 +1,92 @@
+"""What both clients need to reach a server."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import time
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import grpc
+
+from goldfinch import generate_pb2 as pb
+
+_SERVICE = "/goldfinch.v1.Goldfinch/"
+# Scored logits and the ids of long texts are larger than gRPC's own limit of 4 MiB.
+_OPTIONS = [("grpc.max_receive_message_length", 256 << 20)]
+
+_BACKOFF_SECONDS = 0.1  # doubles
+_BACKOFF_SECONDS_MAX = 2.0
+
+# A file's path, or what is in it.
+Pem = Union[str, "os.PathLike[str]", bytes]
+
+
+def _read_pem(pem: Optional[Pem]) -> Optional[bytes]:
+    if pem is None or isinstance(pem, bytes):
+        return pem
+    return pathlib.Path(pem).read_bytes()
+
+
+def credentials(
+    root_cert: Optional[Pem], client_cert: Optional[Pem], client_key: Optional[Pem]
+) -> Optional[grpc.ChannelCredentials]:
+    """None: no TLS."""
+    if (client_cert is None) != (client_key is None):
+        raise ValueError("client_cert and client_key go together")
+    if root_cert is None:
+        if client_cert is not None:
+            raise ValueError("client_cert needs root_cert")
+        return None
+    return grpc.ssl_channel_credentials(_read_pem(root_cert), _read_pem(client_key), _read_pem(client_cert))
+
+
+def open_channel(grpc_module: Any, address: str, channel_credentials: Optional[grpc.ChannelCredentials]) -> Any:
+    """`grpc_module`: grpc or grpc.aio."""
+    if channel_credentials is None:
+        return grpc_module.insecure_channel(address, options=_OPTIONS)
+    return grpc_module.secure_channel(address, channel_credentials, options=_OPTIONS)
+
+
+def metadata(api_key: Optional[str]) -> List[Tuple[str, str]]:
+    return [] if api_key is None else [("authorization", f"Bearer {api_key}")]
+
+
+# Called by name: generated stubs run with no gRPC older than the one that made them.
+def methods(channel: Any) -> Dict[str, Any]:
+    def method(kind: Any, name: str) -> Any:
+        return kind(
+            _SERVICE + name,
+            request_serializer=getattr(pb, name + "Request").SerializeToString,
+            response_deserializer=getattr(pb, name + "Response").FromString,
+        )
+
+    unary = ("Tokenize", "Detokenize", "GetModelInfo", "GetClusterInfo")
+    streams = ("Generate", "Score")
+    return {
+        **{name: method(channel.unary_unary, name) for name in unary},
+        **{name: method(channel.unary_stream, name) for name in streams},
+    }
+
+
+class Attempts:
+    """How often, and until when, a call is made."""
+
+    def __init__(self, timeout: Optional[float], retries: int) -> None:
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._left = retries
+        self._backoff = _BACKOFF_SECONDS
+
+    def timeout(self) -> Optional[float]:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def backoff(self, error: grpc.RpcError) -> Optional[float]:
+        """Seconds until the next attempt of a call that has brought nothing yet; None: there is none."""
+        seconds = self._backoff * random.uniform(0.5, 1)
+        left = self.timeout()
+        if error.code() != grpc.StatusCode.UNAVAILABLE or self._left <= 0 or (left is not None and left <= seconds):
+            return None
+        self._left -= 1
+        self._backoff = min(2 * self._backoff, _BACKOFF_SECONDS_MAX)
+        return seconds

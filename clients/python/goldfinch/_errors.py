@@ -1,0 +1,51 @@
+"""What calls raise."""
+
+from __future__ import annotations
+
+import grpc
+
+
+class GoldfinchError(Exception):
+    """A call failed. `code` is the canonical one, `message` the server's: it names the field, its value, the limit."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(f"{code.name}: {message}")
+        self.code = code
+        self.message = message
+
+    def __reduce__(self):  # what is raised in another process is to arrive whole
+        return type(self), (self.code, self.message)
+
+
+class InvalidArgumentError(GoldfinchError, ValueError):
+    """The request can never be served."""
+
+
+class UnauthenticatedError(GoldfinchError):
+    """No API key, or a wrong one."""
+
+
+class ResourceExhaustedError(GoldfinchError):
+    """The server's queue or memory is full, or this client did not read: try again later."""
+
+
+class DeadlineExceededError(GoldfinchError, TimeoutError):
+    """The deadline has passed, or was refused at once because it cannot be met."""
+
+
+class UnavailableError(GoldfinchError, ConnectionError):
+    """No server, no group of workers, or the server is ending: try again elsewhere or later."""
+
+
+_CLASSES = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+}
+
+
+def from_rpc(error: grpc.RpcError) -> GoldfinchError:
+    code = error.code()
+    return _CLASSES.get(code, GoldfinchError)(code, error.details() or "")

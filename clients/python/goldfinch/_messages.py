@@ -1,0 +1,202 @@
+"""Between the package's types and the messages of generate.proto."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Sequence, Union
+
+from goldfinch import generate_pb2 as pb
+from goldfinch._types import (
+    Completion,
+    Generation,
+    Logprob,
+    Piece,
+    Progress,
+    Sampling,
+    Score,
+    ScoredText,
+    Text,
+    Token,
+    Usage,
+)
+
+_FINISH_REASONS = {pb.END_OF_TEXT: "end of text", pb.STOP: "stop", pb.LENGTH: "length"}
+
+
+def set_text(message, text: Text) -> None:
+    """Of a message with a oneof of text and ids."""
+    if isinstance(text, str):
+        message.text = text
+    else:
+        message.ids.ids.extend(text)
+
+
+def set_sampling(message: pb.SamplingOptions, sampling: Sampling) -> None:
+    for name in (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "penalty_decay",
+    ):
+        value = getattr(sampling, name)
+        if value is not None:
+            setattr(message, name, value)
+    message.logit_bias.update(sampling.logit_bias)
+    message.banned_tokens.extend(sampling.banned_tokens)
+
+
+def generate_request(
+    prompt: Text,
+    *,
+    max_tokens: Optional[int] = None,
+    n: int = 1,
+    sampling: Optional[Sampling] = None,
+    seed: Optional[int] = None,
+    stop: Union[str, Sequence[str]] = (),
+    stop_ids: Sequence[int] = (),
+    ignore_eos: bool = False,
+    logprobs: Optional[int] = None,
+    priority: int = 0,
+    request_id: str = "",
+    progress: bool = False,
+) -> pb.GenerateRequest:
+    request = pb.GenerateRequest(
+        n=n,
+        stop=[stop] if isinstance(stop, str) else stop,
+        stop_ids=stop_ids,
+        ignore_eos=ignore_eos,
+        priority=priority,
+        request_id=request_id,
+        progress=progress,
+        # None leaves these out, which is not the same as 0.
+        max_tokens=max_tokens,
+        seed=seed,
+        logprobs=logprobs,
+    )
+    set_text(request, prompt)
+    if sampling is not None:
+        set_sampling(request.sampling, sampling)
+    return request
+
+
+def score_request(
+    prompt: Text,
+    continuations: Sequence[Text] = (),
+    *,
+    score_prompt: bool = False,
+    logprobs: int = 0,
+    logits: bool = False,
+    priority: int = 0,
+    request_id: str = "",
+) -> pb.ScoreRequest:
+    if isinstance(continuations, str):
+        raise TypeError("continuations is a str, expected a list of texts or of lists of ids")
+    request = pb.ScoreRequest(
+        score_prompt=score_prompt, logprobs=logprobs, logits=logits, priority=priority, request_id=request_id
+    )
+    set_text(request, prompt)
+    for continuation in continuations:
+        set_text(request.continuations.add(), continuation)
+    return request
+
+
+def token_of(message: pb.Token) -> Token:
+    return Token(
+        id=message.id,
+        logprob=message.logprob if message.HasField("logprob") else None,
+        top=tuple(Logprob(top.id, top.logprob) for top in message.top),
+    )
+
+
+def usage_of(message: pb.Usage) -> Usage:
+    return Usage(**{field.name: getattr(message, field.name) for field in pb.Usage.DESCRIPTOR.fields})
+
+
+def piece_of(message: pb.GenerateResponse) -> Piece:
+    progress = None
+    if message.HasField("progress"):
+        progress = Progress(message.progress.prompt_tokens_done, message.progress.prompt_tokens)
+    return Piece(
+        index=message.index,
+        text=message.text,
+        tokens=tuple(token_of(token) for token in message.tokens),
+        finish_reason=_FINISH_REASONS.get(message.finish_reason),
+        usage=usage_of(message.usage) if message.HasField("usage") else None,
+        progress=progress,
+    )
+
+
+class Header:
+    """What the first response tells of the call."""
+
+    def __init__(self) -> None:
+        self.request_id = ""
+        self.seed = 0
+
+    def see(self, message: pb.GenerateResponse) -> None:
+        if message.request_id:
+            self.request_id, self.seed = message.request_id, message.seed
+
+
+class GenerationBuilder:
+    """Puts the pieces of a stream together."""
+
+    def __init__(self) -> None:
+        self._texts: Dict[int, List[str]] = {}
+        self._tokens: Dict[int, List[Token]] = {}
+        self._reasons: Dict[int, str] = {}
+        self._usage: Optional[Usage] = None
+
+    def add(self, piece: Piece) -> None:
+        if piece.progress is None:
+            self._texts.setdefault(piece.index, []).append(piece.text)
+            self._tokens.setdefault(piece.index, []).extend(piece.tokens)
+        if piece.finish_reason is not None:
+            self._reasons[piece.index] = piece.finish_reason
+        if piece.usage is not None:
+            self._usage = piece.usage
+
+    def build(self, samples: int, header: Header) -> Generation:
+        return Generation(
+            samples=tuple(
+                Completion("".join(self._texts.get(i, ())), tuple(self._tokens.get(i, ())), self._reasons.get(i))
+                for i in range(samples)
+            ),
+            usage=self._usage or usage_of(pb.Usage()),
+            request_id=header.request_id,
+            seed=header.seed,
+        )
+
+
+class ScoreBuilder:
+    """Puts the responses of a Score call together."""
+
+    def __init__(self, request: pb.ScoreRequest) -> None:
+        self._prompt = request.score_prompt
+        # By continuation, -1 is the prompt.
+        self._tokens: Dict[int, List[Token]] = {i: [] for i in range(-1, len(request.continuations))}
+        self._logits: Dict[int, List[bytes]] = {i: [] for i in self._tokens}
+        self._usage = usage_of(pb.Usage())
+        self._request_id = ""
+
+    def add(self, message: pb.ScoreResponse) -> None:
+        self._request_id = message.request_id or self._request_id
+        if message.HasField("usage"):
+            self._usage = usage_of(message.usage)
+        part = message.WhichOneof("part")
+        if part is None:
+            return
+        index = -1 if part == "prompt" else message.continuation
+        self._tokens[index].extend(token_of(token) for token in message.tokens)
+        self._logits[index].append(message.logits)
+
+    def build(self) -> Score:
+        texts = {i: ScoredText(tuple(self._tokens[i]), b"".join(self._logits[i])) for i in self._tokens}
+        return Score(
+            continuations=tuple(texts[i] for i in range(len(texts) - 1)),
+            prompt=texts[-1] if self._prompt else None,
+            usage=self._usage,
+            request_id=self._request_id,
+        )

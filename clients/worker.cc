@@ -1,0 +1,60 @@
+// goldfinch worker: runs layers for a coordinator.
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/credentials.h"
+#include "base/status.h"
+#include "clients/machine.h"
+#include "clients/serve_commands.h"
+#include "clients/stop_signal.h"
+#include "grpcpp/security/credentials.h"
+#include "kernels/backend.h"
+#include "spdlog/spdlog.h"
+#include "worker/cluster_client.h"
+#include "worker/describe.h"
+#include "worker/node.h"
+#include "worker/transport.h"
+
+namespace goldfinch {
+
+absl::Status RunWorker(const WorkerOptions& options) {
+  StopSignal stop;
+  LogAsServer();
+  GF_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ChannelCredentials> credentials, MakeChannelCredentials(options.tls));
+  std::string address = options.address;
+  if (address.empty()) {
+    GF_ASSIGN_OR_RETURN(address, AddressTowards(options.coordinator));
+  }
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<TransportFactory> transport,
+                      MakeGlooTransportFactory(address, options.transport_timeout_seconds));
+  std::unique_ptr<Backend> backend = MakeCpuBackend(options.threads);
+  NodeOptions node_options;
+  node_options.name = options.name.empty() ? ProcessName() : options.name;
+  node_options.model = options.model;
+  node_options.config = options.config;
+  node_options.memory_bytes = options.memory_bytes > 0 ? options.memory_bytes : MachineMemoryBytes();
+  GF_ASSIGN_OR_RETURN(node_options.speed, MeasureDevice(*backend));
+  node_options.log = [](const std::string& line) { spdlog::info("{}", line); };
+  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s", node_options.name, address, backend->Describe(),
+               node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9);
+
+  Node node(std::move(node_options), std::move(backend), std::move(transport));
+  ClusterClientOptions client_options;
+  client_options.coordinator = options.coordinator;
+  client_options.credentials = std::move(credentials);
+  client_options.log = [](const std::string& line) { spdlog::info("{}", line); };
+  ClusterClient client(std::move(client_options), node);
+  std::thread watcher([&] {
+    if (absl::Status status = client.Wait(); !status.ok()) stop.Raise(status);
+  });
+  while (!stop.WaitFor(3600)) continue;
+  spdlog::info("ending");
+  client.Stop(options.shutdown_timeout_seconds);
+  watcher.join();
+  return stop.status();
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,216 @@
+#include "coordinator/metrics.h"
+
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "prometheus/counter.h"
+#include "prometheus/exposer.h"
+#include "prometheus/gauge.h"
+#include "prometheus/histogram.h"
+#include "prometheus/registry.h"
+
+namespace goldfinch {
+namespace {
+
+using prometheus::Histogram;
+
+constexpr int kScored = 3;  // in `successes_`, after the values of Finish
+constexpr const char* kFinishNames[] = {"end_of_text", "stop", "length", "scored"};
+
+// A long document takes minutes to read; a word of a small model some milliseconds.
+const Histogram::BucketBoundaries& FirstTokenBuckets() {
+  static const Histogram::BucketBoundaries buckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+                                                      1,     2.5,    5,     10,   25,    50,   100, 250,  500};
+  return buckets;
+}
+
+const Histogram::BucketBoundaries& InterTokenBuckets() {
+  static const Histogram::BucketBoundaries buckets = {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075,
+                                                      0.1,    0.15,  0.25,   0.5,   1,    2.5,   5,    10};
+  return buckets;
+}
+
+const Histogram::BucketBoundaries& RequestBuckets() {
+  static const Histogram::BucketBoundaries buckets = {0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,    2.5,
+                                                      5,     10,   25,    50,   100, 250,  500, 1000, 2500};
+  return buckets;
+}
+
+// The aim is below 100 microseconds.
+const Histogram::BucketBoundaries& SchedulingBuckets() {
+  static const Histogram::BucketBoundaries buckets = {5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4,
+                                                      5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 1e-1};
+  return buckets;
+}
+
+std::string Label(int value) { return std::to_string(value); }
+
+double Amount(int64_t value) {
+  GF_CHECK_GE(value, 0) << "a counter only grows";
+  return static_cast<double>(value);
+}
+
+// prometheus-cpp drops a negative amount without a word.
+double Amount(double value) {
+  GF_CHECK(value >= 0) << "a counter only grows: " << value;
+  return value;
+}
+
+}  // namespace
+
+prometheus::Family<prometheus::Counter>* Metrics::MakeCounters(const char* name, const char* help) {
+  return &prometheus::BuildCounter()
+              .Name(absl::StrCat("goldfinch_", name))
+              .Help(help)
+              .Labels({{"model_name", model_name_}})
+              .Register(*registry_);
+}
+
+prometheus::Counter* Metrics::MakeCounter(const char* name, const char* help) {
+  return &MakeCounters(name, help)->Add({});
+}
+
+prometheus::Gauge* Metrics::MakeGauge(const char* name, const char* help) {
+  return &prometheus::BuildGauge()
+              .Name(absl::StrCat("goldfinch_", name))
+              .Help(help)
+              .Labels({{"model_name", model_name_}})
+              .Register(*registry_)
+              .Add({});
+}
+
+prometheus::Histogram* Metrics::MakeHistogram(const char* name, const char* help, const std::vector<double>& buckets) {
+  return &prometheus::BuildHistogram()
+              .Name(absl::StrCat("goldfinch_", name))
+              .Help(help)
+              .Labels({{"model_name", model_name_}})
+              .Register(*registry_)
+              .Add({}, buckets);
+}
+
+Metrics::Metrics(const std::string& model_name)
+    : model_name_(model_name),
+      registry_(std::make_shared<prometheus::Registry>()),
+      requests_running_(MakeGauge("num_requests_running", "Requests that hold memory of a group")),
+      requests_waiting_(MakeGauge("num_requests_waiting", "Requests in the queue")),
+      prompt_tokens_(MakeCounter("prompt_tokens_total", "Prompt tokens read")),
+      generation_tokens_(MakeCounter("generation_tokens_total", "Tokens drawn")),
+      time_to_first_token_(MakeHistogram("time_to_first_token_seconds",
+                                         "From the request to its first token, in the queue too", FirstTokenBuckets())),
+      inter_token_latency_(
+          MakeHistogram("inter_token_latency_seconds", "Between two tokens of a sample", InterTokenBuckets())),
+      request_latency_(MakeHistogram("e2e_request_latency_seconds", "From the request to its end", RequestBuckets())),
+      recoveries_(MakeCounter("request_recoveries_total", "Requests restored after a loss of workers")),
+      group_generation_(MakeGauge("group_generation", "Latest generation of all groups")),
+      groups_ready_(MakeGauge("groups_ready", "Groups that serve")),
+      workers_connected_(MakeGauge("workers_connected", "Workers with an open stream")),
+      cache_bytes_(MakeGauge("cache_bytes", "Resident compressed caches, keys and values")),
+      state_bytes_(MakeGauge("state_bytes", "Recurrent states of running sequences")),
+      cache_tokens_reserved_(MakeGauge("cache_tokens_reserved", "Cache tokens promised to running requests")),
+      cache_tokens_max_(MakeGauge("cache_tokens_max", "Cache tokens that there are")),
+      steps_(MakeCounter("steps_total", "Steps sent to groups")),
+      step_scheduling_(
+          MakeHistogram("step_scheduling_seconds", "Time that the scheduler takes for one Step", SchedulingBuckets())),
+      stage_busy_(MakeCounters("stage_busy_seconds_total", "Time a stage computed")),
+      stage_bubble_(MakeCounters("stage_bubble_seconds_total", "Time a stage with a Step at hand waited for rows")),
+      stage_idle_(MakeCounters("stage_idle_seconds_total", "Time a stage waited for a Step")),
+      boundary_bytes_(MakeCounters("boundary_bytes_total", "Bytes shipped from stage to stage")) {
+  auto* successes = MakeCounters("request_success_total", "Samples, and score requests, that were completed");
+  for (int i = 0; i < kFinishes; ++i) successes_[i] = &successes->Add({{"finished_reason", kFinishNames[i]}});
+  auto* failures = MakeCounters("request_failure_total", "Requests that ended with an error, or were refused");
+  for (int i = 1; i < kCodes; ++i) {
+    const std::string code = absl::StatusCodeToString(static_cast<absl::StatusCode>(i));
+    failures_[i] = &failures->Add({{"code", code}});
+  }
+}
+
+Metrics::~Metrics() = default;
+
+void Metrics::SetRequestsRunning(int64_t requests) { requests_running_->Set(static_cast<double>(requests)); }
+void Metrics::SetRequestsWaiting(int64_t requests) { requests_waiting_->Set(static_cast<double>(requests)); }
+void Metrics::AddPromptTokens(int64_t tokens) { prompt_tokens_->Increment(Amount(tokens)); }
+void Metrics::AddGenerationTokens(int64_t tokens) { generation_tokens_->Increment(Amount(tokens)); }
+void Metrics::ObserveTimeToFirstToken(double seconds) { time_to_first_token_->Observe(seconds); }
+void Metrics::ObserveInterTokenLatency(double seconds) { inter_token_latency_->Observe(seconds); }
+void Metrics::ObserveRequestLatency(double seconds) { request_latency_->Observe(seconds); }
+void Metrics::CountSuccess(Finish finish) { successes_[static_cast<int>(finish)]->Increment(); }
+void Metrics::CountScored() { successes_[kScored]->Increment(); }
+void Metrics::CountRecovery() { recoveries_->Increment(); }
+
+void Metrics::CountFailure(absl::StatusCode code) {
+  const auto number = static_cast<int>(code);
+  GF_CHECK_NE(number, 0) << "OK is no failure";
+  const bool canonical = number > 0 && number < kCodes;
+  failures_[canonical ? number : static_cast<int>(absl::StatusCode::kUnknown)]->Increment();
+}
+
+void Metrics::SetGroupGeneration(uint64_t generation) { group_generation_->Set(static_cast<double>(generation)); }
+void Metrics::SetGroupsReady(int64_t groups) { groups_ready_->Set(static_cast<double>(groups)); }
+void Metrics::SetWorkersConnected(int64_t workers) { workers_connected_->Set(static_cast<double>(workers)); }
+
+void Metrics::SetMemory(const Memory& memory) {
+  cache_bytes_->Set(static_cast<double>(memory.cache_bytes));
+  state_bytes_->Set(static_cast<double>(memory.state_bytes));
+  cache_tokens_reserved_->Set(static_cast<double>(memory.cache_tokens_reserved));
+  cache_tokens_max_->Set(static_cast<double>(memory.cache_tokens_max));
+}
+
+void Metrics::CountStep() { steps_->Increment(); }
+void Metrics::ObserveStepScheduling(double seconds) { step_scheduling_->Observe(seconds); }
+
+void Metrics::AddStageSeconds(int replica, int stage, const StageSeconds& seconds) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  StageCounters& counters = stages_[{replica, stage}];
+  if (counters.busy == nullptr) {
+    const prometheus::Labels labels = {{"replica", Label(replica)}, {"stage", Label(stage)}};
+    counters = {&stage_busy_->Add(labels), &stage_bubble_->Add(labels), &stage_idle_->Add(labels)};
+  }
+  counters.busy->Increment(Amount(seconds.busy));
+  counters.bubble->Increment(Amount(seconds.bubble));
+  counters.idle->Increment(Amount(seconds.idle));
+}
+
+void Metrics::AddBoundaryBytes(int replica, int boundary, const BoundaryAmounts& amounts) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  BoundaryCounters& counters = boundaries_[{replica, boundary}];
+  if (counters.hidden == nullptr) {
+    const auto add = [&](const char* kind) {
+      return &boundary_bytes_->Add({{"replica", Label(replica)}, {"boundary", Label(boundary)}, {"kind", kind}});
+    };
+    counters = {add("hidden"), add("compressed"), add("ids")};
+  }
+  counters.hidden->Increment(Amount(amounts.hidden_bytes));
+  counters.compressed->Increment(Amount(amounts.compressed_bytes));
+  counters.ids->Increment(Amount(amounts.id_bytes));
+}
+
+absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& host, int port,
+                                                                    const Metrics& metrics) {
+  // CivetWeb wants brackets around an IPv6 address.
+  const bool bare_ipv6 = absl::StrContains(host, ":") && !absl::StartsWith(host, "[");
+  const std::string address = absl::StrCat(bare_ipv6 ? absl::StrCat("[", host, "]") : host, ":", port);
+  std::unique_ptr<prometheus::Exposer> exposer;
+  try {
+    exposer = std::make_unique<prometheus::Exposer>(address);
+  } catch (const std::exception& error) {
+    // CivetWeb's own words hold no reason.
+    return absl::UnavailableError(
+        absl::StrCat("metrics: cannot listen on ", address, ": the port is taken, or not ours to take"));
+  }
+  const std::vector<int> ports = exposer->GetListeningPorts();
+  GF_CHECK(!ports.empty());
+  exposer->RegisterCollectable(metrics.registry(), "/metrics");
+  return std::unique_ptr<MetricsServer>(new MetricsServer(metrics.registry(), std::move(exposer), ports.front()));
+}
+
+MetricsServer::MetricsServer(std::shared_ptr<prometheus::Registry> registry,
+                             std::unique_ptr<prometheus::Exposer> exposer, int port)
+    : registry_(std::move(registry)), exposer_(std::move(exposer)), port_(port) {}
+
+MetricsServer::~MetricsServer() = default;
+
+}  // namespace goldfinch

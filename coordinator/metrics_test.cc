@@ -1,0 +1,152 @@
+#include "coordinator/metrics.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "prometheus/registry.h"
+#include "prometheus/text_serializer.h"
+
+namespace goldfinch {
+namespace {
+
+std::string Text(const Metrics& metrics) {
+  return prometheus::TextSerializer().Serialize(metrics.registry()->Collect());
+}
+
+// The value of the line that begins so, or "" if there is none.
+std::string Value(const Metrics& metrics, const std::string& series) {
+  const std::string text = "\n" + Text(metrics);
+  const size_t at = text.find("\n" + series + " ");
+  if (at == std::string::npos) return "";
+  const size_t begin = at + series.size() + 2;
+  return text.substr(begin, text.find('\n', begin) - begin);
+}
+
+// The whole answer to GET `path`.
+std::string Get(int port, const std::string& path) {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  const std::string request = absl::StrCat("GET ", path, " HTTP/1.0\r\n\r\n");
+  EXPECT_EQ(send(fd, request.data(), request.size(), 0), static_cast<ssize_t>(request.size()));
+  std::string answer;
+  char buffer[4096];
+  for (ssize_t n = 0; (n = recv(fd, buffer, sizeof(buffer), 0)) > 0;) answer.append(buffer, n);
+  close(fd);
+  return answer;
+}
+
+TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
+  Metrics metrics("finch \"x\"");
+  metrics.SetRequestsRunning(3);
+  metrics.SetRequestsWaiting(4);
+  metrics.AddPromptTokens(5);
+  metrics.AddPromptTokens(6);
+  metrics.AddGenerationTokens(7);
+  metrics.ObserveTimeToFirstToken(0.03);
+  metrics.ObserveInterTokenLatency(0.5);
+  metrics.ObserveRequestLatency(2);
+  metrics.CountSuccess(Finish::kEndOfText);
+  metrics.CountSuccess(Finish::kStop);
+  metrics.CountSuccess(Finish::kStop);
+  metrics.CountSuccess(Finish::kLength);
+  metrics.CountScored();
+  metrics.CountFailure(absl::StatusCode::kUnavailable);
+  metrics.CountFailure(static_cast<absl::StatusCode>(99));
+  metrics.CountRecovery();
+  metrics.SetGroupGeneration(8);
+  metrics.SetGroupsReady(1);
+  metrics.SetWorkersConnected(9);
+  metrics.SetMemory({10, 11, 12, 13});
+  metrics.CountStep();
+  metrics.ObserveStepScheduling(2e-5);
+
+  const std::string model = "model_name=\"finch \\\"x\\\"\"";
+  const auto value = [&](const std::string& name, const std::string& more = "") {
+    return Value(metrics, absl::StrCat("goldfinch_", name, "{", model, more.empty() ? "" : ",", more, "}"));
+  };
+  EXPECT_EQ(value("num_requests_running"), "3");
+  EXPECT_EQ(value("num_requests_waiting"), "4");
+  EXPECT_EQ(value("prompt_tokens_total"), "11");
+  EXPECT_EQ(value("generation_tokens_total"), "7");
+  EXPECT_EQ(value("time_to_first_token_seconds_count"), "1");
+  EXPECT_EQ(value("time_to_first_token_seconds_bucket", "le=\"0.05\""), "1");
+  EXPECT_EQ(value("time_to_first_token_seconds_bucket", "le=\"0.025\""), "0");
+  EXPECT_EQ(value("inter_token_latency_seconds_sum"), "0.5");
+  EXPECT_EQ(value("e2e_request_latency_seconds_sum"), "2");
+  EXPECT_EQ(value("request_success_total", "finished_reason=\"end_of_text\""), "1");
+  EXPECT_EQ(value("request_success_total", "finished_reason=\"stop\""), "2");
+  EXPECT_EQ(value("request_success_total", "finished_reason=\"length\""), "1");
+  EXPECT_EQ(value("request_success_total", "finished_reason=\"scored\""), "1");
+  EXPECT_EQ(value("request_failure_total", "code=\"UNAVAILABLE\""), "1");
+  EXPECT_EQ(value("request_failure_total", "code=\"UNKNOWN\""), "1");
+  EXPECT_EQ(value("request_failure_total", "code=\"CANCELLED\""), "0");
+  EXPECT_EQ(value("request_recoveries_total"), "1");
+  EXPECT_EQ(value("group_generation"), "8");
+  EXPECT_EQ(value("groups_ready"), "1");
+  EXPECT_EQ(value("workers_connected"), "9");
+  EXPECT_EQ(value("cache_bytes"), "10");
+  EXPECT_EQ(value("state_bytes"), "11");
+  EXPECT_EQ(value("cache_tokens_reserved"), "12");
+  EXPECT_EQ(value("cache_tokens_max"), "13");
+  EXPECT_EQ(value("steps_total"), "1");
+  EXPECT_EQ(value("step_scheduling_seconds_count"), "1");
+}
+
+TEST(Metrics, StagesAndBoundariesAddUpEachForItself) {
+  Metrics metrics("m");
+  metrics.AddStageSeconds(0, 1, {1, 2, 3});
+  metrics.AddStageSeconds(0, 1, {0.5, 0, 0});
+  metrics.AddStageSeconds(1, 1, {4, 0, 0});
+  metrics.AddBoundaryBytes(0, 1, {100, 20, 3});
+  metrics.AddBoundaryBytes(0, 1, {0, 20, 3});
+  EXPECT_EQ(Value(metrics, "goldfinch_stage_busy_seconds_total{model_name=\"m\",replica=\"0\",stage=\"1\"}"), "1.5");
+  EXPECT_EQ(Value(metrics, "goldfinch_stage_bubble_seconds_total{model_name=\"m\",replica=\"0\",stage=\"1\"}"), "2");
+  EXPECT_EQ(Value(metrics, "goldfinch_stage_idle_seconds_total{model_name=\"m\",replica=\"0\",stage=\"1\"}"), "3");
+  EXPECT_EQ(Value(metrics, "goldfinch_stage_busy_seconds_total{model_name=\"m\",replica=\"1\",stage=\"1\"}"), "4");
+  const auto boundary = [&](const std::string& kind) {
+    return Value(metrics, absl::StrCat("goldfinch_boundary_bytes_total{model_name=\"m\",boundary=\"1\",kind=\"", kind,
+                                       "\",replica=\"0\"}"));
+  };
+  EXPECT_EQ(boundary("hidden"), "100");
+  EXPECT_EQ(boundary("compressed"), "40");
+  EXPECT_EQ(boundary("ids"), "6");
+}
+
+TEST(MetricsServer, ServesWhatIsCounted) {
+  Metrics metrics("m");
+  const auto server = MetricsServer::Start("127.0.0.1", 0, metrics);
+  ASSERT_TRUE(server.ok()) << server.status();
+  metrics.CountStep();
+  const std::string answer = Get((*server)->port(), "/metrics");
+  EXPECT_TRUE(absl::StrContains(answer, "200 OK")) << answer;
+  EXPECT_TRUE(absl::StrContains(answer, "goldfinch_steps_total{model_name=\"m\"} 1\n")) << answer;
+}
+
+TEST(MetricsServer, APortThatIsTakenIsAnErrorThatNamesIt) {
+  const Metrics metrics("m");
+  const auto server = MetricsServer::Start("127.0.0.1", 0, metrics);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const absl::Status status = MetricsServer::Start("127.0.0.1", (*server)->port(), metrics).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(absl::StrContains(std::string(status.message()), absl::StrCat("127.0.0.1:", (*server)->port())))
+      << status;
+}
+
+TEST(MetricsServer, ANameThatIsNoneIsAnError) {
+  const Metrics metrics("m");
+  EXPECT_EQ(MetricsServer::Start("no such host", 0, metrics).status().code(), absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace goldfinch

@@ -1,0 +1,85 @@
+// A coordinator and its workers in this process, linked without sockets, and clients to watch.
+#ifndef GOLDFINCH_TESTS_CLUSTER_LOCAL_CLUSTER_H_
+#define GOLDFINCH_TESTS_CLUSTER_LOCAL_CLUSTER_H_
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "clients/embedded_workers.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/metrics.h"
+#include "protos/generate.pb.h"
+
+namespace goldfinch {
+
+// Writes down what it gets. Thread-safe.
+class WatchedRequest : public RequestSink {
+ public:
+  explicit WatchedRequest(int samples = 1) : tokens_(samples) {}
+
+  void OnProgress(int64_t) override {}
+  Verdict OnToken(int sample, const OutputToken& token) override;
+  void OnSampleDone(int, Finish) override {}
+  Verdict OnScores(int continuation, int64_t first, absl::Span<const OutputToken> tokens, std::string logits) override;
+  void OnDone(const absl::Status& status, const RequestUsage& usage) override;
+
+  // Blocks until the request has ended; fails the test after a minute.
+  absl::Status Wait();
+  // Blocks until so many tokens of the first sample are there, or it has ended.
+  void AwaitTokens(size_t count);
+  // Of the first sample.
+  size_t token_count();
+
+  // After Wait.
+  const std::vector<int32_t>& tokens(int sample = 0) const { return tokens_[sample]; }
+  const std::vector<float>& logits(int continuation) const { return logits_.at(continuation); }
+  const std::vector<OutputToken>& scores(int continuation) const { return scores_.at(continuation); }
+  const RequestUsage& usage() const { return usage_; }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::vector<int32_t>> tokens_;        // by sample
+  std::map<int, std::vector<OutputToken>> scores_;  // by continuation
+  std::map<int, std::vector<float>> logits_;        // by continuation
+  std::optional<absl::Status> status_;
+  RequestUsage usage_;
+};
+
+class LocalCluster {
+ public:
+  // A model of bytes. `edit` may change the options, which have f32 caches and a stage for each worker.
+  LocalCluster(const std::string& model, int workers, std::function<void(CoordinatorOptions*)> edit = {});
+
+  // Blocks until a group is ready; fails the test after a minute.
+  void AwaitReady();
+  std::shared_ptr<WatchedRequest> Generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
+                                           std::function<void(Request*)> edit = {}, uint64_t* number = nullptr);
+  std::shared_ptr<WatchedRequest> Score(const std::vector<int32_t>& prompt,
+                                        const std::vector<std::vector<int32_t>>& continuations, bool score_prompt);
+  v1::GetClusterInfoResponse Info();
+  // Fails the test unless, once the last Step is done, nothing is held any more.
+  void ExpectNothingHeld();
+
+  Coordinator& coordinator() { return *coordinator_; }
+  EmbeddedWorkers& workers() { return *workers_; }
+
+ private:
+  std::shared_ptr<WatchedRequest> Submit(Request request, std::shared_ptr<WatchedRequest> watched, uint64_t* number);
+
+  Metrics metrics_;
+  std::unique_ptr<Coordinator> coordinator_;
+  std::unique_ptr<EmbeddedWorkers> workers_;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_TESTS_CLUSTER_LOCAL_CLUSTER_H_

@@ -1,0 +1,203 @@
+// The whole service but its sockets: coordinator, scheduler, workers and the local transport.
+#include "tests/cluster/local_cluster.h"
+
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace goldfinch {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kDemoModel[] = "tests/demo_model/model.pth";
+constexpr int kDemoLayers = 6;
+
+std::vector<int32_t> Text(const std::string& text) {
+  std::vector<int32_t> ids;
+  for (const char c : text) ids.push_back(static_cast<unsigned char>(c) + 1);
+  return ids;
+}
+
+const char kFact[] = "And the number of Gershon was 4821. And it came to pass in those days, that the people went up. ";
+
+TEST(LocalClusterTest, AnswersAreTheSameForAnySplitAndAnyCompany) {
+  std::vector<std::vector<int32_t>> prompts;
+  for (int i = 0; i < 12; ++i) {
+    std::string text = absl::StrCat("Chapter ", i, ". ");
+    for (int j = 0; j <= i; ++j) text += kFact;
+    prompts.push_back(Text(text));
+  }
+  const auto sampled = [](int i) {
+    return [i](Request* request) {
+      if (i % 2 == 0) return;
+      request->generate->sampling.temperature = 1;
+      request->generate->sampling.seed = i;
+    };
+  };
+  std::vector<std::vector<int32_t>> alone;
+  {
+    LocalCluster cluster(kDemoModel, 1);
+    cluster.AwaitReady();
+    for (int i = 0; i < 12; ++i) {
+      const auto request = cluster.Generate(prompts[i], 20, sampled(i));
+      ASSERT_TRUE(request->Wait().ok());
+      alone.push_back(request->tokens());
+    }
+  }
+  LocalCluster cluster(kDemoModel, 3);
+  cluster.AwaitReady();
+  std::vector<std::shared_ptr<WatchedRequest>> requests;
+  for (int i = 0; i < 12; ++i) requests.push_back(cluster.Generate(prompts[i], 20, sampled(i)));
+  for (int i = 0; i < 12; ++i) {
+    ASSERT_TRUE(requests[i]->Wait().ok());
+    EXPECT_EQ(requests[i]->tokens(), alone[i]) << i;
+  }
+  cluster.ExpectNothingHeld();
+}
+
+TEST(LocalClusterTest, SamplesDrawAsRequestsOfTheirOwn) {
+  LocalCluster cluster(kDemoModel, 2);
+  cluster.AwaitReady();
+  const auto sampling = [](uint64_t seed, int samples) {
+    return [seed, samples](Request* request) {
+      request->generate->sampling.temperature = 1;
+      request->generate->sampling.seed = seed;
+      request->generate->samples = samples;
+    };
+  };
+  const auto together = cluster.Generate(Text(kFact), 15, sampling(40, 4));
+  ASSERT_TRUE(together->Wait().ok());
+  for (int i = 0; i < 4; ++i) {
+    const auto alone = cluster.Generate(Text(kFact), 15, sampling(40 + i, 1));
+    ASSERT_TRUE(alone->Wait().ok());
+    EXPECT_EQ(together->tokens(i), alone->tokens()) << i;
+  }
+  cluster.ExpectNothingHeld();
+}
+
+TEST(LocalClusterTest, OnlyCompressedRowsIdsAndTheTailCrossToTheGoldStage) {
+  // 4 Finch layers, then 2 GOLD layers; c rows of D/16 in bf16.
+  constexpr int64_t kWidth = 128, kGold = 2, kCompressed = kWidth / 16, kVocabBytes = 2;
+  LocalCluster cluster(kDemoModel, 2, [](CoordinatorOptions* options) {
+    options->membership.cache_dtype = "bf16";
+    options->membership.plan.split = {0, 4};
+    options->membership.plan.split_layers = kDemoLayers;
+  });
+  cluster.AwaitReady();
+  const std::vector<int32_t> prompt = Text(std::string(1000, 'a'));
+  constexpr int64_t kAnswer = 5;
+  ASSERT_TRUE(cluster.Generate(prompt, kAnswer)->Wait().ok());
+  cluster.ExpectNothingHeld();
+  const v1::BoundaryBytes bytes = cluster.Info().groups(0).stages(1).received();
+  const int64_t tokens = 1000 + kAnswer - 1;
+  EXPECT_EQ(static_cast<int64_t>(bytes.compressed()), tokens * kCompressed * 2);
+  EXPECT_EQ(static_cast<int64_t>(bytes.ids()), tokens * kVocabBytes);
+  EXPECT_EQ(static_cast<int64_t>(bytes.hidden()), (2 * kGold + 1 + kAnswer - 1) * kWidth * 4);
+}
+
+TEST(LocalClusterTest, LostWorkersAtAnyMomentChangeNoAnswer) {
+  std::vector<std::vector<int32_t>> undisturbed;
+  const auto ask = [](LocalCluster& cluster, int i) {
+    return cluster.Generate(Text(absl::StrCat(kFact, i)), 24, [i](Request* request) {
+      request->generate->samples = 1 + i % 2;
+      if (i % 3 == 0) return;
+      request->generate->sampling.temperature = 1;
+      request->generate->sampling.seed = 100 + i;
+    });
+  };
+  LocalCluster cluster(kDemoModel, 3);
+  cluster.AwaitReady();
+  constexpr int kRequests = 4;
+  for (int i = 0; i < kRequests; ++i) {
+    const auto request = ask(cluster, i);
+    ASSERT_TRUE(request->Wait().ok());
+    undisturbed.push_back(request->tokens());
+    if (i % 2 == 1)
+      undisturbed.back().insert(undisturbed.back().end(), request->tokens(1).begin(), request->tokens(1).end());
+  }
+  std::mt19937 random(1);
+  const uint64_t generation = cluster.Info().group_generation();
+  for (int round = 0; round < 6; ++round) {
+    std::vector<std::shared_ptr<WatchedRequest>> requests;
+    for (int i = 0; i < kRequests; ++i) requests.push_back(ask(cluster, i));
+    requests[random() % kRequests]->AwaitTokens(random() % 24);
+    cluster.workers().Kill(random() % 3);
+    for (int i = 0; i < kRequests; ++i) {
+      ASSERT_TRUE(requests[i]->Wait().ok()) << requests[i]->Wait();
+      std::vector<int32_t> tokens = requests[i]->tokens();
+      if (i % 2 == 1) tokens.insert(tokens.end(), requests[i]->tokens(1).begin(), requests[i]->tokens(1).end());
+      EXPECT_EQ(tokens, undisturbed[i]) << "round " << round << ", request " << i;
+    }
+  }
+  EXPECT_GE(cluster.Info().group_generation(), generation + 6);
+  cluster.ExpectNothingHeld();
+}
+
+TEST(LocalClusterTest, ManyRequestsWithCancelsLeaveNothingBehind) {
+  LocalCluster cluster(kDemoModel, 3);
+  cluster.AwaitReady();
+  std::mt19937 random(2);
+  std::vector<std::shared_ptr<WatchedRequest>> requests;
+  std::vector<uint64_t> numbers(64);
+  for (int i = 0; i < 64; ++i) {
+    requests.push_back(cluster.Generate(Text(std::string(1 + random() % 300, 'x')),
+                                        1 + static_cast<int64_t>(random() % 30), {}, &numbers[i]));
+  }
+  for (int i = 0; i < 24; ++i) {
+    requests[random() % 64]->AwaitTokens(random() % 4);
+    cluster.coordinator().Cancel(numbers[random() % 64], absl::CancelledError("the client left"));
+  }
+  int finished = 0;
+  for (const auto& request : requests) finished += request->Wait().ok() ? 1 : 0;
+  EXPECT_GE(finished, 64 - 24);
+  EXPECT_LT(finished, 64);
+  cluster.ExpectNothingHeld();
+}
+
+TEST(LocalClusterTest, ADeadlineThatCannotBeMetIsRefusedWithTheEstimate) {
+  LocalCluster cluster(kDemoModel, 1);
+  cluster.AwaitReady();
+  const auto request =
+      cluster.Generate(Text(std::string(4000, 'a')), 1, [](Request* request) { request->deadline_seconds = 1e-4; });
+  EXPECT_EQ(request->Wait().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(request->Wait().message()), HasSubstr("reading the prompt of 4000 tokens takes about"));
+}
+
+TEST(LocalClusterTest, WithoutWorkersRequestsEndWhenTheTimeIsOut) {
+  LocalCluster cluster(kDemoModel, 0, [](CoordinatorOptions* options) {
+    options->membership.stages = 1;
+    options->recovery_timeout_seconds = 0.2;
+  });
+  const auto request = cluster.Generate({1}, 1);
+  EXPECT_EQ(request->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(request->Wait().message()), HasSubstr("--recovery-timeout"));
+  EXPECT_EQ(cluster.Generate({1}, 1)->Wait().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(LocalClusterTest, DrainingLetsRequestsEndAndTakesNoNewOnes) {
+  LocalCluster cluster(kDemoModel, 2);
+  cluster.AwaitReady();
+  const auto running = cluster.Generate(Text(kFact), 40);
+  cluster.coordinator().Drain(60);
+  EXPECT_TRUE(running->Wait().ok());
+  EXPECT_FALSE(cluster.coordinator().ready());
+  EXPECT_EQ(cluster.Generate({1}, 1)->Wait().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(LocalClusterTest, DrainingEndsWhatTakesTooLong) {
+  LocalCluster cluster(kDemoModel, 1);
+  cluster.AwaitReady();
+  const auto running =
+      cluster.Generate(Text(kFact), 3000, [](Request* request) { request->generate->sampling.banned_tokens = {0}; });
+  cluster.coordinator().Drain(0.01);
+  EXPECT_EQ(running->Wait().code(), absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace goldfinch

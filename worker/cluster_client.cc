@@ -1,0 +1,248 @@
+#include "worker/cluster_client.h"
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "grpcpp/channel.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/create_channel.h"
+#include "grpcpp/support/channel_arguments.h"
+#include "grpcpp/support/client_callback.h"
+#include "protos/cluster.grpc.pb.h"
+#include "protos/cluster.pb.h"
+
+namespace goldfinch {
+
+using cluster::v1::FromWorker;
+using cluster::v1::ToWorker;
+
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr double kPauseMin = 0.1, kPauseMax = 2;        // seconds between two streams
+constexpr double kHandshakeSeconds = 10;                // for the coordinator's first message
+constexpr auto kLook = std::chrono::milliseconds(100);  // how often silence is looked for
+constexpr int kReceiveBytesMax = 64 << 20;
+
+double SecondsSince(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
+
+}  // namespace
+
+// One stream. Keeps itself alive until gRPC has done with it.
+class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorker> {
+ public:
+  Stream(const std::shared_ptr<grpc::Channel>& channel, Node& node)
+      : stub_(cluster::v1::Cluster::NewStub(channel)), node_(node), started_(SteadyClock::now()) {}
+
+  void Start(const std::shared_ptr<Stream>& self) {
+    self_ = self;
+    stub_->async()->Work(&context_, this);
+    AddHold();  // Send starts writes from outside of the calls below
+    StartRead(&received_);
+    node_.Connected([self](const FromWorker& message) { self->Send(message); });
+    StartCall();
+  }
+
+  // Any thread. Dropped once the stream is closed.
+  void Send(const FromWorker& message) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (closed_) return;
+    unsent_.push_back(message);
+    if (unsent_.size() == 1) StartWrite(&unsent_.front());
+  }
+
+  // After what has been sent.
+  void Close() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closing_ = true;
+    CloseIfSent();
+  }
+  void Cancel() { context_.TryCancel(); }
+
+  // Whether it has ended, waiting for it a moment.
+  bool WaitDone(std::chrono::milliseconds time) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return changed_.wait_for(lock, time, [this] { return done_; });
+  }
+  bool in_touch() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return in_touch_;
+  }
+  double age_seconds() const { return SecondsSince(started_); }
+  // Once it is done.
+  grpc::Status status() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return status_;
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return LetGo();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      in_touch_ = true;
+    }
+    node_.Received(std::move(received_));
+    received_.Clear();
+    StartRead(&received_);
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok) return LetGo();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    unsent_.pop_front();
+    if (!unsent_.empty() && !closed_) StartWrite(&unsent_.front());
+    CloseIfSent();
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    const std::shared_ptr<Stream> self = std::move(self_);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    status_ = status;
+    done_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  void CloseIfSent() {
+    if (!closing_ || closed_ || !unsent_.empty()) return;
+    closed_ = true;
+    StartWritesDone();
+    RemoveHold();
+  }
+  // The stream is broken: nothing is written any more.
+  void LetGo() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (closed_) return;
+    closed_ = true;
+    RemoveHold();
+  }
+
+  const std::unique_ptr<cluster::v1::Cluster::Stub> stub_;
+  Node& node_;
+  const SteadyClock::time_point started_;
+  grpc::ClientContext context_;
+  ToWorker received_;
+  std::shared_ptr<Stream> self_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<FromWorker> unsent_;  // the first is being written
+  bool closing_ = false;
+  bool closed_ = false;
+  bool in_touch_ = false;  // the coordinator has said something
+  bool done_ = false;
+  grpc::Status status_;
+};
+
+ClusterClient::ClusterClient(ClusterClientOptions options, Node& node)
+    : options_(std::move(options)), node_(node), thread_([this] { Run(); }) {}
+
+ClusterClient::~ClusterClient() {
+  Stop(0);
+  thread_.join();
+}
+
+void ClusterClient::Stop(double drain_seconds) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (!stopping_) drain_seconds_ = drain_seconds;
+  stopping_ = true;
+  changed_.notify_all();
+  changed_.wait(lock, [this] { return ended_; });
+}
+
+absl::Status ClusterClient::Wait() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [this] { return ended_; });
+  return status_;
+}
+
+void ClusterClient::Log(const std::string& line) const {
+  if (options_.log) options_.log(line);
+}
+
+bool ClusterClient::stopping() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return stopping_;
+}
+
+bool ClusterClient::Pause(double seconds) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  return !changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return stopping_; });
+}
+
+void ClusterClient::Run() {
+  std::minstd_rand random(std::random_device{}());
+  std::uniform_real_distribution<double> jitter(0.5, 1);
+  double pause = kPauseMin;
+  while (!stopping() && node_.refused().ok()) {
+    const std::shared_ptr<Stream> stream = Dial();
+    Follow(*stream);
+    node_.Disconnected();
+    const grpc::Status status = stream->status();
+    if (stream->in_touch()) {
+      pause = kPauseMin;
+      Log(absl::StrCat("the stream to ", options_.coordinator,
+                       " has ended: ", status.ok() ? "closed" : status.error_message()));
+    } else if (pause == kPauseMin) {  // once, not at every attempt
+      Log(absl::StrCat("no coordinator at ", options_.coordinator, " yet: ", status.error_message()));
+    }
+    if (!node_.refused().ok() || !Pause(pause * jitter(random))) break;
+    pause = std::min(2 * pause, kPauseMax);
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!stopping_) status_ = node_.refused();
+  ended_ = true;
+  changed_.notify_all();
+}
+
+std::shared_ptr<ClusterClient::Stream> ClusterClient::Dial() {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kReceiveBytesMax);
+  // Heartbeats find a silent coordinator; this is for networks that forget quiet connections.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
+  // Each attempt dials anew, at our pace and not at gRPC's.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  const std::shared_ptr<grpc::Channel> channel =
+      grpc::CreateCustomChannel(options_.coordinator, options_.credentials, arguments);
+  auto stream = std::make_shared<Stream>(channel, node_);
+  stream->Start(stream);
+  return stream;
+}
+
+void ClusterClient::Follow(Stream& stream) {
+  bool draining = false;
+  while (!stream.WaitDone(kLook)) {
+    if (stopping() && !draining) {
+      draining = true;
+      Drain(stream);
+    }
+    const bool no_answer = !stream.in_touch() && stream.age_seconds() > kHandshakeSeconds;
+    if (node_.silent() || no_answer) stream.Cancel();
+    if (!node_.refused().ok()) stream.Close();
+  }
+}
+
+void ClusterClient::Drain(Stream& stream) {
+  node_.Leave();
+  double drain_seconds = 0;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    drain_seconds = drain_seconds_;
+  }
+  const SteadyClock::time_point start = SteadyClock::now();
+  while (node_.in_group() && SecondsSince(start) < drain_seconds && !stream.WaitDone(kLook)) {
+  }
+  stream.Close();
+  // A coordinator that does not close its side is not waited for.
+  if (!stream.WaitDone(std::chrono::seconds(1))) stream.Cancel();
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,239 @@
+// Against a gRPC server that the test plays.
+#include "worker/cluster_client.h"
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "grpcpp/security/credentials.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server.h"
+#include "grpcpp/server_builder.h"
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/sync_stream.h"
+#include "gtest/gtest.h"
+#include "protos/cluster.grpc.pb.h"
+#include "protos/cluster.pb.h"
+#include "worker/random_model.h"
+
+namespace goldfinch {
+namespace {
+
+using cluster::v1::FromWorker;
+using cluster::v1::ToWorker;
+using ::testing::HasSubstr;
+
+constexpr auto kPatience = std::chrono::seconds(60);
+
+// One worker at a time.
+class Coordinator : public cluster::v1::Cluster::Service {
+ public:
+  using Stream = grpc::ServerReaderWriter<ToWorker, FromWorker>;
+
+  // Port 0: any.
+  explicit Coordinator(int port = 0) {
+    grpc::ServerBuilder builder;
+    // A port that is taken must be an error.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddListeningPort(absl::StrCat("127.0.0.1:", port), grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+    EXPECT_NE(server_, nullptr);
+  }
+  ~Coordinator() override {
+    server_->Shutdown(std::chrono::system_clock::now());
+    server_->Wait();
+  }
+
+  int port() const { return port_; }
+
+  grpc::Status Work(grpc::ServerContext* /*context*/, Stream* stream) override {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stream_ = stream;
+      ++streams_;
+    }
+    FromWorker message;
+    while (stream->Read(&message)) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      messages_.push_back(message);
+      arrived_.notify_all();
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stream_ = nullptr;
+    arrived_.notify_all();
+    return grpc::Status::OK;
+  }
+
+  FromWorker Await(FromWorker::MessageCase kind) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      if (!arrived_.wait_for(lock, kPatience, [this] { return !messages_.empty(); })) {
+        ADD_FAILURE() << "no message of kind " << kind;
+        return {};
+      }
+      FromWorker message = std::move(messages_.front());
+      messages_.pop_front();
+      if (message.message_case() == kind) return message;
+    }
+  }
+  bool AwaitEnd() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return arrived_.wait_for(lock, kPatience, [this] { return stream_ == nullptr; });
+  }
+  void Send(const ToWorker& message) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ASSERT_NE(stream_, nullptr);
+    EXPECT_TRUE(stream_->Write(message));
+  }
+  int streams() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return streams_;
+  }
+
+ private:
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  Stream* stream_ = nullptr;
+  int streams_ = 0;
+  std::deque<FromWorker> messages_;
+};
+
+class ClusterClientTest : public testing::Test {
+ public:
+  ClusterClientTest() : path(testing::TempDir() + "/model.safetensors") {
+    EXPECT_TRUE(WriteSafetensors(path, RandomModel({.layers = {"finch", "finch"}})).ok());
+    node = std::make_unique<Node>(NodeOptions{.name = "w"}, MakeCpuBackend(1), MakeLocalTransportFactory());
+  }
+
+  void Start(int port) {
+    client = std::make_unique<ClusterClient>(ClusterClientOptions{.coordinator = absl::StrCat("127.0.0.1:", port),
+                                                                  .credentials = grpc::InsecureChannelCredentials()},
+                                             *node);
+  }
+  ToWorker Welcome(double heartbeat_timeout_seconds) const {
+    ToWorker message;
+    message.mutable_welcome()->set_model(path);
+    message.mutable_welcome()->set_verify("none");
+    message.mutable_welcome()->set_cache_dtype("bf16");
+    message.mutable_welcome()->set_heartbeat_timeout_seconds(heartbeat_timeout_seconds);
+    return message;
+  }
+  static ToWorker Form() {
+    ToWorker message;
+    cluster::v1::Form& form = *message.mutable_form();
+    form.set_generation(1);
+    form.add_first_layers(0);
+    form.set_max_sequences(2);
+    form.set_max_sequence_tokens(100);
+    form.set_cache_tokens(200);
+    form.set_max_tokens(50);
+    form.set_max_logit_rows(2);
+    form.set_sampleable(std::string(5, '\xFF'));
+    form.set_repeats_freely(std::string(5, '\0'));
+    return message;
+  }
+
+  const std::string path;
+  std::unique_ptr<Node> node;
+  std::unique_ptr<ClusterClient> client;
+};
+
+TEST_F(ClusterClientTest, AWorkersLife) {
+  Coordinator coordinator;
+  Start(coordinator.port());
+  EXPECT_EQ(coordinator.Await(FromWorker::kRegister).register_().name(), "w");
+  coordinator.Send(Welcome(60));
+  EXPECT_EQ(coordinator.Await(FromWorker::kDescribed).described().layers_size(), 2);
+  coordinator.Send(Form());
+  EXPECT_EQ(coordinator.Await(FromWorker::kJoined).joined().generation(), 1u);
+  ToWorker message;
+  message.mutable_connect()->set_generation(1);
+  message.mutable_connect()->add_addresses("");
+  coordinator.Send(message);
+  coordinator.Await(FromWorker::kReady);
+  message.mutable_step()->set_generation(1);
+  for (uint64_t id = 1; id <= 20; ++id) {
+    message.mutable_step()->set_id(id);
+    coordinator.Send(message);
+  }
+  for (uint64_t id = 1; id <= 20; ++id) EXPECT_EQ(coordinator.Await(FromWorker::kStepDone).step_done().id(), id);
+  message.mutable_ping()->set_number(5);
+  coordinator.Send(message);
+  EXPECT_EQ(coordinator.Await(FromWorker::kPong).pong().number(), 5u);
+
+  // It leaves when the group has ended.
+  std::thread stop([this] { client->Stop(60); });
+  EXPECT_TRUE(coordinator.Await(FromWorker::kLeaving).leaving());
+  EXPECT_TRUE(node->in_group());
+  message.mutable_disband()->set_generation(1);
+  coordinator.Send(message);
+  stop.join();
+  EXPECT_TRUE(client->Wait().ok());
+  EXPECT_TRUE(coordinator.AwaitEnd());
+  EXPECT_EQ(coordinator.streams(), 1);
+}
+
+TEST_F(ClusterClientTest, StopDoesNotWaitForAGroupThatDoesNotEnd) {
+  Coordinator coordinator;
+  Start(coordinator.port());
+  coordinator.Await(FromWorker::kRegister);
+  coordinator.Send(Welcome(60));
+  coordinator.Send(Form());
+  coordinator.Await(FromWorker::kJoined);
+  client->Stop(0.2);
+  EXPECT_TRUE(coordinator.Await(FromWorker::kLeaving).leaving());
+  EXPECT_TRUE(coordinator.AwaitEnd());
+}
+
+TEST_F(ClusterClientTest, DialsUntilACoordinatorIsThereAndAgainWhenItComesBack) {
+  auto coordinator = std::make_unique<Coordinator>();
+  const int port = coordinator->port();
+  coordinator.reset();
+  Start(port);
+  for (int life = 0; life < 3; ++life) {
+    coordinator = std::make_unique<Coordinator>(port);
+    coordinator->Await(FromWorker::kRegister);
+    coordinator->Send(Welcome(60));
+    EXPECT_EQ(coordinator->Await(FromWorker::kDescribed).described().error(), "");
+    coordinator->Send(Form());
+    coordinator->Await(FromWorker::kJoined);
+    EXPECT_TRUE(node->in_group());
+    coordinator.reset();
+  }
+}
+
+TEST_F(ClusterClientTest, LeavesASilentCoordinatorAndDialsAgain) {
+  Coordinator coordinator;
+  Start(coordinator.port());
+  coordinator.Await(FromWorker::kRegister);
+  coordinator.Send(Welcome(0.05));
+  coordinator.Await(FromWorker::kRegister);
+  EXPECT_EQ(coordinator.streams(), 2);
+}
+
+TEST_F(ClusterClientTest, RefusalIsFinal) {
+  Coordinator coordinator;
+  Start(coordinator.port());
+  coordinator.Await(FromWorker::kRegister);
+  ToWorker message;
+  message.set_refused("protocol 1, expected 2");
+  coordinator.Send(message);
+  const absl::Status status = client->Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("expected 2"));
+  EXPECT_TRUE(coordinator.AwaitEnd());
+  EXPECT_EQ(coordinator.streams(), 1);
+}
+
+}  // namespace
+}  // namespace goldfinch

@@ -1,0 +1,41 @@
+// What a coordinator has to know of a model and of a device to share the layers out.
+#ifndef GOLDFINCH_WORKER_DESCRIBE_H_
+#define GOLDFINCH_WORKER_DESCRIBE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "worker/checkpoint/checkpoint.h"
+#include "worker/model.h"
+#include "worker/model_config.h"
+
+namespace goldfinch {
+
+namespace cluster::v1 {
+class Described;
+}  // namespace cluster::v1
+
+// 16 hexadecimal digits over names, types and shapes of all tensors and the bytes at the head, middle and end of each:
+// quick for files of any size. Equal for the same tensors in another kind of file.
+std::string Fingerprint(const Checkpoint& checkpoint);
+
+// Fills all of Described but `error`.
+void Describe(const Checkpoint& checkpoint, const ModelShape& shape, const ModelConfig& config, DType cache_dtype,
+              cluster::v1::Described* described);
+
+// Of the tensors of the stage of layers [first_layer, last_layer), as they are in the file.
+int64_t StageWeightBytes(const Checkpoint& checkpoint, const ModelShape& shape, int first_layer, int last_layer);
+
+struct DeviceSpeed {
+  double flops = 0;  // a second: two a multiply-add
+  double read_bytes_per_second = 0;
+};
+
+// Measures products of many rows and of one, in about 0.1 s. Errors as Backend::Allocate.
+absl::StatusOr<DeviceSpeed> MeasureDevice(Backend& backend);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_DESCRIBE_H_

@@ -1,0 +1,129 @@
+#include "worker/describe.h"
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "protos/cluster.pb.h"
+#include "worker/random_model.h"
+
+namespace goldfinch {
+namespace {
+
+cluster::v1::Described DescribeTensors(const std::vector<TestTensor>& tensors, DType cache_dtype = DType::kBf16) {
+  const auto checkpoint = OpenTensors(tensors);
+  const auto shape = ReadModelShape(*checkpoint, {});
+  EXPECT_TRUE(shape.ok()) << shape.status();
+  cluster::v1::Described described;
+  Describe(*checkpoint, *shape, {.vocabulary = "bytes"}, cache_dtype, &described);
+  return described;
+}
+
+TEST(Describe, GoldFinch) {
+  // D = 64, one head of 64, F = 80, vocabulary 40.
+  const RandomModelSpec spec{.layers = {"finch_c2", "finch_c2", "gold"}};
+  const std::vector<TestTensor> tensors = RandomModel(spec);
+  const cluster::v1::Described described = DescribeTensors(tensors);
+  ASSERT_EQ(described.layers_size(), 3);
+  EXPECT_EQ(described.layers(0).kind(), "finch_c2");
+  EXPECT_EQ(described.layers(2).kind(), "gold");
+  EXPECT_EQ(described.gold_layers(), 1u);
+  EXPECT_EQ(described.width(), 64u);
+  EXPECT_EQ(described.vocab_size(), 40u);
+  EXPECT_EQ(described.vocabulary(), "bytes");
+  EXPECT_EQ(described.compressed_width(), 4u);
+  EXPECT_EQ(described.compressed_bytes_per_token(), 2u + 4 * 2);
+  EXPECT_EQ(described.transformer_cache_bytes_per_token(), 2u * 3 * 64 * 2);
+  EXPECT_EQ(described.embedding_bytes(), 2u * (40 * 64 + 2 * 64));
+  EXPECT_EQ(described.head_bytes(), 2u * (40 * 64 + 2 * 64));
+  EXPECT_EQ(described.gold_shared_bytes(), 2u * 64 * 68 + 4u * 40 * 64) << "W_b and the key table";
+  EXPECT_EQ(described.layers(0).state_bytes(), 4u * (64 * 64 + 2 * 64));
+  EXPECT_EQ(described.layers(1).state_bytes(), 4u * (64 * 64 + 2 * 64 + 2 * 64)) << "and the newest rows";
+  EXPECT_EQ(described.layers(2).state_bytes(), 4u * 2 * 64);
+  // W_a goes with the last Finch layer.
+  EXPECT_EQ(described.layers(1).weight_bytes() - described.layers(0).weight_bytes(), 2u * 4 * 64);
+  // Products: r, k, v, output; LoRAs of the shift (5 targets of rank 8), decay and v2 (rank 16); bonus is no matrix of
+  // more than one head; channel mix.
+  const double matrices = 4 * 64 * 64 + 2 * 5 * 8 * 64 + 2 * 2 * 16 * 64 + 2 * 64 * 80 + 64 * 64;
+  EXPECT_EQ(described.layers(0).prefill_flops(), 2 * matrices + 6 * 64 * 64);
+  EXPECT_EQ(described.layers(1).prefill_flops(), 2 * (matrices + 4 * 64) + 6 * 64 * 64);
+  EXPECT_EQ(described.layers(2).prefill_flops(), 0) << "GOLD runs for a prompt's end only";
+  uint64_t all = described.embedding_bytes() + described.head_bytes() + described.gold_shared_bytes() - 4 * 40 * 64;
+  for (const auto& layer : described.layers()) {
+    EXPECT_EQ(layer.decode_bytes(), static_cast<double>(layer.weight_bytes() + layer.state_bytes()));
+    EXPECT_EQ(layer.cache_bytes_per_token(), 0u);
+    all += layer.weight_bytes();
+  }
+  uint64_t file = 0;
+  for (const TestTensor& tensor : tensors) file += 2 * tensor.values.size();
+  EXPECT_EQ(all, file) << "every tensor is of one part";
+  EXPECT_TRUE(described.error().empty());
+}
+
+TEST(Describe, KeysAndValues) {
+  const cluster::v1::Described described = DescribeTensors(RandomModel({.layers = {"finch", "gptalpha"}}), DType::kF32);
+  EXPECT_EQ(described.layers(0).cache_bytes_per_token(), 0u);
+  EXPECT_EQ(described.layers(1).cache_bytes_per_token(), 2u * 64 * 4);
+  EXPECT_GT(described.layers(1).prefill_flops(), 0);
+  EXPECT_EQ(described.compressed_bytes_per_token(), 0u);
+  EXPECT_EQ(described.gold_shared_bytes(), 0u);
+}
+
+TEST(Describe, WeightsOfStages) {
+  const auto checkpoint = OpenTensors(RandomModel({.layers = {"finch_c2", "finch_c2", "gold", "gold"}}));
+  const ModelShape shape = *ReadModelShape(*checkpoint, {});
+  cluster::v1::Described d;
+  Describe(*checkpoint, shape, {}, DType::kBf16, &d);
+  const uint64_t gold_shared = d.gold_shared_bytes() - 4 * 40 * 64;
+  const auto bytes = [&](int first, int last) {
+    return static_cast<uint64_t>(StageWeightBytes(*checkpoint, shape, first, last));
+  };
+  EXPECT_EQ(bytes(0, 1), d.embedding_bytes() + d.layers(0).weight_bytes());
+  EXPECT_EQ(bytes(1, 2), d.layers(1).weight_bytes());
+  EXPECT_EQ(bytes(1, 3), d.embedding_bytes() + d.layers(1).weight_bytes() + d.layers(2).weight_bytes() + gold_shared);
+  EXPECT_EQ(bytes(3, 4), d.embedding_bytes() + d.layers(3).weight_bytes() + gold_shared + d.head_bytes());
+}
+
+TEST(Fingerprint, TellsModelsApart) {
+  const RandomModelSpec spec{.layers = {"finch_c2", "gold"}};
+  const std::string fingerprint = Fingerprint(*OpenTensors(RandomModel(spec)));
+  EXPECT_EQ(fingerprint.size(), 16u);
+  EXPECT_EQ(fingerprint.find_first_not_of("0123456789abcdef"), std::string::npos);
+  EXPECT_EQ(Fingerprint(*OpenTensors(RandomModel(spec))), fingerprint);
+  EXPECT_EQ(Fingerprint(*OpenTensors(WithSecondNames(RandomModel(spec)))), fingerprint) << "another naming scheme";
+  EXPECT_EQ(Fingerprint(*OpenFileBytes(SafetensorsBytes(RandomModel(spec)))), fingerprint) << "another kind of file";
+
+  std::vector<TestTensor> other = RandomModel(spec);
+  for (float& value : other.front().values) value = -value;
+  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
+  // The last value of a tensor that is longer than a sample.
+  other = RandomModel(spec);
+  ASSERT_GT(other.front().values.size(), 2048u);
+  other.front().values.back() += 1;
+  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
+  other = RandomModel(spec);
+  other.back().name += "2";
+  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
+  other = RandomModel(spec);
+  std::swap(other.front().shape[0], other.front().shape[1]);
+  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
+  other = RandomModel(spec);
+  for (TestTensor& tensor : other) tensor.dtype = DType::kF16;
+  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
+}
+
+TEST(MeasureDevice, PlausibleAndQuick) {
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
+  const auto speed = MeasureDevice(*backend);
+  ASSERT_TRUE(speed.ok()) << speed.status();
+  EXPECT_GT(speed->flops, 1e6);
+  EXPECT_LT(speed->flops, 1e13);
+  EXPECT_GT(speed->read_bytes_per_second, 1e6);
+  EXPECT_LT(speed->read_bytes_per_second, 1e12);
+}
+
+}  // namespace
+}  // namespace goldfinch

@@ -1,0 +1,383 @@
+#include "worker/node.h"
+
+#include <new>
+#include <stdexcept>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+#include "protos/cluster.pb.h"
+#include "worker/checkpoint/checkpoint.h"
+
+namespace goldfinch {
+
+using cluster::v1::FromWorker;
+using cluster::v1::ToWorker;
+
+namespace {
+
+constexpr uint32_t kProtocol = 1;
+// Steps in flight are a few; a coordinator that sends so many does not wait for answers.
+constexpr size_t kTasksMax = 1024;
+
+bool OfGeneration(const ToWorker& message) { return message.has_form() || message.has_connect() || message.has_step(); }
+
+// What a Form asks for may be more than there is.
+template <class Call>
+absl::Status CatchBadAlloc(Call call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("no memory for what Form asks for");
+  } catch (const std::length_error&) {
+    return absl::ResourceExhaustedError("no memory for what Form asks for");
+  }
+}
+
+std::string Message(const absl::Status& status) { return std::string(status.message()); }
+
+}  // namespace
+
+Node::Node(NodeOptions options, std::unique_ptr<Backend> backend, std::unique_ptr<TransportFactory> transport)
+    : options_(std::move(options)), backend_(std::move(backend)), transport_factory_(std::move(transport)) {
+  GF_CHECK(backend_->reads_host_memory()) << "rows are sent from host memory";
+  thread_ = std::thread([this] { Work(); });
+}
+
+Node::~Node() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    send_ = nullptr;
+    BeginEra();
+  }
+  thread_.join();
+}
+
+// ---- Any thread.
+
+void Node::Connected(std::function<void(const FromWorker& message)> send) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    BeginEra();
+    ++connection_;
+    send_ = std::make_shared<const Send>(std::move(send));
+    heartbeat_timeout_seconds_ = 0;
+    last_message_ = Clock::now();
+  }
+  FromWorker message;
+  cluster::v1::Register& registration = *message.mutable_register_();
+  registration.set_protocol(kProtocol);
+  registration.set_name(options_.name);
+  registration.set_device(backend_->Describe());
+  registration.set_memory_bytes(options_.memory_bytes);
+  registration.set_flops(options_.speed.flops);
+  registration.set_read_bytes_per_second(options_.speed.read_bytes_per_second);
+  registration.set_transport(transport_factory_->kind());
+  Reply(message);
+}
+
+void Node::Received(ToWorker message) {
+  FromWorker reply;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    last_message_ = Clock::now();
+    if (message.has_ping()) {
+      reply.mutable_pong()->set_number(message.ping().number());
+    } else if (message.has_refused()) {
+      refused_ = absl::FailedPreconditionError(message.refused());
+      BeginEra();
+    } else if (message.has_disband()) {
+      if (message.disband().generation() == generation_) BeginEra();
+    } else if (tasks_.size() >= kTasksMax) {
+      BeginEra();
+      reply.mutable_failed()->set_generation(generation_);
+      reply.mutable_failed()->set_message(absl::StrCat("more than ", kTasksMax, " messages wait"));
+    } else {
+      Enqueue(std::move(message));
+    }
+  }
+  if (reply.message_case() != FromWorker::MESSAGE_NOT_SET) Reply(reply);
+}
+
+void Node::Enqueue(ToWorker message) {
+  if (message.has_form()) {
+    BeginEra();
+    generation_ = message.form().generation();
+    in_group_ = true;
+  }
+  if (message.has_welcome()) heartbeat_timeout_seconds_ = message.welcome().heartbeat_timeout_seconds();
+  tasks_.push_back({era_, connection_, std::make_unique<ToWorker>(std::move(message))});
+  wake_.notify_one();
+}
+
+void Node::Disconnected() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  send_ = nullptr;
+  BeginEra();
+}
+
+// What is under way ends at once, and the working thread finds a task to clear away the rest.
+void Node::BeginEra() {
+  ++era_;
+  in_group_ = false;
+  std::erase_if(tasks_, [](const Task& task) { return task.message == nullptr || OfGeneration(*task.message); });
+  tasks_.push_back({era_, connection_, nullptr});
+  if (live_setup_ != nullptr) live_setup_->Abort();
+  if (live_transport_ != nullptr) live_transport_->Abort();
+  wake_.notify_one();
+}
+
+void Node::Leave() {
+  FromWorker message;
+  message.set_leaving(true);
+  Reply(message);
+}
+
+bool Node::in_group() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return in_group_;
+}
+
+bool Node::silent() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (send_ == nullptr || heartbeat_timeout_seconds_ <= 0) return false;
+  return std::chrono::duration<double>(Clock::now() - last_message_).count() > heartbeat_timeout_seconds_;
+}
+
+absl::Status Node::refused() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return refused_;
+}
+
+// Without the mutex: the coordinator may be in this process, with locks of its own.
+void Node::Reply(const FromWorker& message) const {
+  std::shared_ptr<const Send> send;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    send = send_;
+  }
+  if (send != nullptr) (*send)(message);
+}
+
+void Node::Log(const std::string& line) const {
+  if (options_.log) options_.log(line);
+}
+
+bool Node::Current(uint64_t era) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return era == era_;
+}
+
+// ---- The working thread.
+
+void Node::Work() {
+  for (;;) {
+    Task task;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+      if (stopping_) break;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+    }
+    if (task.message == nullptr) {
+      EndGroup();
+    } else {
+      Handle(task);
+    }
+  }
+  EndGroup();
+}
+
+void Node::Handle(const Task& task) {
+  const ToWorker& message = *task.message;
+  const uint64_t era = task.era;
+  if (message.has_welcome()) return HandleWelcome(task.connection, message.welcome());
+  absl::Status status;
+  uint64_t generation = 0;
+  if (message.has_form()) {
+    generation = message.form().generation();
+    status = CatchBadAlloc([&] { return Form(era, message.form()); });
+  } else if (plan_ == nullptr) {
+    return;  // of a generation that has ended here
+  } else if (message.has_connect() && message.connect().generation() == plan_->generation) {
+    generation = plan_->generation;
+    status = Connect(era, message.connect());
+  } else if (message.has_step() && message.step().generation() == plan_->generation) {
+    generation = plan_->generation;
+    status = CatchBadAlloc([&] { return RunStep(message.step()); });
+  }
+  if (!status.ok()) Fail(era, generation, status);
+}
+
+void Node::Fail(uint64_t era, uint64_t generation, const absl::Status& status) {
+  EndGroup();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (era != era_) return;  // it was to end
+    in_group_ = false;
+  }
+  Log(absl::StrCat("generation ", generation, " failed: ", status.ToString()));
+  FromWorker message;
+  message.mutable_failed()->set_generation(generation);
+  message.mutable_failed()->set_message(Message(status));
+  Reply(message);
+}
+
+void Node::EndGroup() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    live_setup_ = nullptr;
+    live_transport_ = nullptr;
+  }
+  transport_.reset();  // the peers see it
+  setup_.reset();
+  runner_.reset();
+  plan_.reset();
+  last_step_.reset();
+}
+
+bool Node::Publish(uint64_t era, TransportSetup* setup, Transport* transport) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  live_setup_ = setup;
+  live_transport_ = transport;
+  return era == era_;
+}
+
+void Node::HandleWelcome(uint64_t connection, const cluster::v1::Welcome& welcome) {
+  FromWorker message;
+  if (const absl::Status status = OpenModel(welcome); status.ok()) {
+    Describe(*checkpoint_, shape_, config_, cache_dtype_, message.mutable_described());
+  } else {
+    Log(absl::StrCat("the model cannot be read: ", status.ToString()));
+    message.mutable_described()->set_error(Message(status));
+  }
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (connection != connection_) return;
+  }
+  Reply(message);
+}
+
+absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
+  const std::optional<DType> cache_dtype = ParseFloatDType(welcome.cache_dtype());
+  if (!cache_dtype) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Welcome.cache_dtype is \"", welcome.cache_dtype(), "\", expected f32, f16 or bf16"));
+  }
+  cache_dtype_ = *cache_dtype;
+  verify_ = welcome.verify();
+  if (verify_ != "all" && verify_ != "finite" && verify_ != "none") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Welcome.verify is \"", verify_, "\", expected all, finite or none"));
+  }
+  const std::string& model = options_.model.empty() ? welcome.model() : options_.model;
+  const std::string& config = options_.config.empty() ? welcome.config() : options_.config;
+  if (checkpoint_ != nullptr && model == opened_model_ && config == opened_config_) return absl::OkStatus();
+  stage_.reset();
+  model_.reset();
+  checkpoint_.reset();
+  verified_.clear();
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(model));
+  GF_ASSIGN_OR_RETURN(config_, FindModelConfig(config, model));
+  GF_ASSIGN_OR_RETURN(shape_, ReadModelShape(*checkpoint, config_));
+  checkpoint_ = std::move(checkpoint);
+  opened_model_ = model;
+  opened_config_ = config;
+  return absl::OkStatus();
+}
+
+absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
+  EndGroup();
+  if (checkpoint_ == nullptr) return absl::FailedPreconditionError("Form before the model was described");
+  GF_ASSIGN_OR_RETURN(GroupPlan plan, PlanGroup(form, shape_, cache_dtype_));
+  GF_RETURN_IF_ERROR(LoadStage(plan));
+  GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(plan, *backend_, *stage_));
+  GF_ASSIGN_OR_RETURN(
+      setup_, transport_factory_->Setup(plan.generation, plan.rank, plan.Peers(), plan.MessageBytesMax(shape_)));
+  plan_ = std::make_unique<GroupPlan>(std::move(plan));
+  if (!Publish(era, setup_.get(), nullptr)) return absl::CancelledError("the generation has ended");
+
+  FromWorker message;
+  cluster::v1::Joined& joined = *message.mutable_joined();
+  joined.set_generation(plan_->generation);
+  for (const std::string& address : setup_->addresses()) joined.add_addresses(address);
+  joined.set_weight_bytes(StageWeightBytes(*checkpoint_, shape_, plan_->first_layer, plan_->last_layer));
+  joined.set_reserved_bytes(stage_->ReservedBytes() + runner_->ReservedBytes());
+  Reply(message);
+  return absl::OkStatus();
+}
+
+absl::Status Node::LoadStage(const GroupPlan& plan) {
+  const bool same_layers =
+      model_ != nullptr && model_->first_layer == plan.first_layer && model_->last_layer == plan.last_layer;
+  if (same_layers && stage_ != nullptr && stage_->options() == plan.options) return absl::OkStatus();
+  stage_.reset();  // before the next one takes its memory
+  if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(plan));
+  GF_ASSIGN_OR_RETURN(stage_, Stage::Create(*backend_, model_, plan.options));
+  return absl::OkStatus();
+}
+
+absl::Status Node::LoadWeights(const GroupPlan& plan) {
+  model_.reset();
+  GF_RETURN_IF_ERROR(VerifyWeights(plan));
+  GF_ASSIGN_OR_RETURN(model_, LoadModel(*backend_, checkpoint_, config_, plan.first_layer, plan.last_layer));
+  return absl::OkStatus();
+}
+
+// Each tensor once in a process: a group that forms again waits for new layers only.
+absl::Status Node::VerifyWeights(const GroupPlan& plan) {
+  if (verify_ == "none") return absl::OkStatus();
+  const auto needed = [&](std::string_view name) {
+    const std::optional<TensorHome> home = FindTensorHome(shape_, name);
+    return home && StageHas(shape_, plan.first_layer, plan.last_layer, *home) && !verified_.contains(std::string(name));
+  };
+  GF_ASSIGN_OR_RETURN(
+      const std::vector<std::string> non_finite,
+      checkpoint_->Verify({.threads = backend_->threads(), .checksums = verify_ == "all", .tensors = needed}));
+  for (const std::string& name : non_finite) {
+    Log(absl::StrCat(checkpoint_->path(), ": tensor ", name, " has values that are NaN or infinite"));
+  }
+  for (const CheckpointTensor& tensor : checkpoint_->tensors()) {
+    if (needed(tensor.name)) verified_.insert(tensor.name);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Node::Connect(uint64_t era, const cluster::v1::Connect& connect) {
+  if (setup_ == nullptr) return absl::InvalidArgumentError("Connect: the stage is connected");
+  const std::vector<std::string> addresses(connect.addresses().begin(), connect.addresses().end());
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<Transport> transport,
+                      setup_->Connect(addresses, options_.connect_timeout_seconds));
+  if (!Publish(era, nullptr, transport.get())) transport->Abort();
+  transport_ = std::move(transport);
+  setup_.reset();
+  idle_since_ = Clock::now();
+  FromWorker message;
+  message.mutable_ready()->set_generation(plan_->generation);
+  Reply(message);
+  return absl::OkStatus();
+}
+
+absl::Status Node::RunStep(const cluster::v1::Step& step) {
+  if (transport_ == nullptr) return absl::InvalidArgumentError("Step before Connect");
+  if (last_step_ && step.id() != *last_step_ + 1) {
+    return absl::InvalidArgumentError(absl::StrCat("Step.id is ", step.id(), " after ", *last_step_));
+  }
+  last_step_ = step.id();
+  const Clock::time_point begin = Clock::now();
+  FromWorker message;
+  cluster::v1::StepDone& done = *message.mutable_step_done();
+  GF_RETURN_IF_ERROR(runner_->Run(step, *transport_, &done));
+  done.set_generation(step.generation());
+  done.set_id(step.id());
+  done.set_idle_seconds(std::chrono::duration<double>(begin - idle_since_).count());
+  idle_since_ = Clock::now();
+  Reply(message);
+  return absl::OkStatus();
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,315 @@
+#include "worker/stage_runner.h"
+
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+#include "protos/cluster.pb.h"
+#include "worker/sampling_message.h"
+
+namespace goldfinch {
+namespace {
+
+using cluster::v1::ChunkResult;
+using cluster::v1::NewSequence;
+using cluster::v1::Step;
+using cluster::v1::StepDone;
+using ChunkMessage = cluster::v1::Chunk;
+using SteadyClock = std::chrono::steady_clock;
+
+double SecondsSince(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
+
+template <class... Parts>
+absl::Status Invalid(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat("Step: ", parts...));
+}
+
+}  // namespace
+
+StageRunner::StageRunner(const GroupPlan& plan, Backend& backend, Stage& stage)
+    : plan_(plan),
+      backend_(backend),
+      stage_(stage),
+      shape_(stage.model().shape),
+      is_last_(stage.model().is_last()),
+      reads_ids_(stage.model().first_layer == 0 || stage.model().has_gold()),
+      id_bytes_(shape_.vocab_size <= 65536 ? 2 : 4) {}
+
+absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const GroupPlan& plan, Backend& backend,
+                                                                 Stage& stage) {
+  GF_CHECK(backend.reads_host_memory()) << "rows are sent from host memory";
+  GF_CHECK_EQ(stage.model().first_layer, plan.first_layer);
+  GF_CHECK_EQ(stage.model().last_layer, plan.last_layer);
+  std::unique_ptr<StageRunner> runner(new StageRunner(plan, backend, stage));
+  if (plan.links.hidden_from >= 0) {
+    GF_RETURN_IF_ERROR(
+        runner->AllocateBuffer({plan.hidden_rows_max, runner->shape_.width}, DType::kF32, &runner->hidden_));
+  }
+  if (plan.links.compressed_from >= 0) {
+    GF_RETURN_IF_ERROR(runner->AllocateBuffer({plan.options.max_tokens, runner->shape_.compressed},
+                                              plan.options.cache_dtype, &runner->compressed_));
+  }
+  runner->ids_.reserve(plan.options.max_tokens);
+  return runner;
+}
+
+StageRunner::~StageRunner() {
+  for (const auto& [id, sequence] : sequences_) stage_.Close(sequence.slot);
+}
+
+absl::Status StageRunner::AllocateBuffer(const Shape& shape, DType dtype, Tensor* buffer) {
+  *buffer = {nullptr, dtype, shape};
+  GF_ASSIGN_OR_RETURN(std::shared_ptr<void> memory, backend_.Allocate(buffer->bytes(), "rows from other stages"));
+  buffer->data = memory.get();
+  memory_.push_back(std::move(memory));
+  reserved_bytes_ += buffer->bytes();
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* done) {
+  const auto start = SteadyClock::now();
+  ++steps_;
+  GF_RETURN_IF_ERROR(Close(step));
+  GF_RETURN_IF_ERROR(Open(step));
+  GF_RETURN_IF_ERROR(ReadChunks(step));
+  StageInput input;
+  StageOutput output;
+  GF_RETURN_IF_ERROR(Receive(transport, done, &input));
+  GF_RETURN_IF_ERROR(stage_.Forward(chunks_, input, &output));
+  GF_RETURN_IF_ERROR(Send(transport, output, done));
+  if (is_last_) FillResults(step, output.logits, done);
+  GF_RETURN_IF_ERROR(Fork(step));
+  done->set_cache_bytes(stage_.CacheBytes());
+  done->set_busy_seconds(SecondsSince(start) - done->bubble_seconds());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StageRunner::Sequence*> StageRunner::Find(uint64_t id, const char* field) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) return Invalid(field, " names sequence ", id, ", which is not open");
+  return &found->second;
+}
+
+absl::Status StageRunner::Close(const Step& step) {
+  for (const uint64_t id : step.close()) {
+    GF_ASSIGN_OR_RETURN(const Sequence* sequence, Find(id, "close"));
+    stage_.Close(sequence->slot);
+    sequences_.erase(id);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::Add(const NewSequence& message, absl::StatusOr<int> slot) {
+  GF_RETURN_IF_ERROR(slot.status());
+  Sequence& sequence = sequences_[message.sequence()];
+  sequence.slot = *slot;
+  if (!is_last_ || !message.has_sampling()) return absl::OkStatus();
+  GF_ASSIGN_OR_RETURN(SamplingOptions options, ReadSampling(message.sampling(), *plan_.vocabulary));
+  sequence.sampler.emplace(std::move(options), plan_.vocabulary);
+  for (const uint32_t id : message.observed()) {
+    if (id >= shape_.vocab_size) {
+      return Invalid("observed token ", id, " of sequence ", message.sequence(), " is outside the vocabulary of ",
+                     shape_.vocab_size);
+    }
+    sequence.sampler->Observe(static_cast<int32_t>(id));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::Open(const Step& step) {
+  for (const NewSequence& message : step.open()) {
+    if (sequences_.contains(message.sequence())) return Invalid("open: sequence ", message.sequence(), " is open");
+    GF_RETURN_IF_ERROR(Add(message, stage_.Open()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::ReadChunks(const Step& step) {
+  ids_.clear();
+  chunks_.clear();
+  owners_.clear();
+  for (const ChunkMessage& message : step.chunks()) {
+    const uint64_t id = message.sequence();
+    GF_ASSIGN_OR_RETURN(Sequence * sequence, Find(id, "chunk"));
+    if (sequence->step == steps_) return Invalid("two chunks of sequence ", id);
+    sequence->step = steps_;
+    if (message.position() != static_cast<uint64_t>(stage_.position(sequence->slot))) {
+      return Invalid("position of sequence ", id, " is ", message.position(), ", it has taken ",
+                     stage_.position(sequence->slot), " tokens");
+    }
+    const int64_t left = plan_.options.max_tokens - static_cast<int64_t>(ids_.size());
+    if (message.tokens() < 1 || message.tokens() > left) {
+      return Invalid("tokens of sequence ", id, " are ", message.tokens(), ", the limit is ", left,
+                     " of max_tokens, and at least 1");
+    }
+    if (message.logit_rows() > message.tokens()) {
+      return Invalid("logit_rows of sequence ", id, " are ", message.logit_rows(), " of ", message.tokens(), " tokens");
+    }
+    const size_t first = ids_.size();
+    GF_RETURN_IF_ERROR(ReadIds(message));
+    GF_RETURN_IF_ERROR(CheckResultFields(message));
+    if (is_last_ && message.sample() && !sequence->sampler) {
+      return Invalid("sample: sequence ", id, " was opened without sampling");
+    }
+    chunks_.push_back({sequence->slot, {ids_.data() + first, message.tokens()}, message.logit_rows()});
+    owners_.push_back(sequence);
+  }
+  return absl::OkStatus();
+}
+
+// Appends them to ids_, whose memory is for all of a step: nothing moves.
+absl::Status StageRunner::ReadIds(const ChunkMessage& message) {
+  if (!reads_ids_) {  // Stage::Forward wants them counted
+    ids_.insert(ids_.end(), message.tokens(), 0);
+    return absl::OkStatus();
+  }
+  const std::string& bytes = message.ids();
+  if (bytes.size() != uint64_t{message.tokens()} * id_bytes_) {
+    return Invalid("ids of sequence ", message.sequence(), " are ", bytes.size(), " bytes, expected ", id_bytes_,
+                   " for each of ", message.tokens(), " tokens");
+  }
+  for (size_t at = 0; at < bytes.size(); at += id_bytes_) {
+    uint32_t id = 0;
+    for (int64_t byte = id_bytes_ - 1; byte >= 0; --byte) id = id << 8 | static_cast<uint8_t>(bytes[at + byte]);
+    if (id >= shape_.vocab_size) {
+      return Invalid("token id ", id, " of sequence ", message.sequence(), " is outside the vocabulary of ",
+                     shape_.vocab_size);
+    }
+    ids_.push_back(static_cast<int32_t>(id));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::CheckResultFields(const ChunkMessage& message) const {
+  if (!is_last_) return absl::OkStatus();
+  const uint64_t id = message.sequence();
+  if (message.sample() && (message.logit_rows() != 1 || message.targets_size() > 0)) {
+    return Invalid("sample of sequence ", id, " with ", message.logit_rows(), " logit_rows and ",
+                   message.targets_size(), " targets, expected 1 and 0");
+  }
+  if (message.targets_size() > 0 && message.targets_size() != static_cast<int64_t>(message.logit_rows())) {
+    return Invalid("targets of sequence ", id, " are ", message.targets_size(), ", logit_rows are ",
+                   message.logit_rows());
+  }
+  if (message.targets_size() == 0 && message.logit_rows() > 0 && (message.logits() || message.top_logprobs() > 0)) {
+    return Invalid("logits or top_logprobs of sequence ", id, " without targets");
+  }
+  if (message.top_logprobs() > kLogprobsMax) {
+    return Invalid("top_logprobs of sequence ", id, " is ", message.top_logprobs(), ", the limit is ", kLogprobsMax);
+  }
+  for (const uint32_t target : message.targets()) {
+    if (target >= shape_.vocab_size) {
+      return Invalid("target ", target, " of sequence ", id, " is outside the vocabulary of ", shape_.vocab_size);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::Receive(Transport& transport, StepDone* done, StageInput* input) {
+  const StageRows rows = stage_.InputRows(chunks_);
+  const auto start = SteadyClock::now();
+  if (rows.compressed > 0) {
+    const Tensor compressed{compressed_.data, compressed_.dtype, {rows.compressed, shape_.compressed}};
+    GF_RETURN_IF_ERROR(transport.Recv(plan_.links.compressed_from, compressed));
+    input->compressed = compressed;
+    done->set_compressed_bytes(compressed.bytes());
+    done->set_id_bytes(rows.compressed * id_bytes_);
+  }
+  if (rows.hidden > 0) {
+    const Tensor hidden{hidden_.data, DType::kF32, {rows.hidden, shape_.width}};
+    GF_RETURN_IF_ERROR(transport.Recv(plan_.links.hidden_from, hidden));
+    input->hidden = hidden;
+    done->set_hidden_bytes(hidden.bytes());
+  }
+  if (rows.compressed > 0 || rows.hidden > 0) done->set_bubble_seconds(SecondsSince(start));
+  return absl::OkStatus();
+}
+
+// Time that a receiver behind us costs is no work, either.
+absl::Status StageRunner::Send(Transport& transport, const StageOutput& output, StepDone* done) {
+  const auto start = SteadyClock::now();
+  if (output.compressed) {
+    for (const int to : plan_.links.compressed_to) GF_RETURN_IF_ERROR(transport.Send(to, output.compressed));
+  }
+  if (output.hidden) GF_RETURN_IF_ERROR(transport.Send(plan_.links.hidden_to, output.hidden));
+  done->set_bubble_seconds(done->bubble_seconds() + SecondsSince(start));
+  return absl::OkStatus();
+}
+
+void StageRunner::FillResults(const Step& step, ConstTensor logits, StepDone* done) {
+  const float* row = logits ? logits.f32() : nullptr;
+  for (int i = 0; i < step.chunks_size(); ++i) {
+    const ChunkMessage& message = step.chunks(i);
+    if (message.logit_rows() == 0) continue;
+    const absl::Span<const float> rows(row, message.logit_rows() * shape_.vocab_size);
+    row += rows.size();
+    ChunkResult* result = done->add_results();
+    result->set_sequence(message.sequence());
+    if (message.sample()) SampleInto(rows, *owners_[i], result);
+    if (message.targets_size() > 0) ScoreInto(message, rows, result);
+  }
+}
+
+namespace {
+
+void AddTop(absl::Span<const TokenLogprob> top, ChunkResult* result) {
+  cluster::v1::TopLogprobs* message = result->add_top();
+  for (const TokenLogprob& entry : top) {
+    message->add_ids(entry.id);
+    message->add_logprobs(entry.logprob);
+  }
+}
+
+}  // namespace
+
+void StageRunner::SampleInto(absl::Span<const float> logits, Sequence& sequence, ChunkResult* result) {
+  const int64_t position = stage_.position(sequence.slot);  // after the chunk
+  const absl::StatusOr<Token> token = sequence.sampler->Sample(logits, position, scratch_);
+  if (!token.ok()) {
+    result->set_error(std::string(token.status().message()));
+    return;
+  }
+  sequence.sampler->Observe(token->id);
+  result->set_token(token->id);
+  if (!sequence.sampler->options().logprobs) return;
+  result->add_logprobs(token->logprob);
+  AddTop(token->top, result);
+}
+
+void StageRunner::ScoreInto(const ChunkMessage& message, absl::Span<const float> logits, ChunkResult* result) {
+  const auto first = static_cast<int64_t>(message.position() + message.tokens() - message.logit_rows()) + 1;
+  for (int row = 0; row < message.targets_size(); ++row) {
+    const absl::StatusOr<float> logprob = scorer_.Score(logits.subspan(row * shape_.vocab_size, shape_.vocab_size),
+                                                        first + row, static_cast<int32_t>(message.targets(row)),
+                                                        static_cast<int>(message.top_logprobs()), *plan_.vocabulary);
+    if (!logprob.ok()) {
+      result->clear_logprobs();
+      result->clear_top();
+      result->set_error(std::string(logprob.status().message()));
+      return;
+    }
+    result->add_logprobs(*logprob);
+    AddTop(scorer_.top(), result);
+  }
+  if (message.logits()) {
+    result->set_logits(reinterpret_cast<const char*>(logits.data()), logits.size() * sizeof(float));
+  }
+}
+
+absl::Status StageRunner::Fork(const Step& step) {
+  for (int i = 0; i < step.chunks_size(); ++i) {
+    for (const NewSequence& fork : step.chunks(i).forks()) {
+      if (sequences_.contains(fork.sequence())) return Invalid("forks: sequence ", fork.sequence(), " is open");
+      GF_RETURN_IF_ERROR(Add(fork, stage_.Fork(chunks_[i].slot)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,99 @@
+// Runs the Steps of one generation on one stage: rows in, Forward, rows out, and in the last stage tokens and scores.
+#ifndef GOLDFINCH_WORKER_STAGE_RUNNER_H_
+#define GOLDFINCH_WORKER_STAGE_RUNNER_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "worker/group_plan.h"
+#include "worker/sampler.h"
+#include "worker/scorer.h"
+#include "worker/stage.h"
+#include "worker/transport.h"
+
+namespace goldfinch {
+
+namespace cluster::v1 {
+class Chunk;
+class ChunkResult;
+class NewSequence;
+class Step;
+class StepDone;
+}  // namespace cluster::v1
+
+// One thread at a time. Any error ends the generation: its sequences are not at one point any more.
+class StageRunner {
+ public:
+  // `stage` runs the plan's layers, has no open sequence, and must outlive the runner, as must the back end. The back
+  // end's memory is the host's. RESOURCE_EXHAUSTED: no memory for rows to come.
+  static absl::StatusOr<std::unique_ptr<StageRunner>> Create(const GroupPlan& plan, Backend& backend, Stage& stage);
+  // Closes its sequences.
+  ~StageRunner();
+  StageRunner(const StageRunner&) = delete;
+  StageRunner& operator=(const StageRunner&) = delete;
+
+  // Runs the step and fills `done` but for generation, id and idle_seconds. INVALID_ARGUMENT names what is wrong with
+  // the step; other errors are those of Stage and Transport.
+  absl::Status Run(const cluster::v1::Step& step, Transport& transport, cluster::v1::StepDone* done);
+
+  // Of the buffers for rows to come.
+  int64_t ReservedBytes() const { return reserved_bytes_; }
+
+ private:
+  struct Sequence {
+    int slot = 0;
+    int64_t step = 0;  // the last one that had a chunk of it, by steps_
+    std::optional<Sampler> sampler = {};
+  };
+
+  StageRunner(const GroupPlan& plan, Backend& backend, Stage& stage);
+  absl::Status AllocateBuffer(const Shape& shape, DType dtype, Tensor* buffer);
+
+  absl::StatusOr<Sequence*> Find(uint64_t id, const char* field);
+  absl::Status Add(const cluster::v1::NewSequence& message, absl::StatusOr<int> slot);
+  absl::Status Close(const cluster::v1::Step& step);
+  absl::Status Open(const cluster::v1::Step& step);
+  absl::Status ReadChunks(const cluster::v1::Step& step);
+  absl::Status ReadIds(const cluster::v1::Chunk& message);
+  absl::Status CheckResultFields(const cluster::v1::Chunk& message) const;
+  absl::Status Receive(Transport& transport, cluster::v1::StepDone* done, StageInput* input);
+  absl::Status Send(Transport& transport, const StageOutput& output, cluster::v1::StepDone* done);
+  void FillResults(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
+  void SampleInto(absl::Span<const float> logits, Sequence& sequence, cluster::v1::ChunkResult* result);
+  void ScoreInto(const cluster::v1::Chunk& message, absl::Span<const float> logits, cluster::v1::ChunkResult* result);
+  absl::Status Fork(const cluster::v1::Step& step);
+
+  const GroupPlan plan_;
+  Backend& backend_;
+  Stage& stage_;
+  const ModelShape& shape_;
+  const bool is_last_;
+  const bool reads_ids_;    // embeds them, or keeps them with compressed rows
+  const int64_t id_bytes_;  // of one id in a Chunk
+
+  std::vector<std::shared_ptr<void>> memory_;
+  int64_t reserved_bytes_ = 0;
+  Tensor hidden_;      // [hidden_rows_max, D]
+  Tensor compressed_;  // [max_tokens, D/16]
+
+  std::unordered_map<uint64_t, Sequence> sequences_;
+  SamplerScratch scratch_;
+  Scorer scorer_;
+
+  // Of the step that runs; kept to reuse their memory.
+  int64_t steps_ = 0;  // so far, this one included
+  std::vector<int32_t> ids_;
+  std::vector<Chunk> chunks_;
+  std::vector<Sequence*> owners_;  // one a chunk
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_STAGE_RUNNER_H_
