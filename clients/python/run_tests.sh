@@ -17,18 +17,8 @@ trap 'rm -rf "$work"' EXIT
 if ! "$venv/bin/python" -c 'import grpc_tools.protoc, setuptools, wheel' 2>/dev/null; then
   if ! "$venv/bin/pip" install --quiet --disable-pip-version-check grpcio-tools 'setuptools>=64' wheel >"$work/log" 2>&1
   then
-    if "$venv/bin/python" - <<'END'
-import socket
-try:
-    socket.create_connection(("pypi.org", 443), timeout=10).close()
-except OSError:
-    raise SystemExit(1)
-END
-    then
-      cat "$work/log" >&2
-      exit 1
-    fi
-    echo "run_tests.sh: grpcio-tools is not installed, and pypi.org cannot be reached" >&2
+    tail -n 1 "$work/log" >&2
+    echo "run_tests.sh: grpcio-tools is not installed and cannot be fetched" >&2
     exit 77
   fi
 fi

@@ -82,7 +82,7 @@ class Process:
         ready, _, _ = select.select([self._process.stdout], [], [], SECONDS_MAX)
         line = self._process.stdout.readline() if ready else b""
         if not line:
-            raise RuntimeError(f"{self.name} does not listen:\n{self.tail()}")
+            raise RuntimeError(f"{self.name} does not listen, exit code {self.returncode}:\n{self.tail()}")
         ports = json.loads(line)
         return Ports(ports["grpc_port"], ports.get("cluster_port"), ports.get("port"))
 
@@ -247,7 +247,8 @@ class Cluster:
             return parse_metrics(page.read().decode())
 
     def logs(self):
-        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in self.folder.glob("*.log"))
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
 
 
 def held_resources(info):

@@ -1,14 +1,13 @@
 """Losses at random moments: streams go on as if nothing had happened, token by token."""
 
-import random
-import signal
 import socket
 import subprocess
 import threading
 import time
 
 import goldfinch
-from processes import PAGE, SECONDS_MAX, ClusterTest, await_that
+from cluster import SECONDS_MAX, ClusterTest, metric_sum
+from program import PAGE
 
 ROUNDS = 20
 TOKENS = 120
@@ -24,14 +23,14 @@ REQUESTS = [
 class Streams:
     """All REQUESTS at once; counts the tokens that have come."""
 
-    def __init__(self, cluster):
+    def __init__(self, client):
         self.tokens = [[[] for _ in range(request.get("n", 1))] for request in REQUESTS]
         self.errors = []
         self.recoveries = 0
         self.longest_pause = 0.0
         self._count = 0
         self._changed = threading.Condition()
-        self._threads = [threading.Thread(target=self._run, args=(cluster.client, i)) for i in range(len(REQUESTS))]
+        self._threads = [threading.Thread(target=self._run, args=(client, i)) for i in range(len(REQUESTS))]
         for thread in self._threads:
             thread.start()
 
@@ -120,92 +119,105 @@ class Proxy:
 
 
 class FailureTest(ClusterTest):
-    def rounds(self, cluster, lose, count=ROUNDS, seed=1):
-        """`lose(random)` at a random moment of each round; then what it returned, once the round is over."""
-        cluster.await_ready()
-        undisturbed = Streams(cluster).join()
+    def begin(self, workers=3, stages=3, **options):
+        """A coordinator that notices losses soon, but not a busy machine's hiccups, and workers that are stages."""
+        options = {"heartbeat_interval": 0.2, "heartbeat_timeout": 1.5, "regroup_wait": 0.2, **options}
+        self.cluster.start_coordinator(pipeline_parallel_size=stages, max_model_len=16384, **options)
+        self.cluster.start_workers(workers)
+        if workers >= stages:
+            self.cluster.wait_ready()
+        self.client = self.cluster.client()
+
+    def wait_full(self, stages=3):
+        """Until a group of all stages is ready."""
+        return self.cluster.wait_info(
+            lambda info: info.groups[0].state == 3 and len(info.groups[0].stages) == stages, f"{stages} stages are ready"
+        )
+
+    def rounds(self, lose, count=ROUNDS):
+        """`lose()` at a random moment of each round; then what it returned, once the round is over."""
+        self.wait_full()
+        undisturbed = Streams(self.client).join()
         self.assertEqual([len(sample) for request in undisturbed for sample in request], [TOKENS] * 5)
-        generator = random.Random(seed)
         pauses, recoveries = [], 0
         for _ in range(count):
-            before = cluster.info().group_generation
-            streams = Streams(cluster)
-            streams.await_tokens(generator.randrange(5 * TOKENS // 2))
-            mend = lose(generator)
+            before = self.cluster.info().group_generation
+            streams = Streams(self.client)
+            streams.await_tokens(self.random.randrange(5 * TOKENS // 2))
+            mend = lose()
             tokens = streams.join()
-            self.assertFalse(streams.errors)
+            self.assertFalse(streams.errors, self.cluster.logs())
             self.assertEqual(tokens, undisturbed)
             if mend is not None:
                 mend()
-            cluster.await_ready()
-            self.assertGreater(cluster.info().group_generation, before)
+            self.assertGreater(self.wait_full().group_generation, before)
             pauses.append(streams.longest_pause)
             recoveries += streams.recoveries
-        cluster.await_nothing_held()
+        info = self.cluster.wait_idle()
         self.assertGreater(recoveries, count)
-        metrics = cluster.metrics()
-        generation = next(value for name, value in metrics.items() if name.startswith("goldfinch_group_generation"))
-        self.assertEqual(generation, cluster.info().group_generation)
+        self.assertEqual(metric_sum(self.cluster.metrics(), "goldfinch_group_generation"), info.group_generation)
         pauses.sort()
         print(f"longest pause of a stream: median {pauses[len(pauses) // 2]:.2f} s, most {pauses[-1]:.2f} s", flush=True)
 
     def test_workers_that_are_killed_while_a_spare_stands_by(self):
-        cluster = self.start(workers=4, stages=3)
+        self.begin(workers=4)
+        names = iter(range(4, 100))
 
-        def lose(generator):
-            busy = [stage.worker for stage in cluster.info().groups[0].stages]
-            cluster.kill_worker(generator.choice(busy or sorted(cluster.workers)))
-            cluster.start_worker()
+        def lose():
+            # Of the stages, or all if the group is just forming.
+            alive = {name for name, worker in self.cluster.workers.items() if worker.returncode is None}
+            busy = {stage.worker for stage in self.cluster.info().groups[0].stages} & alive
+            self.cluster.workers[self.random.choice(sorted(busy or alive))].kill()
+            self.cluster.start_worker(f"w{next(names)}")
 
-        self.rounds(cluster, lose)
+        self.rounds(lose)
 
-    def test_workers_that_are_killed_and_not_replaced_until_later(self):
-        cluster = self.start(workers=3)
+    def test_workers_that_are_killed_and_replaced_later(self):
+        self.begin()
+        names = iter(range(3, 100))
 
-        def lose(generator):
-            cluster.kill_worker(generator.choice(sorted(cluster.workers)))
-            return cluster.start_worker
+        def lose():
+            alive = sorted(name for name, worker in self.cluster.workers.items() if worker.returncode is None)
+            self.cluster.workers[self.random.choice(alive)].kill()
+            return lambda: self.cluster.start_worker(f"w{next(names)}")
 
-        self.rounds(cluster, lose, count=6)
+        self.rounds(lose, count=6)
 
     def test_workers_that_are_stopped(self):
-        cluster = self.start(workers=3)
+        self.begin()
 
-        def lose(generator):
-            worker = cluster.workers[generator.choice(sorted(cluster.workers))]
-            worker.send(signal.SIGSTOP)
-            return lambda: worker.send(signal.SIGCONT)
+        def lose():
+            worker = self.cluster.workers[self.random.choice(sorted(self.cluster.workers))]
+            worker.freeze()
+            return worker.thaw
 
-        self.rounds(cluster, lose)
+        self.rounds(lose)
 
     def test_connections_that_are_cut(self):
-        cluster = self.start(workers=1, stages=3)
-        proxies = [Proxy(cluster.ports["cluster_port"]) for _ in range(2)]
-        for proxy in proxies:
+        self.begin(workers=1)
+        proxies = [Proxy(self.cluster.ports.cluster) for _ in range(2)]
+        for number, proxy in enumerate(proxies):
             self.addCleanup(proxy.close)
-            cluster.start_worker(coordinator=f"127.0.0.1:{proxy.port}")
-
-        def lose(generator):
-            generator.choice(proxies).cut()
-
-        self.rounds(cluster, lose)
+            self.cluster.start_worker(f"p{number}", coordinator=f"127.0.0.1:{proxy.port}")
+        self.rounds(lambda: self.random.choice(proxies).cut())
 
     def test_a_network_that_is_cut(self):
-        ports = self.namespace()
-        cluster = self.start(workers=0, stages=3, flags=["--host", "0.0.0.0"])
-        for _ in range(2):
-            cluster.start_worker(flags=["--address", ports["here"]])
-        cluster.start_worker(
-            coordinator=f"{ports['here']}:{cluster.ports['cluster_port']}",
-            prefix=["ip", "netns", "exec", ports["name"]],
-            flags=["--address", ports["there"]],
+        network = self.namespace()
+        self.begin(workers=0, host="0.0.0.0")
+        for name in ("a", "b"):
+            self.cluster.start_worker(name, address=network["here"])
+        self.cluster.start_worker(
+            "c",
+            wrapper=["ip", "netns", "exec", network["name"]],
+            coordinator=f"{network['here']}:{self.cluster.ports.cluster}",
+            address=network["there"],
         )
 
-        def lose(_):
-            subprocess.run(["ip", "link", "set", ports["link"], "down"], check=True)
-            return lambda: subprocess.run(["ip", "link", "set", ports["link"], "up"], check=True)
+        def lose():
+            subprocess.run(["ip", "link", "set", network["link"], "down"], check=True)
+            return lambda: subprocess.run(["ip", "link", "set", network["link"], "up"], check=True)
 
-        self.rounds(cluster, lose, count=3)
+        self.rounds(lose, count=3)
 
     def namespace(self):
         """A network of its own, and a link to it; skips where the machine does not allow it."""
@@ -231,59 +243,49 @@ class FailureTest(ClusterTest):
         return {"name": tag, "link": f"{tag}a", "here": here, "there": there}
 
     def test_without_workers_requests_end_when_the_time_is_out(self):
-        cluster = self.start(workers=2, flags=["--recovery-timeout", "0.7"])
-        cluster.await_ready()
-        streams = Streams(cluster)
+        self.begin(workers=2, stages=2, recovery_timeout=0.7)
+        streams = Streams(self.client)
         streams.await_tokens(20)
-        for name in sorted(cluster.workers):
-            cluster.kill_worker(name)
+        for worker in self.cluster.workers.values():
+            worker.kill()
         streams.join()
         self.assertEqual(len(streams.errors), len(REQUESTS))
         for error in streams.errors:
             self.assertIsInstance(error, goldfinch.UnavailableError)
             self.assertIn("--recovery-timeout", str(error))
         with self.assertRaises(goldfinch.UnavailableError):
-            cluster.client.generate("x", max_tokens=1)
+            self.client.generate("x", max_tokens=1)
         # Workers that come bring it back.
-        for _ in range(2):
-            cluster.start_worker()
-        cluster.await_ready()
-        self.assertEqual(len(cluster.client.generate("x", max_tokens=3, ignore_eos=True).tokens), 3)
+        for name in ("new0", "new1"):
+            self.cluster.start_worker(name)
+        self.wait_full(stages=2)
+        self.assertEqual(len(self.client.generate("x", max_tokens=3, ignore_eos=True).tokens), 3)
 
     def test_a_coordinator_that_is_killed_and_comes_back(self):
-        cluster = self.start(workers=2)
-        cluster.await_ready()
-        streams = Streams(cluster)
+        self.begin(workers=2, stages=2)
+        streams = Streams(self.client)
         streams.await_tokens(20)
-        cluster.coordinator.kill()
+        self.cluster.server.kill()
         streams.join()
         self.assertEqual(len(streams.errors), len(REQUESTS))
         for error in streams.errors:
             self.assertIsInstance(error, goldfinch.UnavailableError)
         with self.assertRaises(goldfinch.UnavailableError):
-            cluster.client.generate("x", max_tokens=1)
-        for worker in cluster.workers.values():
-            self.assertTrue(worker.running())
-        cluster.start_coordinator()
-
-        def served():
-            try:
-                return cluster.ready()
-            except goldfinch.UnavailableError:
-                return None  # the channel has not come back yet
-
-        await_that(served, "served again")
-        self.assertEqual(len(cluster.client.generate("x", max_tokens=3, ignore_eos=True).tokens), 3)
+            self.client.generate("x", max_tokens=1)
+        for worker in self.cluster.workers.values():
+            self.assertIsNone(worker.returncode)
+        self.cluster.start_coordinator(pipeline_parallel_size=2)
+        self.cluster.wait_ready()
+        self.assertEqual(len(self.cluster.client(retries=10).generate("x", max_tokens=3, ignore_eos=True).tokens), 3)
 
     def test_a_worker_that_is_asked_to_end(self):
-        cluster = self.start(workers=3, stages=2)
-        cluster.await_ready()
-        undisturbed = Streams(cluster).join()
-        streams = Streams(cluster)
+        self.begin(workers=3, stages=2)
+        undisturbed = Streams(self.client).join()
+        streams = Streams(self.client)
         streams.await_tokens(50)
-        name = cluster.info().groups[0].stages[1].worker
-        cluster.workers[name].send(signal.SIGTERM)
-        self.assertEqual(cluster.workers[name].wait(), 0)
+        worker = self.cluster.workers[self.cluster.info().groups[0].stages[1].worker]
+        worker.terminate()
+        self.assertEqual(worker.wait(), 0)
         self.assertEqual(streams.join(), undisturbed)
         self.assertFalse(streams.errors)
-        self.assertIn("it leaves", cluster.coordinator.said())
+        self.assertIn("it leaves", self.cluster.server.tail())

@@ -5,6 +5,7 @@ In an environment that has the Python package (clients/python/run_tests.sh makes
 GOLDFINCH=bazel-bin/clients/goldfinch VENV/bin/python tests/cluster/run_cases.py
 """
 
+import os
 import pathlib
 import sys
 
@@ -14,4 +15,6 @@ sys.path.insert(1, str(FOLDER.parent / "program"))
 import run  # noqa: E402
 
 if __name__ == "__main__":
+    # Processes start while gRPC has threads; they use nothing of it, and it need not say so each time.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     sys.exit(run.main(FOLDER))

@@ -422,7 +422,7 @@ class CoordinatorDeathTest(ClusterTest):
             client.generate(PROMPT, max_tokens=1)
         self.cluster.start_coordinator(pipeline_parallel_size=2)
         self.cluster.wait_ready()
-        client = self.cluster.client()  # the old one waits before it dials again
+        client = self.cluster.client(retries=100)  # gRPC waits before it dials again
         self.assertEqual(client.generate(PROMPT, max_tokens=10, sampling=GREEDY).text, before)
         self.cluster.wait_idle()
 
