@@ -16,6 +16,7 @@ constexpr int64_t kBytesMax = int64_t{1} << 50;
 
 void AddSeconds(CLI::App& command, const char* flag, double& seconds, const char* help) {
   command.add_option(flag, seconds, help)
+      ->check(IsNumber)
       ->check(CLI::Range(0.01, kSecondsMax))
       ->type_name("SECONDS")
       ->capture_default_str();

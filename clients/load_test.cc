@@ -127,8 +127,12 @@ class Call final : public grpc::ClientReadReactor<v1::GenerateResponse> {
 
   void OnDone(const grpc::Status& status) override {
     record_.done_seconds = results_.Seconds();
-    const std::unique_ptr<Call> self(this);
-    results_.EndCall(record_, status);
+    Results& results = results_;
+    const RequestRecord record = record_;
+    // Before the one that waits for the last call goes on: the context shares the channel, which must not end here, on
+    // a thread that the channel's end waits for.
+    delete this;
+    results.EndCall(record, status);
   }
 
  private:

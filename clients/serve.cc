@@ -36,6 +36,9 @@ namespace {
 
 constexpr char kVersion[] = "0.1.0";
 constexpr double kReadyPollSeconds = 0.02;
+constexpr int64_t kScoredRows = 64;  // of a step
+// Far above any Step's answer: raw logits are 16 MB at most.
+constexpr int64_t kClusterMessageBytesMax = int64_t{256} << 20;
 // Streams that have ended are written out within this.
 constexpr double kCloseSeconds = 2;
 
@@ -66,8 +69,14 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   membership.heartbeat_timeout_seconds = options.heartbeat_timeout_seconds;
   membership.form_timeout_seconds = options.form_timeout_seconds;
   membership.regroup_wait_seconds = options.regroup_wait_seconds;
-  // A row for every sequence that decodes; scoring takes what is left of them.
-  membership.max_logit_rows = std::max<int64_t>(options.max_num_seqs, 64);
+  // A row for every sequence that decodes, and some for scoring beside them.
+  membership.max_logit_rows = options.max_num_seqs + kScoredRows;
+
+  if (options.heartbeat_timeout_seconds < 2 * options.heartbeat_interval_seconds) {
+    return UsageError(absl::StrCat("--heartbeat-timeout is ", options.heartbeat_timeout_seconds,
+                                   " s, at least twice --heartbeat-interval, which is ",
+                                   options.heartbeat_interval_seconds, " s"));
+  }
 
   PlanOptions& plan = membership.plan;
   plan.max_sequences = static_cast<int>(options.max_num_seqs);
@@ -110,6 +119,7 @@ class Frontend {
       ServerOptions cluster;
       cluster.host = options.host;
       cluster.port = options.cluster_port;
+      cluster.request_bytes_max = kClusterMessageBytesMax;
       GF_ASSIGN_OR_RETURN(cluster.credentials, MakeServerCredentials(options.cluster_tls));
       GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, {})}));
     }

@@ -51,16 +51,16 @@ struct ServeOptions {
 };
 
 struct WorkerOptions {
-  std::string coordinator;                // --coordinator HOST:PORT
-  std::string name;                       // --name; empty: host name and process
-  std::string model;                      // --model; empty: where the coordinator says
-  std::string config;                     // --config
-  std::string address;                    // --address at which other workers reach this one; empty: found by the route
-  int threads = 0;                        // --threads
-  int64_t memory_bytes = 0;               // --memory; 0: what the machine has
-  TlsFiles tls;                           // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
-  double transport_timeout_seconds = 60;  // --transport-timeout: a transfer without progress
-  double shutdown_timeout_seconds = 10;   // --shutdown-timeout: for the group to end when SIGTERM comes
+  std::string coordinator;                 // --coordinator HOST:PORT
+  std::string name;                        // --name; empty: host name and process
+  std::string model;                       // --model; empty: where the coordinator says
+  std::string config;                      // --config
+  std::string address;                     // --address at which other workers reach this one; empty: found by the route
+  int threads = 0;                         // --threads
+  int64_t memory_bytes = 0;                // --memory; 0: what the machine has
+  TlsFiles tls;                            // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
+  double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress
+  double shutdown_timeout_seconds = 10;    // --shutdown-timeout: for the group to end when SIGTERM comes
 };
 
 // 0,8,16 and 24 layers of "0-7,8-15,16-23". False unless the ranges follow each other from 0 on.

@@ -40,9 +40,10 @@ std::string Bits(int64_t size, absl::FunctionRef<bool(int32_t)> bit) {
 Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
     : options_(std::move(options)),
       metrics_(metrics),
-      scheduler_(options_.max_queue),
+      scheduler_(options_.max_queue, options_.membership.replicas),
       membership_(options_.membership),
       steps_(options_.membership.replicas),
+      last_answers_(options_.membership.replicas),
       start_(Now()),
       no_group_since_(start_),
       next_tick_(start_),
@@ -269,7 +270,8 @@ void Coordinator::HandleModel(double now) {
   info->set_cache_bytes_per_token(cache);
   info->set_transformer_cache_bytes_per_token(about.transformer_cache_bytes_per_token());
   info->set_cache_dtype(options_.membership.cache_dtype);
-  scheduler_.SetModel(static_cast<int64_t>(cache), static_cast<int64_t>(about.transformer_cache_bytes_per_token()));
+  scheduler_.SetModel(vocab, static_cast<int64_t>(cache),
+                      static_cast<int64_t>(about.transformer_cache_bytes_per_token()));
 
   auto model = std::make_shared<ServedModel>();
   model->info = std::move(info);
@@ -295,7 +297,7 @@ void Coordinator::HandleGroupReady(int group, double now) {
 
 void Coordinator::HandleGroupLost(int group, double now) {
   steps_[group].clear();
-  scheduler_.GroupLost(group);
+  scheduler_.GroupLost(group, now);
   if (scheduler_.has_group()) return;
   no_group_since_ = now;
   ready_ = false;
@@ -316,6 +318,7 @@ void Coordinator::HandleStepDone(int group, int stage, const cluster::v1::StepDo
     return membership_.EndGroup(group, absl::StrCat("stage ", stage, " answered step ", done.id(), " unasked"), now);
   }
   step->answered[stage] = true;
+  last_answers_[group] = now;
   step->busy_max_seconds = std::max(step->busy_max_seconds, done.busy_seconds());
   if (membership_.stages(group)[stage].is_last) {
     const absl::Status status = scheduler_.Apply(group, done, now);
@@ -361,7 +364,10 @@ void Coordinator::SendSteps(int group, double now) {
 // A stage that holds up the oldest Step for too long hangs.
 void Coordinator::CheckSteps(int group, double now) {
   const std::deque<StepInFlight>& steps = steps_[group];
-  if (steps.empty() || now - steps.front().start <= options_.step_timeout_seconds) return;
+  if (steps.empty()) return;
+  // Several Steps are under way, and a stage begins one when it is done with those before.
+  const double since = std::max(steps.front().start, last_answers_[group]);
+  if (now - since <= options_.step_timeout_seconds) return;
   const auto& answered = steps.front().answered;
   const auto stage = std::find(answered.begin(), answered.end(), false) - answered.begin();
   membership_.LoseStage(group, static_cast<int>(stage),

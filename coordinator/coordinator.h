@@ -30,7 +30,7 @@ class Metrics;
 struct CoordinatorOptions {
   MembershipOptions membership;
   int max_queue = 1024;                  // requests that may wait
-  double step_timeout_seconds = 120;     // a stage that has not answered a Step after so long is lost
+  double step_timeout_seconds = 120;     // no stage has answered for so long: the first that owes an answer is lost
   double recovery_timeout_seconds = 60;  // without a group for so long, requests end with UNAVAILABLE
 
   std::string served_model_name;
@@ -113,6 +113,7 @@ class Coordinator : public Dispatcher, public WorkerListener {
   Membership membership_;
   std::map<uint64_t, std::shared_ptr<WorkerLink>> links_;
   std::vector<std::deque<StepInFlight>> steps_;  // by group
+  std::vector<double> last_answers_;             // by group: when a stage last answered a Step
   StepPlan plan_;
   double start_ = 0;
   double no_group_since_ = 0;  // < 0: there is one

@@ -101,7 +101,7 @@ struct ServedModel {
   std::shared_ptr<const SamplerVocabulary> vocabulary;
 };
 
-// Thread-safe; no call blocks on work.
+// Thread-safe; no call blocks on work, but FillClusterInfo waits for the coordinator's thread to look.
 class Dispatcher {
  public:
   virtual ~Dispatcher() = default;
@@ -112,9 +112,9 @@ class Dispatcher {
   virtual bool ready() const = 0;
   virtual void FillClusterInfo(v1::GetClusterInfoResponse* info) const = 0;
 
-  // Returns a number for Cancel and Resume; the sink's calls follow, OnDone for every request that was taken.
-  // RESOURCE_EXHAUSTED: the queue is full, or the request can never fit the caches. DEADLINE_EXCEEDED: the prompt alone
-  // takes longer than the deadline. UNAVAILABLE: no group, or the server is ending.
+  // Returns a number for Cancel and Resume; the sink's calls follow, OnDone for every request that was taken, with
+  // RESOURCE_EXHAUSTED if the queue is full or the request can never fit the caches. DEADLINE_EXCEEDED: the prompt
+  // alone takes longer than the deadline. UNAVAILABLE: no group, or the server is ending.
   virtual absl::StatusOr<uint64_t> Submit(Request request, std::shared_ptr<RequestSink> sink) = 0;
   // Ends the request with `status`. Nothing, if it has ended.
   virtual void Cancel(uint64_t number, absl::Status status) = 0;

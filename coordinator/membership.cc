@@ -1,6 +1,7 @@
 #include "coordinator/membership.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -22,6 +23,22 @@ constexpr double kFormRetrySecondsMax = 5;
 constexpr size_t kNameBytesMax = 256;
 constexpr int kLayersMax = 1024;  // far above any model; bounds the planner's work
 
+// Bounds all sums that are made of it, and the planner's work.
+bool MakesSense(const cluster::v1::Described& model) {
+  constexpr uint64_t kBytesMax = uint64_t{1} << 44;
+  if (model.layers_size() == 0 || model.layers_size() > kLayersMax) return false;
+  if (model.vocab_size() == 0 || model.vocab_size() > 1 << 24 || model.width() > 1 << 24) return false;
+  if (model.gold_layers() > static_cast<uint32_t>(model.layers_size())) return false;
+  for (const uint64_t bytes : {model.embedding_bytes(), model.head_bytes(), model.gold_shared_bytes(),
+                               model.compressed_bytes_per_token(), model.transformer_cache_bytes_per_token()}) {
+    if (bytes > kBytesMax) return false;
+  }
+  return std::all_of(model.layers().begin(), model.layers().end(), [](const cluster::v1::LayerDescription& layer) {
+    return layer.weight_bytes() <= kBytesMax && layer.state_bytes() <= kBytesMax >> 16 &&
+           layer.cache_bytes_per_token() <= kBytesMax && layer.prefill_flops() >= 0 && layer.decode_bytes() >= 0;
+  });
+}
+
 }  // namespace
 
 struct Membership::Worker {
@@ -34,6 +51,7 @@ struct Membership::Worker {
   // Where it last was.
   int old_group = -1;
   int old_rank = 0;
+  int failures = 0;  // to become a stage, since it last was one
   double last_heard = 0;
 
   bool spare() const { return described && group == nullptr; }
@@ -111,6 +129,10 @@ void Membership::Lose(uint64_t id, const std::string& why, double now) {
     Dissolve(*worker->group, absl::StrCat("worker ", name, ": ", why), now, now);
     FormGroups(now);
   }
+  // A model that was never served may have been a mistake.
+  const bool known =
+      std::any_of(workers_.begin(), workers_.end(), [](const auto& one) { return one.second->described; });
+  if (last_generation_ == 0 && !known) model_ = nullptr;
 }
 
 void Membership::Received(uint64_t id, FromWorker message, double now) {
@@ -132,6 +154,7 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
       return HandleStepDone(worker, std::move(*message.mutable_step_done()));
     case FromWorker::kFailed:
       if (Group* group = GroupOf(worker, message.failed().generation())) {
+        if (group->state == Group::State::kForming) ++worker.failures;
         Dissolve(*group, absl::StrCat("worker ", worker.about.name(), ": ", message.failed().message()),
                  now + kFailedRetrySeconds, now);
       }
@@ -172,10 +195,7 @@ void Membership::HandleRegister(uint64_t id, Worker& worker, const cluster::v1::
 void Membership::HandleDescribed(uint64_t id, Worker& worker, cluster::v1::Described message, double now) {
   if (worker.described) return Refuse(id, "described the model twice", now);
   if (!message.error().empty()) return Refuse(id, message.error(), now);
-  if (message.layers_size() == 0 || message.layers_size() > kLayersMax || message.vocab_size() == 0 ||
-      message.gold_layers() > static_cast<uint32_t>(message.layers_size())) {
-    return Refuse(id, "its description of the model makes no sense", now);
-  }
+  if (!MakesSense(message)) return Refuse(id, "its description of the model makes no sense", now);
   worker.described = true;
   if (model_ == nullptr) {
     model_ = std::make_unique<cluster::v1::Described>(std::move(message));
@@ -207,8 +227,10 @@ std::vector<uint64_t> Membership::Spares() const {
   for (const auto& [id, worker] : workers_) {
     if (worker->spare()) spares.push_back(id);
   }
+  // Those that fail come last: they may never be able to.
   std::stable_sort(spares.begin(), spares.end(), [this](uint64_t a, uint64_t b) {
-    return workers_.at(a)->about.name() < workers_.at(b)->about.name();
+    const Worker &first = *workers_.at(a), &second = *workers_.at(b);
+    return std::tie(first.failures, first.about.name()) < std::tie(second.failures, second.about.name());
   });
   return spares;
 }
@@ -216,7 +238,9 @@ std::vector<uint64_t> Membership::Spares() const {
 // Who takes which rank: those that were there before keep theirs.
 std::vector<uint64_t> Membership::Seat(const Group& group, std::vector<uint64_t> spares, size_t stages) const {
   constexpr uint64_t kNobody = 0;
-  const auto was_here = [&](uint64_t id) { return workers_.at(id)->old_group == group.index; };
+  const auto was_here = [&](uint64_t id) {
+    return workers_.at(id)->old_group == group.index && workers_.at(id)->failures == 0;
+  };
   std::stable_partition(spares.begin(), spares.end(), was_here);
   spares.resize(std::min(spares.size(), stages));
   std::vector<uint64_t> seats(spares.size(), kNobody), others;
@@ -247,30 +271,41 @@ void Membership::FormGroups(double now) {
       group->message = absl::StrCat("waits for workers: ", spares.size(), " of ", wanted);
       continue;
     }
-    Form(*group, Seat(*group, spares, wanted), now);
+    // With fewer, if these cannot hold the model and a group has been there before: the largest of them.
+    std::vector<uint64_t> members = Seat(*group, spares, wanted);
+    while (!Form(*group, members, now) && take_what_is_there && members.size() > 1) {
+      members.erase(std::min_element(members.begin(), members.end(), [this](uint64_t a, uint64_t b) {
+        return workers_.at(a)->about.memory_bytes() < workers_.at(b)->about.memory_bytes();
+      }));
+    }
   }
 }
 
-void Membership::Form(Group& group, const std::vector<uint64_t>& members, double now) {
+absl::StatusOr<Plan> Membership::PlanFor(const Group& group, const std::vector<uint64_t>& members) const {
   std::vector<WorkerResources> resources;
+  const std::string& transport = workers_.at(members[0])->about.transport();
   for (uint64_t id : members) {
     const cluster::v1::Register& about = workers_.at(id)->about;
     resources.push_back({static_cast<int64_t>(about.memory_bytes()), about.flops(), about.read_bytes_per_second()});
-    if (about.transport() != workers_.at(members[0])->about.transport()) {
-      group.message = absl::StrCat("workers of the transports ", about.transport(), " and ",
-                                   workers_.at(members[0])->about.transport(), " cannot form a group");
-      return;
+    if (about.transport() != transport) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("workers of the transports ", about.transport(), " and ", transport, " cannot form a group"));
     }
   }
   PlanOptions plan_options = options_.plan;
   if (plan_options.split.size() != members.size() && group.formed) plan_options.split.clear();
-  absl::StatusOr<Plan> plan = PlanStages(*model_, resources, plan_options);
+  return PlanStages(*model_, resources, plan_options);
+}
+
+// False if these cannot hold the model.
+bool Membership::Form(Group& group, const std::vector<uint64_t>& members, double now) {
+  absl::StatusOr<Plan> plan = PlanFor(group, members);
   if (!plan.ok()) {
     const std::string why(plan.status().message());
     if (group.message != why) effects_.log.push_back(absl::StrCat("group ", group.index, " cannot form: ", why));
     group.message = why;
     group.retry_at = now + 1;
-    return;
+    return false;
   }
   group.plan = *std::move(plan);
   group.generation = ++last_generation_;
@@ -312,6 +347,7 @@ void Membership::Form(Group& group, const std::vector<uint64_t>& members, double
   }
   effects_.log.push_back(absl::StrCat("group ", group.index, ", generation ", group.generation, ": ", members.size(),
                                       " stages from layers ", absl::StrJoin(group.plan.first_layers, ", ")));
+  return true;
 }
 
 void Membership::HandleJoined(Worker& worker, const cluster::v1::Joined& message, double now) {
@@ -344,6 +380,7 @@ void Membership::HandleReady(Worker& worker, const cluster::v1::Ready& message, 
   group->state = Group::State::kReady;
   group->since = now;
   group->formed = true;
+  for (const Stage& stage : group->stages) workers_.at(stage.worker)->failures = 0;
   group->failures = 0;
   group->message.clear();
   effects_.log.push_back(absl::StrCat("group ", group->index, ", generation ", group->generation, " is ready"));
@@ -448,7 +485,12 @@ void Membership::CheckForming(Group& group, double now) {
 
 void Membership::Grow(Group& group, double now) {
   const size_t wanted = std::min(options_.stages, model_->layers_size());
-  if (group.stages.size() >= wanted || group.stages.size() + Spares().size() < wanted) return;
+  std::vector<uint64_t> members = Spares();
+  if (group.stages.size() >= wanted || group.stages.size() + members.size() < wanted) return;
+  for (const Stage& stage : group.stages) members.push_back(stage.worker);
+  std::rotate(members.begin(), members.end() - static_cast<int64_t>(group.stages.size()), members.end());
+  members.resize(wanted);
+  if (!PlanFor(group, members).ok()) return;
   Dissolve(group, "there are workers for all stages again", now, now);
 }
 

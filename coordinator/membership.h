@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "coordinator/planner.h"
 #include "coordinator/scheduler.h"
 #include "protos/cluster.pb.h"
@@ -123,7 +123,8 @@ class Membership {
   void FormGroups(double now);
   std::vector<uint64_t> Spares() const;
   std::vector<uint64_t> Seat(const Group& group, std::vector<uint64_t> spares, size_t stages) const;
-  void Form(Group& group, const std::vector<uint64_t>& members, double now);
+  absl::StatusOr<Plan> PlanFor(const Group& group, const std::vector<uint64_t>& members) const;
+  bool Form(Group& group, const std::vector<uint64_t>& members, double now);
   void Dissolve(Group& group, const std::string& reason, double retry_at, double now);
   void CheckForming(Group& group, double now);
   void Grow(Group& group, double now);

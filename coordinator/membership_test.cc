@@ -48,16 +48,22 @@ class Cluster {
 
   static FromWorker Described(const std::string& fingerprint = "f") {
     FromWorker message;
-    for (int i = 0; i < 6; ++i) message.mutable_described()->add_layers()->set_prefill_flops(1);
+    for (int i = 0; i < 6; ++i) {
+      cluster::v1::LayerDescription& layer = *message.mutable_described()->add_layers();
+      layer.set_prefill_flops(1);
+      layer.set_weight_bytes(100);
+    }
     message.mutable_described()->set_fingerprint(fingerprint);
     message.mutable_described()->set_vocab_size(10);
     return message;
   }
 
   // Connects; the worker answers from then on.
-  void Add(uint64_t id) {
+  void Add(uint64_t id, uint64_t memory_bytes = uint64_t{1} << 40) {
     membership.Connected(id, "address", now);
-    membership.Received(id, Register("w" + std::to_string(id)), now);
+    FromWorker message = Register("w" + std::to_string(id));
+    message.mutable_register_()->set_memory_bytes(memory_bytes);
+    membership.Received(id, message, now);
     Settle();
   }
 
@@ -250,6 +256,54 @@ TEST(MembershipTest, AWorkerThatHangsWhileFormingIsLost) {
   EXPECT_THAT(cluster.closed, ElementsAre(1));
 }
 
+TEST(MembershipTest, AWorkerThatCannotBeAStageGivesWayToASpare) {
+  Cluster cluster(Cluster::Options(1));
+  cluster.silent = {1};
+  cluster.membership.Connected(1, "a", 0);
+  cluster.membership.Received(1, Cluster::Register("w1"), 0);
+  cluster.Settle();
+  cluster.membership.Received(1, Cluster::Described(), 0);
+  cluster.Settle();
+  cluster.Add(2);
+  FromWorker failed;
+  failed.mutable_failed()->set_generation(1);
+  failed.mutable_failed()->set_message("its file is damaged");
+  cluster.membership.Received(1, failed, cluster.now);
+  cluster.Tick(1);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_THAT(cluster.Stages(), ElementsAre(2));
+}
+
+TEST(MembershipTest, ASpareThatIsTooSmallKeepsNoGroupFromFormingOrServing) {
+  Cluster cluster(Cluster::Options(3));
+  for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id);
+  cluster.Add(4, /*memory_bytes=*/1);
+  cluster.membership.Disconnected(2, cluster.now);
+  cluster.Settle();
+  EXPECT_FALSE(cluster.membership.ready(0));
+  cluster.Tick(1.5);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_EQ(cluster.Stages().size(), 2U);
+  const uint64_t generation = cluster.membership.generation(0);
+  cluster.Tick(0.1, /*idle=*/true);
+  EXPECT_TRUE(cluster.membership.ready(0));
+  EXPECT_EQ(cluster.membership.generation(0), generation) << "growing would only have ended it";
+}
+
+TEST(MembershipTest, AModelThatWasNeverServedMayHaveBeenAMistake) {
+  Cluster cluster(Cluster::Options(2));
+  cluster.Add(1);
+  cluster.membership.Disconnected(1, cluster.now);
+  cluster.Settle();
+  cluster.membership.Connected(2, "a", 0);
+  cluster.membership.Received(2, Cluster::Register("w2"), 0);
+  cluster.membership.Received(2, Cluster::Described("right"), 0);
+  cluster.silent = {2};
+  cluster.Settle();
+  EXPECT_EQ(RefusedWith(cluster, 2), "");
+  EXPECT_EQ(cluster.membership.model().fingerprint(), "right");
+}
+
 TEST(MembershipTest, RefusesWhatDoesNotBelong) {
   Cluster cluster(Cluster::Options(2));
   cluster.Add(1);
@@ -265,6 +319,12 @@ TEST(MembershipTest, RefusesWhatDoesNotBelong) {
   old.mutable_register_()->set_protocol(0);
   EXPECT_THAT(refused(3, {old}), HasSubstr("protocol 0"));
   EXPECT_THAT(refused(4, {Cluster::Register("x"), Cluster::Described("other")}), HasSubstr("fingerprint other"));
+  FromWorker huge = Cluster::Described();
+  huge.mutable_described()->set_vocab_size(1U << 31);
+  EXPECT_THAT(refused(8, {Cluster::Register("x"), huge}), HasSubstr("makes no sense"));
+  huge = Cluster::Described();
+  huge.mutable_described()->mutable_layers(1)->set_weight_bytes(uint64_t{1} << 63);
+  EXPECT_THAT(refused(9, {Cluster::Register("x"), huge}), HasSubstr("makes no sense"));
   FromWorker cannot;
   cannot.mutable_described()->set_error("m.pth: no such file");
   EXPECT_EQ(refused(5, {Cluster::Register("x"), cannot}), "m.pth: no such file");

@@ -14,6 +14,8 @@ namespace goldfinch {
 namespace {
 
 constexpr int32_t kEndOfText = 0;
+// Of logits that one StepDone brings as they are: far below what a stream takes in one message.
+constexpr int64_t kRawLogitBytesMax = int64_t{16} << 20;
 
 int64_t PagesOf(int64_t tokens) { return (tokens + kCachePageTokens - 1) / kCachePageTokens; }
 
@@ -46,6 +48,7 @@ struct Scheduler::Member {
   int64_t listed_left = -1;  // as listed for pre-fill; -1: not listed
   int64_t granted = 0;       // tokens of the Step being planned
 
+  int64_t cached = 0;  // positions of its own that it had reached when it ended
   double last_token_time = -1;
 };
 
@@ -57,7 +60,8 @@ struct Scheduler::Entry {
   std::vector<Member> members;
   int live = 0;               // members that are not done
   int64_t prompt_scored = 0;  // score_prompt: rows of positions before this have been delivered
-  int64_t prompt_read = 0;
+  int64_t prompt_read = 0;    // the most, over all runs
+  int losses = 0;             // since it last got further
   bool paused = false;
 
   // Of its run in a group.
@@ -154,11 +158,12 @@ struct Scheduler::Group {
   int64_t load() const { return prefill_left + int64_t{16} * sequences; }
 };
 
-Scheduler::Scheduler(int max_queue) : max_queue_(max_queue) {}
+Scheduler::Scheduler(int max_queue, int places) : max_queue_(max_queue), places_(places) {}
 
 Scheduler::~Scheduler() = default;
 
-void Scheduler::SetModel(int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token) {
+void Scheduler::SetModel(int64_t vocab_size, int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token) {
+  vocab_size_ = vocab_size;
   cache_bytes_per_token_ = cache_bytes_per_token;
   transformer_bytes_per_token_ = transformer_bytes_per_token;
 }
@@ -191,7 +196,7 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
   waiting_.emplace(entry.queue_key(), &entry);
   if (entry.request.score && entry.End(entry.members[0]) == 0)
     return End(entry, absl::OkStatus(), now);  // one token, unscored
-  if (has_group() && !EverFits(entry)) return End(entry, TooLarge(entry), now);
+  if (all_groups_up() && !EverFits(entry)) return End(entry, TooLarge(entry), now);
   Admit(now);
   const auto found = entries_.find(number);
   if (found == entries_.end() || found->second->group != nullptr || waiting() <= max_queue_) return;
@@ -253,10 +258,11 @@ absl::Status Scheduler::TooLarge(const Entry& entry) const {
 
 // Ends the request: the entry is gone when this returns.
 void Scheduler::End(Entry& entry, const absl::Status& status, double now) {
-  int64_t cached = 0, shared = entry.shared;
+  // The shared part once, and of each member what is its own.
+  int64_t cached = entry.members.size() > 1 ? std::min(entry.prompt() - 1, entry.prompt_read) : 0;
   for (Member& member : entry.members) {
-    cached += std::max<int64_t>(member.scheduled - shared, 0);
     if (member.sequence != 0) Release(member);
+    cached += member.cached;
   }
   if (entry.group == nullptr) waiting_.erase(entry.queue_key());
   RequestUsage& usage = entry.usage;
@@ -265,8 +271,8 @@ void Scheduler::End(Entry& entry, const absl::Status& status, double now) {
   usage.queue_seconds = (ran ? entry.admitted : now) - entry.submitted;
   usage.prefill_seconds = ran ? first - entry.admitted : 0;
   usage.decode_seconds = entry.first_token >= 0 ? entry.last_token - entry.first_token : 0;
-  usage.cache_bytes = (cached + std::min(shared, entry.prompt_read)) * cache_bytes_per_token_;
-  usage.transformer_cache_bytes = (cached + std::min(shared, entry.prompt_read)) * transformer_bytes_per_token_;
+  usage.cache_bytes = cached * cache_bytes_per_token_;
+  usage.transformer_cache_bytes = cached * transformer_bytes_per_token_;
   const std::unique_ptr<Entry> owned = std::move(entries_.find(entry.number)->second);
   entries_.erase(owned->number);
   events_.ended.push_back(
@@ -280,19 +286,19 @@ void Scheduler::GroupUp(int index, const GroupCapacity& capacity, double now) {
   auto group = std::make_unique<Group>();
   group->index = index;
   group->capacity = capacity;
-  group->pages_max = capacity.cache_tokens / kCachePageTokens;
+  group->pages_max = PagesOf(capacity.cache_tokens);
   GF_CHECK(groups_.emplace(index, std::move(group)).second) << "group " << index;
   Admit(now);
 }
 
-void Scheduler::GroupLost(int index) {
+void Scheduler::GroupLost(int index, double now) {
   const auto found = groups_.find(index);
   GF_CHECK(found != groups_.end()) << "group " << index;
   for (const auto& [number, entry] : entries_) {
     if (entry->group != found->second.get()) continue;
     entry->group = nullptr;
     entry->shared = 0;
-    entry->prompt_read = 0;
+    ++entry->losses;
     ++entry->usage.recoveries;
     ++events_.recoveries;
     for (Member& member : entry->members) {
@@ -305,6 +311,15 @@ void Scheduler::GroupLost(int index) {
     waiting_.emplace(entry->queue_key(), entry.get());
   }
   groups_.erase(found);
+  std::vector<Entry*> hopeless;
+  for (const auto& [number, entry] : entries_) {
+    if (entry->losses >= kLossesMax) hopeless.push_back(entry.get());
+  }
+  for (Entry* entry : hopeless) {
+    End(*entry,
+        absl::InternalError(absl::StrCat("the workers were lost ", kLossesMax, " times without getting any further")),
+        now);
+  }
 }
 
 GroupLoad Scheduler::Load(int index) const {
@@ -319,6 +334,7 @@ void Scheduler::Admit(double now) {
   while (!waiting_.empty() && has_group()) {
     Entry& entry = *waiting_.begin()->second;
     if (!EverFits(entry)) {  // the groups have become smaller
+      if (!all_groups_up()) return;
       End(entry, TooLarge(entry), now);
       continue;
     }
@@ -391,6 +407,7 @@ void Scheduler::Release(Member& member) {
   group.sequences -= 1;
   group.pages -= PagesOf(entry.EndMax(member)) - shared_pages + (last ? shared_pages : 0);
   if (member.decoding) group.decoding -= 1;
+  member.cached = std::max<int64_t>(member.scheduled - (entry.members.size() > 1 ? entry.prompt() - 1 : 0), 0);
   if (member.opened) group.close.push_back(member.sequence);
   members_.erase(member.sequence);
   member.sequence = 0;
@@ -466,16 +483,20 @@ void Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
     }
     while (first != group.oldest.end() && std::get<0>(*first) == priority) ++first;
   }
-  int64_t logit_rows = group.capacity.max_logit_rows;
+  int64_t logit_rows = group.capacity.max_logit_rows,
+          raw_logit_rows = std::max<int64_t>(kRawLogitBytesMax / (4 * vocab_size_), 1);
   for (const StepPlan::Chunk& chunk : plan->chunks) logit_rows -= chunk.logit_rows;
   for (Member* member : granted) {
     int64_t tokens = std::exchange(member->granted, 0);
     const Entry& entry = *member->entry;
+    const bool raw = entry.request.score && entry.request.score->logits;
     // Fewer tokens, if their logits are too many for this Step.
     const int64_t rows = entry.LogitRows(*member, member->scheduled, member->scheduled + tokens);
-    tokens -= std::max<int64_t>(rows - logit_rows, 0);
+    tokens -= std::max<int64_t>(rows - (raw ? std::min(logit_rows, raw_logit_rows) : logit_rows), 0);
     if (tokens <= 0) continue;
-    logit_rows -= entry.LogitRows(*member, member->scheduled, member->scheduled + tokens);
+    const int64_t taken = entry.LogitRows(*member, member->scheduled, member->scheduled + tokens);
+    logit_rows -= taken;
+    if (raw) raw_logit_rows -= taken;
     UnlistPrefill(*member);
     PlanChunk(group, *member, tokens, plan);
     plan->prefill_tokens += tokens;
@@ -571,6 +592,7 @@ absl::Status Scheduler::ApplyChunk(const Flight& flight, Member& member, const c
     const int64_t read = std::min(flight.end, entry.prompt());
     if (read > entry.prompt_read) {
       entry.prompt_read = read;
+      entry.losses = 0;
       if (entry.request.progress) entry.sink->OnProgress(read);
     }
   }
@@ -589,8 +611,7 @@ absl::Status Scheduler::TakeToken(Member& member, const cluster::v1::ChunkResult
   Entry& entry = *member.entry;
   const Request::Generate& generate = *entry.request.generate;
   const std::optional<int>& logprobs = generate.sampling.logprobs;
-  if (result.token() > static_cast<uint32_t>(std::numeric_limits<int32_t>::max()) ||
-      result.logprobs_size() != (logprobs ? 1 : 0) || result.top_size() > 1) {
+  if (result.token() >= vocab_size_ || result.logprobs_size() != (logprobs ? 1 : 0) || result.top_size() > 1) {
     return absl::InternalError(absl::StrCat("sequence ", member.sequence, ": not the token that was asked for"));
   }
   OutputToken token{static_cast<int32_t>(result.token())};
@@ -610,6 +631,7 @@ absl::Status Scheduler::TakeToken(Member& member, const cluster::v1::ChunkResult
   member.last_token_time = entry.last_token = now;
   ++events_.generation_tokens;
   ++entry.usage.completion_tokens;
+  entry.losses = 0;
   member.tail.push_back(token.id);
   member.awaiting = false;
   if (!member.decoding) ++entry.group->decoding;
@@ -667,6 +689,7 @@ absl::Status Scheduler::TakeScores(const Flight& flight, Member& member, const c
   };
   deliver(-1, first_row, border);
   deliver(member.index, border, flight.end);
+  entry.losses = 0;
   entry.prompt_scored = std::max(entry.prompt_scored, border);
   if (flight.end >= entry.prompt()) member.delivered = flight.end;
   if (flight.end == entry.End(member)) FinishMember(member, Finish::kLength, now);

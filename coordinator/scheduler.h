@@ -112,11 +112,12 @@ struct GroupLoad {
 
 class Scheduler {
  public:
-  // `max_queue`: requests that may wait.
-  explicit Scheduler(int max_queue);
+  // `max_queue`: requests that may wait. `places`: groups there can be; while one is not up, a request that is too
+  // large for the others waits for it.
+  explicit Scheduler(int max_queue, int places = 1);
   ~Scheduler();
-  // Bytes a token, for RequestUsage.
-  void SetModel(int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token);
+  // Bytes a token are for RequestUsage. Before the first group.
+  void SetModel(int64_t vocab_size, int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token);
 
   // Takes the request, or ends it with OnDone at once: RESOURCE_EXHAUSTED if the queue is full or it can never fit the
   // groups that are up. `number` must be new; `now` is in seconds and never goes back.
@@ -130,8 +131,10 @@ class Scheduler {
   void Resume(uint64_t number);
 
   void GroupUp(int group, const GroupCapacity& capacity, double now);
-  // What ran there waits again, and will go on as if nothing had happened.
-  void GroupLost(int group);
+  // What ran there waits again, and will go on as if nothing had happened; what has been lost kLossesMax times without
+  // getting any further ends with INTERNAL, for it may be what brings groups down.
+  void GroupLost(int group, double now);
+  static constexpr int kLossesMax = 6;
 
   // Fills `plan` with the next Step of a group; false if there is nothing to do now.
   bool NextStep(int group, double now, StepPlan* plan);
@@ -157,6 +160,7 @@ class Scheduler {
   using OldestKey = std::tuple<int, uint64_t, uint64_t>;
 
   void Pause(Entry& entry);
+  bool all_groups_up() const { return groups_.size() == places_; }
   bool EverFits(const Entry& entry) const;
   absl::Status TooLarge(const Entry& entry) const;
   void Admit(double now);
@@ -178,6 +182,8 @@ class Scheduler {
   void End(Entry& entry, const absl::Status& status, double now);
 
   const int max_queue_;
+  const size_t places_;
+  int64_t vocab_size_ = int64_t{1} << 31;
   int64_t cache_bytes_per_token_ = 0;
   int64_t transformer_bytes_per_token_ = 0;
   uint64_t last_arrival_ = 0;

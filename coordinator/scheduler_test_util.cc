@@ -138,7 +138,7 @@ void FakeCluster::Lose(int group) {
   groups.erase(group);
   plans.erase(group);
   in_flight.erase(group);
-  scheduler.GroupLost(group);
+  scheduler.GroupLost(group, now);
 }
 
 int FakeCluster::Plan(int group) {

@@ -70,7 +70,7 @@ struct FakeClient : RequestSink {
 // A scheduler with one or more fake groups whose Steps take a while.
 class FakeCluster {
  public:
-  explicit FakeCluster(int max_queue = 100) : scheduler(max_queue) {}
+  explicit FakeCluster(int max_queue = 100, int places = 1) : scheduler(max_queue, places) {}
 
   void Up(int group, const GroupCapacity& capacity);
   void Lose(int group);

@@ -27,7 +27,7 @@ using SteadyClock = std::chrono::steady_clock;
 constexpr double kPauseMin = 0.1, kPauseMax = 2;        // seconds between two streams
 constexpr double kHandshakeSeconds = 10;                // for the coordinator's first message
 constexpr auto kLook = std::chrono::milliseconds(100);  // how often silence is looked for
-constexpr int kReceiveBytesMax = 64 << 20;
+constexpr int kReceiveBytesMax = 256 << 20;             // far above any Step
 
 double SecondsSince(SteadyClock::time_point start) {
   return std::chrono::duration<double>(SteadyClock::now() - start).count();
@@ -35,14 +35,14 @@ double SecondsSince(SteadyClock::time_point start) {
 
 }  // namespace
 
-// One stream. Keeps itself alive until gRPC has done with it.
+// One stream. Its owner keeps it until it is done; then no callback of gRPC is left that could be the last to let go of
+// it: the channel must not end on a thread that the channel's end waits for.
 class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorker> {
  public:
   Stream(const std::shared_ptr<grpc::Channel>& channel, Node& node)
       : stub_(cluster::v1::Cluster::NewStub(channel)), node_(node), started_(SteadyClock::now()) {}
 
   void Start(const std::shared_ptr<Stream>& self) {
-    self_ = self;
     stub_->async()->Work(&context_, this);
     AddHold();  // Send starts writes from outside of the calls below
     StartRead(&received_);
@@ -102,7 +102,6 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
   }
 
   void OnDone(const grpc::Status& status) override {
-    const std::shared_ptr<Stream> self = std::move(self_);
     const std::lock_guard<std::mutex> lock(mutex_);
     status_ = status;
     done_ = true;
@@ -129,7 +128,6 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
   const SteadyClock::time_point started_;
   grpc::ClientContext context_;
   ToWorker received_;
-  std::shared_ptr<Stream> self_;
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -162,13 +162,18 @@ void Node::Reply(const FromWorker& message) const {
   if (send != nullptr) (*send)(message);
 }
 
-void Node::Log(const std::string& line) const {
-  if (options_.log) options_.log(line);
+// Of work that a stream before this one asked for, the new one must not hear: it has yet to be told who this is.
+void Node::ReplyFromWork(const FromWorker& message) const {
+  std::shared_ptr<const Send> send;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (connection_ == work_connection_) send = send_;
+  }
+  if (send != nullptr) (*send)(message);
 }
 
-bool Node::Current(uint64_t era) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return era == era_;
+void Node::Log(const std::string& line) const {
+  if (options_.log) options_.log(line);
 }
 
 // ---- The working thread.
@@ -194,8 +199,9 @@ void Node::Work() {
 
 void Node::Handle(const Task& task) {
   const ToWorker& message = *task.message;
+  work_connection_ = task.connection;
   const uint64_t era = task.era;
-  if (message.has_welcome()) return HandleWelcome(task.connection, message.welcome());
+  if (message.has_welcome()) return HandleWelcome(message.welcome());
   absl::Status status;
   uint64_t generation = 0;
   if (message.has_form()) {
@@ -205,7 +211,7 @@ void Node::Handle(const Task& task) {
     return;  // of a generation that has ended here
   } else if (message.has_connect() && message.connect().generation() == plan_->generation) {
     generation = plan_->generation;
-    status = Connect(era, message.connect());
+    status = CatchBadAlloc([&] { return Connect(era, message.connect()); });
   } else if (message.has_step() && message.step().generation() == plan_->generation) {
     generation = plan_->generation;
     status = CatchBadAlloc([&] { return RunStep(message.step()); });
@@ -224,7 +230,7 @@ void Node::Fail(uint64_t era, uint64_t generation, const absl::Status& status) {
   FromWorker message;
   message.mutable_failed()->set_generation(generation);
   message.mutable_failed()->set_message(Message(status));
-  Reply(message);
+  ReplyFromWork(message);
 }
 
 void Node::EndGroup() {
@@ -247,7 +253,7 @@ bool Node::Publish(uint64_t era, TransportSetup* setup, Transport* transport) {
   return era == era_;
 }
 
-void Node::HandleWelcome(uint64_t connection, const cluster::v1::Welcome& welcome) {
+void Node::HandleWelcome(const cluster::v1::Welcome& welcome) {
   FromWorker message;
   if (const absl::Status status = OpenModel(welcome); status.ok()) {
     Describe(*checkpoint_, shape_, config_, cache_dtype_, message.mutable_described());
@@ -255,11 +261,7 @@ void Node::HandleWelcome(uint64_t connection, const cluster::v1::Welcome& welcom
     Log(absl::StrCat("the model cannot be read: ", status.ToString()));
     message.mutable_described()->set_error(Message(status));
   }
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (connection != connection_) return;
-  }
-  Reply(message);
+  ReplyFromWork(message);
 }
 
 absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
@@ -307,7 +309,7 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   for (const std::string& address : setup_->addresses()) joined.add_addresses(address);
   joined.set_weight_bytes(StageWeightBytes(*checkpoint_, shape_, plan_->first_layer, plan_->last_layer));
   joined.set_reserved_bytes(stage_->ReservedBytes() + runner_->ReservedBytes());
-  Reply(message);
+  ReplyFromWork(message);
   return absl::OkStatus();
 }
 
@@ -358,7 +360,7 @@ absl::Status Node::Connect(uint64_t era, const cluster::v1::Connect& connect) {
   idle_since_ = Clock::now();
   FromWorker message;
   message.mutable_ready()->set_generation(plan_->generation);
-  Reply(message);
+  ReplyFromWork(message);
   return absl::OkStatus();
 }
 
@@ -376,7 +378,7 @@ absl::Status Node::RunStep(const cluster::v1::Step& step) {
   done.set_id(step.id());
   done.set_idle_seconds(std::chrono::duration<double>(begin - idle_since_).count());
   idle_since_ = Clock::now();
-  Reply(message);
+  ReplyFromWork(message);
   return absl::OkStatus();
 }
 

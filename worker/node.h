@@ -86,15 +86,15 @@ class Node {
   };
 
   void Reply(const cluster::v1::FromWorker& message) const;
+  void ReplyFromWork(const cluster::v1::FromWorker& message) const;
   void Log(const std::string& line) const;
   void BeginEra();                              // with the mutex held
   void Enqueue(cluster::v1::ToWorker message);  // the same
-  bool Current(uint64_t era) const;
 
   // On the working thread.
   void Work();
   void Handle(const Task& task);
-  void HandleWelcome(uint64_t connection, const cluster::v1::Welcome& welcome);
+  void HandleWelcome(const cluster::v1::Welcome& welcome);
   absl::Status OpenModel(const cluster::v1::Welcome& welcome);
   absl::Status Form(uint64_t era, const cluster::v1::Form& form);
   absl::Status LoadStage(const GroupPlan& plan);
@@ -128,6 +128,7 @@ class Node {
   Transport* live_transport_ = nullptr;
 
   // Of the working thread.
+  uint64_t work_connection_ = 0;  // that the task at hand came by
   std::string opened_model_, opened_config_;
   std::shared_ptr<const Checkpoint> checkpoint_;
   ModelConfig config_;

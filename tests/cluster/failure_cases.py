@@ -131,7 +131,7 @@ class FailureTest(ClusterTest):
     def wait_full(self, stages=3):
         """Until a group of all stages is ready."""
         return self.cluster.wait_info(
-            lambda info: info.groups[0].state == 3 and len(info.groups[0].stages) == stages, f"{stages} stages are ready"
+            lambda info: info.groups[0].state == 3 and len(info.groups[0].stages) == stages, f"{stages} stages ready"
         )
 
     def rounds(self, lose, count=ROUNDS):
@@ -157,7 +157,7 @@ class FailureTest(ClusterTest):
         self.assertGreater(recoveries, count)
         self.assertEqual(metric_sum(self.cluster.metrics(), "goldfinch_group_generation"), info.group_generation)
         pauses.sort()
-        print(f"longest pause of a stream: median {pauses[len(pauses) // 2]:.2f} s, most {pauses[-1]:.2f} s", flush=True)
+        print(f"longest pause of a stream: median {pauses[count // 2]:.2f} s, most {pauses[-1]:.2f} s", flush=True)
 
     def test_workers_that_are_killed_while_a_spare_stands_by(self):
         self.begin(workers=4)

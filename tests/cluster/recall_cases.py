@@ -11,7 +11,7 @@ QUESTION = "What is the number of Gadoza? "
 
 class RecallTest(ClusterTest):
     def test_over_four_workers(self):
-        client = self.form(workers=4, max_model_len=32768)
+        client = self.form(workers=4, max_model_len=32768, split="0-0,1-2,3-3,4-5")
         document = (PAGE * 9)[:12000]
         half = document.rindex("\n", 0, 3000) + 1
         prompt = document[:half] + FACT + document[half:] + QUESTION
