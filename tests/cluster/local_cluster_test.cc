@@ -1,9 +1,11 @@
 // The whole service but its sockets: coordinator, scheduler, workers and the local transport.
 #include "tests/cluster/local_cluster.h"
 
+#include <chrono>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -136,6 +138,36 @@ TEST(LocalClusterTest, LostWorkersAtAnyMomentChangeNoAnswer) {
     }
   }
   EXPECT_GE(cluster.Info().group_generation(), generation + 6);
+  cluster.ExpectNothingHeld();
+}
+
+TEST(LocalClusterTest, ReplicasShareTheWorkAndStandInForEachOther) {
+  LocalCluster cluster(kDemoModel, 4, [](CoordinatorOptions* options) {
+    options->membership.stages = 2;
+    options->membership.replicas = 2;
+    options->membership.plan.max_sequences = 4;
+  });
+  const auto both_ready = [&] {
+    const v1::GetClusterInfoResponse info = cluster.Info();
+    return info.groups(0).state() == v1::READY && info.groups(1).state() == v1::READY;
+  };
+  while (!both_ready()) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  const auto ask_all = [&] {
+    std::vector<std::shared_ptr<WatchedRequest>> requests;
+    for (int i = 0; i < 8; ++i) requests.push_back(cluster.Generate(Text(absl::StrCat(kFact, i)), 20));
+    return requests;
+  };
+  const auto undisturbed = ask_all();
+  for (const auto& request : undisturbed) ASSERT_TRUE(request->Wait().ok());
+  EXPECT_GT(cluster.Info().groups(0).steps(), 0U);
+  EXPECT_GT(cluster.Info().groups(1).steps(), 0U);
+  const auto disturbed = ask_all();
+  disturbed[0]->AwaitTokens(3);
+  cluster.workers().Kill(0);
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_TRUE(disturbed[i]->Wait().ok()) << disturbed[i]->Wait();
+    EXPECT_EQ(disturbed[i]->tokens(), undisturbed[i]->tokens()) << i;
+  }
   cluster.ExpectNothingHeld();
 }
 
