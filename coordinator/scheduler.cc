@@ -105,6 +105,12 @@ struct Scheduler::Entry {
     if (request.score) return std::max<int64_t>(end - ScoredFrom(member, begin), 0);
     return end == End(member) && request.generate->max_tokens > 0 ? 1 : 0;
   }
+  // What the workers have to know of a member.
+  StepPlan::NewSequence Opening(const Member& member) const {
+    if (request.score) return {member.sequence};
+    const SamplingOptions& sampling = request.generate->sampling;
+    return {member.sequence, &sampling, sampling.seed + member.index, member.tail};
+  }
   int64_t shared_tokens() const { return live > 1 ? prompt() - 1 : 0; }
   int64_t SharedPages() const { return shared_tokens() / kCachePageTokens; }
   int64_t OwnPages(const Member& member) const { return PagesOf(EndMax(member)) - SharedPages(); }
@@ -129,7 +135,6 @@ struct Scheduler::Flight {
 };
 
 struct Scheduler::Group {
-  int index = 0;
   GroupCapacity capacity;
   int64_t pages_max = 0;
 
@@ -194,8 +199,8 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
   entry.request = std::move(request);
   GF_CHECK(entries_.emplace(number, std::move(owned)).second) << "request " << number;
   waiting_.emplace(entry.queue_key(), &entry);
-  if (entry.request.score && entry.End(entry.members[0]) == 0)
-    return End(entry, absl::OkStatus(), now);  // one token, unscored
+  // Before a prompt's only token there is nothing to score it by.
+  if (entry.request.score && entry.End(entry.members[0]) == 0) return End(entry, absl::OkStatus(), now);
   if (all_groups_up() && !EverFits(entry)) return End(entry, TooLarge(entry), now);
   Admit(now);
   const auto found = entries_.find(number);
@@ -284,7 +289,6 @@ void Scheduler::End(Entry& entry, const absl::Status& status, double now) {
 
 void Scheduler::GroupUp(int index, const GroupCapacity& capacity, double now) {
   auto group = std::make_unique<Group>();
-  group->index = index;
   group->capacity = capacity;
   group->pages_max = PagesOf(capacity.cache_tokens);
   GF_CHECK(groups_.emplace(index, std::move(group)).second) << "group " << index;
@@ -508,11 +512,7 @@ void Scheduler::PlanChunk(Group& group, Member& member, int64_t tokens, StepPlan
   Entry& entry = *member.entry;
   const int64_t begin = member.scheduled, end = begin + tokens;
   if (!member.opened) {
-    plan->open.push_back({member.sequence});
-    if (entry.request.generate) {
-      const SamplingOptions& sampling = entry.request.generate->sampling;
-      plan->open.back() = {member.sequence, &sampling, sampling.seed + member.index, member.tail};
-    }
+    plan->open.push_back(entry.Opening(member));
     member.opened = true;
   }
   StepPlan::Chunk chunk;
@@ -542,11 +542,7 @@ void Scheduler::PlanForks(Entry& entry, StepPlan* plan) {
   Member& leader = entry.leader();
   for (Member& member : entry.members) {
     if (member.done || &member == &leader) continue;
-    plan->forks.push_back({member.sequence});
-    if (entry.request.generate) {
-      const SamplingOptions& sampling = entry.request.generate->sampling;
-      plan->forks.back() = {member.sequence, &sampling, sampling.seed + member.index, member.tail};
-    }
+    plan->forks.push_back(entry.Opening(member));
     member.opened = true;
     Activate(member, entry.shared);
   }

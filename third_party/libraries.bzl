@@ -1,6 +1,6 @@
 """Every library that Goldfinch Serving links, under the names and labels of the upstream projects.
 
-The Debian package of each is in PACKAGES of ./dev.
+The Debian package of each is in BUILD_NEEDS of ./dev.
 """
 
 load("//third_party:system_library.bzl", "system_library")
