@@ -29,9 +29,7 @@ void AddModelFlags(CLI::App& command, ModelOptions& options) {
 
 void AddRunFlags(CLI::App& command, ModelOptions& options, const char* chunk_flag) {
   AddModelFlags(command, options);
-  command.add_option("--threads", options.threads, "threads; 0: one per core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
+  AddBackendFlags(command, options.backend, "threads; 0: one per core");
   command.add_option("--max-model-len", options.max_model_len, "most tokens of a sequence, prompt and output together")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->capture_default_str();
@@ -81,6 +79,23 @@ std::string IsSeed(const std::string& text) {
 std::string IsNumber(const std::string& text) {
   double number = 0;
   return absl::SimpleAtod(text, &number) && !std::isnan(number) ? "" : text + " is not a number";
+}
+
+void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* threads_help) {
+  command
+      .add_option("--device", options.device,
+                  "what computes: cpu; cuda, or cuda:N for another GPU than the first; auto: CUDA if it can be had")
+      ->check([](const std::string& text) {
+        return IsDeviceName(text) ? "" : text + " is none of auto, cpu, cuda and cuda:N";
+      })
+      ->type_name("DEVICE")
+      ->capture_default_str();
+  command
+      .add_option("--dtype", options.dtype,
+                  "type of what goes from op to op; auto: bf16 on CUDA; the CPU computes in f32 only")
+      ->check(CLI::IsMember({"auto", "f32", "f16", "bf16"}))
+      ->capture_default_str();
+  command.add_option("--threads", options.threads, threads_help)->check(CLI::Range(0, 1024))->capture_default_str();
 }
 
 void AddGenerate(CLI::App& app, GenerateOptions& options) {

@@ -128,10 +128,8 @@ void AddServe(CLI::App& app, ServeOptions& options) {
   CLI::App& command = *app.add_subcommand("serve", "serves a model from this process alone");
   AddModelFlags(command, options);
   AddPipelineFlags(command, options);
-  command.add_option("--threads", options.threads, "threads of all stages together; 0: one per core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  AddBytes(command, "--memory", options.memory_bytes, "memory for all stages together [what the machine has]");
+  AddBackendFlags(command, options.backend, "threads of all stages together; 0: one per core");
+  AddBytes(command, "--memory", options.memory_bytes, "memory for all stages together [what the device has]");
   AddListenFlags(command, options);
 }
 
@@ -162,10 +160,8 @@ void AddWorker(CLI::App& app, WorkerOptions& options) {
       .add_option("--address", options.address,
                   "name or IP address at which other workers reach this one [of the way to the coordinator]")
       ->type_name("HOST");
-  command.add_option("--threads", options.threads, "threads; 0: one per core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  AddBytes(command, "--memory", options.memory_bytes, "memory for weights, states and caches [what the machine has]");
+  AddBackendFlags(command, options.backend, "threads; 0: one per core");
+  AddBytes(command, "--memory", options.memory_bytes, "memory for weights, states and caches [what the device has]");
   command.add_option("--cluster-root-cert", options.tls.roots, "vouches for the coordinator, PEM: uses TLS")
       ->type_name("FILE");
   command

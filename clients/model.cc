@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "clients/device.h"
 #include "clients/terminal.h"
 #include "coordinator/tokenizer/utf8.h"
 #include "spdlog/spdlog.h"
@@ -66,12 +67,12 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   EngineOptions engine;
   engine.model_path = options.model;
   engine.config_path = options.config;
-  engine.threads = options.threads;
   engine.max_model_len = options.max_model_len;
   engine.stage.max_tokens = options.max_batched_tokens;
   engine.stage.max_logit_rows = max_logit_rows;
   engine.stage.cache_dtype = *ParseFloatDType(options.cache_dtype);  // one of the names that the flag allows
-  return Engine::Load(engine);
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend));
+  return Engine::Load(engine, std::move(backend));
 }
 
 absl::Status VerifyWeights(const ModelOptions& options, const Engine& engine) {

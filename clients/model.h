@@ -11,7 +11,7 @@
 
 namespace goldfinch {
 
-// Loads, without reading the weights. `max_logit_rows` as in StageOptions.
+// Opens the device and loads, without reading the weights on the CPU. `max_logit_rows` as in StageOptions.
 absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, int64_t max_logit_rows);
 // Reads the weights as --verify says, with a progress bar; prints warnings. It takes a while with a large model, so
 // everything that can be wrong for another reason is looked at first.

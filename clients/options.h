@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/open_backend.h"
+
 namespace goldfinch {
 
 // Where a model is and how it runs.
@@ -16,7 +18,7 @@ struct ModelOptions {
   std::string vocab;                 // --vocab; empty: beside the model, or bytes if the model's config says so
   std::string cache_dtype = "bf16";  // --cache-dtype: f32, f16 or bf16
   std::string verify = "all";        // --verify: all, finite or none
-  int threads = 0;                   // --threads; 0: one per core
+  BackendOptions backend;            // --device, --dtype, --threads
   int64_t max_model_len = 1 << 20;   // --max-model-len, tokens: bounds memory for prompts from outside
   int64_t max_batched_tokens = 512;  // --max-num-batched-tokens: from here on products gain nothing from more rows
 };

@@ -7,12 +7,13 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/credentials.h"
 #include "base/status.h"
+#include "clients/device.h"
 #include "clients/embedded_workers.h"
-#include "clients/machine.h"
 #include "clients/serve_commands.h"
 #include "clients/stop_signal.h"
 #include "clients/terminal.h"
@@ -154,14 +155,28 @@ class Frontend {
   std::unique_ptr<MetricsServer> metrics_;
 };
 
-absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions& options, int count,
-                                                              Coordinator& coordinator, StopSignal& stop) {
+// One for each embedded worker; they share the machine's threads, or the GPU.
+absl::StatusOr<std::vector<std::unique_ptr<Backend>>> OpenDevices(const ServeOptions& options, int count) {
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  const int threads = std::max(1, (options.threads > 0 ? options.threads : cores) / count);
-  const int64_t memory = options.memory_bytes > 0 ? options.memory_bytes : MachineMemoryBytes();
+  BackendOptions one = options.backend;
+  one.threads = std::max(1, (one.threads > 0 ? one.threads : cores) / count);
+  std::vector<std::unique_ptr<Backend>> backends(count);
+  std::string description;
+  for (std::unique_ptr<Backend>& backend : backends) {
+    GF_ASSIGN_OR_RETURN(backend, OpenDevice(one, &description));
+  }
+  spdlog::info("device: {}", description);
+  return backends;
+}
+
+absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions& options,
+                                                              std::vector<std::unique_ptr<Backend>> backends,
+                                                              Coordinator& coordinator, StopSignal& stop) {
+  const int count = static_cast<int>(backends.size());
+  const int64_t memory = options.memory_bytes > 0 ? options.memory_bytes : DeviceMemoryBytes(*backends[0]);
   auto workers =
       std::make_unique<EmbeddedWorkers>(coordinator, [&stop](const absl::Status& status) { stop.Raise(status); });
-  GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*MakeCpuBackend(threads)));
+  GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backends[0]));
   for (int i = 0; i < count; ++i) {
     NodeOptions node;
     node.name = absl::StrCat("stage ", i);
@@ -169,7 +184,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions
     node.speed = speed;
     node.log = [](const std::string& line) { spdlog::info("{}", line); };
     const std::string name = node.name;
-    workers->Add(std::make_unique<Node>(std::move(node), MakeCpuBackend(threads), MakeLocalTransportFactory()), name);
+    workers->Add(std::make_unique<Node>(std::move(node), std::move(backends[i]), MakeLocalTransportFactory()), name);
   }
   return workers;
 }
@@ -179,6 +194,10 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   LogAsServer();
   GF_ASSIGN_OR_RETURN(CoordinatorOptions coordinator_options, CoordinatorOptionsOf(options, stop));
   const int workers_wanted = coordinator_options.membership.stages * options.replicas;
+  std::vector<std::unique_ptr<Backend>> backends;
+  if (embedded) {
+    GF_ASSIGN_OR_RETURN(backends, OpenDevices(options, workers_wanted));
+  }
   // What is listed later may use what is listed before it, and ends first.
   Metrics metrics(coordinator_options.served_model_name);
   Coordinator coordinator(std::move(coordinator_options), &metrics);
@@ -186,7 +205,7 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Frontend> frontend,
                       Frontend::Start(options, !embedded, coordinator, metrics));
   if (embedded) {
-    GF_ASSIGN_OR_RETURN(workers, StartWorkers(options, workers_wanted, coordinator, stop));
+    GF_ASSIGN_OR_RETURN(workers, StartWorkers(options, std::move(backends), coordinator, stop));
   }
   frontend->Announce(options);
   bool ready = false;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/credentials.h"
 #include "base/status.h"
+#include "clients/device.h"
 #include "clients/machine.h"
 #include "clients/serve_commands.h"
 #include "clients/stop_signal.h"
@@ -23,6 +24,8 @@ namespace goldfinch {
 absl::Status RunWorker(const WorkerOptions& options) {
   StopSignal stop;
   LogAsServer();
+  std::string device;
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend, &device));
   GF_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ChannelCredentials> credentials, MakeChannelCredentials(options.tls));
   std::string address = options.address;
   if (address.empty()) {
@@ -30,15 +33,14 @@ absl::Status RunWorker(const WorkerOptions& options) {
   }
   GF_ASSIGN_OR_RETURN(std::unique_ptr<TransportFactory> transport,
                       MakeGlooTransportFactory(address, options.transport_timeout_seconds));
-  std::unique_ptr<Backend> backend = MakeCpuBackend(options.threads);
   NodeOptions node_options;
   node_options.name = options.name.empty() ? ProcessName() : options.name;
   node_options.model = options.model;
   node_options.config = options.config;
-  node_options.memory_bytes = options.memory_bytes > 0 ? options.memory_bytes : MachineMemoryBytes();
+  node_options.memory_bytes = options.memory_bytes > 0 ? options.memory_bytes : DeviceMemoryBytes(*backend);
   GF_ASSIGN_OR_RETURN(node_options.speed, MeasureDevice(*backend));
   node_options.log = [](const std::string& line) { spdlog::info("{}", line); };
-  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s", node_options.name, address, backend->Describe(),
+  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s", node_options.name, address, device,
                node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9);
 
   Node node(std::move(node_options), std::move(backend), std::move(transport));

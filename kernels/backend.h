@@ -1,14 +1,19 @@
 // The maths of every model on one device: about twenty ops, each coarse enough to be one fused kernel.
 //
 // Ops run in call order on one queue; one thread at a time may call. All tensors of an op are in the back end's memory,
-// dense, and do not overlap unless an op says so. Activations and states are fp32; weights keep the type of the file.
+// dense, and do not overlap unless an op says so. Host memory that an op is given is read before the call returns.
 // Misuse of shapes is a CHECK. Device faults surface in Synchronize and are final.
+//
+// Types: weights keep the type of the file (vectors are fp32), states are fp32, and activations, marked `act`, are of
+// the type that activation_dtype() names. Rows marked `fp32 or act` may be either: the residual stream stays fp32. Sums
+// are fp32 in any case.
 //
 // NaN in an input reaches every output that depends on it, and no other. Values stored as fp16 beyond its range become
 // its largest. A slot is in one span of a call at most.
 //
-// Results are batch-invariant: an output row is the same, bit for bit, whatever other rows share the call and however
-// the rows of a sequence are cut into calls (docs/decisions/0002-batch-invariant-products.md).
+// Results are batch-invariant: an output row is the same whatever other rows share the call and however the rows of a
+// sequence are cut into calls: bit for bit on the CPU (docs/decisions/0002-batch-invariant-products.md), to the
+// rounding of the types on CUDA (docs/decisions/0010-cuda-back-end.md).
 //
 // Notation: `rows` rows of several sequences lie back to back; D = model width; N = head size; H = D / N heads;
 // prev(x) = the row before x in its sequence.
@@ -58,7 +63,7 @@ enum class Activation : uint8_t { kNone, kRelu2, kSilu, kSigmoid, kTanh };
 struct Epilogue {
   Activation activation = Activation::kNone;
   ConstTensor bias = {};      // [out] fp32 or not given
-  ConstTensor multiply = {};  // [rows, out] fp32 or not given; may be `out` itself
+  ConstTensor multiply = {};  // [rows, out] fp32 or act, or not given; may be `out` itself
   bool accumulate = false;
 };
 
@@ -92,7 +97,7 @@ struct GoldShared {
   ConstTensor embedding;  // [vocab, D]
   NormWeights ln0;
   Matrix key_compressed;  // [D, D/16] kOutIn: the columns of W_b that meet c
-  ConstTensor key_table;  // [vocab, D] fp32: W_b x0 by id, valid for every id in the cache (see GoldKeyTableRows)
+  ConstTensor key_table;  // [vocab, D] act: W_b x0 by id, valid for every id in the cache (see GoldKeyTableRows)
 };
 
 // Key/value side of one GOLD layer (arXiv 2407.12077 section 3.3), m = LoRA rank.
@@ -105,6 +110,10 @@ struct GoldKvWeights {
   Matrix key_down, key_up;  // [D, m'] and [m', D] kInOut
   Matrix value_down, value_up;
   NormWeights ln_key, ln_value;
+  // [vocab, 2, 2m] fp32, valid for every id in the cache (see GoldMixTableRows): with xo = rms(x0), what an id adds to
+  // the input of the mix LoRA's tanh at its own position, (xo * (1 - mix_lora)) mix_down, and at the next, (xo *
+  // mix_lora) mix_down.
+  ConstTensor mix_table;
   double rope_base = 0;  // 0: no rotary embedding
 };
 
@@ -120,6 +129,23 @@ struct KvCache {
   int64_t page_tokens() const { return keys.dim(1); }
 };
 
+// Added to one logit.
+struct LogitChange {
+  int32_t id = 0;
+  double amount = 0;
+};
+
+// How one row's token is chosen: worker/sampler.h says what the numbers mean, steps 1 to 5.
+struct SampleRow {
+  double temperature = 1;                      // 0: the best
+  double top_p = 1;                            // 1 keeps all
+  int64_t top_k = 0;                           // 0 keeps all
+  double min_p = 0;                            // 0 keeps all
+  double uniform = 0;                          // in [0, 1): the draw
+  absl::Span<const LogitChange> changes = {};  // in this order; ids in [0, vocab)
+  absl::Span<const int32_t> banned = {};       // besides ids from `limit` on and `holes`
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -128,11 +154,15 @@ class Backend {
   virtual std::string Describe() const = 0;
   // Host threads that ops run on; work beside them (reading files) should use as many.
   virtual int threads() const = 0;
+  // Of activations: fp32 on the CPU.
+  virtual DType activation_dtype() const = 0;
 
   // --- Memory -------------------------------------------------------------------------------------------------------
   // Zeroed memory, aligned to 64 bytes, released when the last reference goes. The CPU commits it as it is touched.
   // RESOURCE_EXHAUSTED names `purpose` and the size.
   virtual absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) = 0;
+  // What allocations can take now, as far as the device knows; the CPU names the machine's memory.
+  virtual int64_t FreeBytes() const = 0;
   // True where ops can read host memory in place, so that mapped weights need no copy.
   virtual bool reads_host_memory() const = 0;
   virtual void CopyFromHost(const void* host, Tensor to) = 0;
@@ -150,76 +180,95 @@ class Backend {
                      Tensor out) = 0;                // [rows, D]
   // to[copy.to] = from[copy.from] for every copy. `from` and `to` may be the same tensor if copies only move rows up
   // (copy.to <= copy.from) and are sorted.
-  virtual void CopyRows(ConstTensor from,                  // [n, width] fp32
+  virtual void CopyRows(ConstTensor from,                  // [n, width] fp32 or act
                         absl::Span<const RowCopy> copies,  // host memory
-                        Tensor to) = 0;                    // [m, width] fp32
+                        Tensor to) = 0;                    // [m, width] fp32 or act
   // to = from, rounded as the caches round: to nearest, ties to even.
-  virtual void Convert(ConstTensor from,  // fp32
+  virtual void Convert(ConstTensor from,  // fp32 or act
                        Tensor to) = 0;    // of the same shape; fp32, fp16 or bf16
   // LayerNorm over each of `groups` equal parts of a row, then weight and bias, then times `gate` if given.
   // `out` may be `x` or `gate`.
-  virtual void GroupNorm(ConstTensor x,  // [rows, D]
+  virtual void GroupNorm(ConstTensor x,  // [rows, D] fp32 or act
                          int groups, NormWeights norm, float epsilon,
-                         ConstTensor gate,  // [rows, D] or not given
-                         Tensor out) = 0;   // [rows, D]
+                         ConstTensor gate,  // [rows, D] act, or not given
+                         Tensor out) = 0;   // [rows, D] fp32 or act
 
   // --- Products -----------------------------------------------------------------------------------------------------
-  virtual void MatMul(ConstTensor x,  // [rows, in]
+  // x is rounded to the weight's type where the back end multiplies in that type (CUDA: fp16 and bf16 weights).
+  virtual void MatMul(ConstTensor x,  // [rows, in] fp32 or act
                       Matrix weight, const Epilogue& epilogue,
-                      Tensor out) = 0;  // [rows, out]
+                      Tensor out) = 0;  // [rows, out] fp32 or act
 
   // --- Token shift --------------------------------------------------------------------------------------------------
   // out[g] = x + (prev(x) - x) * mix[g]. `shift` holds each sequence's row before the span and gets its last row.
-  virtual void TokenShift(ConstTensor x,  // [rows, D]
+  virtual void TokenShift(ConstTensor x,  // [rows, D] act
                           RowSpans spans,
-                          Tensor shift,     // [slots, D]
+                          Tensor shift,     // [slots, D] fp32
                           ConstTensor mix,  // [G, D] fp32
-                          Tensor out) = 0;  // [G, rows, D]
+                          Tensor out) = 0;  // [G, rows, D] act
   // out[g] = x + (prev(x) - x) * (mix[g] + tanh((x + (prev(x) - x) * mix_x) down)_g up[g]). `shift` as above.
-  virtual void DdLerp(ConstTensor x,  // [rows, D]
+  virtual void DdLerp(ConstTensor x,  // [rows, D] act
                       RowSpans spans,
-                      Tensor shift,  // [slots, D]
+                      Tensor shift,  // [slots, D] fp32
                       const DdLerpWeights& weights,
-                      Tensor out) = 0;  // [G, rows, D]
+                      Tensor out) = 0;  // [G, rows, D] act
 
   // --- Linear attention ---------------------------------------------------------------------------------------------
   // Per head, with S = the state: y = r (S + diag(u) k^T v); S = diag(exp(-exp(w))) S + k^T v (arXiv 2404.05892 eq.
   // 19).
-  virtual void WkvForward(ConstTensor r, ConstTensor k, ConstTensor v,  // [rows, D]
-                          ConstTensor w,                                // [rows, D], or [1, D] if constant
+  virtual void WkvForward(ConstTensor r, ConstTensor k, ConstTensor v,  // [rows, D] act
+                          ConstTensor w,                                // [rows, D] act, or [1, D] fp32 if constant
                           ConstTensor bonus,                            // u [H, N] fp32, or not given (0)
                           RowSpans spans,
                           Tensor state,  // [slots, H, N (key), N (value)] fp32
                           const WkvOptions& options,
-                          Tensor out) = 0;  // [rows, D]
+                          Tensor out) = 0;  // [rows, D] act
 
   // --- GOLD ---------------------------------------------------------------------------------------------------------
   // Writes ids and c rows of every span into its pages, from span.position on.
   virtual void GoldAppend(absl::Span<const int32_t> ids,  // [rows], host memory
-                          ConstTensor c,                  // [rows, D/16] fp32, or of the cache's type
+                          ConstTensor c,                  // [rows, D/16] fp32 or act, or of the cache's type
                           RowSpans spans, const GoldCache& cache) = 0;
   // table[id] = W_b's x0 columns times LN0(emb[id]), for every id given.
   virtual void GoldKeyTableRows(absl::Span<const int32_t> ids,  // host memory
                                 ConstTensor embedding, NormWeights ln0,
                                 Matrix key_x0,      // [D, D] kOutIn: the columns of W_b that meet x0
-                                Tensor table) = 0;  // [vocab, D] fp32
+                                Tensor table) = 0;  // [vocab, D] act
+  // The rows of one layer's GoldKvWeights::mix_table, for every id given.
+  virtual void GoldMixTableRows(absl::Span<const int32_t> ids,  // host memory
+                                ConstTensor embedding, NormWeights ln0,
+                                ConstTensor mix_lora,  // [D] fp32
+                                Matrix mix_down,       // [D, 2m] kInOut
+                                Tensor table) = 0;     // [vocab, 2, 2m] fp32
   // Causal softmax attention of each row over the cache positions 0 .. its own, scale 1/sqrt(N). Keys and values are
-  // rebuilt a tile of positions at a time. `q` is the finished query (normed, rotated).
-  virtual void GoldAttention(ConstTensor q,  // [rows, D]
+  // rebuilt a tile of positions at a time (tier T0). `q` is the finished query (normed, rotated).
+  virtual void GoldAttention(ConstTensor q,  // [rows, D] act
                              RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
                              const GoldCache& cache, int head_size,
-                             Tensor out) = 0;  // [rows, D]
+                             Tensor out) = 0;  // [rows, D] act
+  // Rebuilds the keys and values of the spans' positions, all of which are in `cache`, and keeps them (tier T3):
+  // KvAttention over `kv` is then what GoldAttention over `cache` is, but for the rounding to kv's type. A span's page
+  // table serves both. (row_begin counts positions here; slots are not looked at.)
+  virtual void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+                              const GoldCache& cache, int head_size, const KvCache& kv) = 0;
 
   // --- Ordinary attention -------------------------------------------------------------------------------------------
   // Rotates adjacent pairs within each head by position * base^(-2i/N), angles in double. In place.
-  virtual void Rope(Tensor x,  // [rows, D]
+  virtual void Rope(Tensor x,  // [rows, D] act
                     RowSpans spans, int head_size, double base) = 0;
-  virtual void KvAppend(ConstTensor k, ConstTensor v,  // [rows, D]
+  virtual void KvAppend(ConstTensor k, ConstTensor v,  // [rows, D] act
                         RowSpans spans, const KvCache& cache) = 0;
   // As GoldAttention over stored keys and values.
-  virtual void KvAttention(ConstTensor q,  // [rows, D]
+  virtual void KvAttention(ConstTensor q,  // [rows, D] act
                            RowSpans spans, const KvCache& cache, int head_size,
-                           Tensor out) = 0;  // [rows, D]
+                           Tensor out) = 0;  // [rows, D] act
+
+  // --- Sampling -----------------------------------------------------------------------------------------------------
+  // tokens[i] is drawn from row i by rows[i]; -1 where a logit of the row is not finite. Ids from `limit` on and those
+  // in `holes` are never drawn; at least one id is left. Waits for the ops before it.
+  virtual void Sample(ConstTensor logits,  // [rows, vocab] fp32
+                      int64_t limit, absl::Span<const int32_t> holes, absl::Span<const SampleRow> rows,
+                      absl::Span<int32_t> tokens) = 0;  // [rows]; host memory
 };
 
 // `threads` 0: one per core.

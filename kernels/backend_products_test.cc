@@ -17,21 +17,29 @@ struct ProductCase {
   bool bias = false;
   Factor multiply = Factor::kNone;
   bool accumulate = false;
+  // Of rows that may be fp32 (true) or act.
+  bool fp32_x = false;
+  bool fp32_multiply = false;
+  bool fp32_out = false;
 
   std::string ToString() const {
     return Shape{rows, in, out}.ToString() + (layout == Matrix::Layout::kOutIn ? " out-in" : " in-out") +
            ", activation " + std::to_string(static_cast<int>(activation)) + (bias ? ", bias" : "") + ", multiply " +
-           std::to_string(static_cast<int>(multiply)) + (accumulate ? ", accumulate" : "");
+           std::to_string(static_cast<int>(multiply)) + (accumulate ? ", accumulate" : "") +
+           (fp32_x ? ", fp32 x" : "") + (fp32_multiply ? ", fp32 multiply" : "") + (fp32_out ? ", fp32 out" : "");
   }
 };
 
 void CheckMatMul(BackendTest& t, const ProductCase& test) {
+  if (t.TooSlow(5 * test.rows * test.in * test.out)) return;
+  const auto dtype = [&t](bool fp32) { return fp32 ? DType::kF32 : t.act(); };
+  const DType x_dtype = dtype(test.fp32_x), factor_dtype = dtype(test.fp32_multiply), out_dtype = dtype(test.fp32_out);
   const Shape shape{test.rows, test.out};
-  const Values x = t.random.Normal(test.rows * test.in, 1);
+  const Values x = t.random.Normal(test.rows * test.in, 1, x_dtype);
   const reference::Weight weight{t.random.Normal(test.in * test.out, 1 / std::sqrt(test.in), t.weight_dtype()), test.in,
                                  test.out, test.layout};
-  const Values bias = t.random.Normal(test.out, 1), factor = t.random.Normal(test.rows * test.out, 1);
-  const Values before = t.random.Normal(test.rows * test.out, 1);
+  const Values bias = t.random.Normal(test.out, 1), factor = t.random.Normal(test.rows * test.out, 1, factor_dtype);
+  const Values before = t.random.Normal(test.rows * test.out, 1, out_dtype);
 
   Values expected = reference::Product(x, weight);
   for (size_t i = 0; test.bias && i < expected.size(); ++i) expected[i] += bias[i % test.out];
@@ -41,12 +49,13 @@ void CheckMatMul(BackendTest& t, const ProductCase& test) {
   if (test.accumulate) expected = reference::Add(expected, before);
 
   const bool reads_out = test.accumulate || test.multiply == Factor::kOut;
-  const Tensor out = reads_out ? t.device.Put(before, shape) : t.device.New(shape);
+  const Tensor out = reads_out ? t.device.Put(before, shape, out_dtype) : t.device.New(out_dtype, shape);
   Epilogue epilogue{.activation = test.activation, .accumulate = test.accumulate};
   if (test.bias) epilogue.bias = t.device.Put(bias, {test.out});
-  if (test.multiply == Factor::kOther) epilogue.multiply = t.device.Put(factor, shape);
+  if (test.multiply == Factor::kOther) epilogue.multiply = t.device.Put(factor, shape, factor_dtype);
   if (test.multiply == Factor::kOut) epilogue.multiply = out;
-  t.device->MatMul(t.device.Put(x, {test.rows, test.in}), t.device.Put(weight, t.weight_dtype()), epilogue, out);
+  t.device->MatMul(t.device.Put(x, {test.rows, test.in}, x_dtype), t.device.Put(weight, t.weight_dtype()), epilogue,
+                   out);
   ExpectClose(t.device.Get(out), expected, test.out, t.tolerance(), test.ToString(), 1);
 }
 
@@ -81,6 +90,9 @@ TEST_P(BackendTest, MatMulEveryRowCount) {
     CheckMatMul(*this, {.rows = 505, .in = 2050, .out = 3, .layout = layout});
     CheckMatMul(*this, {.rows = 505, .in = 1, .out = 200, .layout = layout});
     CheckMatMul(*this, {.rows = 60, .in = 1100, .out = 130, .layout = layout});
+    // Whole tiles of any kernel.
+    CheckMatMul(*this, {.rows = 256, .in = 128, .out = 256, .layout = layout});
+    CheckMatMul(*this, {.rows = 64, .in = 64, .out = 128, .layout = layout});
   }
 }
 
@@ -104,7 +116,32 @@ TEST_P(BackendTest, MatMulEveryEpilogue) {
   }
 }
 
-// Each element by itself, as large ones would hide the error of small ones. All inputs are exact in every type.
+// Every choice of types of rows, one row and many.
+TEST_P(BackendTest, MatMulEveryRowType) {
+  if (act() == DType::kF32) return;
+  for (int types = 0; types < 8; ++types) {
+    for (Factor multiply : {Factor::kNone, Factor::kOther, Factor::kOut}) {
+      for (int64_t rows : {1, 3, 17, 70}) {
+        if (slow() && rows > 20) continue;
+        for (bool accumulate : {false, true}) {
+          CheckMatMul(*this, {.rows = rows,
+                              .in = 72,
+                              .out = 65,
+                              .activation = accumulate ? Activation::kNone : Activation::kSilu,
+                              .bias = accumulate,
+                              .multiply = multiply,
+                              .accumulate = accumulate,
+                              .fp32_x = (types & 1) != 0,
+                              .fp32_multiply = (types & 2) != 0,
+                              .fp32_out = (types & 4) != 0});
+        }
+      }
+    }
+  }
+}
+
+// Each element by itself, as large ones would hide the error of small ones. All inputs are exact in every type, but for
+// the first in fp16.
 TEST_P(BackendTest, MatMulActivationsOfSmallAndLargeInputs) {
   Values x;
   for (double magnitude : {0.,  0x1p-60, 0x1p-20, 0x1p-10, 0.125, 0.5,  1.,   3.,   8.,   9.,   10.,  20.,   80.,   88.,
@@ -114,14 +151,19 @@ TEST_P(BackendTest, MatMulActivationsOfSmallAndLargeInputs) {
   }
   const auto rows = static_cast<int64_t>(x.size());
   const Matrix one = device.Put(reference::Weight{{1}, 1, 1}, weight_dtype());
+  // fp16 loses digits below 2^-14: of x where the back end multiplies in it, of the result where that is fp16.
+  const bool rounds_x = tolerance() > kFp32Tolerance && weight_dtype() == DType::kF16;
   for (Activation activation : {Activation::kRelu2, Activation::kSilu, Activation::kSigmoid, Activation::kTanh}) {
-    const Tensor out = device.New({rows, 1});
-    device->MatMul(device.Put(x, {rows, 1}), one, {.activation = activation}, out);
-    const Values actual = device.Get(out);
-    for (int64_t i = 0; i < rows; ++i) {
-      const double expected = reference::Activate(activation, x[i]);
-      EXPECT_NEAR(actual[i], expected, tolerance() * std::abs(expected) + 1e-30)
-          << "activation " << static_cast<int>(activation) << " of " << x[i];
+    for (DType dtype : row_dtypes()) {
+      const double absolute = dtype == DType::kF16 || rounds_x ? 0x1p-24 : 1e-30;
+      const Tensor out = device.New(dtype, {rows, 1});
+      device->MatMul(device.Put(Round(x, dtype), {rows, 1}, dtype), one, {.activation = activation}, out);
+      const Values actual = device.Get(out);
+      for (int64_t i = 0; i < rows; ++i) {
+        const double expected = Round(reference::Activate(activation, x[i]), dtype);
+        EXPECT_NEAR(actual[i], expected, tolerance() * std::abs(expected) + absolute)
+            << "activation " << static_cast<int>(activation) << " of " << x[i] << " in " << Name(dtype);
+      }
     }
   }
 }
@@ -131,21 +173,23 @@ TEST_P(BackendTest, MatMulActivationsOfNan) {
   const Matrix one = device.Put(reference::Weight{{1}, 1, 1}, weight_dtype());
   for (Activation activation :
        {Activation::kNone, Activation::kRelu2, Activation::kSilu, Activation::kSigmoid, Activation::kTanh}) {
-    const Tensor out = device.Put({0}, {1, 1});
-    device->MatMul(device.Put({std::nan("")}, {1, 1}), one, {.activation = activation}, out);
-    EXPECT_TRUE(std::isnan(device.Get(out)[0])) << "activation " << static_cast<int>(activation);
+    for (DType dtype : row_dtypes()) {
+      const Tensor out = device.Put({0}, {1, 1}, dtype);
+      device->MatMul(device.Put({std::nan("")}, {1, 1}, dtype), one, {.activation = activation}, out);
+      EXPECT_TRUE(std::isnan(device.Get(out)[0])) << "activation " << static_cast<int>(activation);
+    }
   }
 }
 
 // A row of another sequence that overflows must not reach its neighbours.
 TEST_P(BackendTest, MatMulRowsDoNotMix) {
   const int64_t rows = 13, in = 130, width = 67;
-  Values x = random.Normal(rows * in, 1);
+  Values x = random.Normal(rows * in, 1, act());
   const reference::Weight weight{random.Normal(in * width, 0.1, weight_dtype()), in, width};
   const Values expected = reference::Product(x, weight);
   for (int64_t i = 0; i < in; ++i) x[5 * in + i] = std::nan("");
-  const Tensor out = device.New({rows, width});
-  device->MatMul(device.Put(x, {rows, in}), device.Put(weight, weight_dtype()), {}, out);
+  const Tensor out = device.New(act(), {rows, width});
+  device->MatMul(device.Put(x, {rows, in}, act()), device.Put(weight, weight_dtype()), {}, out);
   const Values actual = device.Get(out);
   for (int row = 0; row < rows; ++row) {
     if (row == 5) continue;

@@ -1,4 +1,5 @@
 // Token shift and linear attention: the ops that carry a state from row to row.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/backend_test_util.h"
@@ -19,6 +20,13 @@ const std::vector<std::vector<int>>& SpanCounts() {
   };
   return counts;
 }
+const std::vector<std::vector<int>>& SlowSpanCounts() {
+  static const auto& counts = *new std::vector<std::vector<int>>{{}, {1}, {7}, {2, 35, 1, 9}, std::vector<int>(40, 1)};
+  return counts;
+}
+const std::vector<std::vector<int>>& SpanCounts(const BackendTest& t) {
+  return t.slow() ? SlowSpanCounts() : SpanCounts();
+}
 
 struct ShiftInputs {
   int64_t rows = 0;
@@ -34,7 +42,7 @@ ShiftInputs Draw(BackendTest& t, const std::vector<int>& counts, int64_t width) 
   ShiftInputs in;
   in.rows = RowCount(counts);
   in.spans = MakeSpans(t.random, counts, slots);
-  in.x = t.random.Normal(in.rows * width, 1);
+  in.x = t.random.Normal(in.rows * width, 1, t.act());
   in.shift = t.random.Normal(slots * width, 1);
   in.shift_after = in.shift;
   in.prev.resize(in.x.size());
@@ -47,20 +55,23 @@ ShiftInputs Draw(BackendTest& t, const std::vector<int>& counts, int64_t width) 
 }
 
 void CheckTokenShift(BackendTest& t, const std::vector<int>& counts, int64_t width, int64_t targets) {
+  if (t.TooSlow(20 * RowCount(counts) * width * targets)) return;
   const ShiftInputs in = Draw(t, counts, width);
   const Values mix = t.random.Uniform(targets * width, -0.2, 1.2);
   const int slots = static_cast<int>(counts.size()) + 2;
-  const Tensor shift = t.device.Put(in.shift, {slots, width}), out = t.device.New({targets, in.rows, width});
-  t.device->TokenShift(t.device.Put(in.x, {in.rows, width}), in.spans, shift, t.device.Put(mix, {targets, width}), out);
+  const Tensor shift = t.device.Put(in.shift, {slots, width}), out = t.device.New(t.act(), {targets, in.rows, width});
+  t.device->TokenShift(t.device.Put(in.x, {in.rows, width}, t.act()), in.spans, shift,
+                       t.device.Put(mix, {targets, width}), out);
   const Values actual = t.device.Get(out);
   for (int g = 0; g < targets; ++g) {
     ExpectClose(Slot(actual, g, in.rows * width), reference::Lerp(in.x, in.prev, Slot(mix, g, width)), width,
-                kFp32Tolerance, out.shape.ToString(), 1);
+                t.activation_tolerance(), out.shape.ToString(), 1);
   }
   ExpectSame(t.device.Get(shift), in.shift_after, "shift state");
 }
 
 void CheckDdLerp(BackendTest& t, const std::vector<int>& counts, int64_t width, int64_t targets, int64_t rank) {
+  if (t.TooSlow(RowCount(counts) * width * targets * rank)) return;
   const ShiftInputs in = Draw(t, counts, width);
   const reference::DdLerpWeights weights{
       .mix_x = t.random.Uniform(width, 0, 1),
@@ -69,8 +80,8 @@ void CheckDdLerp(BackendTest& t, const std::vector<int>& counts, int64_t width, 
       .up = t.random.Normal(targets * rank * width, 1 / std::sqrt(rank), t.weight_dtype()),
       .mix = t.random.Uniform(targets * width, 0, 1)};
   const int slots = static_cast<int>(counts.size()) + 2;
-  const Tensor shift = t.device.Put(in.shift, {slots, width}), out = t.device.New({targets, in.rows, width});
-  t.device->DdLerp(t.device.Put(in.x, {in.rows, width}), in.spans, shift,
+  const Tensor shift = t.device.Put(in.shift, {slots, width}), out = t.device.New(t.act(), {targets, in.rows, width});
+  t.device->DdLerp(t.device.Put(in.x, {in.rows, width}, t.act()), in.spans, shift,
                    {.mix_x = t.device.Put(weights.mix_x, {width}),
                     .down = t.device.Put(weights.down, t.weight_dtype()),
                     .up = t.device.Put(weights.up, {targets, rank, width}, t.weight_dtype()),
@@ -86,7 +97,7 @@ void CheckDdLerp(BackendTest& t, const std::vector<int>& counts, int64_t width, 
 }
 
 TEST_P(BackendTest, TokenShift) {
-  for (const std::vector<int>& counts : SpanCounts()) {
+  for (const std::vector<int>& counts : SpanCounts(*this)) {
     CheckTokenShift(*this, counts, 65, 2);
     CheckTokenShift(*this, counts, 8, 4);
   }
@@ -94,35 +105,58 @@ TEST_P(BackendTest, TokenShift) {
 }
 
 TEST_P(BackendTest, DdLerp) {
-  for (const std::vector<int>& counts : SpanCounts()) {
+  for (const std::vector<int>& counts : SpanCounts(*this)) {
     CheckDdLerp(*this, counts, 136, 5, 8);
     CheckDdLerp(*this, counts, 17, 1, 3);
   }
   for (int64_t width : {1, 3, 64, 65, 448, 1030}) CheckDdLerp(*this, {2, 1, 4}, width, 3, 4);
   for (int64_t rank : {1, 5, 32, 64, 128}) CheckDdLerp(*this, {1, 9}, 80, 5, rank);
+  // Shapes of released models, scaled down: kernels on matrix units take tiles of 64 rows, 64 and 128 columns.
+  CheckDdLerp(*this, {1, 70, 2, 64, 1}, 128, 5, 32);
+  CheckDdLerp(*this, {66, 1}, 64, 5, 64);
+  CheckDdLerp(*this, {3, 1}, 192, 3, 16);
+  CheckDdLerp(*this, {130}, slow() ? 256 : 1152, 1, 32);
+  CheckDdLerp(*this, std::vector<int>(9, 1), slow() ? 512 : 2048, 5, 32);
 }
 
 struct WkvCase {
-  std::vector<int> counts;
+  std::vector<int> counts;  // of the spans of one call
   int64_t heads = 2;
   int64_t head_size = 64;
   double decay_low = -6;  // of w
   double decay_high = 1;
+  int decay_rows = 0;  // w of so many rows in turn is drawn evenly, then constant over rows and columns; 0: all evenly
   bool constant_decay = false;
   bool bonus = true;
   WkvOptions options = {};
+  std::vector<int> later_calls = {};  // more rows of the first span's sequence, a call each
 };
 
-void CheckWkv(BackendTest& t, const WkvCase& test) {
-  const int64_t width = test.heads * test.head_size, state_size = width * test.head_size, rows = RowCount(test.counts);
-  const int slots = static_cast<int>(test.counts.size()) + 2;
-  const Values r = t.random.Normal(rows * width, 1), k = t.random.Normal(rows * width, 1);
-  const Values v = t.random.Normal(rows * width, 1);
-  const int64_t w_rows = test.constant_decay ? 1 : rows;
-  const Values w = t.random.Uniform(w_rows * width, test.decay_low, test.decay_high);
+Values DrawDecays(BackendTest& t, const WkvCase& test, int64_t rows, int64_t width) {
+  if (test.constant_decay) return t.random.Uniform(width, test.decay_low, test.decay_high);
+  Values w = t.random.Uniform(rows * width, test.decay_low, test.decay_high, t.act());
+  if (test.decay_rows == 0) return w;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t block = row / test.decay_rows;
+    if (block % 2 == 0) continue;
+    // From one end of the range to the other.
+    const double share = static_cast<double>(block / 2 % 4) / 3;
+    const double value = Round(test.decay_low + share * (test.decay_high - test.decay_low), t.act());
+    std::fill_n(w.begin() + row * width, width, value);
+  }
+  return w;
+}
+
+// One call; updates the state [slots, ...] of the host and of the device.
+void CheckWkvCall(BackendTest& t, const WkvCase& test, const std::vector<RowSpan>& spans, Values& state,
+                  const Tensor& state_tensor, const std::string& what) {
+  const int64_t width = test.heads * test.head_size, state_size = width * test.head_size;
+  const int64_t rows = spans.empty() ? 0 : spans.back().row_begin + spans.back().row_count;
+  const DType act = t.act();
+  const Values r = t.random.Normal(rows * width, 1, act), k = t.random.Normal(rows * width, 1, act);
+  const Values v = t.random.Normal(rows * width, 1, act), before = t.random.Normal(rows * width, 1, act);
+  const Values w = DrawDecays(t, test, rows, width);
   const Values u = test.bonus ? t.random.Normal(width, 1) : Values();
-  const Values before = t.random.Normal(rows * width, 1), state = t.random.Normal(slots * state_size, 1);
-  const std::vector<RowSpan> spans = MakeSpans(t.random, test.counts, slots);
 
   Values expected = before, expected_state = state;
   for (const RowSpan& span : spans) {
@@ -136,32 +170,51 @@ void CheckWkv(BackendTest& t, const WkvCase& test) {
   }
 
   const Shape shape{rows, width};
-  const Tensor state_tensor = t.device.Put(state, {slots, test.heads, test.head_size, test.head_size});
-  const Tensor out = test.options.accumulate ? t.device.Put(before, shape) : t.device.New(shape);
-  t.device->WkvForward(t.device.Put(r, shape), t.device.Put(k, shape), t.device.Put(v, shape),
-                       t.device.Put(w, {w_rows, width}),
+  const Tensor out = test.options.accumulate ? t.device.Put(before, shape, act) : t.device.New(act, shape);
+  const Tensor w_tensor = test.constant_decay ? t.device.Put(w, {1, width}) : t.device.Put(w, {rows, width}, act);
+  const Values state_before = t.device.Get(state_tensor);
+  t.device->WkvForward(t.device.Put(r, shape, act), t.device.Put(k, shape, act), t.device.Put(v, shape, act), w_tensor,
                        test.bonus ? ConstTensor(t.device.Put(u, {test.heads, test.head_size})) : ConstTensor(), spans,
                        state_tensor, test.options, out);
+  ExpectClose(t.device.Get(out), expected, test.head_size, t.activation_tolerance(), what);
+  const Values actual_state = t.device.Get(state_tensor);
+  ExpectClose(actual_state, expected_state, state_size, t.activation_tolerance(), what + ", state");
+  std::vector<bool> used(state_tensor.dim(0));
+  for (const RowSpan& span : spans) used[span.slot] = true;
+  for (int slot = 0; slot < state_tensor.dim(0); ++slot) {
+    if (used[slot]) continue;
+    ExpectSame(Slot(actual_state, slot, state_size), Slot(state_before, slot, state_size), "unused state");
+  }
+  state = expected_state;
+}
+
+void CheckWkv(BackendTest& t, const WkvCase& test) {
+  const int64_t width = test.heads * test.head_size, rows = RowCount(test.counts);
+  if (t.TooSlow((rows + RowCount(test.later_calls)) * width * test.head_size / 4)) return;
+  const int slots = static_cast<int>(test.counts.size()) + 2;
+  Values state = t.random.Normal(slots * width * test.head_size, 1);
+  const Tensor state_tensor = t.device.Put(state, {slots, test.heads, test.head_size, test.head_size});
+  std::vector<RowSpan> spans = MakeSpans(t.random, test.counts, slots);
   const std::string what = "rows " + std::to_string(rows) + ", heads " + Shape{test.heads, test.head_size}.ToString() +
                            ", w from " + std::to_string(test.decay_low) + " to " + std::to_string(test.decay_high);
-  ExpectClose(t.device.Get(out), expected, test.head_size, kFp32Tolerance, what);
-  const Values actual_state = t.device.Get(state_tensor);
-  ExpectClose(actual_state, expected_state, state_size, kFp32Tolerance, what + ", state");
-  std::vector<bool> used(slots);
-  for (const RowSpan& span : spans) used[span.slot] = true;
-  for (int slot = 0; slot < slots; ++slot) {
-    if (!used[slot]) ExpectSame(Slot(actual_state, slot, state_size), Slot(state, slot, state_size), "unused state");
+  CheckWkvCall(t, test, spans, state, state_tensor, what);
+  for (int count : test.later_calls) {
+    spans = {{.slot = spans[0].slot, .row_count = count, .position = spans[0].position + spans[0].row_count}};
+    CheckWkvCall(t, test, spans, state, state_tensor,
+                 what + ", " + std::to_string(count) + " from " + std::to_string(spans[0].position));
   }
 }
 
 TEST_P(BackendTest, WkvEverySpan) {
-  for (const std::vector<int>& counts : SpanCounts()) CheckWkv(*this, {.counts = counts, .heads = 3, .head_size = 16});
+  for (const std::vector<int>& counts : SpanCounts(*this))
+    CheckWkv(*this, {.counts = counts, .heads = 3, .head_size = 16});
   CheckWkv(*this, {.counts = {3, 130, 1}, .heads = 2, .head_size = 64});
 }
 
 TEST_P(BackendTest, WkvEveryOptionAndHeadSize) {
   for (int64_t head_size : {16, 32, 48, 64, 80, 128}) {
     for (int flags = 0; flags < 16; ++flags) {
+      if (slow() && head_size > 32 && flags % 5 != 0) continue;
       CheckWkv(*this, {.counts = {3, 1, 17},
                        .heads = 2,
                        .head_size = head_size,
@@ -180,7 +233,7 @@ TEST_P(BackendTest, WkvExtremeDecays) {
   for (const auto& [low, high] : ranges) {
     for (bool one_minus : {false, true}) {
       CheckWkv(*this, {.counts = {65, 1},
-                       .heads = 2,
+                       .heads = slow() ? 1 : 2,
                        .head_size = 32,
                        .decay_low = low,
                        .decay_high = high,
@@ -190,27 +243,68 @@ TEST_P(BackendTest, WkvExtremeDecays) {
   }
 }
 
+// Kernels that take rows by blocks divide by products of decays: slow and fast ones side by side within a block, blocks
+// of one value, and borders between them within a block.
+TEST_P(BackendTest, WkvMixedDecays) {
+  for (int64_t head_size : {16, 64}) {
+    for (int decay_rows : {0, 5, 16, 64}) {
+      for (bool one_minus : {false, true}) {
+        CheckWkv(*this, {.counts = {slow() ? 70 : 300, 33},
+                         .heads = slow() ? 1 : 2,
+                         .head_size = head_size,
+                         .decay_low = -12,
+                         .decay_high = 4,
+                         .decay_rows = decay_rows,
+                         .bonus = !one_minus,
+                         .options = {.one_minus_decay_keys = one_minus}});
+      }
+    }
+  }
+  for (double w : {-12., -4., 0., 1., 2., 4.}) {
+    CheckWkv(*this, {.counts = {130}, .heads = 1, .head_size = 32, .decay_low = w, .decay_high = w});
+    CheckWkv(*this,
+             {.counts = {130}, .heads = 1, .head_size = 32, .decay_low = w, .decay_high = w, .constant_decay = true});
+  }
+}
+
+// A long prompt in pieces of every length, and a few tokens after it.
+TEST_P(BackendTest, WkvResumes) {
+  for (int64_t head_size : {16, 64}) {
+    for (double decay_high : {-4., 1., 4.}) {
+      CheckWkv(*this,
+               {.counts = {slow() ? 80 : 300, 1},
+                .heads = slow() ? 1 : 2,
+                .head_size = head_size,
+                .decay_low = -12,
+                .decay_high = decay_high,
+                .later_calls = slow() ? std::vector<int>{1, 17, 1} : std::vector<int>{1, 16, 64, 7, 128, 300, 1, 1}});
+    }
+  }
+}
+
 // With a state of zeros nothing but the tiny keys speaks: 1 - exp(-exp(w)) must keep its digits as it nears 0.
 TEST_P(BackendTest, WkvTinyKeysKeepTheirDigits) {
   const int64_t width = 32, rows = 4;
   for (double w : {-8., -16., -30., -60.}) {
-    const Values r = random.Normal(rows * width, 1), k = random.Normal(rows * width, 1),
-                 v = random.Normal(rows * width, 1);
+    const Values r = random.Normal(rows * width, 1, act()), k = random.Normal(rows * width, 1, act()),
+                 v = random.Normal(rows * width, 1, act());
     const Values decay(width, w);
     Values expected_state(width * width);
     const Values expected = reference::Wkv(r, k, v, decay, {}, 1, width, true, expected_state);
-    const Tensor state = device.Put(Values(width * width), {1, 1, width, width}), out = device.New({rows, width});
     const Shape shape{rows, width};
-    device->WkvForward(device.Put(r, shape), device.Put(k, shape), device.Put(v, shape), device.Put(decay, {1, width}),
-                       {}, std::vector<RowSpan>{{.row_count = rows}}, state, {.one_minus_decay_keys = true}, out);
-    ExpectClose(device.Get(out), expected, width, kFp32Tolerance, "w " + std::to_string(w));
-    ExpectClose(device.Get(state), expected_state, width, kFp32Tolerance, "state, w " + std::to_string(w));
+    const Tensor state = device.Put(Values(width * width), {1, 1, width, width}), out = device.New(act(), shape);
+    device->WkvForward(device.Put(r, shape, act()), device.Put(k, shape, act()), device.Put(v, shape, act()),
+                       device.Put(decay, {1, width}), {}, std::vector<RowSpan>{{.row_count = rows}}, state,
+                       {.one_minus_decay_keys = true}, out);
+    ExpectClose(device.Get(out), expected, width, activation_tolerance(), "w " + std::to_string(w),
+                SmallestNormal(act()));
+    ExpectClose(device.Get(state), expected_state, width, activation_tolerance(), "state, w " + std::to_string(w));
   }
 }
 
 // fp32 rounds the state at every row: slow decays add up thousands of them.
 TEST_P(BackendTest, WkvLongSequence) {
-  CheckWkv(*this, {.counts = {3000}, .heads = 1, .head_size = 16, .decay_low = -12, .decay_high = -8});
+  CheckWkv(*this, {.counts = {slow() ? 700 : 3000}, .heads = 1, .head_size = 16, .decay_low = -12, .decay_high = -8});
 }
 
 }  // namespace

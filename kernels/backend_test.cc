@@ -26,7 +26,7 @@ std::vector<Case> CpuCases() {
                        .make = make,
                        .weight_dtype = weights,
                        .cache_dtype = cache,
-                       .tolerance = kFp32Tolerance,
+                       .bit_invariant = true,
                        .thorough = cases.size() == 2});  // bf16 on the best instruction set
     }
   }

@@ -175,6 +175,10 @@ Values Round(Values values, DType dtype) {
   return values;
 }
 
+double RoundingError(DType dtype) { return dtype == DType::kF32 ? 0x1p-24 : std::ldexp(1, -HalfOf(dtype).digits); }
+
+double SmallestNormal(DType dtype) { return dtype == DType::kF16 ? 0x1p-14 : 0x1p-126; }
+
 Tensor Device::New(DType dtype, const Shape& shape) {
   Tensor tensor{nullptr, dtype, shape};
   const int64_t bytes = tensor.bytes();
@@ -346,16 +350,14 @@ reference::GoldLayer RandomGoldLayer(Random& random, const GoldSizes& sizes, DTy
 
 GoldShared PutGoldShared(Device& device, const reference::GoldLayer& layer, DType dtype) {
   const int64_t vocab = static_cast<int64_t>(layer.embedding.size()) / layer.width;
-  std::vector<int32_t> ids(vocab);
-  std::iota(ids.begin(), ids.end(), 0);
-  const Values table = reference::Product(reference::GoldInputs(layer, ids), layer.key_x0);
   return {.embedding = device.Put(layer.embedding, {vocab, layer.width}, dtype),
           .ln0 = device.Put(layer.ln0),
           .key_compressed = device.Put(layer.key_compressed, dtype),
-          .key_table = device.Put(table, {vocab, layer.width})};
+          .key_table = device.Put(reference::GoldKeyTable(layer), {vocab, layer.width}, device->activation_dtype())};
 }
 
 GoldKvWeights PutGoldWeights(Device& device, const reference::GoldLayer& layer, DType dtype) {
+  const int64_t vocab = static_cast<int64_t>(layer.embedding.size()) / layer.width;
   return {.mix_lora = device.Put(layer.mix_lora, {layer.width}),
           .mix_key = device.Put(layer.mix_key, {layer.width}),
           .mix_value = device.Put(layer.mix_value, {layer.width}),
@@ -367,10 +369,16 @@ GoldKvWeights PutGoldWeights(Device& device, const reference::GoldLayer& layer, 
           .value_up = device.Put(layer.value_up, dtype),
           .ln_key = device.Put(layer.ln_key),
           .ln_value = device.Put(layer.ln_value),
+          .mix_table = device.Put(reference::GoldMixTable(layer), {vocab, 2, layer.mix_down.out}),
           .rope_base = layer.rope_base};
 }
 
 Values IdValues(const std::vector<int32_t>& ids) { return Values(ids.begin(), ids.end()); }
+
+std::vector<DType> BackendTest::row_dtypes() const {
+  if (act() == DType::kF32) return {DType::kF32};
+  return {DType::kF32, act()};
+}
 
 BackendTest::BackendTest()
     : seed_(Seed()),

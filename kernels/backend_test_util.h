@@ -19,22 +19,29 @@ namespace goldfinch {
 
 using reference::Values;
 
+// fp32 keeps 7 digits; sums of a few thousand terms and exp of values near 20 lose one of them.
+constexpr double kFp32Tolerance = 4e-6;
+
 // One back end with one choice of types.
 struct Case {
   std::string name;  // of the test: letters, digits, _
   std::function<std::unique_ptr<Backend>(int threads)> make;
   DType weight_dtype = DType::kF32;
   DType cache_dtype = DType::kF32;
-  // Relative L2 error of ops that read weights or caches. Back ends that compute in fp32 hold kFp32Tolerance for every
-  // type, as both sides have the rounded weights; one that rounds activations to the type of the weights does not.
-  double tolerance = 0;
+  DType activation_dtype = DType::kF32;  // what the back end says of itself
+  // Relative L2 error of ops that read weights or caches, and of those on activations alone. Back ends that compute in
+  // fp32 on fp32 activations hold kFp32Tolerance for every type, as both sides have the rounded weights; one that
+  // rounds activations does not.
+  double tolerance = kFp32Tolerance;
+  double activation_tolerance = kFp32Tolerance;
+  // Results do not depend on what shares a call, to the bit; else to the tolerances.
+  bool bit_invariant = false;
   // Also the tests that take the double versions seconds; one case a back end is enough.
   bool thorough = false;
+  // The back end is a thousand times slower than a processor (an emulated one): smaller sizes of everything.
+  bool slow = false;
 };
 void PrintTo(const Case& test_case, std::ostream* out);
-
-// fp32 keeps 7 digits; sums of a few thousand terms and exp of values near 20 lose one of them.
-constexpr double kFp32Tolerance = 4e-6;
 
 class Random {
  public:
@@ -57,6 +64,10 @@ class Random {
 // The nearest value of a floating-point type, ties to even; beyond fp16's range its largest.
 double Round(double value, DType dtype);
 Values Round(Values values, DType dtype);
+// The largest relative error of such a rounding, of values that are not below the type's normal numbers.
+double RoundingError(DType dtype);
+// The smallest normal number: as `unit` below, it lets results near it lose digits as the type does.
+double SmallestNormal(DType dtype);
 
 // A back end and the tensors that a test keeps on it.
 class Device {
@@ -142,7 +153,14 @@ class BackendTest : public testing::TestWithParam<Case> {
 
   DType weight_dtype() const { return GetParam().weight_dtype; }
   DType cache_dtype() const { return GetParam().cache_dtype; }
+  DType act() const { return GetParam().activation_dtype; }
   double tolerance() const { return GetParam().tolerance; }
+  double activation_tolerance() const { return GetParam().activation_tolerance; }
+  bool slow() const { return GetParam().slow; }
+  // A check of so many multiply-adds is left to faster back ends.
+  bool TooSlow(int64_t multiply_adds) const { return slow() && multiply_adds > 3'000'000; }
+  // Of rows that may be fp32 or act.
+  std::vector<DType> row_dtypes() const;
   Device MakeDevice(int threads) const { return Device(GetParam().make(threads)); }
 
  private:

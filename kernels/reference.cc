@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <utility>
 
 namespace goldfinch::reference {
 namespace {
@@ -24,6 +26,12 @@ Values Part(const Values& x, int64_t begin, int64_t count) {
 }
 
 Values Tanh(Values x) { return Activate(Activation::kTanh, std::move(x)); }
+
+std::vector<int32_t> AllIds(const GoldLayer& layer) {
+  std::vector<int32_t> ids(layer.embedding.size() / layer.width);
+  std::iota(ids.begin(), ids.end(), 0);
+  return ids;
+}
 
 // x + tanh(x down) up.
 Values PlusLora(const Values& x, const Weight& down, const Weight& up) {
@@ -207,6 +215,25 @@ Values GoldInputs(const GoldLayer& layer, const std::vector<int32_t>& ids) {
   return GroupNorm(rows, layer.width, 1, layer.ln0, kLayerNormEpsilon);
 }
 
+Values GoldKeyTable(const GoldLayer& layer) { return Product(GoldInputs(layer, AllIds(layer)), layer.key_x0); }
+
+Values GoldMixTable(const GoldLayer& layer) {
+  const std::vector<int32_t> ids = AllIds(layer);
+  const Values xo = Rms(GoldInputs(layer, ids), layer.width);
+  const Values zero(xo.size());
+  // As both are linear: own is the mix where the row before is zero, next the mix of a zero after it.
+  const Values own = Product(Lerp(xo, zero, layer.mix_lora), layer.mix_down);
+  const Values next = Product(Lerp(zero, xo, layer.mix_lora), layer.mix_down);
+  Values table;
+  for (size_t id = 0; id < ids.size(); ++id) {
+    for (const Values* rows : {&own, &next}) {
+      const auto row = rows->begin() + id * layer.mix_down.out;
+      table.insert(table.end(), row, row + layer.mix_down.out);
+    }
+  }
+  return table;
+}
+
 KeysValues GoldKeysValues(const GoldLayer& layer, const std::vector<int32_t>& ids, const Values& c) {
   const int64_t width = layer.width, rank = layer.mix_down.out / 2;
   const Values zero(width);
@@ -228,6 +255,51 @@ KeysValues GoldKeysValues(const GoldLayer& layer, const std::vector<int32_t>& id
   v = GroupNorm(PlusLora(v, layer.value_down, layer.value_up), width, 1, layer.ln_value, kLayerNormEpsilon);
   if (layer.rope_base != 0) k = Rope(k, width, layer.head_size, 0, layer.rope_base);
   return {std::move(k), std::move(v)};
+}
+
+Values TokenProbabilities(const Values& logits, int64_t limit, const std::vector<int32_t>& holes,
+                          const SampleRow& row) {
+  Values scores = logits;
+  for (const LogitChange& change : row.changes) {
+    scores[change.id] = static_cast<float>(scores[change.id] + change.amount);
+  }
+  std::vector<bool> out(logits.size());
+  for (size_t id = limit; id < out.size(); ++id) out[id] = true;
+  for (int32_t id : holes) out[id] = true;
+  for (int32_t id : row.banned) out[id] = true;
+  std::vector<int32_t> best_first;
+  for (size_t id = 0; id < out.size(); ++id) {
+    if (!out[id]) best_first.push_back(static_cast<int32_t>(id));
+  }
+  std::stable_sort(best_first.begin(), best_first.end(), [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
+
+  const double best = scores[best_first[0]];
+  Values probabilities(logits.size());
+  if (row.temperature == 0) {
+    probabilities[best_first[0]] = 1;
+    return probabilities;
+  }
+  double total = 0;
+  for (int32_t id : best_first) total += std::exp(scores[id] - best);
+  // Every cut keeps a beginning of the list.
+  const size_t count = best_first.size();
+  size_t top_p = 0, min_p = 0;
+  for (double sum = 0; top_p < count; ++top_p) {
+    const bool reached = top_p > 0 && row.top_p < 1 && sum >= row.top_p;
+    if (reached && scores[best_first[top_p]] < scores[best_first[top_p - 1]]) break;
+    sum += std::exp(scores[best_first[top_p]] - best) / total;
+  }
+  while (min_p < count && std::exp(scores[best_first[min_p]] - best) >= row.min_p) ++min_p;
+  const size_t top_k = row.top_k == 0 ? count : std::min<size_t>(row.top_k, count);
+  const size_t kept = std::min({top_p, top_k, min_p});
+
+  double kept_total = 0;
+  for (size_t i = 0; i < kept; ++i) {
+    probabilities[best_first[i]] = std::exp((scores[best_first[i]] - best) / row.temperature);
+    kept_total += probabilities[best_first[i]];
+  }
+  for (double& probability : probabilities) probability /= kept_total;
+  return probabilities;
 }
 
 }  // namespace goldfinch::reference

@@ -91,12 +91,22 @@ struct GoldLayer {
 };
 // x0 = LN0(emb[id]) of every id.
 Values GoldInputs(const GoldLayer& layer, const std::vector<int32_t>& ids);
+// [vocab, width]: W_b's x0 columns times x0.
+Values GoldKeyTable(const GoldLayer& layer);
+// [vocab, 2, 2 rank]: with xo = rms(x0), (xo * (1 - mix_lora)) mix_down and (xo * mix_lora) mix_down.
+Values GoldMixTable(const GoldLayer& layer);
 // Keys and values of positions 0 .. ids.size() from ids and c [positions, width / 16].
 struct KeysValues {
   Values keys;
   Values values;
 };
 KeysValues GoldKeysValues(const GoldLayer& layer, const std::vector<int32_t>& ids, const Values& c);
+
+// --- Sampling -------------------------------------------------------------------------------------------------------
+
+// The probability of every id after steps 1 to 4 of worker/sampler.h, 0 where the id cannot be drawn. Logits are exact
+// in fp32, as are scores: equals of a cut stay or go by them.
+Values TokenProbabilities(const Values& logits, int64_t limit, const std::vector<int32_t>& holes, const SampleRow& row);
 
 }  // namespace goldfinch::reference
 

@@ -48,6 +48,13 @@ int64_t MatrixElements(const Shape& shape) {
   return dims >= 2 ? shape.elements() : 0;
 }
 
+// Of a GOLD layer's table by token id (GoldKvWeights::mix_table): [vocab, 2, 2m] fp32.
+int64_t MixTableBytes(const Checkpoint& checkpoint, const ModelShape& shape, int layer) {
+  const CheckpointTensor* down = checkpoint.Find(absl::StrFormat("blocks.%d.att.time_maa_kv_w1", layer));
+  if (down == nullptr || down->data.shape.rank() != 2) return 0;  // loading the layer will fail
+  return shape.vocab_size * 2 * down->data.dim(1) * SizeOf(DType::kF32);
+}
+
 void DescribeLayer(const ModelShape& shape, int index, DType cache_dtype, cluster::v1::LayerDescription* layer) {
   const TimeMixKind& kind = *shape.kinds[index];
   layer->set_kind(kind.name);
@@ -99,7 +106,7 @@ std::string Fingerprint(const Checkpoint& checkpoint) {
 }
 
 void Describe(const Checkpoint& checkpoint, const ModelShape& shape, const ModelConfig& config, DType cache_dtype,
-              cluster::v1::Described* described) {
+              DType activation_dtype, cluster::v1::Described* described) {
   using Part = TensorHome::Part;
   described->set_fingerprint(Fingerprint(checkpoint));
   for (int layer = 0; layer < shape.layers(); ++layer) {
@@ -126,10 +133,13 @@ void Describe(const Checkpoint& checkpoint, const ModelShape& shape, const Model
       layer.set_prefill_flops(layer.prefill_flops() + 6.0 * static_cast<double>(shape.width * shape.head_size));
     }
     layer.set_decode_bytes(static_cast<double>(layer.weight_bytes() + layer.state_bytes()));
+    // Decoding reads a row or two of the table.
+    if (!shape.kinds[index]->reads_gold_cache) continue;
+    layer.set_weight_bytes(layer.weight_bytes() + MixTableBytes(checkpoint, shape, index));
   }
   const bool gold = shape.gold_layers() > 0;
   // The key table besides the weights.
-  if (gold) gold_shared_bytes += shape.vocab_size * shape.width * 4;
+  if (gold) gold_shared_bytes += shape.vocab_size * shape.width * SizeOf(activation_dtype);
   described->set_gold_layers(shape.gold_layers());
   described->set_width(shape.width);
   described->set_vocab_size(shape.vocab_size);

@@ -21,9 +21,10 @@ class Described;
 // quick for files of any size. Equal for the same tensors in another kind of file.
 std::string Fingerprint(const Checkpoint& checkpoint);
 
-// Fills all of Described but `error`.
+// Fills all of Described but `error`. The weights of GOLD layers, and what they share, include the tables that a stage
+// makes of them; `activation_dtype` is the back end's.
 void Describe(const Checkpoint& checkpoint, const ModelShape& shape, const ModelConfig& config, DType cache_dtype,
-              cluster::v1::Described* described);
+              DType activation_dtype, cluster::v1::Described* described);
 
 // Of the tensors of the stage of layers [first_layer, last_layer), as they are in the file.
 int64_t StageWeightBytes(const Checkpoint& checkpoint, const ModelShape& shape, int first_layer, int last_layer);

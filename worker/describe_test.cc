@@ -13,14 +13,18 @@
 namespace goldfinch {
 namespace {
 
-cluster::v1::Described DescribeTensors(const std::vector<TestTensor>& tensors, DType cache_dtype = DType::kBf16) {
+cluster::v1::Described DescribeTensors(const std::vector<TestTensor>& tensors, DType cache_dtype = DType::kBf16,
+                                       DType activation_dtype = DType::kF32) {
   const auto checkpoint = OpenTensors(tensors);
   const auto shape = ReadModelShape(*checkpoint, {});
   EXPECT_TRUE(shape.ok()) << shape.status();
   cluster::v1::Described described;
-  Describe(*checkpoint, *shape, {.vocabulary = "bytes"}, cache_dtype, &described);
+  Describe(*checkpoint, *shape, {.vocabulary = "bytes"}, cache_dtype, activation_dtype, &described);
   return described;
 }
+
+// Of random models: vocabulary 40, a mix LoRA of two targets of rank 8.
+constexpr uint64_t kMixTableBytes = 4 * 40 * 2 * 2 * 8;
 
 TEST(Describe, GoldFinch) {
   // D = 64, one head of 64, F = 80, vocabulary 40.
@@ -53,14 +57,19 @@ TEST(Describe, GoldFinch) {
   EXPECT_EQ(described.layers(2).prefill_flops(), 0) << "GOLD runs for a prompt's end only";
   uint64_t all = described.embedding_bytes() + described.head_bytes() + described.gold_shared_bytes() - 4 * 40 * 64;
   for (const auto& layer : described.layers()) {
-    EXPECT_EQ(layer.decode_bytes(), static_cast<double>(layer.weight_bytes() + layer.state_bytes()));
+    const uint64_t weight_bytes = layer.weight_bytes() - (layer.kind() == "gold" ? kMixTableBytes : 0);
+    EXPECT_EQ(layer.decode_bytes(), static_cast<double>(weight_bytes + layer.state_bytes()));
     EXPECT_EQ(layer.cache_bytes_per_token(), 0u);
-    all += layer.weight_bytes();
+    all += weight_bytes;
   }
   uint64_t file = 0;
   for (const TestTensor& tensor : tensors) file += 2 * tensor.values.size();
   EXPECT_EQ(all, file) << "every tensor is of one part";
   EXPECT_TRUE(described.error().empty());
+
+  const cluster::v1::Described narrow = DescribeTensors(tensors, DType::kBf16, DType::kBf16);
+  EXPECT_EQ(narrow.gold_shared_bytes(), 2u * 64 * 68 + 2u * 40 * 64) << "the key table is of activations";
+  EXPECT_EQ(narrow.layers(2).weight_bytes(), described.layers(2).weight_bytes()) << "the mix table is fp32";
 }
 
 TEST(Describe, KeysAndValues) {
@@ -76,15 +85,16 @@ TEST(Describe, WeightsOfStages) {
   const auto checkpoint = OpenTensors(RandomModel({.layers = {"finch_c2", "finch_c2", "gold", "gold"}}));
   const ModelShape shape = *ReadModelShape(*checkpoint, {});
   cluster::v1::Described d;
-  Describe(*checkpoint, shape, {}, DType::kBf16, &d);
+  Describe(*checkpoint, shape, {}, DType::kBf16, DType::kF32, &d);
   const uint64_t gold_shared = d.gold_shared_bytes() - 4 * 40 * 64;
   const auto bytes = [&](int first, int last) {
     return static_cast<uint64_t>(StageWeightBytes(*checkpoint, shape, first, last));
   };
   EXPECT_EQ(bytes(0, 1), d.embedding_bytes() + d.layers(0).weight_bytes());
   EXPECT_EQ(bytes(1, 2), d.layers(1).weight_bytes());
-  EXPECT_EQ(bytes(1, 3), d.embedding_bytes() + d.layers(1).weight_bytes() + d.layers(2).weight_bytes() + gold_shared);
-  EXPECT_EQ(bytes(3, 4), d.embedding_bytes() + d.layers(3).weight_bytes() + gold_shared + d.head_bytes());
+  const uint64_t gold_layer = d.layers(2).weight_bytes() - kMixTableBytes;
+  EXPECT_EQ(bytes(1, 3), d.embedding_bytes() + d.layers(1).weight_bytes() + gold_layer + gold_shared);
+  EXPECT_EQ(bytes(3, 4), d.embedding_bytes() + gold_layer + gold_shared + d.head_bytes());
 }
 
 TEST(Fingerprint, TellsModelsApart) {

@@ -10,12 +10,12 @@
 
 namespace goldfinch {
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options, std::unique_ptr<Backend> backend) {
   std::unique_ptr<Engine> engine(new Engine);
   engine->options_ = options;
   GF_ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.model_path));
   GF_ASSIGN_OR_RETURN(engine->config_, FindModelConfig(options.config_path, options.model_path));
-  engine->backend_ = MakeCpuBackend(options.threads);
+  engine->backend_ = std::move(backend);
   GF_ASSIGN_OR_RETURN(engine->model_, LoadModel(*engine->backend_, checkpoint, engine->config_));
   StageOptions& stage = engine->options_.stage;
   stage.max_sequence_tokens = options.max_model_len;

@@ -22,7 +22,6 @@ namespace goldfinch {
 struct EngineOptions {
   std::string model_path;
   std::string config_path;          // empty: config.json beside the model, if there
-  int threads = 0;                  // 0: one per core
   int64_t max_model_len = 1 << 20;  // tokens, prompt and output together, of one sequence
   StageOptions stage;               // cache_tokens is set from max_model_len and max_sequences
 };
@@ -30,8 +29,9 @@ struct EngineOptions {
 // Not thread-safe.
 class Engine {
  public:
-  // Checks names, shapes and settings; reads no weight, so it is quick for any size.
-  static absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineOptions& options);
+  // Checks names, shapes and settings. A back end that reads host memory makes it quick for any size: no weight is
+  // read; others get a copy of each.
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineOptions& options, std::unique_ptr<Backend> backend);
 
   // Reads every weight once. DATA_LOSS if a checksum is wrong (looked at only with `checksums`: files can be saved
   // without); else the names of tensors that have values that are NaN or infinite. `progress` may be null.

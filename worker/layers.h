@@ -111,10 +111,11 @@ bool HasShift(const ChannelMixWeights& weights);
 
 // What one layer keeps between calls: a part of the stage's memory. Parts that its kind does not keep are empty.
 struct LayerState {
-  Tensor time_shift;     // [slots, D]
-  Tensor channel_shift;  // [slots, D]
-  Tensor wkv;            // [slots, H, N, N]
+  Tensor time_shift;     // [slots, D] fp32
+  Tensor channel_shift;  // [slots, D] fp32
+  Tensor wkv;            // [slots, H, N, N] fp32
   KvCache kv;
+  Tensor mix_table;  // [vocab, 2, 2m] fp32: see GoldKvWeights
 };
 
 // What the layers of one call share.
@@ -127,16 +128,17 @@ struct LayerContext {
   const GoldCache* gold_cache = nullptr;
 };
 
-// residual += TimeMix(x), x = LN1(residual). Uses the workspace; gives back what it took.
+// residual += TimeMix(x), x = LN1(residual). x is of the back end's type of activations, the residual fp32. Uses the
+// workspace; gives back what it took.
 void TimeMixForward(const LayerContext& context, const TimeMixWeights& weights, ConstTensor x, const LayerState& state,
                     Tensor residual);
 // residual += ChannelMix(x), x = LN2(residual).
 void ChannelMixForward(const LayerContext& context, const ChannelMixWeights& weights, ConstTensor x,
                        const LayerState& state, Tensor residual);
 
-// How many floats of workspace a row of these takes at most.
-int64_t ActivationFloats(const TimeMixWeights& weights, int64_t width);
-int64_t ActivationFloats(const ChannelMixWeights& weights, int64_t width);
+// How many activations of workspace a row of these takes at most.
+int64_t ActivationElements(const TimeMixWeights& weights, int64_t width);
+int64_t ActivationElements(const ChannelMixWeights& weights, int64_t width);
 
 }  // namespace goldfinch
 

@@ -71,7 +71,9 @@ class TimeMix {
     backend_.GroupNorm(q, 1, w.ln_query, kLayerNormEpsilon, {}, q);
     if (w.kv.rope_base != 0) backend_.Rope(q, context_.spans, context_.head_size, w.kv.rope_base);
     const Tensor y = Rows(width());
-    backend_.GoldAttention(q, context_.spans, *context_.gold_shared, w.kv, *context_.gold_cache, context_.head_size, y);
+    GoldKvWeights kv = w.kv;  // shared by stages, each of which has a table of its own
+    kv.mix_table = state_.mix_table;
+    backend_.GoldAttention(q, context_.spans, *context_.gold_shared, kv, *context_.gold_cache, context_.head_size, y);
     backend_.GroupNorm(y, 1, w.ln_x, kLayerNormEpsilon, {}, y);
     Output(y, w.output);
   }
@@ -101,12 +103,10 @@ class TimeMix {
   int64_t width() const { return x_.dim(1); }
   int heads() const { return static_cast<int>(width() / context_.head_size); }
 
-  Tensor Take(const Shape& shape) { return context_.workspace.Take(shape); }
+  Tensor Take(const Shape& shape) { return context_.workspace.Take(shape, backend_.activation_dtype()); }
   Tensor Rows(int64_t columns) { return Take({rows(), columns}); }
   // Target g of shifted rows [G, rows, D].
-  ConstTensor Part(const Tensor& shifted, int64_t g) const {
-    return {shifted.f32() + g * rows() * width(), DType::kF32, {rows(), width()}};
-  }
+  static ConstTensor Part(const Tensor& shifted, int64_t g) { return Slice(shifted, g); }
 
   Tensor DdLerp(const DdLerpWeights& w) {
     const Tensor shifted = Take({w.mix.dim(0), rows(), width()});
@@ -152,7 +152,7 @@ class TimeMix {
 };
 
 // Outputs of the LoRAs that a mixer takes from the workspace.
-struct LoraFloats {
+struct LoraElements {
   int64_t operator()(const FinchWeights& w) const { return w.decay_down.out(); }
   int64_t operator()(const FinchC2Weights& w) const {
     return w.decay_down.out() + (w.value2_down ? w.value2_down.out() : 0);
@@ -165,12 +165,12 @@ struct LoraFloats {
 
 }  // namespace
 
-int64_t ActivationFloats(const TimeMixWeights& weights, int64_t width) {
+int64_t ActivationElements(const TimeMixWeights& weights, int64_t width) {
   constexpr int64_t kMostRows = 12;  // Finch: x, five shifted inputs, decay, k, v, r, gate, y
-  return kMostRows * width + std::visit(LoraFloats(), weights);
+  return kMostRows * width + std::visit(LoraElements(), weights);
 }
 
-int64_t ActivationFloats(const ChannelMixWeights& weights, int64_t width) {
+int64_t ActivationElements(const ChannelMixWeights& weights, int64_t width) {
   const auto* rwkv = std::get_if<RwkvChannelMix>(&weights);
   const int64_t hidden = rwkv != nullptr ? rwkv->key.out() : std::get<LlamaChannelMix>(weights).up.out();
   return 4 * width + hidden;  // x, two shifted inputs, gate
@@ -186,19 +186,19 @@ void ChannelMixForward(const LayerContext& context, const ChannelMixWeights& wei
   const Workspace::Frame frame(context.workspace);
   Backend& backend = context.backend;
   const int64_t rows = x.dim(0), width = x.dim(1);
+  const auto take = [&](const Shape& shape) { return context.workspace.Take(shape, backend.activation_dtype()); };
   if (const auto* w = std::get_if<RwkvChannelMix>(&weights)) {
-    const Tensor shifted = context.workspace.Take({2, rows, width});
+    const Tensor shifted = take({2, rows, width});
     backend.TokenShift(x, context.spans, state.channel_shift, w->mix, shifted);
-    const ConstTensor xk{shifted.data, DType::kF32, {rows, width}};
-    const ConstTensor xr{shifted.f32() + rows * width, DType::kF32, {rows, width}};
-    const Tensor gate = context.workspace.Take({rows, width});
-    const Tensor hidden = context.workspace.Take({rows, w->key.out()});
+    const ConstTensor xk = Slice(shifted, 0), xr = Slice(shifted, 1);
+    const Tensor gate = take({rows, width});
+    const Tensor hidden = take({rows, w->key.out()});
     backend.MatMul(xr, w->receptance, {.activation = Activation::kSigmoid}, gate);
     backend.MatMul(xk, w->key, {.activation = Activation::kRelu2}, hidden);
     backend.MatMul(hidden, w->value, {.multiply = gate, .accumulate = true}, residual);
   } else {
     const auto& llama = std::get<LlamaChannelMix>(weights);
-    const Tensor hidden = context.workspace.Take({rows, llama.up.out()});
+    const Tensor hidden = take({rows, llama.up.out()});
     backend.MatMul(x, llama.up, {}, hidden);
     backend.MatMul(x, llama.gate, {.activation = Activation::kSilu, .multiply = hidden}, hidden);
     backend.MatMul(hidden, llama.down, {.accumulate = true}, residual);

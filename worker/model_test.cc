@@ -175,7 +175,9 @@ TEST(ModelTest, ADeviceHasItsOwnCopyOfEveryWeight) {
     StageOutput output;
     const Chunk chunk = {*(*stage)->Open(), ids, 7};
     EXPECT_TRUE((*stage)->Forward({&chunk, 1}, {}, &output).ok());
-    return std::vector<float>(output.logits.f32(), output.logits.f32() + output.logits.shape.elements());
+    std::vector<float> values(output.logits.shape.elements());
+    backend.CopyToHost(output.logits, values.data());
+    return values;
   };
   const std::vector<float> expected = logits(Cpu(), [](std::string&) {});
   FakeDevice device(Cpu());

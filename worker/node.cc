@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/check.h"
 #include "base/status.h"
 #include "protos/cluster.pb.h"
 #include "worker/checkpoint/checkpoint.h"
@@ -42,7 +41,6 @@ std::string Message(const absl::Status& status) { return std::string(status.mess
 
 Node::Node(NodeOptions options, std::unique_ptr<Backend> backend, std::unique_ptr<TransportFactory> transport)
     : options_(std::move(options)), backend_(std::move(backend)), transport_factory_(std::move(transport)) {
-  GF_CHECK(backend_->reads_host_memory()) << "rows are sent from host memory";
   thread_ = std::thread([this] { Work(); });
 }
 
@@ -256,7 +254,7 @@ bool Node::Publish(uint64_t era, TransportSetup* setup, Transport* transport) {
 void Node::HandleWelcome(const cluster::v1::Welcome& welcome) {
   FromWorker message;
   if (const absl::Status status = OpenModel(welcome); status.ok()) {
-    Describe(*checkpoint_, shape_, config_, cache_dtype_, message.mutable_described());
+    Describe(*checkpoint_, shape_, config_, cache_dtype_, backend_->activation_dtype(), message.mutable_described());
   } else {
     Log(absl::StrCat("the model cannot be read: ", status.ToString()));
     message.mutable_described()->set_error(Message(status));

@@ -52,7 +52,6 @@ struct NodeOptions {
 // what takes time: reading weights, forming, steps; so no call blocks, and a Ping is answered while a step runs.
 class Node {
  public:
-  // The back end's memory must be the host's.
   Node(NodeOptions options, std::unique_ptr<Backend> backend, std::unique_ptr<TransportFactory> transport);
   // Abandons the work. `send` is not called after it.
   ~Node();

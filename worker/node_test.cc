@@ -11,6 +11,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
+#include "worker/fake_device.h"
 #include "worker/random_model.h"
 #include "worker/sampler.h"
 #include "worker/stage.h"
@@ -270,7 +272,16 @@ class Reference {
   std::unique_ptr<Stage> stage_;
 };
 
-class NodeTest : public testing::TestWithParam<std::string> {
+// What rows go over, and whether they are in memory that the host cannot touch.
+struct Setup {
+  std::string transport;
+  bool fake_device;
+};
+void PrintTo(const Setup& setup, std::ostream* out) {
+  *out << setup.transport << (setup.fake_device ? "_fake_device" : "");
+}
+
+class NodeTest : public testing::TestWithParam<Setup> {
  public:
   void SetUp() override { UseModel({.layers = {"finch_c2", "finch_c2", "gold", "gold"}}); }
 
@@ -291,17 +302,22 @@ class NodeTest : public testing::TestWithParam<std::string> {
   }
 
   static std::unique_ptr<TransportFactory> MakeTransport() {
-    if (GetParam() == "gloo") return *MakeGlooTransportFactory("127.0.0.1", 60);
+    if (GetParam().transport == "gloo") return *MakeGlooTransportFactory("127.0.0.1", 60);
     return MakeLocalTransportFactory();
+  }
+
+  static std::unique_ptr<Backend> MakeBackend() {
+    if (GetParam().fake_device) return std::make_unique<FakeDevice>(MakeCpuBackend(1));
+    return MakeCpuBackend(1);
   }
 
   Worker Start(NodeOptions options = {}) {
     Worker worker;
     options.name = "worker";
-    worker.node = std::make_unique<Node>(std::move(options), MakeCpuBackend(1),
+    worker.node = std::make_unique<Node>(std::move(options), MakeBackend(),
                                          std::make_unique<WatchedFactory>(MakeTransport(), worker.watch));
     worker.node->Connected([mailbox = worker.mailbox](const FromWorker& message) { mailbox->Put(message); });
-    EXPECT_EQ(worker.mailbox->Await(FromWorker::kRegister).register_().transport(), GetParam());
+    EXPECT_EQ(worker.mailbox->Await(FromWorker::kRegister).register_().transport(), GetParam().transport);
     return worker;
   }
   cluster::v1::Described Welcome(Worker& worker) {
@@ -1003,8 +1019,9 @@ TEST_P(NodeTest, AFloodOfMessagesEndsTheGeneration) {
   Form({0});
 }
 
-INSTANTIATE_TEST_SUITE_P(Transports, NodeTest, testing::Values("local", "gloo"),
-                         [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Transports, NodeTest,
+                         testing::Values(Setup{"local", false}, Setup{"gloo", false}, Setup{"local", true}),
+                         [](const auto& info) { return testing::PrintToString(info.param); });
 
 }  // namespace
 }  // namespace goldfinch

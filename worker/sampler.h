@@ -17,7 +17,6 @@
 #ifndef GOLDFINCH_WORKER_SAMPLER_H_
 #define GOLDFINCH_WORKER_SAMPLER_H_
 
-#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -26,6 +25,8 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/sampling.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/sample.h"
 
 namespace goldfinch {
 
@@ -44,34 +45,21 @@ struct Token {
   absl::Span<const TokenLogprob> top;
 };
 
-// What step 5 draws from: token ids[i] with probability weights[i] / total. Ids ascend. Memory of the scratch.
-struct TokenDistribution {
-  absl::Span<const int32_t> ids;
-  absl::Span<const float> weights;
-  double total = 0;
-};
+using cpu::TokenDistribution;  // what step 5 draws from
 
 // Memory of one call, reused by the next; what is in it is Sampler's own affair. One a thread serves any number of
 // samplers: 12 bytes a logit.
 struct SamplerScratch {
-  struct Bucket {
-    double mass = 0;
-    int64_t count = 0;
-  };
-
-  // Padded to whole blocks. By id at first, the logits of step 1 and e^(logit - max); as tokens drop out, of ids[i].
-  std::vector<float> scores;
-  std::vector<float> weights;
-  std::vector<int32_t> ids;
-  std::vector<Bucket> buckets;
+  cpu::SampleScratch row;
+  std::vector<LogitChange> changes;
   std::vector<TokenLogprob> top;
 };
 
 // Of one sequence. One thread at a time.
 //
 // Sample changes nothing: Observe takes every token of the answer, be it drawn here or replayed after a loss. So a
-// draw is a function of (logits, options, tokens observed, position), to the bit, on every machine: arithmetic is
-// done in a fixed order, without functions that differ among C libraries.
+// draw is a function of (logits, options, tokens observed, position), to the bit, on every machine
+// (kernels/cpu/sample.h).
 class Sampler {
  public:
   // `options` must be valid for the vocabulary: CHECKed.
@@ -79,7 +67,7 @@ class Sampler {
 
   // The token for `position`, which is the number of tokens before it and picks the random number. `logits` is
   // [vocabulary]. INTERNAL if one of them is not finite (a model or a device gone wrong; masks are what banned_tokens
-  // is for). Allocates nothing once the scratch has grown to the vocabulary.
+  // is for). Allocates nothing once the scratch has grown to the vocabulary and the tokens observed.
   absl::StatusOr<Token> Sample(absl::Span<const float> logits, int64_t position, SamplerScratch& scratch) const;
 
   // The next token of the answer is `id`.
@@ -89,20 +77,21 @@ class Sampler {
   absl::StatusOr<TokenDistribution> Distribution(absl::Span<const float> logits, int64_t position,
                                                  SamplerScratch& scratch) const;
 
+  // How the token for `position` is to be drawn, for Backend::Sample beside other rows: with the logits, limit and
+  // holes of the vocabulary it draws what Sample does, where the back end's arithmetic is the CPU's. `changes` is
+  // overwritten, and read through the row, as this sampler is: both must stay as they are until the draw.
+  SampleRow Row(int64_t position, std::vector<LogitChange>& changes) const;
+
   const SamplingOptions& options() const { return options_; }
 
  private:
-  absl::Status CopyLogits(absl::Span<const float> logits, int64_t position, SamplerScratch& scratch) const;
-  void Adjust(absl::Span<float> scores) const;
-  float LeastWeight(absl::Span<const float> weights, double total) const;
-  size_t DropUnlikely(size_t rows, double total, SamplerScratch& scratch) const;
-  size_t CutTopPAndTopK(size_t count, double total, float score_max, SamplerScratch& scratch) const;
-  void ApplyTemperature(size_t count, float score_max, SamplerScratch& scratch) const;
+  absl::StatusOr<TokenDistribution> Distribution(absl::Span<const float> logits, const SampleRow& row, int64_t position,
+                                                 SamplerScratch& scratch) const;
   void FillLogprobs(absl::Span<const float> logits, SamplerScratch& scratch, Token* token) const;
 
   const SamplingOptions options_;
   const std::shared_ptr<const SamplerVocabulary> vocabulary_;
-  std::vector<int32_t> masked_;  // bans and holes
+  std::vector<int32_t> banned_;  // those below the vocabulary's limit
 
   // Tokens that have occurred, in order of their first time.
   std::vector<int32_t> seen_;

@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/backend.h"
 
 namespace {
 int64_t allocations = 0;
@@ -625,6 +626,47 @@ TEST(SamplerTest, AllocatesNothingInSteadyState) {
     EXPECT_EQ(allocations, before);
     EXPECT_EQ(failed, 0);
   }
+}
+
+// ---- Rows for a back end ----
+
+TEST(SamplerTest, RowsDrawOnABackEndWhatSampleDraws) {
+  constexpr int64_t kVocab = 700;
+  const auto vocabulary = Vocabulary(kVocab, {3, 4, 77, 698, 699}, {5});
+  const std::vector<SamplingOptions> options = {
+      {},
+      {.temperature = 0},
+      {.temperature = 0.7, .top_p = 1, .top_k = 40, .seed = 9},
+      {.min_p = 0.05, .logit_bias = {{7, 3}, {8, -100}, {7, 1}}, .banned_tokens = {1, 77, 699}, .seed = 3},
+      {.temperature = 3, .top_p = 1, .presence_penalty = 0, .frequency_penalty = 0}};
+  std::mt19937 random(11);
+  std::vector<Sampler> samplers;
+  std::vector<std::vector<float>> logits;
+  for (int i = 0; i < 40; ++i) {
+    samplers.emplace_back(options[i % options.size()], vocabulary);
+    for (int32_t id = 0; id < i; ++id) samplers.back().Observe(id * 13);
+    logits.push_back(RandomLogits(random, kVocab));
+  }
+  logits[17][20] = kInfinity;
+
+  std::vector<std::vector<LogitChange>> changes(samplers.size());
+  std::vector<SampleRow> rows;
+  std::vector<float> all;
+  std::vector<int32_t> expected;
+  SamplerScratch scratch;
+  for (size_t i = 0; i < samplers.size(); ++i) {
+    const auto position = static_cast<int64_t>(100 + i);
+    rows.push_back(samplers[i].Row(position, changes[i]));
+    all.insert(all.end(), logits[i].begin(), logits[i].end());
+    const absl::StatusOr<Token> token = samplers[i].Sample(logits[i], position, scratch);
+    expected.push_back(token.ok() ? token->id : -1);
+  }
+  EXPECT_EQ(expected[17], -1);
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(2);
+  std::vector<int32_t> tokens(rows.size());
+  backend->Sample({all.data(), DType::kF32, {static_cast<int64_t>(rows.size()), kVocab}}, vocabulary->limit(),
+                  vocabulary->holes(), rows, absl::MakeSpan(tokens));
+  EXPECT_EQ(tokens, expected);
 }
 
 // ---- Errors ----

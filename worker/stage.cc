@@ -75,6 +75,10 @@ absl::Status Stage::AllocateMemory() {
       GF_ASSIGN_OR_RETURN(states_[i].kv.keys, AllocateTensor(pages, options_.cache_dtype, "key cache"));
       GF_ASSIGN_OR_RETURN(states_[i].kv.values, AllocateTensor(pages, options_.cache_dtype, "value cache"));
     }
+    if (const auto* gold = std::get_if<GoldWeights>(&model_->layers[i].time_mix)) {
+      GF_ASSIGN_OR_RETURN(states_[i].mix_table,
+                          AllocateTensor({shape_.vocab_size, 2, gold->kv.mix_down.out()}, DType::kF32, "mix table"));
+    }
   }
   if (model_->has_boundary()) {
     GF_ASSIGN_OR_RETURN(tail_, AllocateTensor({slots * 2 * shape_.gold_layers(), width}, DType::kF32, "tail rows"));
@@ -84,8 +88,9 @@ absl::Status Stage::AllocateMemory() {
     GF_ASSIGN_OR_RETURN(gold_cache_.ids, AllocateTensor({pages_.pages(), kPageTokens}, id_type, "compressed cache"));
     GF_ASSIGN_OR_RETURN(gold_cache_.c, AllocateTensor({pages_.pages(), kPageTokens, shape_.compressed},
                                                       options_.cache_dtype, "compressed cache"));
-    GF_ASSIGN_OR_RETURN(key_table_, AllocateTensor({shape_.vocab_size, width}, DType::kF32, "key table"));
-    key_table_has_.resize(shape_.vocab_size);
+    GF_ASSIGN_OR_RETURN(key_table_,
+                        AllocateTensor({shape_.vocab_size, width}, backend_.activation_dtype(), "key table"));
+    tables_have_.resize(shape_.vocab_size);
     gold_shared_ = {model_->embedding, model_->ln0, model_->key_compressed, key_table_};
   }
   GF_ASSIGN_OR_RETURN(std::shared_ptr<void> workspace, backend_.Allocate(WorkspaceBytes(), "activations"));
@@ -108,17 +113,18 @@ absl::Status Stage::AllocateMemory() {
 int64_t Stage::WorkspaceBytes() const {
   const int64_t tokens = options_.max_tokens;
   const int64_t gold_rows = tokens + int64_t{2} * shape_.gold_layers() * options_.max_sequences;
-  int64_t layer_floats = 0;  // of one row
+  int64_t layer_elements = 0;  // activations of one row
   for (const Layer& layer : model_->layers) {
-    layer_floats = std::max({layer_floats, ActivationFloats(layer.time_mix, shape_.width),
-                             ActivationFloats(layer.channel_mix, shape_.width)});
+    layer_elements = std::max({layer_elements, ActivationElements(layer.time_mix, shape_.width),
+                               ActivationElements(layer.channel_mix, shape_.width)});
   }
-  const int64_t rows = std::max(tokens, gold_rows);
+  layer_elements += 2 * shape_.width;  // the normed rows that its two mixers take
+  // The residual stream and what is made of it outside the layers is fp32.
+  const int64_t floats = (tokens + gold_rows) * shape_.width + 2 * tokens * shape_.compressed +
+                         options_.max_logit_rows * (shape_.width + (model_->is_last() ? shape_.vocab_size : 0));
   constexpr int64_t kRounding = 64 * 1024;  // every tensor is rounded up to 64 bytes
-  return 4 * (rows * (layer_floats + 2 * shape_.width) + (tokens + gold_rows) * shape_.width +
-              2 * tokens * shape_.compressed +
-              options_.max_logit_rows * (shape_.width + (model_->is_last() ? shape_.vocab_size : 0))) +
-         kRounding;
+  return std::max(tokens, gold_rows) * layer_elements * SizeOf(backend_.activation_dtype()) +
+         floats * SizeOf(DType::kF32) + kRounding;
 }
 
 bool Stage::keeps_pages() const {
@@ -308,7 +314,7 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
   Tensor hidden = RunFinchLayers(input);
   ConstTensor compressed = input.compressed;
   if (model_->has_boundary()) {
-    const Tensor c = workspace_->Take({hidden.dim(0), shape_.compressed});
+    const Tensor c = workspace_->Take({hidden.dim(0), shape_.compressed});  // fp32
     backend_.MatMul(hidden, model_->compress, {}, c);
     // Rounded once, here: every stage stores the same bits.
     const Tensor narrow = workspace_->Take(c.shape, options_.cache_dtype);
@@ -330,7 +336,7 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
 }
 
 Tensor Stage::Norm(ConstTensor x, const NormWeights& norm) {
-  const Tensor out = workspace_->Take(x.shape);
+  const Tensor out = workspace_->Take(x.shape, backend_.activation_dtype());
   backend_.GroupNorm(x, 1, norm, kLayerNormEpsilon, {}, out);
   return out;
 }
@@ -390,12 +396,22 @@ void Stage::KeepCompressed(ConstTensor compressed) {
   backend_.GoldAppend(ids_, compressed, spans_, gold_cache_);
   new_ids_.clear();
   for (int32_t id : ids_) {
-    if (key_table_has_[id]) continue;
-    key_table_has_[id] = true;
+    if (tables_have_[id]) continue;
+    tables_have_[id] = true;
     new_ids_.push_back(id);
   }
-  if (!new_ids_.empty())
-    backend_.GoldKeyTableRows(new_ids_, model_->embedding, model_->ln0, model_->key_x0, key_table_);
+  if (!new_ids_.empty()) FillTables();
+}
+
+// The rows of ids that were never in the cache before.
+void Stage::FillTables() {
+  const Model& model = *model_;
+  backend_.GoldKeyTableRows(new_ids_, model.embedding, model.ln0, model.key_x0, key_table_);
+  for (size_t i = 0; i < states_.size(); ++i) {
+    if (!states_[i].mix_table) continue;
+    const GoldKvWeights& kv = std::get<GoldWeights>(model.layers[i].time_mix).kv;
+    backend_.GoldMixTableRows(new_ids_, model.embedding, model.ln0, kv.mix_lora, kv.mix_down, states_[i].mix_table);
+  }
 }
 
 // In spans that warm up, the first row of `normed` becomes the shift state and leaves `hidden` and `normed`.
@@ -465,7 +481,7 @@ Tensor Stage::Logits(ConstTensor hidden) {
     }
   }
   if (copies_.empty()) return {};
-  const Tensor rows = workspace_->Take({static_cast<int64_t>(copies_.size()), shape_.width});
+  const Tensor rows = workspace_->Take({static_cast<int64_t>(copies_.size()), shape_.width});  // fp32: they are few
   backend_.CopyRows(hidden, copies_, rows);
   backend_.GroupNorm(rows, 1, model_->ln_out, kLayerNormEpsilon, {}, rows);
   const Tensor logits = workspace_->Take({rows.dim(0), shape_.vocab_size});

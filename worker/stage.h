@@ -39,7 +39,7 @@ struct Chunk {
   int64_t logit_rows = 0;         // how many of the last ids want logits: 0 none, 1 to sample, all to score
 };
 
-// What the stage before sends for a Forward; a first stage gets none.
+// What the stage before sends for a Forward, in the back end's memory; a first stage gets none.
 struct StageInput {
   Tensor hidden;  // [rows, D] fp32; overwritten. Rows of every token; to GOLD layers, the rows of the pre-fill rule.
   ConstTensor compressed;  // [tokens, D/16] of cache_dtype; only if this stage's first layer is GOLD
@@ -52,7 +52,7 @@ struct StageRows {
   bool operator==(const StageRows&) const = default;
 };
 
-// What it leaves: memory of the stage, valid until its next Forward.
+// What it leaves: memory of the stage and its back end, valid until its next Forward.
 struct StageOutput {
   Tensor hidden;      // as StageInput::hidden, for the next stage; not set by the last stage
   Tensor compressed;  // [tokens, D/16] of cache_dtype; only from the stage of the last Finch-side layer, for every
@@ -122,6 +122,7 @@ class Stage {
   void PlanChunks(absl::Span<const Chunk> chunks);
   Tensor RunFinchLayers(const StageInput& input);
   void KeepCompressed(ConstTensor compressed);
+  void FillTables();
   Tensor GatherGoldRows(Tensor finch_rows);
   void RunGoldLayers(Tensor* hidden);
   Tensor Logits(ConstTensor hidden);
@@ -142,11 +143,11 @@ class Stage {
   PagePool pages_;
 
   std::vector<LayerState> states_;  // one a layer of this stage
-  Tensor tail_;                     // [slots * 2G, D]: newest Finch-side rows, position p of a slot at p mod 2G
+  Tensor tail_;                     // [slots * 2G, D] fp32: newest Finch-side rows, position p of a slot at p mod 2G
   GoldCache gold_cache_;
   GoldShared gold_shared_;
-  Tensor key_table_;                 // [vocab, D]
-  std::vector<bool> key_table_has_;  // by id
+  Tensor key_table_;               // [vocab, D]
+  std::vector<bool> tables_have_;  // by id: in the key table and in each GOLD layer's mix table
 
   // Of the call that runs; kept to reuse their memory.
   std::vector<Plan> plans_;

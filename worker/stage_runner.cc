@@ -1,5 +1,6 @@
 #include "worker/stage_runner.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <string>
@@ -43,7 +44,6 @@ StageRunner::StageRunner(const GroupPlan& plan, Backend& backend, Stage& stage)
 
 absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const GroupPlan& plan, Backend& backend,
                                                                  Stage& stage) {
-  GF_CHECK(backend.reads_host_memory()) << "rows are sent from host memory";
   GF_CHECK_EQ(stage.model().first_layer, plan.first_layer);
   GF_CHECK_EQ(stage.model().last_layer, plan.last_layer);
   std::unique_ptr<StageRunner> runner(new StageRunner(plan, backend, stage));
@@ -54,6 +54,10 @@ absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const GroupPlan
   if (plan.links.compressed_from >= 0) {
     GF_RETURN_IF_ERROR(runner->AllocateBuffer({plan.options.max_tokens, runner->shape_.compressed},
                                               plan.options.cache_dtype, &runner->compressed_));
+  }
+  if (!backend.reads_host_memory()) {
+    runner->staging_bytes_ = runner->StagingBytes();
+    runner->staging_ = std::make_unique_for_overwrite<char[]>(runner->staging_bytes_);
   }
   runner->ids_.reserve(plan.options.max_tokens);
   return runner;
@@ -72,6 +76,12 @@ absl::Status StageRunner::AllocateBuffer(const Shape& shape, DType dtype, Tensor
   return absl::OkStatus();
 }
 
+// The largest of what is received, sent, or sampled from.
+int64_t StageRunner::StagingBytes() const {
+  const int64_t logits_bytes = is_last_ ? plan_.options.max_logit_rows * shape_.vocab_size * SizeOf(DType::kF32) : 0;
+  return std::max(logits_bytes, plan_.stages > 1 ? plan_.MessageBytesMax(shape_) : 0);
+}
+
 absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* done) {
   const auto start = SteadyClock::now();
   ++steps_;
@@ -83,7 +93,7 @@ absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* 
   GF_RETURN_IF_ERROR(Receive(transport, done, &input));
   GF_RETURN_IF_ERROR(stage_.Forward(chunks_, input, &output));
   GF_RETURN_IF_ERROR(Send(transport, output, done));
-  if (is_last_) FillResults(step, output.logits, done);
+  if (is_last_) FillResults(step, OnHost(output.logits), done);
   GF_RETURN_IF_ERROR(Fork(step));
   done->set_cache_bytes(stage_.CacheBytes());
   done->set_busy_seconds(SecondsSince(start) - done->bubble_seconds());
@@ -216,14 +226,14 @@ absl::Status StageRunner::Receive(Transport& transport, StepDone* done, StageInp
   const auto start = SteadyClock::now();
   if (rows.compressed > 0) {
     const Tensor compressed{compressed_.data, compressed_.dtype, {rows.compressed, shape_.compressed}};
-    GF_RETURN_IF_ERROR(transport.Recv(plan_.links.compressed_from, compressed));
+    GF_RETURN_IF_ERROR(ReceiveRows(transport, plan_.links.compressed_from, compressed));
     input->compressed = compressed;
     done->set_compressed_bytes(compressed.bytes());
     done->set_id_bytes(rows.compressed * id_bytes_);
   }
   if (rows.hidden > 0) {
     const Tensor hidden{hidden_.data, DType::kF32, {rows.hidden, shape_.width}};
-    GF_RETURN_IF_ERROR(transport.Recv(plan_.links.hidden_from, hidden));
+    GF_RETURN_IF_ERROR(ReceiveRows(transport, plan_.links.hidden_from, hidden));
     input->hidden = hidden;
     done->set_hidden_bytes(hidden.bytes());
   }
@@ -231,13 +241,31 @@ absl::Status StageRunner::Receive(Transport& transport, StepDone* done, StageInp
   return absl::OkStatus();
 }
 
+// A transport's rows are the host's. For groups of GPUs a transport on the device (NCCL) takes this one's place, and
+// nothing is staged.
+absl::Status StageRunner::ReceiveRows(Transport& transport, int from, Tensor rows) {
+  if (staging_ == nullptr) return transport.Recv(from, rows);
+  GF_CHECK_LE(rows.bytes(), staging_bytes_);
+  GF_RETURN_IF_ERROR(transport.Recv(from, {staging_.get(), rows.dtype, rows.shape}));
+  backend_.CopyFromHost(staging_.get(), rows);
+  return absl::OkStatus();
+}
+
+ConstTensor StageRunner::OnHost(ConstTensor rows) {
+  if (staging_ == nullptr || !rows) return rows;
+  GF_CHECK_LE(rows.bytes(), staging_bytes_);
+  backend_.CopyToHost(rows, staging_.get());
+  return {staging_.get(), rows.dtype, rows.shape};
+}
+
 // Time that a receiver behind us costs is no work, either.
 absl::Status StageRunner::Send(Transport& transport, const StageOutput& output, StepDone* done) {
   const auto start = SteadyClock::now();
   if (output.compressed) {
-    for (const int to : plan_.links.compressed_to) GF_RETURN_IF_ERROR(transport.Send(to, output.compressed));
+    const ConstTensor compressed = plan_.links.compressed_to.empty() ? ConstTensor{} : OnHost(output.compressed);
+    for (const int to : plan_.links.compressed_to) GF_RETURN_IF_ERROR(transport.Send(to, compressed));
   }
-  if (output.hidden) GF_RETURN_IF_ERROR(transport.Send(plan_.links.hidden_to, output.hidden));
+  if (output.hidden) GF_RETURN_IF_ERROR(transport.Send(plan_.links.hidden_to, OnHost(output.hidden)));
   done->set_bubble_seconds(done->bubble_seconds() + SecondsSince(start));
   return absl::OkStatus();
 }

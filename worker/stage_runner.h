@@ -31,8 +31,8 @@ class StepDone;
 // One thread at a time. Any error ends the generation: its sequences are not at one point any more.
 class StageRunner {
  public:
-  // `stage` runs the plan's layers, has no open sequence, and must outlive the runner, as must the back end. The back
-  // end's memory is the host's. RESOURCE_EXHAUSTED: no memory for rows to come.
+  // `stage` runs the plan's layers, has no open sequence, and must outlive the runner, as must the back end.
+  // RESOURCE_EXHAUSTED: no memory for rows to come.
   static absl::StatusOr<std::unique_ptr<StageRunner>> Create(const GroupPlan& plan, Backend& backend, Stage& stage);
   // Closes its sequences.
   ~StageRunner();
@@ -43,7 +43,7 @@ class StageRunner {
   // the step; other errors are those of Stage and Transport.
   absl::Status Run(const cluster::v1::Step& step, Transport& transport, cluster::v1::StepDone* done);
 
-  // Of the buffers for rows to come.
+  // Of the buffers for rows to come, in the back end's memory.
   int64_t ReservedBytes() const { return reserved_bytes_; }
 
  private:
@@ -55,6 +55,7 @@ class StageRunner {
 
   StageRunner(const GroupPlan& plan, Backend& backend, Stage& stage);
   absl::Status AllocateBuffer(const Shape& shape, DType dtype, Tensor* buffer);
+  int64_t StagingBytes() const;
 
   absl::StatusOr<Sequence*> Find(uint64_t id, const char* field);
   absl::Status Add(const cluster::v1::NewSequence& message, absl::StatusOr<int> slot);
@@ -64,7 +65,10 @@ class StageRunner {
   absl::Status ReadIds(const cluster::v1::Chunk& message);
   absl::Status CheckResultFields(const cluster::v1::Chunk& message) const;
   absl::Status Receive(Transport& transport, cluster::v1::StepDone* done, StageInput* input);
+  absl::Status ReceiveRows(Transport& transport, int from, Tensor rows);
   absl::Status Send(Transport& transport, const StageOutput& output, cluster::v1::StepDone* done);
+  // The rows where the host can read them, until the next call.
+  ConstTensor OnHost(ConstTensor rows);
   void FillResults(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
   void SampleInto(absl::Span<const float> logits, Sequence& sequence, cluster::v1::ChunkResult* result);
   void ScoreInto(const cluster::v1::Chunk& message, absl::Span<const float> logits, cluster::v1::ChunkResult* result);
@@ -82,6 +86,9 @@ class StageRunner {
   int64_t reserved_bytes_ = 0;
   Tensor hidden_;      // [hidden_rows_max, D]
   Tensor compressed_;  // [max_tokens, D/16]
+  // What goes between the back end and the host, one tensor at a time; null where the back end reads host memory.
+  std::unique_ptr<char[]> staging_;
+  int64_t staging_bytes_ = 0;
 
   std::unordered_map<uint64_t, Sequence> sequences_;
   SamplerScratch scratch_;

@@ -164,8 +164,13 @@ TEST_F(WeightLoaderTest, DevicesGetCopies) {
   EXPECT_TRUE(copying.status().ok()) << copying.status();
   EXPECT_NE(linear.data.data, checkpoint->Find("a.matrix")->data.data);
   EXPECT_EQ(linear.data.dtype, DType::kBf16);
-  EXPECT_THAT(ToFloats(linear.data), ElementsAre(1, 2, 3, 4, 5, 6));
-  EXPECT_THAT(ToFloats(raw), ElementsAre(1, 2, 3, 4));
+  const auto values = [&device](const ConstTensor& tensor) {
+    std::vector<char> bytes(tensor.bytes());
+    device.CopyToHost(tensor, bytes.data());
+    return ToFloats({bytes.data(), tensor.dtype, tensor.shape});
+  };
+  EXPECT_THAT(values(linear.data), ElementsAre(1, 2, 3, 4, 5, 6));
+  EXPECT_THAT(values(raw), ElementsAre(1, 2, 3, 4));
   EXPECT_EQ(memory.size(), 2u);
 }
 

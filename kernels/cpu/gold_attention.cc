@@ -67,18 +67,13 @@ class TileBuilder {
     *v = values;
     const Scratch::Frame frame(scratch);
     // Row 0 is the position before the tile: the shift looks one back. Zeros stand before position 0.
+    int32_t ids[kTile + 1];
+    LoadIds(span, first - 1, count + 1, ids);
     float* xo = scratch.Floats((count + 1) * width_);
     float* kk = scratch.Floats((count + 1) * width_);
-    LoadShared(span, first - 1, count + 1, scratch, xo, kk);
-
-    const int64_t rank = weights_.mix_up.dim(1);
-    float* mixed = scratch.Floats(count * width_);
-    for (int64_t i = 0; i < count; ++i) {
-      LerpRow(xo + (i + 1) * width_, xo + i * width_, weights_.mix_lora.f32(), width_, mixed + i * width_);
-    }
-    float* hidden = scratch.Floats(count * 2 * rank);
-    Product(mixed, width_, count, weights_.mix_down, scratch, hidden);
-    TanhRow(hidden, count * 2 * rank);
+    LoadShared(span, first - 1, count + 1, ids, scratch, xo, kk);
+    float* hidden = scratch.Floats(count * weights_.mix_table.dim(2));
+    LoadHidden(ids, count, hidden);
 
     Mix(kk, hidden, 0, count, weights_.mix_key, scratch, keys);
     AddLora(weights_.key_down, weights_.key_up, count, scratch, keys);
@@ -92,19 +87,30 @@ class TileBuilder {
   }
 
  private:
-  // xo = rms(x0) and kk = rms(W_b [x0; c]) of positions first .. first + count; zeros for position -1.
-  void LoadShared(const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, float* xo, float* kk) const {
-    const Scratch::Frame frame(scratch);
-    const int64_t page_tokens = cache_.page_tokens(), c_width = cache_.c.dim(2);
-    float* c = scratch.Floats(count * c_width);
-    std::fill_n(c, count * c_width, 0.f);
-    const int64_t skipped = first < 0 ? 1 : 0;
-    int32_t ids[kTile + 1];
-    for (int64_t i = skipped; i < count; ++i) {
-      const int64_t at = span.pages[(first + i) / page_tokens] * page_tokens + (first + i) % page_tokens;
+  // The ids of positions first .. first + count; -1 for position -1.
+  void LoadIds(const RowSpan& span, int64_t first, int64_t count, int32_t* ids) const {
+    const int64_t vocab = shared_.embedding.dim(0);
+    for (int64_t i = 0; i < count; ++i) {
+      if (first + i < 0) {
+        ids[i] = -1;
+        continue;
+      }
+      const int64_t at = PagedRow(span, first + i, cache_.page_tokens());
       ids[i] = cache_.ids.dtype == DType::kU16 ? static_cast<const uint16_t*>(cache_.ids.data)[at]
                                                : static_cast<const int32_t*>(cache_.ids.data)[at];
-      Widen(cache_.c, at * c_width, c_width, c + i * c_width);
+      GF_CHECK(ids[i] >= 0 && ids[i] < vocab) << "id " << ids[i] << " at position " << first + i;
+    }
+  }
+
+  // xo = rms(x0) and kk = rms(W_b [x0; c]) of positions first .. first + count; zeros for position -1.
+  void LoadShared(const RowSpan& span, int64_t first, int64_t count, const int32_t* ids, Scratch& scratch, float* xo,
+                  float* kk) const {
+    const Scratch::Frame frame(scratch);
+    const int64_t c_width = cache_.c.dim(2), skipped = first < 0 ? 1 : 0;
+    float* c = scratch.Floats(count * c_width);
+    std::fill_n(c, skipped * c_width, 0.f);
+    for (int64_t i = skipped; i < count; ++i) {
+      Widen(cache_.c, PagedRow(span, first + i, cache_.page_tokens()) * c_width, c_width, c + i * c_width);
     }
     Product(c, c_width, count, shared_.key_compressed, scratch, kk);
     for (int64_t i = skipped; i < count; ++i) {
@@ -118,6 +124,25 @@ class TileBuilder {
       RmsRow(xo + i * width_, width_);
     }
     if (skipped == 1) std::fill_n(xo, width_, 0.f);  // kk is zero already: c was, and the table was not added
+  }
+
+  // The tanh rows of the mix LoRA. Its input is linear in xo and prev(xo), and so the sum of two rows of the table.
+  void LoadHidden(const int32_t* ids, int64_t count, float* hidden) const {
+    const int64_t hidden_width = weights_.mix_table.dim(2);
+    const float* table = weights_.mix_table.f32();
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = hidden + i * hidden_width;
+      const int64_t prev_id = ids[i], id = ids[i + 1];
+      const float* own = table + 2 * id * hidden_width;
+      if (prev_id < 0) {
+        std::copy_n(own, hidden_width, to);
+        continue;
+      }
+      const float* prev = table + (2 * prev_id + 1) * hidden_width;
+      FillRow(to, hidden_width,
+              [&](size_t j, size_t left) HWY_ATTR { return hn::Add(LoadN(own + j, left), LoadN(prev + j, left)); });
+    }
+    TanhRow(hidden, count * hidden_width);
   }
 
   // to_i = x_i + (x_{i-1} - x_i) * (mix + hidden_group up[group]); row 0 of x is the one before.
@@ -176,21 +201,85 @@ void GoldAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const 
   TiledAttention(context, q, spans, head_size, make_tile, out);
 }
 
+void GoldKeysValuesTarget(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+                          const GoldCache& cache, int head_size, const KvCache& kv) {
+  const TileBuilder builder(shared, weights, cache, head_size);
+  const auto tiles_of = [](const RowSpan& span) { return (span.row_count + kTile - 1) / kTile; };
+  const int64_t width = kv.keys.dim(2);
+  int64_t tiles = 0;
+  for (const RowSpan& span : spans) tiles += tiles_of(span);
+  context.pool.ParallelFor(tiles, [&](int64_t task, int thread) HWY_ATTR {
+    const RowSpan* span = spans.data();
+    for (; task >= tiles_of(*span); ++span) task -= tiles_of(*span);
+    const int64_t first = span->position + task * kTile;
+    const int64_t count = std::min(kTile, span->row_count - task * kTile);
+    Scratch& scratch = context.scratch[thread];
+    const Scratch::Frame frame(scratch);
+    const float* keys;
+    const float* values;
+    builder.Build(*span, first, count, scratch, &keys, &values);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t to = PagedRow(*span, first + i, kv.page_tokens()) * width;
+      Narrow(keys + i * width, width, kv.keys, to);
+      Narrow(values + i * width, width, kv.values, to);
+    }
+  });
+}
+
+constexpr int64_t kTableIds = 48;  // rows that share a widened panel
+
+// Calls fill(ids, count, thread) for blocks of the ids, in parallel.
+template <class Fill>
+void ForTableIds(Context& context, absl::Span<const int32_t> ids, Fill fill) {
+  const auto total = static_cast<int64_t>(ids.size());
+  context.pool.ParallelFor((total + kTableIds - 1) / kTableIds, [&](int64_t block, int thread) {
+    const int64_t begin = block * kTableIds;
+    fill(ids.data() + begin, std::min(kTableIds, total - begin), thread);
+  });
+}
+
 void GoldKeyTableRowsTarget(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
                             Matrix key_x0, Tensor table) {
   const int64_t width = embedding.dim(1);
-  constexpr int64_t kIds = 48;  // rows that share a widened panel
-  const int64_t blocks = (static_cast<int64_t>(ids.size()) + kIds - 1) / kIds;
-  context.pool.ParallelFor(blocks, [&](int64_t block, int thread) HWY_ATTR {
+  ForTableIds(context, ids, [&](const int32_t* block, int64_t count, int thread) HWY_ATTR {
     Scratch& scratch = context.scratch[thread];
     const Scratch::Frame frame(scratch);
-    const int64_t begin = block * kIds, count = std::min<int64_t>(kIds, ids.size() - begin);
     float* x0 = scratch.Floats(count * width);
-    for (int64_t i = 0; i < count; ++i) EmbedRow(embedding, ln0, ids[begin + i], x0 + i * width);
+    for (int64_t i = 0; i < count; ++i) EmbedRow(embedding, ln0, block[i], x0 + i * width);
     ForProductTiles(x0, width, count, key_x0.data, 0, true, width, width, scratch,
                     [&](int64_t column, int64_t columns, const float* tile) {
                       for (int64_t i = 0; i < count; ++i) {
-                        std::copy_n(tile + i * kBlockOut, columns, table.f32() + ids[begin + i] * width + column);
+                        std::copy_n(tile + i * kBlockOut, columns, table.f32() + block[i] * width + column);
+                      }
+                    });
+  });
+}
+
+void GoldMixTableRowsTarget(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
+                            ConstTensor mix_lora, Matrix mix_down, Tensor table) {
+  const int64_t width = embedding.dim(1), hidden_width = table.dim(2);
+  ForTableIds(context, ids, [&](const int32_t* block, int64_t count, int thread) HWY_ATTR {
+    Scratch& scratch = context.scratch[thread];
+    const Scratch::Frame frame(scratch);
+    // Rows 2i and 2i + 1: the shares of xo that an id has in the mix at its own position and at the next.
+    float* shares = scratch.Floats(2 * count * width);
+    for (int64_t i = 0; i < count; ++i) {
+      float* own = shares + 2 * i * width;
+      float* next = own + width;
+      EmbedRow(embedding, ln0, block[i], own);
+      RmsRow(own, width);
+      FillRow(next, width, [&](size_t j, size_t left) HWY_ATTR {
+        return hn::Mul(LoadN(own + j, left), LoadN(mix_lora.f32() + j, left));
+      });
+      FillRow(own, width, [&](size_t j, size_t left) HWY_ATTR {
+        return hn::Mul(LoadN(own + j, left), hn::Sub(hn::Set(DF(), 1.f), LoadN(mix_lora.f32() + j, left)));
+      });
+    }
+    ForProductTiles(shares, width, 2 * count, mix_down.data, 0, false, width, hidden_width, scratch,
+                    [&](int64_t column, int64_t columns, const float* tile) {
+                      for (int64_t i = 0; i < 2 * count; ++i) {
+                        const int64_t row = 2 * block[i / 2] + i % 2;
+                        std::copy_n(tile + i * kBlockOut, columns, table.f32() + row * hidden_width + column);
                       }
                     });
   });
@@ -205,16 +294,28 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace goldfinch::cpu {
 HWY_EXPORT(GoldAttentionTarget);
+HWY_EXPORT(GoldKeysValuesTarget);
 HWY_EXPORT(GoldKeyTableRowsTarget);
+HWY_EXPORT(GoldMixTableRowsTarget);
 
 void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
   HWY_DYNAMIC_DISPATCH(GoldAttentionTarget)(context, q, spans, shared, weights, cache, head_size, out);
 }
 
+void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+                    const GoldCache& cache, int head_size, const KvCache& kv) {
+  HWY_DYNAMIC_DISPATCH(GoldKeysValuesTarget)(context, spans, shared, weights, cache, head_size, kv);
+}
+
 void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
                       Matrix key_x0, Tensor table) {
   HWY_DYNAMIC_DISPATCH(GoldKeyTableRowsTarget)(context, ids, embedding, ln0, key_x0, table);
+}
+
+void GoldMixTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
+                      ConstTensor mix_lora, Matrix mix_down, Tensor table) {
+  HWY_DYNAMIC_DISPATCH(GoldMixTableRowsTarget)(context, ids, embedding, ln0, mix_lora, mix_down, table);
 }
 
 }  // namespace goldfinch::cpu

@@ -19,7 +19,7 @@ void KvAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const Kv
     for (int64_t i = 0; i < count;) {
       const int64_t position = first + i, in_page = position % page_tokens;
       const int64_t run = std::min(count - i, page_tokens - in_page);
-      const int64_t at = (span.pages[position / page_tokens] * page_tokens + in_page) * width;
+      const int64_t at = PagedRow(span, position, page_tokens) * width;
       Widen(cache.keys, at, run * width, keys + i * width);
       Widen(cache.values, at, run * width, values + i * width);
       i += run;

@@ -8,6 +8,7 @@
 
 #include "absl/types/span.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/sample.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/thread_pool.h"
 
@@ -15,13 +16,19 @@ namespace goldfinch::cpu {
 
 // What every kernel runs on.
 struct Context {
-  explicit Context(int threads) : pool(threads), scratch(threads) {}
+  explicit Context(int threads) : pool(threads), scratch(threads), sample_scratch(threads) {}
 
   ThreadPool pool;
-  std::vector<Scratch> scratch;         // one a thread
+  std::vector<Scratch> scratch;  // one a thread
+  std::vector<SampleScratch> sample_scratch;
   std::vector<const float*> prev_rows;  // of the ops with token shift, reused
   std::vector<int64_t> positions;       // of the rows of an op, reused
 };
+
+// Row `position` of a sequence, counted over all pages.
+inline int64_t PagedRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
+  return span.pages[position / page_tokens] * page_tokens + position % page_tokens;
+}
 
 void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out);
 void GroupNorm(Context& context, ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate,
@@ -35,11 +42,17 @@ void Convert(Context& context, ConstTensor from, Tensor to);
 void GoldAppend(Context& context, absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache);
 void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
                       Matrix key_x0, Tensor table);
+void GoldMixTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
+                      ConstTensor mix_lora, Matrix mix_down, Tensor table);
 void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out);
+void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+                    const GoldCache& cache, int head_size, const KvCache& kv);
 void Rope(Context& context, Tensor x, RowSpans spans, int head_size, double base);
 void KvAppend(Context& context, ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache);
 void KvAttention(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out);
+void Sample(Context& context, ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes,
+            absl::Span<const SampleRow> rows, absl::Span<int32_t> tokens);
 
 // The instruction set the kernels run with: "AVX3".
 const char* TargetName();

@@ -25,11 +25,6 @@ void ConvertTarget(Context& context, ConstTensor from, Tensor to) {
       rows, [&](int64_t row, int) HWY_ATTR { Narrow(from.f32() + row * width, width, to, row * width); }, width);
 }
 
-// Row `position` of a sequence, counted over all pages.
-int64_t PagedRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
-  return span.pages[position / page_tokens] * page_tokens + position % page_tokens;
-}
-
 void AppendTarget(ConstTensor rows, RowSpans spans, Tensor pages) {
   const int64_t width = rows.dim(1), page_tokens = pages.dim(1), row_bytes = width * SizeOf(pages.dtype);
   for (const RowSpan& span : spans) {

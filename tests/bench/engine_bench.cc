@@ -131,9 +131,9 @@ absl::Status Run(const Options& options) {
 
   EngineOptions engine_options;
   engine_options.model_path = options.model;
-  engine_options.threads = options.threads;
   const double load_start = Now();
-  GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(engine_options));
+  GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
+                      Engine::Load(engine_options, MakeCpuBackend(options.threads)));
   GF_RETURN_IF_ERROR(engine->VerifyWeights(/*checksums=*/true, nullptr).status());
   const double load_seconds = Now() - load_start;
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model));

@@ -7,12 +7,14 @@
 #include <iostream>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "coordinator/tokenizer/tokenizer.h"
+#include "kernels/open_backend.h"
 #include "nlohmann/json.hpp"
 #include "worker/engine.h"
 
@@ -22,7 +24,7 @@ namespace {
 struct Options {
   std::string model = "tests/demo_model/model.pth";
   std::string cache_dtype = "bf16";
-  int threads = 0;
+  BackendOptions backend;
   bool show_wrong = false;
 };
 
@@ -55,10 +57,10 @@ absl::StatusOr<std::string> Ask(Engine& engine, const Tokenizer& tokenizer, int 
 absl::Status Run(const Options& options) {
   EngineOptions engine_options;
   engine_options.model_path = options.model;
-  engine_options.threads = options.threads;
   engine_options.stage.max_sequences = 2;
   engine_options.stage.cache_dtype = *ParseFloatDType(options.cache_dtype);
-  GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(engine_options));
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenBackend(options.backend));
+  GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(engine_options, std::move(backend)));
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::Bytes();
 
   int64_t asked = 0, right = 0, tokens = 0;
@@ -102,7 +104,9 @@ int main(int argc, char** argv) {
   app.add_option("--cache-dtype", options.cache_dtype, "type of the cache's numbers")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}))
       ->capture_default_str();
-  app.add_option("--threads", options.threads, "threads; 0: one per core")
+  app.add_option("--device", options.backend.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  app.add_option("--dtype", options.backend.dtype, "of activations: auto, f32, f16 or bf16")->capture_default_str();
+  app.add_option("--threads", options.backend.threads, "threads; 0: one per core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app.add_flag("--show-wrong", options.show_wrong, "print wrong answers to standard error");

@@ -1,6 +1,7 @@
 // What the golden cases lack: every version, ablation, size, weight type and naming that released checkpoints have,
 // with random weights, against the plain model.
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -13,15 +14,13 @@
 #include "tests/parity/pipeline.h"
 #include "tests/parity/reference_model.h"
 #include "tests/parity/reference_weights.h"
+#include "tests/parity/test_device.h"
 #include "worker/checkpoint/checkpoint_test_util.h"
 #include "worker/model_config.h"
 #include "worker/random_model.h"
 
 namespace goldfinch {
 namespace {
-
-// As in golden_test.cc.
-constexpr double kTolerance = 1e-5;
 
 enum class File { kPth, kSafetensors };
 enum class Names { kAuthors, kSecond };
@@ -152,7 +151,10 @@ std::vector<Family> Families() {
   };
 }
 
-class FamiliesTest : public testing::TestWithParam<Family> {};
+class FamiliesTest : public testing::TestWithParam<Family> {
+ public:
+  void SetUp() override { GOLDFINCH_SKIP_WITHOUT_DEVICE(); }
+};
 
 std::string FileBytes(const Family& family) {
   std::vector<TestTensor> tensors = RandomModel(family.model);
@@ -174,21 +176,22 @@ TEST_P(FamiliesTest, AgreesWithThePlainModel) {
   const std::vector<int32_t> tokens = RandomTokens(family.tokens, family.model.vocab_size, /*seed=*/2);
   const ReferenceOutput expected = RunReference(ReadReferenceWeights(*checkpoint), family.reference, tokens);
 
-  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
-  Pipeline pipeline(*backend, checkpoint, config,
+  const double tolerance = GetTestDevice().tolerance;
+  Pipeline pipeline(*GetTestDevice().backend, checkpoint, config,
                     {.cache_tokens = 100, .max_tokens = 80, .max_logit_rows = 80, .cache_dtype = DType::kF32});
   const std::vector<float> logits = pipeline.AllLogits(tokens, family.tokens);
   const double error = RelativeError(logits, expected.logits);
-  EXPECT_LE(error, kTolerance);
+  EXPECT_LE(error, tolerance);
+  std::printf("%-24s relative error %.2g, the limit is %.2g\n", family.name.c_str(), error, tolerance);
   RecordProperty("relative_error_f32_cache", absl::StrCat(error));
   if (!expected.compressed.empty()) {
-    EXPECT_LE(RelativeError(pipeline.compressed(), expected.compressed), kTolerance);
+    EXPECT_LE(RelativeError(pipeline.compressed(), expected.compressed), tolerance);
   }
 
-  EXPECT_EQ(pipeline.AllLogits(tokens, 9), logits) << "in chunks";
+  EXPECT_TRUE(Same(pipeline.AllLogits(tokens, 9), logits)) << "in chunks";
   const int slot = pipeline.Open();
-  EXPECT_EQ(pipeline.Forward({slot, tokens, 1}), std::vector<float>(logits.end() - pipeline.vocab(), logits.end()))
-      << "last logits only";
+  const std::vector<float> last(logits.end() - pipeline.vocab(), logits.end());
+  EXPECT_TRUE(Same(pipeline.Forward({slot, tokens, 1}), last)) << "last logits only";
 }
 
 INSTANTIATE_TEST_SUITE_P(Random, FamiliesTest, testing::ValuesIn(Families()),

@@ -1,6 +1,7 @@
 #include "tests/parity/golden_case.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 #include <utility>
@@ -17,6 +18,31 @@ template <typename T>
 T Value(absl::StatusOr<T> value) {
   GF_CHECK(value.ok()) << value.status();
   return *std::move(value);
+}
+
+constexpr char kFolder[] = "tests/golden";
+
+std::filesystem::path FindGoldenFolder() {
+  if (const char* data = std::getenv("GOLDFINCH_TEST_DATA"); data != nullptr && *data != '\0') {
+    const std::filesystem::path folder = std::filesystem::path(data) / kFolder;
+    GF_CHECK(std::filesystem::is_directory(folder)) << "GOLDFINCH_TEST_DATA is " << data << ": no folder " << folder;
+    return folder;
+  }
+  std::vector<std::filesystem::path> roots = {"."};
+  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe");
+  const char* run_files = std::getenv("TEST_SRCDIR");
+  const char* workspace = std::getenv("TEST_WORKSPACE");
+  if (run_files != nullptr && workspace != nullptr) roots.push_back(std::filesystem::path(run_files) / workspace);
+  roots.push_back(program.string() + ".runfiles/goldfinch");
+  for (auto folder = program.parent_path(); folder != folder.root_path(); folder = folder.parent_path()) {
+    roots.push_back(folder);
+  }
+  for (const std::filesystem::path& root : roots) {
+    if (std::filesystem::is_directory(root / kFolder)) return root / kFolder;
+  }
+  GF_CHECK(false) << "no " << kFolder << " in the working folder, nor where " << program << " is: set "
+                  << "GOLDFINCH_TEST_DATA to the folder that has it";
+  return {};
 }
 
 template <typename T>
@@ -42,7 +68,7 @@ std::vector<std::string> GoldenNames() {
 std::vector<std::string> GoldenNamesWithGold() { return {"finch_gold", "goldfinch"}; }
 
 GoldenCase ReadGoldenCase(const std::string& name) {
-  const std::string folder = "tests/golden/" + name;
+  const std::string folder = FindGoldenFolder() / name;
   GoldenCase golden;
   golden.name = name;
   golden.checkpoint = Value(Checkpoint::Open(folder + "/model.pth"));

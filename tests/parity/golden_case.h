@@ -26,7 +26,8 @@ struct GoldenCase {
 std::vector<std::string> GoldenNames();
 // Those of them with GOLD layers.
 std::vector<std::string> GoldenNamesWithGold();
-// Aborts if the files cannot be read: they are part of the repository.
+// Aborts if the files cannot be read. They are in tests/golden: of $GOLDFINCH_TEST_DATA if that is set, else of the
+// first of these that has it: the working folder, the test's run files, the folders that the program lies in.
 GoldenCase ReadGoldenCase(const std::string& name);
 
 // ||ours - expected|| / ||expected||; infinite if the sizes differ or something is not a number.

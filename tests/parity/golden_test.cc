@@ -12,45 +12,44 @@
 #include "kernels/backend.h"
 #include "tests/parity/golden_case.h"
 #include "tests/parity/pipeline.h"
+#include "tests/parity/test_device.h"
 
 namespace goldfinch {
 namespace {
 
-// Sums of a few hundred fp32 products through 2 to 6 layers err by about 1e-6, as measured here; anything computed
-// otherwise than the definitions say (another epsilon, a row too many, fp16 somewhere) errs by more than 1e-5.
-constexpr double kTolerance = 1e-5;
-
 class GoldenTest : public testing::TestWithParam<std::string> {
  public:
-  GoldenTest() : backend(MakeCpuBackend(/*threads=*/1)), golden(ReadGoldenCase(GetParam())) {}
+  void SetUp() override { GOLDFINCH_SKIP_WITHOUT_DEVICE(); }
 
   Pipeline MakePipeline(const StageOptions& options = ExactOptions()) {
-    return Pipeline(*backend, golden.checkpoint, golden.config, options);
+    return Pipeline(*device.backend, golden.checkpoint, golden.config, options);
   }
   int64_t tokens() const { return static_cast<int64_t>(golden.tokens.size()); }
 
-  const std::unique_ptr<Backend> backend;
-  const GoldenCase golden;
+  const TestDevice& device = GetTestDevice();
+  const GoldenCase golden = ReadGoldenCase(GetParam());
 };
 
 TEST_P(GoldenTest, InChunksOfAnySize) {
   Pipeline pipeline = MakePipeline();
   const std::vector<float> whole = pipeline.AllLogits(golden.tokens, tokens());
   const double error = RelativeError(whole, golden.logits);
-  EXPECT_LE(error, kTolerance);
+  EXPECT_LE(error, device.tolerance);
   RecordProperty("relative_error_f32_cache", absl::StrCat(error));
-  std::printf("%-18s f32 cache: relative error %.2g\n", GetParam().c_str(), error);
-  for (const int64_t chunk_tokens : {1, 7, 16, 64}) {
+  std::printf("%-18s f32 cache: relative error %.2g, the limit is %.2g\n", GetParam().c_str(), error, device.tolerance);
+  // 160 tokens are three times 53 and one that is decoded.
+  for (const int64_t chunk_tokens : device.slow ? std::vector<int64_t>{53} : std::vector<int64_t>{1, 7, 16, 64}) {
     const std::vector<float> logits = pipeline.AllLogits(golden.tokens, chunk_tokens);
-    EXPECT_LE(RelativeError(logits, golden.logits), kTolerance) << "chunks of " << chunk_tokens;
-    EXPECT_EQ(logits, whole) << "chunks of " << chunk_tokens;
+    EXPECT_LE(RelativeError(logits, golden.logits), device.tolerance) << "chunks of " << chunk_tokens;
+    EXPECT_TRUE(Same(logits, whole)) << "chunks of " << chunk_tokens;
   }
 }
 
-TEST_P(GoldenTest, WithAnyNumberOfThreads) {
+TEST_P(GoldenTest, WithAnyNumberOfThreadsOfTheCpu) {
+  const std::unique_ptr<Backend> one_thread = MakeCpuBackend(/*threads=*/1);
   const std::unique_ptr<Backend> three_threads = MakeCpuBackend(/*threads=*/3);
-  Pipeline pipeline(*three_threads, golden.checkpoint, golden.config);
-  EXPECT_EQ(pipeline.AllLogits(golden.tokens, 64), MakePipeline().AllLogits(golden.tokens, 64));
+  Pipeline one(*one_thread, golden.checkpoint, golden.config), three(*three_threads, golden.checkpoint, golden.config);
+  EXPECT_EQ(three.AllLogits(golden.tokens, 64), one.AllLogits(golden.tokens, 64));
 }
 
 // Sequences of one batch: other tokens, lengths and chunks each, so that a step mixes pre-fill and decode.
@@ -102,11 +101,11 @@ TEST_P(GoldenTest, InARaggedBatch) {
 
   Pipeline alone = MakePipeline();
   const std::vector<float> golden_alone = alone.AllLogits(golden.tokens, 160);
-  EXPECT_LE(RelativeError(golden_alone, golden.logits), kTolerance);
+  EXPECT_LE(RelativeError(golden_alone, golden.logits), device.tolerance);
   for (const Batched& sequence : batch) {
     SCOPED_TRACE(testing::Message() << "chunks of " << sequence.chunk_tokens << ", " << sequence.done << " tokens");
     const bool is_golden = sequence.tokens == golden.tokens;
-    EXPECT_EQ(sequence.logits, is_golden ? golden_alone : alone.AllLogits(sequence.tokens, 160));
+    EXPECT_TRUE(Same(sequence.logits, is_golden ? golden_alone : alone.AllLogits(sequence.tokens, 160)));
   }
 }
 
@@ -123,15 +122,15 @@ TEST_P(GoldenTest, CompressedRows) {
   if (golden.compressed.empty()) {
     EXPECT_TRUE(rows.empty());
   } else {
-    EXPECT_LE(RelativeError(rows, golden.compressed), kTolerance);
+    EXPECT_LE(RelativeError(rows, golden.compressed), device.tolerance);
   }
 }
 
 // Relative errors with narrow caches, a little above what was measured. Families that are not here keep no cache: their
 // errors are those of f32.
 struct CacheErrors {
-  double f16 = kTolerance;
-  double bf16 = kTolerance;
+  double f16 = 0;
+  double bf16 = 0;
 };
 const std::map<std::string, CacheErrors> kCacheErrors = {
     {"finch_c2_gptalpha", {8e-5, 6e-4}}, {"finch_gold", {5e-5, 4e-4}}, {"goldfinch", {6e-5, 5e-4}},
@@ -149,10 +148,10 @@ TEST_P(GoldenTest, NarrowCaches) {
     const double error = RelativeError(logits, golden.logits);
     RecordProperty(absl::StrCat("relative_error_", Name(dtype), "_cache"), absl::StrCat(error));
     std::printf("%-18s %s cache: relative error %.2g\n", GetParam().c_str(), Name(dtype), error);
-    EXPECT_LE(error, dtype == DType::kF16 ? limits.f16 : limits.bf16) << Name(dtype);
+    EXPECT_LE(error, std::max(device.tolerance, dtype == DType::kF16 ? limits.f16 : limits.bf16)) << Name(dtype);
     // Attention reads the current chunk's rows back from the cache too.
     if (dtype == DType::kBf16) {
-      EXPECT_EQ(pipeline.AllLogits(golden.tokens, 7), logits) << Name(dtype) << ": chunking changes results";
+      EXPECT_TRUE(Same(pipeline.AllLogits(golden.tokens, 7), logits)) << Name(dtype) << ": chunking changes results";
     }
   }
 }

@@ -16,12 +16,6 @@ namespace {
 
 int64_t RowsOf(const ConstTensor& tensor) { return tensor ? tensor.dim(0) : 0; }
 
-std::vector<float> Values(const ConstTensor& tensor) { return tensor ? ToFloats(tensor) : std::vector<float>(); }
-
-std::string Bytes(const ConstTensor& tensor) {
-  return {static_cast<const char*>(tensor.data), static_cast<size_t>(tensor.bytes())};
-}
-
 }  // namespace
 
 void PrintTo(const Flow& flow, std::ostream* out) {
@@ -29,7 +23,8 @@ void PrintTo(const Flow& flow, std::ostream* out) {
 }
 
 Pipeline::Pipeline(Backend& backend, const std::shared_ptr<const Checkpoint>& checkpoint, const ModelConfig& config,
-                   const StageOptions& options, const std::vector<int>& cuts) {
+                   const StageOptions& options, const std::vector<int>& cuts)
+    : backend_(backend) {
   for (size_t i = 0; i <= cuts.size(); ++i) {
     const int first = i == 0 ? 0 : cuts[i - 1];
     const int last = i == cuts.size() ? -1 : cuts[i];
@@ -67,27 +62,47 @@ void Pipeline::Close(int slot) {
   for (const auto& stage : stages_) stage->Close(slot);
 }
 
+std::string Pipeline::Bytes(const ConstTensor& tensor) {
+  std::string bytes(tensor.bytes(), '\0');
+  backend_.CopyToHost(tensor, bytes.data());
+  return bytes;
+}
+
+std::vector<float> Pipeline::Values(const ConstTensor& tensor) {
+  if (!tensor) return {};
+  const std::string bytes = Bytes(tensor);
+  return ToFloats({bytes.data(), tensor.dtype, tensor.shape});
+}
+
+Tensor Pipeline::Carry(const ConstTensor& tensor, std::shared_ptr<void>* memory) {
+  if (!tensor) return {};
+  const std::string bytes = Bytes(tensor);  // `memory` may be the tensor's
+  absl::StatusOr<std::shared_ptr<void>> taken = backend_.Allocate(tensor.bytes(), "rows");
+  GF_CHECK(taken.ok()) << taken.status();
+  *memory = *std::move(taken);
+  const Tensor copy{memory->get(), tensor.dtype, tensor.shape};
+  backend_.CopyFromHost(bytes.data(), copy);
+  return copy;
+}
+
 std::vector<float> Pipeline::Forward(absl::Span<const Chunk> chunks) {
   flows_.clear();
   compressed_.clear();
   StageInput input;
   StageOutput output;
   // What a transport would carry: copies, so that no stage sees another's memory.
-  std::vector<float> hidden;
-  std::string compressed;
+  std::shared_ptr<void> hidden, compressed;
   for (const auto& stage : stages_) {
     const absl::Status status = stage->Forward(chunks, input, &output);
     GF_CHECK(status.ok()) << status;
     if (output.compressed) compressed_ = Values(output.compressed);
     if (stage == stages_.back()) break;
     if (output.compressed) {
-      compressed = Bytes(output.compressed);
       GF_CHECK(output.compressed.dtype == stage->options().cache_dtype);
-      input.compressed = {compressed.data(), output.compressed.dtype, output.compressed.shape};
+      input.compressed = Carry(output.compressed, &compressed);
     }
-    hidden = Values(output.hidden);
-    input.hidden = {};
-    if (output.hidden) input.hidden = {hidden.data(), DType::kF32, output.hidden.shape};
+    GF_CHECK(!output.hidden || output.hidden.dtype == DType::kF32);
+    input.hidden = Carry(output.hidden, &hidden);
     flows_.push_back({RowsOf(input.hidden), RowsOf(input.compressed)});
   }
   GF_CHECK(!output.hidden);

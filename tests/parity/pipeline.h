@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -59,6 +60,13 @@ class Pipeline {
   const std::vector<float>& compressed() const { return compressed_; }
 
  private:
+  // Of tensors of the back end.
+  std::string Bytes(const ConstTensor& tensor);
+  std::vector<float> Values(const ConstTensor& tensor);
+  // A copy in other memory of the back end, by way of the host.
+  Tensor Carry(const ConstTensor& tensor, std::shared_ptr<void>* memory);
+
+  Backend& backend_;
   std::vector<std::unique_ptr<Stage>> stages_;
   std::vector<Flow> flows_;
   std::vector<float> compressed_;

@@ -1,5 +1,5 @@
-// A model split over stages: the same logits, bit for bit, and over each boundary exactly the rows that the pre-fill
-// rule asks for (docs/ARCHITECTURE.md).
+// A model split over stages: the same logits (on the CPU, bit for bit), and over each boundary exactly the rows that
+// the pre-fill rule asks for (docs/ARCHITECTURE.md).
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -11,6 +11,7 @@
 #include "kernels/backend.h"
 #include "tests/parity/golden_case.h"
 #include "tests/parity/pipeline.h"
+#include "tests/parity/test_device.h"
 
 namespace goldfinch {
 namespace {
@@ -36,10 +37,10 @@ const std::vector<std::vector<Part>> kSteps = {
 
 class SplitTest : public testing::TestWithParam<std::string> {
  public:
-  SplitTest() : backend(MakeCpuBackend(/*threads=*/1)), golden(ReadGoldenCase(GetParam())) {}
+  void SetUp() override { GOLDFINCH_SKIP_WITHOUT_DEVICE(); }
 
-  const std::unique_ptr<Backend> backend;
-  const GoldenCase golden;
+  const TestDevice& device = GetTestDevice();
+  const GoldenCase golden = ReadGoldenCase(GetParam());
 };
 
 // What the boundary before layer `cut` carries for a chunk of `count` tokens whose last `logit_rows` want logits, when
@@ -55,7 +56,7 @@ Flow ExpectedFlow(const ModelShape& shape, int cut, const Part& part, int64_t pe
 }
 
 TEST_P(SplitTest, SameLogitsAndTheRowsOfTheRule) {
-  Pipeline whole(*backend, golden.checkpoint, golden.config);
+  Pipeline whole(*device.backend, golden.checkpoint, golden.config);
   const int layers = whole.shape().layers();
   std::vector<std::vector<int>> splits;
   for (int cut = 1; cut < layers; ++cut) splits.push_back({cut});
@@ -91,11 +92,11 @@ TEST_P(SplitTest, SameLogitsAndTheRowsOfTheRule) {
 
   for (const std::vector<int>& cuts : splits) {
     SCOPED_TRACE(testing::Message() << "stages begin at layers 0, " << testing::PrintToString(cuts));
-    Pipeline pipeline(*backend, golden.checkpoint, golden.config, ExactOptions(), cuts);
+    Pipeline pipeline(*device.backend, golden.checkpoint, golden.config, ExactOptions(), cuts);
     size_t index = 0;
     run(pipeline,
         [&](const std::vector<Part>& step, const std::vector<int64_t>& pending, const std::vector<float>& logits) {
-          EXPECT_EQ(logits, expected[index]) << "step " << index;
+          EXPECT_TRUE(Same(logits, expected[index])) << "step " << index;
           ++index;
           ASSERT_EQ(pipeline.flows().size(), cuts.size());
           for (size_t i = 0; i < cuts.size(); ++i) {
@@ -113,18 +114,18 @@ TEST_P(SplitTest, SameLogitsAndTheRowsOfTheRule) {
 
 // A fork must take along what every stage keeps: caches, states, shift rows, the newest Finch-side rows.
 TEST_P(SplitTest, ForksOfSplitModels) {
-  Pipeline whole(*backend, golden.checkpoint, golden.config);
+  Pipeline whole(*device.backend, golden.checkpoint, golden.config);
   const std::vector<float> expected = whole.AllLogits(golden.tokens, 160);
   std::vector<int> cuts;
   for (int cut = 1; cut < whole.shape().layers(); ++cut) cuts.push_back(cut);
-  Pipeline pipeline(*backend, golden.checkpoint, golden.config, ExactOptions(), cuts);
+  Pipeline pipeline(*device.backend, golden.checkpoint, golden.config, ExactOptions(), cuts);
   const absl::Span<const int32_t> tokens = golden.tokens;
   const int original = pipeline.Open();
   pipeline.Forward({original, tokens.subspan(0, 70), 0});
   const int copy = pipeline.Fork(original);
   pipeline.Close(original);
   const std::vector<float> logits = pipeline.Forward({copy, tokens.subspan(70), 30});
-  EXPECT_EQ(logits, std::vector<float>(expected.end() - 30 * whole.vocab(), expected.end()));
+  EXPECT_TRUE(Same(logits, absl::MakeConstSpan(expected).subspan(expected.size() - 30 * whole.vocab())));
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, SplitTest, testing::ValuesIn(GoldenNames()),
