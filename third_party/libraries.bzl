@@ -77,6 +77,10 @@ def libraries():
         targets = {":crypto": "libcrypto"},
     )
     system_library(
+        name = "boost",
+        targets = {":context": "-lboost_context"},
+    )
+    system_library(
         name = "highway",
         targets = {":hwy": "libhwy"},
     )

@@ -1,0 +1,11 @@
+// Stands in for the CUDA back end where no CUDA toolkit was found at build time.
+#include "absl/status/status.h"
+#include "kernels/cuda/cuda_backend.h"
+
+namespace goldfinch {
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions&) {
+  return absl::UnavailableError("no CUDA: this program was built without a CUDA toolkit");
+}
+
+}  // namespace goldfinch

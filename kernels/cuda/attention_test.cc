@@ -1,0 +1,368 @@
+// What the CUDA attention kernels have that the common tests do not reach: tiles of every number of query rows, the
+// paths for 16-bit types and heads of 64 and 128, positions split over blocks and over chunks, faults that rows must
+// not see. Built over the emulation and over the device; without a device that one's tests are SKIPPED.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/cuda/cuda_cases.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+// Rows of one sequence in a call.
+struct Chunk {
+  int64_t position = 0;
+  int rows = 1;
+};
+
+class CudaAttentionTest : public BackendTest {
+ public:
+  bool halves() const { return act() != DType::kF32; }
+};
+
+// Sequences of a call, in pages.
+struct Sequences {
+  Sequences(Random& random, const std::vector<Chunk>& chunks, int64_t page_tokens)
+      : paging(random, page_tokens, Lengths(chunks)) {
+    std::vector<int> counts;
+    counts.reserve(chunks.size());
+    for (const Chunk& chunk : chunks) counts.push_back(chunk.rows);
+    rows = RowCount(counts);
+    spans = MakeSpans(random, counts, static_cast<int>(chunks.size()));
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      spans[i].position = chunks[i].position;
+      spans[i].pages = paging.table(static_cast<int>(i));
+    }
+  }
+  static std::vector<int64_t> Lengths(const std::vector<Chunk>& chunks) {
+    std::vector<int64_t> lengths;
+    lengths.reserve(chunks.size());
+    for (const Chunk& chunk : chunks) lengths.push_back(chunk.position + chunk.rows);
+    return lengths;
+  }
+
+  const Paging paging;
+  std::vector<RowSpan> spans;
+  int64_t rows = 0;
+};
+
+int64_t LengthOf(const RowSpan& span) { return span.position + span.row_count; }
+
+// Stored keys and values of every sequence, and attention over them on the device.
+struct KvInputs {
+  KvInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, int64_t width, int head_size, int64_t page_tokens,
+           double query_deviation = 1)
+      : t(t), sequences(t.random, chunks, page_tokens), width(width), head_size(head_size) {
+    q = t.random.Normal(sequences.rows * width, query_deviation, t.act());
+    for (const RowSpan& span : sequences.spans) {
+      keys.push_back(t.random.Normal(LengthOf(span) * width, 1, t.cache_dtype()));
+      values.push_back(t.random.Normal(LengthOf(span) * width, 1, t.cache_dtype()));
+    }
+  }
+
+  Values Expected() const {
+    Values expected(q.size());
+    for (size_t i = 0; i < sequences.spans.size(); ++i) {
+      const RowSpan& span = sequences.spans[i];
+      SetRows(reference::Attention(RowsOf(q, span, width), keys[i], values[i], width, head_size, span.position), span,
+              width, expected);
+    }
+    return expected;
+  }
+
+  Values Actual() const {
+    const Paging& paging = sequences.paging;
+    const Shape shape{paging.pages(), paging.page_tokens(), width}, rows{sequences.rows, width};
+    const KvCache cache{t.device.Put(paging.Scatter(keys, width), shape, t.cache_dtype()),
+                        t.device.Put(paging.Scatter(values, width), shape, t.cache_dtype())};
+    const Tensor out = t.device.New(t.act(), rows);
+    t.device->KvAttention(t.device.Put(q, rows, t.act()), sequences.spans, cache, head_size, out);
+    return t.device.Get(out);
+  }
+
+  void Check(const std::string& what, double tolerance_factor = 1) const {
+    ExpectClose(Actual(), Expected(), head_size, tolerance_factor * t.tolerance(),
+                what + ", head size " + std::to_string(head_size));
+  }
+
+  CudaAttentionTest& t;
+  const Sequences sequences;
+  const int64_t width;
+  const int head_size;
+  Values q;
+  std::vector<Values> keys, values;
+};
+
+TEST_P(CudaAttentionTest, TilesOfEveryNumberOfRows) {
+  for (int head_size : {64, 128}) {
+    for (int rows : {1, 2, 4, 5, 9, 16, 17, 32, 33, 40, 65}) {
+      const int64_t page_tokens = rows % 3 == 0 ? 1 : rows % 3 == 1 ? 16 : 37;
+      KvInputs(*this, {{70, rows}}, head_size, head_size, page_tokens).Check(std::to_string(rows) + " rows");
+    }
+    KvInputs(*this, {{3, 9}, {100, 1}, {0, 17}, {40, 3}, {63, 1}, {0, 1}, {5, 40}}, 2 * head_size, head_size, 16)
+        .Check("spans of all kinds");
+  }
+}
+
+// At each position where a tile of 16 rows and a tile of 64 positions may meet.
+TEST_P(CudaAttentionTest, DiagonalsAnywhere) {
+  for (int64_t position : {0, 1, 15, 16, 17, 47, 48, 55, 63, 64, 65}) {
+    KvInputs(*this, {{position, 19}}, 64, 64, 16).Check("19 rows from " + std::to_string(position));
+  }
+}
+
+TEST_P(CudaAttentionTest, WideRows) {
+  // Several warps, several blocks, and a last warp whose lanes are not all used.
+  for (int64_t heads : {7, 20, slow() ? 34 : 66}) {
+    KvInputs(*this, {{33, 1}, {20, 2}}, 64 * heads, 64, 16).Check(std::to_string(heads) + " heads");
+  }
+}
+
+TEST_P(CudaAttentionTest, HeadsOfEverySize) {
+  for (int head_size : {16, 80, 256, 272, 1024}) {
+    KvInputs(*this, {{40, 1}, {9, 2}}, head_size, head_size, 16).Check("one head");
+  }
+}
+
+TEST_P(CudaAttentionTest, SplitsMerge) {
+  const int64_t length = slow() ? 900 : 9000;
+  KvInputs(*this, {{length, 1}}, 64, 64, 64).Check("one row");
+  KvInputs(*this, {{length, 3}}, 64, 64, 64).Check("three rows");
+  if (halves()) KvInputs(*this, {{length, 9}}, 64, 64, 64).Check("nine rows");
+  // The first split has all the weight, or the last.
+  for (bool first : {true, false}) {
+    KvInputs in(*this, {{length, 1}}, 64, 64, 64);
+    in.q.assign(64, 4);
+    const int64_t at = first ? 2 : length - 2;
+    std::fill_n(in.keys[0].begin() + at * 64, 64, 4);
+    in.Check(first ? "the first split" : "the last split");
+  }
+}
+
+TEST_P(CudaAttentionTest, PeakedScores) {
+  for (double deviation : {0., 10., 300.}) {
+    KvInputs(*this, {{130, 20}, {200, 1}}, 64, 64, 16, deviation).Check("peaked scores", std::max(1., deviation));
+  }
+}
+
+// Checks rows that have nothing to do with a fault against the others' expected values, and that the others are NaN.
+void CheckFault(const Values& actual, const Values& expected, int64_t width, const std::vector<bool>& faulty,
+                double tolerance, const std::string& what) {
+  for (size_t row = 0; row < faulty.size(); ++row) {
+    const Values mine = Slot(actual, static_cast<int>(row), width);
+    const std::string where = what + ", row " + std::to_string(row);
+    if (faulty[row]) {
+      for (double x : mine) ASSERT_TRUE(std::isnan(x)) << where;
+    } else {
+      ExpectClose(mine, Slot(expected, static_cast<int>(row), width), width, 4 * tolerance, where);
+    }
+  }
+}
+
+TEST_P(CudaAttentionTest, FaultsStayWithTheRowsThatSeeThem) {
+  const int64_t width = 64;
+  for (int rows : {4, 9, 40}) {
+    for (int64_t fault : {71, 75}) {
+      for (bool in_values : {false, true}) {
+        KvInputs in(*this, {{70, rows}}, width, 64, 16);
+        if (fault >= LengthOf(in.sequences.spans[0])) continue;
+        const Values expected = in.Expected();
+        std::fill_n((in_values ? in.values : in.keys)[0].begin() + fault * width, width, kNan);
+        std::vector<bool> faulty(rows);
+        for (int row = 0; row < rows; ++row) faulty[row] = 70 + row >= fault;
+        CheckFault(in.Actual(), expected, width, faulty, tolerance(),
+                   std::string(in_values ? "value " : "key ") + std::to_string(fault) + " of " + std::to_string(rows) +
+                       " rows");
+      }
+    }
+    KvInputs in(*this, {{70, rows}}, width, 64, 16);
+    const Values expected = in.Expected();
+    in.q[2 * width + 5] = kNan;
+    std::vector<bool> faulty(rows);
+    faulty[2] = true;
+    CheckFault(in.Actual(), expected, width, faulty, tolerance(), "query of " + std::to_string(rows) + " rows");
+  }
+}
+
+// --- GOLD -----------------------------------------------------------------------------------------------------------
+
+struct GoldInputs {
+  GoldInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, const GoldSizes& sizes, int64_t page_tokens = 16)
+      : t(t),
+        layer(RandomGoldLayer(t.random, sizes, t.weight_dtype())),
+        sequences(t.random, chunks, page_tokens),
+        c_width(sizes.width / 16),
+        width(sizes.width) {
+    q = t.random.Normal(sequences.rows * width, 1, t.act());
+    for (const RowSpan& span : sequences.spans) {
+      ids.push_back(t.random.Ids(LengthOf(span), sizes.vocab));
+      c.push_back(t.random.Normal(LengthOf(span) * c_width, 1, t.cache_dtype()));
+    }
+  }
+
+  Values Expected() const {
+    Values expected(q.size());
+    for (size_t i = 0; i < sequences.spans.size(); ++i) {
+      const RowSpan& span = sequences.spans[i];
+      const reference::KeysValues kv = reference::GoldKeysValues(layer, ids[i], c[i]);
+      SetRows(reference::Attention(RowsOf(q, span, width), kv.keys, kv.values, width, layer.head_size, span.position),
+              span, width, expected);
+    }
+    return expected;
+  }
+
+  Values Actual() const {
+    const Paging& paging = sequences.paging;
+    std::vector<Values> id_values;
+    id_values.reserve(ids.size());
+    for (const auto& sequence : ids) id_values.push_back(IdValues(sequence));
+    const int64_t pages = paging.pages(), page_tokens = paging.page_tokens();
+    const GoldCache cache{t.device.Put(paging.Scatter(id_values, 1), {pages, page_tokens}, DType::kU16),
+                          t.device.Put(paging.Scatter(c, c_width), {pages, page_tokens, c_width}, t.cache_dtype())};
+    const Shape rows{sequences.rows, width};
+    const Tensor out = t.device.New(t.act(), rows);
+    t.device->GoldAttention(t.device.Put(q, rows, t.act()), sequences.spans,
+                            PutGoldShared(t.device, layer, t.weight_dtype()),
+                            PutGoldWeights(t.device, layer, t.weight_dtype()), cache, layer.head_size, out);
+    return t.device.Get(out);
+  }
+
+  void Check(const std::string& what) const {
+    ExpectClose(Actual(), Expected(), layer.head_size, t.tolerance(),
+                what + ", width " + std::to_string(width) + ", head size " + std::to_string(layer.head_size));
+  }
+
+  CudaAttentionTest& t;
+  reference::GoldLayer layer;
+  const Sequences sequences;
+  const int64_t c_width;
+  const int64_t width;
+  Values q;
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<Values> c;
+};
+
+// A multiprocessor has 24 positions of a chunk: 96 emulated.
+TEST_P(CudaAttentionTest, GoldOfSeveralChunks) {
+  const int64_t length = slow() ? 250 : 9000;
+  for (int rows : {1, 2, 9, 17, 40}) {
+    GoldInputs(*this, {{length, rows}}, {.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 64})
+        .Check(std::to_string(rows) + " rows");
+  }
+  // Chunks with parts of several spans.
+  GoldInputs(*this, {{40, 9}, {0, 1}, {length / 2, 1}, {0, 17}, {7, 3}, {length / 3, 2}, {95, 1}},
+             {.width = 128, .head_size = 64, .mix_rank = 8, .lora_rank = 8}, 37)
+      .Check("several spans");
+}
+
+TEST_P(CudaAttentionTest, GoldOfEveryRank) {
+  for (int64_t mix_rank : {8, 40, 64}) {
+    for (int64_t lora_rank : {24, 72, 128}) {
+      GoldInputs(*this, {{70, 1}, {3, 6}},
+                 {.width = 128, .head_size = 64, .mix_rank = mix_rank, .lora_rank = lora_rank})
+          .Check("ranks " + std::to_string(mix_rank) + " and " + std::to_string(lora_rank));
+    }
+  }
+}
+
+TEST_P(CudaAttentionTest, GoldOfLargerHeadsAndWidths) {
+  GoldInputs(*this, {{120, 40}, {60, 1}, {9, 4}}, {.width = 128, .head_size = 128, .mix_rank = 8, .lora_rank = 16})
+      .Check("large heads");
+  GoldInputs(*this, {{30, 1}, {3, 6}},
+             {.width = slow() ? 384 : 2048, .head_size = 64, .vocab = 20, .mix_rank = 32, .lora_rank = 64})
+      .Check("width");
+  GoldInputs(*this, {{100, 1}, {3, 6}},
+             {.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 32, .rope_base = 10000})
+      .Check("rope");
+}
+
+TEST_P(CudaAttentionTest, GoldFaultsStayWithTheRowsThatSeeThem) {
+  const int64_t width = 128;
+  for (int rows : {1, 3, 9, 20}) {
+    for (int64_t fault : {95, 101}) {
+      if (fault >= 95 + rows) continue;
+      // A compressed row goes into keys alone, a row of the embedding into values too.
+      for (bool in_embedding : {false, true}) {
+        GoldInputs in(*this, {{95, rows}}, {.width = width, .head_size = 64, .mix_rank = 16, .lora_rank = 16});
+        const int32_t id = 99;
+        std::replace(in.ids[0].begin(), in.ids[0].end(), id, 0);
+        in.ids[0][fault] = id;
+        const Values expected = in.Expected();
+        if (in_embedding) {
+          std::fill_n(in.layer.embedding.begin() + id * width, width, kNan);
+        } else {
+          std::fill_n(in.c[0].begin() + fault * in.c_width, in.c_width, kNan);
+        }
+        std::vector<bool> faulty(rows);
+        for (int row = 0; row < rows; ++row) faulty[row] = 95 + row >= fault;
+        CheckFault(in.Actual(), expected, width, faulty, tolerance(),
+                   std::string(in_embedding ? "embedding" : "c") + " at " + std::to_string(fault) + " of " +
+                       std::to_string(rows) + " rows");
+      }
+    }
+  }
+}
+
+TEST_P(CudaAttentionTest, GoldKeysValuesOfSeveralChunks) {
+  for (double rope_base : {0., 10000.}) {
+    const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 64, .rope_base = rope_base};
+    const GoldInputs in(*this, {{150, 30}, {0, 1}, {0, 110}}, sizes);
+    const Paging& paging = in.sequences.paging;
+    const Shape shape{paging.pages(), paging.page_tokens(), sizes.width};
+    const KvCache kv{device.New(cache_dtype(), shape), device.New(cache_dtype(), shape)};
+    std::vector<Values> id_values;
+    for (const auto& sequence : in.ids) id_values.push_back(IdValues(sequence));
+    const GoldCache cache{device.Put(paging.Scatter(id_values, 1), {paging.pages(), paging.page_tokens()}, DType::kI32),
+                          device.Put(paging.Scatter(in.c, in.c_width),
+                                     {paging.pages(), paging.page_tokens(), in.c_width}, cache_dtype())};
+    device->GoldKeysValues(in.sequences.spans, PutGoldShared(device, in.layer, weight_dtype()),
+                           PutGoldWeights(device, in.layer, weight_dtype()), cache, in.layer.head_size, kv);
+    const Values keys = device.Get(kv.keys), values = device.Get(kv.values);
+    for (size_t i = 0; i < in.sequences.spans.size(); ++i) {
+      const RowSpan& span = in.sequences.spans[i];
+      const reference::KeysValues expected = reference::GoldKeysValues(in.layer, in.ids[i], in.c[i]);
+      Values actual_keys, actual_values, expected_keys, expected_values;
+      for (int64_t at = span.position; at < LengthOf(span); ++at) {
+        const auto row = static_cast<int>(paging.Row(static_cast<int>(i), at));
+        for (const auto& [from, slot, to] :
+             {std::tuple(&keys, row, &actual_keys), std::tuple(&values, row, &actual_values),
+              std::tuple(&expected.keys, static_cast<int>(at), &expected_keys),
+              std::tuple(&expected.values, static_cast<int>(at), &expected_values)}) {
+          const Values slot_values = Slot(*from, slot, sizes.width);
+          to->insert(to->end(), slot_values.begin(), slot_values.end());
+        }
+      }
+      const std::string what = "span " + std::to_string(i) + ", rope " + std::to_string(rope_base);
+      const double rounded = tolerance() + 2 * RoundingError(cache_dtype());
+      ExpectClose(actual_keys, expected_keys, sizes.width, rounded, "keys of " + what, 1);
+      ExpectClose(actual_values, expected_values, sizes.width, rounded, "values of " + what, 1);
+    }
+    // Positions before the spans' were not asked for.
+    for (double x : Slot(keys, static_cast<int>(paging.Row(0, 149)), sizes.width)) EXPECT_TRUE(std::isnan(x));
+  }
+}
+
+std::vector<Case> Cases() {
+  const auto backend = MakeCudaBackend({});
+  if (!backend.ok()) return {};
+  return CudaCases(/*slow=*/(*backend)->Describe().find("emulated") != std::string::npos);
+}
+
+TEST(CudaAttentionDeviceTest, ThereIsADevice) {
+  const auto backend = MakeCudaBackend({});
+  if (!backend.ok()) GTEST_SKIP() << "no test of attention on a device: " << backend.status().message();
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(BackendTest);  // the common tests come with the cases
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaAttentionTest);
+INSTANTIATE_TEST_SUITE_P(Cuda, CudaAttentionTest, testing::ValuesIn(Cases()), testing::PrintToStringParamName());
+
+}  // namespace
+}  // namespace goldfinch

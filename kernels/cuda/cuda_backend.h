@@ -1,0 +1,23 @@
+// The CUDA back end: Backend on one NVIDIA GPU of compute capability 8.0 or newer.
+#ifndef GOLDFINCH_KERNELS_CUDA_CUDA_BACKEND_H_
+#define GOLDFINCH_KERNELS_CUDA_CUDA_BACKEND_H_
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+
+namespace goldfinch {
+
+struct CudaOptions {
+  int device = 0;                         // ordinal, as CUDA_VISIBLE_DEVICES leaves them
+  DType activation_dtype = DType::kBf16;  // fp32, fp16 or bf16
+};
+
+// UNAVAILABLE, with what is missing, if this program was built without CUDA, the machine has no such device or driver,
+// or a library (cuBLASLt) cannot be found; FAILED_PRECONDITION if the device is too old.
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_KERNELS_CUDA_CUDA_BACKEND_H_

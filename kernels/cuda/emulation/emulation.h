@@ -1,0 +1,74 @@
+// Runs device code on the CPU, for tests: the logic of a kernel is tested on machines without a GPU, under the address
+// sanitizer too. It says nothing of speed, and little of the memory model.
+//
+// Every thread of a block is a fiber. A fiber runs until it meets a barrier or a warp operation, then others do, in an
+// order that changes all the time (seeded, so repeatable); blocks run one after the other. What it shows:
+//   - a missing barrier: threads run far ahead of each other;
+//   - use of shared memory that nothing wrote: it is NaN at first;
+//   - use of asynchronous copies before they were waited for: they happen as late as they may;
+//   - warp operations and barriers that not all threads reach: a message and an end;
+//   - reads and writes outside of allocations: by the address sanitizer, or by the pages around them;
+//   - the host touching device memory: it cannot be read or written but by kernels and copies.
+#ifndef GOLDFINCH_KERNELS_CUDA_EMULATION_EMULATION_H_
+#define GOLDFINCH_KERNELS_CUDA_EMULATION_EMULATION_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace goldfinch::emulation {
+
+struct Dim3 {
+  unsigned x = 1;
+  unsigned y = 1;
+  unsigned z = 1;
+  constexpr Dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}  // NOLINT: as CUDA's dim3
+};
+
+// Of the thread that runs.
+struct Index {
+  Dim3 thread;
+  Dim3 block;
+  Dim3 block_dim;
+  Dim3 grid_dim;
+};
+extern const Index* index;
+
+// Runs the kernel in every thread of every block. The block must have a multiple of 32 threads, 1024 at most.
+void Run(const Dim3& grid, const Dim3& block, size_t shared_bytes, const std::function<void()>& kernel);
+
+// --- For device code: see device.h
+// ------------------------------------------------------------------------------------
+
+void* Shared();
+void BlockBarrier();
+void WarpBarrier();
+
+constexpr size_t kExchangeBytes = 32;
+// Every lane of the warp gives `bytes` and gets the place of all lanes' bytes, kExchangeBytes apart, until the warp's
+// next exchange but one. `operation` must be the same in all lanes.
+const char* Exchange(const char* operation, const void* given, size_t bytes);
+int Lane();
+
+void CopyAsync(void* to, const void* from, size_t bytes, size_t zeros);
+void CopyAsyncCommit();
+void CopyAsyncWait(size_t newest);
+
+// --- Device memory
+// ----------------------------------------------------------------------------------------------------
+
+// Zeroed; null if it cannot be had.
+void* Allocate(size_t bytes);
+void Free(void* memory);
+// While one lives, the host may touch device memory, and no other thread may; Run wants one.
+class Access {
+ public:
+  Access();
+  ~Access();
+  Access(const Access&) = delete;
+  Access& operator=(const Access&) = delete;
+};
+
+}  // namespace goldfinch::emulation
+
+#endif  // GOLDFINCH_KERNELS_CUDA_EMULATION_EMULATION_H_

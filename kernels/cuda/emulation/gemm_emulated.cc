@@ -1,0 +1,67 @@
+// Products of the emulation, in double.
+#include <vector>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/emulation/emulation.h"
+#include "kernels/cuda/gemm.h"
+
+namespace goldfinch::cuda {
+namespace {
+
+float Load(const void* data, DType dtype, int64_t index) {
+  switch (dtype) {
+    case DType::kF32:
+      return static_cast<const float*>(data)[index];
+    case DType::kF16:
+      return ToFloat(static_cast<const f16_t*>(data)[index]);
+    default:
+      return ToFloat(static_cast<const bf16_t*>(data)[index]);
+  }
+}
+
+void Store(float value, DType dtype, int64_t index, void* data) {
+  switch (dtype) {
+    case DType::kF32:
+      static_cast<float*>(data)[index] = value;
+      return;
+    case DType::kF16:
+      static_cast<f16_t*>(data)[index] = FromFloat<f16_t>(value);
+      return;
+    default:
+      static_cast<bf16_t*>(data)[index] = FromFloat<bf16_t>(value);
+  }
+}
+
+class EmulatedGemm : public GemmRunner {
+ public:
+  void Run(const Gemm& g) override {
+    GF_CHECK(g.out_dtype == g.in_dtype || g.out_dtype == DType::kF32);
+    GF_CHECK(g.bias == nullptr || g.out_dtype == DType::kF32);
+    GF_CHECK(g.ldx >= g.inner && g.ldout >= g.columns && g.ldweight >= (g.out_in ? g.inner : g.columns));
+    const emulation::Access access;
+    std::vector<float> x(g.inner);
+    for (int64_t product = 0; product < g.batch; ++product) {
+      for (int64_t row = 0; row < g.rows; ++row) {
+        for (int64_t i = 0; i < g.inner; ++i) x[i] = Load(g.x, g.in_dtype, product * g.x_stride + row * g.ldx + i);
+        for (int64_t column = 0; column < g.columns; ++column) {
+          double sum = 0;
+          for (int64_t i = 0; i < g.inner; ++i) {
+            const int64_t at = g.out_in ? column * g.ldweight + i : i * g.ldweight + column;
+            sum += static_cast<double>(x[i]) *
+                   static_cast<double>(Load(g.weight, g.in_dtype, product * g.weight_stride + at));
+          }
+          const int64_t at = product * g.out_stride + row * g.ldout + column;
+          if (g.bias != nullptr) sum += static_cast<double>(g.bias[column]);
+          if (g.accumulate) sum += static_cast<double>(Load(g.out, g.out_dtype, at));
+          Store(static_cast<float>(sum), g.out_dtype, at, g.out);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GemmRunner>> MakeGemmRunner(Runtime&) { return std::make_unique<EmulatedGemm>(); }
+
+}  // namespace goldfinch::cuda

@@ -1,0 +1,100 @@
+// What the GOLD kernels share: rows of the input x0 = LN0(emb[id]), and products with a layer's weights.
+#ifndef GOLDFINCH_KERNELS_CUDA_GOLD_ROWS_H_
+#define GOLDFINCH_KERNELS_CUDA_GOLD_ROWS_H_
+
+#include <cstdint>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/device.h"
+
+namespace goldfinch::cuda {
+
+constexpr float kLayerNormEpsilon = 1e-5f;
+constexpr float kRmsEpsilon = 1e-8f;
+constexpr int kRowThreads = 256;  // of a block that has a row
+
+inline LaunchShape RowShape(int64_t rows) {
+  return {dim3(static_cast<unsigned>(rows)), dim3(kRowThreads), kWarp * sizeof(float)};
+}
+
+// Row of a chunk of positions that is rebuilt.
+struct ChunkRow {
+  int32_t id;       // -1 at position -1
+  int32_t prev_id;  // of the row before; -1 where there is none or it is not needed
+  int64_t stored;   // row of the cache; -1 at position -1
+  int64_t position;
+  int32_t only_before;  // it is there for the row after it to look back to
+};
+
+struct RowMoments {
+  float mean;
+  float scale;  // 1 / sqrt(variance + epsilon)
+};
+
+// Over `width` values that value(i) gives, in two passes: a variance as a difference of squares would lose digits.
+// `scratch` [32] shared; all threads of the block call.
+template <typename Value>
+__device__ inline RowMoments MomentsOf(int64_t width, float* scratch, Value value) {
+  float sum = 0;
+  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) sum += value(i);
+  const float mean = BlockSum(sum, scratch) / static_cast<float>(width);
+  float square = 0;
+  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
+    const float apart = value(i) - mean;
+    square += apart * apart;
+  }
+  return {mean, 1 / sqrtf(BlockSum(square, scratch) / static_cast<float>(width) + kLayerNormEpsilon)};
+}
+
+// 1 / (sqrt(mean of squares) + 1e-8).
+__device__ inline float RmsScale(float square_sum, int64_t width) {
+  return 1 / (sqrtf(square_sum / static_cast<float>(width)) + kRmsEpsilon);
+}
+
+// What makes x0 and xo = rms(x0) of a row of the embedding.
+struct InputRow {
+  RowMoments moments;
+  float rms_scale;
+
+  __device__ float Normed(float x, float weight, float bias) const {
+    return (x - moments.mean) * moments.scale * weight + bias;
+  }
+};
+
+template <typename Emb>
+__device__ inline InputRow InputRowOf(const Emb* from, const float* weight, const float* bias, int64_t width,
+                                      float* scratch) {
+  InputRow row{MomentsOf(width, scratch, [&](int64_t i) { return ToFloat(from[i]); }), 0};
+  float square = 0;
+  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
+    const float x = row.Normed(ToFloat(from[i]), weight[i], bias[i]);
+    square += x * x;
+  }
+  row.rms_scale = RmsScale(BlockSum(square, scratch), width);
+  return row;
+}
+
+// to [rows, out] fp32 = x [rows, in], of the weight's type, times the weight (+ to).
+inline void RunProduct(Context& context, const void* x, const Matrix& weight, int64_t rows, float* to,
+                       bool accumulate) {
+  const int64_t in = weight.in(), out = weight.out();
+  const bool out_in = weight.layout == Matrix::Layout::kOutIn;
+  context.RunGemm({.x = x,
+                   .weight = weight.data.data,
+                   .out = to,
+                   .in_dtype = weight.data.dtype,
+                   .out_dtype = DType::kF32,
+                   .out_in = out_in,
+                   .accumulate = accumulate,
+                   .rows = rows,
+                   .columns = out,
+                   .inner = in,
+                   .ldx = in,
+                   .ldweight = out_in ? in : out,
+                   .ldout = out});
+}
+
+}  // namespace goldfinch::cuda
+
+#endif  // GOLDFINCH_KERNELS_CUDA_GOLD_ROWS_H_

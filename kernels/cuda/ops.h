@@ -1,0 +1,49 @@
+// The CUDA kernels behind CudaBackend. Arguments as in backend.h; shapes have been checked by the caller; tensors are
+// in device memory. Each is queued.
+#ifndef GOLDFINCH_KERNELS_CUDA_OPS_H_
+#define GOLDFINCH_KERNELS_CUDA_OPS_H_
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/context.h"
+
+namespace goldfinch::cuda {
+
+// rows.cu
+void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out);
+void CopyRows(Context& context, ConstTensor from, absl::Span<const RowCopy> copies, Tensor to);
+void Convert(Context& context, ConstTensor from, Tensor to);
+void GoldAppend(Context& context, absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache);
+void KvAppend(Context& context, ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache);
+// group_norm.cu
+void GroupNorm(Context& context, ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate,
+               Tensor out);
+// matmul.cu
+void MatMul(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out);
+// token_shift.cu
+void TokenShift(Context& context, ConstTensor x, RowSpans spans, Tensor shift, ConstTensor mix, Tensor out);
+void DdLerp(Context& context, ConstTensor x, RowSpans spans, Tensor shift, const DdLerpWeights& weights, Tensor out);
+// wkv.cu
+void WkvForward(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus,
+                RowSpans spans, Tensor state, const WkvOptions& options, Tensor out);
+// gold_tables.cu, gold_attention.cu
+void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
+                      Matrix key_x0, Tensor table);
+void GoldMixTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
+                      ConstTensor mix_lora, Matrix mix_down, Tensor table);
+void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                   const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out);
+void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+                    const GoldCache& cache, int head_size, const KvCache& kv);
+// rope.cu, kv_attention.cu
+void Rope(Context& context, Tensor x, RowSpans spans, int head_size, double base);
+void KvAttention(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out);
+// sample.cu
+void Sample(Context& context, ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes,
+            absl::Span<const SampleRow> rows, absl::Span<int32_t> tokens);
+
+}  // namespace goldfinch::cuda
+
+#endif  // GOLDFINCH_KERNELS_CUDA_OPS_H_

@@ -1,0 +1,191 @@
+// Ops that move rows: embedding, copies, conversion, and writing into paged caches. All are bound by memory.
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/ops.h"
+
+namespace goldfinch::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Where the rows of a kernel come from and go to; a row is copied by one block.
+// to[map.to(i)] = from[map.from(i)], converted; V elements at a time.
+template <typename From, typename To, int V>
+__device__ void CopyRow(const From* from, To* to, int64_t width) {
+  for (int64_t i = int64_t{threadIdx.x} * V; i < width; i += int64_t{blockDim.x} * V) {
+    float values[V];
+    LoadFloats<V>(from + i, values);
+    StoreFloats<V>(values, to + i);
+  }
+}
+
+template <typename From, int V>
+__global__ void EmbedKernel(const From* table, const int32_t* ids, int64_t width, float* out) {
+  const int64_t row = blockIdx.x;
+  CopyRow<From, float, V>(table + ids[row] * width, out + row * width, width);
+}
+
+template <typename From, typename To, int V>
+__global__ void CopyRowsKernel(const From* from, const RowCopy* copies, int64_t width, To* to) {
+  const RowCopy copy = copies[blockIdx.x];
+  CopyRow<From, To, V>(from + copy.from * width, to + copy.to * width, width);
+}
+
+template <typename From, typename To, int V>
+__global__ void ConvertKernel(const From* from, int64_t count, To* to) {
+  for (int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * V; i < count;
+       i += int64_t{gridDim.x} * blockDim.x * V) {
+    float values[V];
+    LoadFloats<V>(from + i, values);
+    StoreFloats<V>(values, to + i);
+  }
+}
+
+// Row `blockIdx.x` of a call into its place in pages. With ids: the id too.
+template <typename From, typename To, int V>
+__global__ void AppendKernel(const From* from, const DeviceSpan* spans, int span_count, int64_t width,
+                             int64_t page_tokens, To* pages) {
+  const int row = static_cast<int>(blockIdx.x);
+  const DeviceSpan span = spans[FindSpan(spans, span_count, row)];
+  const int64_t position = span.position + row - span.row_begin;
+  const int64_t at = span.pages[position / page_tokens] * page_tokens + position % page_tokens;
+  CopyRow<From, To, V>(from + row * width, pages + at * width, width);
+}
+
+template <typename Id>
+__global__ void AppendIdsKernel(const int32_t* ids, const DeviceSpan* spans, int span_count, int rows,
+                                int64_t page_tokens, Id* pages) {
+  const int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (row >= rows) return;
+  const DeviceSpan span = spans[FindSpan(spans, span_count, row)];
+  const int64_t position = span.position + row - span.row_begin;
+  pages[span.pages[position / page_tokens] * page_tokens + position % page_tokens] = static_cast<Id>(ids[row]);
+}
+
+// How many elements are moved at once: 16 bytes of the wider type, if rows allow it.
+bool MovesVectors(int64_t width, const void* a, const void* b) {
+  return width % 8 == 0 && reinterpret_cast<uintptr_t>(a) % 16 == 0 && reinterpret_cast<uintptr_t>(b) % 16 == 0;
+}
+
+// Calls use(from type, to type, elements at once).
+template <typename Use>
+void VisitRows(const ConstTensor& from, const Tensor& to, int64_t width, Use use) {
+  const bool vectors = MovesVectors(width, from.data, to.data);
+  VisitFloatType(from.dtype, [&](auto from_tag) {
+    VisitFloatType(to.dtype, [&](auto to_tag) {
+      using From = typename decltype(from_tag)::type;
+      using To = typename decltype(to_tag)::type;
+      constexpr int kVector = 16 / static_cast<int>(std::max(sizeof(From), sizeof(To)));
+      if (vectors) {
+        use(from_tag, to_tag, std::integral_constant<int, kVector>());
+      } else {
+        use(from_tag, to_tag, std::integral_constant<int, 1>());
+      }
+    });
+  });
+}
+
+dim3 RowBlock(int64_t width, int vector) {
+  const int64_t threads = CeilDiv<int64_t>(CeilDiv<int64_t>(width, vector), kWarp) * kWarp;
+  return dim3(static_cast<unsigned>(std::min<int64_t>(kThreads, threads)));
+}
+
+void AppendRows(Context& context, ConstTensor from, const DeviceSpan* spans, int span_count, int64_t page_tokens,
+                const Tensor& pages) {
+  const int64_t rows = from.dim(0), width = from.dim(1);
+  VisitRows(from, pages, width, [&](auto from_tag, auto to_tag, auto vector) {
+    using From = typename decltype(from_tag)::type;
+    using To = typename decltype(to_tag)::type;
+    Launch(static_cast<Stream>(context.stream()), AppendKernel<From, To, decltype(vector)::value>,
+           {dim3(static_cast<unsigned>(rows)), RowBlock(width, vector)}, static_cast<const From*>(from.data), spans,
+           span_count, width, page_tokens, static_cast<To*>(pages.data));
+  });
+}
+
+}  // namespace
+
+void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {
+  const Context::Frame frame(context);
+  const int32_t* device_ids = context.Upload(ids);
+  const int64_t width = table.dim(1);
+  const bool vectors = MovesVectors(width, table.data, out.data);
+  VisitFloatType(table.dtype, [&](auto tag) {
+    using From = typename decltype(tag)::type;
+    const int vector = vectors ? 4 : 1;
+    Launch(static_cast<Stream>(context.stream()), vectors ? EmbedKernel<From, 4> : EmbedKernel<From, 1>,
+           {dim3(static_cast<unsigned>(ids.size())), RowBlock(width, vector)}, static_cast<const From*>(table.data),
+           device_ids, width, out.f32());
+  });
+}
+
+void CopyRows(Context& context, ConstTensor from, absl::Span<const RowCopy> copies, Tensor to) {
+  const Context::Frame frame(context);
+  const int64_t width = from.dim(1);
+  if (from.data == to.data) {
+    // Rows that move up over others: all are read before any is written.
+    const int64_t bytes = width * SizeOf(from.dtype);
+    Tensor aside{nullptr, from.dtype, {static_cast<int64_t>(copies.size()), width}};
+    aside.data = context.Scratch(bytes * static_cast<int64_t>(copies.size()));
+    std::vector<RowCopy> out, back;
+    for (const RowCopy& copy : copies) {
+      const auto row = static_cast<int64_t>(out.size());
+      out.push_back({copy.from, row});
+      back.push_back({row, copy.to});
+    }
+    CopyRows(context, from, out, aside);
+    CopyRows(context, aside, back, to);
+    return;
+  }
+  const RowCopy* device_copies = context.Upload(copies);
+  VisitRows(from, to, width, [&](auto from_tag, auto to_tag, auto vector) {
+    using From = typename decltype(from_tag)::type;
+    using To = typename decltype(to_tag)::type;
+    Launch(static_cast<Stream>(context.stream()), CopyRowsKernel<From, To, decltype(vector)::value>,
+           {dim3(static_cast<unsigned>(copies.size())), RowBlock(width, vector)}, static_cast<const From*>(from.data),
+           device_copies, width, static_cast<To*>(to.data));
+  });
+}
+
+void Convert(Context& context, ConstTensor from, Tensor to) {
+  const int64_t count = from.shape.elements();
+  VisitRows(from, to, count, [&](auto from_tag, auto to_tag, auto vector) {
+    using From = typename decltype(from_tag)::type;
+    using To = typename decltype(to_tag)::type;
+    const int64_t blocks = CeilDiv<int64_t>(count, int64_t{kThreads} * vector);
+    Launch(static_cast<Stream>(context.stream()), ConvertKernel<From, To, decltype(vector)::value>,
+           {dim3(static_cast<unsigned>(std::min<int64_t>(blocks, int64_t{32} * context.multiprocessors()))),
+            dim3(kThreads)},
+           static_cast<const From*>(from.data), count, static_cast<To*>(to.data));
+  });
+}
+
+void GoldAppend(Context& context, absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans,
+                const GoldCache& cache) {
+  const Context::Frame frame(context);
+  const int span_count = static_cast<int>(spans.size()), rows = static_cast<int>(ids.size());
+  const DeviceSpan* device_spans = context.UploadSpans(spans, cache.page_tokens());
+  AppendRows(context, c, device_spans, span_count, cache.page_tokens(), cache.c);
+  const int32_t* device_ids = context.Upload(ids);
+  const LaunchShape shape{dim3(static_cast<unsigned>(CeilDiv(rows, kThreads))), dim3(kThreads)};
+  const auto stream = static_cast<Stream>(context.stream());
+  if (cache.ids.dtype == DType::kU16) {
+    Launch(stream, AppendIdsKernel<uint16_t>, shape, device_ids, device_spans, span_count, rows, cache.page_tokens(),
+           static_cast<uint16_t*>(cache.ids.data));
+  } else {
+    Launch(stream, AppendIdsKernel<int32_t>, shape, device_ids, device_spans, span_count, rows, cache.page_tokens(),
+           static_cast<int32_t*>(cache.ids.data));
+  }
+}
+
+void KvAppend(Context& context, ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache) {
+  const Context::Frame frame(context);
+  const int span_count = static_cast<int>(spans.size());
+  const DeviceSpan* device_spans = context.UploadSpans(spans, cache.page_tokens());
+  AppendRows(context, k, device_spans, span_count, cache.page_tokens(), cache.keys);
+  AppendRows(context, v, device_spans, span_count, cache.page_tokens(), cache.values);
+}
+
+}  // namespace goldfinch::cuda

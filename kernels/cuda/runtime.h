@@ -1,0 +1,55 @@
+// One device and one queue of work on it: what the host side of the kernels needs of CUDA. runtime_cuda.cc does it with
+// CUDA's runtime; emulation/runtime_emulated.cc with the emulation.
+#ifndef GOLDFINCH_KERNELS_CUDA_RUNTIME_H_
+#define GOLDFINCH_KERNELS_CUDA_RUNTIME_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace goldfinch::cuda {
+
+struct DeviceFacts {
+  std::string name;  // "NVIDIA H100 80GB HBM3"
+  int major = 0;     // compute capability
+  int minor = 0;
+  int multiprocessors = 0;
+  int64_t shared_bytes = 0;  // of one block at most
+  int64_t memory_bytes = 0;
+};
+
+// One thread at a time. A failed call is remembered and told by Synchronize: nothing after it means anything.
+class Runtime {
+ public:
+  virtual ~Runtime() = default;
+
+  virtual const DeviceFacts& facts() const = 0;
+  // What follows in the calling thread goes to this device: before the first call of a thread, and after calls to
+  // another device.
+  virtual void Use() = 0;
+  // Not in use by anyone.
+  virtual int64_t FreeBytes() const = 0;
+  // For Launch (device.h).
+  virtual void* stream() const = 0;
+
+  // Zeroed, aligned to 256 bytes. RESOURCE_EXHAUSTED names `purpose`, the size and what is free.
+  virtual absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) = 0;
+  // `host` is read before the call returns.
+  virtual void CopyToDevice(const void* host, void* device, int64_t bytes) = 0;
+  // Waits for what was queued before.
+  virtual void CopyToHost(const void* device, void* host, int64_t bytes) = 0;
+  virtual void CopyOnDevice(const void* from, void* to, int64_t bytes) = 0;
+  virtual void Zero(void* device, int64_t bytes) = 0;
+  virtual absl::Status Synchronize() = 0;
+};
+
+// UNAVAILABLE with what is missing: driver, device.
+absl::StatusOr<std::unique_ptr<Runtime>> OpenRuntime(int device);
+
+}  // namespace goldfinch::cuda
+
+#endif  // GOLDFINCH_KERNELS_CUDA_RUNTIME_H_

@@ -1,0 +1,175 @@
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/runtime.h"
+
+namespace goldfinch::cuda {
+namespace {
+
+// The first failure of this process's device, whatever told of it: a fault leaves nothing of the device to be used.
+cudaError_t first_error = cudaSuccess;
+
+void Note(cudaError_t error) {
+  if (error != cudaSuccess && first_error == cudaSuccess) first_error = error;
+}
+
+// Each thread has a device that its calls go to.
+thread_local int device_of_thread = -1;
+
+std::string Text(cudaError_t error) { return absl::StrCat(cudaGetErrorName(error), ": ", cudaGetErrorString(error)); }
+
+// Pinned memory in two halves, through which the host's arrays go: one is filled while the device reads the other.
+constexpr int64_t kHalfBytes = int64_t{4} << 20;
+
+class CudaRuntime : public Runtime {
+ public:
+  explicit CudaRuntime(int device) : device_(device) {}
+  ~CudaRuntime() override {
+    if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+    for (cudaEvent_t event : left_) {
+      if (event != nullptr) cudaEventDestroy(event);
+    }
+    if (pinned_ != nullptr) cudaFreeHost(pinned_);
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+
+  absl::Status Open() {
+    int count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) return absl::UnavailableError(absl::StrCat("no CUDA device: ", Text(error)));
+    if (device_ < 0 || device_ >= count) {
+      return absl::UnavailableError(absl::StrCat("no CUDA device ", device_, ": there are ", count));
+    }
+    cudaDeviceProp properties = {};
+    for (const cudaError_t result : {cudaSetDevice(device_), cudaGetDeviceProperties(&properties, device_),
+                                     cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
+                                     cudaMallocHost(reinterpret_cast<void**>(&pinned_), 2 * kHalfBytes),
+                                     cudaEventCreateWithFlags(&left_[0], cudaEventDisableTiming),
+                                     cudaEventCreateWithFlags(&left_[1], cudaEventDisableTiming)}) {
+      if (result != cudaSuccess) {
+        return absl::UnavailableError(absl::StrCat("CUDA device ", device_, " cannot be used: ", Text(result)));
+      }
+    }
+    device_of_thread = device_;
+    facts_ = {properties.name,
+              properties.major,
+              properties.minor,
+              properties.multiProcessorCount,
+              static_cast<int64_t>(properties.sharedMemPerBlockOptin),
+              static_cast<int64_t>(properties.totalGlobalMem)};
+    return absl::OkStatus();
+  }
+
+  const DeviceFacts& facts() const override { return facts_; }
+  void Use() override {
+    if (device_of_thread == device_) return;
+    Note(cudaSetDevice(device_));
+    device_of_thread = device_;
+  }
+  int64_t FreeBytes() const override {
+    size_t free = 0, total = 0;
+    Note(cudaMemGetInfo(&free, &total));
+    return static_cast<int64_t>(free);
+  }
+  void* stream() const override { return stream_; }
+
+  absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
+    Use();
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // running out of memory is no fault of the device
+      return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes for ", std::string(purpose),
+                                                       " on CUDA device ", device_, ": ", Text(error), ", ",
+                                                       FreeBytes(), " of ", facts_.memory_bytes, " bytes are free"));
+    }
+    Note(cudaMemsetAsync(memory, 0, std::max<int64_t>(bytes, 1), stream_));
+    // Freeing waits for the device, so that what is queued may still use it.
+    return std::shared_ptr<void>(memory, [device = device_](void* p) {
+      int current = 0;
+      cudaGetDevice(&current);
+      cudaSetDevice(device);
+      cudaFree(p);
+      cudaSetDevice(current);
+    });
+  }
+
+  void CopyToDevice(const void* host, void* device, int64_t bytes) override {
+    const auto* from = static_cast<const char*>(host);
+    auto* to = static_cast<char*>(device);
+    while (bytes > 0) {
+      const int64_t part = std::min(bytes, kHalfBytes - pinned_used_);
+      if (part == 0) {
+        Note(cudaEventRecord(left_[half_], stream_));
+        half_ = 1 - half_;
+        pinned_used_ = 0;
+        Note(cudaEventSynchronize(left_[half_]));
+        continue;
+      }
+      char* const pinned = pinned_ + half_ * kHalfBytes + pinned_used_;
+      std::memcpy(pinned, from, part);
+      Note(cudaMemcpyAsync(to, pinned, part, cudaMemcpyHostToDevice, stream_));
+      pinned_used_ += part;
+      from += part;
+      to += part;
+      bytes -= part;
+    }
+  }
+
+  void CopyToHost(const void* device, void* host, int64_t bytes) override {
+    Note(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
+    Note(cudaStreamSynchronize(stream_));
+  }
+  void CopyOnDevice(const void* from, void* to, int64_t bytes) override {
+    Note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
+  }
+  void Zero(void* device, int64_t bytes) override { Note(cudaMemsetAsync(device, 0, bytes, stream_)); }
+
+  absl::Status Synchronize() override {
+    Note(cudaStreamSynchronize(stream_));
+    if (first_error == cudaSuccess) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("CUDA device ", device_, " failed: ", Text(first_error)));
+  }
+
+ private:
+  const int device_;
+  DeviceFacts facts_;
+  cudaStream_t stream_ = nullptr;
+  char* pinned_ = nullptr;
+  cudaEvent_t left_[2] = {};  // when the half was last left
+  int half_ = 0;
+  int64_t pinned_used_ = 0;
+};
+
+}  // namespace
+
+void PrepareLaunch(const void* function, const LaunchShape& shape) {
+  constexpr size_t kAlwaysAllowed = 48 << 10;
+  if (shape.shared_bytes <= kAlwaysAllowed) return;
+  // A function has its limit on each device.
+  static thread_local auto& allowed = *new std::map<std::pair<const void*, int>, size_t>;
+  size_t& bytes = allowed[{function, device_of_thread}];
+  if (shape.shared_bytes <= bytes) return;
+  Note(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                            static_cast<int>(shape.shared_bytes)));
+  bytes = shape.shared_bytes;
+}
+
+void FinishLaunch(cudaError_t error) {
+  GF_CHECK(error != cudaErrorInvalidConfiguration && error != cudaErrorInvalidValue) << Text(error);
+  Note(error);
+}
+
+absl::StatusOr<std::unique_ptr<Runtime>> OpenRuntime(int device) {
+  auto runtime = std::make_unique<CudaRuntime>(device);
+  absl::Status status = runtime->Open();
+  if (!status.ok()) return status;
+  return runtime;
+}
+
+}  // namespace goldfinch::cuda

@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Packs built programs with every library that they need but glibc's, so that they run on any Linux with glibc 2.36 or
+# newer: ./dev dist. The same inputs give the same file, byte for byte.
+set -euo pipefail
+
+readonly SIZE_MAX=60000000
+
+usage() {
+  cat <<'TEXT'
+Usage: packaging/make_tarball.sh BAZEL_BIN VERSION HEADER_PACKAGES...
+
+Run in the root of the repository. Writes dist/goldfinch-VERSION-linux-x86_64.tar.gz from the program and the programs
+of tests/gpu/programs.txt under BAZEL_BIN. HEADER_PACKAGES: Debian packages whose headers are compiled in.
+TEXT
+}
+
+fail() {
+  printf 'make_tarball.sh: %s\n' "$*" >&2
+  exit 1
+}
+
+# What every system has of its own, and must: libraries of glibc belong to its loader.
+is_glibc() {
+  case $1 in
+    linux-vdso.so.* | ld-linux-* | libc.so.* | libm.so.* | libmvec.so.* | libdl.so.* | libpthread.so.* | librt.so.* | \
+      libresolv.so.* | libutil.so.* | libanl.so.*) return 0 ;;
+    *) return 1 ;;
+  esac
+}
+
+# labels: of everything that goes into bin/.
+labels() {
+  echo //clients:goldfinch
+  awk '!/^#/ && NF { print $2 }' tests/gpu/programs.txt
+}
+
+add_programs() {
+  local label path
+  while read -r label; do
+    path=${label#//}
+    install -m 755 "$bazel_bin/${path/://}" "$root/bin/${path##*:}"
+    programs+=("$bazel_bin/${path/://}")
+  done < <(labels)
+}
+
+# needed FILES...: "name path" of each library that the loader takes for them, once.
+needed() {
+  local output
+  output=$(ldd "$@")
+  if grep -q 'not found' <<<"$output"; then fail "ldd: $(grep 'not found' <<<"$output" | sort -u)"; fi
+  awk '$2 == "=>" { print $1, $3 }' <<<"$output" | sort -u
+}
+
+add_libraries() {
+  local name path list
+  list=$(needed "${programs[@]}")
+  while read -r name path; do
+    is_glibc "$name" && continue
+    install -m 755 "$(readlink -f "$path")" "$root/lib/$name"
+    origin["$name"]=$path
+  done <<<"$list"
+}
+
+# The old kind of run path goes before LD_LIBRARY_PATH, which on machines with GPUs often names other versions.
+make_relocatable() {
+  strip --strip-unneeded "$root"/lib/*
+  strip "$root"/bin/*
+  patchelf --force-rpath --set-rpath "\$ORIGIN" "$root"/lib/*
+  patchelf --force-rpath --set-rpath "\$ORIGIN/../lib" "$root"/bin/*
+}
+
+# package_of FILE: the Debian package that installed it, under either name of /lib.
+package_of() {
+  local file
+  for file in "/usr$1" "$1" "$(readlink -f "$1")" "${1#/usr}"; do
+    if dpkg -S "$file" 2>/dev/null | cut -d: -f1 | head -n 1 | grep .; then return; fi
+  done
+  return 1
+}
+
+add_licence() {
+  install -D -m 644 "/usr/share/doc/$1/copyright" "$root/licences/$1/copyright"
+}
+
+add_licences() {
+  local name package
+  command -v dpkg >/dev/null || fail "licences come from Debian's packages; this system has no dpkg"
+  for name in "${!origin[@]}"; do
+    case ${origin[$name]} in
+      "$PWD"/* | "$bazel_bin"/* | */_solib_* | */bazel-out/*) continue ;;  # ours
+    esac
+    package=$(package_of "${origin[$name]}") || fail "no package has ${origin[$name]}: what is its licence?"
+    add_licence "$package"
+  done
+  for package in "$@"; do add_licence "$package"; done
+  if [[ -e $root/lib/libgoldfinch_cuda.so ]]; then
+    echo "lib/libgoldfinch_cuda.so holds NVIDIA's CUDA runtime (libcudart_static), under the CUDA Toolkit's EULA:" \
+      "https://docs.nvidia.com/cuda/eula/" | install -D -m 644 /dev/stdin "$root/licences/cuda/NOTICE"
+  fi
+}
+
+add_data() {
+  git ls-files tests/golden | while read -r file; do install -D -m 644 "$file" "$root/$file"; done
+  install -D -m 644 tests/demo_model/model.pth "$root/tests/demo_model/model.pth"
+  install -D -m 644 tests/gpu/programs.txt "$root/tests/gpu/programs.txt"
+  install -D -m 755 tests/gpu/run_all.sh "$root/tests/gpu/run_all.sh"
+  install -m 644 CHANGELOG.md "$root/CHANGELOG.md"
+}
+
+pack() {
+  local tarball=$PWD/dist/$base.tar.gz size
+  mkdir -p dist
+  tar --sort=name --format=gnu --owner=0 --group=0 --numeric-owner --mtime="@$(git log -1 --format=%ct)" \
+    --mode=u+rw,go+r,go-w -C "$work" -cf - "$base" | gzip -n -9 >"$tarball.partial"
+  size=$(stat -c %s "$tarball.partial")
+  if ((size > SIZE_MAX)); then
+    du -sh "$root"/* "$root"/bin/* "$root"/lib/* | sort -rh | head -n 20 >&2
+    fail "dist/$base.tar.gz would have $size bytes, the limit is $SIZE_MAX"
+  fi
+  mv "$tarball.partial" "$tarball"
+  printf 'dist/%s.tar.gz: %s bytes\n' "$base" "$size"
+}
+
+main() {
+  if (($# < 2)) || [[ $1 == --help ]]; then
+    usage
+    exit 2
+  fi
+  bazel_bin=$(readlink -f "$1")
+  base=goldfinch-$2-linux-x86_64
+  shift 2
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  root=$work/$base
+  declare -ga programs=() # as they were built: their run paths say where our own libraries are
+  declare -gA origin=()   # of a library's name, the path that it was found at
+  mkdir -p "$root"/{bin,lib}
+  add_programs
+  add_libraries
+  make_relocatable
+  add_licences "$@"
+  add_data
+  pack
+}
+
+main "$@"

@@ -1,0 +1,761 @@
+// Every kernel of a device beside what the device can do, both measured in the same run: bytes moved against the rate
+// of a copy, multiply-adds against that of a large product. Inputs are random, and several sets of them take turns, so
+// that no cache has them; runs are queued without waiting, so that the time of launching is hidden where it can be.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/check.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "nlohmann/json.hpp"
+
+namespace goldfinch {
+namespace {
+
+constexpr int64_t kHeadSize = 64;
+constexpr int64_t kVocab = 65536;
+constexpr int64_t kPageTokens = 64;
+constexpr int64_t kMixRank = 32;   // of the released models, as are
+constexpr int64_t kLoraRank = 64;  // those of keys and values
+constexpr int64_t kDdLerpTargets = 5;
+// What the sets of one measurement together have at least: several times the largest cache.
+constexpr int64_t kRotatedBytes = int64_t{256} << 20;
+constexpr int kSetsMax = 32;
+
+struct Options {
+  std::string device = "cuda";
+  std::string json;
+  std::string filter;
+  bool tiny = false;
+};
+
+double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+constexpr size_t kRandomCount = size_t{1} << 20;
+// Random 32-bit numbers, the same in every run.
+const std::vector<uint32_t>& RandomBits() {
+  static const auto& bits = *new std::vector<uint32_t>([] {
+    std::vector<uint32_t> all(kRandomCount);
+    uint64_t state = 0x9E3779B97F4A7C15;
+    for (uint32_t& next : all) {
+      state ^= state << 13;
+      state ^= state >> 7;
+      state ^= state << 17;
+      next = static_cast<uint32_t>(state >> 32);
+    }
+    return all;
+  }());
+  return bits;
+}
+
+uint16_t ToBf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+float FromBf16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float x;
+  std::memcpy(&x, &wide, sizeof(x));
+  return x;
+}
+
+// Tensors of one measurement. After an allocation has failed it hands out tensors that must not be used: ask status().
+class Memory {
+ public:
+  explicit Memory(Backend& backend) : backend_(backend) {}
+
+  const absl::Status& status() const { return status_; }
+
+  Tensor New(DType dtype, const Shape& shape) {
+    Tensor tensor{nullptr, dtype, shape};
+    if (!status_.ok()) return tensor;
+    auto memory = backend_.Allocate(tensor.bytes(), "a measurement");
+    if (!memory.ok()) {
+      status_ = memory.status();
+      return tensor;
+    }
+    blocks_.push_back(*std::move(memory));
+    tensor.data = blocks_.back().get();
+    return tensor;
+  }
+  // Evenly from [low, high].
+  Tensor Random(DType dtype, const Shape& shape, double low = -1, double high = 1) {
+    const Tensor tensor = New(dtype, shape);
+    if (status_.ok()) Fill(tensor, low, high);
+    return tensor;
+  }
+  Tensor Act(const Shape& shape, double low = -1, double high = 1) {
+    return Random(backend_.activation_dtype(), shape, low, high);
+  }
+  Tensor F32(const Shape& shape, double low = -1, double high = 1) { return Random(DType::kF32, shape, low, high); }
+  // Of the size that leaves products of such inputs as large as one input.
+  Tensor Weight(const Shape& shape, int64_t inputs) {
+    const double size = 1.7 / std::sqrt(static_cast<double>(inputs));
+    return Random(DType::kBf16, shape, -size, size);
+  }
+  NormWeights Norm(int64_t width) { return {F32({width}, 0.5, 1.5), F32({width})}; }
+
+ private:
+  // Random numbers of the host at first, then what is there is doubled.
+  void Fill(const Tensor& tensor, double low, double high) {
+    const std::vector<uint32_t>& random = RandomBits();
+    const int64_t elements = tensor.shape.elements(), size = SizeOf(tensor.dtype);
+    int64_t done = std::min<int64_t>(elements, static_cast<int64_t>(random.size()) - 123);
+    std::vector<char> host(done * size);
+    next_ += 7919;
+    for (int64_t i = 0; i < done; ++i) {
+      const uint32_t bits = random[(next_ + i) % kRandomCount];
+      const auto value = static_cast<float>(low + (high - low) * (bits * 0x1p-32));
+      switch (tensor.dtype) {
+        case DType::kF32:
+          std::memcpy(&host[i * size], &value, 4);
+          break;
+        case DType::kBf16: {
+          const uint16_t narrow = ToBf16(value);
+          std::memcpy(&host[i * size], &narrow, 2);
+          break;
+        }
+        case DType::kU16: {
+          const auto id = static_cast<uint16_t>(value);
+          std::memcpy(&host[i * size], &id, 2);
+          break;
+        }
+        default:
+          GF_CHECK(false) << Name(tensor.dtype);
+      }
+    }
+    const auto part = [&](int64_t begin, int64_t count) {
+      return Tensor{static_cast<char*>(tensor.data) + begin * size, tensor.dtype, {count}};
+    };
+    backend_.CopyFromHost(host.data(), part(0, done));
+    for (int64_t count; done < elements; done += count) {
+      count = std::min(done, elements - done);
+      backend_.Copy(part(0, count), part(done, count));
+    }
+  }
+
+  Backend& backend_;
+  std::vector<std::shared_ptr<void>> blocks_;
+  absl::Status status_;
+  uint64_t next_ = 0;
+};
+
+// What a measured time is held against.
+struct Aim {
+  enum class Kind { kNone, kCeiling, kSeconds, kNanosecondsPerHeadAndToken, kTimesAnother };
+  Kind kind = Kind::kNone;
+  double limit = 0;    // of the ceiling at least, of the others at most
+  double another = 0;  // seconds
+
+  static Aim Ceiling(double part) { return {Kind::kCeiling, part}; }
+  static Aim Seconds(double seconds) { return {Kind::kSeconds, seconds}; }
+  static Aim Nanoseconds(double nanoseconds) { return {Kind::kNanosecondsPerHeadAndToken, nanoseconds}; }
+  static Aim Times(double times, double another) { return {Kind::kTimesAnother, times, another}; }
+};
+
+// What one run must do.
+struct Work {
+  double bytes = 0;  // each input read once, each output written once
+  double operations = 0;
+  double units = 0;  // tokens times heads, for Aim::Nanoseconds
+};
+
+class Bench {
+ public:
+  Bench(Backend& backend, const Options& options) : backend_(backend), options_(options) {
+    absl::PrintF("%s\n", backend.Describe());
+    absl::PrintF("%-48s %10s %18s %10s %6s  %-24s %s\n", "quantity", "measured", "rate", "floor", "ratio", "aim", "");
+  }
+
+  Backend& backend() { return backend_; }
+  DType act() const { return backend_.activation_dtype(); }
+  double act_bytes() const { return static_cast<double>(SizeOf(act())); }
+  // A size, or what stands for it where speed is not looked at.
+  int64_t Size(int64_t full, int64_t tiny) const { return options_.tiny ? tiny : full; }
+  bool Wants(const std::string& name) const { return name.find(options_.filter) != std::string::npos; }
+  // How many sets of inputs take turns.
+  int Sets(double bytes) const {
+    if (options_.tiny) return 2;
+    return std::clamp(static_cast<int>(std::ceil(static_cast<double>(kRotatedBytes) / bytes)), 2, kSetsMax);
+  }
+
+  void MeasureCeilings() {
+    {
+      const int64_t words = Size(int64_t{1} << 28, 1 << 12);
+      Memory memory(backend_);
+      const Tensor from = memory.F32({words}), to = memory.New(DType::kF32, {words});
+      const double bytes = 8.0 * static_cast<double>(words);
+      const double seconds = Time("copy, read and written", memory, 1, to, [&](int) { backend_.Copy(from, to); });
+      if (seconds == 0) return;
+      copied_per_second_ = bytes / seconds;
+      Add("copy, read and written", seconds, {.bytes = bytes}, {});
+    }
+    const int64_t size = Size(8192, 32);
+    Memory memory(backend_);
+    const Tensor x = memory.Act({size, size}), out = memory.New(act(), {size, size});
+    const Matrix weight{memory.Weight({size, size}, size)};
+    const double operations = 2.0 * std::pow(static_cast<double>(size), 3);
+    const double seconds =
+        Time("product 8192^3 bf16", memory, 1, out, [&](int) { backend_.MatMul(x, weight, {}, out); });
+    if (seconds == 0) return;
+    operations_per_second_ = operations / seconds;
+    Add("product 8192^3 bf16", seconds, {.operations = operations}, {});
+  }
+
+  // Seconds of run(set), a median; 0 if there is not the memory. `out` is an output of it: a kernel that writes
+  // nothing, or NaN, is not measured.
+  template <typename Run>
+  double Time(const std::string& name, const Memory& memory, int sets, const Tensor& out, Run run) {
+    if (!memory.status().ok()) {
+      absl::PrintF("%-48s not measured: %s\n", name, memory.status().message());
+      return 0;
+    }
+    int set = 0;
+    const auto seconds_of = [&](int64_t runs) {
+      const double start = Now();
+      for (int64_t i = 0; i < runs; ++i) run(set++ % sets);
+      const absl::Status status = backend_.Synchronize();
+      GF_CHECK(status.ok()) << name << ": " << status;
+      return (Now() - start) / static_cast<double>(runs);
+    };
+    seconds_of(options_.tiny ? 1 : std::max(3, sets));
+    CheckOutput(name, out);
+    if (options_.tiny) return seconds_of(1);
+    constexpr double kRepeatSeconds = 0.05;
+    const auto runs = static_cast<int64_t>(std::clamp(kRepeatSeconds / seconds_of(3), 1.0, 2000.0));
+    std::vector<double> repeats(7);
+    for (double& repeat : repeats) repeat = seconds_of(runs);
+    return Median(repeats);
+  }
+
+  void Add(const std::string& name, double seconds, const Work& work, const Aim& aim) {
+    const double floor = std::max(copied_per_second_ > 0 ? work.bytes / copied_per_second_ : 0,
+                                  operations_per_second_ > 0 ? work.operations / operations_per_second_ : 0);
+    const double ratio = floor / seconds;
+    std::string rate, aim_text, verdict;
+    bool met = true;
+    if (work.units > 0) {
+      rate = absl::StrFormat("%.3f ns/head/token", seconds / work.units * 1e9);
+    } else if (work.operations > 0 && (work.bytes == 0 || floor * copied_per_second_ > work.bytes)) {
+      rate = absl::StrFormat("%.1f TFLOP/s", work.operations / seconds / 1e12);
+    } else if (work.bytes > 0) {
+      rate = absl::StrFormat("%.0f GB/s", work.bytes / seconds / 1e9);
+    }
+    switch (aim.kind) {
+      case Aim::Kind::kNone:
+        break;
+      case Aim::Kind::kCeiling:
+        aim_text = absl::StrFormat(">= %.0f %% of a copy", aim.limit * 100);
+        met = ratio >= aim.limit;
+        break;
+      case Aim::Kind::kSeconds:
+        aim_text = absl::StrFormat("<= %.0f ms", aim.limit * 1e3);
+        met = seconds <= aim.limit;
+        break;
+      case Aim::Kind::kNanosecondsPerHeadAndToken:
+        aim_text = absl::StrFormat("<= %.2f ns/head/token", aim.limit);
+        met = seconds / work.units * 1e9 <= aim.limit;
+        break;
+      case Aim::Kind::kTimesAnother:
+        aim_text = absl::StrFormat("<= %.1f of T3, is %.2f", aim.limit, seconds / aim.another);
+        met = seconds <= aim.limit * aim.another;
+        break;
+    }
+    if (!aim_text.empty()) verdict = met ? "met" : "MISSED";
+    absl::PrintF("%-48s %7.3f ms %18s %7.3f ms %6.2f  %-24s %s\n", name, seconds * 1e3, rate, floor * 1e3, ratio,
+                 aim_text, verdict);
+    std::fflush(stdout);
+    json_.push_back({{"quantity", name},
+                     {"seconds", seconds},
+                     {"bytes", work.bytes},
+                     {"operations", work.operations},
+                     {"units", work.units},
+                     {"floor_seconds", floor},
+                     {"ratio", ratio},
+                     {"aim", aim_text},
+                     {"verdict", verdict}});
+  }
+
+  template <typename Run>
+  double Measure(const std::string& name, const Memory& memory, int sets, const Tensor& out, const Work& work,
+                 const Aim& aim, Run run) {
+    const double seconds = Time(name, memory, sets, out, run);
+    if (seconds > 0) Add(name, seconds, work, aim);
+    return seconds;
+  }
+
+  nlohmann::json Json() const { return {{"device", backend_.Describe()}, {"quantities", json_}}; }
+
+ private:
+  void CheckOutput(const std::string& name, const Tensor& out) {
+    if (out.data == nullptr) return;
+    Tensor part = out;
+    const int64_t count = std::min<int64_t>(out.shape.elements(), 4096);
+    part.shape = {count};
+    std::vector<char> host(part.bytes());
+    backend_.CopyToHost(part, host.data());
+    bool all_zero = true;
+    for (int64_t i = 0; i < count; ++i) {
+      float value = 0;
+      if (out.dtype == DType::kF32) {
+        std::memcpy(&value, &host[4 * i], 4);
+      } else {
+        uint16_t narrow;
+        std::memcpy(&narrow, &host[2 * i], 2);
+        value = FromBf16(narrow);
+      }
+      GF_CHECK(std::isfinite(value)) << name << ": element " << i << " of its output is " << value;
+      all_zero = all_zero && value == 0;
+    }
+    GF_CHECK(!all_zero) << name << ": its output is zero";
+  }
+
+  Backend& backend_;
+  const Options options_;
+  double copied_per_second_ = 0;
+  double operations_per_second_ = 0;
+  nlohmann::json json_ = nlohmann::json::array();
+};
+
+std::string Thousands(int64_t count) {
+  if (count % (1 << 20) == 0) return absl::StrCat(count >> 20, "M");
+  return count % 1024 == 0 ? absl::StrCat(count >> 10, "k") : absl::StrCat(count);
+}
+
+// --- Recurrent layers ------------------------------------------------------------------------------------------------
+
+struct WkvInputs {
+  WkvInputs(Memory& memory, int64_t rows, int64_t width)
+      : r(memory.Act({rows, width})),
+        k(memory.Act({rows, width})),
+        v(memory.Act({rows, width})),
+        w(memory.Act({rows, width}, -6, -0.5)),
+        out(memory.Act({rows, width})) {}
+  Tensor r, k, v, w, out;
+};
+
+void WkvPrefill(Bench& bench, int64_t batch, int64_t width, const Aim& aim) {
+  const int64_t tokens = bench.Size(8192, 40), rows = batch * tokens, heads = width / kHeadSize;
+  const std::string name = absl::StrCat("WKV pre-fill B=", batch, " T=", tokens, " D=", width);
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  const double bytes = 5.0 * static_cast<double>(rows * width) * bench.act_bytes();
+  const int sets = bench.Sets(bytes);
+  std::vector<WkvInputs> inputs;
+  for (int i = 0; i < sets; ++i) inputs.emplace_back(memory, rows, width);
+  const Tensor state = memory.F32({batch, heads, kHeadSize, kHeadSize});
+  const Tensor bonus = memory.F32({heads, kHeadSize});
+  std::vector<RowSpan> spans;
+  for (int64_t i = 0; i < batch; ++i) {
+    spans.push_back({static_cast<int32_t>(i), static_cast<int32_t>(i * tokens), static_cast<int32_t>(tokens), 0});
+  }
+  bench.Measure(name, memory, sets, inputs[0].out, {.bytes = bytes, .units = static_cast<double>(rows * heads)}, aim,
+                [&](int set) {
+                  const WkvInputs& in = inputs[set];
+                  bench.backend().WkvForward(in.r, in.k, in.v, in.w, bonus, spans, state, {}, in.out);
+                });
+}
+
+void WkvDecode(Bench& bench, int64_t width, const Aim& aim) {
+  const int64_t sequences = bench.Size(128, 3), heads = width / kHeadSize;
+  const std::string name = absl::StrCat("WKV decode, ", sequences, " sequences D=", width);
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  // The rows are not counted.
+  const double bytes = 2.0 * 4 * static_cast<double>(sequences * width * kHeadSize);
+  const int sets = bench.Sets(bytes);
+  const WkvInputs in(memory, sequences, width);
+  const Tensor state = memory.F32({sets * sequences, heads, kHeadSize, kHeadSize});
+  const Tensor bonus = memory.F32({heads, kHeadSize});
+  std::vector<std::vector<RowSpan>> spans(sets);
+  for (int set = 0; set < sets; ++set) {
+    for (int64_t i = 0; i < sequences; ++i) {
+      spans[set].push_back({static_cast<int32_t>(set * sequences + i), static_cast<int32_t>(i), 1, 0});
+    }
+  }
+  bench.Measure(name, memory, sets, in.out, {.bytes = bytes}, aim, [&](int set) {
+    bench.backend().WkvForward(in.r, in.k, in.v, in.w, bonus, spans[set], state, {}, in.out);
+  });
+}
+
+struct RowsInOut {
+  Tensor x;
+  Tensor gate;
+  Tensor out;
+};
+
+void DdLerp(Bench& bench, int64_t full_rows, int64_t width, const Aim& aim) {
+  const int64_t rows = bench.Size(full_rows, 20);
+  const std::string name = absl::StrCat("ddlerp and LoRA, 5 targets, ", rows, " rows D=", width);
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  constexpr int64_t kTargets = kDdLerpTargets;
+  const auto elements = static_cast<double>(rows * width);
+  const double bytes = (1 + kTargets) * elements * bench.act_bytes();
+  const int sets = bench.Sets(bytes);
+  std::vector<RowsInOut> inputs(sets);
+  for (RowsInOut& in : inputs) {
+    in.x = memory.Act({rows, width});
+    in.out = memory.New(bench.act(), {kTargets, rows, width});
+  }
+  const Tensor shift = memory.F32({1, width});
+  const DdLerpWeights weights = {.mix_x = memory.F32({width}, 0, 1),
+                                 .down = {memory.Weight({width, kTargets * kMixRank}, width), Matrix::Layout::kInOut},
+                                 .up = memory.Weight({kTargets, kMixRank, width}, kMixRank),
+                                 .mix = memory.F32({kTargets, width}, 0, 1)};
+  const RowSpan span{0, 0, static_cast<int32_t>(rows), 0};
+  const Work work{.bytes = bytes, .operations = 4 * elements * kTargets * kMixRank};
+  bench.Measure(name, memory, sets, inputs[0].out, work, aim, [&](int set) {
+    bench.backend().DdLerp(inputs[set].x, {&span, 1}, shift, weights, inputs[set].out);
+  });
+}
+
+void TokenShift(Bench& bench, int64_t full_rows, int64_t width, const Aim& aim) {
+  const int64_t rows = bench.Size(full_rows, 20), targets = 2;
+  const std::string name = absl::StrCat("TokenShift, 2 targets, ", rows, " rows D=", width);
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  const double bytes = static_cast<double>((1 + targets) * rows * width) * bench.act_bytes();
+  const int sets = bench.Sets(bytes);
+  std::vector<RowsInOut> inputs(sets);
+  for (RowsInOut& in : inputs) {
+    in.x = memory.Act({rows, width});
+    in.out = memory.New(bench.act(), {targets, rows, width});
+  }
+  const Tensor shift = memory.F32({1, width}), mix = memory.F32({targets, width}, 0, 1);
+  const RowSpan span{0, 0, static_cast<int32_t>(rows), 0};
+  bench.Measure(name, memory, sets, inputs[0].out, {.bytes = bytes}, aim, [&](int set) {
+    bench.backend().TokenShift(inputs[set].x, {&span, 1}, shift, mix, inputs[set].out);
+  });
+}
+
+// `groups` 1: a LayerNorm, of the residual stream, which is fp32.
+void Norm(Bench& bench, int64_t full_rows, int64_t width, int groups, bool gated, const Aim& aim) {
+  const int64_t rows = bench.Size(full_rows, 20);
+  const std::string name =
+      absl::StrCat(groups == 1 ? "LayerNorm of fp32" : "GroupNorm", gated ? ", gate, " : ", ", rows, " rows D=", width);
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  const DType from = groups == 1 ? DType::kF32 : bench.act();
+  const double element_bytes = static_cast<double>(SizeOf(from)) + (gated ? 2 : 1) * bench.act_bytes();
+  const double bytes = static_cast<double>(rows * width) * element_bytes;
+  const int sets = bench.Sets(bytes);
+  std::vector<RowsInOut> inputs(sets);
+  for (RowsInOut& in : inputs) {
+    in.x = memory.Random(from, {rows, width});
+    if (gated) in.gate = memory.Act({rows, width});
+    in.out = memory.New(bench.act(), {rows, width});
+  }
+  const NormWeights norm = memory.Norm(width);
+  bench.Measure(name, memory, sets, inputs[0].out, {.bytes = bytes}, aim, [&](int set) {
+    bench.backend().GroupNorm(inputs[set].x, groups, norm, 1e-5F, inputs[set].gate, inputs[set].out);
+  });
+}
+
+// --- Attention -------------------------------------------------------------------------------------------------------
+
+// Sequences of equal length over one pool, their pages in no order.
+class Pool {
+ public:
+  explicit Pool(int64_t positions) : table_(positions / kPageTokens) {
+    for (size_t i = 0; i < table_.size(); ++i) table_[i] = static_cast<int32_t>(i);
+    for (size_t i = table_.size(); i > 1; --i) std::swap(table_[i - 1], table_[RandomBits()[i] % i]);
+  }
+
+  int64_t pages() const { return static_cast<int64_t>(table_.size()); }
+  int64_t positions() const { return pages() * kPageTokens; }
+  // The newest `rows` positions of a sequence.
+  RowSpan Newest(int64_t sequence, int64_t positions, int64_t rows) const {
+    return {static_cast<int32_t>(sequence), 0, static_cast<int32_t>(rows), positions - rows,
+            table_.data() + sequence * (positions / kPageTokens)};
+  }
+
+ private:
+  std::vector<int32_t> table_;
+};
+
+struct GoldModel {
+  GoldModel(Memory& memory, Bench& bench, const Pool& pool, int64_t width, int layer_count) : width(width) {
+    const int64_t vocab = bench.Size(kVocab, 500), compressed = width / 16;
+    shared = {.embedding = memory.Weight({vocab, width}, 3),
+              .ln0 = memory.Norm(width),
+              .key_compressed = {memory.Weight({width, compressed}, compressed)},
+              .key_table = memory.Act({vocab, width})};
+    const auto lora_down = [&] { return Matrix{memory.Weight({width, kLoraRank}, width), Matrix::Layout::kInOut}; };
+    const auto lora_up = [&] { return Matrix{memory.Weight({kLoraRank, width}, kLoraRank), Matrix::Layout::kInOut}; };
+    for (int i = 0; i < layer_count; ++i) {
+      layers.push_back({.mix_lora = memory.F32({width}, 0, 1),
+                        .mix_key = memory.F32({width}, 0, 1),
+                        .mix_value = memory.F32({width}, 0, 1),
+                        .mix_down = {memory.Weight({width, 2 * kMixRank}, width), Matrix::Layout::kInOut},
+                        .mix_up = memory.Weight({2, kMixRank, width}, kMixRank),
+                        .key_down = lora_down(),
+                        .key_up = lora_up(),
+                        .value_down = lora_down(),
+                        .value_up = lora_up(),
+                        .ln_key = memory.Norm(width),
+                        .ln_value = memory.Norm(width),
+                        .mix_table = memory.F32({vocab, 2, 2 * kMixRank})});
+    }
+    cache = {.ids = memory.Random(DType::kU16, {pool.pages(), kPageTokens}, 0, static_cast<double>(vocab) - 1),
+             .c = memory.Random(DType::kBf16, {pool.pages(), kPageTokens, compressed})};
+  }
+
+  // Of rebuilding keys and values of so many positions: an id, its rows of embedding, key table and mix table, and c.
+  Work Rebuild(int64_t positions, double act_bytes) const {
+    const auto d = static_cast<double>(width), n = static_cast<double>(positions);
+    const double bytes = 2 + d * 2 + d * act_bytes + 2 * 2 * kMixRank * 4 + d / 16 * 2;
+    const double multiply_adds = d * d / 16 + 2 * kMixRank * d + 4 * kLoraRank * d;
+    return {.bytes = n * bytes, .operations = n * 2 * multiply_adds};
+  }
+
+  int64_t width;
+  GoldShared shared;
+  std::vector<GoldKvWeights> layers;
+  GoldCache cache;
+};
+
+double KeyValueBytes(int64_t positions, int64_t width) { return 2.0 * 2 * static_cast<double>(positions * width); }
+
+KvCache MakeKvCache(Memory& memory, const Pool& pool, int64_t width) {
+  return {.keys = memory.Random(DType::kBf16, {pool.pages(), kPageTokens, width}),
+          .values = memory.Random(DType::kBf16, {pool.pages(), kPageTokens, width})};
+}
+
+// One query row; the first length fills the pool.
+void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& lengths, bool aims) {
+  const std::string what = absl::StrCat("GOLD D=", width);
+  if (!bench.Wants(what)) return;
+  Memory memory(bench.backend());
+  const Pool pool(*std::max_element(lengths.begin(), lengths.end()));
+  const GoldModel model(memory, bench, pool, width, 1);
+  const KvCache kv = MakeKvCache(memory, pool, width);
+  const Tensor q = memory.Act({1, width}), out = memory.New(bench.act(), {1, width});
+  Backend& backend = bench.backend();
+  for (int64_t length : lengths) {
+    const auto sets = static_cast<int>(std::max<int64_t>(1, pool.positions() / length));
+    const std::string where = absl::StrCat(what, ", ", Thousands(length), " positions, 1 row, ");
+    const double t3 =
+        bench.Measure(where + "T3", memory, sets, out, {.bytes = KeyValueBytes(length, width)},
+                      aims ? Aim::Ceiling(0.85) : Aim(), [&](int set) {
+                        const RowSpan span = pool.Newest(set, length, 1);
+                        backend.GoldKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
+                        backend.KvAttention(q, {&span, 1}, kv, kHeadSize, out);
+                      });
+    bench.Measure(where + "T0", memory, sets, out, model.Rebuild(length, bench.act_bytes()),
+                  aims && t3 > 0 ? Aim::Times(1.5, t3) : Aim(), [&](int set) {
+                    const RowSpan span = pool.Newest(set, length, 1);
+                    backend.GoldAttention(q, {&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, out);
+                  });
+  }
+  const int64_t length = *std::min_element(lengths.begin(), lengths.end());
+  Work work = model.Rebuild(length, bench.act_bytes());
+  work.bytes += KeyValueBytes(length, width);
+  const auto sets = static_cast<int>(pool.positions() / length);
+  bench.Measure(absl::StrCat(what, ", keys and values of ", Thousands(length), " positions"), memory, sets, kv.keys,
+                work, {}, [&](int set) {
+                  const RowSpan span = pool.Newest(set, length, length);
+                  backend.GoldKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
+                });
+}
+
+// What a long prompt's pre-fill ends with: a few rows through every GOLD layer over all positions.
+void GoldTail(Bench& bench, int64_t width, const Aim& aim) {
+  const int64_t length = bench.Size(int64_t{1} << 20, 256), rows = 9;
+  constexpr int kLayers = 8;
+  const std::string name = absl::StrCat("GOLD tail, ", kLayers, " layers of ", rows, " rows, ", Thousands(length));
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  const Pool pool(length);
+  const GoldModel model(memory, bench, pool, width, kLayers);
+  const Tensor q = memory.Act({rows, width}), out = memory.New(bench.act(), {rows, width});
+  Work work = model.Rebuild(length, bench.act_bytes());
+  work.bytes *= kLayers;
+  work.operations *= kLayers;
+  const RowSpan span = pool.Newest(0, length, rows);
+  bench.Measure(name, memory, 1, out, work, aim, [&](int) {
+    for (const GoldKvWeights& layer : model.layers) {
+      bench.backend().GoldAttention(q, {&span, 1}, model.shared, layer, model.cache, kHeadSize, out);
+    }
+  });
+}
+
+void KvDecode(Bench& bench, int64_t width) {
+  const int64_t batch = bench.Size(64, 3), length = bench.Size(4096, 128);
+  const std::string name = absl::StrCat("KvAttention, ", batch, " sequences of ", Thousands(length), " D=", width);
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  const Pool pool(batch * length);
+  const KvCache kv = MakeKvCache(memory, pool, width);
+  const Tensor q = memory.Act({batch, width}), out = memory.New(bench.act(), {batch, width});
+  std::vector<RowSpan> spans;
+  for (int64_t i = 0; i < batch; ++i) {
+    spans.push_back(pool.Newest(i, length, 1));
+    spans.back().row_begin = static_cast<int32_t>(i);
+  }
+  bench.Measure(name, memory, 1, out, {.bytes = KeyValueBytes(batch * length, width)}, {},
+                [&](int) { bench.backend().KvAttention(q, spans, kv, kHeadSize, out); });
+}
+
+void Rope(Bench& bench, int64_t full_rows, int64_t width) {
+  const int64_t rows = bench.Size(full_rows, 20);
+  const std::string name = absl::StrCat("Rope, ", rows, " rows D=", width);
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  const double bytes = 2.0 * static_cast<double>(rows * width) * bench.act_bytes();
+  const int sets = bench.Sets(bytes);
+  std::vector<Tensor> x(sets);
+  for (Tensor& tensor : x) tensor = memory.Act({rows, width});
+  const RowSpan span{0, 0, static_cast<int32_t>(rows), 1'000'000};
+  bench.Measure(name, memory, sets, x[0], {.bytes = bytes}, {}, [&](int set) {
+    bench.backend().Rope(x[set], {&span, 1}, kHeadSize, 10000);
+  });
+}
+
+// --- Products and sampling -------------------------------------------------------------------------------------------
+
+void MatMul(Bench& bench, int64_t rows, int64_t full_in, int64_t full_out) {
+  const int64_t in = bench.Size(full_in, 64), columns = bench.Size(full_out, 96);
+  const std::string name = absl::StrCat("MatMul, ", rows, " rows ", full_in, "x", full_out);
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  const double weight_bytes = 2.0 * static_cast<double>(in * columns);
+  const int sets = bench.Sets(weight_bytes);
+  std::vector<Matrix> weights(sets);
+  for (Matrix& weight : weights) weight.data = memory.Weight({columns, in}, in);
+  const Tensor x = memory.Act({rows, in}), out = memory.New(bench.act(), {rows, columns});
+  const Work work{.bytes = weight_bytes + static_cast<double>(rows * (in + columns)) * bench.act_bytes(),
+                  .operations = 2.0 * static_cast<double>(rows * in * columns)};
+  bench.Measure(name, memory, sets, out, work, {}, [&](int set) { bench.backend().MatMul(x, weights[set], {}, out); });
+}
+
+// Waits for its result, so that the time of one call is all in it.
+void Sample(Bench& bench, int64_t full_rows) {
+  const int64_t rows = bench.Size(full_rows, 2), vocab = bench.Size(kVocab, 700);
+  const std::string name = absl::StrCat("Sample, top_p 0.9, ", rows, " rows of ", vocab);
+  if (!bench.Wants(name)) return;
+  Memory memory(bench.backend());
+  const double bytes = 4.0 * static_cast<double>(rows * vocab);
+  const int sets = bench.Sets(bytes);
+  std::vector<Tensor> logits(sets);
+  for (Tensor& tensor : logits) tensor = memory.F32({rows, vocab}, -10, 10);
+  std::vector<LogitChange> changes;
+  for (int32_t i = 0; i < 64; ++i) changes.push_back({10 * i, -0.5});
+  std::vector<SampleRow> how;
+  for (int64_t i = 0; i < rows; ++i) {
+    how.push_back({.top_p = 0.9, .uniform = (static_cast<double>(i) + 0.5) / static_cast<double>(rows)});
+    how.back().changes = changes;
+  }
+  std::vector<int32_t> tokens(rows);
+  bench.Measure(name, memory, sets, {}, {.bytes = bytes}, {}, [&](int set) {
+    bench.backend().Sample(logits[set], vocab, {}, how, absl::MakeSpan(tokens));
+    GF_CHECK_GE(*std::min_element(tokens.begin(), tokens.end()), 0);
+  });
+}
+
+// --- The table -------------------------------------------------------------------------------------------------------
+
+void RowKernels(Bench& bench, int64_t rows, int64_t width, bool aims) {
+  const Aim aim = aims ? Aim::Ceiling(0.75) : Aim();
+  const int groups = static_cast<int>(width / kHeadSize);
+  DdLerp(bench, rows, width, aim);
+  Norm(bench, rows, width, groups, /*gated=*/true, aim);
+  Norm(bench, rows, width, groups, /*gated=*/false, aim);
+  Norm(bench, rows, width, 1, /*gated=*/true, aim);
+  Norm(bench, rows, width, 1, /*gated=*/false, aim);
+  TokenShift(bench, rows, width, aim);
+}
+
+void Run(Bench& bench) {
+  bench.MeasureCeilings();
+  const auto positions = [&](int64_t full) { return bench.Size(full, 256); };
+  const int64_t width = bench.Size(2048, 128);
+
+  WkvPrefill(bench, 1, width, Aim::Nanoseconds(0.5));
+  WkvPrefill(bench, 8, width, Aim::Nanoseconds(0.5));
+  WkvDecode(bench, width, Aim::Ceiling(0.8));
+  RowKernels(bench, 8192, width, /*aims=*/true);
+  GoldAttention(bench, width, {positions(32 << 10), positions(128 << 10), positions(1 << 20)}, /*aims=*/true);
+  GoldTail(bench, width, Aim::Seconds(0.06));
+
+  for (int64_t rows : {1, 8, 64, 4096}) {
+    const int64_t some_rows = std::min(rows, bench.Size(4096, 70));
+    MatMul(bench, some_rows, 2048, 2048);
+    MatMul(bench, some_rows, 2048, 7168);
+  }
+  Sample(bench, 256);
+  Sample(bench, 1);
+  KvDecode(bench, width);
+  Rope(bench, 8192, width);
+  if (bench.Size(1, 0) == 0) return;
+  for (int64_t wide : {4096, 8192}) {
+    WkvPrefill(bench, 1, wide, {});
+    WkvDecode(bench, wide, {});
+    RowKernels(bench, wide == 4096 ? 4096 : 2048, wide, /*aims=*/false);
+    GoldAttention(bench, wide, {32 << 10, (512 << 20) / wide}, /*aims=*/false);
+    KvDecode(bench, wide);
+    Rope(bench, 4096, wide);
+  }
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Measures every kernel beside what the device can do. Without a device: says SKIPPED, and why."};
+  app.add_option("--device", options.device, "cuda, or cpu to try the program itself")
+      ->check(CLI::IsMember({"cuda", "cpu"}));
+  app.add_flag("--tiny", options.tiny, "small sizes, once each: the times mean nothing");
+  app.add_option("--json", options.json, "also writes the figures to this file");
+  app.add_option("--filter", options.filter, "only quantities whose name has this in it");
+  CLI11_PARSE(app, argc, argv);
+
+  std::unique_ptr<Backend> backend;
+  nlohmann::json json;
+  if (options.device == "cpu") {
+    backend = MakeCpuBackend(/*threads=*/0);
+  } else if (auto made = MakeCudaBackend({.activation_dtype = DType::kBf16}); made.ok()) {
+    backend = *std::move(made);
+  } else {
+    absl::PrintF("SKIPPED: %s\n", made.status().message());
+    json = {{"skipped", std::string(made.status().message())}};
+  }
+  if (backend != nullptr) {
+    Bench bench(*backend, options);
+    Run(bench);
+    json = bench.Json();
+  }
+  if (!options.json.empty()) {
+    std::ofstream file(options.json);
+    file << json.dump(2) << "\n";
+    if (!file.flush()) {
+      std::cerr << "cannot write " << options.json << "\n";
+      return 1;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace goldfinch
+
+int main(int argc, char** argv) { return goldfinch::Main(argc, argv); }

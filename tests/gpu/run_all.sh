@@ -1,0 +1,252 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one go: tests/gpu/run_all.sh --help
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: tests/gpu/run_all.sh
+
+Tests and measures the CUDA back end on the device of this machine, in less than eight minutes: kernels against plain
+double code, the same under compute-sanitizer (where it is installed), whole models against the golden cases, the demo
+model, and every kernel beside the device's ceilings. Runs from an unpacked tarball of ./dev dist, and from the tree
+after: bazel build -- //clients:goldfinch and the labels in tests/gpu/programs.txt
+
+Logs go to $OUT, or ./gpu-results. Prints a table of the parts, then that of the bench. Exits with 1 if a part failed;
+figures that miss their aim are no failures. Without a device: says SKIPPED, why, and exits with 0.
+TEXT
+}
+
+# Seconds of each part at most; together less than eight minutes.
+readonly PROBE_SECONDS=30
+readonly FACTS_SECONDS=10
+readonly KERNELS_SECONDS=100
+readonly SANITIZER_SECONDS=60 # each of two
+readonly PARITY_SECONDS=30    # each type of activations; the programs run side by side
+readonly DEMO_SECONDS=15
+readonly BENCH_SECONDS=100
+# One choice of types launches every kind of kernel. Tests that end their process on purpose only end the tool.
+readonly SANITIZER_FILTER='*BackendTest.*/bf16_activations_bf16-*Dies*'
+
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
+out=${OUT:-$PWD/gpu-results}
+
+say() { printf '== %s\n' "$*" >&2; }
+
+# labels_of KIND: those of tests/gpu/programs.txt.
+labels_of() { awk -v kind="$1" '$1 == kind { print $2 }' "$root/tests/gpu/programs.txt"; }
+
+# program LABEL: where it is, in a tarball or built in the tree.
+program() {
+  local path=${1#//}
+  local packed=$root/bin/${path##*:} built=$root/bazel-bin/${path/://}
+  if [[ -x $packed ]]; then
+    echo "$packed"
+  elif [[ -x $built ]]; then
+    echo "$built"
+  else
+    echo "run_all.sh: $1 is neither in bin/ nor built" >&2
+    return 1
+  fi
+}
+
+# add_part NAME RESULT SECONDS NOTE: a row of the table.
+add_part() {
+  printf '%-34s %-8s %5s s  %s\n' "$@" >>"$out/parts.txt"
+  if [[ $2 == failed ]]; then failures=$((failures + 1)); fi
+}
+
+# tests_in LOGS...: "N passed, N failed, N skipped" of googletest's logs.
+tests_in() {
+  awk '/^\[       OK \]/ { p++ } /^\[  SKIPPED \].*\(/ { s++ } /^\[  FAILED  \].*\([0-9]+ ms\)/ { f++ }
+    END { printf "%d passed, %d failed, %d skipped", p, f, s }' "$@"
+}
+
+# limited SECONDS LOG COMMAND...: its exit status; 124 if it was stopped.
+limited() {
+  local seconds=$1 log=$2
+  shift 2
+  timeout -k 5 "$seconds" "$@" >"$log" 2>&1 </dev/null
+}
+
+# ---- Parts ----
+
+# Prints why there is no device to test, or nothing. Small sizes: the time of one launch each.
+why_no_device() {
+  local log=$out/device.log
+  if ! limited "$PROBE_SECONDS" "$log" "$(program "$(labels_of bench)")" --tiny --filter=none; then
+    cat "$log" >&2
+    echo "run_all.sh: the device cannot be used: above" >&2
+    return 1
+  fi
+  sed -n 's/^SKIPPED: //p' "$log"
+}
+
+facts() {
+  local start=$SECONDS
+  if ! command -v nvidia-smi >/dev/null; then
+    add_part "device facts" skipped 0 "no nvidia-smi"
+    return
+  fi
+  if limited "$FACTS_SECONDS" "$out/nvidia-smi.log" nvidia-smi; then
+    limited "$FACTS_SECONDS" "$out/nvidia-smi-q.log" nvidia-smi -q || true
+    add_part "device facts" passed $((SECONDS - start)) "$(sed -n '/^quantity/q; p' "$out/device.log" | head -n 1)"
+  else
+    add_part "device facts" skipped $((SECONDS - start)) "nvidia-smi does not work: nvidia-smi.log"
+  fi
+}
+
+# sharded NAME SECONDS COMMAND...: a googletest program, its tests dealt out to several processes, one a core. Their
+# logs are $out/NAME.*.log; the status is that of the worst.
+sharded() {
+  local name=$1 seconds=$2 count shard pid status=0 one pids=()
+  shift 2
+  count=$(nproc)
+  if ((count > 8)); then count=8; fi
+  for ((shard = 0; shard < count; ++shard)); do
+    GTEST_TOTAL_SHARDS=$count GTEST_SHARD_INDEX=$shard limited "$seconds" "$out/$name.$shard.log" "$@" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do
+    one=0
+    wait "$pid" || one=$?
+    if ((one > status)); then status=$one; fi
+  done
+  return "$status"
+}
+
+# add_tests NAME STATUS SECONDS LOGS...: the row of googletest programs.
+add_tests() {
+  local name=$1 status=$2 seconds=$3 counts result=passed note=""
+  shift 3
+  counts=$(tests_in "$@")
+  if ((status == 124 || status == 137)); then note=", stopped at the time limit"; fi
+  if ((status != 0)); then
+    result=failed
+  elif [[ $counts == 0\ passed* ]]; then
+    result=skipped
+  fi
+  add_part "$name" "$result" "$seconds" "$counts$note"
+}
+
+kernels() {
+  local label name start status
+  while read -r label; do
+    name=${label##*:}
+    say "$name"
+    start=$SECONDS status=0
+    sharded "$name" "$KERNELS_SECONDS" "$(program "$label")" || status=$?
+    add_tests "$name" "$status" $((SECONDS - start)) "$out/$name".*.log
+  done < <(labels_of kernels)
+}
+
+find_sanitizer() {
+  local path
+  for path in "$(command -v compute-sanitizer || true)" "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer"; do
+    if [[ -n $path && -x $path ]]; then
+      echo "$path"
+      return
+    fi
+  done
+}
+
+# sanitized TOOL FLAGS...: what was not reached in the time is said, and is no failure; an error in what was is one.
+sanitized() {
+  local tool=$1 start=$SECONDS status=0 sanitizer label
+  shift
+  sanitizer=$(find_sanitizer)
+  if [[ -z $sanitizer ]]; then
+    add_part "compute-sanitizer $tool" skipped 0 "compute-sanitizer not found"
+    return
+  fi
+  say "compute-sanitizer $tool"
+  label=$(labels_of kernels | head -n 1)
+  sharded "$tool" "$SANITIZER_SECONDS" "$sanitizer" --tool "$tool" "$@" --error-exitcode 9 \
+    "$(program "$label")" --gtest_filter="$SANITIZER_FILTER" || status=$?
+  local counts
+  counts=$(tests_in "$out/$tool".*.log)
+  if ((status == 124 || status == 137)) &&
+    ! grep -qE '^========= (Invalid|Error|Race|Program hit|Misaligned)|^\[  FAILED  \]' "$out/$tool".*.log; then
+    add_part "compute-sanitizer $tool" passed $((SECONDS - start)) "$counts, the rest not in the time"
+  elif ((status != 0)); then
+    add_part "compute-sanitizer $tool" failed $((SECONDS - start)) "$counts: $tool.*.log"
+  else
+    add_part "compute-sanitizer $tool" passed $((SECONDS - start)) "$counts"
+  fi
+}
+
+# parity DTYPE: of activations.
+parity() {
+  local dtype=$1 label name start=$SECONDS status pids=() names=() i
+  say "parity, activations $dtype"
+  while read -r label; do
+    name=${label##*:}
+    names+=("$name")
+    GOLDFINCH_TEST_DATA=$root GOLDFINCH_TEST_DEVICE=cuda GOLDFINCH_TEST_DTYPE=$dtype \
+      limited "$PARITY_SECONDS" "$out/$name.$dtype.log" "$(program "$label")" &
+    pids+=($!)
+  done < <(labels_of parity)
+  for i in "${!pids[@]}"; do
+    status=0
+    wait "${pids[$i]}" || status=$?
+    add_tests "${names[$i]}, $dtype" "$status" $((SECONDS - start)) "$out/${names[$i]}.$dtype.log"
+  done
+}
+
+demo() {
+  local start=$SECONDS
+  say "the demo model"
+  if limited "$DEMO_SECONDS" "$out/demo.log" "$(program //clients:goldfinch)" generate --device cuda \
+    --model "$root/tests/demo_model/model.pth" --prompt "In the beginning" --max-tokens 40 --temperature 0; then
+    add_part "demo model" passed $((SECONDS - start)) "$(head -n 1 "$out/demo.log" | cut -c 1-60)"
+  else
+    add_part "demo model" failed $((SECONDS - start)) "demo.log"
+  fi
+}
+
+bench() {
+  local start=$SECONDS log=$out/kernel_bench.log status=0
+  say "kernel bench"
+  limited "$BENCH_SECONDS" "$log" "$(program "$(labels_of bench)")" --json "$out/kernel_bench.json" || status=$?
+  if ((status == 0)); then
+    add_part "kernel bench" passed $((SECONDS - start)) "$(grep -c ' met *$' "$log" || true) aims met, $(grep -c \
+      'MISSED' "$log" || true) missed"
+  else
+    add_part "kernel bench" failed $((SECONDS - start)) "status $status: $(tail -n 1 "$log" | cut -c 1-90)"
+  fi
+}
+
+main() {
+  if [[ ${1:-} == --help ]]; then
+    usage
+    return
+  fi
+  if (($#)); then
+    usage >&2
+    return 2
+  fi
+  mkdir -p "$out"
+  out=$(cd "$out" && pwd)
+  rm -f "$out"/*.log "$out/parts.txt"
+  failures=0
+  local reason
+  reason=$(why_no_device)
+  if [[ -n $reason ]]; then
+    echo "SKIPPED: $reason"
+    return
+  fi
+  facts
+  kernels
+  sanitized memcheck --report-api-errors no # a test asks for more memory than there is
+  sanitized racecheck
+  parity f32
+  parity bf16
+  demo
+  bench
+  printf '\n%-34s %-8s %7s\n' part result time
+  cat "$out/parts.txt"
+  echo
+  sed -n '/^quantity/,$p' "$out/kernel_bench.log"
+  ((failures == 0))
+}
+
+main "$@"
