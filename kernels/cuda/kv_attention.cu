@@ -15,7 +15,7 @@
 //     32k positions  0.27 GB   0.10 ms + 0.01 ms merge
 //     128k           1.07 GB   0.41 ms + 0.01 ms
 //     1M             8.59 GB   3.3 ms
-// Matrix tiles at 9 to 16 rows read the same bytes; 16 rows cost 2 * 2 * 16 * 2048 = 131 kFLOP a position, 0.14 PFLOP
+// Matrix tiles at 9 to 16 rows read the same bytes; 16 rows cost 2 * 2 * 16 * 2048 = 131 kFLOP a position, 0.14 TFLOP
 // at 2^20, 0.35 ms of the matrix units at 400 TFLOP/s: still bound by reading, in runs of 128 bytes: 3.5 ms.
 #include <algorithm>
 #include <cmath>
@@ -31,7 +31,7 @@ namespace goldfinch::cuda {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int64_t kMatrixPositions = 64;           // positions: parts are cut at multiples
+constexpr int64_t kMatrixPositions = 64;           // of a tile
 constexpr int kBlocksWanted = 4;                   // of a multiprocessor
 constexpr int kStreamWarps = 8;                    // of a block at most
 constexpr int kMatrixWarps = 4;                    // of a block

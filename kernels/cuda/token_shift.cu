@@ -410,7 +410,11 @@ void DdLerpMatrixUnits(Context& context, const T* x, const DeviceSpan* spans, in
   const int hidden = targets * rank;
   const int64_t tiles = CeilDiv<int64_t>(rows, kTileRows);
   // Few rows: the columns of x are shared out among blocks, so that all multiprocessors read `down`.
-  const int inner = width % 128 == 0 && hidden <= 160 ? 128 : 64;
+  const auto shared_bytes = [&](int inner) {
+    return (kTileRows * (inner + kPad) + 2 * inner * (hidden + kPad)) * static_cast<int64_t>(sizeof(T));
+  };
+  const bool fits = shared_bytes(128) <= context.facts().shared_bytes;
+  const int inner = width % 128 == 0 && hidden <= 160 && fits ? 128 : 64;
   const int64_t steps = CeilDiv<int64_t>(width, inner);
   const int64_t splits = std::clamp<int64_t>(context.multiprocessors() / tiles, 1, CeilDiv<int64_t>(steps, 2));
   const int64_t split_width = CeilDiv(steps, splits) * inner;
@@ -421,7 +425,7 @@ void DdLerpMatrixUnits(Context& context, const T* x, const DeviceSpan* spans, in
     constexpr int kInner = decltype(inner_tag)::value;
     Launch(stream, DownKernel<T, kInner, decltype(fragments)::value>,
            {dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(parts)), dim3(kThreads),
-            (kTileRows * (kInner + kPad) + 2 * kInner * (hidden + kPad)) * sizeof(T)},
+            static_cast<size_t>(shared_bytes(kInner))},
            x, spans, span_count, rows, width, static_cast<const float*>(shift), weights.mix_x.f32(),
            static_cast<const T*>(weights.down.data.data), hidden, split_width, part, h);
   };
