@@ -181,6 +181,25 @@ TEST_P(BackendTest, MatMulActivationsOfNan) {
   }
 }
 
+// Beyond fp16's range an fp16 output is its largest number, for a few rows and for many; fp32 outputs keep the sum.
+TEST_P(BackendTest, MatMulBeyondHalf) {
+  const int64_t in = 64, width = 48;
+  const reference::Weight weight{Values(in * width, 256), in, width};
+  for (int64_t rows : {1, 9, 40}) {
+    const Values x(rows * in, 256);
+    for (DType out_dtype : row_dtypes()) {
+      const Tensor out = device.New(out_dtype, {rows, width});
+      device->MatMul(device.Put(x, {rows, in}, act()), device.Put(weight, weight_dtype()), {}, out);
+      ExpectSame(device.Get(out), Round(reference::Product(x, weight), out_dtype),
+                 std::to_string(rows) + " rows to " + Name(out_dtype));
+      const Tensor scaled = device.New(out_dtype, {rows, width});
+      device->MatMul(device.Put(x, {rows, in}, act()), device.Put(weight, weight_dtype()),
+                     {.multiply = device.Put(Values(rows * width, 0x1p-10), {rows, width}, act())}, scaled);
+      ExpectSame(device.Get(scaled), Values(rows * width, 4096), std::to_string(rows) + " rows, multiplied");
+    }
+  }
+}
+
 // A row of another sequence that overflows must not reach its neighbours.
 TEST_P(BackendTest, MatMulRowsDoNotMix) {
   const int64_t rows = 13, in = 130, width = 67;

@@ -23,9 +23,12 @@ void* Context::Scratch(int64_t bytes) {
   if (scratch_used_ + size > scratch_bytes_) {
     // A new block takes the place of the old one, whose users may still be queued. Offsets of the frames under way stay
     // as they are, so that the new block's first part is left empty until they end.
-    const size_t grown = std::max({kScratchBytesMin, 2 * scratch_bytes_, scratch_used_ + size});
-    absl::StatusOr<std::shared_ptr<void>> memory =
-        runtime_->Allocate(static_cast<int64_t>(grown), "scratch of kernels");
+    size_t grown = std::max({kScratchBytesMin, 2 * scratch_bytes_, scratch_used_ + size});
+    auto memory = runtime_->Allocate(static_cast<int64_t>(grown), "scratch of kernels");
+    if (!memory.ok()) {
+      grown = scratch_used_ + size;
+      memory = runtime_->Allocate(static_cast<int64_t>(grown), "scratch of kernels");
+    }
     GF_CHECK(memory.ok()) << memory.status().ToString();
     if (scratch_ != nullptr) outgrown_.push_back(std::move(scratch_));
     scratch_ = *std::move(memory);

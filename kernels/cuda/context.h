@@ -21,8 +21,7 @@ class Context {
  public:
   Context(std::unique_ptr<Runtime> runtime, std::unique_ptr<GemmRunner> gemm, DType activation_dtype);
 
-  Runtime& runtime() { return *runtime_; }
-  const Runtime& runtime() const { return *runtime_; }
+  Runtime& runtime() const { return *runtime_; }
   const DeviceFacts& facts() const { return runtime_->facts(); }
   void* stream() const { return runtime_->stream(); }
   int multiprocessors() const { return runtime_->facts().multiprocessors; }

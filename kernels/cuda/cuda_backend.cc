@@ -32,7 +32,10 @@ class CudaBackend : public Backend {
     GF_CHECK_GE(bytes, 0);
     return Ready().runtime().Allocate(bytes, purpose);
   }
-  int64_t FreeBytes() const override { return context_.runtime().FreeBytes(); }
+  int64_t FreeBytes() const override {
+    context_.runtime().Use();
+    return context_.runtime().FreeBytes();
+  }
   bool reads_host_memory() const override { return false; }
   void CopyFromHost(const void* host, Tensor to) override {
     if (to.bytes() > 0) Ready().runtime().CopyToDevice(host, to.data, to.bytes());

@@ -25,6 +25,7 @@ namespace goldfinch::cuda {
 //
 //   bf16_t, f16_t            storage types
 //   threadIdx, blockIdx, blockDim, gridDim, __syncthreads(), __syncwarp(), atomicAdd, __threadfence()
+//   V LoadBits(const V*), void StoreBits(V, V*)   16 bytes at once where V is of a multiple of them
 //   float ToFloat(T)         of float, bf16_t, f16_t
 //   T FromFloat<T>(float)    to nearest, ties to even; f16_t beyond its range becomes its largest; NaN stays
 //   uint32_t Pack2<T>(float low, float high), float2 Unpack2<T>(uint32_t)   of two 16-bit numbers, low one first
@@ -57,7 +58,7 @@ struct alignas(sizeof(T) * N) Vec {
 
 template <int N, typename T>
 __device__ inline void LoadFloats(const T* from, float (&to)[N]) {
-  const Vec<T, N> vec = *reinterpret_cast<const Vec<T, N>*>(from);
+  const Vec<T, N> vec = LoadBits(reinterpret_cast<const Vec<T, N>*>(from));
 #pragma unroll
   for (int i = 0; i < N; ++i) to[i] = ToFloat(vec.v[i]);
 }
@@ -67,7 +68,7 @@ __device__ inline void StoreFloats(const float (&from)[N], T* to) {
   Vec<T, N> vec;
 #pragma unroll
   for (int i = 0; i < N; ++i) vec.v[i] = FromFloat<T>(from[i]);
-  *reinterpret_cast<Vec<T, N>*>(to) = vec;
+  StoreBits(vec, reinterpret_cast<Vec<T, N>*>(to));
 }
 
 __device__ inline float WarpSum(float x) {

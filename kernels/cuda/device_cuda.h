@@ -48,6 +48,34 @@ __device__ inline float ToFloat(T x) {
   }
 }
 
+// Whole words, however the compiler would move the parts.
+template <typename V>
+__device__ inline V LoadBits(const V* from) {
+  V value;
+  if constexpr (sizeof(V) % sizeof(uint4) == 0) {
+    uint4 words[sizeof(V) / sizeof(uint4)];
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(uint4)); ++i) {
+      words[i] = reinterpret_cast<const uint4*>(from)[i];
+    }
+    memcpy(&value, words, sizeof(V));
+  } else {
+    value = *from;
+  }
+  return value;
+}
+template <typename V>
+__device__ inline void StoreBits(const V& value, V* to) {
+  if constexpr (sizeof(V) % sizeof(uint4) == 0) {
+    uint4 words[sizeof(V) / sizeof(uint4)];
+    memcpy(words, &value, sizeof(V));
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(uint4)); ++i) reinterpret_cast<uint4*>(to)[i] = words[i];
+  } else {
+    *to = value;
+  }
+}
+
 __device__ inline float ClampToHalf(float x) { return x != x ? x : fminf(fmaxf(x, -65504.f), 65504.f); }
 
 template <typename T>

@@ -14,7 +14,8 @@ namespace goldfinch::cuda {
 
 // out[rows, columns] = x[rows, inner] times the weight (+ bias) (+ out if it accumulates), all row-major, for each of
 // `batch` products; sums are fp32. x and the weight are of one type, fp16 or bf16, or fp32 (multiplied as fp32, not as
-// tf32); out is of that type or fp32. Pointers are in device memory.
+// tf32); out is of that type or fp32. Sums beyond fp16's range become infinite in an fp16 out. Pointers are in device
+// memory.
 struct Gemm {
   const void* x = nullptr;
   const void* weight = nullptr;  // [columns, inner] if out_in, else [inner, columns]

@@ -259,7 +259,9 @@ void ManyRows(Context& context, ConstTensor x, Matrix weight, const Epilogue& ep
   gemm.ldweight = gemm.out_in ? inner : columns;
   gemm.ldout = columns;
   const bool plain = epilogue.activation == Activation::kNone && !epilogue.multiply;
-  const bool fits = (out.dtype == dtype && !epilogue.bias) || out.dtype == DType::kF32;
+  // Sums beyond fp16's range would be infinite in fp16; whoever stores them at last cuts them.
+  const bool narrow_sums = dtype != DType::kF16;
+  const bool fits = (out.dtype == dtype && narrow_sums && !epilogue.bias) || out.dtype == DType::kF32;
   if (plain && fits) {
     gemm.out = out.data;
     gemm.out_dtype = out.dtype;
@@ -270,10 +272,10 @@ void ManyRows(Context& context, ConstTensor x, Matrix weight, const Epilogue& ep
   }
   // Sums in the output itself where it is as good a place as any; else in the weight's type where the output is of 16
   // bits or a factor of the sum is, for these round as much.
-  const bool in_place = out.dtype == dtype && !epilogue.accumulate && epilogue.multiply.data != out.data;
+  const bool in_place = out.dtype == dtype && narrow_sums && !epilogue.accumulate && epilogue.multiply.data != out.data;
   Tensor sums = out;
   if (!in_place) {
-    const bool narrow = epilogue.multiply && epilogue.multiply.dtype == dtype;
+    const bool narrow = narrow_sums && epilogue.multiply && epilogue.multiply.dtype == dtype;
     sums = {nullptr, narrow ? dtype : DType::kF32, out.shape};
     sums.data = context.Scratch(sums.bytes());
   }

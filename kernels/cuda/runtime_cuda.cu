@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <string>
@@ -12,10 +13,11 @@ namespace goldfinch::cuda {
 namespace {
 
 // The first failure of this process's device, whatever told of it: a fault leaves nothing of the device to be used.
-cudaError_t first_error = cudaSuccess;
+std::atomic<cudaError_t> first_error = cudaSuccess;
 
 void Note(cudaError_t error) {
-  if (error != cudaSuccess && first_error == cudaSuccess) first_error = error;
+  cudaError_t none = cudaSuccess;
+  if (error != cudaSuccess) first_error.compare_exchange_strong(none, error);
 }
 
 // Each thread has a device that its calls go to.
@@ -83,6 +85,10 @@ class CudaRuntime : public Runtime {
     void* memory = nullptr;
     const cudaError_t error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
     if (error != cudaSuccess) {
+      if (error != cudaErrorMemoryAllocation) {
+        Note(error);
+        return absl::InternalError(absl::StrCat("CUDA device ", device_, " failed: ", Text(error)));
+      }
       cudaGetLastError();  // running out of memory is no fault of the device
       return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes for ", std::string(purpose),
                                                        " on CUDA device ", device_, ": ", Text(error), ", ",
@@ -93,9 +99,9 @@ class CudaRuntime : public Runtime {
     return std::shared_ptr<void>(memory, [device = device_](void* p) {
       int current = 0;
       cudaGetDevice(&current);
-      cudaSetDevice(device);
+      if (current != device) cudaSetDevice(device);
       cudaFree(p);
-      cudaSetDevice(current);
+      if (current != device) cudaSetDevice(current);
     });
   }
 
@@ -150,7 +156,7 @@ class CudaRuntime : public Runtime {
 
 void PrepareLaunch(const void* function, const LaunchShape& shape) {
   constexpr size_t kAlwaysAllowed = 48 << 10;
-  if (shape.shared_bytes <= kAlwaysAllowed) return;
+  if (shape.shared_bytes < kAlwaysAllowed) return;
   // A function has its limit on each device.
   static thread_local auto& allowed = *new std::map<std::pair<const void*, int>, size_t>;
   size_t& bytes = allowed[{function, device_of_thread}];

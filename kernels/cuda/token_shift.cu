@@ -101,10 +101,10 @@ __global__ void TanhKernel(W* x, int64_t count) {
 }
 
 // out[g] = x + dx (mix[g] + amount[g]); then the shift states.
-template <typename T, typename W, int V>
+template <typename T, typename A, int V>
 __global__ void __launch_bounds__(kThreads)
     LerpKernel(const T* x, const DeviceSpan* spans, int span_count, int64_t rows, int64_t width, float* shift,
-               const float* mix, const W* amounts, int targets, T* out) {
+               const float* mix, const A* amounts, int targets, T* out) {
   const int64_t row = blockIdx.x, column = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * V;
   if (column >= width) return;
   const DeviceSpan span = spans[FindSpan(spans, span_count, static_cast<int>(row))];
@@ -130,7 +130,9 @@ void DdLerpAny(Context& context, const T* x, const DeviceSpan* spans, int span_c
   const int64_t targets = weights.mix.dim(0), rank = weights.up.dim(1), hidden_width = targets * rank;
   W* const z = context.Scratch<W>(rows * width);
   W* const hidden = context.Scratch<W>(rows * hidden_width);
-  W* const amounts = context.Scratch<W>(targets * rows * width);
+  // Sums beyond fp16's range are no sums.
+  using A = std::conditional_t<std::is_same_v<W, f16_t>, float, W>;
+  A* const amounts = context.Scratch<A>(targets * rows * width);
   const bool vectors = width % 8 == 0 && Aligned(x) && Aligned(shift) && Aligned(weights.mix_x.data) &&
                        Aligned(weights.mix.data) && Aligned(out);
   const LaunchShape shape{
@@ -154,6 +156,7 @@ void DdLerpAny(Context& context, const T* x, const DeviceSpan* spans, int span_c
   gemm.x = hidden;
   gemm.weight = weights.up.data;
   gemm.out = amounts;
+  gemm.out_dtype = DTypeOf<A>();
   gemm.columns = gemm.ldweight = gemm.ldout = width;
   gemm.inner = rank;
   gemm.ldx = hidden_width;
@@ -162,8 +165,8 @@ void DdLerpAny(Context& context, const T* x, const DeviceSpan* spans, int span_c
   gemm.weight_stride = rank * width;
   gemm.out_stride = rows * width;
   context.RunGemm(gemm);
-  Launch(stream, vectors ? LerpKernel<T, W, 8> : LerpKernel<T, W, 1>, shape, x, spans, span_count, rows, width, shift,
-         weights.mix.f32(), static_cast<const W*>(amounts), static_cast<int>(targets), out);
+  Launch(stream, vectors ? LerpKernel<T, A, 8> : LerpKernel<T, A, 1>, shape, x, spans, span_count, rows, width, shift,
+         weights.mix.f32(), static_cast<const A*>(amounts), static_cast<int>(targets), out);
 }
 
 // --- Data-dependent, 16-bit, on matrix units
@@ -289,6 +292,10 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+}
+
+int64_t UpSharedBytes(int64_t hidden, int64_t rank) {
+  return (kTileRows * (hidden + kPad) + 2 * rank * (kUpColumns + kPad)) * 2;  // of 16 bits
 }
 
 // out[g] = x + dx (mix[g] + h_g up[g]) for [64 rows, 64 columns] and every target. Block (column tile, row tile).
@@ -438,7 +445,7 @@ void DdLerpMatrixUnits(Context& context, const T* x, const DeviceSpan* spans, in
   GF_CHECK_LE(tiles, 65535);
   Launch(stream, UpKernel<T>,
          {dim3(static_cast<unsigned>(width / kUpColumns), static_cast<unsigned>(tiles)), dim3(kThreads),
-          (kTileRows * (hidden + kPad) + 2 * rank * (kUpColumns + kPad)) * sizeof(T)},
+          static_cast<size_t>(UpSharedBytes(hidden, rank))},
          x, spans, span_count, rows, width, static_cast<const float*>(shift), weights.mix.f32(),
          static_cast<const T*>(weights.up.data), targets, rank, static_cast<const float*>(part),
          static_cast<int>(parts), static_cast<const T*>(h), out);
@@ -484,12 +491,13 @@ void DdLerp(Context& context, ConstTensor x, RowSpans spans, Tensor shift, const
   VisitFloatType(context.activation_dtype(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     const T* const from = static_cast<const T*>(x.data);
+    const int64_t up_bytes = UpSharedBytes(hidden, rank);
     T* const to = static_cast<T*>(out.data);
     if constexpr (sizeof(T) == 2) {
       if (weights.down.data.dtype == DTypeOf<T>() && weights.up.dtype == DTypeOf<T>() && rank % 16 == 0 &&
-          hidden <= kMaxHidden && width % kUpColumns == 0 && Aligned(from) && Aligned(to) && Aligned(shift.data) &&
-          Aligned(weights.down.data.data) && Aligned(weights.up.data) && Aligned(weights.mix.data) &&
-          Aligned(weights.mix_x.data)) {
+          hidden <= kMaxHidden && up_bytes <= context.facts().shared_bytes && width % kUpColumns == 0 &&
+          Aligned(from) && Aligned(to) && Aligned(shift.data) && Aligned(weights.down.data.data) &&
+          Aligned(weights.up.data) && Aligned(weights.mix.data) && Aligned(weights.mix_x.data)) {
         return DdLerpMatrixUnits<T>(context, from, device_spans, span_count, rows, width, shift.f32(), weights, to);
       }
     }

@@ -11,7 +11,7 @@ double code, the same under compute-sanitizer (where it is installed), whole mod
 model, and every kernel beside the device's ceilings. Runs from an unpacked tarball of ./dev dist, and from the tree
 after: bazel build -- //clients:goldfinch and the labels in tests/gpu/programs.txt
 
-Logs go to $OUT, or ./gpu-results. Prints a table of the parts, then that of the bench. Exits with 1 if a part failed;
+Logs go to $OUT, or ./gpu-results, where logs.tar.gz has all of them. Prints what failed, a table of the parts, then that of the bench. Exits with 1 if a part failed;
 figures that miss their aim are no failures. Without a device: says SKIPPED, why, and exits with 0.
 TEXT
 }
@@ -19,13 +19,13 @@ TEXT
 # Seconds of each part at most; together less than eight minutes.
 readonly PROBE_SECONDS=30
 readonly FACTS_SECONDS=10
-readonly KERNELS_SECONDS=100
-readonly SANITIZER_SECONDS=60 # each of two
+readonly KERNELS_SECONDS=110  # all programs together
+readonly SANITIZER_SECONDS=40 # each of two tools, all programs together
 readonly PARITY_SECONDS=30    # each type of activations; the programs run side by side
 readonly DEMO_SECONDS=15
 readonly BENCH_SECONDS=100
 # One choice of types launches every kind of kernel. Tests that end their process on purpose only end the tool.
-readonly SANITIZER_FILTER='*BackendTest.*/bf16_activations_bf16-*Dies*'
+readonly SANITIZER_FILTER='*/bf16*-*Dies*:*activations_f32'
 
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 out=${OUT:-$PWD/gpu-results}
@@ -128,13 +128,19 @@ add_tests() {
   add_part "$name" "$result" "$seconds" "$counts$note"
 }
 
+# left START LIMIT: what is left of the limit, and a second at least.
+left() {
+  local seconds=$(($2 - (SECONDS - $1)))
+  echo $((seconds > 1 ? seconds : 1))
+}
+
 kernels() {
-  local label name start status
+  local label name start status begin=$SECONDS
   while read -r label; do
     name=${label##*:}
     say "$name"
     start=$SECONDS status=0
-    sharded "$name" "$KERNELS_SECONDS" "$(program "$label")" || status=$?
+    sharded "$name" "$(left "$begin" "$KERNELS_SECONDS")" "$(program "$label")" || status=$?
     add_tests "$name" "$status" $((SECONDS - start)) "$out/$name".*.log
   done < <(labels_of kernels)
 }
@@ -158,11 +164,19 @@ sanitized() {
     add_part "compute-sanitizer $tool" skipped 0 "compute-sanitizer not found"
     return
   fi
-  say "compute-sanitizer $tool"
-  label=$(labels_of kernels | head -n 1)
-  sharded "$tool" "$SANITIZER_SECONDS" "$sanitizer" --tool "$tool" "$@" --error-exitcode 9 \
-    "$(program "$label")" --gtest_filter="$SANITIZER_FILTER" || status=$?
-  local counts
+  local counts one
+  # Smaller programs first: they have what the largest lacks, and it takes what is left.
+  while read -r label; do
+    say "compute-sanitizer $tool, ${label##*:}"
+    one=0
+    sharded "$tool.${label##*:}" "$(left "$start" "$SANITIZER_SECONDS")" "$sanitizer" --tool "$tool" "$@" \
+      --error-exitcode 9 "$(program "$label")" --gtest_filter="$SANITIZER_FILTER" || one=$?
+    if ((one != 0 && (status == 0 || status == 124))); then status=$one; fi
+  done < <(labels_of kernels | tac)
+  if grep -qi 'device not supported' "$out/$tool".*.log; then
+    add_part "compute-sanitizer $tool" skipped $((SECONDS - start)) "it does not support this device here"
+    return
+  fi
   counts=$(tests_in "$out/$tool".*.log)
   if ((status == 124 || status == 137)) &&
     ! grep -qE '^========= (Invalid|Error|Race|Program hit|Misaligned)|^\[  FAILED  \]' "$out/$tool".*.log; then
@@ -215,6 +229,18 @@ bench() {
   fi
 }
 
+# The lines of the logs that say why, a few of each.
+show_failures() {
+  local log
+  for log in "$out"/*.log; do
+    if grep -qE '^\[  FAILED  \]|: Failure$|CHECK failed|^=========     (Invalid|Error|Race)' "$log"; then
+      echo "-- ${log##*/}"
+      grep -E -A 4 ': Failure$|CHECK failed|^========= (Invalid|Error|Race)' "$log" | head -n 12 | cut -c 1-200 || true
+      grep -E '^\[  FAILED  \]' "$log" | sort -u | head -n 8 || true
+    fi
+  done
+}
+
 main() {
   if [[ ${1:-} == --help ]]; then
     usage
@@ -228,20 +254,28 @@ main() {
   out=$(cd "$out" && pwd)
   rm -f "$out"/*.log "$out/parts.txt"
   failures=0
+  trap 'tar -C "$out" -czf "$out/logs.tar.gz" $(cd "$out" && ls | grep -E "log$|txt$|json$") || true' EXIT
   local reason
   reason=$(why_no_device)
   if [[ -n $reason ]]; then
     echo "SKIPPED: $reason"
+    # A driver that is too old for this program's CUDA looks like none.
+    if command -v nvidia-smi >/dev/null; then limited "$FACTS_SECONDS" "$out/nvidia-smi.log" nvidia-smi || true; fi
+    if [[ -s $out/nvidia-smi.log ]]; then
+      head -n 4 "$out/nvidia-smi.log"
+      echo "There is a driver. This program needs one of CUDA 13 (580 or newer), and cuBLASLt of CUDA 13."
+    fi
     return
   fi
   facts
   kernels
-  sanitized memcheck --report-api-errors no # a test asks for more memory than there is
-  sanitized racecheck
   parity f32
   parity bf16
   demo
   bench
+  sanitized memcheck --report-api-errors no # a test asks for more memory than there is
+  sanitized racecheck
+  if ((failures > 0)); then show_failures; fi
   printf '\n%-34s %-8s %7s\n' part result time
   cat "$out/parts.txt"
   echo

@@ -72,6 +72,15 @@ inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 using std::max;
 using std::min;
 
+template <typename V>
+V LoadBits(const V* from) {
+  return *from;
+}
+template <typename V>
+void StoreBits(const V& value, V* to) {
+  *to = value;
+}
+
 inline float HalfToFloat(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits >> 15) << 31, exponent = bits >> 10 & 31, fraction = bits & 1023;
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7F800000 | fraction << 13);

@@ -325,7 +325,10 @@ void CopyAsyncWait(size_t newest) {
 void* Allocate(size_t bytes) {
   const std::lock_guard<std::recursive_mutex> lock(AccessMutex());
 #if GF_EMULATION_ASAN
-  return std::calloc(1, std::max<size_t>(bytes, 1));
+  constexpr size_t kMost = size_t{1} << 36;  // what the sanitizer is asked for beyond that, it calls an error
+  void* memory = nullptr;
+  if (bytes > kMost || posix_memalign(&memory, 256, std::max<size_t>(bytes, 1)) != 0) return nullptr;
+  return std::memset(memory, 0, std::max<size_t>(bytes, 1));
 #else
   const size_t pages = std::max<size_t>(1, (bytes + kPage - 1) / kPage) * kPage;
   // A page on either side that nobody may touch; the memory ends where the upper one begins.

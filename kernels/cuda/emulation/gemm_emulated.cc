@@ -1,9 +1,11 @@
-// Products of the emulation, in double.
+// Products of the emulation: small ones by the kernel that a device has for odd shapes, others in double.
+#include <cmath>
 #include <vector>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/emulation/emulation.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_plain.h"
 
 namespace goldfinch::cuda {
 namespace {
@@ -25,7 +27,10 @@ void Store(float value, DType dtype, int64_t index, void* data) {
       static_cast<float*>(data)[index] = value;
       return;
     case DType::kF16:
-      static_cast<f16_t*>(data)[index] = FromFloat<f16_t>(value);
+      // As the library stores it.
+      static_cast<f16_t*>(data)[index] = std::abs(value) >= 65520
+                                             ? f16_t{static_cast<uint16_t>(value > 0 ? 0x7C00 : 0xFC00)}
+                                             : FromFloat<f16_t>(value);
       return;
     default:
       static_cast<bf16_t*>(data)[index] = FromFloat<bf16_t>(value);
@@ -38,6 +43,8 @@ class EmulatedGemm : public GemmRunner {
     GF_CHECK(g.out_dtype == g.in_dtype || g.out_dtype == DType::kF32);
     GF_CHECK(g.bias == nullptr || g.out_dtype == DType::kF32);
     GF_CHECK(g.ldx >= g.inner && g.ldout >= g.columns && g.ldweight >= (g.out_in ? g.inner : g.columns));
+    constexpr int64_t kSmall = 20000;
+    if (g.batch * g.rows * g.columns * g.inner < kSmall) return RunPlainGemm(nullptr, g);
     const emulation::Access access;
     std::vector<float> x(g.inner);
     for (int64_t product = 0; product < g.batch; ++product) {
