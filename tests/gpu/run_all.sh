@@ -11,8 +11,9 @@ double code, the same under compute-sanitizer (where it is installed), whole mod
 model, and every kernel beside the device's ceilings. Runs from an unpacked tarball of ./dev dist, and from the tree
 after: bazel build -- //clients:goldfinch and the labels in tests/gpu/programs.txt
 
-Logs go to $OUT, or ./gpu-results, where logs.tar.gz has all of them. Prints what failed, a table of the parts, then that of the bench. Exits with 1 if a part failed;
-figures that miss their aim are no failures. Without a device: says SKIPPED, why, and exits with 0.
+Logs go to $OUT, or ./gpu-results, where logs.tar.gz has all of them. Prints what failed, a table of the parts, then
+that of the bench. Exits with 1 if a part failed; figures that miss their aim are no failures. Without a device: says
+SKIPPED, why, and exits with 0.
 TEXT
 }
 
@@ -20,7 +21,7 @@ TEXT
 readonly PROBE_SECONDS=30
 readonly FACTS_SECONDS=10
 readonly KERNELS_SECONDS=110  # all programs together
-readonly SANITIZER_SECONDS=40 # each of two tools, all programs together
+readonly SANITIZER_SECONDS=14 # each of two tools, each program
 readonly PARITY_SECONDS=30    # each type of activations; the programs run side by side
 readonly DEMO_SECONDS=15
 readonly BENCH_SECONDS=100
@@ -165,14 +166,13 @@ sanitized() {
     return
   fi
   local counts one
-  # Smaller programs first: they have what the largest lacks, and it takes what is left.
   while read -r label; do
     say "compute-sanitizer $tool, ${label##*:}"
     one=0
-    sharded "$tool.${label##*:}" "$(left "$start" "$SANITIZER_SECONDS")" "$sanitizer" --tool "$tool" "$@" \
+    sharded "$tool.${label##*:}" "$SANITIZER_SECONDS" "$sanitizer" --tool "$tool" "$@" \
       --error-exitcode 9 "$(program "$label")" --gtest_filter="$SANITIZER_FILTER" || one=$?
     if ((one != 0 && (status == 0 || status == 124))); then status=$one; fi
-  done < <(labels_of kernels | tac)
+  done < <(labels_of kernels)
   if grep -qi 'device not supported' "$out/$tool".*.log; then
     add_part "compute-sanitizer $tool" skipped $((SECONDS - start)) "it does not support this device here"
     return
