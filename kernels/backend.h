@@ -39,6 +39,7 @@ struct RowSpan {
   int32_t row_count = 0;
   int64_t position = 0;            // of the first row in its sequence
   const int32_t* pages = nullptr;  // host memory: the sequence's page table, for ops on paged caches
+  const int32_t* kept = nullptr;   // the same, of what is kept beside the compressed cache (tiers T2 and T3)
 };
 using RowSpans = absl::Span<const RowSpan>;
 
@@ -127,6 +128,16 @@ struct KvCache {
   Tensor keys;    // [pages, page_tokens, D] fp32, fp16 or bf16
   Tensor values;  // [pages, page_tokens, D]
   int64_t page_tokens() const { return keys.dim(1); }
+};
+
+// What tier T2 keeps beside the compressed cache: of each position what GOLD attention derives from ids and c before it
+// is spread over D columns. That is kk (in act) and the id, and of each layer the tanh rows of its mix, key and value
+// LoRAs; a back end may keep statistics of the norms with them. The order within a page is the back end's own.
+struct GoldKeptRows {
+  void* data = nullptr;  // in the back end's memory, aligned to 256 bytes: pages [pages, page_bytes]
+  int64_t pages = 0;
+  int64_t page_bytes = 0;  // at least Backend::GoldKeptPageBytes, a multiple of 256
+  int64_t page_tokens = 0;
 };
 
 // Added to one logit.
@@ -246,11 +257,24 @@ class Backend {
                              RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
                              const GoldCache& cache, int head_size,
                              Tensor out) = 0;  // [rows, D] act
-  // Rebuilds the keys and values of the spans' positions, all of which are in `cache`, and keeps them (tier T3):
-  // KvAttention over `kv` is then what GoldAttention over `cache` is, but for the rounding to kv's type. A span's page
-  // table serves both. (row_begin counts positions here; slots are not looked at.)
+  // Rebuilds the keys and values of the spans' positions, all of which are in `cache`, and keeps them at RowSpan::kept
+  // (tier T3): KvAttention over `kv` is then what GoldAttention over `cache` is, but for the rounding to kv's type.
+  // (row_begin counts positions here; slots are not looked at.)
   virtual void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
                               const GoldCache& cache, int head_size, const KvCache& kv) = 0;
+  // Of GoldKeptRows for these layers.
+  virtual int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
+                                    int64_t page_tokens) const = 0;
+  // Derives the rows of the spans' positions, all of which are in `cache`, for all `layers`, and keeps them at
+  // RowSpan::kept (tier T2). Spans as for GoldKeysValues.
+  virtual void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                            const GoldCache& cache, int head_size, const GoldKeptRows& rows) = 0;
+  // As GoldAttention with layers[layer], over rows that GoldKeepRows kept with these layers, at RowSpan::kept: on the
+  // CPU bit for bit, on CUDA to the rounding of the types. The compressed cache is not looked at.
+  virtual void GoldKeptAttention(ConstTensor q,  // [rows, D] act
+                                 RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                                 int layer, const GoldKeptRows& rows, int head_size,
+                                 Tensor out) = 0;  // [rows, D] act
 
   // --- Ordinary attention -------------------------------------------------------------------------------------------
   // Rotates adjacent pairs within each head by position * base^(-2i/N), angles in double. In place.
