@@ -53,7 +53,7 @@ constexpr int64_t kFusedPositions = 24;
 // Positions that follow each other in a span, as rows of a chunk: first the position before them, which the shift looks
 // back to, then they.
 struct Segment {
-  int32_t span;
+  int32_t span;  // -1: rows that fill up the chunk
   int32_t row_begin;
   int64_t position;  // of the row `row_begin`: -1 before the first of all
 };
@@ -73,6 +73,10 @@ __global__ void LocateKernel(const Segment* segments, int count, int rows, const
     }
   }
   const Segment segment = segments[low];
+  if (segment.span < 0) {
+    to[row] = {-1, -1, -1, -1, 1};
+    return;
+  }
   const int32_t* pages = spans[segment.span].pages;
   const auto stored = [&](int64_t position) {
     return position < 0 ? -1 : pages[position / page_tokens] * page_tokens + position % page_tokens;
@@ -238,13 +242,26 @@ std::vector<std::vector<Piece>> CutChunks(const std::vector<Piece>& pieces, int6
   return chunks;
 }
 
+// A number of rows that is the next one for many tokens, an eighth more at most where there are many.
+int64_t FilledRows(int64_t rows) {
+  constexpr int64_t kLeast = 32;
+  const int64_t step = std::max(kLeast, PowerOfTwoFrom(rows) / 16);
+  return CeilDiv(rows, step) * step;
+}
+
+bool Steady(RowSpans spans) {
+  return std::all_of(spans.begin(), spans.end(), [](const RowSpan& span) { return span.row_count == 1; });
+}
+
 // Rebuilds keys and values of one layer, a chunk at a time.
 class Rebuilder {
  public:
+  // `steady`: chunks are filled up, so that launches stay the same over many a token of a decode step.
   Rebuilder(Context& context, const DeviceSpan* spans, const GoldShared& shared, const GoldKvWeights& weights,
-            const GoldCache& cache, int head_size)
+            const GoldCache& cache, int head_size, bool steady)
       : context_(context),
         spans_(spans),
+        steady_(steady),
         shared_(shared),
         weights_(weights),
         cache_(cache),
@@ -276,6 +293,12 @@ class Rebuilder {
     for (const Piece& piece : chunk) {
       segments.push_back({piece.span, static_cast<int32_t>(rows.count), piece.begin - 1});
       rows.count += 1 + piece.end - piece.begin;
+    }
+    if (steady_) {
+      const int64_t filled = PowerOfTwoFrom(static_cast<int64_t>(segments.size()) + 1);
+      const int64_t rows_max = ChunkPositions() + filled;
+      segments.resize(filled, {-1, static_cast<int32_t>(rows.count), 0});
+      rows.count = std::min(FilledRows(rows.count), rows_max);
     }
     if (fused_) rows.dtype = shared_.embedding.dtype;
     for (void*& side : rows.sides) side = context_.Scratch(rows.count * width_ * SizeOf(rows.dtype));
@@ -325,7 +348,7 @@ class Rebuilder {
   }
 
   const ChunkRow* Locate(const std::vector<Segment>& segments, int rows) {
-    const Segment* device_segments = context_.Upload(absl::MakeConstSpan(segments));
+    const Segment* device_segments = context_.UploadShared(absl::MakeConstSpan(segments));
     auto* located = context_.Scratch<ChunkRow>(rows);
     const auto count = static_cast<int>(segments.size());
     if (cache_.ids.dtype == DType::kU16) {
@@ -528,6 +551,7 @@ class Rebuilder {
 
   Context& context_;
   const DeviceSpan* const spans_;
+  const bool steady_;
   const GoldShared& shared_;
   const GoldKvWeights& weights_;
   const GoldCache& cache_;
@@ -544,10 +568,11 @@ void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSh
   for (const std::vector<RowSpan>& cut : CutRows(spans, AttentionRowsMax(width))) {
     const Context::Frame frame(context);
     const DeviceSpan* device_spans = context.UploadSpans(cut, cache.page_tokens());
-    Rebuilder rebuilder(context, device_spans, shared, weights, cache, head_size);
+    Rebuilder rebuilder(context, device_spans, shared, weights, cache, head_size, Steady(cut));
     const bool leaves_norms = rebuilder.LeavesNorms();
     Attention attention(context, q, cut, device_spans, head_size, q.dtype,
-                        leaves_norms ? UnfinishedNorms{weights.ln_key, weights.ln_value} : UnfinishedNorms{}, out);
+                        leaves_norms ? UnfinishedNorms{weights.ln_key, weights.ln_value} : UnfinishedNorms{}, out,
+                        rebuilder.ChunkPositions());
     std::vector<Piece> pieces;
     for (int i = 0; i < static_cast<int>(cut.size()); ++i) pieces.push_back({i, 0, cut[i].position + cut[i].row_count});
     for (const std::vector<Piece>& chunk : CutChunks(pieces, rebuilder.ChunkPositions())) {
@@ -578,7 +603,8 @@ void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSh
 void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
                     const GoldCache& cache, int head_size, const KvCache& kv) {
   const Context::Frame frame(context);
-  Rebuilder rebuilder(context, context.UploadSpans(spans, cache.page_tokens()), shared, weights, cache, head_size);
+  Rebuilder rebuilder(context, context.UploadSpans(spans, cache.page_tokens()), shared, weights, cache, head_size,
+                      Steady(spans));
   std::vector<Piece> pieces;
   for (int i = 0; i < static_cast<int>(spans.size()); ++i) {
     pieces.push_back({i, spans[i].position, spans[i].position + spans[i].row_count});
