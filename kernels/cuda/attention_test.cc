@@ -305,17 +305,17 @@ TEST_P(CudaAttentionTest, GoldOfLargerHeadsAndWidths) {
 // Tiles of 16 rows; splits of 64 positions, of which there are 16 blocks at a time emulated.
 TEST_P(CudaAttentionTest, KeptTilesOfEveryNumberOfRows) {
   const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 24};
-  for (int rows : {1, 2, 8, 9, 15, 16, 17, 33}) {
+  for (int rows : {1, 2, 9, 16, 17}) {
     GoldInputs(*this, {{70, rows}}, sizes).Check(std::to_string(rows) + " rows", true);
   }
-  for (int64_t position : {0, 1, 15, 16, 17, 47, 48, 63, 64, 65}) {
+  for (int64_t position : {0, 1, 15, 16, 47, 63, 64}) {
     GoldInputs(*this, {{position, 18}}, sizes, 37).Check("18 rows from " + std::to_string(position), true);
   }
 }
 
 TEST_P(CudaAttentionTest, KeptSplitsMerge) {
-  const GoldSizes sizes{.width = 256, .head_size = 64, .mix_rank = 8, .lora_rank = 8};
-  const int64_t length = slow() ? 500 : 9000;
+  const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 8, .lora_rank = 8};
+  const int64_t length = slow() ? 300 : 9000;
   GoldInputs(*this, {{length, 1}}, sizes).Check("one row", true);
   GoldInputs(*this, {{length, 9}, {3, 2}, {length / 3, 1}}, sizes).Check("several spans", true);
   // One position has all the weight: each query is like its key.

@@ -80,9 +80,7 @@ struct KeptArguments {
   int lora_rank;
   int64_t width;
   float score_scale;         // in units of log 2
-  const void* q;             // [rows, D] of T
-  const void* folded;        // [rows, heads, kLora] of T: up_k q'
-  const float* key_weight;   // [D]: of the key norm
+  const void* queries;       // [rows, heads, 2, 64] of T: q' and up_k q'
   const void* embedding;     // [vocab, D] of T
   const float* ln0_weight;   // [D]
   const float* ln0_bias;     // [D]
@@ -127,22 +125,24 @@ struct SplitRange {
 
 // --- Fold -----------------------------------------------------------------------------------------------------------
 
-// up_k q' of a row and head: block (head, row - first_row), a warp an entry.
+// q' and up_k q' of a row and head: block (head, row - first_row), a warp an entry of the latter.
 template <typename T>
 __global__ void __launch_bounds__(kMergeThreads)
     FoldKernel(const T* q, int first_row, const float* key_weight, const T* key_up, int lora_rank, int64_t width,
-               T* folded) {
+               T* queries) {
   const int lane = threadIdx.x % kWarp;
   const int64_t row = first_row + static_cast<int>(blockIdx.y), column = int64_t{blockIdx.x} * kHead + 2 * lane;
   const float2 pair = Unpack2<T>(*reinterpret_cast<const uint32_t*>(q + row * width + column));
-  const float2 x =
-      Unpack2<T>(Pack2<T>(pair.x * key_weight[column], pair.y * key_weight[column + 1]));  // as scores have it
+  const uint32_t weighted = Pack2<T>(pair.x * key_weight[column], pair.y * key_weight[column + 1]);
+  T* const to = queries + (row * gridDim.x + blockIdx.x) * (kHead + kLora);
+  if (static_cast<int>(threadIdx.x) < kWarp) *reinterpret_cast<uint32_t*>(to + 2 * lane) = weighted;
+  const float2 x = Unpack2<T>(weighted);
   for (int i = static_cast<int>(threadIdx.x) / kWarp; i < kLora; i += kMergeThreads / kWarp) {
     float2 up = make_float2(0, 0);
     if (i < lora_rank) up = Unpack2<T>(*reinterpret_cast<const uint32_t*>(key_up + i * width + column));
     // What is past the rank is zero, whatever the query.
     const float dot = WarpSum(i < lora_rank ? x.x * up.x + x.y * up.y : 0.f);
-    if (lane == 0) folded[(row * gridDim.x + blockIdx.x) * kLora + i] = FromFloat<T>(dot);
+    if (lane == 0) to[kHead + i] = FromFloat<T>(dot);
   }
 }
 
@@ -164,7 +164,7 @@ struct Stage {
 template <typename T>
 struct KeptShared {
   Stage<T> stages[kStages];
-  T folded[kGroupHeads * kRows * kLora];
+  T queries[kGroupHeads][2][kRows * kHead];  // q', up_k q'
   float mix_key[kColumns];
   float mix_value[kColumns];
   float ln0_weight[kColumns];
@@ -298,13 +298,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) KeptKernel(KeptArgum
     shared.ln0_weight[c] = there ? a.ln0_weight[group_column + c] : 0;
     shared.ln0_bias[c] = there ? a.ln0_bias[group_column + c] : 0;
   }
-  T* const folded = shared.folded + warp * kRows * kLora;
+  const auto query_at = [&](int row) { return ((int64_t{tile.row} + row) * a.heads + head) * (kHead + kLora); };
 #pragma unroll
-  for (int i = 0; i < kRows / 4; ++i) {
-    const int row = 4 * i + lane / 8, piece = lane % 8;
+  for (int i = 0; i < kRows / 2; ++i) {
+    const int row = 2 * i + lane / 16, piece = lane % 16;
     const bool known = there && row < tile.rows;
-    const int64_t from = ((int64_t{tile.row} + row) * a.heads + head) * kLora + piece * 8;
-    CopyAsync16(folded + PieceAt<kLora>(row, piece), static_cast<const T*>(a.folded) + (known ? from : 0), known);
+    CopyAsync16(shared.queries[warp][piece / 8] + PieceAt<kHead>(row, piece % 8),
+                static_cast<const T*>(a.queries) + (known ? query_at(row) + piece * 8 : 0), known);
   }
   Place next = fetch(0);
 #pragma unroll
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) KeptKernel(KeptArgum
     next = fetch(index + 1);
   }
 
-  uint32_t key_up[kHead / 16][kMix / 16][4], value_up[kHead / 16][kMix / 16][4], q[kHead / 16][4];
+  uint32_t key_up[kHead / 16][kMix / 16][4], value_up[kHead / 16][kMix / 16][4];
   float q_sum[2] = {0, 0};
   {
     const auto* mix_up = static_cast<const uint16_t*>(a.mix_up);
@@ -322,22 +322,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) KeptKernel(KeptArgum
     LoadMixUp(mix_up, a.mix_rank, a.width, mine, key_up);
     LoadMixUp(mix_up + a.mix_rank * a.width, a.mix_rank, a.width, mine, value_up);
 #pragma unroll
-    for (int s = 0; s < kHead / 16; ++s) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = g + i % 2 * 8;
-        const int64_t c = mine + s * 16 + i / 2 * 8 + 2 * t;
-        q[s][i] = 0;
-        if (row >= tile.rows) continue;
-        const float2 pair = Unpack2<T>(
-            *reinterpret_cast<const uint32_t*>(static_cast<const T*>(a.q) + (int64_t{tile.row} + row) * a.width + c));
-        q[s][i] = Pack2<T>(pair.x * a.key_weight[c], pair.y * a.key_weight[c + 1]);
-        const float2 rounded = Unpack2<T>(q[s][i]);
-        q_sum[i % 2] += rounded.x + rounded.y;
-      }
-    }
-#pragma unroll
     for (int half = 0; half < 2; ++half) {
+      if (there && g + half * 8 < tile.rows) {
+        const T* const q = static_cast<const T*>(a.queries) + query_at(g + half * 8);
+        for (int i = 2 * t; i < kHead; i += 8) {
+          const float2 pair = Unpack2<T>(*reinterpret_cast<const uint32_t*>(q + i));
+          q_sum[half] += pair.x + pair.y;
+        }
+      }
       q_sum[half] += ShflXor(q_sum[half], 1);
       q_sum[half] += ShflXor(q_sum[half], 2);
     }
@@ -391,13 +383,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) KeptKernel(KeptArgum
                                    x.y + (x0.y - x.y) * mixed[n][2 * half + 1]);
         }
       }
-      Mma16816<T>(scores[0], q[s], {keys[0][0], keys[1][0]});
-      Mma16816<T>(scores[1], q[s], {keys[0][1], keys[1][1]});
+      uint32_t q[4];
+      LdMatrix4(q, shared.queries[warp][0] + PieceAt<kHead>(lane % 16, 2 * s + lane / 16));
+      Mma16816<T>(scores[0], q, {keys[0][0], keys[1][0]});
+      Mma16816<T>(scores[1], q, {keys[0][1], keys[1][1]});
     }
 #pragma unroll
     for (int k = 0; k < kLora / 16; ++k) {
       uint32_t fold[4], b[4];
-      LdMatrix4(fold, folded + PieceAt<kLora>(lane % 16, 2 * k + lane / 16));
+      LdMatrix4(fold, shared.queries[warp][1] + PieceAt<kLora>(lane % 16, 2 * k + lane / 16));
       LdMatrix4(b, stage.key_lora + PieceAt<kLora>(lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
       Mma16816<T>(scores[0], fold, {b[0], b[1]});
       Mma16816<T>(scores[1], fold, {b[2], b[3]});
@@ -635,11 +629,12 @@ void Attend(Context& context, ConstTensor q, RowSpans spans, const GoldShared& s
   }
 
   const auto lora_rank = static_cast<int>(weights.key_up.in());
-  T* folded = context.Scratch<T>(rows * heads * kLora);
+  static_assert(kLora == kHead);
+  T* queries = context.Scratch<T>(rows * heads * (kHead + kLora));
   Launch(stream, FoldKernel<T>,
          {dim3(static_cast<unsigned>(heads), static_cast<unsigned>(rows - spans[0].row_begin)), dim3(kMergeThreads)},
          static_cast<const T*>(q.data), spans[0].row_begin, weights.ln_key.weight.f32(), static_cast<const T*>(weights.key_up.data.data),
-         lora_rank, width, folded);
+         lora_rank, width, queries);
   const KeptArguments a{.tiles = context.Upload(absl::MakeConstSpan(tiles)),
                         .spans = context.UploadSpans(spans, 0, pages.page_tokens),
                         .pages = pages,
@@ -650,9 +645,7 @@ void Attend(Context& context, ConstTensor q, RowSpans spans, const GoldShared& s
                         .lora_rank = lora_rank,
                         .width = width,
                         .score_scale = kLog2E / std::sqrt(static_cast<float>(kHead)),
-                        .q = q.data,
-                        .folded = folded,
-                        .key_weight = weights.ln_key.weight.f32(),
+                        .queries = queries,
                         .embedding = shared.embedding.data,
                         .ln0_weight = shared.ln0.weight.f32(),
                         .ln0_bias = shared.ln0.bias.f32(),
