@@ -99,6 +99,15 @@ class FakeDevice::Op {
     for (NormWeights* norm : {&w.ln_key, &w.ln_value}) *norm = Raw(*norm);
     return w;
   }
+  std::vector<GoldKvWeights> Raw(absl::Span<const GoldKvWeights> layers) {
+    std::vector<GoldKvWeights> raw;
+    for (const GoldKvWeights& layer : layers) raw.push_back(Raw(layer));
+    return raw;
+  }
+  GoldKeptRows Raw(GoldKeptRows rows) {
+    rows.data = device_.memory_->Behind(rows.data, rows.pages * rows.page_bytes);
+    return rows;
+  }
 
   // Fp32 or activations.
   ConstTensor Wide(ConstTensor tensor) {
@@ -274,6 +283,28 @@ void FakeDevice::GoldKeysValues(RowSpans spans, const GoldShared& shared, const 
   checks::GoldKeysValues(spans, shared, weights, cache, head_size, kv, activations_);
   Op op(*this);
   inner_.GoldKeysValues(spans, op.Wide(shared), op.Raw(weights), op.Raw(cache), head_size, op.Raw(kv));
+}
+
+int64_t FakeDevice::GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
+                                      int64_t page_tokens) const {
+  return inner_.GoldKeptPageBytes(width, layers, head_size, page_tokens);
+}
+
+// What is kept is the inner back end's: fp32, of inputs that are rounded.
+void FakeDevice::GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                              const GoldCache& cache, int head_size, const GoldKeptRows& rows) {
+  checks::GoldKeepRows(*this, spans, shared, layers, cache, head_size, rows);
+  Op op(*this);
+  inner_.GoldKeepRows(spans, op.Wide(shared), op.Raw(layers), op.Raw(cache), head_size, op.Raw(rows));
+}
+
+void FakeDevice::GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
+                                   absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows,
+                                   int head_size, Tensor out) {
+  checks::GoldKeptAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
+  Op op(*this);
+  inner_.GoldKeptAttention(op.Wide(q), spans, op.Wide(shared), op.Raw(layers), layer, op.Raw(rows), head_size,
+                           op.Wide(out));
 }
 
 void FakeDevice::Rope(Tensor x, RowSpans spans, int head_size, double base) {

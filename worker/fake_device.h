@@ -60,20 +60,13 @@ class FakeDevice : public Backend {
                      const GoldCache& cache, int head_size, Tensor out) override;
   void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache,
                       int head_size, const KvCache& kv) override;
-  int64_t GoldKeptPageBytes(int64_t /*width*/, absl::Span<const GoldKvWeights> /*layers*/, int /*head_size*/,
-                            int64_t /*page_tokens*/) const override {
-    GF_CHECK(false) << "not here yet";
-    return 0;
-  }
-  void GoldKeepRows(RowSpans /*spans*/, const GoldShared& /*shared*/, absl::Span<const GoldKvWeights> /*layers*/,
-                    const GoldCache& /*cache*/, int /*head_size*/, const GoldKeptRows& /*rows*/) override {
-    GF_CHECK(false) << "not here yet";
-  }
-  void GoldKeptAttention(ConstTensor /*q*/, RowSpans /*spans*/, const GoldShared& /*shared*/,
-                         absl::Span<const GoldKvWeights> /*layers*/, int /*layer*/, const GoldKeptRows& /*rows*/,
-                         int /*head_size*/, Tensor /*out*/) override {
-    GF_CHECK(false) << "not here yet";
-  }
+  int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
+                            int64_t page_tokens) const override;
+  void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                    const GoldCache& cache, int head_size, const GoldKeptRows& rows) override;
+  void GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                         Tensor out) override;
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override;
   void KvAppend(ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache) override;
   void KvAttention(ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out) override;
