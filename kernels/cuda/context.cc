@@ -51,14 +51,15 @@ const void* Context::UploadBytes(const void* host, int64_t bytes) {
   return device;
 }
 
-const DeviceSpan* Context::UploadSpans(RowSpans spans, int64_t page_tokens) {
+const DeviceSpan* Context::UploadSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens) {
   spans_.clear();
   for (const RowSpan& span : spans) {
-    const int32_t* pages = nullptr;
-    if (page_tokens > 0 && span.pages != nullptr) {
-      pages = MirrorPages(span.pages, (span.position + span.row_count + page_tokens - 1) / page_tokens);
-    }
-    spans_.push_back({span.slot, span.row_begin, span.row_count, span.position, pages});
+    const auto mirror = [&](const int32_t* table, int64_t tokens) -> const int32_t* {
+      if (tokens == 0 || table == nullptr) return nullptr;
+      return MirrorPages(table, (span.position + span.row_count + tokens - 1) / tokens);
+    };
+    spans_.push_back({span.slot, span.row_begin, span.row_count, span.position, mirror(span.pages, page_tokens),
+                      mirror(span.kept, kept_tokens)});
   }
   return Upload(absl::MakeConstSpan(spans_));
 }

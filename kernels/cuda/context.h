@@ -55,8 +55,9 @@ class Context {
   const T* Upload(absl::Span<const T> values) {
     return static_cast<const T*>(UploadBytes(values.data(), static_cast<int64_t>(values.size() * sizeof(T))));
   }
-  // Spans with page tables in device memory where they have any; `page_tokens` 0: without. Valid as Scratch is.
-  const DeviceSpan* UploadSpans(RowSpans spans, int64_t page_tokens);
+  // Spans with page tables in device memory where they have any; `page_tokens`, `kept_tokens` 0: without the one or the
+  // other. Valid as Scratch is.
+  const DeviceSpan* UploadSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens = 0);
 
  private:
   const void* UploadBytes(const void* host, int64_t bytes);

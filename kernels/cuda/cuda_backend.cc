@@ -109,19 +109,18 @@ class CudaBackend : public Backend {
     checks::GoldKeysValues(spans, shared, weights, cache, head_size, kv, act_);
     if (!spans.empty()) cuda::GoldKeysValues(Ready(), spans, shared, weights, cache, head_size, kv);
   }
-  int64_t GoldKeptPageBytes(int64_t /*width*/, absl::Span<const GoldKvWeights> /*layers*/, int /*head_size*/,
-                            int64_t /*page_tokens*/) const override {
-    GF_CHECK(false) << "not here yet";
-    return 0;
+  int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
+                            int64_t page_tokens) const override {
+    return cuda::GoldKeptPageBytes(width, layers, page_tokens, act_);
   }
-  void GoldKeepRows(RowSpans /*spans*/, const GoldShared& /*shared*/, absl::Span<const GoldKvWeights> /*layers*/,
-                    const GoldCache& /*cache*/, int /*head_size*/, const GoldKeptRows& /*rows*/) override {
-    GF_CHECK(false) << "not here yet";
+  void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                    const GoldCache& cache, int head_size, const GoldKeptRows& rows) override {
+    if (!spans.empty()) cuda::GoldKeepRows(Ready(), spans, shared, layers, cache, head_size, rows);
   }
-  void GoldKeptAttention(ConstTensor /*q*/, RowSpans /*spans*/, const GoldShared& /*shared*/,
-                         absl::Span<const GoldKvWeights> /*layers*/, int /*layer*/, const GoldKeptRows& /*rows*/,
-                         int /*head_size*/, Tensor /*out*/) override {
-    GF_CHECK(false) << "not here yet";
+  void GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                         Tensor out) override {
+    if (!spans.empty()) cuda::GoldKeptAttention(Ready(), q, spans, shared, layers, layer, rows, head_size, out);
   }
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override {
     checks::Rope(x, spans, head_size, act_);
