@@ -25,6 +25,7 @@
 #include <string>
 #include <string_view>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -184,6 +185,12 @@ class Backend {
   virtual void Copy(ConstTensor from, Tensor to) = 0;
   virtual absl::Status Synchronize() = 0;
 
+  // Runs `ops`: calls of this back end that give the host nothing (Zero, Copy, Embed to KvAttention) and have no other
+  // lasting effect, for it may run them more than once, and must find them the same each time. Page tables stay as they
+  // are until Step returns. `repeats`: more steps with tensors of these shapes at these addresses are to come, as in
+  // decoding; what launching costs may then be paid once for many of them.
+  virtual void Step(bool repeats, absl::FunctionRef<void()> ops) = 0;
+
   // --- Rows ---------------------------------------------------------------------------------------------------------
   // out[i] = table[ids[i]].
   virtual void Embed(ConstTensor table,              // [vocab, D]
@@ -288,6 +295,8 @@ class Backend {
                            Tensor out) = 0;  // [rows, D] act
 
   // --- Sampling -----------------------------------------------------------------------------------------------------
+  // Whether Sample takes logits of so many ids.
+  virtual bool can_sample(int64_t vocab) const = 0;
   // tokens[i] is drawn from row i by rows[i]; -1 where a logit of the row is not finite. Ids from `limit` on and those
   // in `holes` are never drawn; at least one id is left. Waits for the ops before it.
   virtual void Sample(ConstTensor logits,  // [rows, vocab] fp32

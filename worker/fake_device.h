@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/check.h"
@@ -30,6 +31,7 @@ class FakeDevice : public Backend {
 
   // How many more allocations succeed.
   void set_allocations_left(int64_t count) { allocations_left_ = count; }
+  void set_sample_vocab_max(int64_t vocab) { sample_vocab_max_ = vocab; }
 
   std::string Describe() const override { return "fake"; }
   int threads() const override { return inner_.threads(); }
@@ -42,6 +44,7 @@ class FakeDevice : public Backend {
   void Zero(Tensor tensor) override;
   void Copy(ConstTensor from, Tensor to) override;
   absl::Status Synchronize() override { return inner_.Synchronize(); }
+  void Step(bool /*repeats*/, absl::FunctionRef<void()> ops) override { ops(); }
   void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override;
   void CopyRows(ConstTensor from, absl::Span<const RowCopy> copies, Tensor to) override;
   void Convert(ConstTensor from, Tensor to) override;
@@ -70,6 +73,7 @@ class FakeDevice : public Backend {
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override;
   void KvAppend(ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache) override;
   void KvAttention(ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out) override;
+  bool can_sample(int64_t vocab) const override { return vocab <= sample_vocab_max_; }
   void Sample(ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes, absl::Span<const SampleRow> rows,
               absl::Span<int32_t> tokens) override;
 
@@ -85,6 +89,7 @@ class FakeDevice : public Backend {
   const DType activations_;
   const std::shared_ptr<Memory> memory_;  // allocations may outlive the device
   int64_t allocations_left_ = std::numeric_limits<int64_t>::max();
+  int64_t sample_vocab_max_ = std::numeric_limits<int64_t>::max();
   struct Buffer {
     std::shared_ptr<void> memory;
     int64_t bytes = 0;

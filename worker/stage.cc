@@ -334,6 +334,15 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
   GF_CHECK_EQ(input.hidden ? input.hidden.dim(0) : 0, rows.hidden) << "hidden rows";
   GF_CHECK_EQ(input.compressed ? input.compressed.dim(0) : 0, rows.compressed) << "compressed rows";
   PlanChunks(chunks);
+  if (model_->has_gold()) FillTables();
+  const bool decodes =
+      std::all_of(chunks.begin(), chunks.end(), [](const Chunk& chunk) { return chunk.ids.size() == 1; });
+  backend_.Step(/*repeats=*/decodes, [&] { RunLayers(input, output); });
+  return backend_.Synchronize();
+}
+
+// May run more than once a call: what it changes on the host is the same each time.
+void Stage::RunLayers(const StageInput& input, StageOutput* output) {
   // Outputs stay valid after this returns: the frame is left without anyone taking its memory until the next call.
   const Workspace::Frame frame(*workspace_);
 
@@ -350,7 +359,7 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
     hidden = GatherGoldRows(hidden);
   }
   if (model_->has_gold()) {
-    KeepCompressed(compressed);
+    backend_.GoldAppend(ids_, compressed, spans_, gold_cache_);
     RunGoldLayers(&hidden);
   }
   if (model_->is_last()) {
@@ -358,7 +367,6 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
   } else {
     output->hidden = hidden;
   }
-  return backend_.Synchronize();
 }
 
 Tensor Stage::Norm(ConstTensor x, const NormWeights& norm) {
@@ -418,26 +426,24 @@ Tensor Stage::GatherGoldRows(Tensor finch_rows) {
   return rows;
 }
 
-void Stage::KeepCompressed(ConstTensor compressed) {
-  backend_.GoldAppend(ids_, compressed, spans_, gold_cache_);
+// The rows of ids that were never in the cache before. In a step of their own: that of the layers then stays the same.
+void Stage::FillTables() {
   new_ids_.clear();
   for (int32_t id : ids_) {
     if (tables_have_[id]) continue;
     tables_have_[id] = true;
     new_ids_.push_back(id);
   }
-  if (!new_ids_.empty()) FillTables();
-}
-
-// The rows of ids that were never in the cache before.
-void Stage::FillTables() {
-  const Model& model = *model_;
-  backend_.GoldKeyTableRows(new_ids_, model.embedding, model.ln0, model.key_x0, key_table_);
-  for (size_t i = 0; i < states_.size(); ++i) {
-    if (!states_[i].mix_table) continue;
-    const GoldKvWeights& kv = std::get<GoldWeights>(model.layers[i].time_mix).kv;
-    backend_.GoldMixTableRows(new_ids_, model.embedding, model.ln0, kv.mix_lora, kv.mix_down, states_[i].mix_table);
-  }
+  if (new_ids_.empty()) return;
+  backend_.Step(/*repeats=*/false, [this] {
+    const Model& model = *model_;
+    backend_.GoldKeyTableRows(new_ids_, model.embedding, model.ln0, model.key_x0, key_table_);
+    for (size_t i = 0; i < states_.size(); ++i) {
+      if (!states_[i].mix_table) continue;
+      const GoldKvWeights& kv = std::get<GoldWeights>(model.layers[i].time_mix).kv;
+      backend_.GoldMixTableRows(new_ids_, model.embedding, model.ln0, kv.mix_lora, kv.mix_down, states_[i].mix_table);
+    }
+  });
 }
 
 // In spans that warm up, the first row of `normed` becomes the shift state and leaves `hidden` and `normed`.

@@ -135,8 +135,8 @@ class Stage {
   GoldRows GoldRowsOf(const Chunk& chunk) const;
   absl::Status CheckChunks(absl::Span<const Chunk> chunks) const;
   void PlanChunks(absl::Span<const Chunk> chunks);
+  void RunLayers(const StageInput& input, StageOutput* output);
   Tensor RunFinchLayers(const StageInput& input);
-  void KeepCompressed(ConstTensor compressed);
   void FillTables();
   Tensor GatherGoldRows(Tensor finch_rows);
   void RunGoldLayers(Tensor* hidden);

@@ -26,6 +26,15 @@ double SecondsSince(SteadyClock::time_point start) {
   return std::chrono::duration<double>(SteadyClock::now() - start).count();
 }
 
+// In place of a token: it is for the host to draw, or to say why there is none.
+constexpr int32_t kNotDrawn = -1;
+
+ConstTensor RowsOf(ConstTensor matrix, int64_t first, int64_t count) {
+  matrix.data = static_cast<const char*>(matrix.data) + first * matrix.dim(1) * SizeOf(matrix.dtype);
+  matrix.shape = {count, matrix.dim(1)};
+  return matrix;
+}
+
 template <class... Parts>
 absl::Status Invalid(const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat("Step: ", parts...));
@@ -93,7 +102,7 @@ absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* 
   GF_RETURN_IF_ERROR(Receive(transport, done, &input));
   GF_RETURN_IF_ERROR(stage_.Forward(chunks_, input, &output));
   GF_RETURN_IF_ERROR(Send(transport, output, done));
-  if (is_last_) FillResults(step, OnHost(output.logits), done);
+  if (is_last_) FillResults(step, output.logits, done);
   GF_RETURN_IF_ERROR(Fork(step));
   done->set_cache_bytes(stage_.CacheBytes());
   done->set_busy_seconds(SecondsSince(start) - done->bubble_seconds());
@@ -271,17 +280,53 @@ absl::Status StageRunner::Send(Transport& transport, const StageOutput& output, 
 }
 
 void StageRunner::FillResults(const Step& step, ConstTensor logits, StepDone* done) {
-  const float* row = logits ? logits.f32() : nullptr;
+  DrawOnDevice(step, logits);
+  int64_t row = 0;
+  for (int i = 0; i < step.chunks_size(); ++i) {
+    const ChunkMessage& message = step.chunks(i);
+    const int64_t count = message.logit_rows(), first = std::exchange(row, row + count);
+    if (count == 0) continue;
+    ChunkResult* result = done->add_results();
+    result->set_sequence(message.sequence());
+    if (message.sample() && drawn_[first] >= 0) {
+      owners_[i]->sampler->Observe(drawn_[first]);
+      result->set_token(drawn_[first]);
+    } else if (message.sample()) {
+      SampleInto(RowsOnHost(logits, first, count), *owners_[i], result);
+    }
+    if (message.targets_size() > 0) ScoreInto(message, RowsOnHost(logits, first, count), result);
+  }
+}
+
+void StageRunner::DrawOnDevice(const Step& step, ConstTensor logits) {
+  drawn_.assign(logits ? logits.dim(0) : 0, kNotDrawn);
+  if (staging_ == nullptr || !logits || !backend_.can_sample(shape_.vocab_size)) return;
+  const SamplerVocabulary& vocabulary = *plan_.vocabulary;
+  draws_.clear();
+  int64_t row = 0;
+  const auto draw = [&] {  // those before `row`
+    if (draws_.empty()) return;
+    const auto count = static_cast<int64_t>(draws_.size()), first = row - count;
+    backend_.Sample(RowsOf(logits, first, count), vocabulary.limit(), vocabulary.holes(), draws_,
+                    absl::MakeSpan(drawn_).subspan(first, count));
+    draws_.clear();
+  };
   for (int i = 0; i < step.chunks_size(); ++i) {
     const ChunkMessage& message = step.chunks(i);
     if (message.logit_rows() == 0) continue;
-    const absl::Span<const float> rows(row, message.logit_rows() * shape_.vocab_size);
-    row += rows.size();
-    ChunkResult* result = done->add_results();
-    result->set_sequence(message.sequence());
-    if (message.sample()) SampleInto(rows, *owners_[i], result);
-    if (message.targets_size() > 0) ScoreInto(message, rows, result);
+    if (message.sample() && !owners_[i]->sampler->options().logprobs) {
+      if (changes_.size() == draws_.size()) changes_.emplace_back();
+      draws_.push_back(owners_[i]->sampler->Row(stage_.position(owners_[i]->slot), changes_[draws_.size()]));
+    } else {
+      draw();
+    }
+    row += message.logit_rows();
   }
+  draw();
+}
+
+absl::Span<const float> StageRunner::RowsOnHost(ConstTensor logits, int64_t first, int64_t count) {
+  return {OnHost(RowsOf(logits, first, count)).f32(), static_cast<size_t>(count * shape_.vocab_size)};
 }
 
 namespace {

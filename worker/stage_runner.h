@@ -70,6 +70,10 @@ class StageRunner {
   // The rows where the host can read them, until the next call.
   ConstTensor OnHost(ConstTensor rows);
   void FillResults(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
+  // What the back end draws itself, where the host cannot read its memory: into drawn_, one a row of `logits`.
+  void DrawOnDevice(const cluster::v1::Step& step, ConstTensor logits);
+  // Of logits, from row `first` on.
+  absl::Span<const float> RowsOnHost(ConstTensor logits, int64_t first, int64_t count);
   void SampleInto(absl::Span<const float> logits, Sequence& sequence, cluster::v1::ChunkResult* result);
   void ScoreInto(const cluster::v1::Chunk& message, absl::Span<const float> logits, cluster::v1::ChunkResult* result);
   absl::Status Fork(const cluster::v1::Step& step);
@@ -98,7 +102,10 @@ class StageRunner {
   int64_t steps_ = 0;  // so far, this one included
   std::vector<int32_t> ids_;
   std::vector<Chunk> chunks_;
-  std::vector<Sequence*> owners_;  // one a chunk
+  std::vector<Sequence*> owners_;                  // one a chunk
+  std::vector<int32_t> drawn_;                     // one a row of logits: the token, or kNotDrawn
+  std::vector<SampleRow> draws_;                   // of rows that follow each other
+  std::vector<std::vector<LogitChange>> changes_;  // of draws_
 };
 
 }  // namespace goldfinch

@@ -55,6 +55,7 @@ class CpuBackend : public Backend {
     CopyBytes(from.data, to.data, from.bytes());
   }
   absl::Status Synchronize() override { return absl::OkStatus(); }
+  void Step(bool /*repeats*/, absl::FunctionRef<void()> ops) override { ops(); }
 
   void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override {
     checks::Embed(table, ids, out);
@@ -163,6 +164,7 @@ class CpuBackend : public Backend {
     cpu::KvAttention(context_, q, spans, cache, head_size, out);
   }
 
+  bool can_sample(int64_t /*vocab*/) const override { return true; }
   void Sample(ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes, absl::Span<const SampleRow> rows,
               absl::Span<int32_t> tokens) override {
     checks::Sample(logits, limit, holes, rows, tokens);

@@ -8,6 +8,7 @@
 #define GOLDFINCH_KERNELS_CUDA_ATTEND_H_
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -44,25 +45,27 @@ struct AttendPart {
   int64_t first_row = 0;  // of StoredKeys, without pages: where position `begin` is
 };
 
-// A tile of query rows over a run of positions.
+// A tile of query rows over a run of positions; nothing is done for an empty run.
 struct AttendTask {
-  int32_t span;
-  int32_t row;       // of q
-  int32_t rows;      // 1 at least
-  int32_t resumes;   // the slots hold what came before
-  int64_t position;  // of the first row in its sequence
-  int64_t begin;
-  int64_t end;
-  int64_t first_row;  // of `begin`, without pages
-  int64_t slot_row;   // of the slots: where the first row of the tile is
+  int32_t span = 0;
+  int32_t row = 0;       // of q
+  int32_t rows = 0;      // 1 at least
+  int32_t resumes = 0;   // the slots hold what came before
+  int64_t position = 0;  // of the first row in its sequence
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t first_row = 0;  // of `begin`, without pages
+  int64_t slot_row = 0;   // of the slots: where the first row of the tile is
 };
 
 class Attention {
  public:
   // The arguments must outlive it. `spans` are also given as the device has them, with page tables if keys lie in
   // pages. The caller has a Frame that ends after it.
+  // `part_positions`: of a part, at most.
   Attention(Context& context, ConstTensor q, RowSpans spans, const DeviceSpan* device_spans, int head_size,
-            DType key_dtype, const UnfinishedNorms& norms, Tensor out);
+            DType key_dtype, const UnfinishedNorms& norms, Tensor out,
+            int64_t part_positions = std::numeric_limits<int32_t>::max());
 
   // Every row that sees them attends to these positions.
   void Add(const StoredKeys& stored, absl::Span<const AttendPart> parts);
@@ -97,13 +100,16 @@ class Attention {
   const int64_t width_;
   const int64_t heads_;
 
-  std::vector<Tile> tiles_;   // in row order
-  int splits_[kKinds] = {};   // tasks of a tile and part, at most
-  float* values_ = nullptr;   // [slot rows, D]
-  float* maxima_ = nullptr;   // [slot rows, heads], in units of log 2
-  float* sums_ = nullptr;     // [slot rows, heads]
+  std::vector<Tile> tiles_;      // in row order
+  int64_t splits_[kKinds] = {};  // tasks of a tile and part, at most
+  float* values_ = nullptr;      // [slot rows, D]
+  float* maxima_ = nullptr;      // [slot rows, heads], in units of log 2
+  float* sums_ = nullptr;        // [slot rows, heads]
   float* offsets_ = nullptr;  // [slot rows, heads]: what the means of values add to every column, if norms are undone
 };
+
+// The least power of two that is not below the count; 0 of 0.
+int64_t PowerOfTwoFrom(int64_t count);
 
 // The spans in order, cut so that each list has at most so many rows: slots take memory by the row.
 std::vector<std::vector<RowSpan>> CutRows(RowSpans spans, int64_t rows_max);

@@ -1,6 +1,7 @@
 #include "kernels/cuda/context.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace goldfinch::cuda {
@@ -8,14 +9,50 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 constexpr size_t kScratchBytesMin = size_t{1} << 20;
-constexpr size_t kMirrorsMax = 4096;  // page tables: more than sequences that run at once
+// Each with a graph of some hundred launches: batch sizes, and lengths of context where launches depend on them.
+constexpr size_t kKnownStepsMax = 64;
+// A step of more launches than this holds, some ten thousand, takes the device longer than the host.
+constexpr size_t kLogBytesMax = size_t{2} << 20;
 
 size_t RoundUp(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+bool SameSpan(const RowSpan& a, const RowSpan& b) {
+  return a.slot == b.slot && a.row_begin == b.row_begin && a.row_count == b.row_count && a.position == b.position &&
+         a.pages == b.pages && a.kept == b.kept;
+}
+
+// While one lives, the tap sees the launches of this thread.
+class Tapped {
+ public:
+  explicit Tapped(LaunchTap* tap) : before_(std::exchange(launch_tap, tap)) {}
+  ~Tapped() { launch_tap = before_; }
+  Tapped(const Tapped&) = delete;
+  Tapped& operator=(const Tapped&) = delete;
+
+ private:
+  LaunchTap* const before_;
+};
 
 }  // namespace
 
 Context::Context(std::unique_ptr<Runtime> runtime, std::unique_ptr<GemmRunner> gemm, DType activation_dtype)
-    : runtime_(std::move(runtime)), gemm_(std::move(gemm)), activation_dtype_(activation_dtype) {}
+    : runtime_(std::move(runtime)), gemm_(std::move(gemm)), activation_dtype_(activation_dtype), arena_(*runtime_) {}
+
+void Context::RunGemm(const Gemm& gemm) {
+  if (launch_tap != nullptr && !launch_tap->Pass(Work::kProduct, gemm)) return;
+  const Tapped none(nullptr);  // kernels that stand in for the library belong to the product
+  gemm_->Run(gemm);
+}
+
+void Context::CopyOnDevice(const void* from, void* to, int64_t bytes) {
+  if (launch_tap != nullptr && !launch_tap->Pass(Work::kCopy, from, to, bytes)) return;
+  runtime_->CopyOnDevice(from, to, bytes);
+}
+
+void Context::Zero(void* device, int64_t bytes) {
+  if (launch_tap != nullptr && !launch_tap->Pass(Work::kZero, device, bytes)) return;
+  runtime_->Zero(device, bytes);
+}
 
 void* Context::Scratch(int64_t bytes) {
   GF_CHECK_GE(bytes, 0);
@@ -40,55 +77,180 @@ void* Context::Scratch(int64_t bytes) {
 }
 
 absl::Status Context::Synchronize() {
+  GF_CHECK(!in_step_) << "a wait within a step";
   absl::Status status = runtime_->Synchronize();
   if (scratch_used_ == 0) outgrown_.clear();
   return status;
 }
 
-const void* Context::UploadBytes(const void* host, int64_t bytes) {
-  void* const device = Scratch(bytes);
-  if (bytes > 0) runtime_->CopyToDevice(host, device, bytes);
+// --- Steps
+// ----------------------------------------------------------------------------------------------------
+
+void Context::Step(bool repeats, absl::FunctionRef<void()> ops) {
+  GF_CHECK(!in_step_) << "a step within a step";
+  in_step_ = true;
+  again_ = false;
+  uploaded_.clear();
+  shared_.clear();
+  shared_next_ = 0;
+  shared_bytes_.clear();
+  spans_uploads_.clear();
+  step_spans_.clear();
+  pages_.clear();
+  arena_.Begin();
+  if (repeats && captures_) {
+    RepeatedStep(ops);
+  } else {
+    StepOnce(ops);
+  }
+  arena_.End();
+  in_step_ = false;
+}
+
+void Context::StepOnce(absl::FunctionRef<void()> ops) {
+  const Tapped tapped(this);
+  ops();
+}
+
+// The arrays are where the first call put them.
+void Context::StepAgain(absl::FunctionRef<void()> ops) {
+  again_ = true;
+  uploaded_again_ = 0;
+  StepOnce(ops);
+  GF_CHECK_EQ(uploaded_again_, uploaded_.size()) << "ops of a step that differ from call to call";
+}
+
+void Context::RepeatedStep(absl::FunctionRef<void()> ops) {
+  const void* const scratch = scratch_.get();
+  dry_ = true;
+  log_.clear();
+  StepOnce(ops);
+  if (scratch_.get() != scratch) {  // the notes have addresses of two blocks
+    log_.clear();
+    StepAgain(ops);
+  }
+  dry_ = false;
+  arena_.Flush();
+  if (log_.size() > kLogBytesMax) return StepAgain(ops);
+
+  const auto known =
+      std::find_if(known_steps_.begin(), known_steps_.end(), [this](const KnownStep& s) { return s.log == log_; });
+  if (known == known_steps_.end()) {
+    if (known_steps_.size() == kKnownStepsMax) known_steps_.pop_back();
+    known_steps_.push_front({log_, nullptr});
+    return StepAgain(ops);
+  }
+  known_steps_.splice(known_steps_.begin(), known_steps_, known);
+  if (known->graph == nullptr) {
+    const int64_t launches = counters_.launches;
+    runtime_->BeginCapture();
+    StepAgain(ops);
+    known->graph = runtime_->EndCapture();
+    counters_.launches = launches;
+    if (known->graph == nullptr) {
+      captures_ = false;
+      return StepAgain(ops);
+    }
+    ++counters_.captures;
+  }
+  known->graph->Launch();
+  ++counters_.graph_launches;
+}
+
+CudaCounters Context::counters() const {
+  CudaCounters counters = counters_;
+  counters.uploads = arena_.copies();
+  return counters;
+}
+
+int64_t Context::device_bytes() const {
+  return static_cast<int64_t>(scratch_bytes_) + arena_.device_bytes() + gemm_->workspace_bytes();
+}
+
+// --- Uploads
+// ----------------------------------------------------------------------------------------------------
+
+// What put() gives, or what it gave when the ops of the step were called before.
+template <typename Put>
+const void* Context::Given(int64_t bytes, Put put) {
+  if (again_) {
+    GF_CHECK_LT(uploaded_again_, uploaded_.size()) << "ops of a step that differ from call to call";
+    const Uploaded& given = uploaded_[uploaded_again_++];
+    GF_CHECK_EQ(given.bytes, bytes) << "ops of a step that differ from call to call";
+    return given.device;
+  }
+  const void* const device = put();
+  uploaded_.push_back({device, bytes});
   return device;
+}
+
+const void* Context::UploadBytes(const void* host, int64_t bytes, bool shared) {
+  if (!in_step_) {
+    void* const device = Scratch(bytes);
+    if (bytes > 0) runtime_->CopyToDevice(host, device, bytes);
+    return device;
+  }
+  return Given(bytes, [&] { return shared ? PutShared(host, bytes) : arena_.PutArray(host, bytes); });
+}
+
+const void* Context::PutShared(const void* host, int64_t bytes) {
+  const auto same = [&](const SharedUpload& upload) {
+    return upload.bytes == bytes && bytes > 0 && std::memcmp(shared_bytes_.data() + upload.begin, host, bytes) == 0;
+  };
+  for (size_t i = 0; i < shared_.size(); ++i) {
+    const size_t at = (shared_next_ + i) % shared_.size();
+    if (!same(shared_[at])) continue;
+    shared_next_ = at + 1;
+    return shared_[at].device;
+  }
+  const auto begin = static_cast<int64_t>(shared_bytes_.size());
+  const char* const from = static_cast<const char*>(host);
+  shared_bytes_.insert(shared_bytes_.end(), from, from + bytes);
+  shared_.push_back({arena_.PutArray(host, bytes), begin, bytes});
+  shared_next_ = 0;
+  return shared_.back().device;
 }
 
 const DeviceSpan* Context::UploadSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens) {
-  spans_.clear();
-  for (const RowSpan& span : spans) {
-    const auto mirror = [&](const int32_t* table, int64_t tokens) -> const int32_t* {
-      if (tokens == 0 || table == nullptr) return nullptr;
-      return MirrorPages(table, (span.position + span.row_count + tokens - 1) / tokens);
-    };
-    spans_.push_back({span.slot, span.row_begin, span.row_count, span.position, mirror(span.pages, page_tokens),
-                      mirror(span.kept, kept_tokens)});
-  }
-  return Upload(absl::MakeConstSpan(spans_));
+  if (!in_step_) return PutSpans(spans, page_tokens, kept_tokens);
+  const auto bytes = static_cast<int64_t>(spans.size() * sizeof(DeviceSpan));
+  return static_cast<const DeviceSpan*>(Given(bytes, [&]() -> const void* {
+    for (const SpansUpload& upload : spans_uploads_) {
+      if (upload.page_tokens == page_tokens && upload.kept_tokens == kept_tokens && upload.count == spans.size() &&
+          std::equal(spans.begin(), spans.end(), step_spans_.begin() + static_cast<int64_t>(upload.begin), SameSpan)) {
+        return upload.device;
+      }
+    }
+    const size_t begin = step_spans_.size();
+    step_spans_.insert(step_spans_.end(), spans.begin(), spans.end());
+    const DeviceSpan* const device = PutSpans(spans, page_tokens, kept_tokens);
+    spans_uploads_.push_back({device, begin, spans.size(), page_tokens, kept_tokens});
+    return device;
+  }));
 }
 
-const int32_t* Context::MirrorPages(const int32_t* pages, int64_t count) {
-  if (mirrors_.size() >= kMirrorsMax && mirrors_.find(pages) == mirrors_.end()) {
-    for (auto& [host, mirror] : mirrors_) outgrown_.push_back(std::move(mirror.device));
-    mirrors_.clear();
+const DeviceSpan* Context::PutSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens) {
+  device_spans_.clear();
+  for (const RowSpan& span : spans) {
+    const auto put = [&](const int32_t* table, int64_t tokens) -> const int32_t* {
+      if (tokens == 0 || table == nullptr) return nullptr;
+      return PutPages(table, (span.position + span.row_count + tokens - 1) / tokens);
+    };
+    device_spans_.push_back({span.slot, span.row_begin, span.row_count, span.position, put(span.pages, page_tokens),
+                             put(span.kept, kept_tokens)});
   }
-  Mirror& mirror = mirrors_[pages];
-  if (count > mirror.capacity) {
-    const int64_t capacity = std::max<int64_t>({64, 2 * mirror.capacity, count});
-    auto memory = runtime_->Allocate(capacity * static_cast<int64_t>(sizeof(int32_t)), "a page table");
-    GF_CHECK(memory.ok()) << memory.status().ToString();
-    if (mirror.device != nullptr) outgrown_.push_back(std::move(mirror.device));
-    mirror.device = *std::move(memory);
-    mirror.capacity = capacity;
-    mirror.host.clear();
-  }
-  // Only from the first page that differs on.
-  const auto known = std::min<int64_t>(count, static_cast<int64_t>(mirror.host.size()));
-  const int64_t same = std::mismatch(pages, pages + known, mirror.host.begin()).first - pages;
-  auto* const device = static_cast<int32_t*>(mirror.device.get());
-  if (same < count) {
-    runtime_->CopyToDevice(pages + same, device + same, (count - same) * static_cast<int64_t>(sizeof(int32_t)));
-    mirror.host.resize(same);
-    mirror.host.insert(mirror.host.end(), pages + same, pages + count);
-  }
-  return device;
+  const auto bytes = static_cast<int64_t>(device_spans_.size() * sizeof(DeviceSpan));
+  if (in_step_) return static_cast<const DeviceSpan*>(arena_.PutArray(device_spans_.data(), bytes));
+  return Upload(absl::MakeConstSpan(device_spans_));
+}
+
+// Tables do not change within a step.
+const int32_t* Context::PutPages(const int32_t* pages, int64_t count) {
+  const auto bytes = count * static_cast<int64_t>(sizeof(int32_t));
+  if (!in_step_) return Upload(absl::MakeConstSpan(pages, count));
+  Uploaded& known = pages_[pages];
+  if (known.device == nullptr || known.bytes < bytes) known = {arena_.PutTable(pages, bytes), bytes};
+  return static_cast<const int32_t*>(known.device);
 }
 
 }  // namespace goldfinch::cuda

@@ -1,23 +1,34 @@
 // What every op of the CUDA back end runs on: the queue, products, scratch memory, and small arrays from the host.
+//
+// A step that repeats runs dry first: its ops choose their launches and put their arrays as ever, but the launches are
+// noted with all arguments instead of being queued. If a step with the same notes was seen before, it is, or becomes, a
+// graph, and the whole step is one copy of the arrays and one launch. So a graph is launched only where every launch of
+// it would be queued just so: nothing can make it stale, it can only go unused.
+// (docs/decisions/0012-steps-on-the-device.md)
 #ifndef GOLDFINCH_KERNELS_CUDA_CONTEXT_H_
 #define GOLDFINCH_KERNELS_CUDA_CONTEXT_H_
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <list>
 #include <memory>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_counters.h"
 #include "kernels/cuda/device_span.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/launch_tap.h"
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda/upload_arena.h"
 
 namespace goldfinch::cuda {
 
-class Context {
+class Context : private LaunchTap {
  public:
   Context(std::unique_ptr<Runtime> runtime, std::unique_ptr<GemmRunner> gemm, DType activation_dtype);
 
@@ -25,8 +36,11 @@ class Context {
   const DeviceFacts& facts() const { return runtime_->facts(); }
   void* stream() const { return runtime_->stream(); }
   int multiprocessors() const { return runtime_->facts().multiprocessors; }
-  void RunGemm(const Gemm& gemm) { gemm_->Run(gemm); }
   DType activation_dtype() const { return activation_dtype_; }
+
+  void RunGemm(const Gemm& gemm);
+  void CopyOnDevice(const void* from, void* to, int64_t bytes);
+  void Zero(void* device, int64_t bytes);
 
   absl::Status Synchronize();
 
@@ -50,26 +64,74 @@ class Context {
     return static_cast<T*>(Scratch(count * static_cast<int64_t>(sizeof(T))));
   }
 
-  // A copy in device memory of an array of the host, valid as Scratch is.
+  // As Backend::Step.
+  void Step(bool repeats, absl::FunctionRef<void()> ops);
+  bool in_step() const { return in_step_; }
+
+  // A copy in device memory of an array of the host, valid as Scratch is, and in a step until its end. For graphs to
+  // be of use the sizes of arrays should not depend on positions.
   template <typename T>
   const T* Upload(absl::Span<const T> values) {
-    return static_cast<const T*>(UploadBytes(values.data(), static_cast<int64_t>(values.size() * sizeof(T))));
+    return static_cast<const T*>(UploadBytes(values.data(), Bytes(values), /*shared=*/false));
+  }
+  // The same for arrays that many ops of a step give: equal ones are sent once.
+  template <typename T>
+  const T* UploadShared(absl::Span<const T> values) {
+    static_assert(std::has_unique_object_representations_v<T> || std::is_floating_point_v<T>, "bytes are compared");
+    return static_cast<const T*>(UploadBytes(values.data(), Bytes(values), /*shared=*/true));
   }
   // Spans with page tables in device memory where they have any; `page_tokens`, `kept_tokens` 0: without the one or the
-  // other. Valid as Scratch is.
+  // other. Equal spans of a step are sent once.
   const DeviceSpan* UploadSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens = 0);
 
- private:
-  const void* UploadBytes(const void* host, int64_t bytes);
-  const int32_t* MirrorPages(const int32_t* pages, int64_t count);
+  // Of steps so far.
+  CudaCounters counters() const;
+  // Device memory that it holds at the moment, besides what graphs take.
+  int64_t device_bytes() const;
 
-  // A page table as the device has it. Sequences' tables grow at their end and seldom change otherwise, so what is
-  // equal is not sent again.
-  struct Mirror {
-    std::vector<int32_t> host;
-    std::shared_ptr<void> device;
-    int64_t capacity = 0;
+ private:
+  // What an Upload of the step gave.
+  struct Uploaded {
+    const void* device;
+    int64_t bytes;
   };
+  struct SharedUpload {
+    const void* device;
+    int64_t begin;  // of its bytes, in shared_bytes_
+    int64_t bytes;
+  };
+  struct SpansUpload {
+    const DeviceSpan* device;
+    size_t begin;  // in step_spans_
+    size_t count;
+    int64_t page_tokens;
+    int64_t kept_tokens;
+  };
+  // A step that was seen.
+  struct KnownStep {
+    std::vector<char> log;
+    std::unique_ptr<Runtime::Graph> graph;  // null: seen once
+  };
+
+  template <typename T>
+  static int64_t Bytes(absl::Span<const T> values) {
+    return static_cast<int64_t>(values.size() * sizeof(T));
+  }
+
+  void BeforeWork() override {
+    arena_.Flush();
+    ++counters_.launches;
+  }
+  void StepOnce(absl::FunctionRef<void()> ops);
+  void StepAgain(absl::FunctionRef<void()> ops);
+  void RepeatedStep(absl::FunctionRef<void()> ops);
+
+  const void* UploadBytes(const void* host, int64_t bytes, bool shared);
+  const void* PutShared(const void* host, int64_t bytes);
+  const DeviceSpan* PutSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens);
+  const int32_t* PutPages(const int32_t* pages, int64_t count);
+  template <typename Put>
+  const void* Given(int64_t bytes, Put put);
 
   const std::unique_ptr<Runtime> runtime_;
   const std::unique_ptr<GemmRunner> gemm_;
@@ -79,8 +141,24 @@ class Context {
   size_t scratch_bytes_ = 0;
   size_t scratch_used_ = 0;
   std::vector<std::shared_ptr<void>> outgrown_;  // may still be in use; kept until the next Synchronize
-  std::unordered_map<const int32_t*, Mirror> mirrors_;
-  std::vector<DeviceSpan> spans_;
+
+  UploadArena arena_;
+  std::list<KnownStep> known_steps_;  // the newest first
+  bool captures_ = true;
+  CudaCounters counters_;
+
+  // Of the step that runs; kept to reuse their memory.
+  bool in_step_ = false;
+  bool again_ = false;              // its ops have been called before
+  std::vector<Uploaded> uploaded_;  // in call order
+  size_t uploaded_again_ = 0;       // of these, since its ops are called again
+  std::vector<SharedUpload> shared_;
+  size_t shared_next_ = 0;  // where the next one is likely to be: ops give theirs in turn
+  std::vector<char> shared_bytes_;
+  std::vector<SpansUpload> spans_uploads_;
+  std::vector<RowSpan> step_spans_;
+  std::unordered_map<const int32_t*, Uploaded> pages_;
+  std::vector<DeviceSpan> device_spans_;
 };
 
 }  // namespace goldfinch::cuda

@@ -38,19 +38,22 @@ class CudaBackend : public Backend {
   }
   bool reads_host_memory() const override { return false; }
   void CopyFromHost(const void* host, Tensor to) override {
+    GF_CHECK(!context_.in_step()) << "a copy from the host within a step";
     if (to.bytes() > 0) Ready().runtime().CopyToDevice(host, to.data, to.bytes());
   }
   void CopyToHost(ConstTensor from, void* host) override {
+    GF_CHECK(!context_.in_step()) << "a copy to the host within a step";
     if (from.bytes() > 0) Ready().runtime().CopyToHost(from.data, host, from.bytes());
   }
   void Zero(Tensor tensor) override {
-    if (tensor.bytes() > 0) Ready().runtime().Zero(tensor.data, tensor.bytes());
+    if (tensor.bytes() > 0) Ready().Zero(tensor.data, tensor.bytes());
   }
   void Copy(ConstTensor from, Tensor to) override {
     checks::Copy(from, to);
-    if (from.bytes() > 0) Ready().runtime().CopyOnDevice(from.data, to.data, from.bytes());
+    if (from.bytes() > 0) Ready().CopyOnDevice(from.data, to.data, from.bytes());
   }
   absl::Status Synchronize() override { return Ready().Synchronize(); }
+  void Step(bool repeats, absl::FunctionRef<void()> ops) override { Ready().Step(repeats, ops); }
 
   void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override {
     checks::Embed(table, ids, out);
@@ -134,11 +137,14 @@ class CudaBackend : public Backend {
     checks::KvAttention(q, spans, cache, head_size, out, act_);
     if (!spans.empty()) cuda::KvAttention(Ready(), q, spans, cache, head_size, out);
   }
+  bool can_sample(int64_t vocab) const override { return vocab <= cuda::kSampleVocabMax; }
   void Sample(ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes, absl::Span<const SampleRow> rows,
               absl::Span<int32_t> tokens) override {
     checks::Sample(logits, limit, holes, rows, tokens);
     if (!rows.empty()) cuda::Sample(Ready(), logits, limit, holes, rows, tokens);
   }
+
+  CudaCounters counters() const { return context_.counters(); }
 
  private:
   // For calls of this thread.
@@ -152,6 +158,12 @@ class CudaBackend : public Backend {
 };
 
 }  // namespace
+
+CudaCounters CountersOf(const Backend& backend) {
+  const auto* cuda = dynamic_cast<const CudaBackend*>(&backend);
+  GF_CHECK(cuda != nullptr) << backend.Describe();
+  return cuda->counters();
+}
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options) {
   GF_ASSIGN_OR_RETURN(std::unique_ptr<cuda::Runtime> runtime, cuda::OpenRuntime(options.device));

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_counters.h"
 
 namespace goldfinch {
 
@@ -13,6 +14,9 @@ struct CudaOptions {
   int device = 0;                         // ordinal, as CUDA_VISIBLE_DEVICES leaves them
   DType activation_dtype = DType::kBf16;  // fp32, fp16 or bf16
 };
+
+// So far. `backend` must be from MakeCudaBackend.
+CudaCounters CountersOf(const Backend& backend);
 
 // UNAVAILABLE, with what is missing, if this program was built without CUDA, the machine has no such device or driver,
 // or a library (cuBLASLt) cannot be found; FAILED_PRECONDITION if the device is too old.

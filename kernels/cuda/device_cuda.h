@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/cuda/launch_tap.h"
+
 namespace goldfinch::cuda {
 
 using bf16_t = __nv_bfloat16;
@@ -28,6 +30,11 @@ void FinishLaunch(cudaError_t error);
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, void (*kernel)(Parameters...), const LaunchShape& shape, Arguments&&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
+  if (launch_tap != nullptr &&
+      !launch_tap->Pass(LaunchTap::Work::kKernel, reinterpret_cast<const void*>(kernel), shape.grid, shape.block,
+                        shape.shared_bytes, static_cast<Parameters>(arguments)...)) {
+    return;
+  }
   PrepareLaunch(reinterpret_cast<const void*>(kernel), shape);
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;

@@ -127,6 +127,7 @@ class CublasLtGemm : public GemmRunner {
                           plan.out, gemm.out, plan.out, &plan.algorithm, workspace_.get(), kWorkspaceBytes, stream),
           gemm);
   }
+  int64_t workspace_bytes() const override { return kWorkspaceBytes; }
 
  private:
   struct Plan {

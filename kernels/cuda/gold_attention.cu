@@ -55,7 +55,7 @@ constexpr int64_t kFusedPositions = 24;
 // Positions that follow each other in a span, as rows of a chunk: first the position before them, which the shift looks
 // back to, then they.
 struct Segment {
-  int32_t span;
+  int32_t span;  // -1: rows that fill up the chunk
   int32_t row_begin;
   int64_t position;  // of the row `row_begin`: -1 before the first of all
 };
@@ -100,6 +100,10 @@ __global__ void LocateKernel(const Segment* segments, int count, int rows, const
     }
   }
   const Segment segment = segments[low];
+  if (segment.span < 0) {
+    to[row] = {-1, -1, -1, -1, -1, 1};
+    return;
+  }
   const DeviceSpan& span = spans[segment.span];
   const auto stored = [&](int64_t position) { return position < 0 ? -1 : ids.Stored(span, position); };
   ChunkRow result;
@@ -351,20 +355,32 @@ std::vector<std::vector<Piece>> CutChunks(const std::vector<Piece>& pieces, int6
   return chunks;
 }
 
+// A number of rows that is the next one for many tokens, an eighth more at most where there are many.
+int64_t FilledRows(int64_t rows) {
+  constexpr int64_t kLeast = 32;
+  const int64_t step = std::max(kLeast, PowerOfTwoFrom(rows) / 16);
+  return CeilDiv(rows, step) * step;
+}
+
+bool Steady(RowSpans spans) {
+  return std::all_of(spans.begin(), spans.end(), [](const RowSpan& span) { return span.row_count == 1; });
+}
+
 // Rebuilds keys and values of one layer, a chunk at a time.
 class Rebuilder {
  public:
-  // From the compressed cache; chunks know where rows are kept if `kept_tokens` is not 0.
+  // From the compressed cache; chunks know where rows are kept if `kept_tokens` is not 0. `steady`: chunks are filled
+  // up, so that launches stay the same over many a token of a decode step.
   Rebuilder(Context& context, const DeviceSpan* spans, const GoldShared& shared, const GoldKvWeights& weights,
-            const GoldCache& cache, int64_t kept_tokens, int head_size)
-      : Rebuilder(context, spans, shared, weights, head_size, CanFuse(shared, weights, head_size)) {
+            const GoldCache& cache, int64_t kept_tokens, int head_size, bool steady)
+      : Rebuilder(context, spans, shared, weights, head_size, CanFuse(shared, weights, head_size), steady) {
     cache_ = &cache;
     kept_tokens_ = kept_tokens;
   }
   // From kept rows.
   Rebuilder(Context& context, const DeviceSpan* spans, const GoldShared& shared, const GoldKvWeights& weights,
-            const KeptPages& pages, int head_size)
-      : Rebuilder(context, spans, shared, weights, head_size, /*fused=*/false) {
+            const KeptPages& pages, int head_size, bool steady)
+      : Rebuilder(context, spans, shared, weights, head_size, /*fused=*/false, steady) {
     pages_ = &pages;
   }
 
@@ -433,7 +449,7 @@ class Rebuilder {
     const auto each_layer = [&](auto use) {
       for (size_t i = 0; i < layers.size(); ++i) {
         const Context::Frame layer_frame(context_);
-        Rebuilder layer(context_, spans_, shared_, layers[i], *cache_, kept_tokens_, head_size_);
+        Rebuilder layer(context_, spans_, shared_, layers[i], *cache_, kept_tokens_, head_size_, steady_);
         use(layer, pages[i], static_cast<int>(i));
       }
     };
@@ -512,9 +528,10 @@ class Rebuilder {
 
  private:
   Rebuilder(Context& context, const DeviceSpan* spans, const GoldShared& shared, const GoldKvWeights& weights,
-            int head_size, bool fused)
+            int head_size, bool fused, bool steady)
       : context_(context),
         spans_(spans),
+        steady_(steady),
         shared_(shared),
         weights_(weights),
         head_size_(head_size),
@@ -543,7 +560,13 @@ class Rebuilder {
       segments.push_back({piece.span, static_cast<int32_t>(count), piece.begin - 1});
       count += 1 + piece.end - piece.begin;
     }
-    const Segment* device_segments = context_.Upload(absl::MakeConstSpan(segments));
+    if (steady_) {
+      const int64_t filled = PowerOfTwoFrom(static_cast<int64_t>(segments.size()) + 1);
+      const int64_t rows_max = ChunkPositions() + filled;
+      segments.resize(filled, {-1, static_cast<int32_t>(count), 0});
+      count = std::min(FilledRows(count), rows_max);
+    }
+    const Segment* device_segments = context_.UploadShared(absl::MakeConstSpan(segments));
     auto* located = context_.Scratch<ChunkRow>(count);
     const auto locate = [&](auto ids) {
       Launch(stream(), LocateKernel<decltype(ids)>, ElementShape(count), device_segments,
@@ -773,6 +796,7 @@ class Rebuilder {
 
   Context& context_;
   const DeviceSpan* const spans_;
+  const bool steady_;
   const GoldShared& shared_;
   const GoldKvWeights& weights_;
   const GoldCache* cache_ = nullptr;  // this or the kept rows
@@ -783,7 +807,7 @@ class Rebuilder {
   const bool fused_;
 };
 
-// Attention to chunks that make(device_spans) rebuilds; `upload` sends spans with the page tables it wants.
+// Attention to chunks that make(device_spans, steady) rebuilds; `upload` sends spans with the page tables it wants.
 template <typename Upload, typename Make>
 void AttendToChunks(Context& context, ConstTensor q, RowSpans spans, const GoldKvWeights& weights, int head_size,
                     Tensor out, Upload upload, Make make) {
@@ -791,10 +815,11 @@ void AttendToChunks(Context& context, ConstTensor q, RowSpans spans, const GoldK
   for (const std::vector<RowSpan>& cut : CutRows(spans, AttentionRowsMax(width))) {
     const Context::Frame frame(context);
     const DeviceSpan* device_spans = upload(cut);
-    Rebuilder rebuilder = make(device_spans);
+    Rebuilder rebuilder = make(device_spans, Steady(cut));
     const bool leaves_norms = rebuilder.LeavesNorms();
     Attention attention(context, q, cut, device_spans, head_size, q.dtype,
-                        leaves_norms ? UnfinishedNorms{weights.ln_key, weights.ln_value} : UnfinishedNorms{}, out);
+                        leaves_norms ? UnfinishedNorms{weights.ln_key, weights.ln_value} : UnfinishedNorms{}, out,
+                        rebuilder.ChunkPositions());
     std::vector<Piece> pieces;
     for (int i = 0; i < static_cast<int>(cut.size()); ++i) pieces.push_back({i, 0, cut[i].position + cut[i].row_count});
     for (const std::vector<Piece>& chunk : CutChunks(pieces, rebuilder.ChunkPositions())) {
@@ -850,8 +875,8 @@ void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSh
   AttendToChunks(
       context, q, spans, weights, head_size, out,
       [&](RowSpans cut) { return context.UploadSpans(cut, cache.page_tokens()); },
-      [&](const DeviceSpan* device_spans) {
-        return Rebuilder(context, device_spans, shared, weights, cache, /*kept_tokens=*/0, head_size);
+      [&](const DeviceSpan* device_spans, bool steady) {
+        return Rebuilder(context, device_spans, shared, weights, cache, /*kept_tokens=*/0, head_size, steady);
       });
 }
 
@@ -860,8 +885,8 @@ void AttendToRebuilt(Context& context, ConstTensor q, RowSpans spans, const Gold
   AttendToChunks(
       context, q, spans, weights, head_size, out,
       [&](RowSpans cut) { return context.UploadSpans(cut, 0, pages.page_tokens); },
-      [&](const DeviceSpan* device_spans) {
-        return Rebuilder(context, device_spans, shared, weights, pages, head_size);
+      [&](const DeviceSpan* device_spans, bool steady) {
+        return Rebuilder(context, device_spans, shared, weights, pages, head_size, steady);
       });
 }
 
@@ -869,7 +894,7 @@ void GoldKeepRows(Context& context, RowSpans spans, const GoldShared& shared, ab
                   const GoldCache& cache, int head_size, const GoldKeptRows& rows) {
   const Context::Frame frame(context);
   const DeviceSpan* device_spans = context.UploadSpans(spans, cache.page_tokens(), rows.page_tokens);
-  Rebuilder rebuilder(context, device_spans, shared, layers[0], cache, rows.page_tokens, head_size);
+  Rebuilder rebuilder(context, device_spans, shared, layers[0], cache, rows.page_tokens, head_size, Steady(spans));
   std::vector<KeptPages> pages;
   for (int i = 0; i < static_cast<int>(layers.size()); ++i) {
     pages.push_back(PagesOf(rows, shared.embedding.dim(1), layers, i, context.activation_dtype()));
@@ -883,7 +908,7 @@ void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, 
                     const GoldCache& cache, int head_size, const KvCache& kv) {
   const Context::Frame frame(context);
   const DeviceSpan* device_spans = context.UploadSpans(spans, cache.page_tokens(), kv.page_tokens());
-  Rebuilder rebuilder(context, device_spans, shared, weights, cache, kv.page_tokens(), head_size);
+  Rebuilder rebuilder(context, device_spans, shared, weights, cache, kv.page_tokens(), head_size, Steady(spans));
   for (const std::vector<Piece>& chunk : CutChunks(PiecesOf(spans), rebuilder.ChunkPositions())) {
     const Context::Frame chunk_frame(context);
     rebuilder.Finish(rebuilder.Rebuild(chunk), kv.keys.data, kv.values.data, kv.keys.dtype, true);

@@ -63,7 +63,7 @@ void FillTable(Context& context, absl::Span<const int32_t> ids, const Matrix& we
     const Context::Frame frame(context);
     const absl::Span<const int32_t> chunk = ids.subspan(begin, at_once);
     const auto count = static_cast<int64_t>(chunk.size()), rows = count * per_id;
-    const int32_t* device_ids = context.Upload(chunk);
+    const int32_t* device_ids = context.UploadShared(chunk);
     void* x = context.Scratch(rows * in * SizeOf(weight.data.dtype));
     float* product = context.Scratch<float>(rows * out);
     make_rows(device_ids, count, x);

@@ -18,6 +18,7 @@
 // Matrix tiles at 9 to 16 rows read the same bytes; 16 rows cost 2 * 2 * 16 * 2048 = 131 kFLOP a position, 0.14 TFLOP
 // at 2^20, 0.35 ms of the matrix units at 400 TFLOP/s: still bound by reading, in runs of 128 bytes: 3.5 ms.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -83,6 +84,7 @@ __device__ inline float Base(float maximum) { return maximum == -Infinity() ? 0.
 template <typename T, int kColumns>
 __global__ void __launch_bounds__(kWarp) PlainKernel(AttendArguments a) {
   const AttendTask task = a.tasks[blockIdx.x / a.heads];
+  if (task.begin >= task.end) return;
   const int head = static_cast<int>(blockIdx.x) % a.heads, lane = threadIdx.x;
   const int32_t* pages = a.spans[task.span].pages;
   const int64_t column = int64_t{head} * a.head_size;
@@ -140,6 +142,7 @@ __global__ void __launch_bounds__(kStreamWarps* kWarp, kRows == 1 ? 2 : 1) Strea
   const int warps = static_cast<int>(blockDim.x) / kWarp, lane = threadIdx.x % kWarp;
   const int groups = static_cast<int>(CeilDiv<int64_t>(a.width, kWarp * kColumns * warps));
   const AttendTask task = a.tasks[blockIdx.x / groups];
+  if (task.begin >= task.end) return;
   const int group = static_cast<int>(blockIdx.x) % groups * warps + static_cast<int>(threadIdx.x) / kWarp;
   const int32_t* pages = a.spans[task.span].pages;
   const int64_t first_column = (int64_t{group} * kWarp + lane) * kColumns;
@@ -537,7 +540,7 @@ struct MergeRow {
   int64_t first;
   int32_t row;
   int32_t step;
-  int32_t count;
+  int64_t count;
 };
 
 constexpr int kMergeThreads = 256;
@@ -659,11 +662,15 @@ void RunStream(Stream stream, LaunchShape shape, const AttendArguments& a) {
 struct KindShape {
   int rows;      // of a tile, at most
   int64_t unit;  // positions: parts are cut at multiples
+  // As many tasks whatever the positions, empty ones among them, so that a decode step's launches stay the same from
+  // token to token. They are no more than the blocks that run at once, and an empty one ends where it begins.
+  bool steady;
 };
-constexpr KindShape kShapes[] = {{64, 64}, {32, 64}, {16, 64}, {4, 32}, {1, 32}, {1, 32}};
+constexpr KindShape kShapes[] = {{64, 64, false}, {32, 64, false}, {16, 64, false},
+                                 {4, 32, false},  {1, 32, true},   {1, 32, true}};
 
 Attention::Attention(Context& context, ConstTensor q, RowSpans spans, const DeviceSpan* device_spans, int head_size,
-                     DType key_dtype, const UnfinishedNorms& norms, Tensor out)
+                     DType key_dtype, const UnfinishedNorms& norms, Tensor out, int64_t part_positions)
     : context_(context),
       q_(q),
       spans_(spans),
@@ -688,12 +695,13 @@ Attention::Attention(Context& context, ConstTensor q, RowSpans spans, const Devi
   for (int kind = 0; kind < kKinds; ++kind) {
     if (counts[kind] == 0) continue;
     const int64_t wanted = int64_t{kBlocksWanted} * context.multiprocessors();
-    splits_[kind] = static_cast<int>(CeilDiv(wanted, counts[kind] * BlocksOf(static_cast<Kind>(kind))));
+    splits_[kind] = std::min(CeilDiv(wanted, counts[kind] * BlocksOf(static_cast<Kind>(kind))),
+                             CeilDiv(part_positions, kShapes[kind].unit));
   }
   int64_t rows = 0;
   for (Tile& tile : tiles_) {
     tile.slot_row = rows;
-    rows += tile.rows * SplitsOf(tile, tile.position + tile.rows);
+    rows += tile.rows * (kShapes[tile.kind].steady ? splits_[tile.kind] : SplitsOf(tile, tile.position + tile.rows));
   }
   values_ = context.Scratch<float>(rows * width_);
   maxima_ = context.Scratch<float>(rows * heads_);
@@ -727,10 +735,12 @@ Attention::Kind Attention::KindOf(int rows) const {
 void Attention::Add(const StoredKeys& stored, absl::Span<const AttendPart> parts) {
   const Context::Frame frame(context_);
   std::vector<AttendTask> tasks[kKinds];
+  int64_t tiles[kKinds] = {};
   auto tile = tiles_.begin();
   for (const AttendPart& part : parts) {
     while (tile->span != part.span) ++tile;
     for (; tile != tiles_.end() && tile->span == part.span; ++tile) {
+      ++tiles[tile->kind];
       const int64_t end = std::min(part.end, tile->position + tile->rows);
       if (part.begin >= end) continue;
       const int64_t length = end - part.begin;
@@ -752,6 +762,8 @@ void Attention::Add(const StoredKeys& stored, absl::Span<const AttendPart> parts
     }
   }
   for (int kind = 0; kind < kKinds; ++kind) {
+    // Parts begin and end at other spans from token to token: their number is rounded up.
+    if (kShapes[kind].steady) tasks[kind].resize(PowerOfTwoFrom(tiles[kind]) * splits_[kind]);
     if (!tasks[kind].empty()) Run(static_cast<Kind>(kind), stored, tasks[kind]);
   }
 }
@@ -763,7 +775,7 @@ void Attention::Run(Kind kind, const StoredKeys& stored, absl::Span<const Attend
   }
   GF_CHECK_EQ(stored.row_factors != nullptr, static_cast<bool>(norms_));
   const auto stream = static_cast<Stream>(context_.stream());
-  const AttendArguments a{.tasks = context_.Upload(tasks),
+  const AttendArguments a{.tasks = context_.UploadShared(tasks),
                           .spans = device_spans_,
                           .q = q_.data,
                           .q_dtype = q_.dtype,
@@ -812,7 +824,7 @@ void Attention::Finish() {
       rows.push_back({tile.slot_row + row, tile.row + row, tile.rows, tile.slots_used});
     }
   }
-  const MergeArguments a{.rows = context_.Upload(absl::MakeConstSpan(rows)),
+  const MergeArguments a{.rows = context_.UploadShared(absl::MakeConstSpan(rows)),
                          .slot_values = values_,
                          .slot_maxima = maxima_,
                          .slot_sums = sums_,
@@ -849,6 +861,10 @@ std::vector<std::vector<RowSpan>> CutRows(RowSpans spans, int64_t rows_max) {
   }
   if (cuts.back().empty()) cuts.pop_back();
   return cuts;
+}
+
+int64_t PowerOfTwoFrom(int64_t count) {
+  return count == 0 ? 0 : static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count)));
 }
 
 int64_t AttentionRowsMax(int64_t width) { return std::max<int64_t>(64, kSlotFloats / width / 64 * 64); }

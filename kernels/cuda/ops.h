@@ -48,6 +48,7 @@ void GoldKeptAttention(Context& context, ConstTensor q, RowSpans spans, const Go
 void Rope(Context& context, Tensor x, RowSpans spans, int head_size, double base);
 void KvAttention(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out);
 // sample.cu
+constexpr int64_t kSampleVocabMax = int64_t{1} << 18;
 void Sample(Context& context, ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes,
             absl::Span<const SampleRow> rows, absl::Span<int32_t> tokens);
 

@@ -59,7 +59,7 @@ void Rope(Context& context, Tensor x, RowSpans spans, int head_size, double base
   const int rows = static_cast<int>(x.dim(0)), width = static_cast<int>(x.dim(1));
   std::vector<double> frequencies(head_size / 2);
   for (int i = 0; i < head_size; i += 2) frequencies[i / 2] = std::pow(base, -static_cast<double>(i) / head_size);
-  const double* device_frequencies = context.Upload(absl::MakeConstSpan(frequencies));
+  const double* device_frequencies = context.UploadShared(absl::MakeConstSpan(frequencies));
   const DeviceSpan* device_spans = context.UploadSpans(spans, 0);
 
   VisitFloatType(x.dtype, [&](auto tag) {

@@ -109,7 +109,7 @@ void AppendRows(Context& context, ConstTensor from, const DeviceSpan* spans, int
 
 void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {
   const Context::Frame frame(context);
-  const int32_t* device_ids = context.Upload(ids);
+  const int32_t* device_ids = context.UploadShared(ids);
   const int64_t width = table.dim(1);
   const bool vectors = MovesVectors(width, table.data, out.data);
   VisitFloatType(table.dtype, [&](auto tag) {
@@ -168,7 +168,7 @@ void GoldAppend(Context& context, absl::Span<const int32_t> ids, ConstTensor c, 
   const int span_count = static_cast<int>(spans.size()), rows = static_cast<int>(ids.size());
   const DeviceSpan* device_spans = context.UploadSpans(spans, cache.page_tokens());
   AppendRows(context, c, device_spans, span_count, cache.page_tokens(), cache.c);
-  const int32_t* device_ids = context.Upload(ids);
+  const int32_t* device_ids = context.UploadShared(ids);
   const LaunchShape shape{dim3(static_cast<unsigned>(CeilDiv(rows, kThreads))), dim3(kThreads)};
   const auto stream = static_cast<Stream>(context.stream());
   if (cache.ids.dtype == DType::kU16) {

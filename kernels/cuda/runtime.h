@@ -45,6 +45,32 @@ class Runtime {
   virtual void CopyOnDevice(const void* from, void* to, int64_t bytes) = 0;
   virtual void Zero(void* device, int64_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
+
+  // --- Steps: see Context -------------------------------------------------------------------------------------------
+  // Of the host, for the device to copy from by itself; not initialised. Errors as of Allocate.
+  virtual absl::StatusOr<std::shared_ptr<void>> AllocatePinned(int64_t bytes, std::string_view purpose) = 0;
+  // `pinned` is read when its turn comes.
+  virtual void QueueCopyToDevice(const void* pinned, void* device, int64_t bytes) = 0;
+
+  // A place in the queue.
+  class Fence {
+   public:
+    virtual ~Fence() = default;
+    virtual void Set() = 0;
+    // Until what was queued before the last Set is done.
+    virtual void Wait() = 0;
+  };
+  virtual std::unique_ptr<Fence> MakeFence() = 0;
+
+  // What is queued between the two is recorded instead; nothing may be allocated meanwhile. Null if it cannot be.
+  class Graph {
+   public:
+    virtual ~Graph() = default;
+    // Queues what was recorded: the same work on the same addresses.
+    virtual void Launch() = 0;
+  };
+  virtual void BeginCapture() = 0;
+  virtual std::unique_ptr<Graph> EndCapture() = 0;
 };
 
 // UNAVAILABLE with what is missing: driver, device.

@@ -28,15 +28,44 @@ std::string Text(cudaError_t error) { return absl::StrCat(cudaGetErrorName(error
 // Pinned memory in two halves, through which the host's arrays go: one is filled while the device reads the other.
 constexpr int64_t kHalfBytes = int64_t{4} << 20;
 
+class CudaFence : public Runtime::Fence {
+ public:
+  explicit CudaFence(cudaStream_t stream) : stream_(stream) {
+    Note(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+  }
+  ~CudaFence() override { cudaEventDestroy(event_); }
+  void Set() override { Note(cudaEventRecord(event_, stream_)); }
+  void Wait() override { Note(cudaEventSynchronize(event_)); }
+
+ private:
+  const cudaStream_t stream_;
+  cudaEvent_t event_ = nullptr;
+};
+
+class CudaGraph : public Runtime::Graph {
+ public:
+  CudaGraph(cudaStream_t stream, cudaGraphExec_t graph) : stream_(stream), graph_(graph) {}
+  ~CudaGraph() override {
+    cudaStreamSynchronize(stream_);  // it may be under way
+    cudaGraphExecDestroy(graph_);
+  }
+  void Launch() override { Note(cudaGraphLaunch(graph_, stream_)); }
+
+ private:
+  const cudaStream_t stream_;
+  const cudaGraphExec_t graph_;
+};
+
 class CudaRuntime : public Runtime {
  public:
   explicit CudaRuntime(int device) : device_(device) {}
   ~CudaRuntime() override {
     if (stream_ != nullptr) cudaStreamSynchronize(stream_);
-    for (cudaEvent_t event : left_) {
+    for (cudaEvent_t event : {left_[0], left_[1], landed_[0], landed_[1]}) {
       if (event != nullptr) cudaEventDestroy(event);
     }
     if (pinned_ != nullptr) cudaFreeHost(pinned_);
+    if (landing_ != nullptr) cudaFreeHost(landing_);
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 
@@ -51,6 +80,9 @@ class CudaRuntime : public Runtime {
     for (const cudaError_t result : {cudaSetDevice(device_), cudaGetDeviceProperties(&properties, device_),
                                      cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
                                      cudaMallocHost(reinterpret_cast<void**>(&pinned_), 2 * kHalfBytes),
+                                     cudaMallocHost(reinterpret_cast<void**>(&landing_), 2 * kHalfBytes),
+                                     cudaEventCreateWithFlags(&landed_[0], cudaEventDisableTiming),
+                                     cudaEventCreateWithFlags(&landed_[1], cudaEventDisableTiming),
                                      cudaEventCreateWithFlags(&left_[0], cudaEventDisableTiming),
                                      cudaEventCreateWithFlags(&left_[1], cudaEventDisableTiming)}) {
       if (result != cudaSuccess) {
@@ -127,9 +159,23 @@ class CudaRuntime : public Runtime {
     }
   }
 
+  // Through pinned memory: one half lands while the other is copied out.
   void CopyToHost(const void* device, void* host, int64_t bytes) override {
-    Note(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
-    Note(cudaStreamSynchronize(stream_));
+    const auto start = [&](int64_t part) {
+      const int64_t begin = part * kHalfBytes, size = std::min(kHalfBytes, bytes - begin);
+      if (size <= 0) return;
+      Note(cudaMemcpyAsync(landing_ + part % 2 * kHalfBytes, static_cast<const char*>(device) + begin, size,
+                           cudaMemcpyDeviceToHost, stream_));
+      Note(cudaEventRecord(landed_[part % 2], stream_));
+    };
+    start(0);
+    for (int64_t part = 0; part * kHalfBytes < bytes; ++part) {
+      start(part + 1);
+      Note(cudaEventSynchronize(landed_[part % 2]));
+      const int64_t begin = part * kHalfBytes;
+      std::memcpy(static_cast<char*>(host) + begin, landing_ + part % 2 * kHalfBytes,
+                  std::min(kHalfBytes, bytes - begin));
+    }
   }
   void CopyOnDevice(const void* from, void* to, int64_t bytes) override {
     Note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
@@ -142,11 +188,38 @@ class CudaRuntime : public Runtime {
     return absl::InternalError(absl::StrCat("CUDA device ", device_, " failed: ", Text(first_error)));
   }
 
+  absl::StatusOr<std::shared_ptr<void>> AllocatePinned(int64_t bytes, std::string_view purpose) override {
+    void* memory = nullptr;
+    const cudaError_t error = cudaMallocHost(&memory, std::max<int64_t>(bytes, 1));
+    if (error == cudaSuccess) return std::shared_ptr<void>(memory, [](void* p) { cudaFreeHost(p); });
+    cudaGetLastError();
+    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes of pinned memory for ",
+                                                     std::string(purpose), ": ", Text(error)));
+  }
+  void QueueCopyToDevice(const void* pinned, void* device, int64_t bytes) override {
+    Note(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, stream_));
+  }
+  std::unique_ptr<Fence> MakeFence() override { return std::make_unique<CudaFence>(stream_); }
+
+  void BeginCapture() override { Note(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed)); }
+  std::unique_ptr<Graph> EndCapture() override {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t launched = nullptr;
+    cudaError_t error = cudaStreamEndCapture(stream_, &graph);
+    if (error == cudaSuccess) error = cudaGraphInstantiate(&launched, graph, 0);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    if (error == cudaSuccess) return std::make_unique<CudaGraph>(stream_, launched);
+    cudaGetLastError();  // the work itself can still be done
+    return nullptr;
+  }
+
  private:
   const int device_;
   DeviceFacts facts_;
   cudaStream_t stream_ = nullptr;
   char* pinned_ = nullptr;
+  char* landing_ = nullptr;  // as pinned_, of what comes from the device
+  cudaEvent_t landed_[2] = {};
   cudaEvent_t left_[2] = {};  // when the half was last left
   int half_ = 0;
   int64_t pinned_used_ = 0;

@@ -33,9 +33,8 @@ constexpr int kPadding = 32;   // of rows of scores, which then are aligned
 
 // A thread's bucket: the count above, the mass below.
 constexpr int kMassBits = 44, kCountShift = 54;
-constexpr int64_t kVocabMax = int64_t{1} << 18;
-static_assert(kVocabMax / kThreadsMax < int64_t{1} << (64 - kCountShift), "a thread's count fits");
-static_assert(kVocabMax / kThreadsMax <= int64_t{1} << (kCountShift - kMassBits - 1), "a thread's mass fits");
+static_assert(kSampleVocabMax / kThreadsMax < int64_t{1} << (64 - kCountShift), "a thread's count fits");
+static_assert(kSampleVocabMax / kThreadsMax <= int64_t{1} << (kCountShift - kMassBits - 1), "a thread's mass fits");
 constexpr uint64_t kMassMask = (uint64_t{1} << kCountShift) - 1;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -460,7 +459,7 @@ void Sample(Context& context, ConstTensor logits, int64_t limit, absl::Span<cons
             absl::Span<const SampleRow> rows, absl::Span<int32_t> tokens) {
   const Context::Frame frame(context);
   const int64_t vocab = logits.dim(1);
-  GF_CHECK_LE(vocab, kVocabMax);
+  GF_CHECK_LE(vocab, kSampleVocabMax);
 
   std::vector<Row> device_rows;
   std::vector<Change> changes;
@@ -476,23 +475,24 @@ void Sample(Context& context, ConstTensor logits, int64_t limit, absl::Span<cons
     device_row.banned_end = static_cast<int32_t>(banned.size());
     device_rows.push_back(device_row);
   }
-  const Row* uploaded_rows = context.Upload(absl::MakeConstSpan(device_rows));
-  const Change* uploaded_changes = context.Upload(absl::MakeConstSpan(changes));
-  const int32_t* uploaded_banned = context.Upload(absl::MakeConstSpan(banned));
-  const int32_t* uploaded_holes = context.Upload(holes);
-
   const auto count = static_cast<int64_t>(rows.size());
   const int64_t stride = CeilDiv<int64_t>(vocab, kPadding) * kPadding;
   auto* const scores = context.Scratch<float>(count * stride);
   auto* const device_tokens = context.Scratch<int32_t>(count);
   const bool vectors = vocab % 4 == 0 && reinterpret_cast<uintptr_t>(logits.data) % 16 == 0;
   const int64_t threads = CeilDiv<int64_t>(CeilDiv<int64_t>(vocab, kScoresPerThreadMin), kWarp) * kWarp;
-  Launch(static_cast<Stream>(context.stream()), vectors ? SampleKernel<4> : SampleKernel<1>,
-         {dim3(static_cast<unsigned>(count)), dim3(static_cast<unsigned>(std::min<int64_t>(threads, kThreadsMax))),
-          sizeof(Shared)},
-         logits.f32(), static_cast<int>(vocab), static_cast<int>(limit), uploaded_rows, uploaded_changes,
-         uploaded_banned, uploaded_holes, static_cast<int>(holes.size()), static_cast<int>(stride), scores,
-         device_tokens);
+  context.Step(/*repeats=*/false, [&] {
+    const Row* uploaded_rows = context.Upload(absl::MakeConstSpan(device_rows));
+    const Change* uploaded_changes = context.Upload(absl::MakeConstSpan(changes));
+    const int32_t* uploaded_banned = context.Upload(absl::MakeConstSpan(banned));
+    const int32_t* uploaded_holes = context.Upload(holes);
+    Launch(static_cast<Stream>(context.stream()), vectors ? SampleKernel<4> : SampleKernel<1>,
+           {dim3(static_cast<unsigned>(count)), dim3(static_cast<unsigned>(std::min<int64_t>(threads, kThreadsMax))),
+            sizeof(Shared)},
+           logits.f32(), static_cast<int>(vocab), static_cast<int>(limit), uploaded_rows, uploaded_changes,
+           uploaded_banned, uploaded_holes, static_cast<int>(holes.size()), static_cast<int>(stride), scores,
+           device_tokens);
+  });
   context.runtime().CopyToHost(device_tokens, tokens.data(), count * static_cast<int64_t>(sizeof(int32_t)));
 }
 

@@ -674,6 +674,24 @@ void Sample(Bench& bench, int64_t full_rows) {
   });
 }
 
+// What launching costs: as many ops as a decode step of 24 layers has, each shorter than its launch.
+void Launching(Bench& bench, int64_t width) {
+  const int64_t ops = bench.Size(300, 3);
+  for (const bool repeats : {false, true}) {
+    const std::string name =
+        absl::StrCat("a step of ", ops, " ops of 1 row, ", repeats ? "repeated" : "launched one by one");
+    if (!bench.Wants(name)) continue;
+    Memory memory(bench.backend());
+    const Tensor x = memory.F32({1, width}), out = memory.New(bench.act(), {1, width});
+    const NormWeights norm = memory.Norm(width);
+    bench.Measure(name, memory, 1, out, {}, {}, [&](int) {
+      bench.backend().Step(repeats, [&] {
+        for (int64_t i = 0; i < ops; ++i) bench.backend().GroupNorm(x, 1, norm, 1e-5F, {}, out);
+      });
+    });
+  }
+}
+
 // --- The table -------------------------------------------------------------------------------------------------------
 
 void RowKernels(Bench& bench, int64_t rows, int64_t width, bool aims) {
@@ -704,6 +722,7 @@ void Run(Bench& bench) {
     MatMul(bench, some_rows, 2048, 2048);
     MatMul(bench, some_rows, 2048, 7168);
   }
+  Launching(bench, width);
   Sample(bench, 256);
   Sample(bench, 1);
   KvDecode(bench, width);

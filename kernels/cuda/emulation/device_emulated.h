@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "kernels/cuda/emulation/emulation.h"
+#include "kernels/cuda/launch_tap.h"
 
 // CUDA's own words, as it spells them.
 #define __global__
@@ -49,8 +50,15 @@ struct LaunchShape {
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream, void (*kernel)(Parameters...), const LaunchShape& shape, Arguments&&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  const emulation::Access access;
-  emulation::Run(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  if (launch_tap != nullptr &&
+      !launch_tap->Pass(LaunchTap::Work::kKernel, reinterpret_cast<const void*>(kernel), shape.grid, shape.block,
+                        shape.shared_bytes, static_cast<Parameters>(arguments)...)) {
+    return;
+  }
+  emulation::Do([kernel, shape, ... copies = static_cast<Parameters>(arguments)] {
+    const emulation::Access access;
+    emulation::Run(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(copies...); });
+  });
 }
 
 inline void __syncthreads() { emulation::BlockBarrier(); }

@@ -45,6 +45,12 @@ class EmulatedGemm : public GemmRunner {
     GF_CHECK(g.ldx >= g.inner && g.ldout >= g.columns && g.ldweight >= (g.out_in ? g.inner : g.columns));
     constexpr int64_t kSmall = 20000;
     if (g.batch * g.rows * g.columns * g.inner < kSmall) return RunPlainGemm(nullptr, g);
+    emulation::Do([g] { Multiply(g); });
+  }
+  int64_t workspace_bytes() const override { return 0; }
+
+ private:
+  static void Multiply(const Gemm& g) {
     const emulation::Access access;
     std::vector<float> x(g.inner);
     for (int64_t product = 0; product < g.batch; ++product) {

@@ -1,0 +1,18 @@
+// What the steps (Backend::Step) of a CUDA back end have cost the host.
+#ifndef GOLDFINCH_KERNELS_CUDA_CUDA_COUNTERS_H_
+#define GOLDFINCH_KERNELS_CUDA_CUDA_COUNTERS_H_
+
+#include <cstdint>
+
+namespace goldfinch {
+
+struct CudaCounters {
+  int64_t launches = 0;  // kernels, products, copies and zeroings, each queued by itself
+  int64_t uploads = 0;   // copies of arrays from the host
+  int64_t captures = 0;  // of steps as graphs
+  int64_t graph_launches = 0;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_KERNELS_CUDA_CUDA_COUNTERS_H_
