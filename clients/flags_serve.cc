@@ -130,6 +130,7 @@ void AddServe(CLI::App& app, ServeOptions& options) {
   AddPipelineFlags(command, options);
   AddBackendFlags(command, options.backend, "threads of all stages together; 0: one per core");
   AddBytes(command, "--memory", options.memory_bytes, "memory for all stages together [what the device has]");
+  AddGoldTierFlag(command, options.gold_tier);
   AddListenFlags(command, options);
 }
 
@@ -162,6 +163,7 @@ void AddWorker(CLI::App& app, WorkerOptions& options) {
       ->type_name("HOST");
   AddBackendFlags(command, options.backend, "threads; 0: one per core");
   AddBytes(command, "--memory", options.memory_bytes, "memory for weights, states and caches [what the device has]");
+  AddGoldTierFlag(command, options.gold_tier);
   command.add_option("--cluster-root-cert", options.tls.roots, "vouches for the coordinator, PEM: uses TLS")
       ->type_name("FILE");
   command

@@ -16,6 +16,7 @@
 #include "spdlog/spdlog.h"
 #include "worker/cluster_client.h"
 #include "worker/describe.h"
+#include "worker/gold_tiers.h"
 #include "worker/node.h"
 #include "worker/transport.h"
 
@@ -38,6 +39,7 @@ absl::Status RunWorker(const WorkerOptions& options) {
   node_options.model = options.model;
   node_options.config = options.config;
   node_options.memory_bytes = options.memory_bytes > 0 ? options.memory_bytes : DeviceMemoryBytes(*backend);
+  node_options.gold_tier = *ParseGoldTier(options.gold_tier);  // one of the names that the flag allows
   GF_ASSIGN_OR_RETURN(node_options.speed, MeasureDevice(*backend));
   node_options.log = [](const std::string& line) { spdlog::info("{}", line); };
   spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s", node_options.name, address, device,

@@ -170,7 +170,7 @@ class Backend {
   virtual DType activation_dtype() const = 0;
 
   // --- Memory -------------------------------------------------------------------------------------------------------
-  // Zeroed memory, aligned to 64 bytes, released when the last reference goes. The CPU commits it as it is touched.
+  // Zeroed memory, aligned to 256 bytes, released when the last reference goes. The CPU commits it as it is touched.
   // RESOURCE_EXHAUSTED names `purpose` and the size.
   virtual absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) = 0;
   // What allocations can take now, as far as the device knows; the CPU names the machine's memory.

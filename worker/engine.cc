@@ -21,6 +21,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& option
   stage.max_sequence_tokens = options.max_model_len;
   stage.cache_tokens = options.max_model_len * stage.max_sequences;
   GF_ASSIGN_OR_RETURN(engine->stage_, Stage::Create(*engine->backend_, engine->model_, stage));
+  // What back ends with memory of their own have left is for the scratch memory of ops as well.
+  const int64_t left = engine->backend_->FreeBytes() / 4 * 3;
+  GF_RETURN_IF_ERROR(engine->stage_->ReserveKept(std::min(options.kept_bytes, left)));
   return engine;
 }
 

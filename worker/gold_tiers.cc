@@ -48,7 +48,7 @@ GoldTiers::GoldTiers(Backend& backend, GoldStage stage)
   GF_CHECK_GE(layers_, 1);
   const int64_t width = stage_.shared.embedding.dim(1), row_bytes = width * SizeOf(backend.activation_dtype());
   const int64_t shared_bytes = backend.GoldKeptPageBytes(width, stage_.layers, stage_.head_size, kPageTokens);
-  block_bytes_ = shared_bytes;
+  block_bytes_ = RoundUp(shared_bytes, 256);  // as GoldKeptRows has it
   if (stage_.most == GoldTier::kFull) {
     const int64_t kv_bytes = 2 * kPageTokens * row_bytes;
     kv_page_tokens_ = shared_bytes <= kv_bytes ? kPageTokens : kSmallPageTokens;
@@ -190,8 +190,7 @@ void GoldTiers::Choose(Sequence& sequence) {
 // The blocks that its tier lacks; of others, if none are free, and if it has the most itself, a tier less.
 void GoldTiers::Grow(Sequence& sequence) {
   while (sequence.tier != GoldTier::kCompressed) {
-    const int64_t missing =
-        BlocksFor(sequence.tier, sequence.end) - static_cast<int64_t>(sequence.blocks.size());
+    const int64_t missing = BlocksFor(sequence.tier, sequence.end) - static_cast<int64_t>(sequence.blocks.size());
     if (missing <= free_blocks()) return Take(sequence);
     Sequence* largest = Largest(GoldTier::kFull);
     if (largest == nullptr) largest = Largest(GoldTier::kShared);

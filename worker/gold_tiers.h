@@ -28,6 +28,9 @@ enum class GoldTier : uint8_t {
 // The most that --gold-tier allows: "compressed", "shared", "full", or "auto", which is "full".
 std::optional<GoldTier> ParseGoldTier(std::string_view name);
 
+// Of the memory that a process may use, the most that it gives to what is kept unless it is told otherwise.
+inline constexpr double kKeptMemoryShare = 0.25;
+
 // The GOLD side of one stage.
 struct GoldStage {
   GoldShared shared;
@@ -81,9 +84,9 @@ class GoldTiers {
     GoldTier tier = GoldTier::kCompressed;
     // What it may take as soon as it fits: tiers above only if there is plenty.
     GoldTier settled = GoldTier::kCompressed;
-    int64_t end = 0;              // positions that have been attended to, the call at hand included
-    int64_t kept = 0;             // positions [0, kept) are derived
-    std::vector<int32_t> blocks;  // T2: one a page; T3: one a page and layer, page after page
+    int64_t end = 0;                             // positions that have been attended to, the call at hand included
+    int64_t kept = 0;                            // positions [0, kept) are derived
+    std::vector<int32_t> blocks;                 // T2: one a page; T3: one a page and layer, page after page
     std::vector<std::vector<int32_t>> kv_pages;  // T3: of each layer, in the view of keys
   };
 

@@ -1,5 +1,6 @@
 #include "worker/node.h"
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string_view>
@@ -18,6 +19,8 @@ using cluster::v1::ToWorker;
 namespace {
 
 constexpr uint32_t kProtocol = 1;
+// Of the memory that the worker may use. The rest is for what ops and messages take as they run.
+constexpr double kPlannedShare = 0.9;
 // Steps in flight are a few; a coordinator that sends so many does not wait for answers.
 constexpr size_t kTasksMax = 1024;
 
@@ -294,8 +297,10 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   EndGroup();
   if (checkpoint_ == nullptr) return absl::FailedPreconditionError("Form before the model was described");
   GF_ASSIGN_OR_RETURN(GroupPlan plan, PlanGroup(form, shape_, cache_dtype_));
+  plan.options.gold_tier = options_.gold_tier;
   GF_RETURN_IF_ERROR(LoadStage(plan));
   GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(plan, *backend_, *stage_));
+  GF_RETURN_IF_ERROR(ReserveKept(plan));
   GF_ASSIGN_OR_RETURN(
       setup_, transport_factory_->Setup(plan.generation, plan.rank, plan.Peers(), plan.MessageBytesMax(shape_)));
   plan_ = std::make_unique<GroupPlan>(std::move(plan));
@@ -319,6 +324,17 @@ absl::Status Node::LoadStage(const GroupPlan& plan) {
   if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(plan));
   GF_ASSIGN_OR_RETURN(stage_, Stage::Create(*backend_, model_, plan.options));
   return absl::OkStatus();
+}
+
+// Last, of what nothing else takes. A stage of the generation before has it already.
+absl::Status Node::ReserveKept(const GroupPlan& plan) {
+  if (stage_->gold_tiers() == nullptr || stage_->gold_tiers()->reserved_bytes() > 0) return absl::OkStatus();
+  const int64_t taken = StageWeightBytes(*checkpoint_, shape_, plan.first_layer, plan.last_layer) +
+                        stage_->ReservedBytes() + runner_->ReservedBytes();
+  const auto share = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(options_.memory_bytes));
+  const auto planned = static_cast<int64_t>(kPlannedShare * static_cast<double>(options_.memory_bytes));
+  const int64_t left = std::max<int64_t>(0, planned - taken);
+  return stage_->ReserveKept(options_.kept_bytes.value_or(std::min(share, left)));
 }
 
 absl::Status Node::LoadWeights(const GroupPlan& plan) {

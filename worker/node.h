@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "worker/describe.h"
+#include "worker/gold_tiers.h"
 #include "worker/group_plan.h"
 #include "worker/model.h"
 #include "worker/model_config.h"
@@ -38,10 +39,13 @@ class Welcome;
 }  // namespace cluster::v1
 
 struct NodeOptions {
-  std::string name = {};                // for people
-  std::string model = {};               // path; empty: where the coordinator says
-  std::string config = {};              // the same
-  int64_t memory_bytes = 0;             // that the worker may use, weights included
+  std::string name = {};                 // for people
+  std::string model = {};                // path; empty: where the coordinator says
+  std::string config = {};               // the same
+  int64_t memory_bytes = 0;              // that the worker may use, weights included
+  GoldTier gold_tier = GoldTier::kFull;  // the most that GOLD layers keep of a sequence
+  // Memory for it; not set: what is left of memory_bytes, kKeptMemoryShare of them at most.
+  std::optional<int64_t> kept_bytes = {};
   DeviceSpeed speed = {};               // of MeasureDevice
   double connect_timeout_seconds = 30;  // for a group's stages to reach each other
   // Lines for the log: weights that are NaN, why a generation failed. Any thread. May be null.
@@ -100,6 +104,7 @@ class Node {
   absl::Status VerifyWeights(const GroupPlan& plan);
   absl::Status Connect(uint64_t era, const cluster::v1::Connect& connect);
   absl::Status LoadWeights(const GroupPlan& plan);
+  absl::Status ReserveKept(const GroupPlan& plan);
   absl::Status RunStep(const cluster::v1::Step& step);
   void Fail(uint64_t era, uint64_t generation, const absl::Status& status);
   void EndGroup();

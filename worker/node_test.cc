@@ -657,6 +657,42 @@ TEST_P(NodeTest, ClosedSequencesMakeRoom) {
 
 // At any moment of a stream of steps the group ends and forms again, with another split and fewer workers: the answer
 // goes on as if nothing had been.
+TEST_P(NodeTest, GoldLayersKeepWhatMemoryAllows) {
+  struct Case {
+    NodeOptions options;
+    bool keeps;
+  };
+  constexpr int64_t kPlenty = int64_t{1} << 30;
+  const std::vector<Case> cases = {{{}, false},
+                                   {{.memory_bytes = kPlenty}, true},
+                                   {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kShared}, true},
+                                   {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kCompressed}, false},
+                                   {{.memory_bytes = kPlenty, .kept_bytes = 0}, false},
+                                   {{.kept_bytes = kPlenty}, true}};
+  std::vector<float> first;
+  for (const Case& test_case : cases) {
+    workers.clear();
+    workers.push_back(Start(test_case.options));
+    EXPECT_EQ(Welcome(workers.back()).error(), "");
+    for (int round = 0; round < 2; ++round) {  // the second generation finds the stage as it is
+      Form({0});
+      Step step;
+      step.add_open()->set_sequence(1);
+      WantLogits(AddChunk(step, 1, 0, RandomTokens(90, kVocab, 4), 2));
+      const StepDone done = RunStep(step);
+      ASSERT_EQ(done.results_size(), 1);
+      EXPECT_EQ(done.gold_kept_bytes() > 0, test_case.keeps);
+      EXPECT_EQ(done.gold_tier_drops(), 0u);
+      if (first.empty()) first = LogitsOf(done.results(0));
+      EXPECT_EQ(LogitsOf(done.results(0)), first);
+      Step close;
+      close.add_close(1);
+      EXPECT_EQ(RunStep(close).gold_kept_bytes(), 0u);
+      Disband();
+    }
+  }
+}
+
 TEST_P(NodeTest, GroupsFormAgainWhileStepsAreUnderWay) {
   StartAll(3);
   Reference reference(path, Options());

@@ -105,6 +105,10 @@ absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* 
   if (is_last_) FillResults(step, output.logits, done);
   GF_RETURN_IF_ERROR(Fork(step));
   done->set_cache_bytes(stage_.CacheBytes());
+  if (const GoldTiers* tiers = stage_.gold_tiers()) {
+    done->set_gold_kept_bytes(tiers->kept_bytes());
+    done->set_gold_tier_drops(tiers->drops());
+  }
   done->set_busy_seconds(SecondsSince(start) - done->bubble_seconds());
   return absl::OkStatus();
 }

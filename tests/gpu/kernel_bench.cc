@@ -487,8 +487,8 @@ class Pool {
   int64_t positions() const { return pages() * kPageTokens; }
   // The newest `rows` positions of a sequence.
   RowSpan Newest(int64_t sequence, int64_t positions, int64_t rows) const {
-    return {static_cast<int32_t>(sequence), 0, static_cast<int32_t>(rows), positions - rows,
-            table_.data() + sequence * (positions / kPageTokens)};
+    const int32_t* table = table_.data() + sequence * (positions / kPageTokens);
+    return {static_cast<int32_t>(sequence), 0, static_cast<int32_t>(rows), positions - rows, table, table};
   }
 
  private:
