@@ -303,7 +303,7 @@ TEST_P(BackendTest, GoldKeptOverLongContexts) {
                     .page_tokens = 64});
   if (!GetParam().thorough) return;
   CheckKept(*this, {.chunks = {{299'990, 2}}, .width = 16, .head_size = 16, .page_tokens = 64});
-  CheckKept(*this, {.chunks = {{99'990, 2}},
+  CheckKept(*this, {.chunks = {{20'000, 2}},
                     .width = 128,
                     .head_size = 64,
                     .layers = {{.mix = 8, .lora = 8}},

@@ -118,11 +118,13 @@ class CudaBackend : public Backend {
   }
   void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
                     const GoldCache& cache, int head_size, const GoldKeptRows& rows) override {
+    checks::GoldKeepRows(*this, spans, shared, layers, cache, head_size, rows);
     if (!spans.empty()) cuda::GoldKeepRows(Ready(), spans, shared, layers, cache, head_size, rows);
   }
   void GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
                          absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
                          Tensor out) override {
+    checks::GoldKeptAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
     if (!spans.empty()) cuda::GoldKeptAttention(Ready(), q, spans, shared, layers, layer, rows, head_size, out);
   }
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override {

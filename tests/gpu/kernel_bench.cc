@@ -530,11 +530,33 @@ struct GoldModel {
     return {.bytes = n * bytes, .operations = n * 2 * multiply_adds};
   }
 
+  // Of attention over kept rows: an id, its row of the embedding, kk, tanh rows and statistics.
+  Work Attend(int64_t positions, int64_t rows, double act_bytes) const {
+    const auto d = static_cast<double>(width), n = static_cast<double>(positions);
+    const double tanh_width = 2 * kMixRank + 2 * kLoraRank;
+    const double bytes = 4 + d * 2 + (d + tanh_width) * act_bytes + 4 * 4;
+    const double multiply_adds = 2 * kMixRank * d + static_cast<double>(rows) * 2 * d;
+    return {.bytes = n * bytes, .operations = n * 2 * multiply_adds};
+  }
+
   int64_t width;
   GoldShared shared;
   std::vector<GoldKvWeights> layers;
   GoldCache cache;
 };
+
+// The pool's positions as tier T2 keeps them, for all layers of the model.
+GoldKeptRows KeepAll(Memory& memory, Bench& bench, const Pool& pool, const GoldModel& model) {
+  Backend& backend = bench.backend();
+  GoldKeptRows rows{.pages = pool.pages(), .page_tokens = kPageTokens};
+  rows.page_bytes = backend.GoldKeptPageBytes(model.width, model.layers, kHeadSize, kPageTokens);
+  const Tensor data = memory.New(DType::kF32, {rows.pages * rows.page_bytes / 4});
+  if (!memory.status().ok()) return rows;
+  rows.data = data.data;
+  const RowSpan span = pool.Newest(0, pool.positions(), pool.positions());
+  backend.GoldKeepRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, rows);
+  return rows;
+}
 
 double KeyValueBytes(int64_t positions, int64_t width) { return 2.0 * 2 * static_cast<double>(positions * width); }
 
@@ -552,6 +574,7 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
   const GoldModel model(memory, bench, pool, width, 1);
   const KvCache kv = MakeKvCache(memory, pool, width);
   const Tensor q = memory.Act({1, width}), out = memory.New(bench.act(), {1, width});
+  const GoldKeptRows kept = KeepAll(memory, bench, pool, model);
   Backend& backend = bench.backend();
   for (int64_t length : lengths) {
     const auto sets = static_cast<int>(std::max<int64_t>(1, pool.positions() / length));
@@ -563,6 +586,11 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
                         backend.GoldKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
                         backend.KvAttention(q, {&span, 1}, kv, kHeadSize, out);
                       });
+    bench.Measure(where + "T2", memory, sets, out, model.Attend(length, 1, bench.act_bytes()),
+                  aims && t3 > 0 ? Aim::Times(1.0, t3) : Aim(), [&](int set) {
+                    const RowSpan span = pool.Newest(set, length, 1);
+                    backend.GoldKeptAttention(q, {&span, 1}, model.shared, model.layers, 0, kept, kHeadSize, out);
+                  });
     bench.Measure(where + "T0", memory, sets, out, model.Rebuild(length, bench.act_bytes()),
                   aims && t3 > 0 ? Aim::Times(1.5, t3) : Aim(), [&](int set) {
                     const RowSpan span = pool.Newest(set, length, 1);
@@ -577,6 +605,13 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
                 work, {}, [&](int set) {
                   const RowSpan span = pool.Newest(set, length, length);
                   backend.GoldKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
+                });
+  work = model.Rebuild(length, bench.act_bytes());
+  work.bytes += static_cast<double>(length * kept.page_bytes) / kPageTokens;
+  bench.Measure(absl::StrCat(what, ", kept rows of ", Thousands(length), " positions"), memory, sets, {}, work, {},
+                [&](int set) {
+                  const RowSpan span = pool.Newest(set, length, length);
+                  backend.GoldKeepRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, kept);
                 });
 }
 
@@ -597,6 +632,15 @@ void GoldTail(Bench& bench, int64_t width, const Aim& aim) {
   bench.Measure(name, memory, 1, out, work, aim, [&](int) {
     for (const GoldKvWeights& layer : model.layers) {
       bench.backend().GoldAttention(q, {&span, 1}, model.shared, layer, model.cache, kHeadSize, out);
+    }
+  });
+  const GoldKeptRows kept = KeepAll(memory, bench, pool, model);
+  work = model.Attend(length, rows, bench.act_bytes());
+  work.bytes *= kLayers;
+  work.operations *= kLayers;
+  bench.Measure(name + ", T2", memory, 1, out, work, aim, [&](int) {
+    for (int layer = 0; layer < kLayers; ++layer) {
+      bench.backend().GoldKeptAttention(q, {&span, 1}, model.shared, model.layers, layer, kept, kHeadSize, out);
     }
   });
 }
