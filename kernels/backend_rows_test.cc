@@ -46,6 +46,23 @@ TEST_P(BackendTest, CopiesAndZeroesTensors) {
   ExpectSame(device.Get(tensor), expected, "zeroed");
 }
 
+TEST_P(BackendTest, StepsDoWhatTheirOpsDo) {
+  const Tensor from = device.New(weight_dtype(), {3, 7}), to = device.New(weight_dtype(), {3, 7});
+  for (const bool repeats : {false, true}) {
+    for (int i = 0; i < 4; ++i) {
+      const Values values = random.Normal(21, 1, weight_dtype());
+      device->Copy(device.Put(values, {3, 7}, weight_dtype()), from);
+      device->Step(repeats, [&] {
+        device->Copy(from, to);
+        device->Zero({to.data, to.dtype, {1, 7}});
+      });
+      Values expected = values;
+      std::fill_n(expected.begin(), 7, 0.);
+      ExpectSame(device.Get(to), expected, "a step");
+    }
+  }
+}
+
 TEST_P(BackendTest, DescribesItself) {
   EXPECT_FALSE(device->Describe().empty());
   EXPECT_EQ(device->activation_dtype(), act());

@@ -29,7 +29,7 @@ class DecodeSteps {
     // Every id is in the tables by id from now on.
     std::vector<int32_t> all(kVocab);
     for (int32_t id = 0; id < kVocab; ++id) all[id] = id;
-    Forward({{slots_[0], all, 0}});
+    Forward({{slots_[0], all, 1}});
   }
 
   // One token of every sequence.

@@ -21,8 +21,10 @@ class LaunchTap {
       BeforeWork();
       return true;
     }
-    Note(work);
-    (Note(values), ...);
+    size_t at = log_.size();
+    log_.resize(at + (sizeof(work) + ... + sizeof(values)));
+    Note(work, at);
+    (Note(values, at), ...);
     return false;
   }
 
@@ -35,16 +37,15 @@ class LaunchTap {
 
  private:
   template <typename Value>
-  void Note(Value value) {
+  void Note(Value value, size_t& at) {
     static_assert(std::is_trivially_copyable_v<Value>);
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_clear_padding)
     __builtin_clear_padding(&value);
 #endif
 #endif
-    const size_t size = log_.size();
-    log_.resize(size + sizeof(value));
-    std::memcpy(log_.data() + size, &value, sizeof(value));
+    std::memcpy(log_.data() + at, &value, sizeof(value));
+    at += sizeof(value);
   }
 };
 
