@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -19,8 +20,15 @@ namespace goldfinch {
 // `memory_` as they do from `addresses_`.
 class FakeDevice::Memory {
  public:
-  Memory() : addresses_(Map(PROT_NONE)), memory_(Map(PROT_READ | PROT_WRITE)) {}
+  Memory() : addresses_(Map(PROT_NONE)), memory_(Map(PROT_READ | PROT_WRITE)) {
+    const std::lock_guard<std::mutex> lock(AllMutex());
+    All().push_back(this);
+  }
   ~Memory() {
+    {
+      const std::lock_guard<std::mutex> lock(AllMutex());
+      std::erase(All(), this);
+    }
     munmap(addresses_, kBytes);
     munmap(memory_, kBytes);
   }
@@ -50,6 +58,14 @@ class FakeDevice::Memory {
     GF_CHECK(offset >= 0 && offset + bytes <= used_) << "a tensor outside the device's memory";
     return memory_ + offset;
   }
+  // What is behind an address of any fake device; others are the host's.
+  static char* BehindAny(const void* address, int64_t bytes) {
+    const std::lock_guard<std::mutex> lock(AllMutex());
+    for (const Memory* memory : All()) {
+      if (memory->Touches(address, bytes)) return memory->Behind(address, bytes);
+    }
+    return static_cast<char*>(const_cast<void*>(address));
+  }
   bool Touches(const void* data, int64_t bytes) const {
     const char* begin = static_cast<const char*>(data);
     return begin < addresses_ + kBytes && begin + bytes > addresses_;
@@ -59,6 +75,14 @@ class FakeDevice::Memory {
   static constexpr int64_t kBytes = int64_t{1} << 34;
   static constexpr int64_t kPage = 4096;
 
+  static std::mutex& AllMutex() {
+    static auto& mutex = *new std::mutex;
+    return mutex;
+  }
+  static std::vector<Memory*>& All() {
+    static auto& all = *new std::vector<Memory*>;
+    return all;
+  }
   static int64_t Rounded(int64_t bytes) { return (std::max<int64_t>(bytes, 1) + kPage - 1) / kPage * kPage; }
   static char* Map(int access) {
     void* base = mmap(nullptr, kBytes, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -187,6 +211,10 @@ void FakeDevice::Copy(ConstTensor from, Tensor to) {
   checks::Copy(from, to);
   Op op(*this);
   inner_.Copy(op.Raw(from), op.Raw(to));
+}
+
+void FakeDevice::FakeQueue::Copy(const void* from, void* to, int64_t bytes) {
+  HostQueue::Copy(Memory::BehindAny(from, bytes), Memory::BehindAny(to, bytes), bytes);
 }
 
 void FakeDevice::Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {

@@ -42,6 +42,12 @@ class FakeDevice : public Backend {
   void Zero(Tensor tensor) override;
   void Copy(ConstTensor from, Tensor to) override;
   absl::Status Synchronize() override { return inner_.Synchronize(); }
+  Queue& queue() override { return queue_; }
+  std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<FakeQueue>(); }
+  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
+    return inner_.Allocate(bytes, purpose);
+  }
+  absl::Status status() const override { return inner_.status(); }
   void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override;
   void CopyRows(ConstTensor from, absl::Span<const RowCopy> copies, Tensor to) override;
   void Convert(ConstTensor from, Tensor to) override;
@@ -83,6 +89,11 @@ class FakeDevice : public Backend {
  private:
   class Memory;
   class Op;
+  // Does all at once, and copies between fake devices as well.
+  class FakeQueue : public HostQueue {
+   public:
+    void Copy(const void* from, void* to, int64_t bytes) override;
+  };
 
   // Fp32 memory of the inner back end, the next one of the op that runs.
   void* Scratch(size_t index, int64_t bytes);
@@ -97,6 +108,7 @@ class FakeDevice : public Backend {
     int64_t bytes = 0;
   };
   std::vector<Buffer> scratch_;
+  FakeQueue queue_;
 };
 
 }  // namespace goldfinch

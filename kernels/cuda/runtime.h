@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/queue.h"
 
 namespace goldfinch::cuda {
 
@@ -45,6 +46,12 @@ class Runtime {
   virtual void CopyOnDevice(const void* from, void* to, int64_t bytes) = 0;
   virtual void Zero(void* device, int64_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
+
+  // As those of Backend.
+  virtual Queue& queue() = 0;
+  virtual std::unique_ptr<Queue> MakeQueue() = 0;
+  virtual absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) = 0;
+  virtual absl::Status status() const = 0;
 };
 
 // UNAVAILABLE with what is missing: driver, device.

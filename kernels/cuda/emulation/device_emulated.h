@@ -7,10 +7,12 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <tuple>
 #include <type_traits>
 
 #include "base/check.h"
 #include "kernels/cuda/emulation/emulation.h"
+#include "kernels/cuda/emulation/stream.h"
 
 // CUDA's own words, as it spells them.
 #define __global__
@@ -47,10 +49,13 @@ struct LaunchShape {
 };
 
 template <typename... Parameters, typename... Arguments>
-void Launch(Stream, void (*kernel)(Parameters...), const LaunchShape& shape, Arguments&&... arguments) {
+void Launch(Stream stream, void (*kernel)(Parameters...), const LaunchShape& shape, Arguments&&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  const emulation::Access access;
-  emulation::Run(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  const auto run = [kernel, shape, given = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
+    const emulation::Access access;
+    emulation::Run(shape.grid, shape.block, shape.shared_bytes, [&] { std::apply(kernel, given); });
+  };
+  emulation::Queue(stream, run);
 }
 
 inline void __syncthreads() { emulation::BlockBarrier(); }
