@@ -19,6 +19,11 @@
 #include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "worker/fake_device.h"
+#include "worker/fake_nccl.h"
+#include "worker/nccl_transport.h"
 
 namespace goldfinch {
 namespace {
@@ -32,7 +37,10 @@ constexpr double kConnectSeconds = 20;
 struct Kind {
   std::string name;
   std::function<std::unique_ptr<TransportFactory>(double timeout_seconds)> make;
-  bool tells_sizes;  // a message of another size is an error at once
+  std::function<std::unique_ptr<Backend>()> open_device;
+  bool tells_sizes = false;  // a message of another size is an error at once
+  bool tells_losses = true;  // a lost peer is an error at once; else when the time is out
+  bool late = false;         // errors of Recv may come by status, when something has been written
 };
 void PrintTo(const Kind& kind, std::ostream* out) { *out << kind.name; }
 
@@ -42,40 +50,90 @@ std::unique_ptr<TransportFactory> Gloo(const std::string& address, double timeou
   return *std::move(factory);
 }
 
+std::unique_ptr<Backend> Cpu() { return MakeCpuBackend(1); }
+std::unique_ptr<Backend> Fake() { return std::make_unique<FakeDevice>(MakeCpuBackend(1)); }
+// Does what it is asked as late as it may.
+std::unique_ptr<Backend> Emulated() { return *MakeCudaBackend({}); }
+
 // A message: bytes that its number and size tell.
 struct Message {
   Message(int64_t bytes, int number) : values(bytes) {
     for (int64_t i = 0; i < bytes; ++i) values[i] = static_cast<uint8_t>(i * 7 + number * 13 + bytes);
   }
-  ConstTensor tensor() const { return {values.data(), DType::kU16, {static_cast<int64_t>(values.size()) / 2}}; }
   std::vector<uint8_t> values;
 };
 
-struct Inbox {
-  explicit Inbox(int64_t bytes) : values(bytes) {}
-  Tensor tensor() { return {values.data(), DType::kU16, {static_cast<int64_t>(values.size()) / 2}}; }
-  std::vector<uint8_t> values;
-};
+// A stage of the tests: its transport, and rows in the memory of its back end. One thread at a time.
+class End {
+ public:
+  explicit End(Backend& backend)
+      : backend_(backend),
+        to_send_(*backend.Allocate(kBytesMax, "rows to send")),
+        received_(*backend.Allocate(kBytesMax, "rows received")) {}
 
-absl::Status RecvAndCompare(Transport& transport, int from, const Message& expected) {
-  Inbox inbox(static_cast<int64_t>(expected.values.size()));
-  absl::Status status = transport.Recv(from, inbox.tensor());
-  if (status.ok() && inbox.values != expected.values) return absl::DataLossError("another message");
-  return status;
-}
+  // The rows are written before it and overwritten after it, by ops.
+  absl::Status Send(int stage, const Message& message) {
+    const Tensor rows = Rows(to_send_, static_cast<int64_t>(message.values.size()));
+    backend_.CopyFromHost(message.values.data(), rows);
+    absl::Status status = transport->Send(stage, rows);
+    const std::vector<uint8_t> others(message.values.size(), 0xEE);
+    backend_.CopyFromHost(others.data(), rows);
+    return status;
+  }
+  // What is here once the ops are done, and whether it is good.
+  absl::Status Recv(int stage, int64_t bytes, std::vector<uint8_t>* values) {
+    values->assign(bytes, 0);
+    const Tensor rows = Rows(received_, bytes);
+    backend_.CopyFromHost(values->data(), rows);
+    absl::Status status = transport->Recv(stage, rows);
+    backend_.CopyToHost(rows, values->data());
+    return status.ok() ? transport->status() : status;
+  }
+  absl::Status Recv(int stage, const Message& expected) {
+    std::vector<uint8_t> values;
+    absl::Status status = Recv(stage, static_cast<int64_t>(expected.values.size()), &values);
+    if (status.ok() && values != expected.values) return absl::DataLossError("another message");
+    return status;
+  }
+  // Without waiting for what it has.
+  absl::Status Queue(int stage, int64_t bytes, int64_t offset) {
+    Tensor rows = Rows(received_, bytes);
+    rows.data = static_cast<char*>(received_.get()) + offset;
+    return transport->Recv(stage, rows);
+  }
+  std::vector<uint8_t> Queued(int64_t bytes, int64_t offset) {
+    std::vector<uint8_t> values(bytes);
+    Tensor rows = Rows(received_, bytes);
+    rows.data = static_cast<char*>(received_.get()) + offset;
+    backend_.CopyToHost(rows, values.data());
+    return values;
+  }
+
+  std::unique_ptr<Transport> transport;
+
+ private:
+  static Tensor Rows(const std::shared_ptr<void>& memory, int64_t bytes) {
+    return {memory.get(), DType::kU16, {bytes / 2}};
+  }
+
+  Backend& backend_;
+  const std::shared_ptr<void> to_send_, received_;
+};
 
 class TransportTest : public testing::TestWithParam<Kind> {
  public:
-  using Group = std::vector<std::unique_ptr<Transport>>;
+  using Group = std::vector<std::unique_ptr<End>>;
+
+  ~TransportTest() override { SetFakeNcclFaults({}); }
 
   // All stages are peers of each other.
   std::vector<std::unique_ptr<TransportSetup>> Setups(int stages) {
     std::vector<std::unique_ptr<TransportSetup>> setups;
     ++generation;
     for (int stage = 0; stage < stages; ++stage) {
-      std::vector<bool> peers(stages, true);
-      peers[stage] = false;
-      auto setup = Factory(stage).Setup(generation, stage, peers, kBytesMax);
+      std::vector<Edge> edges(stages, Edge{kBytesMax, kBytesMax});
+      edges[stage] = {};
+      auto setup = Factory(stage).Setup(generation, stage, edges, Device(stage));
       EXPECT_TRUE(setup.ok()) << setup.status();
       setups.push_back(*std::move(setup));
     }
@@ -90,14 +148,15 @@ class TransportTest : public testing::TestWithParam<Kind> {
   }
   Group Connect(int stages) {
     const auto setups = Setups(stages);
-    Group group(stages);
+    Group group;
+    for (int stage = 0; stage < stages; ++stage) group.push_back(std::make_unique<End>(Device(stage)));
     std::vector<std::thread> threads;
     for (int stage = 0; stage < stages; ++stage) {
       EXPECT_TRUE(setups[stage]->addresses()[stage].empty());
       threads.emplace_back([&, stage] {
         auto connected = setups[stage]->Connect(AddressesFor(setups, stage), kConnectSeconds);
         EXPECT_TRUE(connected.ok()) << connected.status();
-        if (connected.ok()) group[stage] = *std::move(connected);
+        if (connected.ok()) group[stage]->transport = *std::move(connected);
       });
     }
     for (std::thread& thread : threads) thread.join();
@@ -108,9 +167,14 @@ class TransportTest : public testing::TestWithParam<Kind> {
     while (static_cast<int>(factories.size()) <= stage) factories.push_back(GetParam().make(timeout_seconds));
     return *factories[stage];
   }
+  Backend& Device(int stage) {
+    while (static_cast<int>(devices.size()) <= stage) devices.push_back(GetParam().open_device());
+    return *devices[stage];
+  }
 
   uint64_t generation = 0;
   double timeout_seconds = 60;
+  std::vector<std::unique_ptr<Backend>> devices;             // one a stage
   std::vector<std::unique_ptr<TransportFactory>> factories;  // as in separate processes: one a stage
 };
 
@@ -120,13 +184,11 @@ TEST_P(TransportTest, MessagesOfManySizesArriveInOrder) {
   for (int i = 0; i < 300; ++i) sizes.push_back(2 + (i * 7919) % 3000 * 2);
   std::thread sender([&] {
     for (size_t i = 0; i < sizes.size(); ++i) {
-      Message message(sizes[i], static_cast<int>(i));
-      ASSERT_TRUE(group[0]->Send(1, message.tensor()).ok());
-      std::fill(message.values.begin(), message.values.end(), 0xEE);  // it may be changed once Send returns
+      ASSERT_EQ(group[0]->Send(1, Message(sizes[i], static_cast<int>(i))), absl::OkStatus());
     }
   });
   for (size_t i = 0; i < sizes.size(); ++i) {
-    EXPECT_EQ(RecvAndCompare(*group[1], 0, Message(sizes[i], static_cast<int>(i))), absl::OkStatus()) << i;
+    EXPECT_EQ(group[1]->Recv(0, Message(sizes[i], static_cast<int>(i))), absl::OkStatus()) << i;
   }
   sender.join();
 }
@@ -135,13 +197,24 @@ TEST_P(TransportTest, BothDirectionsAtOnce) {
   const Group group = Connect(2);
   const auto run = [&](int self) {
     for (int i = 0; i < 200; ++i) {
-      EXPECT_EQ(group[self]->Send(1 - self, Message(2000, 2 * i + self).tensor()), absl::OkStatus());
-      EXPECT_EQ(RecvAndCompare(*group[self], 1 - self, Message(2000, 2 * i + 1 - self)), absl::OkStatus());
+      EXPECT_EQ(group[self]->Send(1 - self, Message(2000, 2 * i + self)), absl::OkStatus());
+      EXPECT_EQ(group[self]->Recv(1 - self, Message(2000, 2 * i + 1 - self)), absl::OkStatus());
     }
   };
   std::thread other([&] { run(1); });
   run(0);
   other.join();
+}
+
+// What one thread queues without waiting is there in the end, in order.
+TEST_P(TransportTest, MessagesMayBeQueuedAhead) {
+  const Group group = Connect(2);
+  for (int i = 0; i < Transport::kAheadSends; ++i) EXPECT_EQ(group[0]->Send(1, Message(20000, i)), absl::OkStatus());
+  for (int i = 0; i < Transport::kAheadSends; ++i) EXPECT_EQ(group[1]->Queue(0, 20000, i * 32768), absl::OkStatus());
+  for (int i = 0; i < Transport::kAheadSends; ++i) {
+    EXPECT_EQ(group[1]->Queued(20000, i * 32768), Message(20000, i).values) << i;
+  }
+  EXPECT_EQ(group[1]->transport->status(), absl::OkStatus());
 }
 
 // The boundary stage sends rows to every later stage, and each stage hidden rows to the next.
@@ -154,14 +227,14 @@ TEST_P(TransportTest, FanOutToSeveralPeers) {
       for (int step = 0; step < kSteps; ++step) {
         const Message hidden(6000, 3 * step), compressed(400, 3 * step + 1);
         if (stage > 0) {
-          EXPECT_EQ(RecvAndCompare(*group[stage], stage - 1, hidden), absl::OkStatus());
-          EXPECT_EQ(RecvAndCompare(*group[stage], 0, compressed), absl::OkStatus());
+          EXPECT_EQ(group[stage]->Recv(stage - 1, hidden), absl::OkStatus());
+          EXPECT_EQ(group[stage]->Recv(0, compressed), absl::OkStatus());
         }
         if (stage + 1 < kStages) {
-          EXPECT_EQ(group[stage]->Send(stage + 1, hidden.tensor()), absl::OkStatus());
+          EXPECT_EQ(group[stage]->Send(stage + 1, hidden), absl::OkStatus());
         }
         for (int to = 1; stage == 0 && to < kStages; ++to) {
-          EXPECT_EQ(group[0]->Send(to, compressed.tensor()), absl::OkStatus());
+          EXPECT_EQ(group[0]->Send(to, compressed), absl::OkStatus());
         }
       }
     });
@@ -172,17 +245,17 @@ TEST_P(TransportTest, FanOutToSeveralPeers) {
 TEST_P(TransportTest, SenderMayBeSomeMessagesAhead) {
   const Group group = Connect(2);
   for (int i = 0; i < Transport::kAheadSends; ++i) {
-    EXPECT_EQ(group[0]->Send(1, Message(100000, i).tensor()), absl::OkStatus()) << "nobody receives yet";
+    EXPECT_EQ(group[0]->Send(1, Message(100000, i)), absl::OkStatus()) << "nobody receives yet";
   }
   std::promise<void> sent;
   std::thread sender([&] {
-    EXPECT_EQ(group[0]->Send(1, Message(100000, Transport::kAheadSends).tensor()), absl::OkStatus());
+    EXPECT_EQ(group[0]->Send(1, Message(100000, Transport::kAheadSends)), absl::OkStatus());
     sent.set_value();
   });
   std::future<void> done = sent.get_future();
   EXPECT_EQ(done.wait_for(milliseconds(50)), std::future_status::timeout) << "no buffer is free";
   for (int i = 0; i <= Transport::kAheadSends; ++i) {
-    EXPECT_EQ(RecvAndCompare(*group[1], 0, Message(100000, i)), absl::OkStatus());
+    EXPECT_EQ(group[1]->Recv(0, Message(100000, i)), absl::OkStatus());
   }
   done.get();
   sender.join();
@@ -192,17 +265,19 @@ TEST_P(TransportTest, AnotherSizeIsAnError) {
   if (!GetParam().tells_sizes) timeout_seconds = 0.2;
   for (const int64_t sent : {100, 300}) {
     const Group group = Connect(2);
-    EXPECT_EQ(group[0]->Send(1, Message(sent, 0).tensor()), absl::OkStatus());
-    Inbox inbox(200);
-    const absl::Status status = group[1]->Recv(0, inbox.tensor());
+    EXPECT_EQ(group[0]->Send(1, Message(sent, 0)), absl::OkStatus());
+    std::vector<uint8_t> inbox;
+    const absl::Status status = group[1]->Recv(0, 200, &inbox);
     if (GetParam().tells_sizes) {
       EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
       EXPECT_THAT(std::string(status.message()), HasSubstr("expected 200"));
     } else {
       EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
     }
-    EXPECT_EQ(inbox.values, std::vector<uint8_t>(200)) << "nothing is written";
-    EXPECT_FALSE(group[1]->Recv(0, inbox.tensor()).ok()) << "errors are final";
+    if (!GetParam().late) {
+      EXPECT_EQ(inbox, std::vector<uint8_t>(200)) << "nothing is written";
+    }
+    EXPECT_FALSE(group[1]->Recv(0, 200, &inbox).ok()) << "errors are final";
   }
 }
 
@@ -210,62 +285,65 @@ TEST_P(TransportTest, AbortUnblocksRecv) {
   const Group group = Connect(2);
   std::thread aborter([&] {
     std::this_thread::sleep_for(milliseconds(20));  // usually Recv has begun; if not, it must fail too
-    group[1]->Abort();
+    group[1]->transport->Abort();
   });
-  Inbox inbox(200);
-  EXPECT_EQ(group[1]->Recv(0, inbox.tensor()).code(), absl::StatusCode::kUnavailable);
+  std::vector<uint8_t> inbox;
+  EXPECT_EQ(group[1]->Recv(0, 200, &inbox).code(), absl::StatusCode::kUnavailable);
   aborter.join();
-  EXPECT_EQ(group[1]->Recv(0, inbox.tensor()).code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(group[1]->Send(0, Message(200, 0).tensor()).code(), absl::StatusCode::kUnavailable);
-  group[1]->Abort();  // as often as one likes
+  EXPECT_EQ(group[1]->Recv(0, 200, &inbox).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(group[1]->Send(0, Message(200, 0)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(group[1]->transport->status().code(), absl::StatusCode::kUnavailable);
+  group[1]->transport->Abort();  // as often as one likes
 }
 
 TEST_P(TransportTest, AbortBeforeAndAfterRecv) {
   const Group group = Connect(2);
-  group[1]->Abort();
-  Inbox inbox(200);
-  EXPECT_EQ(group[1]->Recv(0, inbox.tensor()).code(), absl::StatusCode::kUnavailable);
-  group[1]->Abort();
+  group[1]->transport->Abort();
+  std::vector<uint8_t> inbox;
+  EXPECT_EQ(group[1]->Recv(0, 200, &inbox).code(), absl::StatusCode::kUnavailable);
+  group[1]->transport->Abort();
 }
 
 TEST_P(TransportTest, AbortUnblocksSend) {
   const Group group = Connect(2);
   std::thread aborter([&] {
     std::this_thread::sleep_for(milliseconds(20));
-    group[0]->Abort();
+    group[0]->transport->Abort();
   });
   absl::Status status;
   for (int i = 0; i <= Transport::kAheadSends && status.ok(); ++i) {
-    status = group[0]->Send(1, Message(kBytesMax, i).tensor());
+    status = group[0]->Send(1, Message(kBytesMax, i));
   }
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   aborter.join();
-  EXPECT_FALSE(group[0]->Send(1, Message(200, 0).tensor()).ok());
+  EXPECT_FALSE(group[0]->Send(1, Message(200, 0)).ok());
 }
 
-// Once one end has failed, its peers fail too, without a time-out.
+// Once one end has failed, its peers fail too; most without a time-out.
 TEST_P(TransportTest, AbortReachesThePeer) {
+  if (!GetParam().tells_losses) timeout_seconds = 0.2;
   const Group group = Connect(2);
-  group[0]->Abort();
-  EXPECT_FALSE(group[0]->Send(1, Message(200, 0).tensor()).ok());
-  Inbox inbox(200);
-  EXPECT_EQ(group[1]->Recv(0, inbox.tensor()).code(), absl::StatusCode::kUnavailable);
+  group[0]->transport->Abort();
+  EXPECT_FALSE(group[0]->Send(1, Message(200, 0)).ok());
+  std::vector<uint8_t> inbox;
+  EXPECT_EQ(group[1]->Recv(0, 200, &inbox).code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_P(TransportTest, ALostPeerIsAnError) {
+  if (!GetParam().tells_losses) timeout_seconds = 0.2;
   for (const bool waiting : {true, false}) {
     Group group = Connect(3);
     std::thread receiver([&] {
       if (!waiting) return;
-      Inbox inbox(200);
-      EXPECT_EQ(group[1]->Recv(0, inbox.tensor()).code(), absl::StatusCode::kUnavailable);
+      std::vector<uint8_t> inbox;
+      EXPECT_EQ(group[1]->Recv(0, 200, &inbox).code(), absl::StatusCode::kUnavailable);
     });
     if (waiting) std::this_thread::sleep_for(milliseconds(20));
     group[0].reset();
     receiver.join();
     absl::Status status;  // one or more sends may be taken before the loss is seen
     for (int i = 0; i < 2 * Transport::kAheadSends && status.ok(); ++i) {
-      status = group[1]->Send(0, Message(200, i).tensor());
+      status = group[1]->Send(0, Message(200, i));
     }
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   }
@@ -337,39 +415,168 @@ TEST_P(TransportTest, GroupsFormAgainAndLeaveNoThreads) {
   const int before = Threads();
   for (int generation = 0; generation < 10; ++generation) {
     Group group = Connect(3);
-    EXPECT_EQ(group[0]->Send(2, Message(200, generation).tensor()), absl::OkStatus());
-    EXPECT_EQ(RecvAndCompare(*group[2], 0, Message(200, generation)), absl::OkStatus());
-    EXPECT_EQ(group[0]->Send(2, Message(200, 1).tensor()), absl::OkStatus()) << "never received";
-    group[generation % 3]->Abort();
+    EXPECT_EQ(group[0]->Send(2, Message(200, generation)), absl::OkStatus());
+    EXPECT_EQ(group[2]->Recv(0, Message(200, generation)), absl::OkStatus());
+    EXPECT_EQ(group[0]->Send(2, Message(200, 1)), absl::OkStatus()) << "never received";
+    group[generation % 3]->transport->Abort();
   }
+  EXPECT_EQ(LiveFakeNcclComms(), 0);
   factories.clear();
   EXPECT_EQ(Threads(), before);
 }
 
-INSTANTIATE_TEST_SUITE_P(Local, TransportTest,
-                         testing::Values(Kind{"local", [](double) { return MakeLocalTransportFactory(); }, true}),
+std::unique_ptr<TransportFactory> Local(double /*timeout_seconds*/) { return MakeLocalTransportFactory(); }
+std::unique_ptr<TransportFactory> GlooByNumber(double timeout_seconds) { return Gloo("127.0.0.1", timeout_seconds); }
+std::unique_ptr<TransportFactory> GlooByName(double timeout_seconds) { return Gloo("localhost", timeout_seconds); }
+std::unique_ptr<TransportFactory> Nccl(double timeout_seconds) {
+  return MakeNcclTransportFactory(FakeNccl(), timeout_seconds);
+}
+
+const Kind kKinds[] = {
+    {.name = "local_cpu", .make = Local, .open_device = Cpu, .tells_sizes = true},
+    {.name = "local_fake", .make = Local, .open_device = Fake, .tells_sizes = true},
+    {.name = "local_emulated", .make = Local, .open_device = Emulated, .tells_sizes = true},
+    {.name = "gloo_number", .make = GlooByNumber, .open_device = Cpu},
+    {.name = "gloo_name", .make = GlooByName, .open_device = Cpu},
+    {.name = "gloo_emulated", .make = GlooByNumber, .open_device = Emulated},
+    {.name = "nccl_emulated", .make = Nccl, .open_device = Emulated, .tells_losses = false, .late = true},
+};
+INSTANTIATE_TEST_SUITE_P(All, TransportTest, testing::ValuesIn(kKinds),
                          [](const auto& info) { return info.param.name; });
-INSTANTIATE_TEST_SUITE_P(Gloo, TransportTest,
-                         testing::Values(Kind{"ipv4", [](double timeout) { return Gloo("127.0.0.1", timeout); }, false},
-                                         Kind{"name", [](double timeout) { return Gloo("localhost", timeout); },
-                                              false}),
-                         [](const auto& info) { return info.param.name; });
+
+// A pair of stages, of which the first sends to the second.
+struct Pair {
+  explicit Pair(TransportFactory& factory, std::unique_ptr<Backend> (*open_device)() = Cpu)
+      : devices{open_device(), open_device()}, ends{End(*devices[0]), End(*devices[1])} {
+    setups[0] = *factory.Setup(1, 0, {{}, {kBytesMax, 0}}, *devices[0]);
+    setups[1] = *factory.Setup(1, 1, {{0, kBytesMax}, {}}, *devices[1]);
+  }
+  // Of the sender, and of the receiver.
+  std::pair<absl::Status, absl::Status> Connect(double seconds = kConnectSeconds) {
+    absl::Status statuses[2];
+    const auto connect = [&](int self) {
+      const int other = 1 - self;
+      std::vector<std::string> addresses(2);
+      addresses[other] = setups[other]->addresses()[self];
+      auto transport = setups[self]->Connect(addresses, seconds);
+      statuses[self] = transport.status();
+      if (transport.ok()) ends[self].transport = *std::move(transport);
+    };
+    std::thread other([&] { connect(1); });
+    connect(0);
+    other.join();
+    return {statuses[0], statuses[1]};
+  }
+
+  std::unique_ptr<Backend> devices[2];
+  End ends[2];
+  std::unique_ptr<TransportSetup> setups[2];
+};
+
+class NcclTransportTest : public testing::Test {
+ public:
+  ~NcclTransportTest() override { SetFakeNcclFaults({}); }
+};
+
+TEST_F(NcclTransportTest, OneCommunicatorADirection) {
+  const auto factory = Nccl(60);
+  Pair pair(*factory, Emulated);
+  EXPECT_EQ(pair.setups[0]->addresses(), std::vector<std::string>(2)) << "the receiver names it";
+  EXPECT_EQ(pair.setups[1]->addresses()[0].size(), 128u);
+  EXPECT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  EXPECT_EQ(LiveFakeNcclComms(), 2) << "of two ranks";
+  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.ends[1].Recv(0, Message(200, 1)), absl::OkStatus());
+  pair.ends[0].transport.reset();
+  EXPECT_EQ(LiveFakeNcclComms(), 1);
+}
+
+TEST_F(NcclTransportTest, TransfersThatHangTimeOut) {
+  const auto factory = Nccl(0.1);
+  Pair pair(*factory, Emulated);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  SetFakeNcclFaults({.loses_transfers = true});
+  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
+  const absl::Status received = pair.ends[1].Recv(0, Message(200, 1));
+  EXPECT_EQ(received.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(received.message()), HasSubstr("from stage 0 has made no progress for 0.1 s"));
+  absl::Status sent;
+  for (int i = 0; i <= Transport::kAheadSends && sent.ok(); ++i) sent = pair.ends[0].Send(1, Message(200, i));
+  EXPECT_THAT(std::string(sent.message()), HasSubstr("to stage 1 has made no progress for 0.1 s"));
+  EXPECT_EQ(pair.ends[0].transport->status(), sent) << "the first error stays";
+}
+
+TEST_F(NcclTransportTest, ErrorsOfTheLibraryAreFound) {
+  const auto factory = Nccl(60);
+  Pair pair(*factory, Emulated);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  SetFakeNcclFaults({.async_error = 6});
+  const absl::Status received = pair.ends[1].Recv(0, Message(200, 1));
+  EXPECT_EQ(received.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(received.message()), HasSubstr("some error (what went wrong)"));
+  while (pair.ends[0].transport->status().ok()) std::this_thread::sleep_for(milliseconds(1));  // nobody calls
+  EXPECT_THAT(std::string(pair.ends[0].transport->status().message()), HasSubstr("to stage 1: some error"));
+}
+
+TEST_F(NcclTransportTest, StagesThatShareAGpuAreToldWhatToDo) {
+  SetFakeNcclFaults({.init_error = kNcclInvalidUsage});
+  const auto factory = Nccl(60);
+  Pair pair(*factory, Emulated);
+  const auto [sender, receiver] = pair.Connect();
+  for (const absl::Status& status : {sender, receiver}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("one stage a GPU"));
+  }
+}
+
+TEST_F(NcclTransportTest, CommunicatorsThatAreNeverMadeTimeOut) {
+  SetFakeNcclFaults({.never_connects = true});
+  const auto factory = Nccl(60);
+  Pair pair(*factory, Emulated);
+  const auto [sender, receiver] = pair.Connect(0.1);
+  EXPECT_THAT(std::string(sender.message()), HasSubstr("did not connect to stage 1 within 0.1 s"));
+  EXPECT_THAT(std::string(receiver.message()), HasSubstr("did not connect from stage 0 within 0.1 s"));
+}
+
+// The ways are warm before the first Step: a transfer that does not come through is an error of Connect.
+TEST_F(NcclTransportTest, EdgesAreWarmedWhenTheGroupForms) {
+  SetFakeNcclFaults({.loses_transfers = true});
+  const auto factory = Nccl(60);
+  Pair pair(*factory, Emulated);
+  const auto [sender, receiver] = pair.Connect(0.2);
+  EXPECT_THAT(std::string(sender.message()), HasSubstr("nothing came through to stage 1 within 0.2 s"));
+  EXPECT_THAT(std::string(receiver.message()), HasSubstr("nothing came through from stage 0 within 0.2 s"));
+}
+
+TEST_F(NcclTransportTest, AMissingLibraryIsNamed) {
+  const auto factory = MakeNcclTransportFactory(10);
+  if (factory.ok()) GTEST_SKIP() << "this machine has NCCL";
+  EXPECT_EQ(factory.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(factory.status().message()), HasSubstr("libnccl.so.2"));
+}
+
+// Rings are taken before anybody waits for the group.
+TEST(LocalTransport, NoMemoryIsAnErrorOfSetup) {
+  FakeDevice device(MakeCpuBackend(1));
+  device.set_allocations_left(0);
+  const auto factory = MakeLocalTransportFactory();
+  EXPECT_EQ(factory->Setup(1, 0, {{}, {kBytesMax, 0}}, device).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
 
 TEST(GlooTransport, Ipv6) {
   const auto factory = MakeGlooTransportFactory("::1", 10);
   if (!factory.ok()) GTEST_SKIP() << "this machine has no IPv6: " << factory.status();
-  const auto a = *(*factory)->Setup(1, 0, {false, true}, 1000), b = *(*factory)->Setup(1, 1, {true, false}, 1000);
-  std::unique_ptr<Transport> other;
-  std::thread connect([&] { other = *b->Connect({a->addresses()[1], ""}, kConnectSeconds); });
-  const std::unique_ptr<Transport> transport = *a->Connect({"", b->addresses()[0]}, kConnectSeconds);
-  connect.join();
-  EXPECT_EQ(transport->Send(1, Message(200, 1).tensor()), absl::OkStatus());
-  EXPECT_EQ(RecvAndCompare(*other, 0, Message(200, 1)), absl::OkStatus());
+  Pair pair(**factory);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.ends[1].Recv(0, Message(200, 1)), absl::OkStatus());
 }
 
 TEST(GlooTransport, AnotherGenerationIsNoPeer) {
   const auto factory = Gloo("127.0.0.1", 10);
-  const auto a = *factory->Setup(1, 0, {false, true}, 1000), b = *factory->Setup(2, 1, {true, false}, 1000);
+  const std::unique_ptr<Backend> device = Cpu();
+  const auto a = *factory->Setup(1, 0, {{}, {1000, 0}}, *device), b = *factory->Setup(2, 1, {{0, 1000}, {}}, *device);
   absl::Status other;
   std::thread connect([&] { other = b->Connect({a->addresses()[1], ""}, kConnectSeconds).status(); });
   const absl::Status status = a->Connect({"", b->addresses()[0]}, kConnectSeconds).status();
@@ -380,16 +587,11 @@ TEST(GlooTransport, AnotherGenerationIsNoPeer) {
 
 TEST(GlooTransport, SilentPeerTimesOut) {
   const auto factory = Gloo("127.0.0.1", 0.1);
-  auto a = *factory->Setup(1, 0, {false, true}, 1000);
-  auto b = *factory->Setup(1, 1, {true, false}, 1000);
-  std::unique_ptr<Transport> other;
-  std::thread connect([&] { other = *b->Connect({a->addresses()[1], ""}, kConnectSeconds); });
-  const std::unique_ptr<Transport> transport = *a->Connect({"", b->addresses()[0]}, kConnectSeconds);
-  connect.join();
-  Inbox inbox(100);
-  const absl::Status status = transport->Recv(1, inbox.tensor());
+  Pair pair(*factory);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  const absl::Status status = pair.ends[1].Recv(0, Message(100, 0));
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("stage 1"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("stage 0"));
 }
 
 TEST(GlooTransport, AddressesAreChecked) {
