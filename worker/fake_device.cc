@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -96,6 +97,55 @@ class FakeDevice::Memory {
   std::map<int64_t, std::vector<char*>> free_;  // by size
 };
 
+class FakeDevice::Progress : public std::enable_shared_from_this<Progress> {
+ public:
+  std::shared_ptr<const Mark> Record() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++recorded_;
+    if (!held_) reached_ = recorded_;
+    return std::make_shared<HeldMark>(shared_from_this(), recorded_);
+  }
+  void Hold(bool held) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    held_ = held;
+    if (!held) reached_ = recorded_;
+    changed_.notify_all();
+  }
+  void Fail(absl::Status fault) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    fault_ = std::move(fault);
+  }
+  absl::Status fault() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return fault_;
+  }
+
+ private:
+  class HeldMark : public Mark {
+   public:
+    HeldMark(std::shared_ptr<Progress> progress, int64_t number) : progress_(std::move(progress)), number_(number) {}
+    bool reached() const override {
+      const std::lock_guard<std::mutex> lock(progress_->mutex_);
+      return number_ <= progress_->reached_;
+    }
+    void Wait() const override {
+      std::unique_lock<std::mutex> lock(progress_->mutex_);
+      progress_->changed_.wait(lock, [this] { return number_ <= progress_->reached_; });
+    }
+
+   private:
+    const std::shared_ptr<Progress> progress_;
+    const int64_t number_;
+  };
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool held_ = false;
+  int64_t recorded_ = 0;
+  int64_t reached_ = 0;
+  absl::Status fault_;
+};
+
 // One op: turns its tensors into what the inner back end can read, activations into fp32, and rounds these at the end.
 class FakeDevice::Op {
  public:
@@ -161,7 +211,11 @@ class FakeDevice::Op {
 };
 
 FakeDevice::FakeDevice(Backend& inner, DType activations)
-    : inner_(inner), activations_(activations), memory_(std::make_shared<Memory>()) {
+    : inner_(inner),
+      activations_(activations),
+      memory_(std::make_shared<Memory>()),
+      progress_(std::make_shared<Progress>()),
+      queue_(progress_) {
   GF_CHECK(inner.reads_host_memory() && inner.activation_dtype() == DType::kF32);
 }
 
@@ -213,6 +267,11 @@ void FakeDevice::Copy(ConstTensor from, Tensor to) {
   inner_.Copy(op.Raw(from), op.Raw(to));
 }
 
+void FakeDevice::HoldMarks(bool held) { progress_->Hold(held); }
+void FakeDevice::Fail(absl::Status fault) { progress_->Fail(std::move(fault)); }
+absl::Status FakeDevice::status() const { return progress_->fault(); }
+
+std::shared_ptr<const Mark> FakeDevice::FakeQueue::Record() { return progress_->Record(); }
 void FakeDevice::FakeQueue::Copy(const void* from, void* to, int64_t bytes) {
   HostQueue::Copy(Memory::BehindAny(from, bytes), Memory::BehindAny(to, bytes), bytes);
 }

@@ -110,7 +110,7 @@ class GlooTransport : public Transport {
     Channel& channel = Peer(stage);
     GF_CHECK(bytes > 0 && bytes <= channel.edge.send_bytes_max)
         << bytes << " bytes, the limit is " << channel.edge.send_bytes_max;
-    GF_RETURN_IF_ERROR(status());
+    if (absl::Status ended = status(); !ended.ok()) return Finish(std::move(ended));
     return Finish(Catch(absl::StrCat("send to stage ", stage), [&]() -> absl::Status {
       const int64_t slot = channel.sent % kAheadSends;
       gloo::transport::UnboundBuffer& buffer = *channel.sends[slot];
@@ -130,7 +130,7 @@ class GlooTransport : public Transport {
     Channel& channel = Peer(stage);
     GF_CHECK(bytes > 0 && bytes <= channel.edge.receive_bytes_max)
         << bytes << " bytes, the limit is " << channel.edge.receive_bytes_max;
-    GF_RETURN_IF_ERROR(status());
+    if (absl::Status ended = status(); !ended.ok()) return Finish(std::move(ended));
     const int64_t slot = channel.received % kReceives;
     void* place = rows.data;
     if (!backend_.reads_host_memory()) {
