@@ -844,9 +844,9 @@ TEST_P(NodeTest, BadFormsAreRefused) {
 
 TEST_P(NodeTest, BadConnectsAreRefused) {
   StartAll(1);
-  for (const std::vector<std::string>& addresses : {std::vector<std::string>{}, {"", "", ""}, {"nowhere", ""}}) {
+  for (const std::vector<std::string>& addresses : {std::vector<std::string>{}, {"", "", ""}, {"", "nowhere"}}) {
     ++generation;
-    workers[0].node->Received(FormMessage(1, {0, 2}));
+    workers[0].node->Received(FormMessage(0, {0, 2}));
     workers[0].mailbox->Await(FromWorker::kJoined);
     ToWorker message;
     message.mutable_connect()->set_generation(generation);

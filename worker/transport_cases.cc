@@ -43,10 +43,15 @@ TEST_P(TransportTest, BothDirectionsAtOnce) {
 
 // What one thread queues without waiting is there in the end, in order.
 TEST_P(TransportTest, MessagesMayBeQueuedAhead) {
+  constexpr int kMessages = 3 * Transport::kAheadSends;
   const Group group = Connect(2);
-  for (int i = 0; i < Transport::kAheadSends; ++i) EXPECT_EQ(group[0]->Send(1, Message(20000, i)), absl::OkStatus());
-  for (int i = 0; i < Transport::kAheadSends; ++i) EXPECT_EQ(group[1]->Queue(0, 20000, i * 32768), absl::OkStatus());
-  for (int i = 0; i < Transport::kAheadSends; ++i) {
+  for (int i = 0; i < kMessages; ++i) {
+    EXPECT_EQ(group[0]->Send(1, Message(20000, i)), absl::OkStatus());
+    EXPECT_EQ(group[1]->Queue(0, 20000, i * 32768), absl::OkStatus());
+  }
+  // The sender is done with all of it before the receiver looks at any.
+  EXPECT_EQ(Device(0).Synchronize(), absl::OkStatus());
+  for (int i = 0; i < kMessages; ++i) {
     EXPECT_EQ(group[1]->Queued(20000, i * 32768), Message(20000, i).values) << i;
   }
   EXPECT_EQ(group[1]->transport->status(), absl::OkStatus());

@@ -136,6 +136,18 @@ TEST_F(NcclTransportTest, AMissingLibraryIsNamed) {
   EXPECT_THAT(std::string(factory.status().message()), HasSubstr("libnccl.so.2"));
 }
 
+// The sender goes, and then the receiver, before the device has read what was received.
+TEST(LocalTransport, RingsStayUntilTheyAreRead) {
+  const auto factory = MakeLocalTransportFactory();
+  StagePair pair(*factory, Emulated);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  for (std::unique_ptr<TransportSetup>& setup : pair.setups) setup.reset();
+  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.ends[1].Queue(0, 200, 0), absl::OkStatus());
+  for (End& end : pair.ends) end.transport.reset();
+  EXPECT_EQ(pair.ends[1].Queued(200, 0), Message(200, 1).values);
+}
+
 // Rings are taken before anybody waits for the group.
 TEST(LocalTransport, NoMemoryIsAnErrorOfSetup) {
   FakeDevice device(MakeCpuBackend(1));
