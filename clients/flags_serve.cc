@@ -171,6 +171,12 @@ void AddWorker(CLI::App& app, WorkerOptions& options) {
                   "own certificate, PEM, if the coordinator asks for one")
       ->type_name("FILE");
   command.add_option("--cluster-client-key", options.tls.key, "its key, PEM")->type_name("FILE");
+  command
+      .add_option("--transport", options.transport,
+                  "what rows go over between workers, all of a group by the same: gloo (TCP); nccl (between GPUs, one "
+                  "worker each); auto: nccl if the device is CUDA and NCCL can be had, else gloo")
+      ->check(CLI::IsMember({"auto", "gloo", "nccl"}))
+      ->capture_default_str();
   AddSeconds(command, "--transport-timeout", options.transport_timeout_seconds,
              "a transfer between workers without progress is given up");
   AddSeconds(command, "--shutdown-timeout", options.shutdown_timeout_seconds,

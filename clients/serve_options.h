@@ -62,6 +62,7 @@ struct WorkerOptions {
   int64_t memory_bytes = 0;                // --memory; 0: what the device has
   std::string gold_tier = "auto";          // --gold-tier
   TlsFiles tls;                            // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
+  std::string transport = "auto";          // --transport: gloo, nccl; auto: nccl if the device is CUDA and NCCL is there
   double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress
   double shutdown_timeout_seconds = 10;    // --shutdown-timeout: for the group to end when SIGTERM comes
 };

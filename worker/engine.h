@@ -62,7 +62,7 @@ class Engine {
 
  private:
   Engine() = default;
-  absl::Span<const float> HostLogits(ConstTensor logits);
+  absl::StatusOr<absl::Span<const float>> HostLogits(ConstTensor logits);
 
   EngineOptions options_;
   ModelConfig config_;

@@ -3,8 +3,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -19,8 +21,15 @@ namespace goldfinch {
 // `memory_` as they do from `addresses_`.
 class FakeDevice::Memory {
  public:
-  Memory() : addresses_(Map(PROT_NONE)), memory_(Map(PROT_READ | PROT_WRITE)) {}
+  Memory() : addresses_(Map(PROT_NONE)), memory_(Map(PROT_READ | PROT_WRITE)) {
+    const std::lock_guard<std::mutex> lock(AllMutex());
+    All().push_back(this);
+  }
   ~Memory() {
+    {
+      const std::lock_guard<std::mutex> lock(AllMutex());
+      std::erase(All(), this);
+    }
     munmap(addresses_, kBytes);
     munmap(memory_, kBytes);
   }
@@ -50,6 +59,14 @@ class FakeDevice::Memory {
     GF_CHECK(offset >= 0 && offset + bytes <= used_) << "a tensor outside the device's memory";
     return memory_ + offset;
   }
+  // What is behind an address of any fake device; others are the host's.
+  static char* BehindAny(const void* address, int64_t bytes) {
+    const std::lock_guard<std::mutex> lock(AllMutex());
+    for (const Memory* memory : All()) {
+      if (memory->Touches(address, bytes)) return memory->Behind(address, bytes);
+    }
+    return static_cast<char*>(const_cast<void*>(address));
+  }
   bool Touches(const void* data, int64_t bytes) const {
     const char* begin = static_cast<const char*>(data);
     return begin < addresses_ + kBytes && begin + bytes > addresses_;
@@ -59,6 +76,14 @@ class FakeDevice::Memory {
   static constexpr int64_t kBytes = int64_t{1} << 34;
   static constexpr int64_t kPage = 4096;
 
+  static std::mutex& AllMutex() {
+    static auto& mutex = *new std::mutex;
+    return mutex;
+  }
+  static std::vector<Memory*>& All() {
+    static auto& all = *new std::vector<Memory*>;
+    return all;
+  }
   static int64_t Rounded(int64_t bytes) { return (std::max<int64_t>(bytes, 1) + kPage - 1) / kPage * kPage; }
   static char* Map(int access) {
     void* base = mmap(nullptr, kBytes, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -70,6 +95,55 @@ class FakeDevice::Memory {
   char* const memory_;
   int64_t used_ = 0;
   std::map<int64_t, std::vector<char*>> free_;  // by size
+};
+
+class FakeDevice::Progress : public std::enable_shared_from_this<Progress> {
+ public:
+  std::shared_ptr<const Mark> Record() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++recorded_;
+    if (!held_) reached_ = recorded_;
+    return std::make_shared<HeldMark>(shared_from_this(), recorded_);
+  }
+  void Hold(bool held) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    held_ = held;
+    if (!held) reached_ = recorded_;
+    changed_.notify_all();
+  }
+  void Fail(absl::Status fault) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    fault_ = std::move(fault);
+  }
+  absl::Status fault() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return fault_;
+  }
+
+ private:
+  class HeldMark : public Mark {
+   public:
+    HeldMark(std::shared_ptr<Progress> progress, int64_t number) : progress_(std::move(progress)), number_(number) {}
+    bool reached() const override {
+      const std::lock_guard<std::mutex> lock(progress_->mutex_);
+      return number_ <= progress_->reached_;
+    }
+    void Wait() const override {
+      std::unique_lock<std::mutex> lock(progress_->mutex_);
+      progress_->changed_.wait(lock, [this] { return number_ <= progress_->reached_; });
+    }
+
+   private:
+    const std::shared_ptr<Progress> progress_;
+    const int64_t number_;
+  };
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool held_ = false;
+  int64_t recorded_ = 0;
+  int64_t reached_ = 0;
+  absl::Status fault_;
 };
 
 // One op: turns its tensors into what the inner back end can read, activations into fp32, and rounds these at the end.
@@ -146,7 +220,11 @@ class FakeDevice::Op {
 };
 
 FakeDevice::FakeDevice(Backend& inner, DType activations)
-    : inner_(inner), activations_(activations), memory_(std::make_shared<Memory>()) {
+    : inner_(inner),
+      activations_(activations),
+      memory_(std::make_shared<Memory>()),
+      progress_(std::make_shared<Progress>()),
+      queue_(progress_) {
   GF_CHECK(inner.reads_host_memory() && inner.activation_dtype() == DType::kF32);
 }
 
@@ -196,6 +274,15 @@ void FakeDevice::Copy(ConstTensor from, Tensor to) {
   checks::Copy(from, to);
   Op op(*this);
   inner_.Copy(op.Raw(from), op.Raw(to));
+}
+
+void FakeDevice::HoldMarks(bool held) { progress_->Hold(held); }
+void FakeDevice::Fail(absl::Status fault) { progress_->Fail(std::move(fault)); }
+absl::Status FakeDevice::status() const { return progress_->fault(); }
+
+std::shared_ptr<const Mark> FakeDevice::FakeQueue::Record() { return progress_->Record(); }
+void FakeDevice::FakeQueue::Copy(const void* from, void* to, int64_t bytes) {
+  HostQueue::Copy(Memory::BehindAny(from, bytes), Memory::BehindAny(to, bytes), bytes);
 }
 
 void FakeDevice::Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {

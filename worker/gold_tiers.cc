@@ -228,7 +228,12 @@ void GoldTiers::Prepare(RowSpans spans) {
     Choose(sequences_[span.slot]);
     Grow(sequences_[span.slot]);
   }
-  Derive(spans);
+  // Not before all have what they get: one may have dropped another.
+  for (const RowSpan& span : spans) {
+    Sequence& sequence = sequences_[span.slot];
+    sequence.derive_from = sequence.kept;
+    if (sequence.tier != GoldTier::kCompressed) sequence.kept = sequence.end;
+  }
 }
 
 RowSpan GoldTiers::Kept(RowSpan span, GoldTier tier, int layer) const {
@@ -245,10 +250,10 @@ void GoldTiers::Derive(RowSpans spans) {
       int64_t row = 0;
       for (RowSpan span : spans) {
         const Sequence& sequence = sequences_[span.slot];
-        if (sequence.tier != tier || sequence.kept == sequence.end) continue;
+        if (sequence.tier != tier || sequence.derive_from == sequence.end) continue;
         span.row_begin = static_cast<int32_t>(row);
-        span.row_count = static_cast<int32_t>(sequence.end - sequence.kept);
-        span.position = sequence.kept;
+        span.row_count = static_cast<int32_t>(sequence.end - sequence.derive_from);
+        span.position = sequence.derive_from;
         spans_.push_back(Kept(span, tier, layer));
         row += span.row_count;
       }
@@ -259,10 +264,6 @@ void GoldTiers::Derive(RowSpans spans) {
         backend_.GoldKeysValues(spans_, stage_.shared, stage_.layers[layer], stage_.cache, stage_.head_size, kv_);
       }
     }
-  }
-  for (const RowSpan& span : spans) {
-    Sequence& sequence = sequences_[span.slot];
-    if (sequence.tier != GoldTier::kCompressed) sequence.kept = sequence.end;
   }
 }
 

@@ -60,9 +60,12 @@ class GoldTiers {
   void Fork(int slot, int copy);
   void Close(int slot);
 
-  // The spans are the next that Attend gets, all in one call: all positions up to their ends are in the cache. Chooses
-  // tiers and derives what they lack. Never fails: with no memory a sequence is at T0.
+  // The spans are the next that Derive and Attend get, all in one call. Chooses tiers. Never fails: with no memory a
+  // sequence is at T0.
   void Prepare(RowSpans spans);
+  // What the tiers of the spans of the last Prepare lack: ops alone, which may be called again (Backend::Step). All
+  // positions up to the spans' ends are in the cache.
+  void Derive(RowSpans spans);
   // GOLD attention with layer `layer` of the stage, as Backend::GoldAttention: each sequence by its tier. Takes two
   // tensors like q from the workspace for the time of the call.
   void Attend(ConstTensor q,  // [rows, D] act
@@ -85,7 +88,8 @@ class GoldTiers {
     // What it may take as soon as it fits: tiers above only if there is plenty.
     GoldTier settled = GoldTier::kCompressed;
     int64_t end = 0;                             // positions that have been attended to, the call at hand included
-    int64_t kept = 0;                            // positions [0, kept) are derived
+    int64_t kept = 0;                            // positions [0, kept) are derived, those of the next Derive included
+    int64_t derive_from = 0;                     // the first of these
     std::vector<int32_t> blocks;                 // T2: one a page; T3: one a page and layer, page after page
     std::vector<std::vector<int32_t>> kv_pages;  // T3: of each layer, in the view of keys
   };
@@ -98,7 +102,6 @@ class GoldTiers {
   void Release(Sequence& sequence);
   void Drop(Sequence& sequence);
   Sequence* Largest(GoldTier tier);
-  void Derive(RowSpans spans);
   void AttendTier(GoldTier tier, ConstTensor q, RowSpans spans, int layer, Tensor out);
   RowSpan Kept(RowSpan span, GoldTier tier, int layer) const;
 

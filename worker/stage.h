@@ -85,7 +85,8 @@ class Stage {
   // What StageInput must have for a Forward of these chunks, so that it can be received. Chunks as for Forward.
   StageRows InputRows(absl::Span<const Chunk> chunks) const;
 
-  // Runs the chunks, at most one a slot, through the stage's layers. On an error nothing has changed:
+  // Queues the chunks, at most one a slot, through the stage's layers; who needs values on the host waits for them, and
+  // asks the back end for its status then. On an error nothing has changed:
   // INVALID_ARGUMENT for ids outside the vocabulary or more tokens or logit rows than the options allow, of the call
   // or of a sequence,
   // RESOURCE_EXHAUSTED when the caches are full.
@@ -139,6 +140,7 @@ class Stage {
   Tensor RunFinchLayers(const StageInput& input);
   void FillTables();
   Tensor GatherGoldRows(Tensor finch_rows);
+  void PlanGoldSpans();
   void RunGoldLayers(Tensor* hidden);
   Tensor Logits(ConstTensor hidden);
   void SpendFirstRows(ConstTensor normed, Tensor LayerState::*shift, const LayerState& state, Tensor* hidden,

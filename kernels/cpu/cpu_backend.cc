@@ -57,6 +57,13 @@ class CpuBackend : public Backend {
   absl::Status Synchronize() override { return absl::OkStatus(); }
   void Step(bool /*repeats*/, absl::FunctionRef<void()> ops) override { ops(); }
 
+  Queue& queue() override { return queue_; }
+  std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<HostQueue>(); }
+  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
+    return Allocate(bytes, purpose);
+  }
+  absl::Status status() const override { return absl::OkStatus(); }
+
   void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override {
     checks::Embed(table, ids, out);
     cpu::Embed(context_, table, ids, out);
@@ -173,6 +180,7 @@ class CpuBackend : public Backend {
 
  private:
   cpu::Context context_;
+  HostQueue queue_;
 };
 
 }  // namespace

@@ -55,6 +55,14 @@ class CudaBackend : public Backend {
   absl::Status Synchronize() override { return Ready().Synchronize(); }
   void Step(bool repeats, absl::FunctionRef<void()> ops) override { Ready().Step(repeats, ops); }
 
+  Queue& queue() override { return Ready().runtime().queue(); }
+  std::unique_ptr<Queue> MakeQueue() override { return Ready().runtime().MakeQueue(); }
+  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
+    GF_CHECK_GE(bytes, 0);
+    return Ready().runtime().AllocateStaging(bytes, purpose);
+  }
+  absl::Status status() const override { return context_.runtime().status(); }
+
   void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override {
     checks::Embed(table, ids, out);
     if (!ids.empty()) cuda::Embed(Ready(), table, ids, out);
