@@ -33,7 +33,8 @@ if command -v python3 >/dev/null; then
   done
   grep -q '^COMPUTED' "$TEST_TMPDIR/said" || fail "nothing was computed from the stages' times"
 fi
-for row in 'copy, read and written' 'pre-fill, one prompt' 'decode, 1 sequence' 'pre-fill through the service' 'first token'; do
+for row in 'copy, read and written' 'pre-fill, one prompt' 'decode, 1 sequence' 'pre-fill through the service' \
+  'first token'; do
   grep -q "^$row" "$TEST_TMPDIR/said" || fail "no figure of: $row"
 done
 [[ -s $TEST_TMPDIR/out/logs.tar.gz ]] || fail "no logs.tar.gz"

@@ -80,7 +80,8 @@ def main():
     else:
         times, source = predicted(arguments), "a PREDICTED rate, nothing measured"
     link = arguments.link_gb_per_second
-    print(f"COMPUTED pre-fill of {arguments.prompt_tokens:,} tokens on S devices, from {source}; links of {link:g} GB/s")
+    print(f"COMPUTED pre-fill of {arguments.prompt_tokens:,} tokens on S devices, from {source};")
+    print(f"links of {link:g} GB/s")
     print(COLUMNS.format("S", "chunks", "n/(n+S-1)", "balance", "stage, ms", "send, ms", "efficiency", "tokens/s"))
     for row in rows(times, arguments.prompt_tokens, 1e9 * link):
         print(

@@ -337,7 +337,8 @@ def speed(bed):
     flags = ["--vocab", vocabulary, "--device", bed.device, "--verify", "none", "--max-num-batched-tokens", chunk]
     flags += ["--max-model-len", tokens + 65536, "--cache-tokens", 2 * (tokens + 65536), "--max-num-seqs", 64]
     _, address = bed.serve("serve", bed.arguments.model, 1, *flags)
-    load_test(bed, address, "--requests", 1, "--prompt-tokens", f"fixed:{min(tokens, 65536)}", "--output-tokens", "fixed:8")
+    warm = f"fixed:{min(tokens, 65536)}"
+    load_test(bed, address, "--requests", 1, "--prompt-tokens", warm, "--output-tokens", "fixed:8")
     firsts = []
     for _ in range(2):
         result = load_test(bed, address, "--requests", 1, "--prompt-file", prompt, "--output-tokens", "fixed:1")
@@ -356,7 +357,8 @@ def speed(bed):
     if tiny:
         flags[-3:] = ["fixed:16", "--output-tokens", "fixed:4"]
     result = load_test(bed, address, *flags)
-    for name, key in (("time to first token", "time_to_first_token_seconds"), ("between tokens", "inter_token_seconds")):
+    latencies = {"time to first token": "time_to_first_token_seconds", "between tokens": "inter_token_seconds"}
+    for name, key in latencies.items():
         for share in ("p50", "p99"):
             bed.figure(
                 f"{result['requests_per_second']:.0f} requests/s, {name}, {share}",
