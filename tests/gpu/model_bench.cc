@@ -74,6 +74,47 @@ struct TestBed {
   }
 };
 
+// What GOLD layers keep of a sequence: the compressed cache alone (T0), what all layers share (T2), keys and values
+// (T3).
+struct Tier {
+  int number;  // among the tiers of StageOptions
+  const char* name;
+};
+
+// Where stages know one tier alone, that is T0.
+template <typename AnyOptions>
+bool SetTier(const Tier& tier, AnyOptions& options) {
+  if constexpr (requires { options.gold_tier; }) {
+    options.gold_tier = static_cast<decltype(options.gold_tier)>(tier.number);
+    return true;
+  } else {
+    return tier.number == 0;
+  }
+}
+
+template <typename AnyStage>
+int64_t KeptBytes(const AnyStage& stage) {
+  if constexpr (requires { stage.gold_tiers(); }) {
+    return stage.gold_tiers()->kept_bytes();
+  } else {
+    return 0;
+  }
+}
+
+template <typename AnyStage>
+bool IsAtTier(const AnyStage& stage, int slot, const Tier& tier) {
+  if constexpr (requires { stage.gold_tiers(); }) {
+    return static_cast<int>(stage.gold_tiers()->tier(slot)) == tier.number;
+  } else {
+    return tier.number == 0;
+  }
+}
+
+template <typename AnyStage>
+void ReserveKeptBytes(AnyStage& stage, int64_t bytes) {
+  if constexpr (requires { stage.ReserveKept(bytes); }) Check(stage.ReserveKept(bytes));
+}
+
 // All layers in one stage, driven as a server's worker drives it: chunks of a prompt, then a token at a time, each
 // drawn on the device.
 class SingleStage {
@@ -84,6 +125,10 @@ class SingleStage {
   const absl::Status& status() const { return stage_.status(); }
   Stage& stage() { return **stage_; }
 
+  // For tiers above T0: a share of the memory that is left.
+  void ReserveKept(double share) {
+    ReserveKeptBytes(stage(), static_cast<int64_t>(share * static_cast<double>(backend_.FreeBytes())));
+  }
   int Open() { return Value(stage().Open()); }
   // Seconds until the first token is drawn.
   double Prefill(int slot, absl::Span<const int32_t> ids) {
@@ -202,6 +247,7 @@ void DecodeTogether(TestBed& bed, int sequences, const Aim& aim) {
   options.max_logit_rows = sequences;
   SingleStage stage(bed, options);
   if (!stage.status().ok()) return bed.bench.NotMeasured(name, stage.status().message());
+  stage.ReserveKept(0.25);  // as a server does
   std::vector<int> slots(sequences);
   for (int& slot : slots) slot = stage.Open();
   stage.PrefillTogether(slots, bed.Ids(kContext, 1));
@@ -213,22 +259,48 @@ void DecodeTogether(TestBed& bed, int sequences, const Aim& aim) {
                 {.bytes = bed.costs.decode_bytes + state_bytes, .tokens = static_cast<double>(sequences)}, aim);
 }
 
-// What a stage keeps of a long context, and what each kind costs a decoded token.
+// Each tier at each length: what a decoded token takes, and what is kept for it.
 void DecodeLong(TestBed& bed) {
-  if (!bed.bench.Wants("decode at ")) return;
   const std::vector<int64_t> lengths = {bed.bench.Size(128 << 10, 128), bed.bench.Size(1 << 20, 320)};
-  SingleStage stage(bed, OneSequence(bed, lengths.back() + 4096));
-  if (!stage.status().ok()) return bed.bench.NotMeasured("decode at long context", stage.status().message());
-  const int slot = stage.Open();
-  const std::vector<int32_t> ids = bed.Ids(lengths.back(), 2);
-  for (int64_t length : lengths) {
-    stage.Prefill(
-        slot, absl::MakeConstSpan(ids).subspan(stage.stage().position(slot), length - stage.stage().position(slot)));
-    stage.Decode({slot}, 1);
-    const double seconds = stage.Decode({slot}, bed.bench.tiny() ? 1 : 8);
-    const auto kept = static_cast<double>(stage.stage().CacheBytes());
-    bed.bench.Add(absl::StrCat("decode at ", Thousands(length), ", T0, ", absl::StrFormat("%.0f MB kept", kept / 1e6)),
-                  seconds, {.bytes = bed.costs.decode_bytes + kept, .tokens = 1}, {});
+  std::vector<double> full_seconds(lengths.size()), full_bytes(lengths.size());
+  for (const Tier& tier : {Tier{0, "T0"}, Tier{2, "T3"}, Tier{1, "T2"}}) {
+    const std::string name = absl::StrCat("decode at ", Thousands(lengths.back()), ", ", tier.name);
+    if (!bed.bench.Wants("decode at")) continue;
+    StageOptions options = OneSequence(bed, lengths.back() + 4096);
+    if (!SetTier(tier, options)) continue;
+    SingleStage stage(bed, options);
+    if (!stage.status().ok()) {
+      bed.bench.NotMeasured(name, stage.status().message());
+      continue;
+    }
+    if (tier.number > 0) stage.ReserveKept(0.9);
+    const int slot = stage.Open();
+    const std::vector<int32_t> ids = bed.Ids(lengths.back(), 2);
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      const int64_t begin = stage.stage().position(slot);
+      stage.Prefill(slot, absl::MakeConstSpan(ids).subspan(begin, lengths[i] - begin));
+      stage.Decode({slot}, 1);  // derives what is kept
+      const double seconds = stage.Decode({slot}, bed.bench.tiny() ? 1 : 8);
+      const auto kept = static_cast<double>(KeptBytes(stage.stage()));
+      const double bytes = kept + static_cast<double>(stage.stage().CacheBytes());
+      const std::string where = absl::StrCat("decode at ", Thousands(lengths[i]), ", ", tier.name);
+      if (!IsAtTier(stage.stage(), slot, tier)) {
+        bed.bench.NotMeasured(where, "what memory is left holds a lower tier");
+        continue;
+      }
+      const bool shared = tier.number == 1 && full_seconds[i] > 0;
+      bed.bench.Add(absl::StrFormat("%s, %.0f MB kept", where, bytes / 1e6), seconds,
+                    {.bytes = bed.costs.decode_bytes + bytes, .tokens = 1},
+                    shared ? Aim::Times(1, full_seconds[i], "T3") : Aim());
+      if (shared) {
+        bed.bench.AddValue(absl::StrCat("kept at ", Thousands(lengths[i]), ", T3 / T2"), full_bytes[i] / kept, "x", "",
+                           8);
+      }
+      if (tier.number == 2) {
+        full_seconds[i] = seconds;
+        full_bytes[i] = kept;
+      }
+    }
   }
 }
 

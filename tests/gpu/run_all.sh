@@ -40,7 +40,11 @@ root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 out=${OUT:-$PWD/gpu-results}
 device=${GOLDFINCH_RUN_ALL_DEVICE:-cuda}
 tiny=()
-if [[ $device == cpu ]]; then tiny=(--tiny); fi
+slack=1 # times the limits
+if [[ $device == cpu ]]; then
+  tiny=(--tiny)
+  slack=5
+fi
 
 say() { printf '== %s\n' "$*" >&2; }
 
@@ -77,7 +81,7 @@ tests_in() {
 limited() {
   local seconds=$1 log=$2
   shift 2
-  timeout -k 5 "$seconds" "$@" >"$log" 2>&1 </dev/null
+  timeout -k 5 "$((seconds * slack))" "$@" >"$log" 2>&1 </dev/null
 }
 
 # ---- Parts ----

@@ -188,7 +188,7 @@ def answers(bed):
     expected, equal, right = [], 0, 0
     stages_of = (1, 3, 6)
     for stages in stages_of:
-        process, address = bed.serve(f"serve{stages}", bed.demo_model, stages, *bed.compute_flags())
+        process, address = bed.serve(f"serve{stages}", bed.demo_model, stages, *bed.compute_flags(), "--memory", "4GiB")
         for number, (name, digits) in enumerate(FACTS.items()):
             answer = bed.generate(address, f"{text}What is the number of {name}? ", len(digits), *GREEDY)
             right += answer["text"] == digits
@@ -284,7 +284,7 @@ def kill(bed):
     undisturbed = Streams(bed, address, tokens).join()
     whole = time.monotonic() - start
     rng = random.Random(1)
-    rounds, equal, recoveries = 3, 0, 0
+    rounds, equal, recoveries = 2 if bed.arguments.tiny else 3, 0, 0
     for number in range(rounds):
         streams = Streams(bed, address, tokens)
         time.sleep(whole * rng.uniform(0.3, 0.6))
