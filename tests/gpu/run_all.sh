@@ -21,18 +21,19 @@ work, not how fast.
 TEXT
 }
 
-# Seconds of each part at most; together less than nine minutes.
+# Seconds of each part at most; together less than nine minutes. What others leave of them is the sanitizers'.
+readonly ALL_SECONDS=525
 readonly PROBE_SECONDS=20
 readonly FACTS_SECONDS=5
 readonly KERNELS_SECONDS=75  # all programs together
-readonly SANITIZER_SECONDS=6 # each of two tools, each program
+readonly SANITIZER_SECONDS_MIN=6 SANITIZER_SECONDS_MAX=20 # each of two tools, each program
 readonly PARITY_SECONDS=30   # each type of activations; the programs run side by side
 readonly DEMO_SECONDS=10
-readonly MAKER_SECONDS=15
+readonly MAKER_SECONDS=25
 declare -rA SERVICE_SECONDS=([answers]=15 [stages]=15 [kill]=25 [speed]=35)
 readonly BENCH_SECONDS=70
-readonly MODEL_SECONDS=110
-readonly TORCH_SECONDS=35
+readonly MODEL_SECONDS=105
+readonly TORCH_SECONDS=30 IMPORT_SECONDS=10
 # One choice of types launches every kind of kernel. Tests that end their process on purpose only end the tool.
 readonly SANITIZER_FILTER='*/bf16*-*Dies*:*activations_f32'
 
@@ -175,10 +176,17 @@ find_sanitizer() {
   done
 }
 
-# sanitized TOOL FLAGS...: what was not reached in the time is said, and is no failure; an error in what was is one.
+# sanitizer_seconds: for each program and tool.
+sanitizer_seconds() {
+  local seconds=$(((ALL_SECONDS - SECONDS) / (2 * $(labels_of kernels | wc -l))))
+  seconds=$((seconds > SANITIZER_SECONDS_MIN ? seconds : SANITIZER_SECONDS_MIN))
+  echo $((seconds < SANITIZER_SECONDS_MAX ? seconds : SANITIZER_SECONDS_MAX))
+}
+
+# sanitized TOOL SECONDS FLAGS...: what was not reached in the time is said, and is no failure; an error in what was is one.
 sanitized() {
-  local tool=$1 start=$SECONDS status=0 sanitizer label
-  shift
+  local tool=$1 seconds=$2 start=$SECONDS status=0 sanitizer label
+  shift 2
   sanitizer=$(find_sanitizer)
   if [[ -z $sanitizer ]]; then
     add_part "compute-sanitizer $tool" skipped 0 "compute-sanitizer not found"
@@ -188,7 +196,7 @@ sanitized() {
   while read -r label; do
     say "compute-sanitizer $tool, ${label##*:}"
     one=0
-    sharded "$tool.${label##*:}" "$SANITIZER_SECONDS" "$sanitizer" --tool "$tool" "$@" \
+    sharded "$tool.${label##*:}" "$seconds" "$sanitizer" --tool "$tool" "$@" \
       --error-exitcode 9 "$(program "$label")" --gtest_filter="$SANITIZER_FILTER" || one=$?
     if ((one != 0 && (status == 0 || status == 124))); then status=$one; fi
   done < <(labels_of kernels)
@@ -288,7 +296,7 @@ service() {
 torch_peer() {
   local start=$SECONDS log=$out/torch_peer.log status=0 reason
   reason=$(why_no_python)
-  if [[ -z $reason ]] && ! python3 -c 'import torch' 2>/dev/null; then reason="no PyTorch"; fi
+  if [[ -z $reason ]] && ! limited "$IMPORT_SECONDS" "$out/import_torch.log" python3 -c 'import torch'; then reason="no PyTorch"; fi
   if [[ -n $reason ]]; then
     add_part "the model in PyTorch" skipped 0 "$reason"
     return
@@ -347,7 +355,7 @@ main() {
   rm -f "$out"/*.log "$out"/*.json "$out/parts.txt"
   : >"$out/service_figures.txt"
   failures=0
-  model=$out/model.safetensors
+  model=${TMPDIR:-/tmp}/goldfinch-run-all-$$.safetensors
   trap 'rm -f "$model"
     tar -C "$out" -czf "$out/logs.tar.gz" $(cd "$out" && ls | grep -E "log$|txt$|json$") || true' EXIT
   local reason
@@ -376,8 +384,10 @@ main() {
   service speed
   torch_peer
   if [[ $device == cuda ]]; then
-    sanitized memcheck --report-api-errors no # a test asks for more memory than there is
-    sanitized racecheck
+    local seconds
+    seconds=$(sanitizer_seconds)
+    sanitized memcheck "$seconds" --report-api-errors no # a test asks for more memory than there is
+    sanitized racecheck "$seconds"
   fi
   if ((failures > 0)); then show_failures; fi
   printf '\n%-34s %-8s %7s\n' part result time
