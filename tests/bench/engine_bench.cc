@@ -19,6 +19,7 @@
 #include "base/status.h"
 #include "dnnl.h"
 #include "nlohmann/json.hpp"
+#include "tests/bench/model_costs.h"
 #include "worker/engine.h"
 #include "worker/gold_tiers.h"
 
@@ -96,29 +97,6 @@ int64_t MemoryOf(const std::string& field) {
   return 0;
 }
 
-// Multiply-adds of one token in the matrix products of the Finch-side layers, times two; and the bytes of the weights
-// that one decoded token reads.
-struct Costs {
-  double prefill_flops = 0;
-  double decode_bytes = 0;
-};
-
-Costs CostsOf(const Checkpoint& checkpoint, const ModelShape& shape) {
-  Costs costs;
-  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
-    if (tensor.name == "emb.weight") continue;  // a row a token
-    const auto bytes = static_cast<double>(tensor.data.bytes());
-    // A Finch-C2 layer multiplies by W_v twice, reading it twice as far as caches are concerned.
-    const bool twice = tensor.name.ends_with("att.value.weight");
-    costs.decode_bytes += bytes;
-    int layer = -1;
-    if (tensor.data.shape.rank() < 2 || std::sscanf(tensor.name.c_str(), "blocks.%d.", &layer) != 1) continue;
-    if (layer >= shape.finch_layers() || tensor.data.dim(0) == 1) continue;
-    costs.prefill_flops += (twice ? 4.0 : 2.0) * static_cast<double>(tensor.data.shape.elements());
-  }
-  return costs;
-}
-
 class Table {
  public:
   void Add(const std::string& quantity, const std::string& value, const std::string& of, double ratio,
@@ -144,7 +122,7 @@ absl::Status Run(const Options& options) {
   GF_RETURN_IF_ERROR(engine->VerifyWeights(/*checksums=*/true, nullptr).status());
   const double load_seconds = Now() - load_start;
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model));
-  const Costs costs = CostsOf(*checkpoint, engine->shape());
+  const ModelCosts costs = CostsOf(*checkpoint, engine->shape());
   const auto file_bytes = static_cast<double>(checkpoint->file_bytes());
   table.Add("load and check weights", absl::StrFormat("%.2f s", load_seconds),
             absl::StrFormat("%.2f GB/s", file_bytes / load_seconds / 1e9), 0, "");
