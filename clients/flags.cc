@@ -102,8 +102,8 @@ void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* thr
 void AddGoldTierFlag(CLI::App& command, std::string& gold_tier) {
   command
       .add_option("--gold-tier", gold_tier,
-                  "the most that GOLD layers keep of a sequence beside the compressed cache, as memory allows: "
-                  "compressed: nothing; shared: what all layers share; full, auto: keys and values")
+                  "what GOLD layers keep beside the compressed cache, as memory allows: compressed: nothing; shared: "
+                  "what all layers share; full: keys and values; auto: as full")
       ->check(CLI::IsMember({"auto", "compressed", "shared", "full"}))
       ->capture_default_str();
 }
