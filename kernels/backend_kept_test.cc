@@ -141,18 +141,17 @@ class Kept {
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
       const Values q = t_.random.Normal(shape.elements(), test_.query_deviation, t_.act());
       const Tensor out = t_.device.New(t_.act(), shape);
-      t_.device->GoldKeptAttention(t_.device.Put(q, shape, t_.act()), spans, shared_, weights_,
-                                   static_cast<int>(layer), rows_, test_.head_size, out);
+      t_.device->GoldKeptAttention(t_.device.Put(q, shape, t_.act()), spans, shared_, weights_, static_cast<int>(layer),
+                                   rows_, test_.head_size, out);
       Values expected(q.size());
       for (size_t i = 0; i < spans.size(); ++i) {
         const reference::KeysValues kv = reference::GoldKeysValues(layers_[layer], ids_[i], c_[i]);
-        SetRows(reference::Attention(RowsOf(q, spans[i], test_.width), kv.keys, kv.values, test_.width,
-                                     test_.head_size, spans[i].position),
+        SetRows(reference::Attention(RowsOf(q, spans[i], test_.width), kv.keys, kv.values, test_.width, test_.head_size,
+                                     spans[i].position),
                 spans[i], test_.width, expected);
       }
       // Scores of large queries have large rounding errors, which the softmax passes on.
-      ExpectClose(t_.device.Get(out), expected, test_.head_size,
-                  t_.tolerance() * std::max(1., test_.query_deviation),
+      ExpectClose(t_.device.Get(out), expected, test_.head_size, t_.tolerance() * std::max(1., test_.query_deviation),
                   test_.ToString() + ", layer " + std::to_string(layer));
     }
   }
@@ -263,14 +262,14 @@ TEST_P(BackendTest, GoldKeptOfEverySize) {
   CheckKept(*this, {.chunks = chunks, .width = 384, .head_size = 64, .layers = {{.mix = 32, .lora = 64}}});
   CheckKept(*this, {.chunks = chunks, .width = 192, .head_size = 64, .layers = {{.mix = 32, .lora = 65}}});
   // A layer that is unlike the others in what it can do.
-  CheckKept(*this, {.chunks = chunks,
-                    .width = 128,
-                    .head_size = 64,
-                    .layers = {{.mix = 8, .lora = 8}, {.mix = 40, .lora = 72}, {.mix = 8, .lora = 8, .rope_base = 1e4}}});
-  CheckKept(*this, {.chunks = chunks,
-                    .width = 128,
-                    .head_size = 64,
-                    .layers = {{.mix = 8, .lora = 8}, {.mix = 3, .lora = 8}}});
+  CheckKept(*this,
+            {.chunks = chunks,
+             .width = 128,
+             .head_size = 64,
+             .layers = {{.mix = 8, .lora = 8}, {.mix = 40, .lora = 72}, {.mix = 8, .lora = 8, .rope_base = 1e4}}});
+  CheckKept(
+      *this,
+      {.chunks = chunks, .width = 128, .head_size = 64, .layers = {{.mix = 8, .lora = 8}, {.mix = 3, .lora = 8}}});
   CheckKept(*this, {.chunks = chunks, .width = 128, .head_size = 128, .layers = {{.mix = 8, .lora = 8}}});
 }
 
@@ -303,11 +302,9 @@ TEST_P(BackendTest, GoldKeptOverLongContexts) {
                     .page_tokens = 64});
   if (!GetParam().thorough) return;
   CheckKept(*this, {.chunks = {{299'990, 2}}, .width = 16, .head_size = 16, .page_tokens = 64});
-  CheckKept(*this, {.chunks = {{20'000, 2}},
-                    .width = 128,
-                    .head_size = 64,
-                    .layers = {{.mix = 8, .lora = 8}},
-                    .page_tokens = 64});
+  CheckKept(
+      *this,
+      {.chunks = {{20'000, 2}}, .width = 128, .head_size = 64, .layers = {{.mix = 8, .lora = 8}}, .page_tokens = 64});
 }
 
 }  // namespace

@@ -5,6 +5,9 @@
 // other, products by the matrix library with plain kernels between them and every intermediate in fp32, is for the
 // rest.
 //
+// What tier T2 keeps is filled here, too, by the same kernels; gold_kept.cu attends to it, but for types and sizes that
+// it cannot do, which go the plain way from kept rows.
+//
 // Counted for one layer and position, D = 2048, ranks m = 32 and m' = 64, bf16, fused, blocks of 64 rows:
 //                                           device memory    L2 cache, both ways
 //   Prepare  embedding row, mix rows, c            4.8 KB     9 KB
@@ -465,9 +468,8 @@ class Rebuilder {
         });
       });
     };
-    const bool fused = std::all_of(layers.begin(), layers.end(), [&](const GoldKvWeights& weights) {
-      return CanFuse(shared_, weights, head_size_);
-    });
+    const bool fused = std::all_of(layers.begin(), layers.end(),
+                                   [&](const GoldKvWeights& weights) { return CanFuse(shared_, weights, head_size_); });
     if (fused) {
       VisitHalfType(shared_.embedding.dtype, [&](auto tag) {
         using T = typename decltype(tag)::type;
@@ -481,8 +483,8 @@ class Rebuilder {
           rows.factors = context_.Scratch<float>(4 * count);
           TanhParts parts{{{context_.Scratch<T>(count * mix_width), mix_width}}};
           layer.MakeMixTanh<T>(located, count, parts);
-          const LoraArguments made = layer.FusedSides<T>(
-              rows, inputs, parts.parts[0].data, inputs.counters + index * CounterCount(count));
+          const LoraArguments made =
+              layer.FusedSides<T>(rows, inputs, parts.parts[0].data, inputs.counters + index * CounterCount(count));
           for (int side = 0; side < 2; ++side) parts.parts[1 + side] = {made.sides[side].activated, made.lora_rank};
           Launch(stream(), KeepTanhKernel<T, T>, RowShape(count), located, parts, rows.factors, to);
         });
@@ -692,10 +694,10 @@ class Rebuilder {
 
   // What all layers share, as the kernels of gold_rebuild.h have it.
   struct FusedInputs {
-    void* xo;          // [rows, D]
-    void* kk;          // [rows, D], to be scaled by squares
-    float* squares;    // [D / kKeyColumns, rows]
-    void* hidden;      // [rows, mix_width]: of the layer whose mix table was given
+    void* xo;           // [rows, D]
+    void* kk;           // [rows, D], to be scaled by squares
+    float* squares;     // [D / kKeyColumns, rows]
+    void* hidden;       // [rows, mix_width]: of the layer whose mix table was given
     int32_t* counters;  // [layers, CounterCount(rows)], zero
   };
   static int CounterCount(int64_t rows) { return static_cast<int>(3 * CeilDiv<int64_t>(rows, kRebuildRows)); }

@@ -16,22 +16,23 @@
 //   device memory   kk 4096, embedding row 4096, tanh rows 384, input and factors 32: 8.6 KB (T3: 8.2). Rows of ids
 //                   that are frequent come from the L2 cache: of text more than half, of random ids one in six
 //   L2 cache        columns once and 1/16 more for the tile's row before, the rest once for each 4 heads: 12.4 KB
-//   shared memory   12.4 KB in; 0.9 KB a head out: 41 KB
+//   shared memory   12.4 KB in; 1.2 KB a head out, of which queries 0.25: 50 KB
 //   matrix units    mix 2 * 32 * 2048, 16 rows of q' and p 2 * 16 * 2048, LoRAs 2 * 16 * 64 * 32 multiply-adds: 0.26 M,
 //                   0.52 MFLOP (folded; 1.1 if keys and values were made whole)
-//   instructions    of a warp, 16 positions of a head: 64 products, 150 for elements of keys (unpack, mix, pack) and 270
-//                   for those of values, which are normed too, 24 ldmatrix, 90 for the softmax, 90 for copies and
+//   instructions    of a warp, 16 positions of a head: 64 products, 150 for elements of keys (unpack, mix, pack) and
+//   270
+//                   for those of values, which are normed too, 36 ldmatrix, 90 for the softmax, 90 for copies and
 //                   addresses: about 700, 1400 a position
 // For 2^20 positions that is 3.1 ms of device memory at 2.9 TB/s (all ids random; 2.3 of text), 2.4 ms of the L2 cache,
-// 1.5 ms of shared memory, 1.4 ms of the matrix units at 400 TFLOP/s, 1.6 ms of issue, 2.7 at the 60 % that 8 warps of a
-// multiprocessor may reach. Reading and issue overlap but in part. The prediction for one layer, 1 to 16 rows:
+// 1.8 ms of shared memory, 1.4 ms of the matrix units at 400 TFLOP/s, 1.6 ms of issue, 2.7 at the 60 % that 8 warps of
+// a multiprocessor may reach. Reading and issue overlap but in part. The prediction for one layer, 1 to 16 rows:
 //     32k positions  0.13 ms     T3 0.11 ms (kv_attention.cu), T0 0.75 ms (gold_attention.cu)
 //     128k           0.49 ms     T3 0.42 ms                    T0 3.0 ms
 //     1M             3.9 ms      T3 3.3 ms                     T0 24 ms
-// 1.2 times T3 with ids drawn evenly from the vocabulary, which is what a benchmark does, and as fast as T3 with the ids
-// of a text; a prompt's tail, 8 layers of 9 rows over 1M positions, 31 ms. What is read bounds it from below at 1.05
-// times T3 if no embedding row is found in a cache: xo in place of the embedding would be as many bytes, and double what
-// is kept.
+// 1.2 times T3 with ids drawn evenly from the vocabulary, which is what a benchmark does, and as fast as T3 with the
+// ids of a text; a prompt's tail, 8 layers of 9 rows over 1M positions, 31 ms. What is read bounds it from below
+// at 1.05 times T3 if no embedding row is found in a cache: xo in place of the embedding would be as many bytes, and
+// double what is kept.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -48,18 +49,18 @@ namespace goldfinch::cuda {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int kHead = 64;         // columns of a head
-constexpr int kGroupHeads = 4;    // of a block, a warp each
+constexpr int kHead = 64;       // columns of a head
+constexpr int kGroupHeads = 4;  // of a block, a warp each
 constexpr int kColumns = kGroupHeads * kHead;
 constexpr int kThreads = kGroupHeads * kWarp;
-constexpr int kTile = 16;         // positions
-constexpr int kRows = 16;         // query rows of a tile
-constexpr int kMix = 32;          // ranks are filled up to these
+constexpr int kTile = 16;  // positions
+constexpr int kRows = 16;  // query rows of a tile
+constexpr int kMix = 32;   // ranks are filled up to these
 constexpr int kLora = 64;
 constexpr int kStages = 3;
 constexpr int kMergeThreads = 256;
-constexpr int kSplitUnit = 64;       // positions
-constexpr int kBlocksPerUnit = 2;    // of a multiprocessor at once
+constexpr int kSplitUnit = 64;     // positions
+constexpr int kBlocksPerUnit = 2;  // of a multiprocessor at once
 
 // A tile of query rows.
 struct KeptTile {
@@ -79,22 +80,22 @@ struct KeptArguments {
   int mix_rank;
   int lora_rank;
   int64_t width;
-  float score_scale;         // in units of log 2
-  const void* queries;       // [rows, heads, 2, 64] of T: q' and up_k q'
-  const void* embedding;     // [vocab, D] of T
-  const float* ln0_weight;   // [D]
-  const float* ln0_bias;     // [D]
-  const float* mix_key;      // [D]
-  const float* mix_value;    // [D]
-  const void* mix_up;        // [2, m, D] of T
-  const void* value_up;      // [m', D] of T
+  float score_scale;          // in units of log 2
+  const void* queries;        // [rows, heads, 2, 64] of T: q' and up_k q'
+  const void* embedding;      // [vocab, D] of T
+  const float* ln0_weight;    // [D]
+  const float* ln0_bias;      // [D]
+  const float* mix_key;       // [D]
+  const float* mix_value;     // [D]
+  const void* mix_up;         // [2, m, D] of T
+  const void* value_up;       // [m', D] of T
   const float* value_weight;  // [D]: of the value norm
   const float* value_bias;    // [D]
-  float* slot_values;        // [slot rows, D]: sums of p scale_v vx
-  float* slot_loras;         // [slot rows, heads, kLora]: of p scale_v h_v
-  float* slot_maxima;        // [slot rows, heads], in units of log 2
-  float* slot_sums;          // [slot rows, heads]
-  float* slot_offsets;       // [slot rows, heads]: of p mean_v scale_v
+  float* slot_values;         // [slot rows, D]: sums of p scale_v vx
+  float* slot_loras;          // [slot rows, heads, kLora]: of p scale_v h_v
+  float* slot_maxima;         // [slot rows, heads], in units of log 2
+  float* slot_sums;           // [slot rows, heads]
+  float* slot_offsets;        // [slot rows, heads]: of p mean_v scale_v
 };
 
 __device__ constexpr float Infinity() { return std::numeric_limits<float>::infinity(); }
@@ -127,9 +128,8 @@ struct SplitRange {
 
 // q' and up_k q' of a row and head: block (head, row - first_row), a warp an entry of the latter.
 template <typename T>
-__global__ void __launch_bounds__(kMergeThreads)
-    FoldKernel(const T* q, int first_row, const float* key_weight, const T* key_up, int lora_rank, int64_t width,
-               T* queries) {
+__global__ void __launch_bounds__(kMergeThreads) FoldKernel(const T* q, int first_row, const float* key_weight,
+                                                            const T* key_up, int lora_rank, int64_t width, T* queries) {
   const int lane = threadIdx.x % kWarp;
   const int64_t row = first_row + static_cast<int>(blockIdx.y), column = int64_t{blockIdx.x} * kHead + 2 * lane;
   const float2 pair = Unpack2<T>(*reinterpret_cast<const uint32_t*>(q + row * width + column));
@@ -260,8 +260,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) KeptKernel(KeptArgum
   const int part = lane < 4 ? 0 : lane < 8 ? 1 : lane < 16 ? 2 : 3;  // mix of keys, of values; LoRAs of keys, of values
   const int part_column = (part < 2 ? lane % 4 : lane % 8) * 8;
   const bool has_piece = lane < 24 && part_column < (part < 2 ? a.mix_rank : a.lora_rank);
-  const int piece_column =
-      part_column + (part == 0 ? 0 : part == 1 ? a.mix_rank : 2 * a.mix_rank + (part == 2 ? 0 : a.lora_rank));
+  const int piece_column = part_column + (part == 0   ? 0
+                                          : part == 1 ? a.mix_rank
+                                                      : 2 * a.mix_rank + (part == 2 ? 0 : a.lora_rank));
   const auto load = [&](int index, const Place& place) {
     Stage<T>& stage = shared.stages[index % kStages];
 #pragma unroll 1
@@ -465,8 +466,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerUnit) KeptKernel(KeptArgum
     }
 #pragma unroll
     for (int k = 0; k < kMix / 16; ++k) {
-      LdMatrix4(value_hidden[k],
-                stage.mix + PieceAt<kLora>(lane / 16 * 8 + lane % 8, kMix / 8 + 2 * k + lane / 8 % 2));
+      LdMatrix4(value_hidden[k], stage.mix + PieceAt<kLora>(lane / 16 * 8 + lane % 8, kMix / 8 + 2 * k + lane / 8 % 2));
     }
 #pragma unroll
     for (int s = 0; s < kHead / 16; ++s) {
@@ -633,8 +633,8 @@ void Attend(Context& context, ConstTensor q, RowSpans spans, const GoldShared& s
   T* queries = context.Scratch<T>(rows * heads * (kHead + kLora));
   Launch(stream, FoldKernel<T>,
          {dim3(static_cast<unsigned>(heads), static_cast<unsigned>(rows - spans[0].row_begin)), dim3(kMergeThreads)},
-         static_cast<const T*>(q.data), spans[0].row_begin, weights.ln_key.weight.f32(), static_cast<const T*>(weights.key_up.data.data),
-         lora_rank, width, queries);
+         static_cast<const T*>(q.data), spans[0].row_begin, weights.ln_key.weight.f32(),
+         static_cast<const T*>(weights.key_up.data.data), lora_rank, width, queries);
   const KeptArguments a{.tiles = context.Upload(absl::MakeConstSpan(tiles)),
                         .spans = context.UploadSpans(spans, 0, pages.page_tokens),
                         .pages = pages,
@@ -663,12 +663,14 @@ void Attend(Context& context, ConstTensor q, RowSpans spans, const GoldShared& s
   const auto tile_count = static_cast<unsigned>(tiles.size());
   Launch(stream, KeptKernel<T>,
          {dim3(static_cast<unsigned>(groups * splits), tile_count), dim3(kThreads), sizeof(KeptShared<T>)}, a);
-  Launch(stream, MergeKernel<T>,
-         {dim3(static_cast<unsigned>(heads), kRows, tile_count), dim3(kMergeThreads), 5 * kMergeThreads * sizeof(float)},
-         a, static_cast<T*>(out.data));
+  Launch(
+      stream, MergeKernel<T>,
+      {dim3(static_cast<unsigned>(heads), kRows, tile_count), dim3(kMergeThreads), 5 * kMergeThreads * sizeof(float)},
+      a, static_cast<T*>(out.data));
 }
 
-// The kernels above want what CanFuse does, of all layers as they were kept together, and sizes within their own limits.
+// The kernels above want what CanFuse does, of all layers as they were kept together, and sizes within their own
+// limits.
 bool CanAttend(const Context& context, ConstTensor q, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
                const GoldKvWeights& weights, int head_size) {
   if (q.dtype != shared.embedding.dtype || head_size != kHead || weights.rope_base != 0) return false;
