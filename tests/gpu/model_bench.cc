@@ -319,7 +319,6 @@ void Pipelines(TestBed& bed) {
     if (!bed.bench.Wants(name)) continue;
     const auto sized = [&](CoordinatorOptions* options) {
       options->membership.cache_dtype = "bf16";
-      options->membership.max_logit_rows = 1;
       options->membership.plan.max_sequences = 1;
       options->membership.plan.max_sequence_tokens = tokens + 64;
       options->membership.plan.cache_tokens = tokens + 64;
@@ -390,6 +389,7 @@ void StageTimes(TestBed& bed) {
         const Chunk one{slot, ids, 0};
         StageOutput output;
         Check((*stage)->Forward({&one, 1}, input, &output));
+        Check(backend.Synchronize());
         seconds.push_back(Now() - start);
       }
       const double median = Median(seconds);

@@ -23,17 +23,18 @@ TEXT
 
 # Seconds of each part at most; together less than nine minutes. What others leave of them is the sanitizers'.
 readonly ALL_SECONDS=525
-readonly PROBE_SECONDS=20
+readonly PROBE_SECONDS=15
 readonly FACTS_SECONDS=5
 readonly KERNELS_SECONDS=75  # all programs together
 readonly SANITIZER_SECONDS_MIN=6 SANITIZER_SECONDS_MAX=20 # each of two tools, each program
-readonly PARITY_SECONDS=30   # each type of activations; the programs run side by side
+readonly TRANSPORT_SECONDS=10
+readonly PARITY_SECONDS=30 # each type of activations; the programs run side by side
 readonly DEMO_SECONDS=10
 readonly MAKER_SECONDS=25
-declare -rA SERVICE_SECONDS=([answers]=15 [stages]=15 [kill]=25 [speed]=35)
+declare -rA SERVICE_SECONDS=([answers]=15 [stages]=15 [kill]=25 [speed]=33)
 readonly BENCH_SECONDS=70
 readonly MODEL_SECONDS=105
-readonly TORCH_SECONDS=30 IMPORT_SECONDS=10
+readonly TORCH_SECONDS=25 IMPORT_SECONDS=10
 # One choice of types launches every kind of kernel. Tests that end their process on purpose only end the tool.
 readonly SANITIZER_FILTER='*/bf16*-*Dies*:*activations_f32'
 
@@ -164,6 +165,18 @@ kernels() {
     sharded "$name" "$(left "$begin" "$KERNELS_SECONDS")" "$(program "$label")" || status=$?
     add_tests "$name" "$status" $((SECONDS - start)) "$out/$name".*.log
   done < <(labels_of kernels)
+}
+
+# Between stages on the device; by NCCL where there are several.
+transports() {
+  local label name start status
+  while read -r label; do
+    name=${label##*:}
+    say "$name"
+    start=$SECONDS status=0
+    limited "$TRANSPORT_SECONDS" "$out/$name.log" "$(program "$label")" || status=$?
+    add_tests "$name" "$status" $((SECONDS - start)) "$out/$name.log"
+  done < <(labels_of nccl)
 }
 
 find_sanitizer() {
@@ -371,7 +384,10 @@ main() {
     return
   fi
   facts
-  if [[ $device == cuda ]]; then kernels; fi
+  if [[ $device == cuda ]]; then
+    kernels
+    transports
+  fi
   parity f32
   if [[ $device == cuda ]]; then parity bf16; fi
   demo

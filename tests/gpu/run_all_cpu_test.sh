@@ -12,8 +12,8 @@ mkdir -p "$unpacked/bin" "$unpacked/tests"
 for name in gpu golden demo_model; do cp -rL "tests/$name" "$unpacked/tests/$name"; done
 while read -r kind label; do
   path=${label#//}
-  # Tests of kernels are of a device alone.
-  if [[ $kind != kernels ]]; then ln -s "$PWD/${path/://}" "$unpacked/bin/${path##*:}"; fi
+  # Tests of kernels and of transports between devices are of a device alone.
+  if [[ $kind != kernels && $kind != nccl ]]; then ln -s "$PWD/${path/://}" "$unpacked/bin/${path##*:}"; fi
 done < <(awk '!/^#/ && NF' tests/gpu/programs.txt)
 ln -s "$PWD/clients/goldfinch" "$unpacked/bin/goldfinch"
 
