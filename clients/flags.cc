@@ -30,6 +30,7 @@ void AddModelFlags(CLI::App& command, ModelOptions& options) {
 void AddRunFlags(CLI::App& command, ModelOptions& options, const char* chunk_flag) {
   AddModelFlags(command, options);
   AddBackendFlags(command, options.backend, "threads; 0: one per core");
+  AddGoldTierFlag(command, options.gold_tier);
   command.add_option("--max-model-len", options.max_model_len, "most tokens of a sequence, prompt and output together")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->capture_default_str();
@@ -96,6 +97,15 @@ void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* thr
       ->check(CLI::IsMember({"auto", "f32", "f16", "bf16"}))
       ->capture_default_str();
   command.add_option("--threads", options.threads, threads_help)->check(CLI::Range(0, 1024))->capture_default_str();
+}
+
+void AddGoldTierFlag(CLI::App& command, std::string& gold_tier) {
+  command
+      .add_option("--gold-tier", gold_tier,
+                  "what GOLD layers keep beside the compressed cache, as memory allows: compressed: nothing; shared: "
+                  "what all layers share; full: keys and values; auto: as full")
+      ->check(CLI::IsMember({"auto", "compressed", "shared", "full"}))
+      ->capture_default_str();
 }
 
 void AddGenerate(CLI::App& app, GenerateOptions& options) {

@@ -130,6 +130,7 @@ void AddServe(CLI::App& app, ServeOptions& options) {
   AddPipelineFlags(command, options);
   AddBackendFlags(command, options.backend, "threads of all stages together; 0: one per core");
   AddBytes(command, "--memory", options.memory_bytes, "memory for all stages together [what the device has]");
+  AddGoldTierFlag(command, options.gold_tier);
   AddListenFlags(command, options);
 }
 
@@ -162,6 +163,7 @@ void AddWorker(CLI::App& app, WorkerOptions& options) {
       ->type_name("HOST");
   AddBackendFlags(command, options.backend, "threads; 0: one per core");
   AddBytes(command, "--memory", options.memory_bytes, "memory for weights, states and caches [what the device has]");
+  AddGoldTierFlag(command, options.gold_tier);
   command.add_option("--cluster-root-cert", options.tls.roots, "vouches for the coordinator, PEM: uses TLS")
       ->type_name("FILE");
   command
@@ -169,6 +171,12 @@ void AddWorker(CLI::App& app, WorkerOptions& options) {
                   "own certificate, PEM, if the coordinator asks for one")
       ->type_name("FILE");
   command.add_option("--cluster-client-key", options.tls.key, "its key, PEM")->type_name("FILE");
+  command
+      .add_option("--transport", options.transport,
+                  "what rows go over between workers, all of a group by the same: gloo (TCP); nccl (between GPUs, one "
+                  "worker each); auto: nccl if the device is CUDA and NCCL can be had, else gloo")
+      ->check(CLI::IsMember({"auto", "gloo", "nccl"}))
+      ->capture_default_str();
   AddSeconds(command, "--transport-timeout", options.transport_timeout_seconds,
              "a transfer between workers without progress is given up");
   AddSeconds(command, "--shutdown-timeout", options.shutdown_timeout_seconds,

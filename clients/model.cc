@@ -14,6 +14,7 @@
 #include "clients/terminal.h"
 #include "coordinator/tokenizer/utf8.h"
 #include "spdlog/spdlog.h"
+#include "worker/gold_tiers.h"
 
 namespace goldfinch {
 namespace {
@@ -71,7 +72,9 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   engine.stage.max_tokens = options.max_batched_tokens;
   engine.stage.max_logit_rows = max_logit_rows;
   engine.stage.cache_dtype = *ParseFloatDType(options.cache_dtype);  // one of the names that the flag allows
+  engine.stage.gold_tier = *ParseGoldTier(options.gold_tier);        // likewise
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend));
+  engine.kept_bytes = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(DeviceMemoryBytes(*backend)));
   return Engine::Load(engine, std::move(backend));
 }
 

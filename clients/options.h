@@ -19,6 +19,7 @@ struct ModelOptions {
   std::string cache_dtype = "bf16";  // --cache-dtype: f32, f16 or bf16
   std::string verify = "all";        // --verify: all, finite or none
   BackendOptions backend;            // --device, --dtype, --threads
+  std::string gold_tier = "auto";    // --gold-tier: auto, compressed, shared or full
   int64_t max_model_len = 1 << 20;   // --max-model-len, tokens: bounds memory for prompts from outside
   int64_t max_batched_tokens = 512;  // --max-num-batched-tokens: from here on products gain nothing from more rows
 };

@@ -29,6 +29,7 @@
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 #include "worker/describe.h"
+#include "worker/gold_tiers.h"
 #include "worker/node.h"
 #include "worker/transport.h"
 
@@ -181,6 +182,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions
     NodeOptions node;
     node.name = absl::StrCat("stage ", i);
     node.memory_bytes = memory / count;
+    node.gold_tier = *ParseGoldTier(options.gold_tier);  // one of the names that the flag allows
     node.speed = speed;
     node.log = [](const std::string& line) { spdlog::info("{}", line); };
     const std::string name = node.name;

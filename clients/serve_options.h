@@ -28,6 +28,7 @@ struct ServeOptions {
   int64_t max_num_seqs = 64;         // --max-num-seqs, sequences of one pipeline that run at a time
   int64_t max_batched_tokens = 512;  // --max-num-batched-tokens of a step
   int64_t cache_tokens = 0;          // --cache-tokens of one pipeline; 0: what memory allows
+  std::string gold_tier = "auto";    // --gold-tier of embedded workers
   int64_t memory_bytes = 0;          // --memory of all embedded workers together; 0: what the device has
   int64_t max_queue = 1024;          // --max-queue, requests that wait
 
@@ -59,7 +60,9 @@ struct WorkerOptions {
   std::string address;                     // --address at which other workers reach this one; empty: found by the route
   BackendOptions backend;                  // --device, --dtype, --threads
   int64_t memory_bytes = 0;                // --memory; 0: what the device has
+  std::string gold_tier = "auto";          // --gold-tier
   TlsFiles tls;                            // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
+  std::string transport = "auto";          // --transport: gloo, nccl; auto: nccl if the device is CUDA and NCCL is there
   double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress
   double shutdown_timeout_seconds = 10;    // --shutdown-timeout: for the group to end when SIGTERM comes
 };

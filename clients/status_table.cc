@@ -186,7 +186,8 @@ std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClus
   absl::StrAppendFormat(&text, "tokens    read %s, %.4g/s; generated %s, %.4g/s\n", Commas(now.prompt_tokens()),
                         rate(now.prompt_tokens(), then.prompt_tokens()), Commas(now.generation_tokens()),
                         rate(now.generation_tokens(), then.generation_tokens()));
-  absl::StrAppend(&text, "memory    caches ", Bytes(now.cache_bytes()), ", states ", Bytes(now.state_bytes()), "\n");
+  absl::StrAppend(&text, "memory    caches ", Bytes(now.cache_bytes()), ", kept rows ", Bytes(now.gold_kept_bytes()),
+                  ", states ", Bytes(now.state_bytes()), "\n");
   if (!now.spare_workers().empty()) {
     absl::StrAppend(&text, "spare     ", OneLine(absl::StrJoin(now.spare_workers(), ", ")), "\n");
   }

@@ -19,6 +19,7 @@ v1::GetClusterInfoResponse Cluster() {
   cluster.set_prompt_tokens(50'000);
   cluster.set_generation_tokens(1'000);
   cluster.set_cache_bytes(1'500'000);
+  cluster.set_gold_kept_bytes(2'500'000);
   v1::GroupInfo& group = *cluster.add_groups();
   group.set_state(v1::READY);
   group.set_generation(3);
@@ -53,7 +54,7 @@ TEST(StatusTableTest, ShowsWhatIsSinceTheStart) {
       "server    up 100 s, group generation 0\n"
       "requests  2 running, 1 waiting\n"
       "tokens    read 50,000, 500/s; generated 1,000, 10/s\n"
-      "memory    caches 1.5 MB, states 0 B\n"
+      "memory    caches 1.5 MB, kept rows 2.5 MB, states 0 B\n"
       "spare     s1, s2\n"
       "\n"
       "replica 0: ready, generation 3\n"
@@ -119,7 +120,7 @@ TEST(MessageJsonTest, HasEveryFieldInItsType) {
   EXPECT_EQ(json["groups"][0]["state"], "READY");
   EXPECT_EQ(json["groups"][0]["stages"][0]["received"]["compressed"], 20'000'000);
   EXPECT_EQ(json["groups"][0]["stages"][0]["worker"], "w0");
-  EXPECT_EQ(json.size(), 11u);
+  EXPECT_EQ(json.size(), 12u);
 }
 
 }  // namespace

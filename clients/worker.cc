@@ -11,15 +11,44 @@
 #include "clients/machine.h"
 #include "clients/serve_commands.h"
 #include "clients/stop_signal.h"
+#include "clients/terminal.h"
 #include "grpcpp/security/credentials.h"
 #include "kernels/backend.h"
 #include "spdlog/spdlog.h"
 #include "worker/cluster_client.h"
 #include "worker/describe.h"
+#include "worker/gold_tiers.h"
 #include "worker/node.h"
 #include "worker/transport.h"
 
 namespace goldfinch {
+
+namespace {
+
+// `description` gets what it is, and why no better.
+absl::StatusOr<std::unique_ptr<TransportFactory>> OpenTransport(const WorkerOptions& options, const Backend& backend,
+                                                                const std::string& address, std::string* description) {
+  *description = "gloo";
+  if (options.transport == "nccl" && backend.reads_host_memory()) {
+    return AsUsageError(absl::InvalidArgumentError("--transport nccl: the device is no CUDA device"));
+  }
+  if (options.transport == "nccl" || (options.transport == "auto" && !backend.reads_host_memory())) {
+    absl::StatusOr<std::unique_ptr<TransportFactory>> nccl =
+        MakeNcclTransportFactory(options.transport_timeout_seconds);
+    if (nccl.ok()) {
+      *description = "nccl";
+      return nccl;
+    }
+    const std::string why(nccl.status().message());
+    if (options.transport == "nccl") {
+      return AsUsageError(absl::Status(nccl.status().code(), absl::StrCat("--transport nccl: ", why)));
+    }
+    *description = absl::StrCat("gloo (no NCCL: ", why, ")");
+  }
+  return MakeGlooTransportFactory(address, options.transport_timeout_seconds);
+}
+
+}  // namespace
 
 absl::Status RunWorker(const WorkerOptions& options) {
   StopSignal stop;
@@ -31,17 +60,19 @@ absl::Status RunWorker(const WorkerOptions& options) {
   if (address.empty()) {
     GF_ASSIGN_OR_RETURN(address, AddressTowards(options.coordinator));
   }
+  std::string transport_kind;
   GF_ASSIGN_OR_RETURN(std::unique_ptr<TransportFactory> transport,
-                      MakeGlooTransportFactory(address, options.transport_timeout_seconds));
+                      OpenTransport(options, *backend, address, &transport_kind));
   NodeOptions node_options;
   node_options.name = options.name.empty() ? ProcessName() : options.name;
   node_options.model = options.model;
   node_options.config = options.config;
   node_options.memory_bytes = options.memory_bytes > 0 ? options.memory_bytes : DeviceMemoryBytes(*backend);
+  node_options.gold_tier = *ParseGoldTier(options.gold_tier);  // one of the names that the flag allows
   GF_ASSIGN_OR_RETURN(node_options.speed, MeasureDevice(*backend));
   node_options.log = [](const std::string& line) { spdlog::info("{}", line); };
-  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s", node_options.name, address, device,
-               node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9);
+  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, transport {}", node_options.name, address, device,
+               node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9, transport_kind);
 
   Node node(std::move(node_options), std::move(backend), std::move(transport));
   ClusterClientOptions client_options;

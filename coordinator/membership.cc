@@ -67,6 +67,8 @@ struct Membership::Stage {
   int64_t weight_bytes = 0;
   int64_t reserved_bytes = 0;
   int64_t cache_bytes = 0;
+  int64_t gold_kept_bytes = 0;
+  int64_t gold_tier_drops = 0;
   double busy_seconds = 0, bubble_seconds = 0, idle_seconds = 0;
   int64_t hidden_bytes = 0, compressed_bytes = 0, id_bytes = 0;
 };
@@ -398,6 +400,8 @@ void Membership::HandleStepDone(Worker& worker, cluster::v1::StepDone message) {
   stage.compressed_bytes += static_cast<int64_t>(message.compressed_bytes());
   stage.id_bytes += static_cast<int64_t>(message.id_bytes());
   stage.cache_bytes = static_cast<int64_t>(message.cache_bytes());
+  stage.gold_kept_bytes = static_cast<int64_t>(message.gold_kept_bytes());
+  stage.gold_tier_drops = static_cast<int64_t>(message.gold_tier_drops());
   if (group->views[worker.rank].is_last) ++group->steps;
   effects_.events.push_back({MembershipEffects::Event::kStepDone, group->index, worker.rank, "", std::move(message)});
 }
@@ -521,6 +525,12 @@ int64_t Membership::CacheBytes(int index) const {
   return bytes;
 }
 
+int64_t Membership::GoldKeptBytes(int index) const {
+  int64_t bytes = 0;
+  for (const Stage& stage : groups_[index]->stages) bytes += stage.gold_kept_bytes;
+  return bytes;
+}
+
 int64_t Membership::StateBytesPerSequence() const {
   int64_t bytes = 0;
   for (const auto& layer : model_->layers()) bytes += static_cast<int64_t>(layer.state_bytes());
@@ -548,6 +558,8 @@ void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) c
       to.set_weight_bytes(stage.weight_bytes);
       to.set_memory_bytes(worker.about.memory_bytes());
       to.set_reserved_bytes(stage.reserved_bytes);
+      to.set_gold_kept_bytes(stage.gold_kept_bytes);
+      to.set_gold_tier_drops(stage.gold_tier_drops);
       to.set_busy_seconds(stage.busy_seconds);
       to.set_bubble_seconds(stage.bubble_seconds);
       to.set_idle_seconds(stage.idle_seconds);

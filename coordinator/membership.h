@@ -100,6 +100,8 @@ class Membership {
   const std::vector<StageView>& stages(int group) const;
   // Of all pages of the group's caches, as its stages last told.
   int64_t CacheBytes(int group) const;
+  // What GOLD layers keep beside the compressed caches, likewise.
+  int64_t GoldKeptBytes(int group) const;
   int64_t StateBytesPerSequence() const;
   // The groups and spares; sequences and requests are not known here.
   void FillClusterInfo(double now, v1::GetClusterInfoResponse* info) const;

@@ -343,6 +343,8 @@ TEST(MembershipTest, StepDoneIsCountedAndPassedOn) {
   done.mutable_step_done()->set_busy_seconds(0.5);
   done.mutable_step_done()->set_compressed_bytes(128);
   done.mutable_step_done()->set_cache_bytes(77);
+  done.mutable_step_done()->set_gold_kept_bytes(88);
+  done.mutable_step_done()->set_gold_tier_drops(9);
   cluster.membership.Received(2, done, cluster.now);
   cluster.Settle();
   ASSERT_EQ(cluster.Count(Event::kStepDone), 1);
@@ -353,6 +355,9 @@ TEST(MembershipTest, StepDoneIsCountedAndPassedOn) {
   EXPECT_EQ(info.groups(0).stages(1).busy_seconds(), 0.5);
   EXPECT_EQ(info.groups(0).steps(), 1U);
   EXPECT_EQ(cluster.membership.CacheBytes(0), 77);
+  EXPECT_EQ(cluster.membership.GoldKeptBytes(0), 88);
+  EXPECT_EQ(info.groups(0).stages(1).gold_kept_bytes(), 88U);
+  EXPECT_EQ(info.groups(0).stages(1).gold_tier_drops(), 9U);
   done.mutable_step_done()->set_generation(9);
   cluster.membership.Received(2, done, cluster.now);
   cluster.Settle();

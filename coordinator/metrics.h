@@ -47,6 +47,7 @@ class Metrics {
   };
   struct Memory {
     int64_t cache_bytes = 0;            // resident, over all groups
+    int64_t gold_kept_bytes = 0;        // beside them
     int64_t state_bytes = 0;            // of running sequences
     int64_t cache_tokens_reserved = 0;  // over all groups
     int64_t cache_tokens_max = 0;
@@ -74,7 +75,7 @@ class Metrics {
   void SetGroupGeneration(uint64_t generation);  // group_generation: the latest of all groups
   void SetGroupsReady(int64_t groups);           // groups_ready
   void SetWorkersConnected(int64_t workers);     // workers_connected
-  void SetMemory(const Memory& memory);          // cache_bytes, state_bytes, cache_tokens_reserved, cache_tokens_max
+  void SetMemory(const Memory& memory);          // a gauge of each name
 
   // ---- Steps ----
   void CountStep();                            // steps_total
@@ -123,6 +124,7 @@ class Metrics {
   prometheus::Gauge* groups_ready_;
   prometheus::Gauge* workers_connected_;
   prometheus::Gauge* cache_bytes_;
+  prometheus::Gauge* gold_kept_bytes_;
   prometheus::Gauge* state_bytes_;
   prometheus::Gauge* cache_tokens_reserved_;
   prometheus::Gauge* cache_tokens_max_;

@@ -67,7 +67,7 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   metrics.SetGroupGeneration(8);
   metrics.SetGroupsReady(1);
   metrics.SetWorkersConnected(9);
-  metrics.SetMemory({10, 11, 12, 13});
+  metrics.SetMemory({10, 14, 11, 12, 13});
   metrics.CountStep();
   metrics.ObserveStepScheduling(2e-5);
 
@@ -96,6 +96,7 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   EXPECT_EQ(value("groups_ready"), "1");
   EXPECT_EQ(value("workers_connected"), "9");
   EXPECT_EQ(value("cache_bytes"), "10");
+  EXPECT_EQ(value("gold_kept_bytes"), "14");
   EXPECT_EQ(value("state_bytes"), "11");
   EXPECT_EQ(value("cache_tokens_reserved"), "12");
   EXPECT_EQ(value("cache_tokens_max"), "13");

@@ -45,6 +45,8 @@ class Costs {
     return bytes + kActivations * 4 * model_.width() * options_.max_step_tokens;
   }
 
+  bool has_gold(int last) const { return model_.gold_layers() > 0 && last > finch_; }
+
   int64_t CacheBytesPerToken(int first, int last) const {
     const int64_t bytes = sums_[last].cache_bytes - sums_[first].cache_bytes;
     return bytes + (has_gold(last) ? static_cast<int64_t>(model_.compressed_bytes_per_token()) : 0);
@@ -77,7 +79,6 @@ class Costs {
     double decode_bytes = 0;
   };
 
-  bool has_gold(int last) const { return model_.gold_layers() > 0 && last > finch_; }
   bool is_last(int last) const { return last == model_.layers_size(); }
 
   const cluster::v1::Described& model_;
@@ -170,7 +171,10 @@ absl::StatusOr<Plan> PlanStages(const cluster::v1::Described& model, absl::Span<
                        " bytes, its worker has ",
                        static_cast<int64_t>(kMemoryShare * static_cast<double>(workers[s].memory_bytes))));
     }
-    plan.cache_tokens = std::min(plan.cache_tokens, tokens);
+    // Caches that take all would leave GOLD layers nothing to keep what they derive from them.
+    const int64_t left_to_keep =
+        costs.has_gold(last) ? static_cast<int64_t>(kKeptShare * static_cast<double>(tokens)) : 0;
+    plan.cache_tokens = std::min(plan.cache_tokens, std::max(CacheTokensMin(options), tokens - left_to_keep));
     plan.seconds_per_prompt_token =
         std::max(plan.seconds_per_prompt_token, costs.PrefillSeconds(first, last, workers[s]));
   }

@@ -44,6 +44,7 @@ absl::StatusOr<Plan> PlanStages(const cluster::v1::Described& model, absl::Span<
                                 const PlanOptions& options);
 
 inline constexpr double kMemoryShare = 0.9;
+inline constexpr double kKeptShare = 0.25;  // of what is left for caches: for what GOLD layers keep beside them
 inline constexpr double kPromptTokens = 8;  // typical requests read more than they write
 inline constexpr double kDecodedTokens = 1;
 

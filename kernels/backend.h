@@ -2,7 +2,7 @@
 //
 // Ops run in call order on one queue; one thread at a time may call. All tensors of an op are in the back end's memory,
 // dense, and do not overlap unless an op says so. Host memory that an op is given is read before the call returns.
-// Misuse of shapes is a CHECK. Device faults surface in Synchronize and are final.
+// Misuse of shapes is a CHECK. Device faults surface in status and Synchronize and are final.
 //
 // Types: weights keep the type of the file (vectors are fp32), states are fp32, and activations, marked `act`, are of
 // the type that activation_dtype() names. Rows marked `fp32 or act` may be either: the residual stream stays fp32. Sums
@@ -29,6 +29,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/queue.h"
 #include "kernels/tensor.h"
 
 namespace goldfinch {
@@ -170,7 +171,7 @@ class Backend {
   virtual DType activation_dtype() const = 0;
 
   // --- Memory -------------------------------------------------------------------------------------------------------
-  // Zeroed memory, aligned to 64 bytes, released when the last reference goes. The CPU commits it as it is touched.
+  // Zeroed memory, aligned to 256 bytes, released when the last reference goes. The CPU commits it as it is touched.
   // RESOURCE_EXHAUSTED names `purpose` and the size.
   virtual absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) = 0;
   // What allocations can take now, as far as the device knows; the CPU names the machine's memory.
@@ -190,6 +191,16 @@ class Backend {
   // are until Step returns. `repeats`: more steps with tensors of these shapes at these addresses are to come, as in
   // decoding; what launching costs may then be paid once for many of them.
   virtual void Step(bool repeats, absl::FunctionRef<void()> ops) = 0;
+
+  // --- Queues -------------------------------------------------------------------------------------------------------
+  // That of the ops.
+  virtual Queue& queue() = 0;
+  // One beside it. It may be used by another thread than the ops; the back end must outlive it.
+  virtual std::unique_ptr<Queue> MakeQueue() = 0;
+  // Memory of the host that queues copy from and to without the host's waiting; not zeroed. Errors as Allocate.
+  virtual absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) = 0;
+  // The fault that Synchronize would tell of, if one is known yet. Does not wait; any thread.
+  virtual absl::Status status() const = 0;
 
   // --- Rows ---------------------------------------------------------------------------------------------------------
   // out[i] = table[ids[i]].

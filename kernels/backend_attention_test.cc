@@ -23,6 +23,7 @@ std::vector<RowSpan> SpansOf(Random& random, const std::vector<Chunk>& chunks, c
   for (size_t i = 0; i < chunks.size(); ++i) {
     spans[i].position = chunks[i].position;
     spans[i].pages = paging.table(static_cast<int>(i));
+    spans[i].kept = spans[i].pages;
   }
   return spans;
 }
@@ -431,8 +432,11 @@ void CheckGoldKeysValues(BackendTest& t, const GoldCase& test, DType kv_dtype) {
       const auto length = static_cast<int32_t>(in.spans[i].position + in.spans[i].row_count), cut = length * 2 / 3;
       const int32_t begin = first_part ? 0 : cut, end = first_part ? cut : length;
       if (begin == end) continue;
-      spans.push_back(
-          {.row_begin = positions, .row_count = end - begin, .position = begin, .pages = in.spans[i].pages});
+      spans.push_back({.row_begin = positions,
+                       .row_count = end - begin,
+                       .position = begin,
+                       .pages = in.spans[i].pages,
+                       .kept = in.spans[i].kept});
       positions += end - begin;
       for (int32_t at = begin; at < end; ++at) written[in.paging.Row(static_cast<int>(i), at)] = 1;
     }

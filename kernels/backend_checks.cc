@@ -49,12 +49,14 @@ void Heads(int64_t width, int head_size) {
 }
 
 // Every page that holds positions [from, to) of each span, `from` 0 or the span's own position, is one of the pool.
-void Pages(RowSpans spans, int64_t pages, int64_t page_tokens, bool from_start) {
+void Pages(RowSpans spans, int64_t pages, int64_t page_tokens, bool from_start,
+           const int32_t* RowSpan::*table = &RowSpan::pages) {
   for (const RowSpan& span : spans) {
-    GF_CHECK(span.pages != nullptr);
+    GF_CHECK(span.*table != nullptr) << (table == &RowSpan::pages ? "no pages" : "no kept pages");
     const int64_t end = span.position + span.row_count;
     for (int64_t i = from_start ? 0 : span.position / page_tokens; i * page_tokens < end; ++i) {
-      GF_CHECK(span.pages[i] >= 0 && span.pages[i] < pages) << "page " << span.pages[i] << " of " << pages;
+      const int32_t page = (span.*table)[i];
+      GF_CHECK(page >= 0 && page < pages) << "page " << page << " of " << pages;
     }
   }
 }
@@ -78,12 +80,10 @@ void ShiftOp(const ConstTensor& x, RowSpans spans, const Tensor& shift, const Co
   Is(out, act, {mix.dim(0), x.dim(0), x.dim(1)}, "shifted rows");
 }
 
-void GoldWeights(const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache, DType act) {
+void GoldWeights(const GoldShared& shared, const GoldKvWeights& weights, DType act) {
   const int64_t width = shared.embedding.dim(1), vocab = shared.embedding.dim(0), rank = weights.mix_up.dim(1);
-  HasShape(cache.c, {cache.ids.dim(0), cache.page_tokens(), cache.c.dim(2)}, "compressed cache");
   Norm(shared.ln0, width);
   Is(shared.key_table, act, {vocab, width}, "key table");
-  HasShape(shared.key_compressed.data, {width, cache.c.dim(2)}, "key projection of c");
   for (ConstTensor mix : {weights.mix_lora, weights.mix_key, weights.mix_value}) Floats(mix, {width}, "mix");
   HasShape(weights.mix_up, {2, rank, width}, "mix LoRA up");
   HasShape(weights.mix_down.data, {width, 2 * rank}, "mix LoRA down");
@@ -92,6 +92,29 @@ void GoldWeights(const GoldShared& shared, const GoldKvWeights& weights, const G
   Lora(weights.value_down, weights.value_up, width);
   Norm(weights.ln_key, width);
   Norm(weights.ln_value, width);
+}
+
+void GoldInputs(RowSpans spans, const GoldShared& shared, const GoldCache& cache) {
+  Pages(spans, cache.ids.dim(0), cache.page_tokens(), true);
+  HasShape(cache.c, {cache.ids.dim(0), cache.page_tokens(), cache.c.dim(2)}, "compressed cache");
+  HasShape(shared.key_compressed.data, {shared.embedding.dim(1), cache.c.dim(2)}, "key projection of c");
+}
+
+void KeptRows(const Backend& backend, const GoldShared& shared, absl::Span<const GoldKvWeights> layers, int head_size,
+              const GoldKeptRows& rows) {
+  const int64_t width = shared.embedding.dim(1);
+  Heads(width, head_size);
+  for (const GoldKvWeights& layer : layers) GoldWeights(shared, layer, backend.activation_dtype());
+  GF_CHECK_GE(rows.page_tokens, 1);
+  const int64_t least = backend.GoldKeptPageBytes(width, layers, head_size, rows.page_tokens);
+  GF_CHECK(rows.page_bytes >= least && rows.page_bytes % 256 == 0)
+      << "kept pages of " << rows.page_bytes << " bytes, expected a multiple of 256 from " << least << " on";
+  GF_CHECK_EQ(reinterpret_cast<uintptr_t>(rows.data) % 256, 0u) << "kept rows are not aligned";
+}
+
+// Positions, not rows of a tensor.
+int64_t PositionCount(RowSpans spans) {
+  return spans.empty() ? 0 : int64_t{spans.back().row_begin} + spans.back().row_count;
 }
 
 }  // namespace
@@ -194,21 +217,42 @@ void GoldMixTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, Norm
 void GoldAttention(ConstTensor q, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
                    const GoldCache& cache, int head_size, Tensor out, DType act) {
   Spans(spans, q.dim(0));
-  Pages(spans, cache.ids.dim(0), cache.page_tokens(), true);
+  GoldInputs(spans, shared, cache);
   Heads(q.dim(1), head_size);
   Is(q, act, {q.dim(0), shared.embedding.dim(1)}, "queries");
   Is(out, act, q.shape, "attention output");
-  GoldWeights(shared, weights, cache, act);
+  GoldWeights(shared, weights, act);
 }
 
 void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache,
                     int head_size, const KvCache& kv, DType act) {
-  Spans(spans, spans.empty() ? 0 : int64_t{spans.back().row_begin} + spans.back().row_count);
-  Pages(spans, cache.ids.dim(0), cache.page_tokens(), true);
+  Spans(spans, PositionCount(spans));
+  GoldInputs(spans, shared, cache);
   Heads(shared.embedding.dim(1), head_size);
-  HasShape(kv.keys, {cache.ids.dim(0), cache.page_tokens(), shared.embedding.dim(1)}, "key cache");
+  HasShape(kv.keys, {kv.keys.dim(0), kv.page_tokens(), shared.embedding.dim(1)}, "key cache");
   Is(kv.values, kv.keys.dtype, kv.keys.shape, "value cache");
-  GoldWeights(shared, weights, cache, act);
+  Pages(spans, kv.keys.dim(0), kv.page_tokens(), false, &RowSpan::kept);
+  GoldWeights(shared, weights, act);
+}
+
+void GoldKeepRows(const Backend& backend, RowSpans spans, const GoldShared& shared,
+                  absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
+                  const GoldKeptRows& rows) {
+  Spans(spans, PositionCount(spans));
+  GoldInputs(spans, shared, cache);
+  KeptRows(backend, shared, layers, head_size, rows);
+  Pages(spans, rows.pages, rows.page_tokens, false, &RowSpan::kept);
+}
+
+void GoldKeptAttention(const Backend& backend, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                       absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                       Tensor out) {
+  Spans(spans, q.dim(0));
+  KeptRows(backend, shared, layers, head_size, rows);
+  Pages(spans, rows.pages, rows.page_tokens, true, &RowSpan::kept);
+  GF_CHECK(layer >= 0 && layer < static_cast<int>(layers.size())) << "layer " << layer << " of " << layers.size();
+  Is(q, backend.activation_dtype(), {q.dim(0), shared.embedding.dim(1)}, "queries");
+  Is(out, backend.activation_dtype(), q.shape, "attention output");
 }
 
 void Rope(Tensor x, RowSpans spans, int head_size, DType act) {

@@ -63,7 +63,8 @@ Outcome Run(Device device, SequenceOp& op, const std::vector<int64_t>& lengths, 
                             .row_begin = static_cast<int32_t>(call.rows),
                             .row_count = static_cast<int32_t>(piece.count),
                             .position = piece.begin,
-                            .pages = paging == nullptr ? nullptr : paging->table(piece.sequence)});
+                            .pages = paging == nullptr ? nullptr : paging->table(piece.sequence),
+                            .kept = paging == nullptr ? nullptr : paging->table(piece.sequence)});
       call.rows += piece.count;
     }
     const Values out = device.Get(op.call(device, call));

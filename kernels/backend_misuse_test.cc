@@ -77,7 +77,7 @@ TEST_P(BackendTest, GoldAttentionWithoutItsTableDies) {
   const Tensor q = device.New(act(), {1, 32}), out = device.New(act(), {1, 32});
   const Tensor wrong = device.New({8, 2, 2});
   const int32_t page = 0;
-  const std::vector<RowSpan> spans = {{.row_count = 1, .pages = &page}};
+  const std::vector<RowSpan> spans = {{.row_count = 1, .pages = &page, .kept = &page}};
   for (const ConstTensor& table : {ConstTensor{}, ConstTensor(wrong)}) {
     weights.mix_table = table;
     EXPECT_DEATH(device->GoldAttention(q, spans, shared, weights, cache, 16, out), "mix table");

@@ -99,11 +99,24 @@ add_licences() {
   fi
 }
 
+# What counts the tokens of run_all.sh's long prompt; bytes do where it could not be had.
+add_vocabulary() {
+  local file=third_party/world_vocab/rwkv_vocab_v20230424.txt
+  [[ -e $file ]] || return 0
+  install -D -m 644 "$file" "$root/$file"
+  install -D -m 644 /usr/share/common-licenses/Apache-2.0 "$root/licences/world_vocab/Apache-2.0"
+  echo "$file is out of the PyPI package rwkv, under the Apache License 2.0" |
+    install -m 644 /dev/stdin "$root/licences/world_vocab/NOTICE"
+}
+
 add_data() {
   git ls-files tests/golden | while read -r file; do install -D -m 644 "$file" "$root/$file"; done
   install -D -m 644 tests/demo_model/model.pth "$root/tests/demo_model/model.pth"
   install -D -m 644 tests/gpu/programs.txt "$root/tests/gpu/programs.txt"
-  install -D -m 755 tests/gpu/run_all.sh "$root/tests/gpu/run_all.sh"
+  install -m 755 tests/gpu/run_all.sh tests/gpu/service_parts.py tests/gpu/torch_peer.py tests/gpu/scaling.py \
+    "$root/tests/gpu"
+  install -m 644 tests/demo_model/goldfinch.py tests/demo_model/config.json "$root/tests/demo_model"
+  add_vocabulary
   install -m 644 CHANGELOG.md "$root/CHANGELOG.md"
 }
 

@@ -21,6 +21,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& option
   stage.max_sequence_tokens = options.max_model_len;
   stage.cache_tokens = options.max_model_len * stage.max_sequences;
   GF_ASSIGN_OR_RETURN(engine->stage_, Stage::Create(*engine->backend_, engine->model_, stage));
+  // What back ends with memory of their own have left is for the scratch memory of ops as well.
+  const int64_t left = engine->backend_->FreeBytes() / 4 * 3;
+  GF_RETURN_IF_ERROR(engine->stage_->ReserveKept(std::min(options.kept_bytes, left)));
   return engine;
 }
 
@@ -56,6 +59,7 @@ absl::StatusOr<absl::Span<const float>> Engine::Prefill(int slot, absl::Span<con
     const int64_t tokens = std::min(options_.stage.max_tokens, count - begin);
     const Chunk chunk{slot, ids.subspan(begin, tokens), begin + tokens == count ? 1 : 0};
     GF_RETURN_IF_ERROR(stage_->Forward({&chunk, 1}, {}, &output));
+    GF_RETURN_IF_ERROR(backend_->Synchronize());
     begin += tokens;
     progress(begin);
   }
@@ -78,16 +82,18 @@ absl::Status Engine::Score(int slot, absl::Span<const int32_t> ids,
     const Chunk chunk{slot, ids.subspan(begin, tokens), tokens};
     StageOutput output;
     GF_RETURN_IF_ERROR(stage_->Forward({&chunk, 1}, {}, &output));
-    GF_RETURN_IF_ERROR(use(begin, HostLogits(output.logits)));
+    GF_ASSIGN_OR_RETURN(const absl::Span<const float> logits, HostLogits(output.logits));
+    GF_RETURN_IF_ERROR(use(begin, logits));
   }
   return absl::OkStatus();
 }
 
-absl::Span<const float> Engine::HostLogits(ConstTensor logits) {
-  if (backend_->reads_host_memory()) return {logits.f32(), static_cast<size_t>(logits.shape.elements())};
+absl::StatusOr<absl::Span<const float>> Engine::HostLogits(ConstTensor logits) {
+  if (backend_->reads_host_memory()) return absl::MakeConstSpan(logits.f32(), logits.shape.elements());
   logits_.resize(logits.shape.elements());
   backend_->CopyToHost(logits, logits_.data());
-  return logits_;
+  GF_RETURN_IF_ERROR(backend_->Synchronize());
+  return absl::MakeConstSpan(logits_);
 }
 
 }  // namespace goldfinch

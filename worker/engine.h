@@ -24,6 +24,7 @@ struct EngineOptions {
   std::string config_path;          // empty: config.json beside the model, if there
   int64_t max_model_len = 1 << 20;  // tokens, prompt and output together, of one sequence
   StageOptions stage;               // cache_tokens is set from max_model_len and max_sequences
+  int64_t kept_bytes = 0;           // for Stage::ReserveKept; less if the back end has no more to give
 };
 
 // Not thread-safe.
@@ -61,7 +62,7 @@ class Engine {
 
  private:
   Engine() = default;
-  absl::Span<const float> HostLogits(ConstTensor logits);
+  absl::StatusOr<absl::Span<const float>> HostLogits(ConstTensor logits);
 
   EngineOptions options_;
   ModelConfig config_;

@@ -3,8 +3,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -19,8 +21,15 @@ namespace goldfinch {
 // `memory_` as they do from `addresses_`.
 class FakeDevice::Memory {
  public:
-  Memory() : addresses_(Map(PROT_NONE)), memory_(Map(PROT_READ | PROT_WRITE)) {}
+  Memory() : addresses_(Map(PROT_NONE)), memory_(Map(PROT_READ | PROT_WRITE)) {
+    const std::lock_guard<std::mutex> lock(AllMutex());
+    All().push_back(this);
+  }
   ~Memory() {
+    {
+      const std::lock_guard<std::mutex> lock(AllMutex());
+      std::erase(All(), this);
+    }
     munmap(addresses_, kBytes);
     munmap(memory_, kBytes);
   }
@@ -50,6 +59,14 @@ class FakeDevice::Memory {
     GF_CHECK(offset >= 0 && offset + bytes <= used_) << "a tensor outside the device's memory";
     return memory_ + offset;
   }
+  // What is behind an address of any fake device; others are the host's.
+  static char* BehindAny(const void* address, int64_t bytes) {
+    const std::lock_guard<std::mutex> lock(AllMutex());
+    for (const Memory* memory : All()) {
+      if (memory->Touches(address, bytes)) return memory->Behind(address, bytes);
+    }
+    return static_cast<char*>(const_cast<void*>(address));
+  }
   bool Touches(const void* data, int64_t bytes) const {
     const char* begin = static_cast<const char*>(data);
     return begin < addresses_ + kBytes && begin + bytes > addresses_;
@@ -59,6 +76,14 @@ class FakeDevice::Memory {
   static constexpr int64_t kBytes = int64_t{1} << 34;
   static constexpr int64_t kPage = 4096;
 
+  static std::mutex& AllMutex() {
+    static auto& mutex = *new std::mutex;
+    return mutex;
+  }
+  static std::vector<Memory*>& All() {
+    static auto& all = *new std::vector<Memory*>;
+    return all;
+  }
   static int64_t Rounded(int64_t bytes) { return (std::max<int64_t>(bytes, 1) + kPage - 1) / kPage * kPage; }
   static char* Map(int access) {
     void* base = mmap(nullptr, kBytes, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -70,6 +95,55 @@ class FakeDevice::Memory {
   char* const memory_;
   int64_t used_ = 0;
   std::map<int64_t, std::vector<char*>> free_;  // by size
+};
+
+class FakeDevice::Progress : public std::enable_shared_from_this<Progress> {
+ public:
+  std::shared_ptr<const Mark> Record() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++recorded_;
+    if (!held_) reached_ = recorded_;
+    return std::make_shared<HeldMark>(shared_from_this(), recorded_);
+  }
+  void Hold(bool held) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    held_ = held;
+    if (!held) reached_ = recorded_;
+    changed_.notify_all();
+  }
+  void Fail(absl::Status fault) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    fault_ = std::move(fault);
+  }
+  absl::Status fault() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return fault_;
+  }
+
+ private:
+  class HeldMark : public Mark {
+   public:
+    HeldMark(std::shared_ptr<Progress> progress, int64_t number) : progress_(std::move(progress)), number_(number) {}
+    bool reached() const override {
+      const std::lock_guard<std::mutex> lock(progress_->mutex_);
+      return number_ <= progress_->reached_;
+    }
+    void Wait() const override {
+      std::unique_lock<std::mutex> lock(progress_->mutex_);
+      progress_->changed_.wait(lock, [this] { return number_ <= progress_->reached_; });
+    }
+
+   private:
+    const std::shared_ptr<Progress> progress_;
+    const int64_t number_;
+  };
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool held_ = false;
+  int64_t recorded_ = 0;
+  int64_t reached_ = 0;
+  absl::Status fault_;
 };
 
 // One op: turns its tensors into what the inner back end can read, activations into fp32, and rounds these at the end.
@@ -98,6 +172,15 @@ class FakeDevice::Op {
     for (Matrix* m : {&w.mix_down, &w.key_down, &w.key_up, &w.value_down, &w.value_up}) *m = Raw(*m);
     for (NormWeights* norm : {&w.ln_key, &w.ln_value}) *norm = Raw(*norm);
     return w;
+  }
+  std::vector<GoldKvWeights> Raw(absl::Span<const GoldKvWeights> layers) {
+    std::vector<GoldKvWeights> raw;
+    for (const GoldKvWeights& layer : layers) raw.push_back(Raw(layer));
+    return raw;
+  }
+  GoldKeptRows Raw(GoldKeptRows rows) {
+    rows.data = device_.memory_->Behind(rows.data, rows.pages * rows.page_bytes);
+    return rows;
   }
 
   // Fp32 or activations.
@@ -137,7 +220,11 @@ class FakeDevice::Op {
 };
 
 FakeDevice::FakeDevice(Backend& inner, DType activations)
-    : inner_(inner), activations_(activations), memory_(std::make_shared<Memory>()) {
+    : inner_(inner),
+      activations_(activations),
+      memory_(std::make_shared<Memory>()),
+      progress_(std::make_shared<Progress>()),
+      queue_(progress_) {
   GF_CHECK(inner.reads_host_memory() && inner.activation_dtype() == DType::kF32);
 }
 
@@ -187,6 +274,15 @@ void FakeDevice::Copy(ConstTensor from, Tensor to) {
   checks::Copy(from, to);
   Op op(*this);
   inner_.Copy(op.Raw(from), op.Raw(to));
+}
+
+void FakeDevice::HoldMarks(bool held) { progress_->Hold(held); }
+void FakeDevice::Fail(absl::Status fault) { progress_->Fail(std::move(fault)); }
+absl::Status FakeDevice::status() const { return progress_->fault(); }
+
+std::shared_ptr<const Mark> FakeDevice::FakeQueue::Record() { return progress_->Record(); }
+void FakeDevice::FakeQueue::Copy(const void* from, void* to, int64_t bytes) {
+  HostQueue::Copy(Memory::BehindAny(from, bytes), Memory::BehindAny(to, bytes), bytes);
 }
 
 void FakeDevice::Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {
@@ -274,6 +370,28 @@ void FakeDevice::GoldKeysValues(RowSpans spans, const GoldShared& shared, const 
   checks::GoldKeysValues(spans, shared, weights, cache, head_size, kv, activations_);
   Op op(*this);
   inner_.GoldKeysValues(spans, op.Wide(shared), op.Raw(weights), op.Raw(cache), head_size, op.Raw(kv));
+}
+
+int64_t FakeDevice::GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
+                                      int64_t page_tokens) const {
+  return inner_.GoldKeptPageBytes(width, layers, head_size, page_tokens);
+}
+
+// What is kept is the inner back end's: fp32, of inputs that are rounded.
+void FakeDevice::GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                              const GoldCache& cache, int head_size, const GoldKeptRows& rows) {
+  checks::GoldKeepRows(*this, spans, shared, layers, cache, head_size, rows);
+  Op op(*this);
+  inner_.GoldKeepRows(spans, op.Wide(shared), op.Raw(layers), op.Raw(cache), head_size, op.Raw(rows));
+}
+
+void FakeDevice::GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
+                                   absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows,
+                                   int head_size, Tensor out) {
+  checks::GoldKeptAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
+  Op op(*this);
+  inner_.GoldKeptAttention(op.Wide(q), spans, op.Wide(shared), op.Raw(layers), layer, op.Raw(rows), head_size,
+                           op.Wide(out));
 }
 
 void FakeDevice::Rope(Tensor x, RowSpans spans, int head_size, double base) {

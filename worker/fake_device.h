@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -29,6 +30,11 @@ class FakeDevice : public Backend {
   explicit FakeDevice(Backend& inner, DType activations = DType::kF32);
   explicit FakeDevice(std::unique_ptr<Backend> inner, DType activations = DType::kF32);
 
+  // While marks are held none is reached, as if the device were still at its work, which nobody waits for. Any thread.
+  void HoldMarks(bool held);
+  // A fault of the device. Any thread.
+  void Fail(absl::Status fault);
+
   // How many more allocations succeed.
   void set_allocations_left(int64_t count) { allocations_left_ = count; }
   void set_sample_vocab_max(int64_t vocab) { sample_vocab_max_ = vocab; }
@@ -43,8 +49,14 @@ class FakeDevice : public Backend {
   void CopyToHost(ConstTensor from, void* host) override;
   void Zero(Tensor tensor) override;
   void Copy(ConstTensor from, Tensor to) override;
-  absl::Status Synchronize() override { return inner_.Synchronize(); }
+  absl::Status Synchronize() override { return status(); }
   void Step(bool /*repeats*/, absl::FunctionRef<void()> ops) override { ops(); }
+  Queue& queue() override { return queue_; }
+  std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<FakeQueue>(progress_); }
+  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
+    return inner_.Allocate(bytes, purpose);
+  }
+  absl::Status status() const override;
   void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override;
   void CopyRows(ConstTensor from, absl::Span<const RowCopy> copies, Tensor to) override;
   void Convert(ConstTensor from, Tensor to) override;
@@ -63,20 +75,13 @@ class FakeDevice : public Backend {
                      const GoldCache& cache, int head_size, Tensor out) override;
   void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache,
                       int head_size, const KvCache& kv) override;
-  int64_t GoldKeptPageBytes(int64_t /*width*/, absl::Span<const GoldKvWeights> /*layers*/, int /*head_size*/,
-                            int64_t /*page_tokens*/) const override {
-    GF_CHECK(false) << "not here yet";
-    return 0;
-  }
-  void GoldKeepRows(RowSpans /*spans*/, const GoldShared& /*shared*/, absl::Span<const GoldKvWeights> /*layers*/,
-                    const GoldCache& /*cache*/, int /*head_size*/, const GoldKeptRows& /*rows*/) override {
-    GF_CHECK(false) << "not here yet";
-  }
-  void GoldKeptAttention(ConstTensor /*q*/, RowSpans /*spans*/, const GoldShared& /*shared*/,
-                         absl::Span<const GoldKvWeights> /*layers*/, int /*layer*/, const GoldKeptRows& /*rows*/,
-                         int /*head_size*/, Tensor /*out*/) override {
-    GF_CHECK(false) << "not here yet";
-  }
+  int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
+                            int64_t page_tokens) const override;
+  void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                    const GoldCache& cache, int head_size, const GoldKeptRows& rows) override;
+  void GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                         Tensor out) override;
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override;
   void KvAppend(ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache) override;
   void KvAttention(ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out) override;
@@ -87,6 +92,18 @@ class FakeDevice : public Backend {
  private:
   class Memory;
   class Op;
+  class Progress;
+  // Does all at once, and copies between fake devices as well.
+  class FakeQueue : public HostQueue {
+   public:
+    explicit FakeQueue(std::shared_ptr<Progress> progress) : progress_(std::move(progress)) {}
+    std::shared_ptr<const Mark> Record() override;
+    void WaitFor(const Mark& /*mark*/) override {}
+    void Copy(const void* from, void* to, int64_t bytes) override;
+
+   private:
+    const std::shared_ptr<Progress> progress_;
+  };
 
   // Fp32 memory of the inner back end, the next one of the op that runs.
   void* Scratch(size_t index, int64_t bytes);
@@ -102,6 +119,8 @@ class FakeDevice : public Backend {
     int64_t bytes = 0;
   };
   std::vector<Buffer> scratch_;
+  const std::shared_ptr<Progress> progress_;  // what the host sees of it
+  FakeQueue queue_;
 };
 
 }  // namespace goldfinch

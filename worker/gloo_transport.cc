@@ -1,4 +1,5 @@
-// Channels over TCP by Gloo: one connection a pair of stages, unbound buffers, a message a tag.
+// Channels over TCP by Gloo: one connection a pair of stages, unbound buffers, a message a tag. Rows lie in staging
+// memory on their way; for the CPU they are received where they belong.
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -11,7 +12,6 @@
 #include <condition_variable>
 #include <csignal>
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -52,8 +52,6 @@ absl::Status Catch(const std::string& what, Call call) {
   }
 }
 
-using PeerFlags = std::vector<bool>;
-
 // Ends all pairs, those that are being connected too, and what waits for them; their peers notice.
 //
 // Trap: Pair::close() resets the connection, and Gloo ends the process of a peer whose connection is reset before it
@@ -68,38 +66,60 @@ void EndPairs(gloo::transport::Context& context) {
   }).IgnoreError();
 }
 
+// Received while the rows before are still on their way to the device.
+constexpr int kReceives = 2;
+
+// Of one peer, for its messages.
+struct Staging {
+  std::array<std::shared_ptr<void>, Transport::kAheadSends> sends;
+  std::array<std::shared_ptr<void>, kReceives> receives;  // null where the back end reads host memory
+};
+
 class GlooTransport : public Transport {
  public:
-  GlooTransport(std::shared_ptr<gloo::transport::Context> context, PeerFlags peers, int64_t message_bytes_max,
-                milliseconds timeout)
+  GlooTransport(std::shared_ptr<gloo::transport::Context> context, const std::vector<Edge>& edges,
+                std::vector<Staging> staging, Backend& backend, milliseconds timeout)
       : context_(std::move(context)),
-        peers_(std::move(peers)),
-        bytes_max_(message_bytes_max),
+        backend_(backend),
+        queue_(backend.queue()),
         timeout_(timeout),
-        channels_(peers_.size()) {
-    for (size_t peer = 0; peer < peers_.size(); ++peer) {
-      if (!peers_[peer]) continue;
-      for (SendBuffer& send : channels_[peer].sends) {
-        // Not zeroed: memory is committed as far as messages reach.
-        send.memory.reset(new char[bytes_max_]);
-        send.buffer = context_->createUnboundBuffer(send.memory.get(), bytes_max_);
+        channels_(edges.size()) {
+    for (size_t peer = 0; peer < edges.size(); ++peer) {
+      Channel& channel = channels_[peer];
+      channel.edge = edges[peer];
+      channel.staging = std::move(staging[peer]);
+      for (size_t i = 0; i < channel.sends.size() && channel.edge.send_bytes_max > 0; ++i) {
+        channel.sends[i] =
+            context_->createUnboundBuffer(channel.staging.sends[i].get(), channel.edge.send_bytes_max);
       }
     }
   }
 
-  ~GlooTransport() override { EndPairs(*context_); }
+  // The device is done with the staging memory before that goes.
+  ~GlooTransport() override {
+    EndPairs(*context_);
+    for (const Channel& channel : channels_) {
+      for (const auto& mark : channel.read) {
+        if (mark != nullptr) mark->Wait();
+      }
+    }
+  }
 
   absl::Status Send(int stage, ConstTensor rows) override {
     const int64_t bytes = rows.bytes();
     Channel& channel = Peer(stage);
-    GF_CHECK(bytes > 0 && bytes <= bytes_max_) << bytes << " bytes, the limit is " << bytes_max_;
-    GF_RETURN_IF_ERROR(status_);
-    return Finish(Catch(absl::StrCat("send to stage ", stage), [&] {
-      SendBuffer& send = channel.sends[channel.sent % kAheadSends];
-      if (channel.sent >= kAheadSends && !send.buffer->waitSend(timeout_)) return Aborted();
+    GF_CHECK(bytes > 0 && bytes <= channel.edge.send_bytes_max)
+        << bytes << " bytes, the limit is " << channel.edge.send_bytes_max;
+    if (absl::Status ended = status(); !ended.ok()) return Finish(std::move(ended));
+    return Finish(Catch(absl::StrCat("send to stage ", stage), [&]() -> absl::Status {
+      const int64_t slot = channel.sent % kAheadSends;
+      gloo::transport::UnboundBuffer& buffer = *channel.sends[slot];
+      if (channel.sent >= kAheadSends && !buffer.waitSend(timeout_)) return Aborted();
       if (aborted()) return Aborted();
-      std::memcpy(send.memory.get(), rows.data, bytes);
-      send.buffer->send(stage, Tag(channel.sent, bytes), 0, bytes);
+      queue_.Copy(rows.data, channel.staging.sends[slot].get(), bytes);
+      queue_.Record()->Wait();
+      GF_RETURN_IF_ERROR(backend_.status());
+      buffer.send(stage, Tag(channel.sent, bytes), 0, bytes);
       ++channel.sent;
       return absl::OkStatus();
     }));
@@ -108,10 +128,17 @@ class GlooTransport : public Transport {
   absl::Status Recv(int stage, Tensor rows) override {
     const int64_t bytes = rows.bytes();
     Channel& channel = Peer(stage);
-    GF_CHECK_GT(bytes, 0);
-    GF_RETURN_IF_ERROR(status_);
-    // When this goes, Gloo has let go of the tensor.
-    const std::unique_ptr<gloo::transport::UnboundBuffer> buffer = context_->createUnboundBuffer(rows.data, bytes);
+    GF_CHECK(bytes > 0 && bytes <= channel.edge.receive_bytes_max)
+        << bytes << " bytes, the limit is " << channel.edge.receive_bytes_max;
+    if (absl::Status ended = status(); !ended.ok()) return Finish(std::move(ended));
+    const int64_t slot = channel.received % kReceives;
+    void* place = rows.data;
+    if (!backend_.reads_host_memory()) {
+      if (channel.read[slot] != nullptr) channel.read[slot]->Wait();
+      place = channel.staging.receives[slot].get();
+    }
+    // When this goes, Gloo has let go of the memory.
+    const std::unique_ptr<gloo::transport::UnboundBuffer> buffer = context_->createUnboundBuffer(place, bytes);
     if (!SetReceiving(buffer.get())) return Finish(Aborted());
     absl::Status status = Catch(absl::StrCat("receive from stage ", stage), [&] {
       buffer->recv(stage, Tag(channel.received, bytes), 0, bytes);
@@ -120,7 +147,16 @@ class GlooTransport : public Transport {
       return absl::OkStatus();
     });
     SetReceiving(nullptr);
+    if (status.ok() && place != rows.data) {
+      queue_.Copy(place, rows.data, bytes);
+      channel.read[slot] = queue_.Record();
+    }
     return Finish(std::move(status));
+  }
+
+  absl::Status status() const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return aborted_ && status_.ok() ? Aborted() : status_;
   }
 
   void Abort() override {
@@ -128,21 +164,20 @@ class GlooTransport : public Transport {
     aborted_ = true;
     if (receiving_ != nullptr) receiving_->abortWaitRecv();
     for (Channel& channel : channels_) {
-      for (SendBuffer& send : channel.sends) {
-        if (send.buffer != nullptr) send.buffer->abortWaitSend();
+      for (const auto& buffer : channel.sends) {
+        if (buffer != nullptr) buffer->abortWaitSend();
       }
     }
   }
 
  private:
-  struct SendBuffer {
-    std::unique_ptr<char[]> memory;
-    std::unique_ptr<gloo::transport::UnboundBuffer> buffer;
-  };
   struct Channel {
+    Edge edge;
+    Staging staging;
     int64_t sent = 0;
     int64_t received = 0;
-    std::array<SendBuffer, kAheadSends> sends;
+    std::array<std::unique_ptr<gloo::transport::UnboundBuffer>, kAheadSends> sends;
+    std::array<std::shared_ptr<const Mark>, kReceives> read;  // out of the staging memory, by the device
   };
 
   // With its length in the tag, a message never reaches a buffer of another size, which Gloo would fill in part.
@@ -151,7 +186,7 @@ class GlooTransport : public Transport {
   }
 
   Channel& Peer(int stage) {
-    GF_CHECK(stage >= 0 && stage < static_cast<int>(peers_.size()) && peers_[stage])
+    GF_CHECK(stage >= 0 && stage < static_cast<int>(channels_.size()) && channels_[stage].edge)
         << "stage " << stage << " is no peer";
     return channels_[stage];
   }
@@ -169,42 +204,57 @@ class GlooTransport : public Transport {
   }
   // The first error is final, and the peers are to know it.
   absl::Status Finish(absl::Status status) {
-    if (!status.ok() && status_.ok()) {
+    if (status.ok()) return status;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!status_.ok()) return status;
       status_ = status;
-      EndPairs(*context_);
     }
+    EndPairs(*context_);
     return status;
   }
 
   const std::shared_ptr<gloo::transport::Context> context_;
-  const PeerFlags peers_;
-  const int64_t bytes_max_;
+  Backend& backend_;
+  Queue& queue_;
   const milliseconds timeout_;
   std::vector<Channel> channels_;  // [stages]
-  absl::Status status_;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  absl::Status status_;
   bool aborted_ = false;
   gloo::transport::UnboundBuffer* receiving_ = nullptr;
 };
 
 class GlooSetup : public TransportSetup {
  public:
-  GlooSetup(std::shared_ptr<gloo::transport::Context> context, uint64_t generation, PeerFlags peers,
-            int64_t message_bytes_max, milliseconds timeout)
+  GlooSetup(std::shared_ptr<gloo::transport::Context> context, uint64_t generation, std::vector<Edge> edges,
+            Backend& backend, milliseconds timeout)
       : context_(std::move(context)),
         generation_(generation),
-        peers_(std::move(peers)),
-        bytes_max_(message_bytes_max),
-        timeout_(timeout) {}
+        edges_(std::move(edges)),
+        backend_(backend),
+        timeout_(timeout),
+        staging_(edges_.size()) {}
+
+  absl::Status AllocateStaging() {
+    for (size_t peer = 0; peer < edges_.size(); ++peer) {
+      const Edge& edge = edges_[peer];
+      if (edge.send_bytes_max > 0) GF_RETURN_IF_ERROR(Allocate(edge.send_bytes_max, staging_[peer].sends));
+      if (edge.receive_bytes_max > 0 && !backend_.reads_host_memory()) {
+        GF_RETURN_IF_ERROR(Allocate(edge.receive_bytes_max, staging_[peer].receives));
+      }
+    }
+    return absl::OkStatus();
+  }
 
   // Listens for every peer. Throws.
   void Listen() {
-    addresses_.resize(peers_.size());
+    addresses_.resize(edges_.size());
     // The time is kept here: Gloo's own would be five times as long to connect.
     context_->setTimeout(gloo::kNoTimeout);
-    for (size_t peer = 0; peer < peers_.size(); ++peer) {
-      if (!peers_[peer]) continue;
+    for (size_t peer = 0; peer < edges_.size(); ++peer) {
+      if (!edges_[peer]) continue;
       const std::vector<char> bytes = context_->createPair(static_cast<int>(peer))->address().bytes();
       addresses_[peer].assign(bytes.begin(), bytes.end());
     }
@@ -214,9 +264,9 @@ class GlooSetup : public TransportSetup {
 
   absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
                                                      double timeout_seconds) override {
-    if (addresses.size() != peers_.size()) {
+    if (addresses.size() != edges_.size()) {
       return absl::InvalidArgumentError(
-          absl::StrCat(addresses.size(), " addresses for a group of ", peers_.size(), " stages"));
+          absl::StrCat(addresses.size(), " addresses for a group of ", edges_.size(), " stages"));
     }
     std::thread watch([this, timeout_seconds] { Watch(ToMilliseconds(timeout_seconds)); });
     absl::Status status = ConnectPairs(addresses);
@@ -229,7 +279,7 @@ class GlooSetup : public TransportSetup {
     }
     watch.join();
     GF_RETURN_IF_ERROR(status);
-    return std::make_unique<GlooTransport>(context_, peers_, bytes_max_, timeout_);
+    return std::make_unique<GlooTransport>(context_, edges_, std::move(staging_), backend_, timeout_);
   }
 
   void Abort() override {
@@ -241,6 +291,14 @@ class GlooSetup : public TransportSetup {
  private:
   using Buffer = gloo::transport::UnboundBuffer;
 
+  template <size_t n>
+  absl::Status Allocate(int64_t bytes, std::array<std::shared_ptr<void>, n>& memory) {
+    for (std::shared_ptr<void>& one : memory) {
+      GF_ASSIGN_OR_RETURN(one, backend_.AllocateStaging(bytes, "rows to and from other stages"));
+    }
+    return absl::OkStatus();
+  }
+
   struct Greeting {
     uint64_t generation;
     uint64_t stage;
@@ -251,8 +309,8 @@ class GlooSetup : public TransportSetup {
 
   // All stages go through the pairs in one order, so none waits for one that waits for it.
   absl::Status ConnectPairs(const std::vector<std::string>& addresses) {
-    for (int peer = 0; peer < static_cast<int>(peers_.size()); ++peer) {
-      if (!peers_[peer]) continue;
+    for (int peer = 0; peer < static_cast<int>(edges_.size()); ++peer) {
+      if (!edges_[peer]) continue;
       GF_RETURN_IF_ERROR(Catch(absl::StrCat("connect to stage ", peer), [&] {
         const std::vector<char> bytes(addresses[peer].begin(), addresses[peer].end());
         context_->getPair(peer)->connect(bytes);
@@ -305,9 +363,10 @@ class GlooSetup : public TransportSetup {
 
   const std::shared_ptr<gloo::transport::Context> context_;
   const uint64_t generation_;
-  const PeerFlags peers_;
-  const int64_t bytes_max_;
+  const std::vector<Edge> edges_;
+  Backend& backend_;
   const milliseconds timeout_;
+  std::vector<Staging> staging_;  // [stages]
   std::vector<std::string> addresses_;
 
   std::mutex mutex_;
@@ -326,13 +385,14 @@ class GlooTransportFactory : public TransportFactory {
 
   const char* kind() const override { return "gloo"; }
 
-  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t generation, int stage, const PeerFlags& peers,
-                                                        int64_t message_bytes_max) override {
-    GF_CHECK(stage >= 0 && stage < static_cast<int>(peers.size()) && !peers[stage]);
+  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t generation, int stage, const std::vector<Edge>& edges,
+                                                        Backend& backend) override {
+    GF_CHECK(stage >= 0 && stage < static_cast<int>(edges.size()) && !edges[stage]);
     std::unique_ptr<GlooSetup> setup;
-    GF_RETURN_IF_ERROR(Catch("listen", [&] {
-      setup = std::make_unique<GlooSetup>(device_->createContext(stage, static_cast<int>(peers.size())), generation,
-                                          peers, message_bytes_max, timeout_);
+    GF_RETURN_IF_ERROR(Catch("listen", [&]() -> absl::Status {
+      setup = std::make_unique<GlooSetup>(device_->createContext(stage, static_cast<int>(edges.size())), generation,
+                                          edges, backend, timeout_);
+      GF_RETURN_IF_ERROR(setup->AllocateStaging());
       setup->Listen();
       return absl::OkStatus();
     }));

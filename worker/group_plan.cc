@@ -69,18 +69,18 @@ absl::StatusOr<std::shared_ptr<const SamplerVocabulary>> ReadVocabulary(const Fo
 
 }  // namespace
 
-std::vector<bool> GroupPlan::Peers() const {
-  std::vector<bool> peers(stages);
-  for (const int peer : {links.hidden_from, links.hidden_to, links.compressed_from}) {
-    if (peer >= 0) peers[peer] = true;
-  }
-  for (const int peer : links.compressed_to) peers[peer] = true;
-  return peers;
-}
-
-int64_t GroupPlan::MessageBytesMax(const ModelShape& shape) const {
-  return std::max(hidden_rows_max * shape.width * SizeOf(DType::kF32),
-                  options.max_tokens * shape.compressed * SizeOf(options.cache_dtype));
+std::vector<Edge> GroupPlan::Edges(const ModelShape& shape) const {
+  const int64_t hidden_bytes = hidden_rows_max * shape.width * SizeOf(DType::kF32);
+  const int64_t compressed_bytes = options.max_tokens * shape.compressed * SizeOf(options.cache_dtype);
+  std::vector<Edge> edges(stages);
+  const auto raise = [&](int peer, int64_t Edge::*most, int64_t bytes) {
+    if (peer >= 0) edges[peer].*most = std::max(edges[peer].*most, bytes);
+  };
+  raise(links.hidden_from, &Edge::receive_bytes_max, hidden_bytes);
+  raise(links.hidden_to, &Edge::send_bytes_max, hidden_bytes);
+  raise(links.compressed_from, &Edge::receive_bytes_max, compressed_bytes);
+  for (const int peer : links.compressed_to) raise(peer, &Edge::send_bytes_max, compressed_bytes);
+  return edges;
 }
 
 absl::StatusOr<GroupPlan> PlanGroup(const Form& form, const ModelShape& shape, DType cache_dtype) {

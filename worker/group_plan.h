@@ -10,6 +10,7 @@
 #include "base/sampling.h"
 #include "worker/model.h"
 #include "worker/stage.h"
+#include "worker/transport.h"
 
 namespace goldfinch {
 
@@ -17,7 +18,7 @@ namespace cluster::v1 {
 class Form;
 }  // namespace cluster::v1
 
-// With whom a stage exchanges rows. Each sends compressed rows first, in the order of the stages, then hidden rows;
+// With whom a stage exchanges rows, which flow to later stages alone. Each sends compressed rows first, in the order of the stages, then hidden rows;
 // each receives them in that order.
 struct StageLinks {
   int hidden_from = -1;            // the stage before; -1: this is the first
@@ -40,8 +41,7 @@ struct GroupPlan {
   int64_t hidden_rows_max = 0;
   std::shared_ptr<const SamplerVocabulary> vocabulary;  // in the last stage
 
-  std::vector<bool> Peers() const;  // [stages]
-  int64_t MessageBytesMax(const ModelShape& shape) const;
+  std::vector<Edge> Edges(const ModelShape& shape) const;  // [stages]
 };
 
 // INVALID_ARGUMENT names field, value and limit.

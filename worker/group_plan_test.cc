@@ -64,7 +64,7 @@ TEST(GroupPlan, CompressedRowsGoFromTheLastFinchLayerToAllLaterStages) {
   EXPECT_EQ(Links(shape, {0, 3}), (std::vector<StageLinks>{{-1, 1, -1, {}}, {0, -1, -1, {}}}));
 }
 
-TEST(GroupPlan, LimitsAndPeers) {
+TEST(GroupPlan, LimitsAndEdges) {
   const ModelShape shape = Shape(kGoldFinch);
   const auto plan = PlanGroup(Form({0, 2, 4, 5}, 3), shape, DType::kF16);
   ASSERT_TRUE(plan.ok()) << plan.status();
@@ -72,7 +72,6 @@ TEST(GroupPlan, LimitsAndPeers) {
   EXPECT_EQ(plan->stages, 4);
   EXPECT_EQ(plan->first_layer, 5);
   EXPECT_EQ(plan->last_layer, 6);
-  EXPECT_EQ(plan->Peers(), (std::vector<bool>{false, true, true, false}));
   EXPECT_EQ(plan->options, (StageOptions{.max_sequences = 3,
                                          .max_sequence_tokens = 100,
                                          .cache_tokens = 200,
@@ -80,7 +79,12 @@ TEST(GroupPlan, LimitsAndPeers) {
                                          .max_logit_rows = 5,
                                          .cache_dtype = DType::kF16}));
   EXPECT_EQ(plan->hidden_rows_max, 10 + 2 * 2 * 3) << "2G rows more of each sequence";
-  EXPECT_EQ(plan->MessageBytesMax(shape), 22 * 64 * 4);
+  constexpr int64_t kHidden = 22 * 64 * 4, kCompressed = 10 * 4 * 2;
+  EXPECT_EQ(plan->Edges(shape), (std::vector<Edge>{{}, {0, kCompressed}, {0, kHidden}, {}}));
+  const auto before = PlanGroup(Form({0, 2, 4, 5}, 1), shape, DType::kF16);
+  ASSERT_TRUE(before.ok()) << before.status();
+  EXPECT_EQ(before->Edges(shape), (std::vector<Edge>{{0, kHidden}, {}, {kHidden, 0}, {kCompressed, 0}}))
+      << "rows of either kind may go to the next stage";
   // Bit i % 8 of byte i / 8.
   ASSERT_NE(plan->vocabulary, nullptr);
   EXPECT_EQ(plan->vocabulary->size(), 12);

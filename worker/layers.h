@@ -15,6 +15,8 @@
 
 namespace goldfinch {
 
+class GoldTiers;
+
 // D = model width, N = head size, H = D / N heads, m = LoRA rank (read from each tensor), F = channel mix width.
 
 // Eagle, RWKV-5.0 to 5.2 (arXiv 2404.05892 section 4.1.1).
@@ -124,8 +126,8 @@ struct LayerContext {
   Workspace& workspace;
   int head_size;
   RowSpans spans;
-  const GoldShared* gold_shared = nullptr;
-  const GoldCache* gold_cache = nullptr;
+  GoldTiers* gold_tiers = nullptr;  // of GOLD layers, and
+  int gold_layer = 0;               // which of the stage's GOLD layers it is
 };
 
 // residual += TimeMix(x), x = LN1(residual). x is of the back end's type of activations, the residual fp32. Uses the

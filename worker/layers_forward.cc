@@ -1,6 +1,7 @@
 // What each layer kind computes, one op a line; equations as in the papers named in layers.h.
 #include <variant>
 
+#include "worker/gold_tiers.h"
 #include "worker/layers.h"
 
 namespace goldfinch {
@@ -71,9 +72,7 @@ class TimeMix {
     backend_.GroupNorm(q, 1, w.ln_query, kLayerNormEpsilon, {}, q);
     if (w.kv.rope_base != 0) backend_.Rope(q, context_.spans, context_.head_size, w.kv.rope_base);
     const Tensor y = Rows(width());
-    GoldKvWeights kv = w.kv;  // shared by stages, each of which has a table of its own
-    kv.mix_table = state_.mix_table;
-    backend_.GoldAttention(q, context_.spans, *context_.gold_shared, kv, *context_.gold_cache, context_.head_size, y);
+    context_.gold_tiers->Attend(q, context_.spans, context_.gold_layer, context_.workspace, y);
     backend_.GroupNorm(y, 1, w.ln_x, kLayerNormEpsilon, {}, y);
     Output(y, w.output);
   }

@@ -1,5 +1,6 @@
 #include "worker/node.h"
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string_view>
@@ -18,8 +19,16 @@ using cluster::v1::ToWorker;
 namespace {
 
 constexpr uint32_t kProtocol = 1;
+// Of the memory that the worker may use. The rest is for what ops and messages take as they run.
+constexpr double kPlannedShare = 0.9;
 // Steps in flight are a few; a coordinator that sends so many does not wait for answers.
 constexpr size_t kTasksMax = 1024;
+
+// Steps that are queued on a device while it is at the one before: enough that it never waits for the host, and few
+// enough that what a step reports is news.
+constexpr size_t kPendingStepsMax = 2;
+// How often steps under way are looked at.
+constexpr std::chrono::microseconds kPollTime(50);
 
 bool OfGeneration(const ToWorker& message) { return message.has_form() || message.has_connect() || message.has_step(); }
 
@@ -178,18 +187,27 @@ void Node::Log(const std::string& line) const {
 
 void Node::Work() {
   for (;;) {
-    Task task;
+    std::optional<Task> task;  // none: look after the pending steps
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+      const auto has_work = [this] { return stopping_ || !tasks_.empty(); };
+      if (pending_.empty()) {
+        wake_.wait(lock, has_work);
+      } else {
+        wake_.wait_for(lock, kPollTime, has_work);
+      }
       if (stopping_) break;
-      task = std::move(tasks_.front());
-      tasks_.pop_front();
+      if (!tasks_.empty()) {
+        task = std::move(tasks_.front());
+        tasks_.pop_front();
+      }
     }
-    if (task.message == nullptr) {
+    if (!task) {
+      if (const absl::Status status = AnswerSteps(); !status.ok()) Fail(pending_era_, plan_->generation, status);
+    } else if (task->message == nullptr) {
       EndGroup();
     } else {
-      Handle(task);
+      Handle(*task);
     }
   }
   EndGroup();
@@ -212,7 +230,7 @@ void Node::Handle(const Task& task) {
     status = CatchBadAlloc([&] { return Connect(era, message.connect()); });
   } else if (message.has_step() && message.step().generation() == plan_->generation) {
     generation = plan_->generation;
-    status = CatchBadAlloc([&] { return RunStep(message.step()); });
+    status = CatchBadAlloc([&] { return RunStep(era, message.step()); });
   }
   if (!status.ok()) Fail(era, generation, status);
 }
@@ -237,6 +255,7 @@ void Node::EndGroup() {
     live_setup_ = nullptr;
     live_transport_ = nullptr;
   }
+  pending_.clear();
   transport_.reset();  // the peers see it
   setup_.reset();
   runner_.reset();
@@ -294,10 +313,12 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   EndGroup();
   if (checkpoint_ == nullptr) return absl::FailedPreconditionError("Form before the model was described");
   GF_ASSIGN_OR_RETURN(GroupPlan plan, PlanGroup(form, shape_, cache_dtype_));
+  plan.options.gold_tier = options_.gold_tier;
   GF_RETURN_IF_ERROR(LoadStage(plan));
   GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(plan, *backend_, *stage_));
-  GF_ASSIGN_OR_RETURN(
-      setup_, transport_factory_->Setup(plan.generation, plan.rank, plan.Peers(), plan.MessageBytesMax(shape_)));
+  GF_RETURN_IF_ERROR(ReserveKept(plan));
+  GF_ASSIGN_OR_RETURN(setup_,
+                      transport_factory_->Setup(plan.generation, plan.rank, plan.Edges(shape_), *backend_));
   plan_ = std::make_unique<GroupPlan>(std::move(plan));
   if (!Publish(era, setup_.get(), nullptr)) return absl::CancelledError("the generation has ended");
 
@@ -319,6 +340,17 @@ absl::Status Node::LoadStage(const GroupPlan& plan) {
   if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(plan));
   GF_ASSIGN_OR_RETURN(stage_, Stage::Create(*backend_, model_, plan.options));
   return absl::OkStatus();
+}
+
+// Last, of what nothing else takes. A stage of the generation before has it already.
+absl::Status Node::ReserveKept(const GroupPlan& plan) {
+  if (stage_->gold_tiers() == nullptr || stage_->gold_tiers()->reserved_bytes() > 0) return absl::OkStatus();
+  const int64_t taken = StageWeightBytes(*checkpoint_, shape_, plan.first_layer, plan.last_layer) +
+                        stage_->ReservedBytes() + runner_->ReservedBytes();
+  const auto share = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(options_.memory_bytes));
+  const auto planned = static_cast<int64_t>(kPlannedShare * static_cast<double>(options_.memory_bytes));
+  const int64_t left = std::max<int64_t>(0, planned - taken);
+  return stage_->ReserveKept(options_.kept_bytes.value_or(std::min(share, left)));
 }
 
 absl::Status Node::LoadWeights(const GroupPlan& plan) {
@@ -355,28 +387,59 @@ absl::Status Node::Connect(uint64_t era, const cluster::v1::Connect& connect) {
   if (!Publish(era, nullptr, transport.get())) transport->Abort();
   transport_ = std::move(transport);
   setup_.reset();
-  idle_since_ = Clock::now();
+  free_since_ = Clock::now();
   FromWorker message;
   message.mutable_ready()->set_generation(plan_->generation);
   ReplyFromWork(message);
   return absl::OkStatus();
 }
 
-absl::Status Node::RunStep(const cluster::v1::Step& step) {
+absl::Status Node::RunStep(uint64_t era, const cluster::v1::Step& step) {
   if (transport_ == nullptr) return absl::InvalidArgumentError("Step before Connect");
   if (last_step_ && step.id() != *last_step_ + 1) {
     return absl::InvalidArgumentError(absl::StrCat("Step.id is ", step.id(), " after ", *last_step_));
   }
   last_step_ = step.id();
-  const Clock::time_point begin = Clock::now();
-  FromWorker message;
-  cluster::v1::StepDone& done = *message.mutable_step_done();
-  GF_RETURN_IF_ERROR(runner_->Run(step, *transport_, &done));
+  GF_RETURN_IF_ERROR(WaitForRoom(era));
+  PendingStep pending;
+  pending.begin = Clock::now();
+  pending.answer = std::make_unique<FromWorker>();
+  cluster::v1::StepDone& done = *pending.answer->mutable_step_done();
+  GF_RETURN_IF_ERROR(runner_->Run(step, *transport_, &done, &pending.running));
   done.set_generation(step.generation());
   done.set_id(step.id());
-  done.set_idle_seconds(std::chrono::duration<double>(begin - idle_since_).count());
-  idle_since_ = Clock::now();
-  ReplyFromWork(message);
+  pending_.push_back(std::move(pending));
+  pending_era_ = era;
+  return AnswerSteps();
+}
+
+absl::Status Node::WaitForRoom(uint64_t era) {
+  for (;;) {
+    GF_RETURN_IF_ERROR(AnswerSteps());
+    if (pending_.size() < kPendingStepsMax) return absl::OkStatus();
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (wake_.wait_for(lock, kPollTime, [&] { return stopping_ || era != era_; })) {
+      return absl::CancelledError("the generation has ended");
+    }
+  }
+}
+
+absl::Status Node::AnswerSteps() {
+  while (!pending_.empty()) {
+    PendingStep& pending = pending_.front();
+    const bool done = pending.running.Poll();
+    // What is done is good if nothing had failed when it was.
+    GF_RETURN_IF_ERROR(transport_->status());
+    GF_RETURN_IF_ERROR(backend_->status());
+    if (!done) return absl::OkStatus();
+    cluster::v1::StepDone& answer = *pending.answer->mutable_step_done();
+    pending.running.FillTimes(free_since_, &answer);
+    answer.set_idle_seconds(std::max(0.0, std::chrono::duration<double>(pending.begin - free_since_).count()));
+    free_since_ = pending.running.end();
+    ReplyFromWork(*pending.answer);
+    pending_.pop_front();
+    if (pending_.empty()) GF_RETURN_IF_ERROR(backend_->Synchronize());  // it has nothing left to wait for
+  }
   return absl::OkStatus();
 }
 

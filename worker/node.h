@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "worker/describe.h"
+#include "worker/gold_tiers.h"
 #include "worker/group_plan.h"
 #include "worker/model.h"
 #include "worker/model_config.h"
@@ -38,10 +39,13 @@ class Welcome;
 }  // namespace cluster::v1
 
 struct NodeOptions {
-  std::string name = {};                // for people
-  std::string model = {};               // path; empty: where the coordinator says
-  std::string config = {};              // the same
-  int64_t memory_bytes = 0;             // that the worker may use, weights included
+  std::string name = {};                 // for people
+  std::string model = {};                // path; empty: where the coordinator says
+  std::string config = {};               // the same
+  int64_t memory_bytes = 0;              // that the worker may use, weights included
+  GoldTier gold_tier = GoldTier::kFull;  // the most that GOLD layers keep of a sequence
+  // Memory for it; not set: what is left of memory_bytes, kKeptMemoryShare of them at most.
+  std::optional<int64_t> kept_bytes = {};
   DeviceSpeed speed = {};               // of MeasureDevice
   double connect_timeout_seconds = 30;  // for a group's stages to reach each other
   // Lines for the log: weights that are NaN, why a generation failed. Any thread. May be null.
@@ -100,7 +104,12 @@ class Node {
   absl::Status VerifyWeights(const GroupPlan& plan);
   absl::Status Connect(uint64_t era, const cluster::v1::Connect& connect);
   absl::Status LoadWeights(const GroupPlan& plan);
-  absl::Status RunStep(const cluster::v1::Step& step);
+  absl::Status ReserveKept(const GroupPlan& plan);
+  absl::Status RunStep(uint64_t era, const cluster::v1::Step& step);
+  // Answers the steps that are done, in order. An error is that of a step that will never be.
+  absl::Status AnswerSteps();
+  // Waits until another step may be queued.
+  absl::Status WaitForRoom(uint64_t era);
   void Fail(uint64_t era, uint64_t generation, const absl::Status& status);
   void EndGroup();
   // Lets Received abort them; false, and they are aborted, if the era is over.
@@ -143,7 +152,15 @@ class Node {
   std::unique_ptr<TransportSetup> setup_;
   std::unique_ptr<Transport> transport_;
   std::optional<uint64_t> last_step_;
-  Clock::time_point idle_since_;
+  // Queued on the back end, and not answered yet.
+  struct PendingStep {
+    std::unique_ptr<cluster::v1::FromWorker> answer;
+    RunningStep running;
+    Clock::time_point begin;
+  };
+  std::deque<PendingStep> pending_;
+  uint64_t pending_era_ = 0;
+  Clock::time_point free_since_;  // the last answered step was done, or the group was ready
 
   std::thread thread_;
 };

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <ostream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -48,6 +49,10 @@ class Mailbox {
     messages_.push_back(message);
     arrived_.notify_all();
   }
+  bool empty() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return messages_.empty();
+  }
   // The first message of that kind; those before it are dropped.
   FromWorker Await(FromWorker::MessageCase kind) {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -80,7 +85,7 @@ class Mailbox {
   uint64_t generation_ = 0;
 };
 
-// Tells when a node has begun to connect, or to receive.
+// Tells when a node has begun to connect, or to receive, and tells its transport what has failed.
 class Watch {
  public:
   void Enter() {
@@ -96,11 +101,20 @@ class Watch {
     const std::lock_guard<std::mutex> lock(mutex_);
     return entered_;
   }
+  void Fail(absl::Status failure) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    failure_ = std::move(failure);
+  }
+  absl::Status failure() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return failure_;
+  }
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
   int entered_ = 0;
+  absl::Status failure_;
 };
 
 class WatchedTransport : public Transport {
@@ -111,6 +125,10 @@ class WatchedTransport : public Transport {
   absl::Status Recv(int stage, Tensor rows) override {
     watch_->Enter();
     return inner_->Recv(stage, rows);
+  }
+  absl::Status status() const override {
+    const absl::Status failed = watch_->failure();
+    return failed.ok() ? inner_->status() : failed;
   }
   void Abort() override { inner_->Abort(); }
 
@@ -143,9 +161,9 @@ class WatchedFactory : public TransportFactory {
   WatchedFactory(std::unique_ptr<TransportFactory> inner, std::shared_ptr<Watch> watch)
       : inner_(std::move(inner)), watch_(std::move(watch)) {}
   const char* kind() const override { return inner_->kind(); }
-  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t generation, int stage, const std::vector<bool>& peers,
-                                                        int64_t message_bytes_max) override {
-    auto setup = inner_->Setup(generation, stage, peers, message_bytes_max);
+  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t generation, int stage, const std::vector<Edge>& edges,
+                                                        Backend& backend) override {
+    auto setup = inner_->Setup(generation, stage, edges, backend);
     if (!setup.ok()) return setup.status();
     return std::make_unique<WatchedSetup>(*std::move(setup), watch_);
   }
@@ -158,6 +176,7 @@ class WatchedFactory : public TransportFactory {
 struct Worker {
   std::shared_ptr<Watch> watch = std::make_shared<Watch>();
   std::shared_ptr<Mailbox> mailbox = std::make_shared<Mailbox>();
+  FakeDevice* device = nullptr;  // the node's, if it is one
   std::unique_ptr<Node> node;
 };
 
@@ -314,7 +333,9 @@ class NodeTest : public testing::TestWithParam<Setup> {
   Worker Start(NodeOptions options = {}) {
     Worker worker;
     options.name = "worker";
-    worker.node = std::make_unique<Node>(std::move(options), MakeBackend(),
+    std::unique_ptr<Backend> backend = MakeBackend();
+    worker.device = dynamic_cast<FakeDevice*>(backend.get());
+    worker.node = std::make_unique<Node>(std::move(options), std::move(backend),
                                          std::make_unique<WatchedFactory>(MakeTransport(), worker.watch));
     worker.node->Connected([mailbox = worker.mailbox](const FromWorker& message) { mailbox->Put(message); });
     EXPECT_EQ(worker.mailbox->Await(FromWorker::kRegister).register_().transport(), GetParam().transport);
@@ -657,6 +678,42 @@ TEST_P(NodeTest, ClosedSequencesMakeRoom) {
 
 // At any moment of a stream of steps the group ends and forms again, with another split and fewer workers: the answer
 // goes on as if nothing had been.
+TEST_P(NodeTest, GoldLayersKeepWhatMemoryAllows) {
+  struct Case {
+    NodeOptions options;
+    bool keeps;
+  };
+  constexpr int64_t kPlenty = int64_t{1} << 30;
+  const std::vector<Case> cases = {{{}, false},
+                                   {{.memory_bytes = kPlenty}, true},
+                                   {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kShared}, true},
+                                   {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kCompressed}, false},
+                                   {{.memory_bytes = kPlenty, .kept_bytes = 0}, false},
+                                   {{.kept_bytes = kPlenty}, true}};
+  std::vector<float> first;
+  for (const Case& test_case : cases) {
+    workers.clear();
+    workers.push_back(Start(test_case.options));
+    EXPECT_EQ(Welcome(workers.back()).error(), "");
+    for (int round = 0; round < 2; ++round) {  // the second generation finds the stage as it is
+      Form({0});
+      Step step;
+      step.add_open()->set_sequence(1);
+      WantLogits(AddChunk(step, 1, 0, RandomTokens(90, kVocab, 4), 2));
+      const StepDone done = RunStep(step);
+      ASSERT_EQ(done.results_size(), 1);
+      EXPECT_EQ(done.gold_kept_bytes() > 0, test_case.keeps);
+      EXPECT_EQ(done.gold_tier_drops(), 0u);
+      if (first.empty()) first = LogitsOf(done.results(0));
+      EXPECT_EQ(LogitsOf(done.results(0)), first);
+      Step close;
+      close.add_close(1);
+      EXPECT_EQ(RunStep(close).gold_kept_bytes(), 0u);
+      Disband();
+    }
+  }
+}
+
 TEST_P(NodeTest, GroupsFormAgainWhileStepsAreUnderWay) {
   StartAll(3);
   Reference reference(path, Options());
@@ -823,9 +880,9 @@ TEST_P(NodeTest, BadFormsAreRefused) {
 
 TEST_P(NodeTest, BadConnectsAreRefused) {
   StartAll(1);
-  for (const std::vector<std::string>& addresses : {std::vector<std::string>{}, {"", "", ""}, {"nowhere", ""}}) {
+  for (const std::vector<std::string>& addresses : {std::vector<std::string>{}, {"", "", ""}, {"", "nowhere"}}) {
     ++generation;
-    workers[0].node->Received(FormMessage(1, {0, 2}));
+    workers[0].node->Received(FormMessage(0, {0, 2}));
     workers[0].mailbox->Await(FromWorker::kJoined);
     ToWorker message;
     message.mutable_connect()->set_generation(generation);
@@ -1020,7 +1077,81 @@ TEST_P(NodeTest, AFloodOfMessagesEndsTheGeneration) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, NodeTest,
-                         testing::Values(Setup{"local", false}, Setup{"gloo", false}, Setup{"local", true}),
+                         testing::Values(Setup{"local", false}, Setup{"gloo", false}, Setup{"local", true},
+                                         Setup{"gloo", true}),
+                         [](const auto& info) { return testing::PrintToString(info.param); });
+
+// A first stage whose device is behind the host: steps are queued ahead of it, and answered when they are done.
+class DeviceNodeTest : public NodeTest {
+ public:
+  // Sends steps of a sequence, and the second stage has answered as many as the first may queue.
+  void QueueSteps(int steps) {
+    StartAll(2);
+    Form({0, 2});
+    workers[0].device->HoldMarks(true);
+    for (int i = 0; i < steps; ++i) {
+      Step step;
+      if (i == 0) step = OpenStep(1);
+      AddChunk(step, 1, 5 * i, {1, 2, 3, 4, 5}, 0);
+      SendStep(step);
+    }
+    for (int i = 0; i < std::min(steps, 2); ++i) workers[1].mailbox->Await(FromWorker::kStepDone);
+  }
+};
+
+TEST_P(DeviceNodeTest, StepsAreQueuedAheadAndAnsweredWhenTheyAreDone) {
+  QueueSteps(4);
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  EXPECT_TRUE(workers[0].mailbox->empty()) << "nothing is done";
+  EXPECT_TRUE(workers[1].mailbox->empty()) << "no more than two are queued";
+  workers[0].device->HoldMarks(false);
+  for (uint64_t id = 1; id <= 4; ++id) {
+    const StepDone done = workers[0].mailbox->Await(FromWorker::kStepDone).step_done();
+    EXPECT_EQ(done.id(), id);
+    if (id == 1) {
+      EXPECT_GT(done.busy_seconds(), 0.03) << "the device's time, not the host's";
+    }
+    if (id == 2) {
+      EXPECT_LT(done.busy_seconds(), 0.03) << "the time before is the first one's";
+      EXPECT_EQ(done.idle_seconds(), 0);
+    }
+  }
+  for (uint64_t id = 3; id <= 4; ++id) {
+    EXPECT_EQ(workers[1].mailbox->Await(FromWorker::kStepDone).step_done().id(), id);
+  }
+}
+
+TEST_P(DeviceNodeTest, AFaultOfTheDeviceEndsTheGeneration) {
+  for (const int steps : {1, 4}) {
+    QueueSteps(steps);
+    workers[0].device->Fail(absl::InternalError("the device is lost"));
+    EXPECT_EQ(workers[0].mailbox->Await(FromWorker::kFailed).failed().message(), "the device is lost");
+    workers[0].device->HoldMarks(false);
+  }
+}
+
+// A transfer that failed after it was queued: what comes of it later is no answer.
+TEST_P(DeviceNodeTest, AFailureOfTheTransportEndsTheGeneration) {
+  for (const bool late : {false, true}) {
+    QueueSteps(1);
+    workers[0].watch->Fail(absl::UnavailableError("a transfer has made no progress"));
+    if (late) workers[0].device->HoldMarks(false);
+    EXPECT_EQ(workers[0].mailbox->Await(FromWorker::kFailed).failed().message(), "a transfer has made no progress");
+    workers[0].device->HoldMarks(false);
+  }
+}
+
+TEST_P(DeviceNodeTest, TheNextGenerationForgetsWhatWasUnderWay) {
+  QueueSteps(4);
+  Disband();
+  workers[0].device->HoldMarks(false);
+  Form({0, 2});
+  Step step = OpenStep(7);
+  AddChunk(step, 7, 0, {1, 2, 3}, 1);
+  EXPECT_EQ(RunStep(step).id(), 1u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, DeviceNodeTest, testing::Values(Setup{"local", true}),
                          [](const auto& info) { return testing::PrintToString(info.param); });
 
 }  // namespace

@@ -91,7 +91,7 @@ absl::Status Stage::AllocateMemory() {
     GF_ASSIGN_OR_RETURN(key_table_,
                         AllocateTensor({shape_.vocab_size, width}, backend_.activation_dtype(), "key table"));
     tables_have_.resize(shape_.vocab_size);
-    gold_shared_ = {model_->embedding, model_->ln0, model_->key_compressed, key_table_};
+    MakeGoldTiers();
   }
   GF_ASSIGN_OR_RETURN(std::shared_ptr<void> workspace, backend_.Allocate(WorkspaceBytes(), "activations"));
   workspace_ = std::make_unique<Workspace>(std::move(workspace), WorkspaceBytes());
@@ -109,10 +109,33 @@ absl::Status Stage::AllocateMemory() {
   return absl::OkStatus();
 }
 
+void Stage::MakeGoldTiers() {
+  GoldStage gold{.shared = {model_->embedding, model_->ln0, model_->key_compressed, key_table_},
+                 .layers = {},
+                 .cache = gold_cache_,
+                 .head_size = shape_.head_size,
+                 .max_sequences = options_.max_sequences,
+                 .max_sequence_tokens = options_.max_sequence_tokens,
+                 .max_rows = GoldRowsMax(),
+                 .most = options_.gold_tier};
+  for (size_t i = 0; i < states_.size(); ++i) {
+    const auto* weights = std::get_if<GoldWeights>(&model_->layers[i].time_mix);
+    if (weights == nullptr) continue;
+    gold.layers.push_back(weights->kv);  // shared by stages, each of which has a table of its own
+    gold.layers.back().mix_table = states_[i].mix_table;
+  }
+  gold_tiers_ = std::make_unique<GoldTiers>(backend_, std::move(gold));
+}
+
+absl::Status Stage::ReserveKept(int64_t bytes) {
+  if (gold_tiers_ == nullptr) return absl::OkStatus();
+  return gold_tiers_->Reserve(bytes, pages_.pages() * kPageTokens);
+}
+
 // The most that one Forward takes: rows of the Finch side and of the GOLD side, and what their largest layer needs.
 int64_t Stage::WorkspaceBytes() const {
   const int64_t tokens = options_.max_tokens;
-  const int64_t gold_rows = tokens + int64_t{2} * shape_.gold_layers() * options_.max_sequences;
+  const int64_t gold_rows = GoldRowsMax();
   int64_t layer_elements = 0;  // activations of one row
   for (const Layer& layer : model_->layers) {
     layer_elements = std::max({layer_elements, ActivationElements(layer.time_mix, shape_.width),
@@ -154,6 +177,7 @@ absl::StatusOr<int> Stage::Open() {
   free->open = true;
   free->position = 0;
   free->gold_position = 0;
+  if (gold_tiers_) gold_tiers_->Open(slot);
   for (size_t i = 0; i < states_.size(); ++i) {
     const LayerState& state = states_[i];
     if (state.time_shift) backend_.Zero(Slice(state.time_shift, slot));
@@ -203,6 +227,7 @@ absl::StatusOr<int> Stage::Fork(int slot) {
     copy_part(state.channel_shift, slot, copy);
     copy_part(state.wkv, slot, copy);
   }
+  if (gold_tiers_) gold_tiers_->Fork(slot, copy);
   const int64_t ring = 2 * shape_.gold_layers();
   if (tail_) {
     for (int64_t i = 0; i < ring; ++i) copy_part(tail_, slot * ring + i, copy * ring + i);
@@ -214,6 +239,7 @@ void Stage::Close(int slot) {
   GF_CHECK(OpenSequence(slot).open);
   Sequence& sequence = sequences_[slot];
   sequence.open = false;
+  if (gold_tiers_) gold_tiers_->Close(slot);
   for (int32_t page : sequence.pages) pages_.Release(page);
   sequence.pages.clear();
 }
@@ -308,11 +334,15 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
   GF_CHECK_EQ(input.hidden ? input.hidden.dim(0) : 0, rows.hidden) << "hidden rows";
   GF_CHECK_EQ(input.compressed ? input.compressed.dim(0) : 0, rows.compressed) << "compressed rows";
   PlanChunks(chunks);
-  if (model_->has_gold()) FillTables();
+  if (model_->has_gold()) {
+    FillTables();
+    PlanGoldSpans();
+    gold_tiers_->Prepare(gold_spans_);
+  }
   const bool decodes =
       std::all_of(chunks.begin(), chunks.end(), [](const Chunk& chunk) { return chunk.ids.size() == 1; });
   backend_.Step(/*repeats=*/decodes, [&] { RunLayers(input, output); });
-  return backend_.Synchronize();
+  return absl::OkStatus();
 }
 
 // May run more than once a call: what it changes on the host is the same each time.
@@ -446,7 +476,7 @@ void Stage::SpendFirstRows(ConstTensor normed, Tensor LayerState::*shift, const 
   x->shape = {to, shape_.width};
 }
 
-void Stage::RunGoldLayers(Tensor* hidden) {
+void Stage::PlanGoldSpans() {
   gold_spans_.clear();
   gold_warm_up_.clear();
   int32_t row = 0;
@@ -459,14 +489,20 @@ void Stage::RunGoldLayers(Tensor* hidden) {
     gold_warm_up_.push_back(gold.warm_up);
     row += count;
   }
+}
+
+void Stage::RunGoldLayers(Tensor* hidden) {
+  PlanGoldSpans();  // anew: layers that warm up take rows away
   if (gold_spans_.empty()) return;
-  for (int index = std::max(model_->first_layer, shape_.finch_layers()); index < model_->last_layer; ++index) {
+  gold_tiers_->Derive(gold_spans_);
+  const int first = std::max(model_->first_layer, shape_.finch_layers());
+  for (int index = first; index < model_->last_layer; ++index) {
     const Layer& layer = model_->layers[index - model_->first_layer];
     const LayerState& state = states_[index - model_->first_layer];
     const Workspace::Frame frame(*workspace_);
     Tensor x = Norm(*hidden, layer.ln1);
     SpendFirstRows(x, &LayerState::time_shift, state, hidden, &x);
-    const LayerContext context{backend_, *workspace_, shape_.head_size, gold_spans_, &gold_shared_, &gold_cache_};
+    const LayerContext context{backend_, *workspace_, shape_.head_size, gold_spans_, gold_tiers_.get(), index - first};
     TimeMixForward(context, layer.time_mix, x, state, *hidden);
     x = Norm(*hidden, layer.ln2);
     SpendFirstRows(x, &LayerState::channel_shift, state, hidden, &x);

@@ -14,6 +14,7 @@
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "worker/gold_rows.h"
+#include "worker/gold_tiers.h"
 #include "worker/layers.h"
 #include "worker/model.h"
 #include "worker/page_pool.h"
@@ -28,6 +29,7 @@ struct StageOptions {
   int64_t max_tokens = 512;               // in one Forward, over all chunks
   int64_t max_logit_rows = 512;           // that may want logits in one Forward
   DType cache_dtype = DType::kBf16;
+  GoldTier gold_tier = GoldTier::kFull;  // the most that GOLD layers keep of a sequence: see Stage::ReserveKept
 
   bool operator==(const StageOptions&) const = default;
 };
@@ -67,6 +69,11 @@ class Stage {
   static absl::StatusOr<std::unique_ptr<Stage>> Create(Backend& backend, std::shared_ptr<const Model> model,
                                                        const StageOptions& options);
 
+  // Memory for what GOLD layers keep beside the compressed cache, of what is left when all else is reserved: none until
+  // this is called, once, before any sequence is open. No more is taken than the sequences can come to use, and none by
+  // a stage without GOLD layers. RESOURCE_EXHAUSTED if it cannot be had.
+  absl::Status ReserveKept(int64_t bytes);
+
   // A free slot with the state of an empty sequence. RESOURCE_EXHAUSTED when all --max-num-seqs are taken.
   absl::StatusOr<int> Open();
   // A new sequence that is at the same point as `slot`; full cache pages are shared.
@@ -78,7 +85,8 @@ class Stage {
   // What StageInput must have for a Forward of these chunks, so that it can be received. Chunks as for Forward.
   StageRows InputRows(absl::Span<const Chunk> chunks) const;
 
-  // Runs the chunks, at most one a slot, through the stage's layers. On an error nothing has changed:
+  // Queues the chunks, at most one a slot, through the stage's layers; who needs values on the host waits for them, and
+  // asks the back end for its status then. On an error nothing has changed:
   // INVALID_ARGUMENT for ids outside the vocabulary or more tokens or logit rows than the options allow, of the call
   // or of a sequence,
   // RESOURCE_EXHAUSTED when the caches are full.
@@ -88,8 +96,11 @@ class Stage {
   const StageOptions& options() const { return options_; }
   // Pages in use, in bytes.
   int64_t CacheBytes() const;
-  // What Create took of the back end's memory: states, caches, activations. Pages are committed as they are used.
-  int64_t ReservedBytes() const { return reserved_bytes_; }
+  // What the GOLD layers keep; null without such layers.
+  const GoldTiers* gold_tiers() const { return gold_tiers_.get(); }
+  // What was taken of the back end's memory: states, caches, activations, and by ReserveKept. Pages are committed as
+  // they are used.
+  int64_t ReservedBytes() const { return reserved_bytes_ + (gold_tiers_ ? gold_tiers_->reserved_bytes() : 0); }
 
  private:
   struct Sequence {
@@ -112,7 +123,12 @@ class Stage {
   const Sequence& OpenSequence(int slot) const;
   absl::Status AllocateMemory();
   absl::StatusOr<Tensor> AllocateTensor(const Shape& shape, DType dtype, const char* purpose);
+  void MakeGoldTiers();
   int64_t WorkspaceBytes() const;
+  // In the GOLD layers, of one Forward: the pre-fill rule adds rows of earlier chunks.
+  int64_t GoldRowsMax() const {
+    return options_.max_tokens + int64_t{2} * shape_.gold_layers() * options_.max_sequences;
+  }
   bool keeps_pages() const;
 
   // Rows of a GOLD layer's input that GOLD layers of earlier stages have spent, where the rule warms up.
@@ -124,6 +140,7 @@ class Stage {
   Tensor RunFinchLayers(const StageInput& input);
   void FillTables();
   Tensor GatherGoldRows(Tensor finch_rows);
+  void PlanGoldSpans();
   void RunGoldLayers(Tensor* hidden);
   Tensor Logits(ConstTensor hidden);
   void SpendFirstRows(ConstTensor normed, Tensor LayerState::*shift, const LayerState& state, Tensor* hidden,
@@ -145,7 +162,7 @@ class Stage {
   std::vector<LayerState> states_;  // one a layer of this stage
   Tensor tail_;                     // [slots * 2G, D] fp32: newest Finch-side rows, position p of a slot at p mod 2G
   GoldCache gold_cache_;
-  GoldShared gold_shared_;
+  std::unique_ptr<GoldTiers> gold_tiers_;
   Tensor key_table_;               // [vocab, D]
   std::vector<bool> tables_have_;  // by id: in the key table and in each GOLD layer's mix table
 

@@ -22,10 +22,6 @@ using cluster::v1::StepDone;
 using ChunkMessage = cluster::v1::Chunk;
 using SteadyClock = std::chrono::steady_clock;
 
-double SecondsSince(SteadyClock::time_point start) {
-  return std::chrono::duration<double>(SteadyClock::now() - start).count();
-}
-
 // In place of a token: it is for the host to draw, or to say why there is none.
 constexpr int32_t kNotDrawn = -1;
 
@@ -64,8 +60,8 @@ absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const GroupPlan
     GF_RETURN_IF_ERROR(runner->AllocateBuffer({plan.options.max_tokens, runner->shape_.compressed},
                                               plan.options.cache_dtype, &runner->compressed_));
   }
-  if (!backend.reads_host_memory()) {
-    runner->staging_bytes_ = runner->StagingBytes();
+  if (!backend.reads_host_memory() && runner->is_last_) {
+    runner->staging_bytes_ = plan.options.max_logit_rows * runner->shape_.vocab_size * SizeOf(DType::kF32);
     runner->staging_ = std::make_unique_for_overwrite<char[]>(runner->staging_bytes_);
   }
   runner->ids_.reserve(plan.options.max_tokens);
@@ -85,27 +81,45 @@ absl::Status StageRunner::AllocateBuffer(const Shape& shape, DType dtype, Tensor
   return absl::OkStatus();
 }
 
-// The largest of what is received, sent, or sampled from.
-int64_t StageRunner::StagingBytes() const {
-  const int64_t logits_bytes = is_last_ ? plan_.options.max_logit_rows * shape_.vocab_size * SizeOf(DType::kF32) : 0;
-  return std::max(logits_bytes, plan_.stages > 1 ? plan_.MessageBytesMax(shape_) : 0);
+bool RunningStep::Poll() {
+  if (rows_ != nullptr) {
+    if (!rows_->reached()) return false;
+    rows_ = nullptr;
+    receive_end_ = Clock::now();
+  }
+  if (done_ == nullptr || !done_->reached()) return false;
+  if (end_ == Clock::time_point()) end_ = Clock::now();
+  return true;
 }
 
-absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* done) {
-  const auto start = SteadyClock::now();
+// Time that a receiver behind us costs is no work, either.
+void RunningStep::FillTimes(Clock::time_point free_since, StepDone* done) const {
+  const auto seconds = [](Clock::duration time) { return std::max(0.0, std::chrono::duration<double>(time).count()); };
+  const double all = seconds(end_ - std::max(begin_, free_since));
+  const double bubble = seconds(receive_end_ - std::max(receive_begin_, free_since)) + send_seconds_;
+  done->set_bubble_seconds(bubble);
+  done->set_busy_seconds(std::max(0.0, all - bubble));
+}
+
+absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* done, RunningStep* running) {
+  running->begin_ = SteadyClock::now();
   ++steps_;
   GF_RETURN_IF_ERROR(Close(step));
   GF_RETURN_IF_ERROR(Open(step));
   GF_RETURN_IF_ERROR(ReadChunks(step));
   StageInput input;
   StageOutput output;
-  GF_RETURN_IF_ERROR(Receive(transport, done, &input));
+  GF_RETURN_IF_ERROR(Receive(transport, done, running, &input));
   GF_RETURN_IF_ERROR(stage_.Forward(chunks_, input, &output));
-  GF_RETURN_IF_ERROR(Send(transport, output, done));
+  GF_RETURN_IF_ERROR(Send(transport, output, running));
   if (is_last_) FillResults(step, output.logits, done);
   GF_RETURN_IF_ERROR(Fork(step));
   done->set_cache_bytes(stage_.CacheBytes());
-  done->set_busy_seconds(SecondsSince(start) - done->bubble_seconds());
+  if (const GoldTiers* tiers = stage_.gold_tiers()) {
+    done->set_gold_kept_bytes(tiers->kept_bytes());
+    done->set_gold_tier_drops(tiers->drops());
+  }
+  running->done_ = backend_.queue().Record();
   return absl::OkStatus();
 }
 
@@ -230,33 +244,25 @@ absl::Status StageRunner::CheckResultFields(const ChunkMessage& message) const {
   return absl::OkStatus();
 }
 
-absl::Status StageRunner::Receive(Transport& transport, StepDone* done, StageInput* input) {
+absl::Status StageRunner::Receive(Transport& transport, StepDone* done, RunningStep* running, StageInput* input) {
   const StageRows rows = stage_.InputRows(chunks_);
-  const auto start = SteadyClock::now();
+  running->receive_begin_ = running->receive_end_ = SteadyClock::now();
+  if (rows == StageRows{}) return absl::OkStatus();
   if (rows.compressed > 0) {
     const Tensor compressed{compressed_.data, compressed_.dtype, {rows.compressed, shape_.compressed}};
-    GF_RETURN_IF_ERROR(ReceiveRows(transport, plan_.links.compressed_from, compressed));
+    GF_RETURN_IF_ERROR(transport.Recv(plan_.links.compressed_from, compressed));
     input->compressed = compressed;
     done->set_compressed_bytes(compressed.bytes());
     done->set_id_bytes(rows.compressed * id_bytes_);
   }
   if (rows.hidden > 0) {
     const Tensor hidden{hidden_.data, DType::kF32, {rows.hidden, shape_.width}};
-    GF_RETURN_IF_ERROR(ReceiveRows(transport, plan_.links.hidden_from, hidden));
+    GF_RETURN_IF_ERROR(transport.Recv(plan_.links.hidden_from, hidden));
     input->hidden = hidden;
     done->set_hidden_bytes(hidden.bytes());
   }
-  if (rows.compressed > 0 || rows.hidden > 0) done->set_bubble_seconds(SecondsSince(start));
-  return absl::OkStatus();
-}
-
-// A transport's rows are the host's. For groups of GPUs a transport on the device (NCCL) takes this one's place, and
-// nothing is staged.
-absl::Status StageRunner::ReceiveRows(Transport& transport, int from, Tensor rows) {
-  if (staging_ == nullptr) return transport.Recv(from, rows);
-  GF_CHECK_LE(rows.bytes(), staging_bytes_);
-  GF_RETURN_IF_ERROR(transport.Recv(from, {staging_.get(), rows.dtype, rows.shape}));
-  backend_.CopyFromHost(staging_.get(), rows);
+  running->rows_ = backend_.queue().Record();
+  running->Poll();
   return absl::OkStatus();
 }
 
@@ -267,15 +273,13 @@ ConstTensor StageRunner::OnHost(ConstTensor rows) {
   return {staging_.get(), rows.dtype, rows.shape};
 }
 
-// Time that a receiver behind us costs is no work, either.
-absl::Status StageRunner::Send(Transport& transport, const StageOutput& output, StepDone* done) {
+absl::Status StageRunner::Send(Transport& transport, const StageOutput& output, RunningStep* running) {
   const auto start = SteadyClock::now();
   if (output.compressed) {
-    const ConstTensor compressed = plan_.links.compressed_to.empty() ? ConstTensor{} : OnHost(output.compressed);
-    for (const int to : plan_.links.compressed_to) GF_RETURN_IF_ERROR(transport.Send(to, compressed));
+    for (const int to : plan_.links.compressed_to) GF_RETURN_IF_ERROR(transport.Send(to, output.compressed));
   }
-  if (output.hidden) GF_RETURN_IF_ERROR(transport.Send(plan_.links.hidden_to, OnHost(output.hidden)));
-  done->set_bubble_seconds(done->bubble_seconds() + SecondsSince(start));
+  if (output.hidden) GF_RETURN_IF_ERROR(transport.Send(plan_.links.hidden_to, output.hidden));
+  running->send_seconds_ = std::chrono::duration<double>(SteadyClock::now() - start).count();
   return absl::OkStatus();
 }
 

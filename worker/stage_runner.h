@@ -2,6 +2,7 @@
 #ifndef GOLDFINCH_WORKER_STAGE_RUNNER_H_
 #define GOLDFINCH_WORKER_STAGE_RUNNER_H_
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -28,6 +29,29 @@ class Step;
 class StepDone;
 }  // namespace cluster::v1
 
+// A step that the back end may still be at. Times are the host's: for what a device does, when that was seen.
+class RunningStep {
+ public:
+  // Whether all of it is done. Does not wait. Called often, as it notes the times.
+  bool Poll();
+  // When Poll first said so.
+  std::chrono::steady_clock::time_point end() const { return end_; }
+  // Sets busy_seconds and bubble_seconds, once it is done. `free_since`: when the step before was.
+  void FillTimes(std::chrono::steady_clock::time_point free_since, cluster::v1::StepDone* done) const;
+
+ private:
+  friend class StageRunner;
+  using Clock = std::chrono::steady_clock;
+
+  Clock::time_point begin_;
+  std::shared_ptr<const Mark> rows_;  // null once its rows are here
+  std::shared_ptr<const Mark> done_;
+  Clock::time_point receive_begin_;
+  Clock::time_point receive_end_;  // receive_begin_ where there are no rows to receive
+  double send_seconds_ = 0;        // that sends have blocked
+  Clock::time_point end_;
+};
+
 // One thread at a time. Any error ends the generation: its sequences are not at one point any more.
 class StageRunner {
  public:
@@ -39,9 +63,11 @@ class StageRunner {
   StageRunner(const StageRunner&) = delete;
   StageRunner& operator=(const StageRunner&) = delete;
 
-  // Runs the step and fills `done` but for generation, id and idle_seconds. INVALID_ARGUMENT names what is wrong with
-  // the step; other errors are those of Stage and Transport.
-  absl::Status Run(const cluster::v1::Step& step, Transport& transport, cluster::v1::StepDone* done);
+  // Runs the step, or queues it and leaves the rest to the back end. Fills `done` but for generation, id and seconds; it
+  // is true once `running` is done and neither the transport nor the back end has failed. INVALID_ARGUMENT names what is
+  // wrong with the step; other errors are those of Stage and Transport.
+  absl::Status Run(const cluster::v1::Step& step, Transport& transport, cluster::v1::StepDone* done,
+                   RunningStep* running);
 
   // Of the buffers for rows to come, in the back end's memory.
   int64_t ReservedBytes() const { return reserved_bytes_; }
@@ -55,7 +81,6 @@ class StageRunner {
 
   StageRunner(const GroupPlan& plan, Backend& backend, Stage& stage);
   absl::Status AllocateBuffer(const Shape& shape, DType dtype, Tensor* buffer);
-  int64_t StagingBytes() const;
 
   absl::StatusOr<Sequence*> Find(uint64_t id, const char* field);
   absl::Status Add(const cluster::v1::NewSequence& message, absl::StatusOr<int> slot);
@@ -64,10 +89,9 @@ class StageRunner {
   absl::Status ReadChunks(const cluster::v1::Step& step);
   absl::Status ReadIds(const cluster::v1::Chunk& message);
   absl::Status CheckResultFields(const cluster::v1::Chunk& message) const;
-  absl::Status Receive(Transport& transport, cluster::v1::StepDone* done, StageInput* input);
-  absl::Status ReceiveRows(Transport& transport, int from, Tensor rows);
-  absl::Status Send(Transport& transport, const StageOutput& output, cluster::v1::StepDone* done);
-  // The rows where the host can read them, until the next call.
+  absl::Status Receive(Transport& transport, cluster::v1::StepDone* done, RunningStep* running, StageInput* input);
+  absl::Status Send(Transport& transport, const StageOutput& output, RunningStep* running);
+  // The rows where the host can read them, until the next call. Waits for them.
   ConstTensor OnHost(ConstTensor rows);
   void FillResults(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
   // What the back end draws itself, where the host cannot read its memory: into drawn_, one a row of `logits`.
@@ -90,7 +114,7 @@ class StageRunner {
   int64_t reserved_bytes_ = 0;
   Tensor hidden_;      // [hidden_rows_max, D]
   Tensor compressed_;  // [max_tokens, D/16]
-  // What goes between the back end and the host, one tensor at a time; null where the back end reads host memory.
+  // Of logits; null where the back end reads host memory.
   std::unique_ptr<char[]> staging_;
   int64_t staging_bytes_ = 0;
 

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "benchmark/benchmark.h"
+#include "kernels/backend.h"
 #include "worker/transport.h"
 
 namespace goldfinch {
@@ -18,8 +19,9 @@ using MakeFactory = std::function<std::unique_ptr<TransportFactory>()>;
 void SendAndReceive(benchmark::State& state, const MakeFactory& make) {
   const int64_t bytes = state.range(0);
   const std::unique_ptr<TransportFactory> factories[] = {make(), make()};
-  const auto sender_setup = *factories[0]->Setup(1, 0, {false, true}, bytes);
-  const auto receiver_setup = *factories[1]->Setup(1, 1, {true, false}, bytes);
+  const std::unique_ptr<Backend> backends[] = {MakeCpuBackend(1), MakeCpuBackend(1)};
+  const auto sender_setup = *factories[0]->Setup(1, 0, {{}, {bytes, 0}}, *backends[0]);
+  const auto receiver_setup = *factories[1]->Setup(1, 1, {{0, bytes}, {}}, *backends[1]);
   std::unique_ptr<Transport> receiver;
   std::thread connect([&] { receiver = *receiver_setup->Connect({sender_setup->addresses()[1], ""}, 10); });
   const std::unique_ptr<Transport> sender = *sender_setup->Connect({"", receiver_setup->addresses()[0]}, 10);

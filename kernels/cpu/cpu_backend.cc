@@ -57,6 +57,13 @@ class CpuBackend : public Backend {
   absl::Status Synchronize() override { return absl::OkStatus(); }
   void Step(bool /*repeats*/, absl::FunctionRef<void()> ops) override { ops(); }
 
+  Queue& queue() override { return queue_; }
+  std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<HostQueue>(); }
+  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
+    return Allocate(bytes, purpose);
+  }
+  absl::Status status() const override { return absl::OkStatus(); }
+
   void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override {
     checks::Embed(table, ids, out);
     cpu::Embed(context_, table, ids, out);
@@ -130,20 +137,25 @@ class CpuBackend : public Backend {
     cpu::GoldKeysValues(context_, spans, shared, weights, cache, head_size, kv);
   }
 
-  int64_t GoldKeptPageBytes(int64_t /*width*/, absl::Span<const GoldKvWeights> /*layers*/, int /*head_size*/,
-                            int64_t /*page_tokens*/) const override {
-    GF_CHECK(false) << "not here yet";
-    return 0;
+  int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
+                            int64_t page_tokens) const override {
+    const int64_t bytes = cpu::GoldKeptPageBytes(width, layers, page_tokens);
+    return (bytes + 255) / 256 * 256;
   }
-  void GoldKeepRows(RowSpans /*spans*/, const GoldShared& /*shared*/, absl::Span<const GoldKvWeights> /*layers*/,
-                    const GoldCache& /*cache*/, int /*head_size*/, const GoldKeptRows& /*rows*/) override {
-    GF_CHECK(false) << "not here yet";
+
+  void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                    const GoldCache& cache, int head_size, const GoldKeptRows& rows) override {
+    checks::GoldKeepRows(*this, spans, shared, layers, cache, head_size, rows);
+    cpu::GoldKeepRows(context_, spans, shared, layers, cache, rows);
   }
-  void GoldKeptAttention(ConstTensor /*q*/, RowSpans /*spans*/, const GoldShared& /*shared*/,
-                         absl::Span<const GoldKvWeights> /*layers*/, int /*layer*/, const GoldKeptRows& /*rows*/,
-                         int /*head_size*/, Tensor /*out*/) override {
-    GF_CHECK(false) << "not here yet";
+
+  void GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                         Tensor out) override {
+    checks::GoldKeptAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
+    cpu::GoldKeptAttention(context_, q, spans, shared, layers, layer, rows, head_size, out);
   }
+
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override {
     checks::Rope(x, spans, head_size, kActivations);
     cpu::Rope(context_, x, spans, head_size, base);
@@ -168,6 +180,7 @@ class CpuBackend : public Backend {
 
  private:
   cpu::Context context_;
+  HostQueue queue_;
 };
 
 }  // namespace

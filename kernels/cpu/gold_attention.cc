@@ -47,183 +47,372 @@ void EmbedRow(ConstTensor embedding, NormWeights ln0, int32_t id, float* to) {
   LayerNormRow(to, ln0.weight.f32(), ln0.bias.f32(), width, kLayerNormEpsilon, to);
 }
 
+// xo = rms(x0) of each id; zeros for -1, which stands before position 0.
+void EmbedIds(const GoldShared& shared, const int32_t* ids, int64_t count, float* xo) {
+  const int64_t width = shared.embedding.dim(1);
+  for (int64_t i = 0; i < count; ++i) {
+    float* row = xo + i * width;
+    if (ids[i] < 0) {
+      std::fill_n(row, width, 0.f);
+      continue;
+    }
+    EmbedRow(shared.embedding, shared.ln0, ids[i], row);
+    RmsRow(row, width);
+  }
+}
+
+// The ids of positions first .. first + count; -1 for position -1.
+void LoadIds(const GoldShared& shared, const GoldCache& cache, const RowSpan& span, int64_t first, int64_t count,
+             int32_t* ids) {
+  const int64_t vocab = shared.embedding.dim(0);
+  for (int64_t i = 0; i < count; ++i) {
+    if (first + i < 0) {
+      ids[i] = -1;
+      continue;
+    }
+    const int64_t at = PagedRow(span, first + i, cache.page_tokens());
+    ids[i] = cache.ids.dtype == DType::kU16 ? static_cast<const uint16_t*>(cache.ids.data)[at]
+                                            : static_cast<const int32_t*>(cache.ids.data)[at];
+    GF_CHECK(ids[i] >= 0 && ids[i] < vocab) << "id " << ids[i] << " at position " << first + i;
+  }
+}
+
+// kk = rms(W_b [x0; c]) of positions first .. first + count; zeros for position -1.
+void LoadKeys(const GoldShared& shared, const GoldCache& cache, const RowSpan& span, int64_t first, int64_t count,
+              const int32_t* ids, Scratch& scratch, float* kk) {
+  const Scratch::Frame frame(scratch);
+  const int64_t width = shared.embedding.dim(1), c_width = cache.c.dim(2), skipped = first < 0 ? 1 : 0;
+  float* c = scratch.Floats(count * c_width);
+  std::fill_n(c, skipped * c_width, 0.f);
+  for (int64_t i = skipped; i < count; ++i) {
+    Widen(cache.c, PagedRow(span, first + i, cache.page_tokens()) * c_width, c_width, c + i * c_width);
+  }
+  Product(c, c_width, count, shared.key_compressed, scratch, kk);  // zeros of position -1 stay so
+  for (int64_t i = skipped; i < count; ++i) {
+    float* row = kk + i * width;
+    const float* from_x0 = shared.key_table.f32() + ids[i] * width;
+    FillRow(row, width,
+            [&](size_t j, size_t left) HWY_ATTR { return hn::Add(LoadN(row + j, left), LoadN(from_x0 + j, left)); });
+    RmsRow(row, width);
+  }
+}
+
+// The tanh rows of a layer's mix LoRA at `count` positions; ids[0] is of the position before. Its input is linear in xo
+// and prev(xo), and so the sum of two rows of the table.
+void MixHidden(const GoldKvWeights& weights, const int32_t* ids, int64_t count, float* hidden) {
+  const int64_t hidden_width = weights.mix_table.dim(2);
+  const float* table = weights.mix_table.f32();
+  for (int64_t i = 0; i < count; ++i) {
+    float* to = hidden + i * hidden_width;
+    const int64_t prev_id = ids[i], id = ids[i + 1];
+    const float* own = table + 2 * id * hidden_width;
+    if (prev_id < 0) {
+      std::copy_n(own, hidden_width, to);
+      continue;
+    }
+    const float* prev = table + (2 * prev_id + 1) * hidden_width;
+    FillRow(to, hidden_width,
+            [&](size_t j, size_t left) HWY_ATTR { return hn::Add(LoadN(own + j, left), LoadN(prev + j, left)); });
+  }
+  TanhRow(hidden, count * hidden_width);
+}
+
+// to_i = x_i + (x_{i-1} - x_i) * (mix + hidden_group up[group]); row 0 of x is the one before.
+void Mix(const GoldKvWeights& weights, const float* x, const float* hidden, int64_t group, int64_t count,
+         ConstTensor mix, Scratch& scratch, float* to) {
+  const int64_t rank = weights.mix_up.dim(1), width = weights.mix_up.dim(2);
+  ForProductTiles(hidden + group * rank, 2 * rank, count, weights.mix_up, group * rank * width, false, rank, width,
+                  scratch, [&](int64_t column, int64_t columns, const float* tile) HWY_ATTR {
+                    const float* m = mix.f32() + column;
+                    for (int64_t i = 0; i < count; ++i) {
+                      const float* prev = x + i * width + column;
+                      const float* here = prev + width;
+                      FillRow(to + i * width + column, columns, [&](size_t j, size_t left) HWY_ATTR {
+                        const VF xv = LoadN(here + j, left);
+                        const VF amount = hn::Add(LoadN(m + j, left), LoadN(tile + i * kBlockOut + j, left));
+                        return hn::MulAdd(hn::Sub(LoadN(prev + j, left), xv), amount, xv);
+                      });
+                    }
+                  });
+}
+
+// hidden = tanh(x down), the tanh rows of a key or value LoRA.
+void LoraHidden(Matrix down, const float* x, int64_t count, Scratch& scratch, float* hidden) {
+  Product(x, down.in(), count, down, scratch, hidden);
+  TanhRow(hidden, count * down.out());
+}
+
+// x += hidden up.
+void AddLora(Matrix up, const float* hidden, int64_t count, Scratch& scratch, float* x) {
+  const int64_t width = up.out();
+  ForProductTiles(hidden, up.in(), count, up.data, 0, false, up.in(), width, scratch,
+                  [&](int64_t column, int64_t columns, const float* tile) HWY_ATTR {
+                    for (int64_t i = 0; i < count; ++i) {
+                      float* to = x + i * width + column;
+                      FillRow(to, columns, [&](size_t j, size_t left) HWY_ATTR {
+                        return hn::Add(LoadN(to + j, left), LoadN(tile + i * kBlockOut + j, left));
+                      });
+                    }
+                  });
+}
+
+// The last of what makes keys and values: norms, and the rotation.
+class Finisher {
+ public:
+  Finisher(const GoldKvWeights& weights, int head_size)
+      : weights_(weights), head_size_(head_size), frequencies_(head_size, weights.rope_base) {}
+
+  // Of the positions first .. first + count, in place.
+  void Run(int64_t first, int64_t count, float* keys, float* values) const {
+    const int64_t width = weights_.mix_up.dim(2);
+    for (int64_t i = 0; i < count; ++i) {
+      Norm(weights_.ln_key, width, keys + i * width);
+      Norm(weights_.ln_value, width, values + i * width);
+      if (weights_.rope_base != 0) RopeRow(keys + i * width, width, head_size_, first + i, frequencies_);
+    }
+  }
+
+ private:
+  static void Norm(const NormWeights& norm, int64_t width, float* x) {
+    LayerNormRow(x, norm.weight.f32(), norm.bias.f32(), width, kLayerNormEpsilon, x);
+  }
+
+  const GoldKvWeights& weights_;
+  const int head_size_;
+  const RopeFrequencies frequencies_;
+};
+
 // Rebuilds keys and values of one GOLD layer from ids and compressed rows.
 class TileBuilder {
  public:
   TileBuilder(const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache, int head_size)
-      : shared_(shared),
-        weights_(weights),
-        cache_(cache),
-        head_size_(head_size),
-        width_(shared.embedding.dim(1)),
-        frequencies_(head_size, weights.rope_base) {}
+      : shared_(shared), weights_(weights), cache_(cache), finisher_(weights, head_size) {}
 
   // k, v [count, D] of the positions first .. first + count.
   void Build(const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
              const float** v) const {
-    float* keys = scratch.Floats(count * width_);
-    float* values = scratch.Floats(count * width_);
+    const int64_t width = shared_.embedding.dim(1);
+    float* keys = scratch.Floats(count * width);
+    float* values = scratch.Floats(count * width);
     *k = keys;
     *v = values;
     const Scratch::Frame frame(scratch);
     // Row 0 is the position before the tile: the shift looks one back. Zeros stand before position 0.
     int32_t ids[kTile + 1];
-    LoadIds(span, first - 1, count + 1, ids);
-    float* xo = scratch.Floats((count + 1) * width_);
-    float* kk = scratch.Floats((count + 1) * width_);
-    LoadShared(span, first - 1, count + 1, ids, scratch, xo, kk);
-    float* hidden = scratch.Floats(count * weights_.mix_table.dim(2));
-    LoadHidden(ids, count, hidden);
+    LoadIds(shared_, cache_, span, first - 1, count + 1, ids);
+    float* xo = scratch.Floats((count + 1) * width);
+    float* kk = scratch.Floats((count + 1) * width);
+    EmbedIds(shared_, ids, count + 1, xo);
+    LoadKeys(shared_, cache_, span, first - 1, count + 1, ids, scratch, kk);
+    float* mix = scratch.Floats(count * weights_.mix_table.dim(2));
+    MixHidden(weights_, ids, count, mix);
+    float* hidden = scratch.Floats(count * std::max(weights_.key_down.out(), weights_.value_down.out()));
 
-    Mix(kk, hidden, 0, count, weights_.mix_key, scratch, keys);
-    AddLora(weights_.key_down, weights_.key_up, count, scratch, keys);
-    Mix(xo, hidden, 1, count, weights_.mix_value, scratch, values);
-    AddLora(weights_.value_down, weights_.value_up, count, scratch, values);
-    for (int64_t i = 0; i < count; ++i) {
-      Norm(weights_.ln_key, keys + i * width_);
-      Norm(weights_.ln_value, values + i * width_);
-      if (weights_.rope_base != 0) RopeRow(keys + i * width_, width_, head_size_, first + i, frequencies_);
-    }
+    Mix(weights_, kk, mix, 0, count, weights_.mix_key, scratch, keys);
+    LoraHidden(weights_.key_down, keys, count, scratch, hidden);
+    AddLora(weights_.key_up, hidden, count, scratch, keys);
+    Mix(weights_, xo, mix, 1, count, weights_.mix_value, scratch, values);
+    LoraHidden(weights_.value_down, values, count, scratch, hidden);
+    AddLora(weights_.value_up, hidden, count, scratch, values);
+    finisher_.Run(first, count, keys, values);
   }
 
  private:
-  // The ids of positions first .. first + count; -1 for position -1.
-  void LoadIds(const RowSpan& span, int64_t first, int64_t count, int32_t* ids) const {
-    const int64_t vocab = shared_.embedding.dim(0);
-    for (int64_t i = 0; i < count; ++i) {
-      if (first + i < 0) {
-        ids[i] = -1;
-        continue;
-      }
-      const int64_t at = PagedRow(span, first + i, cache_.page_tokens());
-      ids[i] = cache_.ids.dtype == DType::kU16 ? static_cast<const uint16_t*>(cache_.ids.data)[at]
-                                               : static_cast<const int32_t*>(cache_.ids.data)[at];
-      GF_CHECK(ids[i] >= 0 && ids[i] < vocab) << "id " << ids[i] << " at position " << first + i;
-    }
-  }
-
-  // xo = rms(x0) and kk = rms(W_b [x0; c]) of positions first .. first + count; zeros for position -1.
-  void LoadShared(const RowSpan& span, int64_t first, int64_t count, const int32_t* ids, Scratch& scratch, float* xo,
-                  float* kk) const {
-    const Scratch::Frame frame(scratch);
-    const int64_t c_width = cache_.c.dim(2), skipped = first < 0 ? 1 : 0;
-    float* c = scratch.Floats(count * c_width);
-    std::fill_n(c, skipped * c_width, 0.f);
-    for (int64_t i = skipped; i < count; ++i) {
-      Widen(cache_.c, PagedRow(span, first + i, cache_.page_tokens()) * c_width, c_width, c + i * c_width);
-    }
-    Product(c, c_width, count, shared_.key_compressed, scratch, kk);
-    for (int64_t i = skipped; i < count; ++i) {
-      float* kk_row = kk + i * width_;
-      const float* from_x0 = shared_.key_table.f32() + ids[i] * width_;
-      FillRow(kk_row, width_, [&](size_t j, size_t left) HWY_ATTR {
-        return hn::Add(LoadN(kk_row + j, left), LoadN(from_x0 + j, left));
-      });
-      RmsRow(kk_row, width_);
-      EmbedRow(shared_.embedding, shared_.ln0, ids[i], xo + i * width_);
-      RmsRow(xo + i * width_, width_);
-    }
-    if (skipped == 1) std::fill_n(xo, width_, 0.f);  // kk is zero already: c was, and the table was not added
-  }
-
-  // The tanh rows of the mix LoRA. Its input is linear in xo and prev(xo), and so the sum of two rows of the table.
-  void LoadHidden(const int32_t* ids, int64_t count, float* hidden) const {
-    const int64_t hidden_width = weights_.mix_table.dim(2);
-    const float* table = weights_.mix_table.f32();
-    for (int64_t i = 0; i < count; ++i) {
-      float* to = hidden + i * hidden_width;
-      const int64_t prev_id = ids[i], id = ids[i + 1];
-      const float* own = table + 2 * id * hidden_width;
-      if (prev_id < 0) {
-        std::copy_n(own, hidden_width, to);
-        continue;
-      }
-      const float* prev = table + (2 * prev_id + 1) * hidden_width;
-      FillRow(to, hidden_width,
-              [&](size_t j, size_t left) HWY_ATTR { return hn::Add(LoadN(own + j, left), LoadN(prev + j, left)); });
-    }
-    TanhRow(hidden, count * hidden_width);
-  }
-
-  // to_i = x_i + (x_{i-1} - x_i) * (mix + hidden_group up[group]); row 0 of x is the one before.
-  void Mix(const float* x, const float* hidden, int64_t group, int64_t count, ConstTensor mix, Scratch& scratch,
-           float* to) const {
-    const int64_t rank = weights_.mix_up.dim(1);
-    ForProductTiles(hidden + group * rank, 2 * rank, count, weights_.mix_up, group * rank * width_, false, rank, width_,
-                    scratch, [&](int64_t column, int64_t columns, const float* tile) HWY_ATTR {
-                      const float* m = mix.f32() + column;
-                      for (int64_t i = 0; i < count; ++i) {
-                        const float* prev = x + i * width_ + column;
-                        const float* here = prev + width_;
-                        FillRow(to + i * width_ + column, columns, [&](size_t j, size_t left) HWY_ATTR {
-                          const VF xv = LoadN(here + j, left);
-                          const VF amount = hn::Add(LoadN(m + j, left), LoadN(tile + i * kBlockOut + j, left));
-                          return hn::MulAdd(hn::Sub(LoadN(prev + j, left), xv), amount, xv);
-                        });
-                      }
-                    });
-  }
-
-  // x += tanh(x down) up.
-  void AddLora(Matrix down, Matrix up, int64_t count, Scratch& scratch, float* x) const {
-    const Scratch::Frame frame(scratch);
-    float* hidden = scratch.Floats(count * down.out());
-    Product(x, width_, count, down, scratch, hidden);
-    TanhRow(hidden, count * down.out());
-    ForProductTiles(hidden, down.out(), count, up.data, 0, false, up.in(), width_, scratch,
-                    [&](int64_t column, int64_t columns, const float* tile) HWY_ATTR {
-                      for (int64_t i = 0; i < count; ++i) {
-                        float* to = x + i * width_ + column;
-                        FillRow(to, columns, [&](size_t j, size_t left) HWY_ATTR {
-                          return hn::Add(LoadN(to + j, left), LoadN(tile + i * kBlockOut + j, left));
-                        });
-                      }
-                    });
-  }
-
-  void Norm(const NormWeights& norm, float* x) const {
-    LayerNormRow(x, norm.weight.f32(), norm.bias.f32(), width_, kLayerNormEpsilon, x);
-  }
-
   const GoldShared& shared_;
   const GoldKvWeights& weights_;
   const GoldCache& cache_;
-  const int head_size_;
-  const int64_t width_;
-  const RopeFrequencies frequencies_;
+  const Finisher finisher_;
 };
 
-void GoldAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
-                         const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
-  const TileBuilder builder(shared, weights, cache, head_size);
+// Numbers that tier T2 keeps of a layer at a position: the tanh rows of its mix, key and value LoRAs, in this order.
+int64_t KeptNumbers(const GoldKvWeights& layer) {
+  return 2 * layer.mix_up.dim(1) + layer.key_down.out() + layer.value_down.out();
+}
+
+// Where they are: a page is rows of fp32, one a position, that hold kk and the numbers of each layer; behind the rows
+// are the ids. xo is not kept: to make it of the embedding is little beside the LoRAs' products, to keep it would
+// double the page.
+class KeptPages {
+ public:
+  KeptPages(const GoldKeptRows& rows, int64_t width, absl::Span<const GoldKvWeights> layers)
+      : rows_(rows), row_numbers_(RowNumbers(width, layers)) {}
+
+  static int64_t RowNumbers(int64_t width, absl::Span<const GoldKvWeights> layers) {
+    int64_t numbers = width;
+    for (const GoldKvWeights& layer : layers) numbers += KeptNumbers(layer);
+    return numbers;
+  }
+  static int64_t PageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens) {
+    return page_tokens * (RowNumbers(width, layers) * SizeOf(DType::kF32) + SizeOf(DType::kI32));
+  }
+
+  float* Row(const RowSpan& span, int64_t position) const {
+    return reinterpret_cast<float*>(Page(span, position)) + position % rows_.page_tokens * row_numbers_;
+  }
+  int32_t& Id(const RowSpan& span, int64_t position) const {
+    char* ids = Page(span, position) + rows_.page_tokens * row_numbers_ * SizeOf(DType::kF32);
+    return reinterpret_cast<int32_t*>(ids)[position % rows_.page_tokens];
+  }
+
+ private:
+  char* Page(const RowSpan& span, int64_t position) const {
+    return static_cast<char*>(rows_.data) + span.kept[position / rows_.page_tokens] * rows_.page_bytes;
+  }
+
+  const GoldKeptRows& rows_;
+  const int64_t row_numbers_;
+};
+
+// Rebuilds them from what GoldKeepRows has kept.
+class KeptTileBuilder {
+ public:
+  KeptTileBuilder(const GoldShared& shared, absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows,
+                  int head_size)
+      : shared_(shared),
+        weights_(layers[layer]),
+        pages_(rows, shared.embedding.dim(1), layers),
+        offset_(KeptPages::RowNumbers(shared.embedding.dim(1), layers.first(layer))),
+        finisher_(weights_, head_size) {}
+
+  void Build(const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
+             const float** v) const {
+    const int64_t width = shared_.embedding.dim(1), mix_width = 2 * weights_.mix_up.dim(1);
+    const int64_t key_width = weights_.key_down.out(), value_width = weights_.value_down.out();
+    float* keys = scratch.Floats(count * width);
+    float* values = scratch.Floats(count * width);
+    *k = keys;
+    *v = values;
+    const Scratch::Frame frame(scratch);
+    int32_t ids[kTile + 1];
+    float* xo = scratch.Floats((count + 1) * width);
+    float* kk = scratch.Floats((count + 1) * width);
+    float* mix = scratch.Floats(count * mix_width);
+    float* key_hidden = scratch.Floats(count * key_width);
+    float* value_hidden = scratch.Floats(count * value_width);
+    for (int64_t i = 0; i <= count; ++i) {
+      const int64_t position = first - 1 + i;
+      if (position < 0) {
+        ids[i] = -1;
+        std::fill_n(kk, width, 0.f);
+        continue;
+      }
+      ids[i] = pages_.Id(span, position);
+      const float* row = pages_.Row(span, position);
+      std::copy_n(row, width, kk + i * width);
+      if (i == 0) continue;
+      row += offset_;
+      std::copy_n(row, mix_width, mix + (i - 1) * mix_width);
+      std::copy_n(row + mix_width, key_width, key_hidden + (i - 1) * key_width);
+      std::copy_n(row + mix_width + key_width, value_width, value_hidden + (i - 1) * value_width);
+    }
+    EmbedIds(shared_, ids, count + 1, xo);
+
+    Mix(weights_, kk, mix, 0, count, weights_.mix_key, scratch, keys);
+    AddLora(weights_.key_up, key_hidden, count, scratch, keys);
+    Mix(weights_, xo, mix, 1, count, weights_.mix_value, scratch, values);
+    AddLora(weights_.value_up, value_hidden, count, scratch, values);
+    finisher_.Run(first, count, keys, values);
+  }
+
+ private:
+  const GoldShared& shared_;
+  const GoldKvWeights& weights_;
+  const KeptPages pages_;
+  const int64_t offset_;  // of the layer's numbers in a row
+  const Finisher finisher_;
+};
+
+template <class Builder>
+void Attend(Context& context, ConstTensor q, RowSpans spans, const Builder& builder, int head_size, Tensor out) {
   const auto make_tile = [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
                              const float** v) { builder.Build(span, first, count, scratch, k, v); };
   TiledAttention(context, q, spans, head_size, make_tile, out);
 }
 
+void GoldAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                         const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
+  Attend(context, q, spans, TileBuilder(shared, weights, cache, head_size), head_size, out);
+}
+
+void GoldKeptAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                             absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                             Tensor out) {
+  Attend(context, q, spans, KeptTileBuilder(shared, layers, layer, rows, head_size), head_size, out);
+}
+
+// Calls use(span, first, count, scratch) for tiles of the spans' positions, in parallel.
+template <class Use>
+void ForTiles(Context& context, RowSpans spans, Use use) {
+  const auto tiles_of = [](const RowSpan& span) { return (span.row_count + kTile - 1) / kTile; };
+  int64_t tiles = 0;
+  for (const RowSpan& span : spans) tiles += tiles_of(span);
+  context.pool.ParallelFor(tiles, [&](int64_t task, int thread) {
+    const RowSpan* span = spans.data();
+    for (; task >= tiles_of(*span); ++span) task -= tiles_of(*span);
+    Scratch& scratch = context.scratch[thread];
+    const Scratch::Frame frame(scratch);
+    use(*span, span->position + task * kTile, std::min(kTile, span->row_count - task * kTile), scratch);
+  });
+}
+
 void GoldKeysValuesTarget(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
                           const GoldCache& cache, int head_size, const KvCache& kv) {
   const TileBuilder builder(shared, weights, cache, head_size);
-  const auto tiles_of = [](const RowSpan& span) { return (span.row_count + kTile - 1) / kTile; };
   const int64_t width = kv.keys.dim(2);
-  int64_t tiles = 0;
-  for (const RowSpan& span : spans) tiles += tiles_of(span);
-  context.pool.ParallelFor(tiles, [&](int64_t task, int thread) HWY_ATTR {
-    const RowSpan* span = spans.data();
-    for (; task >= tiles_of(*span); ++span) task -= tiles_of(*span);
-    const int64_t first = span->position + task * kTile;
-    const int64_t count = std::min(kTile, span->row_count - task * kTile);
-    Scratch& scratch = context.scratch[thread];
-    const Scratch::Frame frame(scratch);
+  ForTiles(context, spans, [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch) HWY_ATTR {
     const float* keys;
     const float* values;
-    builder.Build(*span, first, count, scratch, &keys, &values);
+    builder.Build(span, first, count, scratch, &keys, &values);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t to = PagedRow(*span, first + i, kv.page_tokens()) * width;
+      const int64_t to = KeptRow(span, first + i, kv.page_tokens()) * width;
       Narrow(keys + i * width, width, kv.keys, to);
       Narrow(values + i * width, width, kv.values, to);
     }
   });
+}
+
+void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shared,
+                        absl::Span<const GoldKvWeights> layers, const GoldCache& cache, const GoldKeptRows& rows) {
+  const int64_t width = shared.embedding.dim(1);
+  const KeptPages pages(rows, width, layers);
+  ForTiles(context, spans, [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch) HWY_ATTR {
+    int32_t ids[kTile + 1];  // row 0 is the position before, as in TileBuilder
+    LoadIds(shared, cache, span, first - 1, count + 1, ids);
+    float* xo = scratch.Floats((count + 1) * width);
+    float* kk = scratch.Floats((count + 1) * width);
+    EmbedIds(shared, ids, count + 1, xo);
+    LoadKeys(shared, cache, span, first - 1, count + 1, ids, scratch, kk);
+    for (int64_t i = 0; i < count; ++i) {
+      pages.Id(span, first + i) = ids[i + 1];
+      std::copy_n(kk + (i + 1) * width, width, pages.Row(span, first + i));
+    }
+    float* mixed = scratch.Floats(count * width);
+    int64_t offset = width;
+    const auto keep = [&](const float* hidden, int64_t numbers) {
+      for (int64_t i = 0; i < count; ++i) {
+        std::copy_n(hidden + i * numbers, numbers, pages.Row(span, first + i) + offset);
+      }
+      offset += numbers;
+    };
+    for (const GoldKvWeights& layer : layers) {
+      const Scratch::Frame layer_frame(scratch);
+      const int64_t mix_width = 2 * layer.mix_up.dim(1);
+      float* mix = scratch.Floats(count * mix_width);
+      float* hidden = scratch.Floats(count * std::max(layer.key_down.out(), layer.value_down.out()));
+      MixHidden(layer, ids, count, mix);
+      keep(mix, mix_width);
+      Mix(layer, kk, mix, 0, count, layer.mix_key, scratch, mixed);
+      LoraHidden(layer.key_down, mixed, count, scratch, hidden);
+      keep(hidden, layer.key_down.out());
+      Mix(layer, xo, mix, 1, count, layer.mix_value, scratch, mixed);
+      LoraHidden(layer.value_down, mixed, count, scratch, hidden);
+      keep(hidden, layer.value_down.out());
+    }
+  });
+}
+
+int64_t GoldKeptPageBytesTarget(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens) {
+  return KeptPages::PageBytes(width, layers, page_tokens);
 }
 
 constexpr int64_t kTableIds = 48;  // rows that share a widened panel
@@ -295,6 +484,9 @@ HWY_AFTER_NAMESPACE();
 namespace goldfinch::cpu {
 HWY_EXPORT(GoldAttentionTarget);
 HWY_EXPORT(GoldKeysValuesTarget);
+HWY_EXPORT(GoldKeptPageBytesTarget);
+HWY_EXPORT(GoldKeepRowsTarget);
+HWY_EXPORT(GoldKeptAttentionTarget);
 HWY_EXPORT(GoldKeyTableRowsTarget);
 HWY_EXPORT(GoldMixTableRowsTarget);
 
@@ -306,6 +498,21 @@ void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSh
 void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
                     const GoldCache& cache, int head_size, const KvCache& kv) {
   HWY_DYNAMIC_DISPATCH(GoldKeysValuesTarget)(context, spans, shared, weights, cache, head_size, kv);
+}
+
+int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens) {
+  return HWY_DYNAMIC_DISPATCH(GoldKeptPageBytesTarget)(width, layers, page_tokens);
+}
+
+void GoldKeepRows(Context& context, RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                  const GoldCache& cache, const GoldKeptRows& rows) {
+  HWY_DYNAMIC_DISPATCH(GoldKeepRowsTarget)(context, spans, shared, layers, cache, rows);
+}
+
+void GoldKeptAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                       absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                       Tensor out) {
+  HWY_DYNAMIC_DISPATCH(GoldKeptAttentionTarget)(context, q, spans, shared, layers, layer, rows, head_size, out);
 }
 
 void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,

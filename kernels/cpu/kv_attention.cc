@@ -14,6 +14,13 @@ void KvAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const Kv
   const int64_t width = q.dim(1), page_tokens = cache.page_tokens();
   const auto load_tile = [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
                              const float** v) HWY_ATTR {
+    const int64_t in_page = first % page_tokens;
+    if (cache.keys.dtype == DType::kF32 && in_page + count <= page_tokens) {  // where they are
+      const int64_t at = PagedRow(span, first, page_tokens) * width;
+      *k = cache.keys.f32() + at;
+      *v = cache.values.f32() + at;
+      return;
+    }
     float* keys = scratch.Floats(count * width);
     float* values = scratch.Floats(count * width);
     for (int64_t i = 0; i < count;) {

@@ -29,6 +29,10 @@ struct Context {
 inline int64_t PagedRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
   return span.pages[position / page_tokens] * page_tokens + position % page_tokens;
 }
+// The same of what is kept beside the compressed cache.
+inline int64_t KeptRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
+  return span.kept[position / page_tokens] * page_tokens + position % page_tokens;
+}
 
 void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out);
 void GroupNorm(Context& context, ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate,
@@ -48,6 +52,13 @@ void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSh
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out);
 void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
                     const GoldCache& cache, int head_size, const KvCache& kv);
+// As large as this has to be: not rounded to GoldKeptRows' multiple.
+int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens);
+void GoldKeepRows(Context& context, RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                  const GoldCache& cache, const GoldKeptRows& rows);
+void GoldKeptAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                       absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                       Tensor out);
 void Rope(Context& context, Tensor x, RowSpans spans, int head_size, double base);
 void KvAppend(Context& context, ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache);
 void KvAttention(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out);

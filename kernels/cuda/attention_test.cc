@@ -38,7 +38,7 @@ struct Sequences {
     spans = MakeSpans(random, counts, static_cast<int>(chunks.size()));
     for (size_t i = 0; i < chunks.size(); ++i) {
       spans[i].position = chunks[i].position;
-      spans[i].pages = paging.table(static_cast<int>(i));
+      spans[i].pages = spans[i].kept = paging.table(static_cast<int>(i));
     }
   }
   static std::vector<int64_t> Lengths(const std::vector<Chunk>& chunks) {
@@ -218,7 +218,8 @@ struct GoldInputs {
     return expected;
   }
 
-  Values Actual() const {
+  // By GoldAttention, or by tier T2.
+  Values Actual(bool kept = false) const {
     const Paging& paging = sequences.paging;
     std::vector<Values> id_values;
     id_values.reserve(ids.size());
@@ -227,15 +228,31 @@ struct GoldInputs {
     const GoldCache cache{t.device.Put(paging.Scatter(id_values, 1), {pages, page_tokens}, DType::kU16),
                           t.device.Put(paging.Scatter(c, c_width), {pages, page_tokens, c_width}, t.cache_dtype())};
     const Shape rows{sequences.rows, width};
-    const Tensor out = t.device.New(t.act(), rows);
-    t.device->GoldAttention(t.device.Put(q, rows, t.act()), sequences.spans,
-                            PutGoldShared(t.device, layer, t.weight_dtype()),
-                            PutGoldWeights(t.device, layer, t.weight_dtype()), cache, layer.head_size, out);
+    const Tensor out = t.device.New(t.act(), rows), q_rows = t.device.Put(q, rows, t.act());
+    const GoldShared shared = PutGoldShared(t.device, layer, t.weight_dtype());
+    const GoldKvWeights weights = PutGoldWeights(t.device, layer, t.weight_dtype());
+    if (!kept) {
+      t.device->GoldAttention(q_rows, sequences.spans, shared, weights, cache, layer.head_size, out);
+      return t.device.Get(out);
+    }
+    GoldKeptRows pool{.pages = pages, .page_tokens = page_tokens};
+    pool.page_bytes = t.device->GoldKeptPageBytes(width, {&weights, 1}, layer.head_size, page_tokens);
+    pool.data = t.device.New(DType::kF32, {pages, pool.page_bytes / 4}).data;
+    std::vector<RowSpan> whole = sequences.spans;
+    int32_t positions = 0;
+    for (RowSpan& span : whole) {
+      span.row_count = static_cast<int32_t>(LengthOf(span));
+      span.position = 0;
+      span.row_begin = positions;
+      positions += span.row_count;
+    }
+    t.device->GoldKeepRows(whole, shared, {&weights, 1}, cache, layer.head_size, pool);
+    t.device->GoldKeptAttention(q_rows, sequences.spans, shared, {&weights, 1}, 0, pool, layer.head_size, out);
     return t.device.Get(out);
   }
 
-  void Check(const std::string& what) const {
-    ExpectClose(Actual(), Expected(), layer.head_size, t.tolerance(),
+  void Check(const std::string& what, bool kept = false) const {
+    ExpectClose(Actual(kept), Expected(), layer.head_size, t.tolerance(),
                 what + ", width " + std::to_string(width) + ", head size " + std::to_string(layer.head_size));
   }
 
@@ -283,6 +300,47 @@ TEST_P(CudaAttentionTest, GoldOfLargerHeadsAndWidths) {
       .Check("rope");
 }
 
+// --- Kept rows ------------------------------------------------------------------------------------------------------
+
+// Tiles of 16 rows; splits of 64 positions, of which there are 16 blocks at a time emulated.
+TEST_P(CudaAttentionTest, KeptTilesOfEveryNumberOfRows) {
+  const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 24};
+  for (int rows : {1, 2, 9, 16, 17}) {
+    GoldInputs(*this, {{70, rows}}, sizes).Check(std::to_string(rows) + " rows", true);
+  }
+  for (int64_t position : {0, 1, 15, 16, 47, 63, 64}) {
+    GoldInputs(*this, {{position, 18}}, sizes, 37).Check("18 rows from " + std::to_string(position), true);
+  }
+}
+
+TEST_P(CudaAttentionTest, KeptSplitsMerge) {
+  const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 8, .lora_rank = 8};
+  const int64_t length = slow() ? 300 : 9000;
+  GoldInputs(*this, {{length, 1}}, sizes).Check("one row", true);
+  GoldInputs(*this, {{length, 9}, {3, 2}, {length / 3, 1}}, sizes).Check("several spans", true);
+  // One position has all the weight: each query is like its key.
+  for (int64_t at : {int64_t{2}, length - 2}) {
+    GoldInputs in(*this, {{length, 1}}, sizes);
+    const reference::KeysValues kv = reference::GoldKeysValues(in.layer, in.ids[0], in.c[0]);
+    for (int64_t i = 0; i < in.width; ++i) in.q[i] = Round(4 * kv.keys[at * in.width + i], act());
+    ExpectClose(in.Actual(true), in.Expected(), 64, 4 * tolerance(), "position " + std::to_string(at));
+  }
+}
+
+TEST_P(CudaAttentionTest, KeptRowsTakeASmallPartOfT3) {
+  if (!halves()) GTEST_SKIP() << "of 16-bit activations";
+  const int64_t width = 2048, mix_rank = 32, lora_rank = 64, page_tokens = 64;
+  const Tensor mix_up{nullptr, weight_dtype(), {2, mix_rank, width}};
+  const Matrix up{Tensor{nullptr, weight_dtype(), {lora_rank, width}}, Matrix::Layout::kInOut};
+  std::vector<GoldKvWeights> layers(8);
+  for (GoldKvWeights& layer : layers) {
+    layer.mix_up = mix_up;
+    layer.key_up = layer.value_up = up;
+  }
+  const int64_t bytes = device->GoldKeptPageBytes(width, layers, 64, page_tokens);
+  EXPECT_LE(bytes, page_tokens * 2 * width * 2);  // keys and values of one layer
+}
+
 TEST_P(CudaAttentionTest, GoldFaultsStayWithTheRowsThatSeeThem) {
   const int64_t width = 128;
   for (int rows : {1, 3, 9, 20}) {
@@ -302,9 +360,11 @@ TEST_P(CudaAttentionTest, GoldFaultsStayWithTheRowsThatSeeThem) {
         }
         std::vector<bool> faulty(rows);
         for (int row = 0; row < rows; ++row) faulty[row] = 95 + row >= fault;
-        CheckFault(in.Actual(), expected, width, faulty, tolerance(),
-                   std::string(in_embedding ? "embedding" : "c") + " at " + std::to_string(fault) + " of " +
-                       std::to_string(rows) + " rows");
+        for (bool kept : {false, true}) {
+          CheckFault(in.Actual(kept), expected, width, faulty, tolerance(),
+                     std::string(in_embedding ? "embedding" : "c") + " at " + std::to_string(fault) + " of " +
+                         std::to_string(rows) + (kept ? " rows, kept" : " rows"));
+        }
       }
     }
   }

@@ -18,7 +18,7 @@ size_t RoundUp(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kA
 
 bool SameSpan(const RowSpan& a, const RowSpan& b) {
   return a.slot == b.slot && a.row_begin == b.row_begin && a.row_count == b.row_count && a.position == b.position &&
-         a.pages == b.pages;
+         a.pages == b.pages && a.kept == b.kept;
 }
 
 // While one lives, the tap sees the launches of this thread.
@@ -212,32 +212,33 @@ const void* Context::PutShared(const void* host, int64_t bytes) {
   return shared_.back().device;
 }
 
-const DeviceSpan* Context::UploadSpans(RowSpans spans, int64_t page_tokens) {
-  if (!in_step_) return PutSpans(spans, page_tokens);
+const DeviceSpan* Context::UploadSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens) {
+  if (!in_step_) return PutSpans(spans, page_tokens, kept_tokens);
   const auto bytes = static_cast<int64_t>(spans.size() * sizeof(DeviceSpan));
   return static_cast<const DeviceSpan*>(Given(bytes, [&]() -> const void* {
     for (const SpansUpload& upload : spans_uploads_) {
-      if (upload.page_tokens == page_tokens && upload.count == spans.size() &&
+      if (upload.page_tokens == page_tokens && upload.kept_tokens == kept_tokens && upload.count == spans.size() &&
           std::equal(spans.begin(), spans.end(), step_spans_.begin() + static_cast<int64_t>(upload.begin), SameSpan)) {
         return upload.device;
       }
     }
     const size_t begin = step_spans_.size();
     step_spans_.insert(step_spans_.end(), spans.begin(), spans.end());
-    const DeviceSpan* const device = PutSpans(spans, page_tokens);
-    spans_uploads_.push_back({device, begin, spans.size(), page_tokens});
+    const DeviceSpan* const device = PutSpans(spans, page_tokens, kept_tokens);
+    spans_uploads_.push_back({device, begin, spans.size(), page_tokens, kept_tokens});
     return device;
   }));
 }
 
-const DeviceSpan* Context::PutSpans(RowSpans spans, int64_t page_tokens) {
+const DeviceSpan* Context::PutSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens) {
   device_spans_.clear();
   for (const RowSpan& span : spans) {
-    const int32_t* pages = nullptr;
-    if (page_tokens > 0 && span.pages != nullptr) {
-      pages = PutPages(span.pages, (span.position + span.row_count + page_tokens - 1) / page_tokens);
-    }
-    device_spans_.push_back({span.slot, span.row_begin, span.row_count, span.position, pages});
+    const auto put = [&](const int32_t* table, int64_t tokens) -> const int32_t* {
+      if (tokens == 0 || table == nullptr) return nullptr;
+      return PutPages(table, (span.position + span.row_count + tokens - 1) / tokens);
+    };
+    device_spans_.push_back({span.slot, span.row_begin, span.row_count, span.position, put(span.pages, page_tokens),
+                             put(span.kept, kept_tokens)});
   }
   const auto bytes = static_cast<int64_t>(device_spans_.size() * sizeof(DeviceSpan));
   if (in_step_) return static_cast<const DeviceSpan*>(arena_.PutArray(device_spans_.data(), bytes));

@@ -80,9 +80,9 @@ class Context : private LaunchTap {
     static_assert(std::has_unique_object_representations_v<T> || std::is_floating_point_v<T>, "bytes are compared");
     return static_cast<const T*>(UploadBytes(values.data(), Bytes(values), /*shared=*/true));
   }
-  // Spans with page tables in device memory where they have any; `page_tokens` 0: without. Equal spans of a step are
-  // sent once.
-  const DeviceSpan* UploadSpans(RowSpans spans, int64_t page_tokens);
+  // Spans with page tables in device memory where they have any; `page_tokens`, `kept_tokens` 0: without the one or the
+  // other. Equal spans of a step are sent once.
+  const DeviceSpan* UploadSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens = 0);
 
   // Of steps so far.
   CudaCounters counters() const;
@@ -105,6 +105,7 @@ class Context : private LaunchTap {
     size_t begin;  // in step_spans_
     size_t count;
     int64_t page_tokens;
+    int64_t kept_tokens;
   };
   // A step that was seen.
   struct KnownStep {
@@ -127,7 +128,7 @@ class Context : private LaunchTap {
 
   const void* UploadBytes(const void* host, int64_t bytes, bool shared);
   const void* PutShared(const void* host, int64_t bytes);
-  const DeviceSpan* PutSpans(RowSpans spans, int64_t page_tokens);
+  const DeviceSpan* PutSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens);
   const int32_t* PutPages(const int32_t* pages, int64_t count);
   template <typename Put>
   const void* Given(int64_t bytes, Put put);

@@ -55,6 +55,14 @@ class CudaBackend : public Backend {
   absl::Status Synchronize() override { return Ready().Synchronize(); }
   void Step(bool repeats, absl::FunctionRef<void()> ops) override { Ready().Step(repeats, ops); }
 
+  Queue& queue() override { return Ready().runtime().queue(); }
+  std::unique_ptr<Queue> MakeQueue() override { return Ready().runtime().MakeQueue(); }
+  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
+    GF_CHECK_GE(bytes, 0);
+    return Ready().runtime().AllocateStaging(bytes, purpose);
+  }
+  absl::Status status() const override { return context_.runtime().status(); }
+
   void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override {
     checks::Embed(table, ids, out);
     if (!ids.empty()) cuda::Embed(Ready(), table, ids, out);
@@ -112,19 +120,20 @@ class CudaBackend : public Backend {
     checks::GoldKeysValues(spans, shared, weights, cache, head_size, kv, act_);
     if (!spans.empty()) cuda::GoldKeysValues(Ready(), spans, shared, weights, cache, head_size, kv);
   }
-  int64_t GoldKeptPageBytes(int64_t /*width*/, absl::Span<const GoldKvWeights> /*layers*/, int /*head_size*/,
-                            int64_t /*page_tokens*/) const override {
-    GF_CHECK(false) << "not here yet";
-    return 0;
+  int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
+                            int64_t page_tokens) const override {
+    return cuda::GoldKeptPageBytes(width, layers, page_tokens, act_);
   }
-  void GoldKeepRows(RowSpans /*spans*/, const GoldShared& /*shared*/, absl::Span<const GoldKvWeights> /*layers*/,
-                    const GoldCache& /*cache*/, int /*head_size*/, const GoldKeptRows& /*rows*/) override {
-    GF_CHECK(false) << "not here yet";
+  void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                    const GoldCache& cache, int head_size, const GoldKeptRows& rows) override {
+    checks::GoldKeepRows(*this, spans, shared, layers, cache, head_size, rows);
+    if (!spans.empty()) cuda::GoldKeepRows(Ready(), spans, shared, layers, cache, head_size, rows);
   }
-  void GoldKeptAttention(ConstTensor /*q*/, RowSpans /*spans*/, const GoldShared& /*shared*/,
-                         absl::Span<const GoldKvWeights> /*layers*/, int /*layer*/, const GoldKeptRows& /*rows*/,
-                         int /*head_size*/, Tensor /*out*/) override {
-    GF_CHECK(false) << "not here yet";
+  void GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                         Tensor out) override {
+    checks::GoldKeptAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
+    if (!spans.empty()) cuda::GoldKeptAttention(Ready(), q, spans, shared, layers, layer, rows, head_size, out);
   }
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override {
     checks::Rope(x, spans, head_size, act_);

@@ -13,6 +13,7 @@ struct DeviceSpan {
   int32_t row_count;
   int64_t position;
   const int32_t* pages;  // device memory; null where the op has no pages
+  const int32_t* kept;   // likewise
 };
 
 }  // namespace goldfinch::cuda

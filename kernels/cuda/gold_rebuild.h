@@ -43,7 +43,7 @@ struct PrepareArguments {
   const void* embedding;  // [vocab, D] of T
   const float* ln0_weight;
   const float* ln0_bias;
-  const float* mix_table;  // [vocab, 2, 2 rank]
+  const float* mix_table;  // [vocab, 2, 2 rank], or null with a mix_width of 0
   const void* cache_c;     // [.., D/16]
   DType c_dtype;
   int64_t width;

@@ -23,6 +23,7 @@ struct ChunkRow {
   int32_t id;       // -1 at position -1
   int32_t prev_id;  // of the row before; -1 where there is none or it is not needed
   int64_t stored;   // row of the cache; -1 at position -1
+  int64_t kept;     // row of what is kept beside it; -1 where that is not asked for
   int64_t position;
   int32_t only_before;  // it is there for the row after it to look back to
 };

@@ -37,6 +37,13 @@ void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSh
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out);
 void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
                     const GoldCache& cache, int head_size, const KvCache& kv);
+// gold_kept.cu, gold_attention.cu
+int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens, DType act);
+void GoldKeepRows(Context& context, RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
+                  const GoldCache& cache, int head_size, const GoldKeptRows& rows);
+void GoldKeptAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+                       absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
+                       Tensor out);
 // rope.cu, kv_attention.cu
 void Rope(Context& context, Tensor x, RowSpans spans, int head_size, double base);
 void KvAttention(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out);

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/queue.h"
 
 namespace goldfinch::cuda {
 
@@ -46,22 +47,13 @@ class Runtime {
   virtual void Zero(void* device, int64_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
 
+  // As those of Backend.
+  virtual Queue& queue() = 0;
+  virtual std::unique_ptr<Queue> MakeQueue() = 0;
+  virtual absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) = 0;
+  virtual absl::Status status() const = 0;
+
   // --- Steps: see Context -------------------------------------------------------------------------------------------
-  // Of the host, for the device to copy from by itself; not initialised. Errors as of Allocate.
-  virtual absl::StatusOr<std::shared_ptr<void>> AllocatePinned(int64_t bytes, std::string_view purpose) = 0;
-  // `pinned` is read when its turn comes.
-  virtual void QueueCopyToDevice(const void* pinned, void* device, int64_t bytes) = 0;
-
-  // A place in the queue.
-  class Fence {
-   public:
-    virtual ~Fence() = default;
-    virtual void Set() = 0;
-    // Until what was queued before the last Set is done.
-    virtual void Wait() = 0;
-  };
-  virtual std::unique_ptr<Fence> MakeFence() = 0;
-
   // What is queued between the two is recorded instead; nothing may be allocated meanwhile. Null if it cannot be.
   class Graph {
    public:

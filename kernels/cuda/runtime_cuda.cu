@@ -2,8 +2,10 @@
 #include <atomic>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/device.h"
@@ -25,22 +27,112 @@ thread_local int device_of_thread = -1;
 
 std::string Text(cudaError_t error) { return absl::StrCat(cudaGetErrorName(error), ": ", cudaGetErrorString(error)); }
 
-// Pinned memory in two halves, through which the host's arrays go: one is filled while the device reads the other.
-constexpr int64_t kHalfBytes = int64_t{4} << 20;
+void UseDevice(int device) {
+  if (device_of_thread == device) return;
+  Note(cudaSetDevice(device));
+  device_of_thread = device;
+}
 
-class CudaFence : public Runtime::Fence {
+// --- Queues
+// ----------------------------------------------------------------------------------------------------
+
+class CudaMark : public Mark {
  public:
-  explicit CudaFence(cudaStream_t stream) : stream_(stream) {
-    Note(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+  // On the calling thread's device.
+  CudaMark() { Note(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+  ~CudaMark() override { cudaEventDestroy(event_); }
+
+  bool reached() const override {
+    const cudaError_t error = cudaEventQuery(event_);
+    if (error == cudaErrorNotReady) {
+      cudaGetLastError();  // it is no error
+      return false;
+    }
+    Note(error);
+    return true;
   }
-  ~CudaFence() override { cudaEventDestroy(event_); }
-  void Set() override { Note(cudaEventRecord(event_, stream_)); }
-  void Wait() override { Note(cudaEventSynchronize(event_)); }
+  void Wait() const override { Note(cudaEventSynchronize(event_)); }
+
+  cudaEvent_t event() const { return event_; }
 
  private:
-  const cudaStream_t stream_;
   cudaEvent_t event_ = nullptr;
 };
+
+class CudaQueue : public Queue {
+ public:
+  // Owns the stream if it is not given.
+  explicit CudaQueue(int device, cudaStream_t stream = nullptr) : device_(device), stream_(stream) {
+    if (stream != nullptr) return;
+    UseDevice(device);
+    Note(cudaStreamCreateWithFlags(&own_, cudaStreamNonBlocking));
+    stream_ = own_;
+  }
+  ~CudaQueue() override {
+    if (own_ != nullptr) cudaStreamDestroy(own_);  // what is queued is still done
+  }
+
+  std::shared_ptr<const Mark> Record() override {
+    UseDevice(device_);
+    std::shared_ptr<CudaMark> mark = FreeMark();
+    Note(cudaEventRecord(mark->event(), stream_));
+    return mark;
+  }
+  void WaitFor(const Mark& mark) override {
+    UseDevice(device_);
+    Note(cudaStreamWaitEvent(stream_, static_cast<const CudaMark&>(mark).event()));
+  }
+  void Copy(const void* from, void* to, int64_t bytes) override {
+    UseDevice(device_);
+    if (bytes > 0) Note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
+  }
+  void* stream() override {
+    UseDevice(device_);
+    return stream_;
+  }
+
+ private:
+  // Events are used again once nobody else holds them; there are as many as were ever held at once.
+  std::shared_ptr<CudaMark> FreeMark() {
+    for (std::shared_ptr<CudaMark>& mark : marks_) {
+      if (mark.use_count() > 1) continue;
+      std::atomic_thread_fence(std::memory_order_acquire);
+      return mark;
+    }
+    return marks_.emplace_back(std::make_shared<CudaMark>());
+  }
+
+  const int device_;
+  cudaStream_t stream_;
+  cudaStream_t own_ = nullptr;
+  std::vector<std::shared_ptr<CudaMark>> marks_;
+};
+
+// Lets the devices of this process that are in use read and write each other's memory, where they can; elsewhere copies
+// between them go through the host.
+void LinkDevices(int device) {
+  static auto& mutex = *new std::mutex;
+  static auto& opened = *new std::vector<int>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const int other : opened) {
+    if (other == device) return;
+  }
+  for (const int other : opened) {
+    for (const auto& [from, to] : {std::pair(device, other), std::pair(other, device)}) {
+      int can = 0;
+      Note(cudaDeviceCanAccessPeer(&can, from, to));
+      if (can == 0) continue;
+      UseDevice(from);
+      const cudaError_t error = cudaDeviceEnablePeerAccess(to, 0);
+      if (error != cudaSuccess) cudaGetLastError();  // copies are slower then, and no less right
+    }
+  }
+  UseDevice(device);
+  opened.push_back(device);
+}
+
+// Pinned memory in two halves, through which the host's arrays go: one is filled while the device reads the other.
+constexpr int64_t kHalfBytes = int64_t{4} << 20;
 
 class CudaGraph : public Runtime::Graph {
  public:
@@ -90,6 +182,8 @@ class CudaRuntime : public Runtime {
       }
     }
     device_of_thread = device_;
+    LinkDevices(device_);
+    queue_ = std::make_unique<CudaQueue>(device_, stream_);
     facts_ = {properties.name,
               properties.major,
               properties.minor,
@@ -100,11 +194,7 @@ class CudaRuntime : public Runtime {
   }
 
   const DeviceFacts& facts() const override { return facts_; }
-  void Use() override {
-    if (device_of_thread == device_) return;
-    Note(cudaSetDevice(device_));
-    device_of_thread = device_;
-  }
+  void Use() override { UseDevice(device_); }
   int64_t FreeBytes() const override {
     size_t free = 0, total = 0;
     Note(cudaMemGetInfo(&free, &total));
@@ -184,22 +274,24 @@ class CudaRuntime : public Runtime {
 
   absl::Status Synchronize() override {
     Note(cudaStreamSynchronize(stream_));
+    return status();
+  }
+
+  Queue& queue() override { return *queue_; }
+  std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<CudaQueue>(device_); }
+  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
+    Use();
+    void* memory = nullptr;
+    const cudaError_t error = cudaHostAlloc(&memory, std::max<int64_t>(bytes, 1), cudaHostAllocPortable);
+    if (error == cudaSuccess) return std::shared_ptr<void>(memory, [](void* p) { cudaFreeHost(p); });
+    cudaGetLastError();
+    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes of the host's memory for ",
+                                                     std::string(purpose), ": ", Text(error)));
+  }
+  absl::Status status() const override {
     if (first_error == cudaSuccess) return absl::OkStatus();
     return absl::InternalError(absl::StrCat("CUDA device ", device_, " failed: ", Text(first_error)));
   }
-
-  absl::StatusOr<std::shared_ptr<void>> AllocatePinned(int64_t bytes, std::string_view purpose) override {
-    void* memory = nullptr;
-    const cudaError_t error = cudaMallocHost(&memory, std::max<int64_t>(bytes, 1));
-    if (error == cudaSuccess) return std::shared_ptr<void>(memory, [](void* p) { cudaFreeHost(p); });
-    cudaGetLastError();
-    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes of pinned memory for ",
-                                                     std::string(purpose), ": ", Text(error)));
-  }
-  void QueueCopyToDevice(const void* pinned, void* device, int64_t bytes) override {
-    Note(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, stream_));
-  }
-  std::unique_ptr<Fence> MakeFence() override { return std::make_unique<CudaFence>(stream_); }
 
   void BeginCapture() override { Note(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed)); }
   std::unique_ptr<Graph> EndCapture() override {
@@ -217,6 +309,7 @@ class CudaRuntime : public Runtime {
   const int device_;
   DeviceFacts facts_;
   cudaStream_t stream_ = nullptr;
+  std::unique_ptr<CudaQueue> queue_;
   char* pinned_ = nullptr;
   char* landing_ = nullptr;  // as pinned_, of what comes from the device
   cudaEvent_t landed_[2] = {};

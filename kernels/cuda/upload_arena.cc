@@ -60,15 +60,14 @@ void UploadArena::Flush() {
 
 void UploadArena::Copy(int64_t begin, int64_t end) {
   if (begin == end) return;
-  runtime_.QueueCopyToDevice(static_cast<char*>(block_.host[round_].get()) + half_bytes_ + begin,
-                             static_cast<char*>(block_.device.get()) + half_bytes_ + begin, end - begin);
+  runtime_.queue().Copy(static_cast<char*>(block_.host[round_].get()) + half_bytes_ + begin,
+                        static_cast<char*>(block_.device.get()) + half_bytes_ + begin, end - begin);
   ++copies_;
 }
 
 void UploadArena::End() {
   Flush();
-  if (read_[round_] == nullptr) read_[round_] = runtime_.MakeFence();
-  read_[round_]->Set();
+  read_[round_] = runtime_.queue().Record();
 }
 
 // What was put keeps its place in the old block; what follows starts a larger one.
@@ -78,7 +77,7 @@ void UploadArena::Grow(int64_t bytes) {
   half_bytes_ = std::max({kHalfBytesMin, 2 * half_bytes_, 2 * bytes});
   block_.device = Memory(runtime_.Allocate(2 * half_bytes_, "arrays of the host"));
   for (std::shared_ptr<void>& host : block_.host) {
-    host = Memory(runtime_.AllocatePinned(2 * half_bytes_, "arrays for the device"));
+    host = Memory(runtime_.AllocateStaging(2 * half_bytes_, "arrays for the device"));
   }
   put_ = {};
   sent_ = {};

@@ -53,7 +53,7 @@ class UploadArena {
   int64_t half_bytes_ = 0;
   Block block_;
   std::vector<Block> outgrown_;              // this round's work may use them
-  std::unique_ptr<Runtime::Fence> read_[2];  // of each parity's round: the device has read it
+  std::shared_ptr<const Mark> read_[2];  // of each parity's round: the device has read it
   int round_ = 0;
   Range put_;
   Range sent_;

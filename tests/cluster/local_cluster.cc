@@ -7,7 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
-#include "kernels/backend.h"
 #include "worker/node.h"
 #include "worker/transport.h"
 
@@ -70,7 +69,8 @@ size_t WatchedRequest::token_count() {
 
 // ---- LocalCluster ----
 
-LocalCluster::LocalCluster(const std::string& model, int workers, std::function<void(CoordinatorOptions*)> edit)
+LocalCluster::LocalCluster(const std::string& model, int workers, std::function<void(CoordinatorOptions*)> edit,
+                           std::function<std::unique_ptr<Backend>()> make_backend)
     : metrics_("test") {
   CoordinatorOptions options;
   options.vocab = "bytes";
@@ -93,7 +93,9 @@ LocalCluster::LocalCluster(const std::string& model, int workers, std::function<
     node.name = absl::StrCat("worker ", i);
     node.memory_bytes = int64_t{1} << 36;
     node.speed = {1e9, 1e9};
-    workers_->Add(std::make_unique<Node>(node, MakeCpuBackend(/*threads=*/1), MakeLocalTransportFactory()), node.name);
+    workers_->Add(std::make_unique<Node>(node, make_backend ? make_backend() : MakeCpuBackend(/*threads=*/1),
+                                         MakeLocalTransportFactory()),
+                  node.name);
   }
 }
 

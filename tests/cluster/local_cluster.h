@@ -16,6 +16,7 @@
 #include "clients/embedded_workers.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/metrics.h"
+#include "kernels/backend.h"
 #include "protos/generate.pb.h"
 
 namespace goldfinch {
@@ -56,8 +57,10 @@ class WatchedRequest : public RequestSink {
 
 class LocalCluster {
  public:
-  // A model of bytes. `edit` may change the options, which have f32 caches and a stage for each worker.
-  LocalCluster(const std::string& model, int workers, std::function<void(CoordinatorOptions*)> edit = {});
+  // A model of bytes. `edit` may change the options, which have f32 caches and a stage for each worker. Each worker
+  // gets a back end of `make_backend`; without it, a thread of the CPU.
+  LocalCluster(const std::string& model, int workers, std::function<void(CoordinatorOptions*)> edit = {},
+               std::function<std::unique_ptr<Backend>()> make_backend = {});
 
   // Blocks until a group is ready; fails the test after a minute.
   void AwaitReady();

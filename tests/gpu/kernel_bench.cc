@@ -2,26 +2,22 @@
 // of a copy, multiply-adds against that of a large product. Inputs are random, and several sets of them take turns, so
 // that no cache has them; runs are queued without waiting, so that the time of launching is hidden where it can be.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <iostream>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
-#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "nlohmann/json.hpp"
+#include "tests/gpu/bench.h"
 
 namespace goldfinch {
 namespace {
@@ -32,316 +28,6 @@ constexpr int64_t kPageTokens = 64;
 constexpr int64_t kMixRank = 32;   // of the released models, as are
 constexpr int64_t kLoraRank = 64;  // those of keys and values
 constexpr int64_t kDdLerpTargets = 5;
-// What the sets of one measurement together have at least: several times the largest cache.
-constexpr int64_t kRotatedBytes = int64_t{256} << 20;
-constexpr int kSetsMax = 32;
-
-struct Options {
-  std::string device = "cuda";
-  std::string json;
-  std::string filter;
-  bool tiny = false;
-};
-
-double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-double Median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
-
-constexpr size_t kRandomCount = size_t{1} << 20;
-// Random 32-bit numbers, the same in every run.
-const std::vector<uint32_t>& RandomBits() {
-  static const auto& bits = *new std::vector<uint32_t>([] {
-    std::vector<uint32_t> all(kRandomCount);
-    uint64_t state = 0x9E3779B97F4A7C15;
-    for (uint32_t& next : all) {
-      state ^= state << 13;
-      state ^= state >> 7;
-      state ^= state << 17;
-      next = static_cast<uint32_t>(state >> 32);
-    }
-    return all;
-  }());
-  return bits;
-}
-
-uint16_t ToBf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-float FromBf16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float x;
-  std::memcpy(&x, &wide, sizeof(x));
-  return x;
-}
-
-// Tensors of one measurement. After an allocation has failed it hands out tensors that must not be used: ask status().
-class Memory {
- public:
-  explicit Memory(Backend& backend) : backend_(backend) {}
-
-  const absl::Status& status() const { return status_; }
-
-  Tensor New(DType dtype, const Shape& shape) {
-    Tensor tensor{nullptr, dtype, shape};
-    if (!status_.ok()) return tensor;
-    auto memory = backend_.Allocate(tensor.bytes(), "a measurement");
-    if (!memory.ok()) {
-      status_ = memory.status();
-      return tensor;
-    }
-    blocks_.push_back(*std::move(memory));
-    tensor.data = blocks_.back().get();
-    return tensor;
-  }
-  // Evenly from [low, high].
-  Tensor Random(DType dtype, const Shape& shape, double low = -1, double high = 1) {
-    const Tensor tensor = New(dtype, shape);
-    if (status_.ok()) Fill(tensor, low, high);
-    return tensor;
-  }
-  Tensor Act(const Shape& shape, double low = -1, double high = 1) {
-    return Random(backend_.activation_dtype(), shape, low, high);
-  }
-  Tensor F32(const Shape& shape, double low = -1, double high = 1) { return Random(DType::kF32, shape, low, high); }
-  // Of the size that leaves products of such inputs as large as one input.
-  Tensor Weight(const Shape& shape, int64_t inputs) {
-    const double size = 1.7 / std::sqrt(static_cast<double>(inputs));
-    return Random(DType::kBf16, shape, -size, size);
-  }
-  NormWeights Norm(int64_t width) { return {F32({width}, 0.5, 1.5), F32({width})}; }
-
- private:
-  // Random numbers of the host at first, then what is there is doubled.
-  void Fill(const Tensor& tensor, double low, double high) {
-    const std::vector<uint32_t>& random = RandomBits();
-    const int64_t elements = tensor.shape.elements(), size = SizeOf(tensor.dtype);
-    int64_t done = std::min<int64_t>(elements, static_cast<int64_t>(random.size()) - 123);
-    std::vector<char> host(done * size);
-    next_ += 7919;
-    for (int64_t i = 0; i < done; ++i) {
-      const uint32_t bits = random[(next_ + i) % kRandomCount];
-      const auto value = static_cast<float>(low + (high - low) * (bits * 0x1p-32));
-      switch (tensor.dtype) {
-        case DType::kF32:
-          std::memcpy(&host[i * size], &value, 4);
-          break;
-        case DType::kBf16: {
-          const uint16_t narrow = ToBf16(value);
-          std::memcpy(&host[i * size], &narrow, 2);
-          break;
-        }
-        case DType::kU16: {
-          const auto id = static_cast<uint16_t>(value);
-          std::memcpy(&host[i * size], &id, 2);
-          break;
-        }
-        default:
-          GF_CHECK(false) << Name(tensor.dtype);
-      }
-    }
-    const auto part = [&](int64_t begin, int64_t count) {
-      return Tensor{static_cast<char*>(tensor.data) + begin * size, tensor.dtype, {count}};
-    };
-    backend_.CopyFromHost(host.data(), part(0, done));
-    for (int64_t count; done < elements; done += count) {
-      count = std::min(done, elements - done);
-      backend_.Copy(part(0, count), part(done, count));
-    }
-  }
-
-  Backend& backend_;
-  std::vector<std::shared_ptr<void>> blocks_;
-  absl::Status status_;
-  uint64_t next_ = 0;
-};
-
-// What a measured time is held against.
-struct Aim {
-  enum class Kind { kNone, kCeiling, kSeconds, kNanosecondsPerHeadAndToken, kTimesAnother };
-  Kind kind = Kind::kNone;
-  double limit = 0;    // of the ceiling at least, of the others at most
-  double another = 0;  // seconds
-
-  static Aim Ceiling(double part) { return {Kind::kCeiling, part}; }
-  static Aim Seconds(double seconds) { return {Kind::kSeconds, seconds}; }
-  static Aim Nanoseconds(double nanoseconds) { return {Kind::kNanosecondsPerHeadAndToken, nanoseconds}; }
-  static Aim Times(double times, double another) { return {Kind::kTimesAnother, times, another}; }
-};
-
-// What one run must do.
-struct Work {
-  double bytes = 0;  // each input read once, each output written once
-  double operations = 0;
-  double units = 0;  // tokens times heads, for Aim::Nanoseconds
-};
-
-class Bench {
- public:
-  Bench(Backend& backend, const Options& options) : backend_(backend), options_(options) {
-    absl::PrintF("%s\n", backend.Describe());
-    absl::PrintF("%-48s %10s %18s %10s %6s  %-24s %s\n", "quantity", "measured", "rate", "floor", "ratio", "aim", "");
-  }
-
-  Backend& backend() { return backend_; }
-  DType act() const { return backend_.activation_dtype(); }
-  double act_bytes() const { return static_cast<double>(SizeOf(act())); }
-  // A size, or what stands for it where speed is not looked at.
-  int64_t Size(int64_t full, int64_t tiny) const { return options_.tiny ? tiny : full; }
-  bool Wants(const std::string& name) const { return name.find(options_.filter) != std::string::npos; }
-  // How many sets of inputs take turns.
-  int Sets(double bytes) const {
-    if (options_.tiny) return 2;
-    return std::clamp(static_cast<int>(std::ceil(static_cast<double>(kRotatedBytes) / bytes)), 2, kSetsMax);
-  }
-
-  void MeasureCeilings() {
-    {
-      const int64_t words = Size(int64_t{1} << 28, 1 << 12);
-      Memory memory(backend_);
-      const Tensor from = memory.F32({words}), to = memory.New(DType::kF32, {words});
-      const double bytes = 8.0 * static_cast<double>(words);
-      const double seconds = Time("copy, read and written", memory, 1, to, [&](int) { backend_.Copy(from, to); });
-      if (seconds == 0) return;
-      copied_per_second_ = bytes / seconds;
-      Add("copy, read and written", seconds, {.bytes = bytes}, {});
-    }
-    const int64_t size = Size(8192, 32);
-    Memory memory(backend_);
-    const Tensor x = memory.Act({size, size}), out = memory.New(act(), {size, size});
-    const Matrix weight{memory.Weight({size, size}, size)};
-    const double operations = 2.0 * std::pow(static_cast<double>(size), 3);
-    const double seconds =
-        Time("product 8192^3 bf16", memory, 1, out, [&](int) { backend_.MatMul(x, weight, {}, out); });
-    if (seconds == 0) return;
-    operations_per_second_ = operations / seconds;
-    Add("product 8192^3 bf16", seconds, {.operations = operations}, {});
-  }
-
-  // Seconds of run(set), a median; 0 if there is not the memory. `out` is an output of it: a kernel that writes
-  // nothing, or NaN, is not measured.
-  template <typename Run>
-  double Time(const std::string& name, const Memory& memory, int sets, const Tensor& out, Run run) {
-    if (!memory.status().ok()) {
-      absl::PrintF("%-48s not measured: %s\n", name, memory.status().message());
-      return 0;
-    }
-    int set = 0;
-    const auto seconds_of = [&](int64_t runs) {
-      const double start = Now();
-      for (int64_t i = 0; i < runs; ++i) run(set++ % sets);
-      const absl::Status status = backend_.Synchronize();
-      GF_CHECK(status.ok()) << name << ": " << status;
-      return (Now() - start) / static_cast<double>(runs);
-    };
-    seconds_of(options_.tiny ? 1 : std::max(3, sets));
-    CheckOutput(name, out);
-    if (options_.tiny) return seconds_of(1);
-    constexpr double kRepeatSeconds = 0.05;
-    const auto runs = static_cast<int64_t>(std::clamp(kRepeatSeconds / seconds_of(3), 1.0, 2000.0));
-    std::vector<double> repeats(7);
-    for (double& repeat : repeats) repeat = seconds_of(runs);
-    return Median(repeats);
-  }
-
-  void Add(const std::string& name, double seconds, const Work& work, const Aim& aim) {
-    const double floor = std::max(copied_per_second_ > 0 ? work.bytes / copied_per_second_ : 0,
-                                  operations_per_second_ > 0 ? work.operations / operations_per_second_ : 0);
-    const double ratio = floor / seconds;
-    std::string rate, aim_text, verdict;
-    bool met = true;
-    if (work.units > 0) {
-      rate = absl::StrFormat("%.3f ns/head/token", seconds / work.units * 1e9);
-    } else if (work.operations > 0 && (work.bytes == 0 || floor * copied_per_second_ > work.bytes)) {
-      rate = absl::StrFormat("%.1f TFLOP/s", work.operations / seconds / 1e12);
-    } else if (work.bytes > 0) {
-      rate = absl::StrFormat("%.0f GB/s", work.bytes / seconds / 1e9);
-    }
-    switch (aim.kind) {
-      case Aim::Kind::kNone:
-        break;
-      case Aim::Kind::kCeiling:
-        aim_text = absl::StrFormat(">= %.0f %% of a copy", aim.limit * 100);
-        met = ratio >= aim.limit;
-        break;
-      case Aim::Kind::kSeconds:
-        aim_text = absl::StrFormat("<= %.0f ms", aim.limit * 1e3);
-        met = seconds <= aim.limit;
-        break;
-      case Aim::Kind::kNanosecondsPerHeadAndToken:
-        aim_text = absl::StrFormat("<= %.2f ns/head/token", aim.limit);
-        met = seconds / work.units * 1e9 <= aim.limit;
-        break;
-      case Aim::Kind::kTimesAnother:
-        aim_text = absl::StrFormat("<= %.1f of T3, is %.2f", aim.limit, seconds / aim.another);
-        met = seconds <= aim.limit * aim.another;
-        break;
-    }
-    if (!aim_text.empty()) verdict = met ? "met" : "MISSED";
-    absl::PrintF("%-48s %7.3f ms %18s %7.3f ms %6.2f  %-24s %s\n", name, seconds * 1e3, rate, floor * 1e3, ratio,
-                 aim_text, verdict);
-    std::fflush(stdout);
-    json_.push_back({{"quantity", name},
-                     {"seconds", seconds},
-                     {"bytes", work.bytes},
-                     {"operations", work.operations},
-                     {"units", work.units},
-                     {"floor_seconds", floor},
-                     {"ratio", ratio},
-                     {"aim", aim_text},
-                     {"verdict", verdict}});
-  }
-
-  template <typename Run>
-  double Measure(const std::string& name, const Memory& memory, int sets, const Tensor& out, const Work& work,
-                 const Aim& aim, Run run) {
-    const double seconds = Time(name, memory, sets, out, run);
-    if (seconds > 0) Add(name, seconds, work, aim);
-    return seconds;
-  }
-
-  nlohmann::json Json() const { return {{"device", backend_.Describe()}, {"quantities", json_}}; }
-
- private:
-  void CheckOutput(const std::string& name, const Tensor& out) {
-    if (out.data == nullptr) return;
-    Tensor part = out;
-    const int64_t count = std::min<int64_t>(out.shape.elements(), 4096);
-    part.shape = {count};
-    std::vector<char> host(part.bytes());
-    backend_.CopyToHost(part, host.data());
-    bool all_zero = true;
-    for (int64_t i = 0; i < count; ++i) {
-      float value = 0;
-      if (out.dtype == DType::kF32) {
-        std::memcpy(&value, &host[4 * i], 4);
-      } else {
-        uint16_t narrow;
-        std::memcpy(&narrow, &host[2 * i], 2);
-        value = FromBf16(narrow);
-      }
-      GF_CHECK(std::isfinite(value)) << name << ": element " << i << " of its output is " << value;
-      all_zero = all_zero && value == 0;
-    }
-    GF_CHECK(!all_zero) << name << ": its output is zero";
-  }
-
-  Backend& backend_;
-  const Options options_;
-  double copied_per_second_ = 0;
-  double operations_per_second_ = 0;
-  nlohmann::json json_ = nlohmann::json::array();
-};
-
-std::string Thousands(int64_t count) {
-  if (count % (1 << 20) == 0) return absl::StrCat(count >> 20, "M");
-  return count % 1024 == 0 ? absl::StrCat(count >> 10, "k") : absl::StrCat(count);
-}
 
 // --- Recurrent layers ------------------------------------------------------------------------------------------------
 
@@ -487,8 +173,8 @@ class Pool {
   int64_t positions() const { return pages() * kPageTokens; }
   // The newest `rows` positions of a sequence.
   RowSpan Newest(int64_t sequence, int64_t positions, int64_t rows) const {
-    return {static_cast<int32_t>(sequence), 0, static_cast<int32_t>(rows), positions - rows,
-            table_.data() + sequence * (positions / kPageTokens)};
+    const int32_t* table = table_.data() + sequence * (positions / kPageTokens);
+    return {static_cast<int32_t>(sequence), 0, static_cast<int32_t>(rows), positions - rows, table, table};
   }
 
  private:
@@ -530,11 +216,33 @@ struct GoldModel {
     return {.bytes = n * bytes, .operations = n * 2 * multiply_adds};
   }
 
+  // Of attention over kept rows: an id, its row of the embedding, kk, tanh rows and statistics.
+  Work Attend(int64_t positions, int64_t rows, double act_bytes) const {
+    const auto d = static_cast<double>(width), n = static_cast<double>(positions);
+    const double tanh_width = 2 * kMixRank + 2 * kLoraRank;
+    const double bytes = 4 + d * 2 + (d + tanh_width) * act_bytes + 4 * 4;
+    const double multiply_adds = 2 * kMixRank * d + static_cast<double>(rows) * 2 * d;
+    return {.bytes = n * bytes, .operations = n * 2 * multiply_adds};
+  }
+
   int64_t width;
   GoldShared shared;
   std::vector<GoldKvWeights> layers;
   GoldCache cache;
 };
+
+// The pool's positions as tier T2 keeps them, for all layers of the model.
+GoldKeptRows KeepAll(Memory& memory, Bench& bench, const Pool& pool, const GoldModel& model) {
+  Backend& backend = bench.backend();
+  GoldKeptRows rows{.pages = pool.pages(), .page_tokens = kPageTokens};
+  rows.page_bytes = backend.GoldKeptPageBytes(model.width, model.layers, kHeadSize, kPageTokens);
+  const Tensor data = memory.New(DType::kF32, {rows.pages * rows.page_bytes / 4});
+  if (!memory.status().ok()) return rows;
+  rows.data = data.data;
+  const RowSpan span = pool.Newest(0, pool.positions(), pool.positions());
+  backend.GoldKeepRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, rows);
+  return rows;
+}
 
 double KeyValueBytes(int64_t positions, int64_t width) { return 2.0 * 2 * static_cast<double>(positions * width); }
 
@@ -552,6 +260,7 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
   const GoldModel model(memory, bench, pool, width, 1);
   const KvCache kv = MakeKvCache(memory, pool, width);
   const Tensor q = memory.Act({1, width}), out = memory.New(bench.act(), {1, width});
+  const GoldKeptRows kept = KeepAll(memory, bench, pool, model);
   Backend& backend = bench.backend();
   for (int64_t length : lengths) {
     const auto sets = static_cast<int>(std::max<int64_t>(1, pool.positions() / length));
@@ -563,6 +272,11 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
                         backend.GoldKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
                         backend.KvAttention(q, {&span, 1}, kv, kHeadSize, out);
                       });
+    bench.Measure(where + "T2", memory, sets, out, model.Attend(length, 1, bench.act_bytes()),
+                  aims && t3 > 0 ? Aim::Times(1.0, t3) : Aim(), [&](int set) {
+                    const RowSpan span = pool.Newest(set, length, 1);
+                    backend.GoldKeptAttention(q, {&span, 1}, model.shared, model.layers, 0, kept, kHeadSize, out);
+                  });
     bench.Measure(where + "T0", memory, sets, out, model.Rebuild(length, bench.act_bytes()),
                   aims && t3 > 0 ? Aim::Times(1.5, t3) : Aim(), [&](int set) {
                     const RowSpan span = pool.Newest(set, length, 1);
@@ -577,6 +291,13 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
                 work, {}, [&](int set) {
                   const RowSpan span = pool.Newest(set, length, length);
                   backend.GoldKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
+                });
+  work = model.Rebuild(length, bench.act_bytes());
+  work.bytes += static_cast<double>(length * kept.page_bytes) / kPageTokens;
+  bench.Measure(absl::StrCat(what, ", kept rows of ", Thousands(length), " positions"), memory, sets, {}, work, {},
+                [&](int set) {
+                  const RowSpan span = pool.Newest(set, length, length);
+                  backend.GoldKeepRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, kept);
                 });
 }
 
@@ -597,6 +318,15 @@ void GoldTail(Bench& bench, int64_t width, const Aim& aim) {
   bench.Measure(name, memory, 1, out, work, aim, [&](int) {
     for (const GoldKvWeights& layer : model.layers) {
       bench.backend().GoldAttention(q, {&span, 1}, model.shared, layer, model.cache, kHeadSize, out);
+    }
+  });
+  const GoldKeptRows kept = KeepAll(memory, bench, pool, model);
+  work = model.Attend(length, rows, bench.act_bytes());
+  work.bytes *= kLayers;
+  work.operations *= kLayers;
+  bench.Measure(name + ", T2", memory, 1, out, work, aim, [&](int) {
+    for (int layer = 0; layer < kLayers; ++layer) {
+      bench.backend().GoldKeptAttention(q, {&span, 1}, model.shared, model.layers, layer, kept, kHeadSize, out);
     }
   });
 }
@@ -739,13 +469,9 @@ void Run(Bench& bench) {
 }
 
 int Main(int argc, char** argv) {
-  Options options;
+  BenchOptions options;
   CLI::App app{"Measures every kernel beside what the device can do. Without a device: says SKIPPED, and why."};
-  app.add_option("--device", options.device, "cuda, or cpu to try the program itself")
-      ->check(CLI::IsMember({"cuda", "cpu"}));
-  app.add_flag("--tiny", options.tiny, "small sizes, once each: the times mean nothing");
-  app.add_option("--json", options.json, "also writes the figures to this file");
-  app.add_option("--filter", options.filter, "only quantities whose name has this in it");
+  AddBenchFlags(app, options);
   CLI11_PARSE(app, argc, argv);
 
   std::unique_ptr<Backend> backend;
@@ -763,15 +489,7 @@ int Main(int argc, char** argv) {
     Run(bench);
     json = bench.Json();
   }
-  if (!options.json.empty()) {
-    std::ofstream file(options.json);
-    file << json.dump(2) << "\n";
-    if (!file.flush()) {
-      std::cerr << "cannot write " << options.json << "\n";
-      return 1;
-    }
-  }
-  return 0;
+  return WriteJson(options, json) ? 0 : 1;
 }
 
 }  // namespace

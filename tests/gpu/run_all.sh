@@ -6,30 +6,47 @@ usage() {
   cat <<'TEXT'
 Usage: tests/gpu/run_all.sh
 
-Tests and measures the CUDA back end on the device of this machine, in less than eight minutes: kernels against plain
-double code, the same under compute-sanitizer (where it is installed), whole models against the golden cases, the demo
-model, and every kernel beside the device's ceilings. Runs from an unpacked tarball of ./dev dist, and from the tree
-after: bazel build -- //clients:goldfinch and the labels in tests/gpu/programs.txt
+Tests and measures the CUDA back end on the device of this machine, in less than nine minutes: kernels against plain
+double code, the same under compute-sanitizer (where it is installed), whole models against the golden cases, alone and
+through the service, servers of several stages, a worker that is killed, and every kernel, a whole model and the
+service beside the device's ceilings. Runs from an unpacked tarball of ./dev dist, and from the tree after: bazel build
+-- //clients:goldfinch and the labels in tests/gpu/programs.txt
 
 Logs go to $OUT, or ./gpu-results, where logs.tar.gz has all of them. Prints what failed, a table of the parts, then
-that of the bench. Exits with 1 if a part failed; figures that miss their aim are no failures. Without a device: says
-SKIPPED, why, and exits with 0.
+one of the figures. Exits with 1 if a part failed; figures that miss their aim are no failures. Without a device: says
+SKIPPED, why, and exits with 0. What wants Python, or PyTorch, is skipped where there is none.
+
+GOLDFINCH_RUN_ALL_DEVICE=cpu runs everything that is not the device's own on the CPU, in small sizes: whether the parts
+work, not how fast.
 TEXT
 }
 
-# Seconds of each part at most; together less than eight minutes.
-readonly PROBE_SECONDS=30
-readonly FACTS_SECONDS=10
-readonly KERNELS_SECONDS=110  # all programs together
-readonly SANITIZER_SECONDS=14 # each of two tools, each program
-readonly PARITY_SECONDS=30    # each type of activations; the programs run side by side
-readonly DEMO_SECONDS=15
-readonly BENCH_SECONDS=100
+# Seconds of each part at most; together less than nine minutes. What others leave of them is the sanitizers'.
+readonly ALL_SECONDS=525
+readonly PROBE_SECONDS=15
+readonly FACTS_SECONDS=5
+readonly KERNELS_SECONDS=75  # all programs together
+readonly SANITIZER_SECONDS_MIN=6 SANITIZER_SECONDS_MAX=20 # each of two tools, each program
+readonly TRANSPORT_SECONDS=10
+readonly PARITY_SECONDS=30 # each type of activations; the programs run side by side
+readonly DEMO_SECONDS=10
+readonly MAKER_SECONDS=25
+declare -rA SERVICE_SECONDS=([answers]=15 [stages]=15 [kill]=25 [speed]=33)
+readonly BENCH_SECONDS=70
+readonly MODEL_SECONDS=105
+readonly TORCH_SECONDS=25 IMPORT_SECONDS=10
 # One choice of types launches every kind of kernel. Tests that end their process on purpose only end the tool.
 readonly SANITIZER_FILTER='*/bf16*-*Dies*:*activations_f32'
 
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 out=${OUT:-$PWD/gpu-results}
+device=${GOLDFINCH_RUN_ALL_DEVICE:-cuda}
+tiny=()
+slack=1 # times the limits
+if [[ $device == cpu ]]; then
+  tiny=(--tiny)
+  slack=5
+fi
 
 say() { printf '== %s\n' "$*" >&2; }
 
@@ -66,7 +83,7 @@ tests_in() {
 limited() {
   local seconds=$1 log=$2
   shift 2
-  timeout -k 5 "$seconds" "$@" >"$log" 2>&1 </dev/null
+  timeout -k 5 "$((seconds * slack))" "$@" >"$log" 2>&1 </dev/null
 }
 
 # ---- Parts ----
@@ -74,7 +91,7 @@ limited() {
 # Prints why there is no device to test, or nothing. Small sizes: the time of one launch each.
 why_no_device() {
   local log=$out/device.log
-  if ! limited "$PROBE_SECONDS" "$log" "$(program "$(labels_of bench)")" --tiny --filter=none; then
+  if ! limited "$PROBE_SECONDS" "$log" "$(program "$(labels_of bench)")" --device "$device" --tiny --filter=none; then
     cat "$log" >&2
     echo "run_all.sh: the device cannot be used: above" >&2
     return 1
@@ -84,6 +101,10 @@ why_no_device() {
 
 facts() {
   local start=$SECONDS
+  if [[ $device == cpu ]]; then
+    add_part "device facts" skipped 0 "the device is the CPU"
+    return
+  fi
   if ! command -v nvidia-smi >/dev/null; then
     add_part "device facts" skipped 0 "no nvidia-smi"
     return
@@ -146,6 +167,18 @@ kernels() {
   done < <(labels_of kernels)
 }
 
+# Between stages on the device; by NCCL where there are several.
+transports() {
+  local label name start status
+  while read -r label; do
+    name=${label##*:}
+    say "$name"
+    start=$SECONDS status=0
+    limited "$TRANSPORT_SECONDS" "$out/$name.log" "$(program "$label")" || status=$?
+    add_tests "$name" "$status" $((SECONDS - start)) "$out/$name.log"
+  done < <(labels_of nccl)
+}
+
 find_sanitizer() {
   local path
   for path in "$(command -v compute-sanitizer || true)" "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer"; do
@@ -156,10 +189,17 @@ find_sanitizer() {
   done
 }
 
-# sanitized TOOL FLAGS...: what was not reached in the time is said, and is no failure; an error in what was is one.
+# sanitizer_seconds: for each program and tool.
+sanitizer_seconds() {
+  local seconds=$(((ALL_SECONDS - SECONDS) / (2 * $(labels_of kernels | wc -l))))
+  seconds=$((seconds > SANITIZER_SECONDS_MIN ? seconds : SANITIZER_SECONDS_MIN))
+  echo $((seconds < SANITIZER_SECONDS_MAX ? seconds : SANITIZER_SECONDS_MAX))
+}
+
+# sanitized TOOL SECONDS FLAGS...: what was not reached in the time is said, and is no failure; an error in what was is one.
 sanitized() {
-  local tool=$1 start=$SECONDS status=0 sanitizer label
-  shift
+  local tool=$1 seconds=$2 start=$SECONDS status=0 sanitizer label
+  shift 2
   sanitizer=$(find_sanitizer)
   if [[ -z $sanitizer ]]; then
     add_part "compute-sanitizer $tool" skipped 0 "compute-sanitizer not found"
@@ -169,7 +209,7 @@ sanitized() {
   while read -r label; do
     say "compute-sanitizer $tool, ${label##*:}"
     one=0
-    sharded "$tool.${label##*:}" "$SANITIZER_SECONDS" "$sanitizer" --tool "$tool" "$@" \
+    sharded "$tool.${label##*:}" "$seconds" "$sanitizer" --tool "$tool" "$@" \
       --error-exitcode 9 "$(program "$label")" --gtest_filter="$SANITIZER_FILTER" || one=$?
     if ((one != 0 && (status == 0 || status == 124))); then status=$one; fi
   done < <(labels_of kernels)
@@ -188,15 +228,16 @@ sanitized() {
   fi
 }
 
-# parity DTYPE: of activations.
+# parity DTYPE: of activations. Of what is tested on the CPU anyway, one kind of test is enough to see that it runs.
 parity() {
-  local dtype=$1 label name start=$SECONDS status pids=() names=() i
+  local dtype=$1 label name start=$SECONDS status pids=() names=() i filter='*'
+  if [[ $device == cpu ]]; then filter='*InChunksOfAnySize*:*ScoresAsTheReference*'; fi
   say "parity, activations $dtype"
   while read -r label; do
     name=${label##*:}
     names+=("$name")
-    GOLDFINCH_TEST_DATA=$root GOLDFINCH_TEST_DEVICE=cuda GOLDFINCH_TEST_DTYPE=$dtype \
-      limited "$PARITY_SECONDS" "$out/$name.$dtype.log" "$(program "$label")" &
+    GOLDFINCH_TEST_DATA=$root GOLDFINCH_TEST_DEVICE=$device GOLDFINCH_TEST_DTYPE=$dtype \
+      limited "$PARITY_SECONDS" "$out/$name.$dtype.log" "$(program "$label")" --gtest_filter="$filter" &
     pids+=($!)
   done < <(labels_of parity)
   for i in "${!pids[@]}"; do
@@ -209,7 +250,7 @@ parity() {
 demo() {
   local start=$SECONDS
   say "the demo model"
-  if limited "$DEMO_SECONDS" "$out/demo.log" "$(program //clients:goldfinch)" generate --device cuda \
+  if limited "$DEMO_SECONDS" "$out/demo.log" "$(program //clients:goldfinch)" generate --device "$device" \
     --model "$root/tests/demo_model/model.pth" --prompt "In the beginning" --max-tokens 40 --temperature 0; then
     add_part "demo model" passed $((SECONDS - start)) "$(head -n 1 "$out/demo.log" | cut -c 1-60)"
   else
@@ -217,15 +258,83 @@ demo() {
   fi
 }
 
+# bench NAME LABEL SECONDS FLAGS...: a bench's table is the end of its log.
 bench() {
-  local start=$SECONDS log=$out/kernel_bench.log status=0
-  say "kernel bench"
-  limited "$BENCH_SECONDS" "$log" "$(program "$(labels_of bench)")" --json "$out/kernel_bench.json" || status=$?
+  local name=$1 program start=$SECONDS log=$out/${2##*:}.log status=0
+  program=$(program "$2")
+  say "$name"
+  limited "$3" "$log" "$program" --device "$device" "${tiny[@]}" --json "${log%.log}.json" "${@:4}" || status=$?
   if ((status == 0)); then
-    add_part "kernel bench" passed $((SECONDS - start)) "$(grep -c ' met *$' "$log" || true) aims met, $(grep -c \
+    add_part "$name" passed $((SECONDS - start)) "$(grep -c ' met *$' "$log" || true) aims met, $(grep -c \
       'MISSED' "$log" || true) missed"
   else
-    add_part "kernel bench" failed $((SECONDS - start)) "status $status: $(tail -n 1 "$log" | cut -c 1-90)"
+    add_part "$name" failed $((SECONDS - start)) "status $status: $(tail -n 1 "$log" | cut -c 1-90)"
+  fi
+}
+
+# A model with random weights, as large as a released one, for the parts after; removed in the end.
+make_model() {
+  local flags=()
+  if [[ $device == cpu ]]; then flags=(--layers 12 --width 128); fi
+  say "making a model"
+  limited "$MAKER_SECONDS" "$out/bench_model.log" "$(program "$(labels_of maker)")" --out "$model" "${flags[@]}" ||
+    add_part "making a model" failed "$MAKER_SECONDS" "$(tail -n 1 "$out/bench_model.log" | cut -c 1-90)"
+}
+
+# Why Python parts cannot run, or nothing.
+why_no_python() {
+  if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null; then echo "no Python 3.8 or newer"; fi
+}
+
+# service PART: of service_parts.py.
+service() {
+  local part=$1 start=$SECONDS log=$out/service.$1.log status=0 reason
+  reason=$(why_no_python)
+  if [[ -n $reason ]]; then
+    add_part "service: $part" skipped 0 "$reason"
+    return
+  fi
+  say "service: $part"
+  limited "${SERVICE_SECONDS[$part]}" "$log" python3 "$root/tests/gpu/service_parts.py" "$part" \
+    --program "$(program //clients:goldfinch)" --bench-model "$(program "$(labels_of maker)")" --model "$model" \
+    --root "$root" --out "$out" --figures "$out/service_figures.txt" --device "$device" "${tiny[@]}" || status=$?
+  if ((status == 0)); then
+    add_part "service: $part" passed $((SECONDS - start)) "$(tail -n 1 "$log" | cut -c 1-110)"
+  else
+    add_part "service: $part" failed $((SECONDS - start)) "status $status: $(tail -n 1 "$log" | cut -c 1-200)"
+  fi
+}
+
+# The same model written in plain PyTorch, on the same weights.
+torch_peer() {
+  local start=$SECONDS log=$out/torch_peer.log status=0 reason
+  reason=$(why_no_python)
+  if [[ -z $reason ]] && ! limited "$IMPORT_SECONDS" "$out/import_torch.log" python3 -c 'import torch'; then reason="no PyTorch"; fi
+  if [[ -n $reason ]]; then
+    add_part "the model in PyTorch" skipped 0 "$reason"
+    return
+  fi
+  say "the model in PyTorch"
+  limited "$TORCH_SECONDS" "$log" python3 "$root/tests/gpu/torch_peer.py" "$model" --device "$device" "${tiny[@]}" \
+    --json "$out/torch_peer.json" --ours "$out/model_bench.json" || status=$?
+  if ((status == 0)) && grep -q '^SKIPPED' "$log"; then
+    add_part "the model in PyTorch" skipped $((SECONDS - start)) "$(sed -n 's/^SKIPPED: //p' "$log" | cut -c 1-90)"
+  elif ((status == 0)); then
+    add_part "the model in PyTorch" passed $((SECONDS - start)) "$(head -n 1 "$log" | cut -c 1-110)"
+  else
+    add_part "the model in PyTorch" failed $((SECONDS - start)) "status $status: $(tail -n 1 "$log" | cut -c 1-90)"
+  fi
+}
+
+# What was measured, in one table: the benches print the same columns.
+figures() {
+  sed -n '/^quantity/,$p' "$out/kernel_bench.log"
+  sed '1,/^quantity/d' "$out/model_bench.log"
+  cat "$out/service_figures.txt"
+  if [[ -e $out/torch_peer.log ]]; then sed '1,/^quantity/d' "$out/torch_peer.log"; fi
+  if [[ -s $out/model_bench.json && -z $(why_no_python) ]]; then
+    echo
+    python3 "$root/tests/gpu/scaling.py" "$out/model_bench.json" || true
   fi
 }
 
@@ -250,11 +359,18 @@ main() {
     usage >&2
     return 2
   fi
+  if [[ $device != cuda && $device != cpu ]]; then
+    echo "run_all.sh: GOLDFINCH_RUN_ALL_DEVICE is $device: neither cuda nor cpu" >&2
+    return 2
+  fi
   mkdir -p "$out"
   out=$(cd "$out" && pwd)
-  rm -f "$out"/*.log "$out/parts.txt"
+  rm -f "$out"/*.log "$out"/*.json "$out/parts.txt"
+  : >"$out/service_figures.txt"
   failures=0
-  trap 'tar -C "$out" -czf "$out/logs.tar.gz" $(cd "$out" && ls | grep -E "log$|txt$|json$") || true' EXIT
+  model=${TMPDIR:-/tmp}/goldfinch-run-all-$$.safetensors
+  trap 'rm -f "$model"
+    tar -C "$out" -czf "$out/logs.tar.gz" $(cd "$out" && ls | grep -E "log$|txt$|json$") || true' EXIT
   local reason
   reason=$(why_no_device)
   if [[ -n $reason ]]; then
@@ -268,18 +384,32 @@ main() {
     return
   fi
   facts
-  kernels
+  if [[ $device == cuda ]]; then
+    kernels
+    transports
+  fi
   parity f32
-  parity bf16
+  if [[ $device == cuda ]]; then parity bf16; fi
   demo
-  bench
-  sanitized memcheck --report-api-errors no # a test asks for more memory than there is
-  sanitized racecheck
+  make_model
+  service answers
+  service stages
+  service kill
+  bench "kernel bench" "$(labels_of bench)" "$BENCH_SECONDS"
+  bench "model bench" "$(labels_of model)" "$MODEL_SECONDS" --model "$model"
+  service speed
+  torch_peer
+  if [[ $device == cuda ]]; then
+    local seconds
+    seconds=$(sanitizer_seconds)
+    sanitized memcheck "$seconds" --report-api-errors no # a test asks for more memory than there is
+    sanitized racecheck "$seconds"
+  fi
   if ((failures > 0)); then show_failures; fi
   printf '\n%-34s %-8s %7s\n' part result time
   cat "$out/parts.txt"
   echo
-  sed -n '/^quantity/,$p' "$out/kernel_bench.log"
+  figures
   ((failures == 0))
 }
 

@@ -26,6 +26,18 @@ echo "[  SKIPPED ] Suite.One (0 ms)"
 echo "[  SKIPPED ] 1 test, listed below:"
 echo "[  SKIPPED ] Suite.One"
 """
+MODEL_BENCH = """
+echo "GoldFinch with random weights"
+echo "quantity                 measured"
+echo "pre-fill, one prompt     4.000 ms  >= 70 % of the product  met"
+"""
+# Of service_parts.py: a figure, and what it found.
+SERVICE = """
+import sys
+with open(sys.argv[sys.argv.index("--figures") + 1], "a") as file:
+    print("first token              5.000 ms  <= 3600 ms  met", file=file)
+print("3 of 3 answers equal")
+"""
 FAILS = """
 echo "[       OK ] Suite.One (3 ms)"
 echo "[  FAILED  ] Suite.Two, where GetParam() = 2 (3 ms)"
@@ -46,16 +58,21 @@ class RunAllTest(unittest.TestCase):
         for line in (HERE / "programs.txt").read_text(encoding="utf-8").splitlines():
             if line and not line.startswith("#"):
                 kind, label = line.split()
-                self.pretend(label.rpartition(":")[2], BENCH if kind == "bench" else PASSES)
+                self.pretend(label.rpartition(":")[2], {"bench": BENCH, "model": MODEL_BENCH}.get(kind, PASSES))
         self.pretend("goldfinch", "echo In the end")
+        self.pretend_script("service_parts.py", SERVICE)
+        self.pretend_script("torch_peer.py", "print('SKIPPED: PyTorch sees no CUDA device')")
 
     def pretend(self, name, script):
         path = self.root / "bin" / name
         path.write_text("#!/usr/bin/env bash\n" + script, encoding="utf-8")
         path.chmod(0o755)
 
-    def run_all(self, *arguments):
-        environment = {**os.environ, "OUT": str(self.root / "out"), "CUDA_HOME": "/nonexistent"}
+    def pretend_script(self, name, script):
+        (self.root / "tests/gpu" / name).write_text(script, encoding="utf-8")
+
+    def run_all(self, *arguments, **variables):
+        environment = {**os.environ, "OUT": str(self.root / "out"), "CUDA_HOME": "/nonexistent", **variables}
         command = [str(self.root / "tests/gpu/run_all.sh"), *arguments]
         done = subprocess.run(command, env=environment, cwd=self.root, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout
@@ -75,12 +92,19 @@ class RunAllTest(unittest.TestCase):
         self.assertEqual(status, 0, output)
         parts, _, figures = output.partition("quantity ")
         self.assertRegex(parts, r"device_backend_test +passed .* [1-8] passed, 0 failed, 0 skipped")
-        for name in ("golden_test", "families_test", "sequence_test", "split_test"):
+        for name in ("golden_test", "families_test", "sequence_test", "split_test", "golden_cluster_test"):
             for dtype in ("f32", "bf16"):
                 self.assertRegex(parts, rf"{name}, {dtype} +passed .* 1 passed, 0 failed, 0 skipped")
         self.assertRegex(parts, r"demo model +passed .*In the end")
         self.assertRegex(parts, r"kernel bench +passed .* 1 aims met, 1 missed")
-        self.assertTrue(figures.endswith("MISSED\n"), figures)
+        self.assertRegex(parts, r"model bench +passed .* 1 aims met, 0 missed")
+        for part in ("answers", "stages", "kill", "speed"):
+            self.assertRegex(parts, rf"service: {part} +passed .* 3 of 3 answers equal")
+        self.assertRegex(parts, r"the model in PyTorch +skipped .*PyTorch")
+        # One table: the head once, then the rows of all that measures.
+        self.assertNotIn("quantity", figures)
+        rows = [line.split(" ")[0] for line in figures.splitlines()[1:]]
+        self.assertEqual(rows, ["copy,", "something", "something", "pre-fill,"] + ["first"] * 4)
 
     def test_failures_do_not_end_it(self):
         self.pretend("golden_test", FAILS)
@@ -97,7 +121,25 @@ class RunAllTest(unittest.TestCase):
         self.assertEqual(status, 1)
         self.assertRegex(output, r"kernel bench +failed .*status 134: CHECK failed")
 
+    def test_a_part_of_the_service_that_fails(self):
+        self.pretend_script("service_parts.py", "print('FAILED: no 3 stages get ready')\nraise SystemExit(1)")
+        status, output = self.run_all()
+        self.assertEqual(status, 1)
+        self.assertRegex(output, r"service: kill +failed .*status 1: FAILED: no 3 stages get ready")
+        self.assertRegex(output, r"model bench +passed")
+
+    def test_the_cpu_leaves_out_what_is_the_devices_own(self):
+        for name in ("device_backend_test", "compute-sanitizer"):
+            self.pretend(name, "exit 1")
+        status, output = self.run_all(GOLDFINCH_RUN_ALL_DEVICE="cpu")
+        self.assertEqual(status, 0, output)
+        self.assertRegex(output, r"golden_test, f32 +passed")
+        self.assertNotIn("bf16 ", output.partition("quantity")[0])
+        self.assertNotIn("device_backend_test", output)
+        self.assertNotIn("compute-sanitizer", output)
+
     def test_arguments(self):
+        self.assertEqual(self.run_all(GOLDFINCH_RUN_ALL_DEVICE="tpu")[0], 2)
         self.assertEqual(self.run_all("--all")[0], 2)
         status, output = self.run_all("--help")
         self.assertEqual(status, 0)

@@ -23,7 +23,7 @@ void PrintTo(const Flow& flow, std::ostream* out) {
 }
 
 Pipeline::Pipeline(Backend& backend, const std::shared_ptr<const Checkpoint>& checkpoint, const ModelConfig& config,
-                   const StageOptions& options, const std::vector<int>& cuts)
+                   const StageOptions& options, const std::vector<int>& cuts, int64_t kept_bytes)
     : backend_(backend) {
   for (size_t i = 0; i <= cuts.size(); ++i) {
     const int first = i == 0 ? 0 : cuts[i - 1];
@@ -33,6 +33,8 @@ Pipeline::Pipeline(Backend& backend, const std::shared_ptr<const Checkpoint>& ch
     auto stage = Stage::Create(backend, *std::move(model), options);
     GF_CHECK(stage.ok()) << stage.status();
     stages_.push_back(*std::move(stage));
+    const absl::Status reserved = stages_.back()->ReserveKept(kept_bytes);
+    GF_CHECK(reserved.ok()) << reserved;
   }
 }
 

@@ -35,9 +35,9 @@ void PrintTo(const Flow& flow, std::ostream* out);
 // Calls that fail abort: tests of errors use Stage itself.
 class Pipeline {
  public:
-  // Stages begin at layer 0 and at each of `cuts`, which ascend.
+  // Stages begin at layer 0 and at each of `cuts`, which ascend. `kept_bytes` of each are for kept rows.
   Pipeline(Backend& backend, const std::shared_ptr<const Checkpoint>& checkpoint, const ModelConfig& config,
-           const StageOptions& options = ExactOptions(), const std::vector<int>& cuts = {});
+           const StageOptions& options = ExactOptions(), const std::vector<int>& cuts = {}, int64_t kept_bytes = 0);
 
   const ModelShape& shape() const { return stages_.front()->model().shape; }
   int64_t vocab() const { return shape().vocab_size; }

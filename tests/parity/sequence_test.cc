@@ -1,9 +1,10 @@
 // A sequence has the same logits (on the CPU, bit for bit), whichever of them are asked for and whatever happened on
-// the way there: the exact pre-fill rule, several turns, scoring, forks.
+// the way there: the exact pre-fill rule, several turns, scoring, forks, and what GOLD layers keep.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <optional>
+#include <ostream>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,17 +19,37 @@
 namespace goldfinch {
 namespace {
 
-class SequenceTest : public testing::TestWithParam<std::string> {
+struct SequenceCase {
+  std::string golden;
+  bool kept = false;  // with room to keep a few sequences at the higher tiers, which they lose to each other
+
+  std::string Name() const { return golden + (kept ? "_kept" : ""); }
+};
+void PrintTo(const SequenceCase& test_case, std::ostream* out) { *out << test_case.Name(); }
+
+std::vector<SequenceCase> Cases() {
+  std::vector<SequenceCase> cases;
+  for (const std::string& golden : GoldenNames()) cases.push_back({golden});
+  for (const std::string& golden : GoldenNamesWithGold()) cases.push_back({golden, /*kept=*/true});
+  return cases;
+}
+
+class SequenceTest : public testing::TestWithParam<SequenceCase> {
  public:
   void SetUp() override {
     GOLDFINCH_SKIP_WITHOUT_DEVICE();
-    whole_.emplace(*GetTestDevice().backend, golden.checkpoint, golden.config);
+    Make(/*kept_bytes=*/0);
     expected = pipeline().AllLogits(golden.tokens, 160);
+    if (GetParam().kept) Make(pipeline().stage(0).gold_tiers()->TierBytes(GoldTier::kFull, 200));
   }
   void TearDown() override {
     if (LargestDifference() > 0) std::printf("largest relative difference so far: %.2g\n", LargestDifference());
   }
 
+  void Make(int64_t kept_bytes) {
+    whole_.emplace(*GetTestDevice().backend, golden.checkpoint, golden.config, ExactOptions(), std::vector<int>{},
+                   kept_bytes);
+  }
   Pipeline& pipeline() { return *whole_; }
   int64_t tokens() const { return static_cast<int64_t>(golden.tokens.size()); }
   absl::Span<const int32_t> Ids(int64_t begin, int64_t end) const {
@@ -46,7 +67,7 @@ class SequenceTest : public testing::TestWithParam<std::string> {
         << "positions " << begin << " to " << end << ", logits of the last " << logit_rows;
   }
 
-  const GoldenCase golden = ReadGoldenCase(GetParam());
+  const GoldenCase golden = ReadGoldenCase(GetParam().golden);
   std::vector<float> expected;
 
  private:
@@ -190,8 +211,8 @@ TEST_P(SequenceTest, ForksAreIndependent) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, SequenceTest, testing::ValuesIn(GoldenNames()),
-                         [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Golden, SequenceTest, testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.Name(); });
 
 }  // namespace
 }  // namespace goldfinch

@@ -38,34 +38,52 @@ std::string Environment(const char* name, const char* otherwise) {
   return value == nullptr || *value == '\0' ? otherwise : value;
 }
 
-TestDevice Open() {
-  const std::string device = Environment("GOLDFINCH_TEST_DEVICE", "cpu");
+std::string DeviceName() { return Environment("GOLDFINCH_TEST_DEVICE", "cpu"); }
+
+#ifdef GOLDFINCH_TEST_EMULATED
+constexpr bool kSlow = true;
+#else
+constexpr bool kSlow = false;
+#endif
+
+// Of the fake device, and where the CUDA back end is the emulated one.
+DType ActivationType() {
   const std::string dtype = Environment("GOLDFINCH_TEST_DTYPE", "auto");
-  if (device == "fake") {
-    const std::optional<DType> activations = dtype == "auto" ? DType::kF32 : ParseFloatDType(dtype);
-    GF_CHECK(activations) << "GOLDFINCH_TEST_DTYPE is " << dtype;
-    return {.backend = std::make_unique<FakeDevice>(MakeCpuBackend(/*threads=*/1), *activations),
-            .tolerance = *activations == DType::kF32   ? kF32Tolerance
-                         : *activations == DType::kF16 ? kF16Tolerance
-                                                       : kBf16Tolerance};
+  const std::optional<DType> activations = dtype == "auto" ? DType::kF32 : ParseFloatDType(dtype);
+  GF_CHECK(activations) << "GOLDFINCH_TEST_DTYPE is " << dtype;
+  return *activations;
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenOne() {
+  if (DeviceName() == "fake") {
+    return std::make_unique<FakeDevice>(MakeCpuBackend(/*threads=*/1), ActivationType());
   }
 #ifdef GOLDFINCH_TEST_EMULATED
-  constexpr bool kSlow = true;
-  // The CUDA back end is the emulated one; there is no CPU back end beside it.
-  const std::optional<DType> activations = ParseFloatDType(dtype);
-  GF_CHECK(device == "cuda" && activations) << device << ", " << dtype;
-  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCudaBackend({.activation_dtype = *activations});
+  // There is no CPU back end beside it.
+  GF_CHECK_EQ(DeviceName(), "cuda");
+  return MakeCudaBackend({.activation_dtype = ActivationType()});
 #else
-  constexpr bool kSlow = false;
-  absl::StatusOr<std::unique_ptr<Backend>> backend = OpenBackend({.device = device, .dtype = dtype, .threads = 1});
+  return OpenBackend({.device = DeviceName(), .dtype = Environment("GOLDFINCH_TEST_DTYPE", "auto"), .threads = 1});
 #endif
-  if (device == "cpu") {
-    GF_CHECK(backend.ok()) << backend.status();
-    return {.backend = *std::move(backend), .tolerance = kF32Tolerance};
-  }
+}
+
+TestDevice Open() {
+  absl::StatusOr<std::unique_ptr<Backend>> backend = OpenOne();
   GF_CHECK(!absl::IsInvalidArgument(backend.status())) << backend.status();
+  GF_CHECK(backend.ok() || DeviceName() != "cpu") << backend.status();
   if (!backend.ok()) return {.why_not = std::string(backend.status().message())};
-  return {.backend = *std::move(backend), .exact = false, .slow = kSlow, .tolerance = kBf16Tolerance};
+  TestDevice device{.backend = *std::move(backend), .tolerance = kF32Tolerance};
+  if (DeviceName() == "cpu") return device;
+  if (DeviceName() == "fake") {
+    const DType activations = device.backend->activation_dtype();
+    if (activations == DType::kF16) device.tolerance = kF16Tolerance;
+    if (activations == DType::kBf16) device.tolerance = kBf16Tolerance;
+    return device;
+  }
+  device.exact = false;
+  device.slow = kSlow;
+  device.tolerance = kBf16Tolerance;
+  return device;
 }
 
 }  // namespace
@@ -74,6 +92,12 @@ const TestDevice& GetTestDevice() {
   // Not destroyed: a driver may be gone by then.
   static const TestDevice& device = *new TestDevice(Open());
   return device;
+}
+
+std::unique_ptr<Backend> MakeTestBackend() {
+  absl::StatusOr<std::unique_ptr<Backend>> backend = OpenOne();
+  GF_CHECK(backend.ok()) << backend.status();
+  return *std::move(backend);
 }
 
 testing::AssertionResult Same(absl::Span<const float> ours, absl::Span<const float> expected) {

@@ -26,6 +26,9 @@ struct TestDevice {
 // One for the process. Aborts if the environment names no device.
 const TestDevice& GetTestDevice();
 
+// Another back end of that device, for a thread of its own. Aborts if it cannot be had.
+std::unique_ptr<Backend> MakeTestBackend();
+
 // Equal, or if the device is not exact, nearly so.
 testing::AssertionResult Same(absl::Span<const float> ours, absl::Span<const float> expected);
 // The largest relative error that Same has seen.

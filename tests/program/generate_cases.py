@@ -68,6 +68,12 @@ class RecallTest(GenerateTest):
 
 
 class PromptTest(GenerateTest):
+    def test_what_gold_layers_keep_changes_nothing(self):
+        prompt = DOCUMENT + question("Zelimo")
+        tiers = ("auto", "compressed", "shared", "full")
+        texts = {tier: self.text(prompt, max_tokens=8, gold_tier=tier) for tier in tiers}
+        self.assertEqual(len(set(texts.values())), 1, texts)
+
     def test_from_flag_file_and_standard_input(self):
         path = self.write("prompt.txt", PROMPT)
         expected = self.text(PROMPT, max_tokens=8)

@@ -7,10 +7,12 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <tuple>
 #include <type_traits>
 
 #include "base/check.h"
 #include "kernels/cuda/emulation/emulation.h"
+#include "kernels/cuda/emulation/stream.h"
 #include "kernels/cuda/launch_tap.h"
 
 // CUDA's own words, as it spells them.
@@ -48,14 +50,14 @@ struct LaunchShape {
 };
 
 template <typename... Parameters, typename... Arguments>
-void Launch(Stream, void (*kernel)(Parameters...), const LaunchShape& shape, Arguments&&... arguments) {
+void Launch(Stream stream, void (*kernel)(Parameters...), const LaunchShape& shape, Arguments&&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
   if (launch_tap != nullptr &&
       !launch_tap->Pass(LaunchTap::Work::kKernel, reinterpret_cast<const void*>(kernel), shape.grid, shape.block,
                         shape.shared_bytes, static_cast<Parameters>(arguments)...)) {
     return;
   }
-  emulation::Do([kernel, shape, ... copies = static_cast<Parameters>(arguments)] {
+  emulation::Queue(stream, [kernel, shape, ... copies = static_cast<Parameters>(arguments)] {
     const emulation::Access access;
     emulation::Run(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(copies...); });
   });

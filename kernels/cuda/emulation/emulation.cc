@@ -225,9 +225,6 @@ void RunBlock(const std::function<void()>& kernel) {
   }
 }
 
-thread_local bool recording = false;
-thread_local std::vector<std::function<void()>> recorded;
-
 // --- Device memory
 // ----------------------------------------------------------------------------------------------------
 
@@ -285,22 +282,6 @@ void Run(const Dim3& grid, const Dim3& block_dim, size_t shared_bytes, const std
   block = nullptr;
   current = nullptr;
   index = nullptr;
-}
-
-void Do(std::function<void()> work) {
-  if (!recording) return work();
-  recorded.push_back(std::move(work));
-}
-
-void BeginRecording() {
-  GF_CHECK(!recording);
-  recording = true;
-}
-
-std::vector<std::function<void()>> EndRecording() {
-  GF_CHECK(recording);
-  recording = false;
-  return std::exchange(recorded, {});
 }
 
 void* Shared() { return block->shared_aligned; }

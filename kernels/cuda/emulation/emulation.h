@@ -15,7 +15,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <vector>
 
 namespace goldfinch::emulation {
 
@@ -37,14 +36,6 @@ extern const Index* index;
 
 // Runs the kernel in every thread of every block. The block must have a multiple of 32 threads, 1024 at most.
 void Run(const Dim3& grid, const Dim3& block, size_t shared_bytes, const std::function<void()>& kernel);
-
-// --- Recorded work
-// ----------------------------------------------------------------------------------------------------
-
-// Does it, or keeps it where the thread records: what it refers to must then live until it is done.
-void Do(std::function<void()> work);
-void BeginRecording();
-std::vector<std::function<void()>> EndRecording();
 
 // --- For device code: see device.h
 // ------------------------------------------------------------------------------------

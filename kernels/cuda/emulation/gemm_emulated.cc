@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/emulation/emulation.h"
+#include "kernels/cuda/emulation/stream.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_plain.h"
 
@@ -39,13 +40,15 @@ void Store(float value, DType dtype, int64_t index, void* data) {
 
 class EmulatedGemm : public GemmRunner {
  public:
+  explicit EmulatedGemm(void* stream) : stream_(stream) {}
+
   void Run(const Gemm& g) override {
     GF_CHECK(g.out_dtype == g.in_dtype || g.out_dtype == DType::kF32);
     GF_CHECK(g.bias == nullptr || g.out_dtype == DType::kF32);
     GF_CHECK(g.ldx >= g.inner && g.ldout >= g.columns && g.ldweight >= (g.out_in ? g.inner : g.columns));
     constexpr int64_t kSmall = 20000;
-    if (g.batch * g.rows * g.columns * g.inner < kSmall) return RunPlainGemm(nullptr, g);
-    emulation::Do([g] { Multiply(g); });
+    if (g.batch * g.rows * g.columns * g.inner < kSmall) return RunPlainGemm(stream_, g);
+    emulation::Queue(stream_, [g] { Multiply(g); });
   }
   int64_t workspace_bytes() const override { return 0; }
 
@@ -71,10 +74,14 @@ class EmulatedGemm : public GemmRunner {
       }
     }
   }
+
+  void* const stream_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<GemmRunner>> MakeGemmRunner(Runtime&) { return std::make_unique<EmulatedGemm>(); }
+absl::StatusOr<std::unique_ptr<GemmRunner>> MakeGemmRunner(Runtime& runtime) {
+  return std::make_unique<EmulatedGemm>(runtime.stream());
+}
 
 }  // namespace goldfinch::cuda

@@ -1,75 +1,153 @@
-// Device memory and copies of the emulation. What is queued is done at once.
+// Devices of the emulation: memory and streams. Each that is opened is a device of its own.
+#include <algorithm>
 #include <cstring>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/emulation/emulation.h"
+#include "kernels/cuda/emulation/stream.h"
 #include "kernels/cuda/runtime.h"
 
 namespace goldfinch::cuda {
 namespace {
 
+void Move(const void* from, void* to, int64_t bytes) {
+  const emulation::Access access;
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
+class EmulatedMark : public Mark {
+ public:
+  EmulatedMark(std::shared_ptr<emulation::Stream> stream, int64_t place) : stream_(std::move(stream)), place_(place) {}
+  bool reached() const override { return stream_->RunTo(place_); }
+  void Wait() const override { stream_->WaitFor(place_); }
+
+ private:
+  friend class EmulatedQueue;
+  const std::shared_ptr<emulation::Stream> stream_;
+  const int64_t place_;
+};
+
+class EmulatedQueue : public Queue {
+ public:
+  explicit EmulatedQueue(std::shared_ptr<emulation::Stream> stream) : stream_(std::move(stream)) {}
+
+  std::shared_ptr<const Mark> Record() override { return std::make_shared<EmulatedMark>(stream_, stream_->end()); }
+  void WaitFor(const Mark& mark) override {
+    const auto& other = static_cast<const EmulatedMark&>(mark);
+    if (other.stream_ == stream_) return;
+    stream_->Push([stream = other.stream_, place = other.place_] { return stream->RunTo(place); });
+  }
+  void Copy(const void* from, void* to, int64_t bytes) override {
+    emulation::Queue(stream(), [from, to, bytes] { Move(from, to, bytes); });
+  }
+  void* stream() override { return stream_.get(); }
+
+ private:
+  const std::shared_ptr<emulation::Stream> stream_;
+};
+
+// The streams of one device. Freeing its memory waits for them, not for those of other devices.
+class Device {
+ public:
+  std::shared_ptr<emulation::Stream> MakeStream() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::erase_if(streams_, [](const auto& stream) { return stream.use_count() == 1 && stream->RunTo(stream->end()); });
+    return streams_.emplace_back(std::make_shared<emulation::Stream>());
+  }
+  void Settle() {
+    std::vector<std::shared_ptr<emulation::Stream>> streams;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      streams = streams_;
+    }
+    // Work that waits for a peer who never comes does not end: what it still uses is the test's to find.
+    for (const auto& stream : streams) stream->RunTo(stream->end());
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<emulation::Stream>> streams_;
+};
+
 class EmulatedRuntime : public Runtime {
  public:
+  EmulatedRuntime() : device_(std::make_shared<Device>()), stream_(device_->MakeStream()), queue_(stream_) {}
+  ~EmulatedRuntime() override { stream_->WaitFor(stream_->end()); }
+
   const DeviceFacts& facts() const override { return facts_; }
   void Use() override {}
   int64_t FreeBytes() const override { return facts_.memory_bytes; }
-  void* stream() const override { return nullptr; }
+  void* stream() const override { return stream_.get(); }
 
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
     void* memory = emulation::Allocate(static_cast<size_t>(bytes));
     if (memory == nullptr) {
       return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes for ", std::string(purpose)));
     }
-    return std::shared_ptr<void>(memory, emulation::Free);
+    return std::shared_ptr<void>(memory, [device = device_](void* released) {
+      device->Settle();
+      emulation::Free(released);
+    });
   }
-  void CopyToDevice(const void* host, void* device, int64_t bytes) override { Move(host, device, bytes); }
-  void CopyToHost(const void* device, void* host, int64_t bytes) override { Move(device, host, bytes); }
-  void CopyOnDevice(const void* from, void* to, int64_t bytes) override { Move(from, to, bytes); }
+  void CopyToDevice(const void* host, void* device, int64_t bytes) override {
+    const char* const begin = static_cast<const char*>(host);
+    emulation::Queue(stream(), [values = std::vector<char>(begin, begin + bytes), device] {
+      Move(values.data(), device, static_cast<int64_t>(values.size()));
+    });
+  }
+  void CopyToHost(const void* device, void* host, int64_t bytes) override {
+    stream_->WaitFor(stream_->end());
+    Move(device, host, bytes);
+  }
+  void CopyOnDevice(const void* from, void* to, int64_t bytes) override { queue_.Copy(from, to, bytes); }
   void Zero(void* device, int64_t bytes) override {
-    emulation::Do([=] {
+    emulation::Queue(stream(), [device, bytes] {
       const emulation::Access access;
       if (bytes > 0) std::memset(device, 0, static_cast<size_t>(bytes));
     });
   }
-  absl::Status Synchronize() override { return absl::OkStatus(); }
-
-  absl::StatusOr<std::shared_ptr<void>> AllocatePinned(int64_t bytes, std::string_view /*purpose*/) override {
-    return std::shared_ptr<char[]>(new char[static_cast<size_t>(bytes)]);
+  absl::Status Synchronize() override {
+    stream_->WaitFor(stream_->end());
+    return status();
   }
-  void QueueCopyToDevice(const void* pinned, void* device, int64_t bytes) override { Move(pinned, device, bytes); }
-  std::unique_ptr<Fence> MakeFence() override { return std::make_unique<EmulatedFence>(); }
+
+  Queue& queue() override { return queue_; }
+  std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<EmulatedQueue>(device_->MakeStream()); }
+  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view /*purpose*/) override {
+    return std::shared_ptr<void>(new char[std::max<int64_t>(bytes, 1)],
+                                 [](void* memory) { delete[] static_cast<char*>(memory); });
+  }
+  absl::Status status() const override { return absl::OkStatus(); }
+
   void BeginCapture() override { emulation::BeginRecording(); }
-  std::unique_ptr<Graph> EndCapture() override { return std::make_unique<EmulatedGraph>(emulation::EndRecording()); }
+  std::unique_ptr<Graph> EndCapture() override { return std::make_unique<EmulatedGraph>(stream_, emulation::EndRecording()); }
 
  private:
-  struct EmulatedFence : Fence {
-    void Set() override {}
-    void Wait() override {}
-  };
   class EmulatedGraph : public Graph {
    public:
-    explicit EmulatedGraph(std::vector<std::function<void()>> work) : work_(std::move(work)) {}
+    EmulatedGraph(std::shared_ptr<emulation::Stream> stream, std::vector<std::function<void()>> work)
+        : stream_(std::move(stream)), work_(std::make_shared<const std::vector<std::function<void()>>>(std::move(work))) {}
     void Launch() override {
-      const emulation::Access access;
-      for (const std::function<void()>& part : work_) part();
+      emulation::Queue(stream_.get(), [work = work_] {
+        for (const std::function<void()>& part : *work) part();
+      });
     }
 
    private:
-    const std::vector<std::function<void()>> work_;
+    const std::shared_ptr<emulation::Stream> stream_;
+    const std::shared_ptr<const std::vector<std::function<void()>>> work_;
   };
-
-  static void Move(const void* from, void* to, int64_t bytes) {
-    emulation::Do([=] {
-      const emulation::Access access;
-      if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
-    });
-  }
 
   // Few multiprocessors, so that small tests split work as large ones do on a device.
   const DeviceFacts facts_{"emulated", 8, 0, 4, 227 << 10, int64_t{1} << 40};
+  const std::shared_ptr<Device> device_;
+  const std::shared_ptr<emulation::Stream> stream_;
+  EmulatedQueue queue_;
 };
 
 }  // namespace

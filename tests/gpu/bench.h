@@ -1,0 +1,166 @@
+// What the benches of a device share: the ceilings of the device, measured in the same run; how a time is taken; and
+// one table, in which every quantity stands beside what it is held against.
+#ifndef GOLDFINCH_TESTS_GPU_BENCH_H_
+#define GOLDFINCH_TESTS_GPU_BENCH_H_
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "base/check.h"
+#include "kernels/backend.h"
+#include "nlohmann/json.hpp"
+
+namespace goldfinch {
+
+struct BenchOptions {
+  std::string device = "cuda";  // --device
+  std::string json;             // --json
+  std::string filter;           // --filter
+  bool tiny = false;            // --tiny
+};
+
+void AddBenchFlags(CLI::App& app, BenchOptions& options);
+// Writes to --json, if it was given. False, and an error is printed: that cannot be done.
+bool WriteJson(const BenchOptions& options, const nlohmann::json& json);
+
+inline double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+double Median(std::vector<double> values);
+// "64k", "1M", or the number itself.
+std::string Thousands(int64_t count);
+// A million random 32-bit numbers, the same in every run.
+const std::vector<uint32_t>& RandomBits();
+
+// Tensors of one measurement. After an allocation has failed it hands out tensors that must not be used: ask status().
+class Memory {
+ public:
+  explicit Memory(Backend& backend) : backend_(backend) {}
+
+  const absl::Status& status() const { return status_; }
+
+  Tensor New(DType dtype, const Shape& shape);
+  // Evenly from [low, high].
+  Tensor Random(DType dtype, const Shape& shape, double low = -1, double high = 1);
+  Tensor Act(const Shape& shape, double low = -1, double high = 1) {
+    return Random(backend_.activation_dtype(), shape, low, high);
+  }
+  Tensor F32(const Shape& shape, double low = -1, double high = 1) { return Random(DType::kF32, shape, low, high); }
+  // Of the size that leaves products of such inputs as large as one input.
+  Tensor Weight(const Shape& shape, int64_t inputs);
+  NormWeights Norm(int64_t width) { return {F32({width}, 0.5, 1.5), F32({width})}; }
+
+ private:
+  // Random numbers of the host at first, then what is there is doubled.
+  void Fill(const Tensor& tensor, double low, double high);
+
+  Backend& backend_;
+  std::vector<std::shared_ptr<void>> blocks_;
+  absl::Status status_;
+  uint64_t next_ = 0;
+};
+
+// What a measured time is held against.
+struct Aim {
+  enum class Kind { kNone, kCeiling, kSeconds, kNanosecondsPerHeadAndToken, kTimesAnother };
+  Kind kind = Kind::kNone;
+  double limit = 0;     // of the ceiling at least, of the others at most
+  double another = 0;   // seconds
+  const char* of = "";  // the name of the ceiling, or of the other
+
+  static Aim Ceiling(double part, const char* of = "a copy") { return {Kind::kCeiling, part, 0, of}; }
+  static Aim Seconds(double seconds) { return {Kind::kSeconds, seconds}; }
+  static Aim Nanoseconds(double nanoseconds) { return {Kind::kNanosecondsPerHeadAndToken, nanoseconds}; }
+  static Aim Times(double times, double another, const char* of = "T3") {
+    return {Kind::kTimesAnother, times, another, of};
+  }
+};
+
+// What one run must do.
+struct Work {
+  double bytes = 0;  // each input read once, each output written once
+  double operations = 0;
+  double units = 0;   // tokens times heads, for Aim::Nanoseconds
+  double tokens = 0;  // of a model: the rate is then given in tokens
+};
+
+class Bench {
+ public:
+  // Prints the head of the table. `backend` must outlive the bench.
+  Bench(Backend& backend, const BenchOptions& options);
+
+  Backend& backend() { return backend_; }
+  DType act() const { return backend_.activation_dtype(); }
+  double act_bytes() const { return static_cast<double>(SizeOf(act())); }
+  bool tiny() const { return options_.tiny; }
+  // A size, or what stands for it where speed is not looked at.
+  int64_t Size(int64_t full, int64_t tiny) const { return options_.tiny ? tiny : full; }
+  bool Wants(const std::string& name) const { return name.find(options_.filter) != std::string::npos; }
+  // How many sets of inputs take turns.
+  int Sets(double bytes) const;
+
+  // The rates of a copy and of a large product, which later rows are held against.
+  void MeasureCeilings();
+
+  // Seconds of run(set), a median; 0 if there is not the memory. `out` is an output of it: a kernel that writes
+  // nothing, or NaN, is not measured.
+  template <typename Run>
+  double Time(const std::string& name, const Memory& memory, int sets, const Tensor& out, Run run) {
+    if (!memory.status().ok()) {
+      NotMeasured(name, memory.status().message());
+      return 0;
+    }
+    int set = 0;
+    const auto seconds_of = [&](int64_t runs) {
+      const double start = Now();
+      for (int64_t i = 0; i < runs; ++i) run(set++ % sets);
+      const absl::Status status = backend_.Synchronize();
+      GF_CHECK(status.ok()) << name << ": " << status;
+      return (Now() - start) / static_cast<double>(runs);
+    };
+    seconds_of(options_.tiny ? 1 : std::max(3, sets));
+    CheckOutput(name, out);
+    if (options_.tiny) return seconds_of(1);
+    constexpr double kRepeatSeconds = 0.05;
+    const auto runs = static_cast<int64_t>(std::clamp(kRepeatSeconds / seconds_of(3), 1.0, 2000.0));
+    std::vector<double> repeats(7);
+    for (double& repeat : repeats) repeat = seconds_of(runs);
+    return Median(repeats);
+  }
+
+  // A row of the table.
+  void Add(const std::string& name, double seconds, const Work& work, const Aim& aim);
+  // A row of something that is no time: `value` in `unit`, at least `aim`.
+  void AddValue(const std::string& name, double value, const std::string& unit, const std::string& detail, double aim);
+  // A row that says why there is no figure.
+  void NotMeasured(const std::string& name, absl::string_view why);
+
+  template <typename Run>
+  double Measure(const std::string& name, const Memory& memory, int sets, const Tensor& out, const Work& work,
+                 const Aim& aim, Run run) {
+    const double seconds = Time(name, memory, sets, out, run);
+    if (seconds > 0) Add(name, seconds, work, aim);
+    return seconds;
+  }
+
+  nlohmann::json Json() const;
+
+ private:
+  void CheckOutput(const std::string& name, const Tensor& out);
+
+  Backend& backend_;
+  const BenchOptions options_;
+  double copied_per_second_ = 0;
+  double operations_per_second_ = 0;
+  nlohmann::json json_ = nlohmann::json::array();
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_TESTS_GPU_BENCH_H_
