@@ -104,7 +104,6 @@ void Context::Step(bool repeats, absl::FunctionRef<void()> ops) {
   } else {
     StepOnce(ops);
   }
-  arena_.End();
   in_step_ = false;
 }
 

@@ -23,7 +23,7 @@ std::shared_ptr<void> Memory(absl::StatusOr<std::shared_ptr<void>> memory) {
 
 void UploadArena::Begin() {
   outgrown_.clear();
-  round_ ^= 1;
+  round_ = (round_ + 1) % kRounds;
   if (read_[round_] != nullptr) read_[round_]->Wait();
   put_ = {};
   sent_ = {};
@@ -49,6 +49,7 @@ const void* UploadArena::Put(const void* host, int64_t bytes, int64_t offset) {
 }
 
 void UploadArena::Flush() {
+  if (put_.begin == sent_.begin && put_.end == sent_.end) return;
   if (sent_.begin == sent_.end) {
     Copy(put_.begin, put_.end);
   } else {
@@ -56,6 +57,7 @@ void UploadArena::Flush() {
     Copy(sent_.end, put_.end);
   }
   sent_ = put_;
+  read_[round_] = runtime_.queue().Record();
 }
 
 void UploadArena::Copy(int64_t begin, int64_t end) {
@@ -63,11 +65,6 @@ void UploadArena::Copy(int64_t begin, int64_t end) {
   runtime_.queue().Copy(static_cast<char*>(block_.host[round_].get()) + half_bytes_ + begin,
                         static_cast<char*>(block_.device.get()) + half_bytes_ + begin, end - begin);
   ++copies_;
-}
-
-void UploadArena::End() {
-  Flush();
-  read_[round_] = runtime_.queue().Record();
 }
 
 // What was put keeps its place in the old block; what follows starts a larger one.

@@ -20,24 +20,26 @@ class UploadArena {
   UploadArena(const UploadArena&) = delete;
   UploadArena& operator=(const UploadArena&) = delete;
 
-  // Starts a round. The host may be two rounds ahead of the device: then it waits.
+  // Starts a round. Where the host is kRounds ahead of the device's copies it waits.
   void Begin();
   // Addresses in device memory, aligned to 64 bytes.
   const void* PutArray(const void* host, int64_t bytes);
   const void* PutTable(const void* host, int64_t bytes);
   // Queues the copy of what was put since the last Flush.
   void Flush();
-  void End();
 
   // Queued so far.
   int64_t copies() const { return copies_; }
   int64_t device_bytes() const { return 2 * half_bytes_; }
 
  private:
+  // A Forward is up to three: new rows of tables, layers, sampling.
+  static constexpr int kRounds = 4;
+
   // Arrays lie from the middle of it on, tables before the middle, the newest first: one copy sends both.
   struct Block {
-    std::shared_ptr<void> host[2];  // [2 * half_bytes_], of even and odd rounds, pinned
-    std::shared_ptr<void> device;   // the same; released first, which waits for copies
+    std::shared_ptr<void> host[kRounds];  // [2 * half_bytes_], staging memory
+    std::shared_ptr<void> device;         // the same; released first, which waits for copies
   };
   // Offsets from the middle.
   struct Range {
@@ -52,8 +54,8 @@ class UploadArena {
   Runtime& runtime_;
   int64_t half_bytes_ = 0;
   Block block_;
-  std::vector<Block> outgrown_;              // this round's work may use them
-  std::shared_ptr<const Mark> read_[2];  // of each parity's round: the device has read it
+  std::vector<Block> outgrown_;                // this round's work may use them
+  std::shared_ptr<const Mark> read_[kRounds];  // the device has read the last of these rounds
   int round_ = 0;
   Range put_;
   Range sent_;
