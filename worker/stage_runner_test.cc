@@ -43,6 +43,7 @@ class NoTransport : public Transport {
  public:
   absl::Status Send(int, ConstTensor) override { return absl::InternalError("sent"); }
   absl::Status Recv(int, Tensor) override { return absl::InternalError("received"); }
+  absl::Status status() const override { return absl::OkStatus(); }
   void Abort() override {}
 };
 
@@ -86,7 +87,8 @@ class StageRunnerTest : public testing::TestWithParam<Kind> {
   }
   StepDone Run(const Step& step) {
     StepDone done;
-    const absl::Status status = runner->Run(step, transport, &done);
+    RunningStep running;
+    const absl::Status status = runner->Run(step, transport, &done, &running);
     EXPECT_TRUE(status.ok()) << status;
     return done;
   }
