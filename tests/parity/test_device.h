@@ -26,8 +26,9 @@ struct TestDevice {
 // One for the process. Aborts if the environment names no device.
 const TestDevice& GetTestDevice();
 
-// Equal, or if the device is not exact, nearly so.
-testing::AssertionResult Same(absl::Span<const float> ours, absl::Span<const float> expected);
+// Equal, or if they need not be exact, nearly so.
+testing::AssertionResult Same(absl::Span<const float> ours, absl::Span<const float> expected,
+                              bool exact = GetTestDevice().exact);
 // The largest relative error that Same has seen.
 double LargestDifference();
 
