@@ -100,7 +100,7 @@ std::unique_ptr<Backend> MakeTestBackend() {
   return *std::move(backend);
 }
 
-testing::AssertionResult Same(absl::Span<const float> ours, absl::Span<const float> expected) {
+testing::AssertionResult Same(absl::Span<const float> ours, absl::Span<const float> expected, bool exact) {
   if (ours.size() == expected.size() && std::equal(ours.begin(), ours.end(), expected.begin())) {
     return testing::AssertionSuccess();
   }
@@ -108,7 +108,7 @@ testing::AssertionResult Same(absl::Span<const float> ours, absl::Span<const flo
     return testing::AssertionFailure() << ours.size() << " numbers, expected " << expected.size();
   }
   const double error = RelativeError(ours, expected);
-  const double limit = GetTestDevice().exact ? 0 : kSameFactor * GetTestDevice().tolerance;
+  const double limit = exact ? 0 : kSameFactor * GetTestDevice().tolerance;
   difference_max = std::max(difference_max, error);
   if (error <= limit) return testing::AssertionSuccess();
   return testing::AssertionFailure() << "the relative difference is " << error << ", the limit " << limit;

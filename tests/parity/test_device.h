@@ -29,8 +29,9 @@ const TestDevice& GetTestDevice();
 // Another back end of that device, for a thread of its own. Aborts if it cannot be had.
 std::unique_ptr<Backend> MakeTestBackend();
 
-// Equal, or if the device is not exact, nearly so.
-testing::AssertionResult Same(absl::Span<const float> ours, absl::Span<const float> expected);
+// Equal, or if they need not be exact, nearly so.
+testing::AssertionResult Same(absl::Span<const float> ours, absl::Span<const float> expected,
+                              bool exact = GetTestDevice().exact);
 // The largest relative error that Same has seen.
 double LargestDifference();
 
