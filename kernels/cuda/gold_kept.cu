@@ -622,10 +622,11 @@ void Attend(Context& context, ConstTensor q, RowSpans spans, const GoldShared& s
   const int64_t wanted = at_once >= 4 * blocks ? at_once / blocks : CeilDiv(4 * at_once, blocks);
   const auto bucket = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(length_max)));
   const auto splits = static_cast<int>(std::min(wanted, CeilDiv<int64_t>(bucket, kSplitUnit)));
-  int32_t slot_rows = 0;
+  int32_t slot_rows = 0, tile_rows = 0;
   for (KeptTile& tile : tiles) {
     tile.slot_row = slot_rows;
     slot_rows += splits * tile.rows;
+    tile_rows = std::max(tile_rows, tile.rows);
   }
 
   const auto lora_rank = static_cast<int>(weights.key_up.in());
@@ -663,10 +664,10 @@ void Attend(Context& context, ConstTensor q, RowSpans spans, const GoldShared& s
   const auto tile_count = static_cast<unsigned>(tiles.size());
   Launch(stream, KeptKernel<T>,
          {dim3(static_cast<unsigned>(groups * splits), tile_count), dim3(kThreads), sizeof(KeptShared<T>)}, a);
-  Launch(
-      stream, MergeKernel<T>,
-      {dim3(static_cast<unsigned>(heads), kRows, tile_count), dim3(kMergeThreads), 5 * kMergeThreads * sizeof(float)},
-      a, static_cast<T*>(out.data));
+  Launch(stream, MergeKernel<T>,
+         {dim3(static_cast<unsigned>(heads), static_cast<unsigned>(tile_rows), tile_count), dim3(kMergeThreads),
+          5 * kMergeThreads * sizeof(float)},
+         a, static_cast<T*>(out.data));
 }
 
 // The kernels above want what CanFuse does, of all layers as they were kept together, and sizes within their own

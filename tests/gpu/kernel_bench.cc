@@ -275,6 +275,7 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
     bench.Measure(where + "T2", memory, sets, out, model.Attend(length, 1, bench.act_bytes()),
                   aims && t3 > 0 ? Aim::Times(1.0, t3) : Aim(), [&](int set) {
                     const RowSpan span = pool.Newest(set, length, 1);
+                    backend.GoldKeepRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, kept);
                     backend.GoldKeptAttention(q, {&span, 1}, model.shared, model.layers, 0, kept, kHeadSize, out);
                   });
     bench.Measure(where + "T0", memory, sets, out, model.Rebuild(length, bench.act_bytes()),
