@@ -75,5 +75,34 @@ TEST_F(FakeDeviceDeathTest, TypesThatTheContractDoesNotAllow) {
   EXPECT_DEATH(device.Convert(halves, floats), "conversion input");
 }
 
+TEST(FakeDeviceQueueTest, MarksCanBeHeldAndTheDeviceCanFail) {
+  FakeDevice device(MakeCpuBackend(1));
+  EXPECT_TRUE(device.queue().Record()->reached());
+  device.HoldMarks(true);
+  const std::shared_ptr<const Mark> mark = device.queue().Record();
+  EXPECT_FALSE(mark->reached());
+  device.HoldMarks(false);
+  EXPECT_TRUE(mark->reached());
+  mark->Wait();
+  EXPECT_EQ(device.status(), absl::OkStatus());
+  device.Fail(absl::InternalError("lost"));
+  EXPECT_EQ(device.status().message(), "lost");
+  EXPECT_FALSE(device.Synchronize().ok());
+}
+
+// From one device to another and by the host, at addresses that mean something to their own ops alone.
+TEST(FakeDeviceQueueTest, QueuesCopyBetweenDevicesAndStagingMemory) {
+  FakeDevice one(MakeCpuBackend(1)), other(MakeCpuBackend(1));
+  const std::vector<float> values = {1, 2, 3};
+  const auto from = *one.Allocate(12, "test"), to = *other.Allocate(12, "test");
+  const auto staging = *one.AllocateStaging(12, "test");
+  one.CopyFromHost(values.data(), {from.get(), DType::kF32, {3}});
+  other.queue().WaitFor(*one.queue().Record());
+  other.MakeQueue()->Copy(from.get(), to.get(), 12);
+  other.queue().Copy(to.get(), staging.get(), 12);
+  const auto* staged = static_cast<const float*>(staging.get());
+  EXPECT_EQ(std::vector<float>(staged, staged + 3), values);
+}
+
 }  // namespace
 }  // namespace goldfinch

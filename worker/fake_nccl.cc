@@ -141,7 +141,8 @@ int GetUniqueId(NcclUniqueId* id) {
 int CommInitRankConfig(NcclComm* comm, int ranks, NcclUniqueId id, int rank, NcclConfig* config) {
   GF_CHECK(ranks == 2 && (rank == 0 || rank == 1));
   GF_CHECK(config->size == 48 && config->magic == 0xcafebeef && config->version == 21800 && config->blocking == 0);
-  GF_CHECK(config->max_ctas == INT_MIN && config->net_name == nullptr && config->traffic_class == INT_MIN);
+  GF_CHECK(config->max_ctas > 0 && config->min_ctas == INT_MIN && config->net_name == nullptr &&
+           config->traffic_class == INT_MIN);
   State& state = Get();
   const std::lock_guard<std::mutex> lock(state.mutex);
   if (state.faults.init_error != 0) return state.faults.init_error;
@@ -205,8 +206,8 @@ const char* GetLastError(NcclComm /*comm*/) { return "what went wrong"; }
 }  // namespace
 
 NcclApi FakeNccl() {
-  return {GetVersion, GetUniqueId, CommInitRankConfig, CommGetAsyncError, CommAbort, Send, Recv, GetErrorString,
-          GetLastError};
+  return {GetVersion, GetUniqueId, CommInitRankConfig, CommGetAsyncError, CommAbort,
+          Send,       Recv,        GetErrorString,     GetLastError};
 }
 
 void SetFakeNcclFaults(const FakeNcclFaults& faults) {

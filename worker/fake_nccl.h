@@ -1,7 +1,7 @@
-// NCCL for tests: in one process, between emulated devices (kernels/cuda/emulation). It does what the real one may do at
-// its worst: every call is under way for a while, what it queues gets into the stream only when it has been asked after,
-// transfers run as late as they may and never end once the peer is gone. Calls that the real one does not allow end the
-// test: two threads inside a communicator, one that has been ended, one that has not finished with a call.
+// NCCL for tests: in one process, between emulated devices (kernels/cuda/emulation). It does what the real one may do
+// at its worst: every call is under way for a while, what it queues gets into the stream only when it has been asked
+// after, transfers run as late as they may and never end once the peer is gone. Calls that the real one does not allow
+// end the test: two threads inside a communicator, one that has been ended, one that has not finished with a call.
 #ifndef GOLDFINCH_WORKER_FAKE_NCCL_H_
 #define GOLDFINCH_WORKER_FAKE_NCCL_H_
 

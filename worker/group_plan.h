@@ -18,8 +18,8 @@ namespace cluster::v1 {
 class Form;
 }  // namespace cluster::v1
 
-// With whom a stage exchanges rows, which flow to later stages alone. Each sends compressed rows first, in the order of the stages, then hidden rows;
-// each receives them in that order.
+// With whom a stage exchanges rows, which flow to later stages alone. Each sends compressed rows first, in the order of
+// the stages, then hidden rows; each receives them in that order.
 struct StageLinks {
   int hidden_from = -1;            // the stage before; -1: this is the first
   int hidden_to = -1;              // the stage after; -1: this is the last

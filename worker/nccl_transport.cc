@@ -1,9 +1,9 @@
 // Channels between CUDA devices by NCCL: a communicator of two for each direction between two stages, in which the
-// sender is rank 0. Sends and receives are on streams of their own, beside the back end's ops, through rings of slots in
-// device memory; marks tie the two together.
+// sender is rank 0. Sends and receives are on streams of their own, beside the back end's ops, through rings of slots
+// in device memory; marks tie the two together.
 //
-// Communicators do not block: a call that the library has not finished with is asked after until it has. One thread, the
-// watchdog, asks for errors, keeps the time, and alone ends communicators, never while a thread is inside one.
+// Communicators do not block: a call that the library has not finished with is asked after until it has. One thread,
+// the watchdog, asks for errors, keeps the time, and alone ends communicators, never while a thread is inside one.
 #include "worker/nccl_transport.h"
 
 #include <dlfcn.h>
@@ -35,6 +35,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kVersionMin = 21800;
 constexpr int kSender = 0, kReceiver = 1;  // ranks
 constexpr int kSlots = Transport::kAheadSends;
+// A receive holds its multiprocessors while it waits for the sender, beside the ops; rows of a Step need few.
+constexpr int kMultiprocessorsMax = 4;
 constexpr std::chrono::microseconds kAskTime(20);    // while a call is under way
 constexpr std::chrono::milliseconds kWatchTime(5);   // while messages are
 constexpr std::chrono::milliseconds kIdleTime(100);  // else
@@ -92,8 +94,9 @@ class Group {
         const int64_t bytes_max = sends ? edges[peer].send_bytes_max : edges[peer].receive_bytes_max;
         if (bytes_max == 0) continue;
         auto channel = std::make_unique<Channel>(static_cast<int>(peer), sends, bytes_max);
-        GF_ASSIGN_OR_RETURN(channel->ring,
-                            backend.Allocate(kSlots * channel->slot_bytes(), "rows to and from other stages"));
+        const int64_t bytes = kSlots * channel->slot_bytes();
+        GF_ASSIGN_OR_RETURN(channel->ring, backend.Allocate(bytes, "rows to and from other stages"));
+        reserved_bytes_ += bytes;
         channel->queue = backend.MakeQueue();
         if (!sends) {
           if (const int result = api_.GetUniqueId(&channel->id); result != kNcclSuccess) {
@@ -107,6 +110,8 @@ class Group {
     return absl::OkStatus();
   }
 
+  int64_t reserved_bytes() const { return reserved_bytes_; }
+
   absl::Status Form(const std::vector<std::string>& addresses, double timeout_seconds) {
     if (addresses.size() != stages_) {
       return absl::InvalidArgumentError(
@@ -116,8 +121,9 @@ class Group {
       const std::string& address = addresses[channel->peer];
       if (!channel->sends) continue;
       if (address.size() != sizeof(channel->id.bytes)) {
-        return Fail(absl::UnavailableError(absl::StrCat("stage ", channel->peer, " gives an NCCL id of ", address.size(),
-                                                        " bytes, expected ", sizeof(channel->id.bytes))));
+        return Fail(
+            absl::UnavailableError(absl::StrCat("stage ", channel->peer, " gives an NCCL id of ", address.size(),
+                                                " bytes, expected ", sizeof(channel->id.bytes))));
       }
       std::memcpy(channel->id.bytes, address.data(), address.size());
     }
@@ -189,13 +195,13 @@ class Group {
   }
 
   Channel& Find(int stage, bool sends, int64_t bytes) {
+    Channel* found = nullptr;
     for (const auto& channel : channels_) {
-      if (channel->peer != stage || channel->sends != sends) continue;
-      GF_CHECK(bytes > 0 && bytes <= channel->bytes_max) << bytes << " bytes, the limit is " << channel->bytes_max;
-      return *channel;
+      if (channel->peer == stage && channel->sends == sends) found = channel.get();
     }
-    GF_CHECK(false) << "stage " << stage << " is no peer";
-    __builtin_unreachable();
+    GF_CHECK(found != nullptr) << "stage " << stage << " is no peer";
+    GF_CHECK(bytes > 0 && bytes <= found->bytes_max) << bytes << " bytes, the limit is " << found->bytes_max;
+    return *found;
   }
 
   // A call into the library. Its result, or that of the communicator's end if it has been ended.
@@ -264,6 +270,7 @@ class Group {
     for (const auto& channel : channels_) {
       results.push_back(Enter(*channel, [&] {
         NcclConfig config;
+        config.max_ctas = kMultiprocessorsMax;
         const int rank = channel->sends ? kSender : kReceiver;
         const int result = api_.CommInitRankConfig(&channel->comm, 2, channel->id, rank, &config);
         if (result != kNcclSuccess && result != kNcclInProgress) channel->comm = nullptr;
@@ -271,8 +278,8 @@ class Group {
       }));
     }
     for (size_t i = 0; i < channels_.size(); ++i) {
-      GF_RETURN_IF_ERROR(Settle(*channels_[i], absl::StrCat("connect ", channels_[i]->name()), results[i], deadline,
-                                limit_seconds));
+      GF_RETURN_IF_ERROR(
+          Settle(*channels_[i], absl::StrCat("connect ", channels_[i]->name()), results[i], deadline, limit_seconds));
     }
     // The first transfer makes the connection, which takes long and may hold up the host: not in the first Step.
     constexpr int64_t kWarmBytes = 1;
@@ -355,6 +362,7 @@ class Group {
   const double timeout_seconds_;
   Queue& queue_;  // of the ops
   size_t stages_ = 0;
+  int64_t reserved_bytes_ = 0;
   std::vector<std::unique_ptr<Channel>> channels_;
 
   mutable std::mutex mutex_;
@@ -383,6 +391,7 @@ class NcclSetup : public TransportSetup {
       : addresses_(std::move(addresses)), group_(std::move(group)) {}
 
   const std::vector<std::string>& addresses() const override { return addresses_; }
+  int64_t ReservedBytes() const override { return group_->reserved_bytes(); }
   absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
                                                      double timeout_seconds) override {
     GF_RETURN_IF_ERROR(group_->Form(addresses, timeout_seconds));
@@ -435,8 +444,8 @@ absl::StatusOr<NcclApi> OpenNccl() {
   load("ncclGetErrorString", &api.GetErrorString);
   load("ncclGetLastError", &api.GetLastError);
   if (!missing.empty()) {
-    return absl::UnavailableError(absl::StrCat(kLibrary, " has no ", missing, ": it is older than ",
-                                               VersionText(kVersionMin)));
+    return absl::UnavailableError(
+        absl::StrCat(kLibrary, " has no ", missing, ": it is older than ", VersionText(kVersionMin)));
   }
   int version = 0;
   if (api.GetVersion(&version) != kNcclSuccess || version < kVersionMin) {

@@ -1,5 +1,5 @@
-// What the NCCL transport needs of NCCL: the part of its C interface that has been the same since 2.18. Declared here, as
-// the library is looked for when the program runs; tests give another one.
+// What the NCCL transport needs of NCCL: the part of its C interface that has been the same since 2.18. Declared here,
+// as the library is looked for when the program runs; tests give another one.
 #ifndef GOLDFINCH_WORKER_NCCL_TRANSPORT_H_
 #define GOLDFINCH_WORKER_NCCL_TRANSPORT_H_
 

@@ -317,8 +317,7 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   GF_RETURN_IF_ERROR(LoadStage(plan));
   GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(plan, *backend_, *stage_));
   GF_RETURN_IF_ERROR(ReserveKept(plan));
-  GF_ASSIGN_OR_RETURN(setup_,
-                      transport_factory_->Setup(plan.generation, plan.rank, plan.Edges(shape_), *backend_));
+  GF_ASSIGN_OR_RETURN(setup_, transport_factory_->Setup(plan.generation, plan.rank, plan.Edges(shape_), *backend_));
   plan_ = std::make_unique<GroupPlan>(std::move(plan));
   if (!Publish(era, setup_.get(), nullptr)) return absl::CancelledError("the generation has ended");
 
@@ -327,7 +326,7 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   joined.set_generation(plan_->generation);
   for (const std::string& address : setup_->addresses()) joined.add_addresses(address);
   joined.set_weight_bytes(StageWeightBytes(*checkpoint_, shape_, plan_->first_layer, plan_->last_layer));
-  joined.set_reserved_bytes(stage_->ReservedBytes() + runner_->ReservedBytes());
+  joined.set_reserved_bytes(stage_->ReservedBytes() + runner_->ReservedBytes() + setup_->ReservedBytes());
   ReplyFromWork(message);
   return absl::OkStatus();
 }

@@ -63,9 +63,9 @@ class StageRunner {
   StageRunner(const StageRunner&) = delete;
   StageRunner& operator=(const StageRunner&) = delete;
 
-  // Runs the step, or queues it and leaves the rest to the back end. Fills `done` but for generation, id and seconds; it
-  // is true once `running` is done and neither the transport nor the back end has failed. INVALID_ARGUMENT names what is
-  // wrong with the step; other errors are those of Stage and Transport.
+  // Runs the step, or queues it and leaves the rest to the back end. Fills `done` but for generation, id and seconds;
+  // it is true once `running` is done and neither the transport nor the back end has failed. INVALID_ARGUMENT names
+  // what is wrong with the step; other errors are those of Stage and Transport.
   absl::Status Run(const cluster::v1::Step& step, Transport& transport, cluster::v1::StepDone* done,
                    RunningStep* running);
 

@@ -27,13 +27,13 @@ struct TransportKind {
   std::string name;
   std::function<std::unique_ptr<TransportFactory>(double timeout_seconds)> make;
   std::function<std::unique_ptr<Backend>(int stage)> open_device;
-  int stages_max = 4;  // tests of more are skipped
-  int rounds = 30;     // of tests that hope to meet a moment
-  bool tells_sizes = false;    // a message of another size is an error at once; else when the time is out
-  bool minds_sizes = true;     // it is an error at all
-  bool tells_losses = true;    // a lost peer is an error at once; else when the time is out
-  bool late = false;           // errors of Recv may come by status, when something has been written
-  bool leaves_threads = false; // the device's libraries may keep theirs
+  int stages_max = 4;           // tests of more are skipped
+  int rounds = 30;              // of tests that hope to meet a moment
+  bool tells_sizes = false;     // a message of another size is an error at once; else when the time is out
+  bool minds_sizes = true;      // it is an error at all
+  bool tells_losses = true;     // a lost peer is an error at once; else when the time is out
+  bool late = false;            // errors of Recv may come by status, when something has been written
+  bool leaves_threads = false;  // the device's libraries may keep theirs
 };
 inline void PrintTo(const TransportKind& kind, std::ostream* out) { *out << kind.name; }
 
@@ -148,7 +148,8 @@ class TransportTest : public testing::TestWithParam<TransportKind> {
     return *factories[stage];
   }
   Backend& Device(int stage) {
-    while (static_cast<int>(devices.size()) <= stage) devices.push_back(GetParam().open_device(static_cast<int>(devices.size())));
+    while (static_cast<int>(devices.size()) <= stage)
+      devices.push_back(GetParam().open_device(static_cast<int>(devices.size())));
     return *devices[stage];
   }
 

@@ -40,17 +40,24 @@ std::vector<TransportKind> Kinds() {
   const auto each = [gpus](int stage) { return *MakeCudaBackend({.device = stage % gpus}); };
   std::vector<TransportKind> kinds;
   if (gpus >= 1) {
-    kinds.push_back({.name = "local_one_gpu", .make = Local, .open_device = one, .tells_sizes = true,
-                     .leaves_threads = true});
+    kinds.push_back(
+        {.name = "local_one_gpu", .make = Local, .open_device = one, .tells_sizes = true, .leaves_threads = true});
     kinds.push_back({.name = "gloo_one_gpu", .make = Gloo, .open_device = one, .leaves_threads = true});
   }
   if (gpus >= 2) {
-    kinds.push_back({.name = "local_gpus", .make = Local, .open_device = each, .tells_sizes = true,
-                     .leaves_threads = true});
+    kinds.push_back(
+        {.name = "local_gpus", .make = Local, .open_device = each, .tells_sizes = true, .leaves_threads = true});
   }
   if (gpus >= 2 && MakeNcclTransportFactory(60).ok()) {
-    kinds.push_back({.name = "nccl", .make = Nccl, .open_device = each, .stages_max = std::min(gpus, 4), .rounds = 3,
-                     .minds_sizes = false, .tells_losses = false, .late = true, .leaves_threads = true});
+    kinds.push_back({.name = "nccl",
+                     .make = Nccl,
+                     .open_device = each,
+                     .stages_max = std::min(gpus, 4),
+                     .rounds = 3,
+                     .minds_sizes = false,
+                     .tells_losses = false,
+                     .late = true,
+                     .leaves_threads = true});
   }
   return kinds;
 }

@@ -153,8 +153,7 @@ TEST(LocalTransport, NoMemoryIsAnErrorOfSetup) {
   FakeDevice device(MakeCpuBackend(1));
   device.set_allocations_left(0);
   const auto factory = MakeLocalTransportFactory();
-  EXPECT_EQ(factory->Setup(1, 0, {{}, {kBytesMax, 0}}, device).status().code(),
-            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(factory->Setup(1, 0, {{}, {kBytesMax, 0}}, device).status().code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST(GlooTransport, Ipv6) {

@@ -7,6 +7,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/emulation/stream.h"
 
 namespace goldfinch::cuda {
 namespace {
@@ -150,6 +151,48 @@ TEST(EmulationDeathTest, DeviceMemoryIsTheDevices) {
 #endif
   EXPECT_DEATH(Start(TouchKernel, 1, 288, 0, memory), "");
   emulation::Free(memory);
+}
+
+// Work of a stream happens when somebody waits for it, or for a stream that waits for it, and not before.
+TEST(StreamTest, WorkIsAsLateAsItMayBe) {
+  emulation::Stream first, second;
+  std::vector<int> done;
+  const int64_t one = first.Push([&] {
+    done.push_back(1);
+    return true;
+  });
+  emulation::Queue(&first, [&] { done.push_back(2); });
+  second.Push([&] { return first.RunTo(one); });
+  emulation::Queue(&second, [&] { done.push_back(3); });
+  EXPECT_TRUE(done.empty());
+  EXPECT_TRUE(second.RunTo(second.end()));
+  EXPECT_EQ(done, (std::vector<int>{1, 3})) << "no more of the first stream than the second waits for";
+  first.WaitFor(first.end());
+  EXPECT_EQ(done, (std::vector<int>{1, 3, 2}));
+}
+
+TEST(StreamTest, WorkThatCannotGoOnHoldsUpWhatFollows) {
+  emulation::Stream stream;
+  bool ready = false, after = false;
+  stream.Push([&] { return ready; });
+  emulation::Queue(&stream, [&] { after = true; });
+  EXPECT_FALSE(stream.RunTo(stream.end()));
+  EXPECT_FALSE(after);
+  ready = true;
+  EXPECT_TRUE(stream.RunTo(stream.end()));
+  EXPECT_TRUE(after);
+}
+
+// A kernel in a stream is given its arguments when it is launched.
+TEST(StreamTest, KernelsRunInTheirStream) {
+  emulation::Stream stream;
+  std::vector<int> out(256, -1);
+  int* to = out.data();
+  Launch(&stream, ReverseKernel, {dim3(1), dim3(256), 1024}, to, true);
+  to = nullptr;
+  EXPECT_EQ(out[0], -1);
+  stream.WaitFor(stream.end());
+  EXPECT_EQ(out[0], 255);
 }
 
 }  // namespace
