@@ -196,7 +196,8 @@ sanitizer_seconds() {
   echo $((seconds < SANITIZER_SECONDS_MAX ? seconds : SANITIZER_SECONDS_MAX))
 }
 
-# sanitized TOOL SECONDS FLAGS...: what was not reached in the time is said, and is no failure; an error in what was is one.
+# sanitized TOOL SECONDS FLAGS...: what was not reached in the time is said, and is no failure; an error in what was is
+# one.
 sanitized() {
   local tool=$1 seconds=$2 start=$SECONDS status=0 sanitizer label
   shift 2
@@ -309,7 +310,9 @@ service() {
 torch_peer() {
   local start=$SECONDS log=$out/torch_peer.log status=0 reason
   reason=$(why_no_python)
-  if [[ -z $reason ]] && ! limited "$IMPORT_SECONDS" "$out/import_torch.log" python3 -c 'import torch'; then reason="no PyTorch"; fi
+  if [[ -z $reason ]] && ! limited "$IMPORT_SECONDS" "$out/import_torch.log" python3 -c 'import torch'; then
+    reason="no PyTorch"
+  fi
   if [[ -n $reason ]]; then
     add_part "the model in PyTorch" skipped 0 "$reason"
     return

@@ -19,7 +19,8 @@ ln -s "$PWD/clients/goldfinch" "$unpacked/bin/goldfinch"
 
 status=0
 mkdir "$TEST_TMPDIR/tmp"
-OUT=$TEST_TMPDIR/out TMPDIR=$TEST_TMPDIR/tmp GOLDFINCH_RUN_ALL_DEVICE=cpu "$unpacked/tests/gpu/run_all.sh" >"$TEST_TMPDIR/said" || status=$?
+OUT=$TEST_TMPDIR/out TMPDIR=$TEST_TMPDIR/tmp GOLDFINCH_RUN_ALL_DEVICE=cpu "$unpacked/tests/gpu/run_all.sh" \
+  >"$TEST_TMPDIR/said" || status=$?
 cat "$TEST_TMPDIR/said"
 if ((status != 0)); then
   tail -n 20 "$TEST_TMPDIR"/out/*.log
