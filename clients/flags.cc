@@ -30,6 +30,7 @@ void AddModelFlags(CLI::App& command, ModelOptions& options) {
 void AddRunFlags(CLI::App& command, ModelOptions& options, const char* chunk_flag) {
   AddModelFlags(command, options);
   AddBackendFlags(command, options.backend, "threads; 0: one per core");
+  AddMemoryShareFlag(command, options.gpu_memory_utilization);
   command.add_option("--max-model-len", options.max_model_len, "most tokens of a sequence, prompt and output together")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->capture_default_str();
@@ -96,6 +97,19 @@ void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* thr
       ->check(CLI::IsMember({"auto", "f32", "f16", "bf16"}))
       ->capture_default_str();
   command.add_option("--threads", options.threads, threads_help)->check(CLI::Range(0, 1024))->capture_default_str();
+}
+
+CLI::Option* AddMemoryShareFlag(CLI::App& command, double& share) {
+  return command
+      .add_option("--gpu-memory-utilization", share,
+                  "share of a GPU's memory to use, all programs on it together: what others use is taken off")
+      ->check([](const std::string& text) {
+        double number = 0;
+        return absl::SimpleAtod(text, &number) && number > 0 && number <= 1 ? ""
+                                                                            : text + " is not above 0 and at most 1";
+      })
+      ->type_name("SHARE")
+      ->capture_default_str();
 }
 
 void AddGenerate(CLI::App& app, GenerateOptions& options) {

@@ -27,6 +27,8 @@ void AddWorker(CLI::App& app, WorkerOptions& options);
 
 // --device, --dtype and --threads, whose help says of what.
 void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* threads_help);
+// --gpu-memory-utilization, which is returned.
+CLI::Option* AddMemoryShareFlag(CLI::App& command, double& share);
 // --server, which is returned and required, and what a connection needs.
 CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options);
 // A check. CLI11 reads -1 as the largest number, and cuts off what is larger still.

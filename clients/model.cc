@@ -72,6 +72,10 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   engine.stage.max_logit_rows = max_logit_rows;
   engine.stage.cache_dtype = *ParseFloatDType(options.cache_dtype);  // one of the names that the flag allows
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend));
+  // The system commits the CPU's memory as it is touched: what a short text needs is less than what is reserved.
+  if (!backend->reads_host_memory()) {
+    GF_ASSIGN_OR_RETURN(engine.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
+  }
   return Engine::Load(engine, std::move(backend));
 }
 

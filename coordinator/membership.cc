@@ -29,9 +29,24 @@ bool MakesSense(const cluster::v1::Described& model) {
   if (model.layers_size() == 0 || model.layers_size() > kLayersMax) return false;
   if (model.vocab_size() == 0 || model.vocab_size() > 1 << 24 || model.width() > 1 << 24) return false;
   if (model.gold_layers() > static_cast<uint32_t>(model.layers_size())) return false;
-  for (const uint64_t bytes : {model.embedding_bytes(), model.head_bytes(), model.gold_shared_bytes(),
-                               model.compressed_bytes_per_token(), model.transformer_cache_bytes_per_token()}) {
+  const cluster::v1::ModelMemory& memory = model.memory();
+  if (memory.layers_size() != model.layers_size()) return false;
+  for (const uint64_t bytes :
+       {model.embedding_bytes(), model.head_bytes(), model.gold_shared_bytes(), model.compressed_bytes_per_token(),
+        model.transformer_cache_bytes_per_token(), memory.embedding_bytes(), memory.head_bytes(),
+        memory.gold_shared_bytes(), memory.key_table_bytes(), memory.back_end_bytes()}) {
     if (bytes > kBytesMax) return false;
+  }
+  if (model.compressed_width() > 1 << 24 || memory.cache_number_bytes() > 8) return false;
+  for (const uint64_t bytes : {memory.back_end_bytes_per_row(), memory.back_end_bytes_per_logit_row()}) {
+    if (bytes > kBytesMax >> 16) return false;
+  }
+  for (const cluster::v1::LayerMemory& layer : memory.layers()) {
+    if (layer.weight_bytes() > kBytesMax || layer.table_bytes() > kBytesMax || layer.shift_bytes() > kBytesMax >> 16 ||
+        layer.wkv_bytes() > kBytesMax >> 16 || layer.cache_bytes_per_token() > kBytesMax >> 16 ||
+        layer.activation_bytes() > kBytesMax >> 16) {
+      return false;
+    }
   }
   return std::all_of(model.layers().begin(), model.layers().end(), [](const cluster::v1::LayerDescription& layer) {
     return layer.weight_bytes() <= kBytesMax && layer.state_bytes() <= kBytesMax >> 16 &&
@@ -44,6 +59,7 @@ bool MakesSense(const cluster::v1::Described& model) {
 struct Membership::Worker {
   std::string address;
   cluster::v1::Register about;
+  ModelMemory memory;  // the model as it keeps it, once described
   bool registered = false;
   bool described = false;
   Group* group = nullptr;
@@ -66,7 +82,8 @@ struct Membership::Stage {
   bool ready = false;
   int64_t weight_bytes = 0;
   int64_t reserved_bytes = 0;
-  int64_t cache_bytes = 0;
+  int64_t cache_bytes = 0, cache_tokens = 0;
+  std::vector<std::pair<std::string, int64_t>> memory;  // by use, of Joined
   double busy_seconds = 0, bubble_seconds = 0, idle_seconds = 0;
   int64_t hidden_bytes = 0, compressed_bytes = 0, id_bytes = 0;
 };
@@ -197,6 +214,7 @@ void Membership::HandleDescribed(uint64_t id, Worker& worker, cluster::v1::Descr
   if (!message.error().empty()) return Refuse(id, message.error(), now);
   if (!MakesSense(message)) return Refuse(id, "its description of the model makes no sense", now);
   worker.described = true;
+  worker.memory = ReadModelMemory(message);
   if (model_ == nullptr) {
     model_ = std::make_unique<cluster::v1::Described>(std::move(message));
     effects_.events.push_back({MembershipEffects::Event::kModelKnown});
@@ -286,7 +304,8 @@ absl::StatusOr<Plan> Membership::PlanFor(const Group& group, const std::vector<u
   const std::string& transport = workers_.at(members[0])->about.transport();
   for (uint64_t id : members) {
     const cluster::v1::Register& about = workers_.at(id)->about;
-    resources.push_back({static_cast<int64_t>(about.memory_bytes()), about.flops(), about.read_bytes_per_second()});
+    resources.push_back({static_cast<int64_t>(about.memory_bytes()), about.flops(), about.read_bytes_per_second(),
+                         &workers_.at(id)->memory});
     if (about.transport() != transport) {
       return absl::InvalidArgumentError(
           absl::StrCat("workers of the transports ", about.transport(), " and ", transport, " cannot form a group"));
@@ -338,7 +357,7 @@ bool Membership::Form(Group& group, const std::vector<uint64_t>& members, double
     form.set_max_sequence_tokens(options_.plan.max_sequence_tokens);
     form.set_cache_tokens(group.plan.cache_tokens);
     form.set_max_tokens(static_cast<uint32_t>(options_.plan.max_step_tokens));
-    form.set_max_logit_rows(static_cast<uint32_t>(options_.max_logit_rows));
+    form.set_max_logit_rows(static_cast<uint32_t>(options_.plan.max_logit_rows));
     if (is_last) {
       form.set_sampleable(sampleable_bits_);
       form.set_repeats_freely(repeats_freely_bits_);
@@ -347,6 +366,12 @@ bool Membership::Form(Group& group, const std::vector<uint64_t>& members, double
   }
   effects_.log.push_back(absl::StrCat("group ", group.index, ", generation ", group.generation, ": ", members.size(),
                                       " stages from layers ", absl::StrJoin(group.plan.first_layers, ", ")));
+  if (group.plan.cache_tokens < group.plan.cache_tokens_wanted) {
+    effects_.log.push_back(absl::StrCat("group ", group.index, ": caches hold ", group.plan.cache_tokens,
+                                        " tokens, not the ", group.plan.cache_tokens_wanted,
+                                        " of --max-num-seqs times --max-model-len: the memory of stage ",
+                                        group.plan.tightest_stage, " allows no more; requests wait for room"));
+  }
   return true;
 }
 
@@ -362,6 +387,9 @@ void Membership::HandleJoined(Worker& worker, const cluster::v1::Joined& message
   stage.addresses.assign(message.addresses().begin(), message.addresses().end());
   stage.weight_bytes = static_cast<int64_t>(message.weight_bytes());
   stage.reserved_bytes = static_cast<int64_t>(message.reserved_bytes());
+  for (const cluster::v1::MemoryPart& part : message.memory()) {
+    stage.memory.emplace_back(part.name(), static_cast<int64_t>(part.bytes()));
+  }
   if (!std::all_of(group->stages.begin(), group->stages.end(), [](const Stage& s) { return s.joined; })) return;
   for (size_t rank = 0; rank < group->stages.size(); ++rank) {
     ToWorker connect;
@@ -398,6 +426,7 @@ void Membership::HandleStepDone(Worker& worker, cluster::v1::StepDone message) {
   stage.compressed_bytes += static_cast<int64_t>(message.compressed_bytes());
   stage.id_bytes += static_cast<int64_t>(message.id_bytes());
   stage.cache_bytes = static_cast<int64_t>(message.cache_bytes());
+  stage.cache_tokens = static_cast<int64_t>(message.cache_tokens());
   if (group->views[worker.rank].is_last) ++group->steps;
   effects_.events.push_back({MembershipEffects::Event::kStepDone, group->index, worker.rank, "", std::move(message)});
 }
@@ -506,7 +535,7 @@ int Membership::groups_ready() const {
 GroupCapacity Membership::Capacity(int index) const {
   const Group& group = *groups_[index];
   return {static_cast<int>(group.stages.size()), options_.plan.max_sequences,   group.plan.cache_tokens,
-          options_.plan.max_sequence_tokens,     options_.plan.max_step_tokens, options_.max_logit_rows};
+          options_.plan.max_sequence_tokens,     options_.plan.max_step_tokens, options_.plan.max_logit_rows};
 }
 
 double Membership::SecondsPerPromptToken(int group) const { return groups_[group]->plan.seconds_per_prompt_token; }
@@ -519,6 +548,12 @@ int64_t Membership::CacheBytes(int index) const {
   int64_t bytes = 0;
   for (const Stage& stage : groups_[index]->stages) bytes += stage.cache_bytes;
   return bytes;
+}
+
+int64_t Membership::TransformerCacheBytes(int index) const {
+  int64_t tokens = 0;  // the same in every stage that has caches
+  for (const Stage& stage : groups_[index]->stages) tokens = std::max(tokens, stage.cache_tokens);
+  return tokens * static_cast<int64_t>(model_->transformer_cache_bytes_per_token());
 }
 
 int64_t Membership::StateBytesPerSequence() const {
@@ -555,6 +590,11 @@ void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) c
       to.mutable_received()->set_compressed(stage.compressed_bytes);
       to.mutable_received()->set_ids(stage.id_bytes);
       to.set_heartbeat_age_seconds(now - worker.last_heard);
+      for (const auto& [name, bytes] : stage.memory) {
+        v1::MemoryPart& part = *to.add_memory();
+        part.set_name(name);
+        part.set_bytes(bytes);
+      }
     }
   }
   for (uint64_t id : Spares()) info->add_spare_workers(workers_.at(id)->about.name());

@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "protos/cluster.pb.h"
 #include "worker/checkpoint/checkpoint.h"
+#include "worker/model_memory.h"
 
 namespace goldfinch {
 
@@ -254,7 +255,8 @@ bool Node::Publish(uint64_t era, TransportSetup* setup, Transport* transport) {
 void Node::HandleWelcome(const cluster::v1::Welcome& welcome) {
   FromWorker message;
   if (const absl::Status status = OpenModel(welcome); status.ok()) {
-    Describe(*checkpoint_, shape_, config_, cache_dtype_, backend_->activation_dtype(), message.mutable_described());
+    Describe(*checkpoint_, shape_, config_, cache_dtype_, MemoryOf(*measured_, cache_dtype_, *backend_),
+             message.mutable_described());
   } else {
     Log(absl::StrCat("the model cannot be read: ", status.ToString()));
     message.mutable_described()->set_error(Message(status));
@@ -283,7 +285,8 @@ absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
   verified_.clear();
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(model));
   GF_ASSIGN_OR_RETURN(config_, FindModelConfig(config, model));
-  GF_ASSIGN_OR_RETURN(shape_, ReadModelShape(*checkpoint, config_));
+  GF_ASSIGN_OR_RETURN(measured_, MeasureModel(*checkpoint, config_, backend_->reads_host_memory()));
+  shape_ = measured_->shape;
   checkpoint_ = std::move(checkpoint);
   opened_model_ = model;
   opened_config_ = config;
@@ -305,8 +308,13 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   cluster::v1::Joined& joined = *message.mutable_joined();
   joined.set_generation(plan_->generation);
   for (const std::string& address : setup_->addresses()) joined.add_addresses(address);
-  joined.set_weight_bytes(StageWeightBytes(*checkpoint_, shape_, plan_->first_layer, plan_->last_layer));
-  joined.set_reserved_bytes(stage_->ReservedBytes() + runner_->ReservedBytes());
+  joined.set_weight_bytes(stage_->memory().weights);
+  joined.set_reserved_bytes(stage_->memory().total());
+  for (const MemoryPart& part : stage_->memory().Parts()) {
+    cluster::v1::MemoryPart& to = *joined.add_memory();
+    to.set_name(part.name);
+    to.set_bytes(part.bytes);
+  }
   ReplyFromWork(message);
   return absl::OkStatus();
 }
@@ -315,9 +323,26 @@ absl::Status Node::LoadStage(const GroupPlan& plan) {
   const bool same_layers =
       model_ != nullptr && model_->first_layer == plan.first_layer && model_->last_layer == plan.last_layer;
   if (same_layers && stage_ != nullptr && stage_->options() == plan.options) return absl::OkStatus();
+  GF_RETURN_IF_ERROR(CheckMemory(plan));
   stage_.reset();  // before the next one takes its memory
   if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(plan));
   GF_ASSIGN_OR_RETURN(stage_, Stage::Create(*backend_, model_, plan.options));
+  return absl::OkStatus();
+}
+
+// Before anything is taken. The coordinator has planned the same, so that only a worker that was told otherwise since
+// falls short.
+absl::Status Node::CheckMemory(const GroupPlan& plan) const {
+  const StageMemory memory = PlanStageMemory(MemoryOf(*measured_, cache_dtype_, *backend_),
+                                             MemorySettings(plan.first_layer, plan.last_layer, plan.options));
+  const int64_t limit_bytes = options_.memory_bytes;
+  if (limit_bytes > 0 && memory.total() > limit_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("layers ", plan.first_layer, " to ", plan.last_layer - 1, ": ",
+                                                     MemoryShortage(memory, limit_bytes)));
+  }
+  Log(absl::StrCat("memory of layers ", plan.first_layer, " to ", plan.last_layer - 1, ", ", plan.options.max_sequences,
+                   " sequences, caches of ", plan.options.cache_tokens, " tokens:"));
+  for (const std::string& line : MemoryTable(memory, limit_bytes)) Log(absl::StrCat("  ", line));
   return absl::OkStatus();
 }
 

@@ -41,10 +41,10 @@ struct NodeOptions {
   std::string name = {};                // for people
   std::string model = {};               // path; empty: where the coordinator says
   std::string config = {};              // the same
-  int64_t memory_bytes = 0;             // that the worker may use, weights included
+  int64_t memory_bytes = 0;             // that the worker may use, for all that base/stage_memory.h plans; 0: any
   DeviceSpeed speed = {};               // of MeasureDevice
   double connect_timeout_seconds = 30;  // for a group's stages to reach each other
-  // Lines for the log: weights that are NaN, why a generation failed. Any thread. May be null.
+  // Lines for the log: the stage's memory, weights that are NaN, why a generation failed. Any thread. May be null.
   std::function<void(const std::string& line)> log = nullptr;
 };
 
@@ -97,6 +97,7 @@ class Node {
   absl::Status OpenModel(const cluster::v1::Welcome& welcome);
   absl::Status Form(uint64_t era, const cluster::v1::Form& form);
   absl::Status LoadStage(const GroupPlan& plan);
+  absl::Status CheckMemory(const GroupPlan& plan) const;
   absl::Status VerifyWeights(const GroupPlan& plan);
   absl::Status Connect(uint64_t era, const cluster::v1::Connect& connect);
   absl::Status LoadWeights(const GroupPlan& plan);
@@ -132,6 +133,7 @@ class Node {
   std::shared_ptr<const Checkpoint> checkpoint_;
   ModelConfig config_;
   ModelShape shape_;
+  std::shared_ptr<const Model> measured_;  // of all layers
   std::string verify_;
   DType cache_dtype_ = DType::kBf16;
   std::unordered_set<std::string> verified_;  // tensors

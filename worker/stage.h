@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "base/stage_memory.h"
 #include "kernels/backend.h"
 #include "worker/gold_rows.h"
 #include "worker/layers.h"
@@ -31,6 +32,7 @@ struct StageOptions {
 
   bool operator==(const StageOptions&) const = default;
 };
+StageSettings MemorySettings(int first_layer, int last_layer, const StageOptions& options);
 
 // The next tokens of one sequence: a part of its prompt, or one token that was drawn.
 struct Chunk {
@@ -86,9 +88,12 @@ class Stage {
 
   const Model& model() const { return *model_; }
   const StageOptions& options() const { return options_; }
-  // Pages in use, in bytes.
+  // Pages in use, in bytes and in positions; a page that forked sequences share counts once.
   int64_t CacheBytes() const;
-  // What Create took of the back end's memory: states, caches, activations. Pages are committed as they are used.
+  int64_t CacheTokens() const;
+  // What the stage, its runner and its back end take of the back end's memory.
+  const StageMemory& memory() const { return plan_; }
+  // What Create took of it: states, caches, tables, activations. Pages are committed as they are used.
   int64_t ReservedBytes() const { return reserved_bytes_; }
 
  private:
@@ -112,7 +117,6 @@ class Stage {
   const Sequence& OpenSequence(int slot) const;
   absl::Status AllocateMemory();
   absl::StatusOr<Tensor> AllocateTensor(const Shape& shape, DType dtype, const char* purpose);
-  int64_t WorkspaceBytes() const;
   bool keeps_pages() const;
 
   // Rows of a GOLD layer's input that GOLD layers of earlier stages have spent, where the rule warms up.
@@ -135,6 +139,7 @@ class Stage {
   const std::shared_ptr<const Model> model_;
   const StageOptions options_;
   const ModelShape& shape_;
+  const StageMemory plan_;
 
   std::vector<std::shared_ptr<void>> memory_;
   int64_t reserved_bytes_ = 0;
