@@ -20,7 +20,8 @@ struct Extent {
         last(settings.last_layer == static_cast<int>(model.layers.size())),
         gold(settings.last_layer > finch),
         boundary(model.gold_layers > 0 && settings.first_layer < finch && settings.last_layer >= finch),
-        receives_compressed(gold && settings.first_layer >= finch) {}
+        receives_compressed(gold && settings.first_layer >= finch),
+        after_boundary(gold && settings.first_layer == finch) {}
 
   const int finch;  // layers before the first GOLD layer
   const bool first;
@@ -28,6 +29,7 @@ struct Extent {
   const bool gold;
   const bool boundary;             // has the last Finch-side layer of a model with GOLD layers
   const bool receives_compressed;  // that layer is another stage's
+  const bool after_boundary;       // that of the stage before
 };
 
 int64_t PageBytes(const ModelMemory& model, const StageSettings& settings) {
@@ -53,6 +55,21 @@ int64_t ActivationBytes(const ModelMemory& model, const StageSettings& settings)
                          settings.max_logit_rows * (model.width + logits);
   constexpr int64_t kRounding = 64 * 1024;  // every tensor is rounded up to 64 bytes
   return rows * layer_bytes + floats * kFloat + kRounding;
+}
+
+// A channel carries hidden rows, compressed rows or both, one after the other. Where the stage before has GOLD layers,
+// it may have the last Finch-side layer as well, which is not known here: then one channel too many is counted.
+int64_t ChannelBytes(const Extent& stage, const StageSettings& settings, int64_t hidden_bytes,
+                     int64_t compressed_bytes) {
+  int64_t bytes = 0;
+  const auto add = [&bytes](int64_t message_bytes) {
+    bytes += kChannelMessages * ((message_bytes + kMessageAlignment - 1) / kMessageAlignment * kMessageAlignment);
+  };
+  if (!stage.first) add(stage.after_boundary ? std::max(hidden_bytes, compressed_bytes) : hidden_bytes);
+  if (stage.receives_compressed && !stage.after_boundary) add(compressed_bytes);
+  if (!stage.last) add(stage.boundary ? std::max(hidden_bytes, compressed_bytes) : hidden_bytes);
+  for (int later = 1; stage.boundary && later < settings.later_stages; ++later) add(compressed_bytes);
+  return bytes;
 }
 
 }  // namespace
@@ -106,16 +123,9 @@ StageMemory PlanStageMemory(const ModelMemory& model, const StageSettings& setti
   memory.activations = ActivationBytes(model, settings);
   const int64_t hidden_bytes = rows * model.width * kFloat;
   const int64_t compressed_bytes = settings.max_tokens * model.compressed_width * model.cache_number_bytes;
-  int channels = 0;
-  if (!stage.first) {
-    memory.received_rows += hidden_bytes;
-    ++channels;
-  }
-  if (stage.receives_compressed) {
-    memory.received_rows += compressed_bytes;
-    ++channels;
-  }
-  memory.channels = channels * kChannelMessages * std::max(hidden_bytes, compressed_bytes);
+  if (!stage.first) memory.received_rows += hidden_bytes;
+  if (stage.receives_compressed) memory.received_rows += compressed_bytes;
+  memory.channels = ChannelBytes(stage, settings, hidden_bytes, compressed_bytes);
   memory.back_end = model.back_end_bytes + model.back_end_bytes_per_row * rows;
   if (stage.last) memory.back_end += model.back_end_bytes_per_logit_row * settings.max_logit_rows;
   return memory;

@@ -11,8 +11,9 @@ namespace goldfinch {
 
 // Positions of one page of the caches.
 inline constexpr int64_t kCachePageTokens = 64;
-// Messages that a channel between two stages holds.
+// Messages that either end of a channel between two stages may hold, each in whole units of kMessageAlignment.
 inline constexpr int64_t kChannelMessages = 4;
+inline constexpr int64_t kMessageAlignment = 4096;
 
 struct LayerMemory {
   int64_t weight_bytes = 0;
@@ -44,7 +45,8 @@ struct ModelMemory {
 
 struct StageSettings {
   int first_layer = 0;
-  int last_layer = 0;  // one after the last
+  int last_layer = 0;    // one after the last
+  int later_stages = 0;  // of the pipeline
   int64_t max_sequences = 1;
   int64_t cache_tokens = 0;  // over all sequences; each may leave a page partly empty besides
   int64_t max_tokens = 1;    // of one step
@@ -68,7 +70,7 @@ struct StageMemory {
   int64_t kept_rows = 0;
   int64_t activations = 0;
   int64_t received_rows = 0;  // of a step, from other stages
-  int64_t channels = 0;       // that rows come by
+  int64_t channels = 0;       // to and from other stages: rows on their way
   int64_t back_end = 0;
 
   int64_t total() const;

@@ -48,6 +48,7 @@ ModelMemory Model() {
 StageSettings Settings(int first, int last) {
   return {.first_layer = first,
           .last_layer = last,
+          .later_stages = 6 - last,  // each layer a stage
           .max_sequences = 3,
           .cache_tokens = 130,
           .max_tokens = 20,
@@ -57,6 +58,10 @@ StageSettings Settings(int first, int last) {
 constexpr int64_t kRows = 20 + 2 * 2 * 3;  // of a step, with those of the pre-fill rule
 constexpr int64_t kPages = 3 + 3;          // 130 tokens, and a part of one a sequence
 constexpr int64_t kRounding = 64 << 10;
+constexpr int64_t kHidden = kRows * 16 * 4, kCompressed = 20 * 1 * 2;  // bytes of rows of a step
+// Four of each, rounded up to pages of the memory.
+constexpr int64_t kHiddenChannel = 4 * 4096, kCompressedChannel = 4 * 4096;
+static_assert(kHidden <= 4096 && kCompressed <= 4096);
 
 std::map<std::string, int64_t> Parts(int first, int last) {
   std::map<std::string, int64_t> parts;
@@ -82,7 +87,6 @@ TEST(StageMemoryTest, AllLayersInOneStage) {
 }
 
 TEST(StageMemoryTest, StagesOfAPipeline) {
-  constexpr int64_t kHidden = kRows * 16 * 4, kCompressed = 20 * 1 * 2;
   constexpr int64_t kFloats = 4 * ((20 + kRows) * 16 + 2 * 20 * 1 + 5 * 16) + kRounding;
   constexpr int64_t kBackEnd = (1 << 20) + 3 * kRows;
   EXPECT_EQ(Parts(0, 2), (Expected{{"weights", 3'000'000 + 7},
@@ -90,15 +94,16 @@ TEST(StageMemoryTest, StagesOfAPipeline) {
                                    {"WKV states", 2 * 3000 * 3},
                                    {"key/value caches", 64 * 64 * kPages},
                                    {"activations", kRows * 20 + kFloats},
+                                   {"channels", kHiddenChannel},
                                    {"back end", kBackEnd}}));
-  // The last Finch-side layer keeps the newest rows.
+  // The last Finch-side layer keeps the newest rows, and sends compressed rows to both stages after it.
   EXPECT_EQ(Parts(2, 4), (Expected{{"weights", 12'000'000},
                                    {"shift states", 2 * 100 * 3},
                                    {"WKV states", 2 * 3000 * 3},
                                    {"tail rows", 3 * 2 * 2 * 16 * 4},
                                    {"activations", kRows * 40 + kFloats},
                                    {"received rows", kHidden},
-                                   {"channels", 4 * kHidden},
+                                   {"channels", 2 * kHiddenChannel + kCompressedChannel},
                                    {"back end", kBackEnd}}));
   // GOLD layers get compressed rows as well, and have the embedding and the tables.
   EXPECT_EQ(Parts(4, 5), (Expected{{"weights", 16'000'000 + 7 + 70},
@@ -107,12 +112,14 @@ TEST(StageMemoryTest, StagesOfAPipeline) {
                                    {"compressed cache", 4 * 64 * kPages},
                                    {"activations", kRows * 50 + kFloats},
                                    {"received rows", kHidden + kCompressed},
-                                   {"channels", 2 * 4 * kHidden},
+                                   {"channels", 2 * kHiddenChannel},
                                    {"back end", kBackEnd}}));
   // From the boundary on in one stage: the compressed rows are its own.
   const Expected boundary = Parts(3, 6);
   EXPECT_EQ(boundary.at("received rows"), kHidden);
-  EXPECT_EQ(boundary.at("channels"), 4 * kHidden);
+  EXPECT_EQ(boundary.at("channels"), kHiddenChannel);
+  // Not from the stage before: a channel for each kind of row.
+  EXPECT_EQ(Parts(5, 6).at("channels"), kHiddenChannel + kCompressedChannel);
   EXPECT_EQ(boundary.at("tail rows"), 3 * 2 * 2 * 16 * 4);
 }
 

@@ -24,8 +24,9 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& option
 absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization) {
   // The rest is for the system, the tokenizer, requests and what mapped files leave in memory.
   constexpr double kMachineShare = 0.9;
-  if (backend.reads_host_memory())
+  if (backend.reads_host_memory()) {
     return static_cast<int64_t>(kMachineShare * static_cast<double>(MachineMemoryBytes()));
+  }
   return LeftOfShare(gpu_memory_utilization, backend.TotalBytes(), backend.FreeBytes());
 }
 

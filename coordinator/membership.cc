@@ -1,6 +1,7 @@
 #include "coordinator/membership.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <tuple>
 #include <utility>
 
@@ -23,35 +24,41 @@ constexpr double kFormRetrySecondsMax = 5;
 constexpr size_t kNameBytesMax = 256;
 constexpr int kLayersMax = 1024;  // far above any model; bounds the planner's work
 
+constexpr uint64_t kBytesMax = uint64_t{1} << 44;
+constexpr uint64_t kBytesEachMax = kBytesMax >> 16;  // of a sequence, a token or a row
+
+bool AllAtMost(uint64_t limit, std::initializer_list<uint64_t> values) {
+  return std::all_of(values.begin(), values.end(), [limit](uint64_t value) { return value <= limit; });
+}
+
+bool MakesSense(const cluster::v1::ModelMemory& memory) {
+  return memory.cache_number_bytes() <= 8 &&
+         AllAtMost(kBytesMax, {memory.embedding_bytes(), memory.gold_shared_bytes(), memory.key_table_bytes(),
+                               memory.head_bytes(), memory.back_end_bytes()}) &&
+         AllAtMost(kBytesEachMax, {memory.back_end_bytes_per_row(), memory.back_end_bytes_per_logit_row()}) &&
+         std::all_of(memory.layers().begin(), memory.layers().end(), [](const cluster::v1::LayerMemory& layer) {
+           return AllAtMost(kBytesMax, {layer.weight_bytes(), layer.table_bytes()}) &&
+                  AllAtMost(kBytesEachMax, {layer.shift_bytes(), layer.wkv_bytes(), layer.cache_bytes_per_token(),
+                                            layer.activation_bytes()});
+         });
+}
+
 // Bounds all sums that are made of it, and the planner's work.
 bool MakesSense(const cluster::v1::Described& model) {
-  constexpr uint64_t kBytesMax = uint64_t{1} << 44;
   if (model.layers_size() == 0 || model.layers_size() > kLayersMax) return false;
-  if (model.vocab_size() == 0 || model.vocab_size() > 1 << 24 || model.width() > 1 << 24) return false;
+  if (model.vocab_size() == 0 || !AllAtMost(1 << 24, {model.vocab_size(), model.width(), model.compressed_width()})) {
+    return false;
+  }
   if (model.gold_layers() > static_cast<uint32_t>(model.layers_size())) return false;
-  const cluster::v1::ModelMemory& memory = model.memory();
-  if (memory.layers_size() != model.layers_size()) return false;
-  for (const uint64_t bytes :
-       {model.embedding_bytes(), model.head_bytes(), model.gold_shared_bytes(), model.compressed_bytes_per_token(),
-        model.transformer_cache_bytes_per_token(), memory.embedding_bytes(), memory.head_bytes(),
-        memory.gold_shared_bytes(), memory.key_table_bytes(), memory.back_end_bytes()}) {
-    if (bytes > kBytesMax) return false;
-  }
-  if (model.compressed_width() > 1 << 24 || memory.cache_number_bytes() > 8) return false;
-  for (const uint64_t bytes : {memory.back_end_bytes_per_row(), memory.back_end_bytes_per_logit_row()}) {
-    if (bytes > kBytesMax >> 16) return false;
-  }
-  for (const cluster::v1::LayerMemory& layer : memory.layers()) {
-    if (layer.weight_bytes() > kBytesMax || layer.table_bytes() > kBytesMax || layer.shift_bytes() > kBytesMax >> 16 ||
-        layer.wkv_bytes() > kBytesMax >> 16 || layer.cache_bytes_per_token() > kBytesMax >> 16 ||
-        layer.activation_bytes() > kBytesMax >> 16) {
-      return false;
-    }
-  }
-  return std::all_of(model.layers().begin(), model.layers().end(), [](const cluster::v1::LayerDescription& layer) {
-    return layer.weight_bytes() <= kBytesMax && layer.state_bytes() <= kBytesMax >> 16 &&
-           layer.cache_bytes_per_token() <= kBytesMax && layer.prefill_flops() >= 0 && layer.decode_bytes() >= 0;
-  });
+  if (model.memory().layers_size() != model.layers_size() || !MakesSense(model.memory())) return false;
+  return AllAtMost(kBytesMax, {model.embedding_bytes(), model.head_bytes(), model.gold_shared_bytes(),
+                               model.transformer_cache_bytes_per_token()}) &&
+         AllAtMost(kBytesEachMax, {model.compressed_bytes_per_token()}) &&
+         std::all_of(model.layers().begin(), model.layers().end(), [](const cluster::v1::LayerDescription& layer) {
+           return AllAtMost(kBytesMax, {layer.weight_bytes(), layer.cache_bytes_per_token()}) &&
+                  AllAtMost(kBytesEachMax, {layer.state_bytes()}) && layer.prefill_flops() >= 0 &&
+                  layer.decode_bytes() >= 0;
+         });
 }
 
 }  // namespace

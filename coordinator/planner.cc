@@ -53,10 +53,11 @@ int64_t CacheTokensMin(const PlanOptions& options) {
   return options.cache_tokens > 0 ? options.cache_tokens : options.max_sequence_tokens;
 }
 
-// Of layers [first, last) as one stage with the least cache.
-StageSettings SettingsOf(const PlanOptions& options, int first, int last) {
+// Of layers [first, last) as one stage with the least cache, and so many after it.
+StageSettings SettingsOf(const PlanOptions& options, int first, int last, int later_stages) {
   return {.first_layer = first,
           .last_layer = last,
+          .later_stages = later_stages,
           .max_sequences = options.max_sequences,
           .cache_tokens = CacheTokensMin(options),
           .max_tokens = options.max_step_tokens,
@@ -64,19 +65,19 @@ StageSettings SettingsOf(const PlanOptions& options, int first, int last) {
 }
 
 // Tokens of cache that fit beside the rest; negative if the rest does not fit.
-int64_t CacheTokens(const PlanOptions& options, int first, int last, const WorkerResources& worker) {
-  return CacheTokensThatFit(*worker.model, SettingsOf(options, first, last), worker.memory_bytes);
+int64_t CacheTokens(const PlanOptions& options, int first, int last, int later_stages, const WorkerResources& worker) {
+  return CacheTokensThatFit(*worker.model, SettingsOf(options, first, last, later_stages), worker.memory_bytes);
 }
 
 // Why layers [first, last) do not fit.
-std::string Shortage(const PlanOptions& options, int first, int last, const WorkerResources& worker) {
+std::string Shortage(const PlanOptions& options, int first, int last, int later_stages, const WorkerResources& worker) {
   const std::string caches =
       options.cache_tokens > 0
           ? absl::StrCat(options.cache_tokens, " tokens of cache (--cache-tokens)")
           : absl::StrCat("caches of one sequence of ", options.max_sequence_tokens, " tokens (--max-model-len)");
-  return absl::StrCat(
-      "with ", options.max_sequences, " sequences (--max-num-seqs) and ", caches, ", ",
-      MemoryShortage(PlanStageMemory(*worker.model, SettingsOf(options, first, last)), worker.memory_bytes));
+  return absl::StrCat("with ", options.max_sequences, " sequences (--max-num-seqs) and ", caches, ", ",
+                      MemoryShortage(PlanStageMemory(*worker.model, SettingsOf(options, first, last, later_stages)),
+                                     worker.memory_bytes));
 }
 
 absl::Status CheckSplit(const PlanOptions& options, int layers, size_t workers) {
@@ -109,7 +110,7 @@ std::vector<int> BalancedSplit(const Costs& costs, int layers, absl::Span<const 
         if (best[s - 1][first] == kNever) continue;
         const double slowest = std::max(best[s - 1][first], costs.Seconds(first, last, workers[s - 1]));
         if (slowest >= best[s][last]) continue;
-        if (CacheTokens(options, first, last, workers[s - 1]) < CacheTokensMin(options)) continue;
+        if (CacheTokens(options, first, last, stages - s, workers[s - 1]) < CacheTokensMin(options)) continue;
         best[s][last] = slowest;
         cut[s][last] = first;
       }
@@ -140,7 +141,7 @@ absl::StatusOr<Plan> PlanStages(const cluster::v1::Described& model, absl::Span<
       return absl::ResourceExhaustedError(
           absl::StrCat("the model does not fit ", workers.size(),
                        workers.size() == 1 ? " worker: " : " workers, however it is cut: in one stage, ",
-                       Shortage(options, 0, layers, all)));
+                       Shortage(options, 0, layers, 0, all)));
     }
   } else {
     GF_RETURN_IF_ERROR(CheckSplit(options, layers, workers.size()));
@@ -153,11 +154,12 @@ absl::StatusOr<Plan> PlanStages(const cluster::v1::Described& model, absl::Span<
   for (size_t s = 0; s < workers.size(); ++s) {
     const int first = plan.first_layers[s];
     const int last = s + 1 < workers.size() ? plan.first_layers[s + 1] : layers;
-    const int64_t tokens = CacheTokens(options, first, last, workers[s]);
+    const int later_stages = static_cast<int>(workers.size() - s) - 1;
+    const int64_t tokens = CacheTokens(options, first, last, later_stages, workers[s]);
     if (tokens < CacheTokensMin(options)) {
       return absl::ResourceExhaustedError(
           absl::StrCat("stage ", s, " (layers ", first, "-", last - 1,
-                       ") does not fit its worker: ", Shortage(options, first, last, workers[s])));
+                       ") does not fit its worker: ", Shortage(options, first, last, later_stages, workers[s])));
     }
     if (tokens < plan.cache_tokens) {
       plan.cache_tokens = tokens;

@@ -56,6 +56,7 @@ absl::StatusOr<Plan> PlanFor(const cluster::v1::Described& model, std::vector<Wo
 int64_t Needs(const cluster::v1::Described& model, int first, int last, const PlanOptions& options) {
   return PlanStageMemory(ReadModelMemory(model), {.first_layer = first,
                                                   .last_layer = last,
+                                                  .later_stages = last < model.layers_size() ? 1 : 0,
                                                   .max_sequences = options.max_sequences,
                                                   .cache_tokens = options.max_sequence_tokens,
                                                   .max_tokens = options.max_step_tokens,
@@ -114,7 +115,9 @@ TEST(PlannerTest, TheCacheTakesWhatMemoryIsLeft) {
   EXPECT_EQ(plan->cache_tokens_wanted, 2000);
   EXPECT_EQ(plan->tightest_stage, 0);
   // Of a pipeline, the stage with the least room: one without caches needs none.
-  const auto two = PlanFor(model, {kWorker, worker}, options);
+  WorkerResources second = kWorker;
+  second.memory_bytes = Needs(model, 2, 4, options) + 5 * page;
+  const auto two = PlanFor(model, {kWorker, second}, options);
   ASSERT_TRUE(two.ok()) << two.status();
   EXPECT_LT(two->cache_tokens, 2000);
   EXPECT_EQ(two->tightest_stage, 1);

@@ -297,6 +297,7 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   EndGroup();
   if (checkpoint_ == nullptr) return absl::FailedPreconditionError("Form before the model was described");
   GF_ASSIGN_OR_RETURN(GroupPlan plan, PlanGroup(form, shape_, cache_dtype_));
+  GF_RETURN_IF_ERROR(PlanMemory(plan));
   GF_RETURN_IF_ERROR(LoadStage(plan));
   GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(plan, *backend_, *stage_));
   GF_ASSIGN_OR_RETURN(
@@ -308,9 +309,9 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   cluster::v1::Joined& joined = *message.mutable_joined();
   joined.set_generation(plan_->generation);
   for (const std::string& address : setup_->addresses()) joined.add_addresses(address);
-  joined.set_weight_bytes(stage_->memory().weights);
-  joined.set_reserved_bytes(stage_->memory().total());
-  for (const MemoryPart& part : stage_->memory().Parts()) {
+  joined.set_weight_bytes(memory_.weights);
+  joined.set_reserved_bytes(memory_.total());
+  for (const MemoryPart& part : memory_.Parts()) {
     cluster::v1::MemoryPart& to = *joined.add_memory();
     to.set_name(part.name);
     to.set_bytes(part.bytes);
@@ -323,7 +324,6 @@ absl::Status Node::LoadStage(const GroupPlan& plan) {
   const bool same_layers =
       model_ != nullptr && model_->first_layer == plan.first_layer && model_->last_layer == plan.last_layer;
   if (same_layers && stage_ != nullptr && stage_->options() == plan.options) return absl::OkStatus();
-  GF_RETURN_IF_ERROR(CheckMemory(plan));
   stage_.reset();  // before the next one takes its memory
   if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(plan));
   GF_ASSIGN_OR_RETURN(stage_, Stage::Create(*backend_, model_, plan.options));
@@ -332,17 +332,18 @@ absl::Status Node::LoadStage(const GroupPlan& plan) {
 
 // Before anything is taken. The coordinator has planned the same, so that only a worker that was told otherwise since
 // falls short.
-absl::Status Node::CheckMemory(const GroupPlan& plan) const {
-  const StageMemory memory = PlanStageMemory(MemoryOf(*measured_, cache_dtype_, *backend_),
-                                             MemorySettings(plan.first_layer, plan.last_layer, plan.options));
+absl::Status Node::PlanMemory(const GroupPlan& plan) {
+  memory_ =
+      PlanStageMemory(MemoryOf(*measured_, cache_dtype_, *backend_),
+                      MemorySettings(plan.first_layer, plan.last_layer, plan.options, plan.stages - plan.rank - 1));
   const int64_t limit_bytes = options_.memory_bytes;
-  if (limit_bytes > 0 && memory.total() > limit_bytes) {
+  if (limit_bytes > 0 && memory_.total() > limit_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat("layers ", plan.first_layer, " to ", plan.last_layer - 1, ": ",
-                                                     MemoryShortage(memory, limit_bytes)));
+                                                     MemoryShortage(memory_, limit_bytes)));
   }
   Log(absl::StrCat("memory of layers ", plan.first_layer, " to ", plan.last_layer - 1, ", ", plan.options.max_sequences,
                    " sequences, caches of ", plan.options.cache_tokens, " tokens:"));
-  for (const std::string& line : MemoryTable(memory, limit_bytes)) Log(absl::StrCat("  ", line));
+  for (const std::string& line : MemoryTable(memory_, limit_bytes)) Log(absl::StrCat("  ", line));
   return absl::OkStatus();
 }
 

@@ -97,7 +97,7 @@ class Node {
   absl::Status OpenModel(const cluster::v1::Welcome& welcome);
   absl::Status Form(uint64_t era, const cluster::v1::Form& form);
   absl::Status LoadStage(const GroupPlan& plan);
-  absl::Status CheckMemory(const GroupPlan& plan) const;
+  absl::Status PlanMemory(const GroupPlan& plan);
   absl::Status VerifyWeights(const GroupPlan& plan);
   absl::Status Connect(uint64_t era, const cluster::v1::Connect& connect);
   absl::Status LoadWeights(const GroupPlan& plan);
@@ -134,6 +134,7 @@ class Node {
   ModelConfig config_;
   ModelShape shape_;
   std::shared_ptr<const Model> measured_;  // of all layers
+  StageMemory memory_;                     // of the stage that is forming or formed
   std::string verify_;
   DType cache_dtype_ = DType::kBf16;
   std::unordered_set<std::string> verified_;  // tensors

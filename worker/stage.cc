@@ -18,9 +18,10 @@ constexpr int64_t kPageTokens = kCachePageTokens;
 
 }  // namespace
 
-StageSettings MemorySettings(int first_layer, int last_layer, const StageOptions& options) {
+StageSettings MemorySettings(int first_layer, int last_layer, const StageOptions& options, int later_stages) {
   return {.first_layer = first_layer,
           .last_layer = last_layer,
+          .later_stages = later_stages,
           .max_sequences = options.max_sequences,
           .cache_tokens = options.cache_tokens,
           .max_tokens = options.max_tokens,

@@ -32,7 +32,7 @@ struct StageOptions {
 
   bool operator==(const StageOptions&) const = default;
 };
-StageSettings MemorySettings(int first_layer, int last_layer, const StageOptions& options);
+StageSettings MemorySettings(int first_layer, int last_layer, const StageOptions& options, int later_stages = 0);
 
 // The next tokens of one sequence: a part of its prompt, or one token that was drawn.
 struct Chunk {
@@ -91,7 +91,7 @@ class Stage {
   // Pages in use, in bytes and in positions; a page that forked sequences share counts once.
   int64_t CacheBytes() const;
   int64_t CacheTokens() const;
-  // What the stage, its runner and its back end take of the back end's memory.
+  // What the stage and its back end take of the back end's memory; a pipeline's other stages are not counted on.
   const StageMemory& memory() const { return plan_; }
   // What Create took of it: states, caches, tables, activations. Pages are committed as they are used.
   int64_t ReservedBytes() const { return reserved_bytes_; }
