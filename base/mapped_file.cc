@@ -42,11 +42,20 @@ MappedFile::~MappedFile() {
   if (!bytes_.empty()) munmap(const_cast<char*>(bytes_.data()), bytes_.size());
 }
 
-void MappedFile::WillNeed(std::string_view part) {
+namespace {
+
+// Of whole pages.
+void Advise(std::string_view part, int advice) {
   static const uintptr_t page_bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(part.data()) / page_bytes * page_bytes;
   const uintptr_t end = reinterpret_cast<uintptr_t>(part.data()) + part.size();
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
+  madvise(reinterpret_cast<void*>(begin), end - begin, advice);
 }
+
+}  // namespace
+
+void MappedFile::WillNeed(std::string_view part) { Advise(part, MADV_WILLNEED); }
+
+void MappedFile::DontNeed(std::string_view part) { Advise(part, MADV_DONTNEED); }
 
 }  // namespace goldfinch

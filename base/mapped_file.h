@@ -24,6 +24,9 @@ class MappedFile {
 
   // Starts reading `part` of some mapped file from disk and does not wait for it: advice, without effect on results.
   static void WillNeed(std::string_view part);
+  // Lets go of `part` of some mapped file: it no longer counts as this process's memory, and is read again when it is
+  // looked at again.
+  static void DontNeed(std::string_view part);
 
  private:
   explicit MappedFile(std::string_view bytes) : bytes_(bytes) {}

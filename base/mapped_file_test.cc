@@ -3,8 +3,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
 #include <fstream>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -27,6 +31,37 @@ TEST(MappedFileTest, ShowsTheBytesOfTheFile) {
   ASSERT_TRUE(file.ok()) << file.status();
   EXPECT_EQ(file->bytes(), std::string_view("gold\0finch", 10));
   MappedFile::WillNeed(file->bytes().substr(3));
+}
+
+// Of the mapping that holds `address`, what is in this process's memory.
+int64_t ResidentKilobytes(const void* address) {
+  std::ifstream maps("/proc/self/smaps");
+  std::string line;
+  bool inside = false;
+  while (std::getline(maps, line)) {
+    uint64_t begin = 0, end = 0;
+    int64_t kilobytes = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {
+      const auto wanted = reinterpret_cast<uintptr_t>(address);
+      inside = begin <= wanted && wanted < end;
+    } else if (inside && std::sscanf(line.c_str(), "Rss: %ld kB", &kilobytes) == 1) {
+      return kilobytes;
+    }
+  }
+  return -1;
+}
+
+TEST(MappedFileTest, WhatIsNotNeededLeavesTheProcess) {
+  const std::string path = Path("mapped_file_large");
+  Write(path, std::string(1 << 20, 'g'));
+  absl::StatusOr<MappedFile> file = MappedFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const std::string_view bytes = file->bytes();
+  EXPECT_EQ(std::count(bytes.begin(), bytes.end(), 'g'), 1 << 20);
+  EXPECT_EQ(ResidentKilobytes(bytes.data()), 1 << 10);
+  MappedFile::DontNeed(bytes.substr(0, 3 << 18));
+  EXPECT_EQ(ResidentKilobytes(bytes.data()), 1 << 8);
+  EXPECT_EQ(std::count(bytes.begin(), bytes.end(), 'g'), 1 << 20) << "and is read again";
 }
 
 TEST(MappedFileTest, BytesStayWhenItMoves) {

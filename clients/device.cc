@@ -2,7 +2,9 @@
 
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/units.h"
 #include "clients/machine.h"
 #include "clients/terminal.h"
 
@@ -19,9 +21,24 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& option
   return backend;
 }
 
-int64_t DeviceMemoryBytes(const Backend& backend) {
-  if (backend.reads_host_memory()) return MachineMemoryBytes();
-  return backend.FreeBytes();
+absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization) {
+  // The rest is for the system, the tokenizer, requests and what mapped files leave in memory.
+  constexpr double kMachineShare = 0.9;
+  if (backend.reads_host_memory()) {
+    return static_cast<int64_t>(kMachineShare * static_cast<double>(MachineMemoryBytes()));
+  }
+  return LeftOfShare(gpu_memory_utilization, backend.TotalBytes(), backend.FreeBytes());
+}
+
+absl::StatusOr<int64_t> LeftOfShare(double gpu_memory_utilization, int64_t total_bytes, int64_t free_bytes) {
+  const auto allowed = static_cast<int64_t>(gpu_memory_utilization * static_cast<double>(total_bytes));
+  const int64_t used = total_bytes - free_bytes;
+  if (allowed <= used) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "--gpu-memory-utilization is ", gpu_memory_utilization, ": of the device's ", HumanBytes(total_bytes),
+        " that is ", HumanBytes(allowed), ", and ", HumanBytes(used), " are in use already"));
+  }
+  return allowed - used;
 }
 
 }  // namespace goldfinch

@@ -31,6 +31,7 @@ void AddRunFlags(CLI::App& command, ModelOptions& options, const char* chunk_fla
   AddModelFlags(command, options);
   AddBackendFlags(command, options.backend, "threads; 0: one per core");
   AddGoldTierFlag(command, options.gold_tier);
+  AddMemoryShareFlag(command, options.gpu_memory_utilization);
   command.add_option("--max-model-len", options.max_model_len, "most tokens of a sequence, prompt and output together")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->capture_default_str();
@@ -105,6 +106,19 @@ void AddGoldTierFlag(CLI::App& command, std::string& gold_tier) {
                   "what GOLD layers keep beside the compressed cache, as memory allows: compressed: nothing; shared: "
                   "what all layers share; full: keys and values; auto: as full")
       ->check(CLI::IsMember({"auto", "compressed", "shared", "full"}))
+      ->capture_default_str();
+}
+
+CLI::Option* AddMemoryShareFlag(CLI::App& command, double& share) {
+  return command
+      .add_option("--gpu-memory-utilization", share,
+                  "share of a GPU's memory to use, all programs on it together: what others use is taken off")
+      ->check([](const std::string& text) {
+        double number = 0;
+        return absl::SimpleAtod(text, &number) && number > 0 && number <= 1 ? ""
+                                                                            : text + " is not above 0 and at most 1";
+      })
+      ->type_name("SHARE")
       ->capture_default_str();
 }
 

@@ -29,6 +29,8 @@ void AddWorker(CLI::App& app, WorkerOptions& options);
 void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* threads_help);
 // --gold-tier.
 void AddGoldTierFlag(CLI::App& command, std::string& gold_tier);
+// --gpu-memory-utilization, which is returned.
+CLI::Option* AddMemoryShareFlag(CLI::App& command, double& share);
 // --server, which is returned and required, and what a connection needs.
 CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options);
 // A check. CLI11 reads -1 as the largest number, and cuts off what is larger still.

@@ -22,8 +22,8 @@ void AddSeconds(CLI::App& command, const char* flag, double& seconds, const char
       ->capture_default_str();
 }
 
-void AddBytes(CLI::App& command, const char* flag, int64_t& bytes, const char* help) {
-  command.add_option(flag, bytes, help)
+CLI::Option* AddBytes(CLI::App& command, const char* flag, int64_t& bytes, const char* help) {
+  return command.add_option(flag, bytes, help)
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
       ->check(CLI::Range(int64_t{0}, kBytesMax))
       ->type_name("BYTES");
@@ -129,7 +129,9 @@ void AddServe(CLI::App& app, ServeOptions& options) {
   AddModelFlags(command, options);
   AddPipelineFlags(command, options);
   AddBackendFlags(command, options.backend, "threads of all stages together; 0: one per core");
-  AddBytes(command, "--memory", options.memory_bytes, "memory for all stages together [what the device has]");
+  AddBytes(command, "--memory", options.memory_bytes,
+           "memory for all stages together [--gpu-memory-utilization, or 0.9 of the machine's]")
+      ->excludes(AddMemoryShareFlag(command, options.gpu_memory_utilization));
   AddGoldTierFlag(command, options.gold_tier);
   AddListenFlags(command, options);
 }
@@ -162,7 +164,9 @@ void AddWorker(CLI::App& app, WorkerOptions& options) {
                   "name or IP address at which other workers reach this one [of the way to the coordinator]")
       ->type_name("HOST");
   AddBackendFlags(command, options.backend, "threads; 0: one per core");
-  AddBytes(command, "--memory", options.memory_bytes, "memory for weights, states and caches [what the device has]");
+  AddBytes(command, "--memory", options.memory_bytes,
+           "memory for weights, states, caches and all else [--gpu-memory-utilization, or 0.9 of the machine's]")
+      ->excludes(AddMemoryShareFlag(command, options.gpu_memory_utilization));
   AddGoldTierFlag(command, options.gold_tier);
   command.add_option("--cluster-root-cert", options.tls.roots, "vouches for the coordinator, PEM: uses TLS")
       ->type_name("FILE");

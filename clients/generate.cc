@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/stage_memory.h"
 #include "base/status.h"
 #include "clients/commands.h"
 #include "clients/generation.h"
@@ -146,8 +147,10 @@ absl::Status RunGenerate(const GenerateOptions& options) {
   GF_ASSIGN_OR_RETURN(Generation result, generator.Run(ids));
   result.seed = sampling.seed;
   if (options.json) {
-    PrintJson(
-        ToJson(result, options.logprobs >= 0, [&](int32_t id) { return std::string(tokenizer->TokenBytes(id)); }));
+    nlohmann::json json =
+        ToJson(result, options.logprobs >= 0, [&](int32_t id) { return std::string(tokenizer->TokenBytes(id)); });
+    for (const MemoryPart& part : engine->stage().memory().Parts()) json["memory"][part.name] = part.bytes;
+    PrintJson(json);
   } else {
     std::cout << "\n";
     GF_RETURN_IF_ERROR(FlushOutput());

@@ -74,7 +74,13 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   engine.stage.cache_dtype = *ParseFloatDType(options.cache_dtype);  // one of the names that the flag allows
   engine.stage.gold_tier = *ParseGoldTier(options.gold_tier);        // likewise
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend));
-  engine.kept_bytes = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(DeviceMemoryBytes(*backend)));
+  // The system commits the CPU's memory as it is touched: what a short text needs is less than what is reserved.
+  if (backend->reads_host_memory()) {
+    engine.kept_bytes = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(MachineMemoryBytes()));
+  } else {
+    GF_ASSIGN_OR_RETURN(engine.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
+    engine.kept_bytes = engine.memory_bytes;
+  }
   return Engine::Load(engine, std::move(backend));
 }
 

@@ -13,15 +13,16 @@ namespace goldfinch {
 
 // Where a model is and how it runs.
 struct ModelOptions {
-  std::string model;                 // --model: checkpoint file or folder
-  std::string config;                // --config; empty: config.json beside the model
-  std::string vocab;                 // --vocab; empty: beside the model, or bytes if the model's config says so
-  std::string cache_dtype = "bf16";  // --cache-dtype: f32, f16 or bf16
-  std::string verify = "all";        // --verify: all, finite or none
-  BackendOptions backend;            // --device, --dtype, --threads
-  std::string gold_tier = "auto";    // --gold-tier: auto, compressed, shared or full
-  int64_t max_model_len = 1 << 20;   // --max-model-len, tokens: bounds memory for prompts from outside
-  int64_t max_batched_tokens = 512;  // --max-num-batched-tokens: from here on products gain nothing from more rows
+  std::string model;                    // --model: checkpoint file or folder
+  std::string config;                   // --config; empty: config.json beside the model
+  std::string vocab;                    // --vocab; empty: beside the model, or bytes if the model's config says so
+  std::string cache_dtype = "bf16";     // --cache-dtype: f32, f16 or bf16
+  std::string verify = "all";           // --verify: all, finite or none
+  BackendOptions backend;               // --device, --dtype, --threads
+  std::string gold_tier = "auto";       // --gold-tier: auto, compressed, shared or full
+  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization, of a GPU's memory; the rest is for its driver
+  int64_t max_model_len = 1 << 20;      // --max-model-len, tokens: bounds memory for prompts from outside
+  int64_t max_batched_tokens = 512;     // --max-num-batched-tokens: from here on products gain nothing from more rows
 };
 
 // Where a server is and how to be let in.

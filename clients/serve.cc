@@ -72,7 +72,7 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   membership.form_timeout_seconds = options.form_timeout_seconds;
   membership.regroup_wait_seconds = options.regroup_wait_seconds;
   // A row for every sequence that decodes, and some for scoring beside them.
-  membership.max_logit_rows = options.max_num_seqs + kScoredRows;
+  membership.plan.max_logit_rows = options.max_num_seqs + kScoredRows;
 
   if (options.heartbeat_timeout_seconds < 2 * options.heartbeat_interval_seconds) {
     return UsageError(absl::StrCat("--heartbeat-timeout is ", options.heartbeat_timeout_seconds,
@@ -174,7 +174,10 @@ absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions
                                                               std::vector<std::unique_ptr<Backend>> backends,
                                                               Coordinator& coordinator, StopSignal& stop) {
   const int count = static_cast<int>(backends.size());
-  const int64_t memory = options.memory_bytes > 0 ? options.memory_bytes : DeviceMemoryBytes(*backends[0]);
+  int64_t memory = options.memory_bytes;
+  if (memory == 0) {
+    GF_ASSIGN_OR_RETURN(memory, UsableMemoryBytes(*backends[0], options.gpu_memory_utilization));
+  }
   auto workers =
       std::make_unique<EmbeddedWorkers>(coordinator, [&stop](const absl::Status& status) { stop.Raise(status); });
   GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backends[0]));

@@ -20,17 +20,18 @@ struct ServeOptions {
   std::string cache_dtype = "bf16";  // --cache-dtype
   std::string verify = "all";        // --verify
 
-  int stages = 1;                    // --pipeline-parallel-size
-  int replicas = 1;                  // --replicas, of the pipeline
-  std::string split;                 // --split 0-7,8-15,16-23; empty: balanced
-  BackendOptions backend;            // --device, --dtype; --threads of all embedded workers together
-  int64_t max_model_len = 1 << 20;   // --max-model-len, tokens of a sequence
-  int64_t max_num_seqs = 64;         // --max-num-seqs, sequences of one pipeline that run at a time
-  int64_t max_batched_tokens = 512;  // --max-num-batched-tokens of a step
-  int64_t cache_tokens = 0;          // --cache-tokens of one pipeline; 0: what memory allows
-  std::string gold_tier = "auto";    // --gold-tier of embedded workers
-  int64_t memory_bytes = 0;          // --memory of all embedded workers together; 0: what the device has
-  int64_t max_queue = 1024;          // --max-queue, requests that wait
+  int stages = 1;                       // --pipeline-parallel-size
+  int replicas = 1;                     // --replicas, of the pipeline
+  std::string split;                    // --split 0-7,8-15,16-23; empty: balanced
+  BackendOptions backend;               // --device, --dtype; --threads of all embedded workers together
+  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization of all embedded workers together
+  int64_t max_model_len = 1 << 20;      // --max-model-len, tokens of a sequence
+  int64_t max_num_seqs = 64;            // --max-num-seqs, sequences of one pipeline that run at a time
+  int64_t max_batched_tokens = 512;     // --max-num-batched-tokens of a step
+  int64_t cache_tokens = 0;             // --cache-tokens of one pipeline; 0: what memory allows
+  std::string gold_tier = "auto";       // --gold-tier of embedded workers
+  int64_t memory_bytes = 0;             // --memory of all embedded workers together; 0: a share of the device's
+  int64_t max_queue = 1024;             // --max-queue, requests that wait
 
   std::string host = "127.0.0.1";                 // --host: of all ports
   int grpc_port = 50051;                          // --grpc-port: the public API; 0: any free one
@@ -59,7 +60,8 @@ struct WorkerOptions {
   std::string config;                      // --config
   std::string address;                     // --address at which other workers reach this one; empty: found by the route
   BackendOptions backend;                  // --device, --dtype, --threads
-  int64_t memory_bytes = 0;                // --memory; 0: what the device has
+  double gpu_memory_utilization = 0.9;     // --gpu-memory-utilization, of a GPU's memory
+  int64_t memory_bytes = 0;                // --memory; 0: a share of the device's
   std::string gold_tier = "auto";          // --gold-tier
   TlsFiles tls;                            // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
   std::string transport = "auto";          // --transport: gloo, nccl; auto: nccl if the device is CUDA and NCCL is there

@@ -107,6 +107,36 @@ const v1::GroupInfo* SameGroup(const v1::GroupInfo& group, const v1::GetClusterI
   return nullptr;
 }
 
+// What each stage has set aside for what: the parts that any stage has.
+std::string MemoryTable(const v1::GroupInfo& group) {
+  std::vector<std::string> names;
+  const auto bytes_of = [](const v1::StageInfo& stage, const std::string& name) {
+    for (const v1::MemoryPart& part : stage.memory()) {
+      if (part.name() == name) return part.bytes();
+    }
+    return uint64_t{0};
+  };
+  for (const v1::StageInfo& stage : group.stages()) {
+    for (const v1::MemoryPart& part : stage.memory()) {
+      if (part.bytes() > 0 && std::find(names.begin(), names.end(), part.name()) == names.end()) {
+        names.push_back(part.name());
+      }
+    }
+  }
+  if (names.empty()) return "";
+  std::vector<std::vector<std::string>> rows = {{"memory"}};
+  for (int i = 0; i < group.stages_size(); ++i) rows[0].push_back(absl::StrCat("stage ", i));
+  for (const std::string& name : names) {
+    rows.push_back({OneLine(name)});
+    for (const v1::StageInfo& stage : group.stages()) rows.back().push_back(Bytes(bytes_of(stage, name)));
+  }
+  rows.push_back({"left"});
+  for (const v1::StageInfo& stage : group.stages()) {
+    rows.back().push_back(HumanBytes(static_cast<int64_t>(stage.memory_bytes() - stage.reserved_bytes())));
+  }
+  return Columns(rows);
+}
+
 std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, double seconds) {
   std::string text =
       absl::StrFormat("\nreplica %d: %s, generation %d", group.replica(), StateName(group.state()), group.generation());
@@ -123,7 +153,7 @@ std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, 
     rows.push_back(StageRow(i, group.stages(i), before ? before->stages(i) : v1::StageInfo::default_instance(),
                             before ? seconds : 0));
   }
-  return text + Columns(rows);
+  return text + Columns(rows) + MemoryTable(group);
 }
 
 std::string ModelLine(const v1::GetModelInfoResponse* model) {
@@ -186,8 +216,12 @@ std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClus
   absl::StrAppendFormat(&text, "tokens    read %s, %.4g/s; generated %s, %.4g/s\n", Commas(now.prompt_tokens()),
                         rate(now.prompt_tokens(), then.prompt_tokens()), Commas(now.generation_tokens()),
                         rate(now.generation_tokens(), then.generation_tokens()));
-  absl::StrAppend(&text, "memory    caches ", Bytes(now.cache_bytes()), ", kept rows ", Bytes(now.gold_kept_bytes()),
-                  ", states ", Bytes(now.state_bytes()), "\n");
+  absl::StrAppend(&text, "memory    caches ", Bytes(now.cache_bytes()));
+  if (now.cache_bytes() > 0 && now.transformer_cache_bytes() > 0) {
+    absl::StrAppendFormat(&text, " (%.4g times less than full keys and values)",
+                          static_cast<double>(now.transformer_cache_bytes()) / static_cast<double>(now.cache_bytes()));
+  }
+  absl::StrAppend(&text, ", kept rows ", Bytes(now.gold_kept_bytes()), ", states ", Bytes(now.state_bytes()), "\n");
   if (!now.spare_workers().empty()) {
     absl::StrAppend(&text, "spare     ", OneLine(absl::StrJoin(now.spare_workers(), ", ")), "\n");
   }

@@ -1,5 +1,10 @@
 #include "clients/status_table.h"
 
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -63,6 +68,36 @@ TEST(StatusTableTest, ShowsWhatIsSinceTheStart) {
       "compressed in  ids in  heartbeat\n"
       "0      w0      10.0.0.1:7  cpu     0-3     0 B      0 B of 0 B  60.0%  10.0%   30.0%  0 B        "
       "20 MB          0 B     0.0 s\n");
+}
+
+// What stages have set aside, part by part, and the caches beside those of a transformer of the model's shape.
+TEST(StatusTableTest, ShowsMemory) {
+  v1::GetClusterInfoResponse cluster = Cluster();
+  cluster.set_cache_bytes(258 * 64);
+  cluster.set_transformer_cache_bytes(196'608 * 64);
+  v1::GroupInfo& group = *cluster.mutable_groups(0);
+  group.add_stages()->set_first_layer(4);
+  const auto fill = [&](int stage, const std::vector<std::pair<std::string, uint64_t>>& parts) {
+    v1::StageInfo& to = *group.mutable_stages(stage);
+    to.set_memory_bytes(20'000'000);
+    uint64_t sum = 0;
+    for (const auto& [name, bytes] : parts) {
+      to.add_memory()->set_name(name);
+      to.mutable_memory()->rbegin()->set_bytes(bytes);
+      sum += bytes;
+    }
+    to.set_reserved_bytes(sum);
+  };
+  fill(0, {{"weights", 12'000'000}, {"WKV states", 500}, {"channels", 0}, {"compressed cache", 0}});
+  fill(1, {{"weights", 3'000'000}, {"WKV states", 0}, {"channels", 0}, {"compressed cache", 16'512}});
+  const std::string text = StatusTable(nullptr, cluster, nullptr);
+  EXPECT_THAT(text, HasSubstr("memory    caches 16.5 kB (762 times less than full keys and values), states 0 B\n"));
+  EXPECT_THAT(text, HasSubstr("memory            stage 0  stage 1\n"
+                              "weights           12 MB    3 MB\n"
+                              "WKV states        500 B    0 B\n"
+                              "compressed cache  0 B      16.5 kB\n"
+                              "left              8 MB     17 MB\n"));
+  EXPECT_THAT(text, Not(HasSubstr("channels")));
 }
 
 TEST(StatusTableTest, ShowsWhatIsSinceTheLastLook) {

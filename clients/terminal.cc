@@ -52,25 +52,6 @@ std::string OneLine(std::string_view text) {
   return line;
 }
 
-std::string WithCommas(int64_t number) {
-  std::string text = std::to_string(number);
-  const int64_t first = text[0] == '-' ? 1 : 0;
-  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > first; at -= 3) text.insert(at, ",");
-  return text;
-}
-
-std::string HumanBytes(int64_t bytes) {
-  if (bytes < 10'000) return absl::StrCat(bytes, " B");
-  double value = static_cast<double>(bytes);
-  const char* unit = "B";
-  for (const char* next : {"kB", "MB", "GB", "TB"}) {
-    if (value < 1000) break;
-    value /= 1000;
-    unit = next;
-  }
-  return absl::StrFormat("%.3g %s", value, unit);
-}
-
 ProgressBar::ProgressBar(std::string label, std::string unit)
     : label_(std::move(label)), unit_(std::move(unit)), visible_(isatty(STDERR_FILENO) != 0) {}
 

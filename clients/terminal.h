@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "base/units.h"
 
 namespace goldfinch {
 
@@ -22,11 +23,6 @@ int ExitCode(const absl::Status& status);
 
 // The text with control characters escaped: names out of a file neither fake a line nor steer the terminal.
 std::string OneLine(std::string_view text);
-
-// "1,234,567".
-std::string WithCommas(int64_t number);
-// "258 B", "8.4 MB": decimal units, as storage is sold.
-std::string HumanBytes(int64_t bytes);
 
 // A bar on standard error, redrawn at most ten times a second; silent unless standard error is a terminal. The bar
 // appears only when the work has taken a while, and Done wipes it.

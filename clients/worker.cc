@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/credentials.h"
 #include "base/status.h"
+#include "base/units.h"
 #include "clients/device.h"
 #include "clients/machine.h"
 #include "clients/serve_commands.h"
@@ -67,12 +68,16 @@ absl::Status RunWorker(const WorkerOptions& options) {
   node_options.name = options.name.empty() ? ProcessName() : options.name;
   node_options.model = options.model;
   node_options.config = options.config;
-  node_options.memory_bytes = options.memory_bytes > 0 ? options.memory_bytes : DeviceMemoryBytes(*backend);
+  node_options.memory_bytes = options.memory_bytes;
+  if (options.memory_bytes == 0) {
+    GF_ASSIGN_OR_RETURN(node_options.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
+  }
   node_options.gold_tier = *ParseGoldTier(options.gold_tier);  // one of the names that the flag allows
   GF_ASSIGN_OR_RETURN(node_options.speed, MeasureDevice(*backend));
   node_options.log = [](const std::string& line) { spdlog::info("{}", line); };
-  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, transport {}", node_options.name, address, device,
-               node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9, transport_kind);
+  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, may use {}, transport {}", node_options.name, address, device,
+               node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9,
+               HumanBytes(node_options.memory_bytes), transport_kind);
 
   Node node(std::move(node_options), std::move(backend), std::move(transport));
   ClusterClientOptions client_options;

@@ -411,14 +411,16 @@ void Coordinator::PublishGauges() {
     memory.gold_kept_bytes += membership_.GoldKeptBytes(group);
     memory.cache_tokens_reserved += load.cache_tokens_reserved;
     memory.cache_tokens_max += load.cache_tokens_max;
-    if (membership_.has_model()) memory.state_bytes += load.sequences * membership_.StateBytesPerSequence();
+    if (!membership_.has_model()) continue;
+    memory.state_bytes += load.sequences * membership_.StateBytesPerSequence();
+    memory.transformer_cache_bytes += membership_.TransformerCacheBytes(group);
   }
   metrics_->SetMemory(memory);
 }
 
 void Coordinator::FillCounts(double now, v1::GetClusterInfoResponse* info) const {
   membership_.FillClusterInfo(now, info);
-  uint64_t cache_bytes = 0, gold_kept_bytes = 0, state_bytes = 0;
+  uint64_t cache_bytes = 0, gold_kept_bytes = 0, transformer_cache_bytes = 0, state_bytes = 0;
   for (int group = 0; group < options_.membership.replicas; ++group) {
     const GroupLoad load = scheduler_.Load(group);
     v1::GroupInfo& to = *info->mutable_groups(group);
@@ -429,7 +431,9 @@ void Coordinator::FillCounts(double now, v1::GetClusterInfoResponse* info) const
     to.set_cache_tokens_max(load.cache_tokens_max);
     cache_bytes += membership_.CacheBytes(group);
     gold_kept_bytes += membership_.GoldKeptBytes(group);
-    if (membership_.has_model()) state_bytes += load.sequences * membership_.StateBytesPerSequence();
+    if (!membership_.has_model()) continue;
+    state_bytes += load.sequences * membership_.StateBytesPerSequence();
+    transformer_cache_bytes += membership_.TransformerCacheBytes(group);
   }
   info->set_requests_running(scheduler_.running());
   info->set_requests_waiting(scheduler_.waiting());
@@ -437,6 +441,7 @@ void Coordinator::FillCounts(double now, v1::GetClusterInfoResponse* info) const
   info->set_generation_tokens(generation_tokens_);
   info->set_cache_bytes(cache_bytes);
   info->set_gold_kept_bytes(gold_kept_bytes);
+  info->set_transformer_cache_bytes(transformer_cache_bytes);
   info->set_state_bytes(state_bytes);
   info->set_uptime_seconds(now - start_);
   info->set_draining(draining_);

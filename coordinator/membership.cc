@@ -1,6 +1,7 @@
 #include "coordinator/membership.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <tuple>
 #include <utility>
 
@@ -23,20 +24,41 @@ constexpr double kFormRetrySecondsMax = 5;
 constexpr size_t kNameBytesMax = 256;
 constexpr int kLayersMax = 1024;  // far above any model; bounds the planner's work
 
+constexpr uint64_t kBytesMax = uint64_t{1} << 44;
+constexpr uint64_t kBytesEachMax = kBytesMax >> 16;  // of a sequence, a token or a row
+
+bool AllAtMost(uint64_t limit, std::initializer_list<uint64_t> values) {
+  return std::all_of(values.begin(), values.end(), [limit](uint64_t value) { return value <= limit; });
+}
+
+bool MakesSense(const cluster::v1::ModelMemory& memory) {
+  return memory.cache_number_bytes() <= 8 &&
+         AllAtMost(kBytesMax, {memory.embedding_bytes(), memory.gold_shared_bytes(), memory.key_table_bytes(),
+                               memory.head_bytes(), memory.back_end_bytes()}) &&
+         AllAtMost(kBytesEachMax, {memory.back_end_bytes_per_row(), memory.back_end_bytes_per_logit_row()}) &&
+         std::all_of(memory.layers().begin(), memory.layers().end(), [](const cluster::v1::LayerMemory& layer) {
+           return AllAtMost(kBytesMax, {layer.weight_bytes(), layer.table_bytes()}) &&
+                  AllAtMost(kBytesEachMax, {layer.shift_bytes(), layer.wkv_bytes(), layer.cache_bytes_per_token(),
+                                            layer.activation_bytes()});
+         });
+}
+
 // Bounds all sums that are made of it, and the planner's work.
 bool MakesSense(const cluster::v1::Described& model) {
-  constexpr uint64_t kBytesMax = uint64_t{1} << 44;
   if (model.layers_size() == 0 || model.layers_size() > kLayersMax) return false;
-  if (model.vocab_size() == 0 || model.vocab_size() > 1 << 24 || model.width() > 1 << 24) return false;
-  if (model.gold_layers() > static_cast<uint32_t>(model.layers_size())) return false;
-  for (const uint64_t bytes : {model.embedding_bytes(), model.head_bytes(), model.gold_shared_bytes(),
-                               model.compressed_bytes_per_token(), model.transformer_cache_bytes_per_token()}) {
-    if (bytes > kBytesMax) return false;
+  if (model.vocab_size() == 0 || !AllAtMost(1 << 24, {model.vocab_size(), model.width(), model.compressed_width()})) {
+    return false;
   }
-  return std::all_of(model.layers().begin(), model.layers().end(), [](const cluster::v1::LayerDescription& layer) {
-    return layer.weight_bytes() <= kBytesMax && layer.state_bytes() <= kBytesMax >> 16 &&
-           layer.cache_bytes_per_token() <= kBytesMax && layer.prefill_flops() >= 0 && layer.decode_bytes() >= 0;
-  });
+  if (model.gold_layers() > static_cast<uint32_t>(model.layers_size())) return false;
+  if (model.memory().layers_size() != model.layers_size() || !MakesSense(model.memory())) return false;
+  return AllAtMost(kBytesMax, {model.embedding_bytes(), model.head_bytes(), model.gold_shared_bytes(),
+                               model.transformer_cache_bytes_per_token()}) &&
+         AllAtMost(kBytesEachMax, {model.compressed_bytes_per_token()}) &&
+         std::all_of(model.layers().begin(), model.layers().end(), [](const cluster::v1::LayerDescription& layer) {
+           return AllAtMost(kBytesMax, {layer.weight_bytes(), layer.cache_bytes_per_token()}) &&
+                  AllAtMost(kBytesEachMax, {layer.state_bytes()}) && layer.prefill_flops() >= 0 &&
+                  layer.decode_bytes() >= 0;
+         });
 }
 
 }  // namespace
@@ -44,6 +66,7 @@ bool MakesSense(const cluster::v1::Described& model) {
 struct Membership::Worker {
   std::string address;
   cluster::v1::Register about;
+  ModelMemory memory;  // the model as it keeps it, once described
   bool registered = false;
   bool described = false;
   Group* group = nullptr;
@@ -66,9 +89,10 @@ struct Membership::Stage {
   bool ready = false;
   int64_t weight_bytes = 0;
   int64_t reserved_bytes = 0;
-  int64_t cache_bytes = 0;
+  int64_t cache_bytes = 0, cache_tokens = 0;
   int64_t gold_kept_bytes = 0;
   int64_t gold_tier_drops = 0;
+  std::vector<std::pair<std::string, int64_t>> memory;  // by use, of Joined
   double busy_seconds = 0, bubble_seconds = 0, idle_seconds = 0;
   int64_t hidden_bytes = 0, compressed_bytes = 0, id_bytes = 0;
 };
@@ -199,6 +223,7 @@ void Membership::HandleDescribed(uint64_t id, Worker& worker, cluster::v1::Descr
   if (!message.error().empty()) return Refuse(id, message.error(), now);
   if (!MakesSense(message)) return Refuse(id, "its description of the model makes no sense", now);
   worker.described = true;
+  worker.memory = ReadModelMemory(message);
   if (model_ == nullptr) {
     model_ = std::make_unique<cluster::v1::Described>(std::move(message));
     effects_.events.push_back({MembershipEffects::Event::kModelKnown});
@@ -288,7 +313,8 @@ absl::StatusOr<Plan> Membership::PlanFor(const Group& group, const std::vector<u
   const std::string& transport = workers_.at(members[0])->about.transport();
   for (uint64_t id : members) {
     const cluster::v1::Register& about = workers_.at(id)->about;
-    resources.push_back({static_cast<int64_t>(about.memory_bytes()), about.flops(), about.read_bytes_per_second()});
+    resources.push_back({static_cast<int64_t>(about.memory_bytes()), about.flops(), about.read_bytes_per_second(),
+                         &workers_.at(id)->memory});
     if (about.transport() != transport) {
       return absl::InvalidArgumentError(
           absl::StrCat("workers of the transports ", about.transport(), " and ", transport, " cannot form a group"));
@@ -340,7 +366,7 @@ bool Membership::Form(Group& group, const std::vector<uint64_t>& members, double
     form.set_max_sequence_tokens(options_.plan.max_sequence_tokens);
     form.set_cache_tokens(group.plan.cache_tokens);
     form.set_max_tokens(static_cast<uint32_t>(options_.plan.max_step_tokens));
-    form.set_max_logit_rows(static_cast<uint32_t>(options_.max_logit_rows));
+    form.set_max_logit_rows(static_cast<uint32_t>(options_.plan.max_logit_rows));
     if (is_last) {
       form.set_sampleable(sampleable_bits_);
       form.set_repeats_freely(repeats_freely_bits_);
@@ -349,6 +375,12 @@ bool Membership::Form(Group& group, const std::vector<uint64_t>& members, double
   }
   effects_.log.push_back(absl::StrCat("group ", group.index, ", generation ", group.generation, ": ", members.size(),
                                       " stages from layers ", absl::StrJoin(group.plan.first_layers, ", ")));
+  if (group.plan.cache_tokens < group.plan.cache_tokens_wanted) {
+    effects_.log.push_back(absl::StrCat("group ", group.index, ": caches hold ", group.plan.cache_tokens,
+                                        " tokens, not the ", group.plan.cache_tokens_wanted,
+                                        " of --max-num-seqs times --max-model-len: the memory of stage ",
+                                        group.plan.tightest_stage, " allows no more; requests wait for room"));
+  }
   return true;
 }
 
@@ -364,6 +396,9 @@ void Membership::HandleJoined(Worker& worker, const cluster::v1::Joined& message
   stage.addresses.assign(message.addresses().begin(), message.addresses().end());
   stage.weight_bytes = static_cast<int64_t>(message.weight_bytes());
   stage.reserved_bytes = static_cast<int64_t>(message.reserved_bytes());
+  for (const cluster::v1::MemoryPart& part : message.memory()) {
+    stage.memory.emplace_back(part.name(), static_cast<int64_t>(part.bytes()));
+  }
   if (!std::all_of(group->stages.begin(), group->stages.end(), [](const Stage& s) { return s.joined; })) return;
   for (size_t rank = 0; rank < group->stages.size(); ++rank) {
     ToWorker connect;
@@ -402,6 +437,7 @@ void Membership::HandleStepDone(Worker& worker, cluster::v1::StepDone message) {
   stage.cache_bytes = static_cast<int64_t>(message.cache_bytes());
   stage.gold_kept_bytes = static_cast<int64_t>(message.gold_kept_bytes());
   stage.gold_tier_drops = static_cast<int64_t>(message.gold_tier_drops());
+  stage.cache_tokens = static_cast<int64_t>(message.cache_tokens());
   if (group->views[worker.rank].is_last) ++group->steps;
   effects_.events.push_back({MembershipEffects::Event::kStepDone, group->index, worker.rank, "", std::move(message)});
 }
@@ -510,7 +546,7 @@ int Membership::groups_ready() const {
 GroupCapacity Membership::Capacity(int index) const {
   const Group& group = *groups_[index];
   return {static_cast<int>(group.stages.size()), options_.plan.max_sequences,   group.plan.cache_tokens,
-          options_.plan.max_sequence_tokens,     options_.plan.max_step_tokens, options_.max_logit_rows};
+          options_.plan.max_sequence_tokens,     options_.plan.max_step_tokens, options_.plan.max_logit_rows};
 }
 
 double Membership::SecondsPerPromptToken(int group) const { return groups_[group]->plan.seconds_per_prompt_token; }
@@ -529,6 +565,12 @@ int64_t Membership::GoldKeptBytes(int index) const {
   int64_t bytes = 0;
   for (const Stage& stage : groups_[index]->stages) bytes += stage.gold_kept_bytes;
   return bytes;
+}
+
+int64_t Membership::TransformerCacheBytes(int index) const {
+  int64_t tokens = 0;  // the same in every stage that has caches
+  for (const Stage& stage : groups_[index]->stages) tokens = std::max(tokens, stage.cache_tokens);
+  return tokens * static_cast<int64_t>(model_->transformer_cache_bytes_per_token());
 }
 
 int64_t Membership::StateBytesPerSequence() const {
@@ -567,6 +609,11 @@ void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) c
       to.mutable_received()->set_compressed(stage.compressed_bytes);
       to.mutable_received()->set_ids(stage.id_bytes);
       to.set_heartbeat_age_seconds(now - worker.last_heard);
+      for (const auto& [name, bytes] : stage.memory) {
+        v1::MemoryPart& part = *to.add_memory();
+        part.set_name(name);
+        part.set_bytes(bytes);
+      }
     }
   }
   for (uint64_t id : Spares()) info->add_spare_workers(workers_.at(id)->about.name());

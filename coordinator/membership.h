@@ -31,7 +31,6 @@ struct MembershipOptions {
   int replicas = 1;
   int stages = 1;  // wanted in each
   PlanOptions plan;
-  int64_t max_logit_rows = 1;  // of one Step
 
   // What workers are told in Welcome.
   std::string model;
@@ -102,6 +101,8 @@ class Membership {
   int64_t CacheBytes(int group) const;
   // What GOLD layers keep beside the compressed caches, likewise.
   int64_t GoldKeptBytes(int group) const;
+  // What a transformer of the model's shape would keep in as many pages; with a model.
+  int64_t TransformerCacheBytes(int group) const;
   int64_t StateBytesPerSequence() const;
   // The groups and spares; sequences and requests are not known here.
   void FillClusterInfo(double now, v1::GetClusterInfoResponse* info) const;

@@ -52,7 +52,9 @@ class Cluster {
       cluster::v1::LayerDescription& layer = *message.mutable_described()->add_layers();
       layer.set_prefill_flops(1);
       layer.set_weight_bytes(100);
+      message.mutable_described()->mutable_memory()->add_layers()->set_weight_bytes(100);
     }
+    message.mutable_described()->set_transformer_cache_bytes_per_token(1000);
     message.mutable_described()->set_fingerprint(fingerprint);
     message.mutable_described()->set_vocab_size(10);
     return message;
@@ -325,6 +327,12 @@ TEST(MembershipTest, RefusesWhatDoesNotBelong) {
   huge = Cluster::Described();
   huge.mutable_described()->mutable_layers(1)->set_weight_bytes(uint64_t{1} << 63);
   EXPECT_THAT(refused(9, {Cluster::Register("x"), huge}), HasSubstr("makes no sense"));
+  huge = Cluster::Described();
+  huge.mutable_described()->mutable_memory()->mutable_layers(1)->set_wkv_bytes(uint64_t{1} << 63);
+  EXPECT_THAT(refused(10, {Cluster::Register("x"), huge}), HasSubstr("makes no sense"));
+  FromWorker no_memory = Cluster::Described();
+  no_memory.mutable_described()->clear_memory();
+  EXPECT_THAT(refused(11, {Cluster::Register("x"), no_memory}), HasSubstr("makes no sense"));
   FromWorker cannot;
   cannot.mutable_described()->set_error("m.pth: no such file");
   EXPECT_EQ(refused(5, {Cluster::Register("x"), cannot}), "m.pth: no such file");
@@ -345,6 +353,7 @@ TEST(MembershipTest, StepDoneIsCountedAndPassedOn) {
   done.mutable_step_done()->set_cache_bytes(77);
   done.mutable_step_done()->set_gold_kept_bytes(88);
   done.mutable_step_done()->set_gold_tier_drops(9);
+  done.mutable_step_done()->set_cache_tokens(64);
   cluster.membership.Received(2, done, cluster.now);
   cluster.Settle();
   ASSERT_EQ(cluster.Count(Event::kStepDone), 1);
@@ -358,6 +367,7 @@ TEST(MembershipTest, StepDoneIsCountedAndPassedOn) {
   EXPECT_EQ(cluster.membership.GoldKeptBytes(0), 88);
   EXPECT_EQ(info.groups(0).stages(1).gold_kept_bytes(), 88U);
   EXPECT_EQ(info.groups(0).stages(1).gold_tier_drops(), 9U);
+  EXPECT_EQ(cluster.membership.TransformerCacheBytes(0), 64'000);
   done.mutable_step_done()->set_generation(9);
   cluster.membership.Received(2, done, cluster.now);
   cluster.Settle();

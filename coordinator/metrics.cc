@@ -110,6 +110,8 @@ Metrics::Metrics(const std::string& model_name)
       workers_connected_(MakeGauge("workers_connected", "Workers with an open stream")),
       cache_bytes_(MakeGauge("cache_bytes", "Resident compressed caches, keys and values")),
       gold_kept_bytes_(MakeGauge("gold_kept_bytes", "What GOLD layers keep beside the compressed caches")),
+      transformer_cache_bytes_(
+          MakeGauge("transformer_cache_bytes", "Full keys and values of all layers for the same positions")),
       state_bytes_(MakeGauge("state_bytes", "Recurrent states of running sequences")),
       cache_tokens_reserved_(MakeGauge("cache_tokens_reserved", "Cache tokens promised to running requests")),
       cache_tokens_max_(MakeGauge("cache_tokens_max", "Cache tokens that there are")),
@@ -156,6 +158,7 @@ void Metrics::SetWorkersConnected(int64_t workers) { workers_connected_->Set(sta
 void Metrics::SetMemory(const Memory& memory) {
   cache_bytes_->Set(static_cast<double>(memory.cache_bytes));
   gold_kept_bytes_->Set(static_cast<double>(memory.gold_kept_bytes));
+  transformer_cache_bytes_->Set(static_cast<double>(memory.transformer_cache_bytes));
   state_bytes_->Set(static_cast<double>(memory.state_bytes));
   cache_tokens_reserved_->Set(static_cast<double>(memory.cache_tokens_reserved));
   cache_tokens_max_->Set(static_cast<double>(memory.cache_tokens_max));

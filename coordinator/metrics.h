@@ -46,10 +46,11 @@ class Metrics {
     int64_t id_bytes = 0;
   };
   struct Memory {
-    int64_t cache_bytes = 0;            // resident, over all groups
-    int64_t gold_kept_bytes = 0;        // beside them
-    int64_t state_bytes = 0;            // of running sequences
-    int64_t cache_tokens_reserved = 0;  // over all groups
+    int64_t cache_bytes = 0;              // resident, over all groups
+    int64_t gold_kept_bytes = 0;          // beside them
+    int64_t transformer_cache_bytes = 0;  // what full keys and values of all layers would take in as many pages
+    int64_t state_bytes = 0;              // of running sequences
+    int64_t cache_tokens_reserved = 0;    // over all groups
     int64_t cache_tokens_max = 0;
   };
 
@@ -125,6 +126,7 @@ class Metrics {
   prometheus::Gauge* workers_connected_;
   prometheus::Gauge* cache_bytes_;
   prometheus::Gauge* gold_kept_bytes_;
+  prometheus::Gauge* transformer_cache_bytes_;
   prometheus::Gauge* state_bytes_;
   prometheus::Gauge* cache_tokens_reserved_;
   prometheus::Gauge* cache_tokens_max_;

@@ -67,7 +67,7 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   metrics.SetGroupGeneration(8);
   metrics.SetGroupsReady(1);
   metrics.SetWorkersConnected(9);
-  metrics.SetMemory({10, 14, 11, 12, 13});
+  metrics.SetMemory({10, 14, 1000, 11, 12, 13});
   metrics.CountStep();
   metrics.ObserveStepScheduling(2e-5);
 

@@ -11,10 +11,11 @@
 namespace goldfinch {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr WorkerResources kWorker{int64_t{1} << 40, 1e9, 1e9};
+const WorkerResources kWorker{int64_t{1} << 40, 1e9, 1e9};
 
 // `finch` equal layers, then `gold` that read as much and are not run for prompts.
 cluster::v1::Described Model(int finch, int gold) {
@@ -25,6 +26,9 @@ cluster::v1::Described Model(int finch, int gold) {
     layer.set_state_bytes(10);
     layer.set_prefill_flops(i < finch ? 2000 : 0);
     layer.set_decode_bytes(1000);
+    cluster::v1::LayerMemory& memory = *model.mutable_memory()->add_layers();
+    memory.set_weight_bytes(1000);
+    memory.set_shift_bytes(10);
   }
   model.set_gold_layers(gold);
   model.set_width(1);
@@ -40,8 +44,28 @@ PlanOptions Options() {
   return options;
 }
 
+// All workers keep the model alike.
+absl::StatusOr<Plan> PlanFor(const cluster::v1::Described& model, std::vector<WorkerResources> workers,
+                             const PlanOptions& options) {
+  const ModelMemory memory = ReadModelMemory(model);
+  for (WorkerResources& worker : workers) worker.model = &memory;
+  return PlanStages(model, workers, options);
+}
+
+// What a stage takes with the caches of one sequence.
+int64_t Needs(const cluster::v1::Described& model, int first, int last, const PlanOptions& options) {
+  return PlanStageMemory(ReadModelMemory(model), {.first_layer = first,
+                                                  .last_layer = last,
+                                                  .later_stages = last < model.layers_size() ? 1 : 0,
+                                                  .max_sequences = options.max_sequences,
+                                                  .cache_tokens = options.max_sequence_tokens,
+                                                  .max_tokens = options.max_step_tokens,
+                                                  .max_logit_rows = options.max_logit_rows})
+      .total();
+}
+
 TEST(PlannerTest, EqualLayersAreCutInEqualParts) {
-  const auto plan = PlanStages(Model(12, 0), std::vector<WorkerResources>(4, kWorker), Options());
+  const auto plan = PlanFor(Model(12, 0), std::vector<WorkerResources>(4, kWorker), Options());
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_THAT(plan->first_layers, ElementsAre(0, 3, 6, 9));
   EXPECT_EQ(plan->cache_tokens, 200) << "no more than all sequences can use";
@@ -50,7 +74,7 @@ TEST(PlannerTest, EqualLayersAreCutInEqualParts) {
 
 TEST(PlannerTest, GoldLayersCostOnlyDecoding) {
   // A Finch layer takes 8 * 2000 + 1000, a GOLD layer 1000: the 6 GOLD layers are lighter than one Finch layer.
-  const auto plan = PlanStages(Model(6, 6), std::vector<WorkerResources>(3, kWorker), Options());
+  const auto plan = PlanFor(Model(6, 6), std::vector<WorkerResources>(3, kWorker), Options());
   ASSERT_TRUE(plan.ok());
   EXPECT_THAT(plan->first_layers, ElementsAre(0, 2, 4));
 }
@@ -59,38 +83,67 @@ TEST(PlannerTest, AFasterWorkerTakesMoreLayers) {
   WorkerResources fast = kWorker;
   fast.flops *= 3;
   fast.read_bytes_per_second *= 3;
-  const auto plan = PlanStages(Model(8, 0), {fast, kWorker}, Options());
+  const auto plan = PlanFor(Model(8, 0), {fast, kWorker}, Options());
   ASSERT_TRUE(plan.ok());
   EXPECT_THAT(plan->first_layers, ElementsAre(0, 6));
 }
 
 TEST(PlannerTest, MemoryBoundsAStage) {
   WorkerResources small = kWorker;
-  small.memory_bytes = 2600;  // two layers with their states
-  const auto plan = PlanStages(Model(8, 0), {small, kWorker}, Options());
+  small.memory_bytes = Needs(Model(8, 0), 0, 2, Options());
+  const auto plan = PlanFor(Model(8, 0), {small, kWorker}, Options());
   ASSERT_TRUE(plan.ok());
   EXPECT_THAT(plan->first_layers, ElementsAre(0, 2));
-  const auto never = PlanStages(Model(8, 0), {small, small}, Options());
+  const auto never = PlanFor(Model(8, 0), {small, small}, Options());
   EXPECT_EQ(never.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(never.status().message()), HasSubstr("does not fit 2 workers"));
+  EXPECT_THAT(std::string(never.status().message()),
+              AllOf(HasSubstr("does not fit 2 workers"), HasSubstr("with 2 sequences (--max-num-seqs)"),
+                    HasSubstr("one sequence of 100 tokens (--max-model-len)"), HasSubstr("weights 8000 B"),
+                    HasSubstr("--gpu-memory-utilization")));
 }
 
 TEST(PlannerTest, TheCacheTakesWhatMemoryIsLeft) {
-  WorkerResources worker = kWorker;
-  worker.memory_bytes = 10000;
+  const cluster::v1::Described model = Model(2, 2);
   PlanOptions options = Options();
   options.max_sequences = 20;
-  const auto plan = PlanStages(Model(2, 2), {worker}, options);
+  WorkerResources worker = kWorker;
+  const int64_t page = 64 * 4;
+  worker.memory_bytes = Needs(model, 0, 4, options) + 5 * page + page / 2;
+  const auto plan = PlanFor(model, {worker}, options);
   ASSERT_TRUE(plan.ok()) << plan.status();
-  // 9000 usable, less 4 * (1000 + 20 * 10) of layers, 80 of logits and 80 of activations; 4 a token. A quarter is for
-  // what GOLD layers keep.
-  const int64_t tokens = (9000 - 4800 - 80 - 80) / 4;
-  EXPECT_EQ(plan->cache_tokens, tokens - tokens / 4);
-  // But not of what one sequence, or the user, wants.
-  options.max_sequence_tokens = tokens - 10;
-  EXPECT_EQ(PlanStages(Model(2, 2), {worker}, options)->cache_tokens, tokens - 10);
-  options.cache_tokens = tokens;
-  EXPECT_EQ(PlanStages(Model(2, 2), {worker}, options)->cache_tokens, tokens);
+  EXPECT_EQ(plan->cache_tokens, 2 * 64 + 4 * 64)
+      << "the two pages that one sequence needs, and five, less a quarter of all for what GOLD layers keep";
+  EXPECT_EQ(plan->cache_tokens_wanted, 2000);
+  EXPECT_EQ(plan->tightest_stage, 0);
+  // Of a pipeline, the stage with the least room: one without caches needs none.
+  WorkerResources second = kWorker;
+  second.memory_bytes = Needs(model, 2, 4, options) + 5 * page;
+  const auto two = PlanFor(model, {kWorker, second}, options);
+  ASSERT_TRUE(two.ok()) << two.status();
+  EXPECT_LT(two->cache_tokens, 2000);
+  EXPECT_EQ(two->tightest_stage, 1);
+  // Never less than one sequence of full length.
+  worker.memory_bytes = Needs(model, 0, 4, options);
+  EXPECT_TRUE(PlanFor(model, {worker}, options).ok());
+  --worker.memory_bytes;
+  const std::string error(PlanFor(model, {worker}, options).status().message());
+  EXPECT_THAT(error, AllOf(HasSubstr("does not fit 1 worker: with 20 sequences"), HasSubstr("weights 4000 B"),
+                           HasSubstr("shift states 800 B"), HasSubstr("compressed cache"), HasSubstr("may be used")));
+}
+
+// Two kinds of device keep one model in different ways: each stage is planned as its own worker keeps it.
+TEST(PlannerTest, EachWorkerCountsItsOwnWay) {
+  const cluster::v1::Described model = Model(8, 0);
+  const ModelMemory lean = ReadModelMemory(model);
+  ModelMemory wide = lean;
+  for (LayerMemory& layer : wide.layers) layer.weight_bytes *= 2;
+  WorkerResources first = kWorker, second = kWorker;
+  first.model = &lean;
+  second.model = &wide;
+  first.memory_bytes = second.memory_bytes = Needs(model, 2, 8, Options());
+  const auto plan = PlanStages(model, std::vector<WorkerResources>{first, second}, Options());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_THAT(plan->first_layers, ElementsAre(0, 5)) << "three layers of the second's kind weigh as much as six";
 }
 
 TEST(PlannerTest, ASplitByHandIsTakenOrRefused) {
@@ -98,7 +151,7 @@ TEST(PlannerTest, ASplitByHandIsTakenOrRefused) {
   options.split_layers = 8;
   const auto refusal = [&](std::vector<int> split) {
     options.split = std::move(split);
-    return std::string(PlanStages(Model(8, 0), {kWorker, kWorker}, options).status().message());
+    return std::string(PlanFor(Model(8, 0), {kWorker, kWorker}, options).status().message());
   };
   EXPECT_EQ(refusal({0, 7}), "");
   EXPECT_THAT(refusal({0}), HasSubstr("the split 0 has 1 stages, there are 2 workers"));
@@ -109,13 +162,13 @@ TEST(PlannerTest, ASplitByHandIsTakenOrRefused) {
   EXPECT_THAT(refusal({0, 7}), HasSubstr("is for 9 layers, the model has 8"));
   options.split_layers = 8;
   WorkerResources small = kWorker;
-  small.memory_bytes = 3000;
-  EXPECT_THAT(std::string(PlanStages(Model(8, 0), {small, kWorker}, options).status().message()),
-              HasSubstr("stage 0 (layers 0-6) needs"));
+  small.memory_bytes = Needs(Model(8, 0), 0, 3, Options());
+  EXPECT_THAT(std::string(PlanFor(Model(8, 0), {small, kWorker}, options).status().message()),
+              HasSubstr("stage 0 (layers 0-6) does not fit its worker: "));
 }
 
 TEST(PlannerTest, MoreStagesThanLayersAreRefused) {
-  EXPECT_EQ(PlanStages(Model(2, 0), std::vector<WorkerResources>(3, kWorker), Options()).status().code(),
+  EXPECT_EQ(PlanFor(Model(2, 0), std::vector<WorkerResources>(3, kWorker), Options()).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 

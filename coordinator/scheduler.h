@@ -29,6 +29,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "base/sampling.h"
+#include "base/stage_memory.h"
 #include "coordinator/dispatcher.h"
 
 namespace goldfinch {
@@ -37,8 +38,6 @@ namespace cluster::v1 {
 class ChunkResult;
 class StepDone;
 }  // namespace cluster::v1
-
-inline constexpr int64_t kCachePageTokens = 64;
 
 // What a group of workers can hold and do at a time.
 struct GroupCapacity {

@@ -159,6 +159,14 @@ struct SampleRow {
   absl::Span<const int32_t> banned = {};       // besides ids from `limit` on and `holes`
 };
 
+// What ops take of the memory besides what Allocate gave: libraries and their workspaces, scratch. An allowance to plan
+// with, which ops of the shapes of models do not exceed.
+struct OpMemory {
+  int64_t fixed_bytes = 0;
+  int64_t bytes_per_row = 0;        // of the largest call
+  int64_t bytes_per_logit_row = 0;  // of MatMul with the head, and Sample
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -176,6 +184,10 @@ class Backend {
   virtual absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) = 0;
   // What allocations can take now, as far as the device knows; the CPU names the machine's memory.
   virtual int64_t FreeBytes() const = 0;
+  // Of the whole device, whoever uses it.
+  virtual int64_t TotalBytes() const = 0;
+  // For a model of this width.
+  virtual OpMemory PlanOps(int64_t width, int64_t vocab_size) const = 0;
   // True where ops can read host memory in place, so that mapped weights need no copy.
   virtual bool reads_host_memory() const = 0;
   virtual void CopyFromHost(const void* host, Tensor to) = 0;

@@ -48,13 +48,6 @@ int64_t MatrixElements(const Shape& shape) {
   return dims >= 2 ? shape.elements() : 0;
 }
 
-// Of a GOLD layer's table by token id (GoldKvWeights::mix_table): [vocab, 2, 2m] fp32.
-int64_t MixTableBytes(const Checkpoint& checkpoint, const ModelShape& shape, int layer) {
-  const CheckpointTensor* down = checkpoint.Find(absl::StrFormat("blocks.%d.att.time_maa_kv_w1", layer));
-  if (down == nullptr || down->data.shape.rank() != 2) return 0;  // loading the layer will fail
-  return shape.vocab_size * 2 * down->data.dim(1) * SizeOf(DType::kF32);
-}
-
 void DescribeLayer(const ModelShape& shape, int index, DType cache_dtype, cluster::v1::LayerDescription* layer) {
   const TimeMixKind& kind = *shape.kinds[index];
   layer->set_kind(kind.name);
@@ -65,6 +58,26 @@ void DescribeLayer(const ModelShape& shape, int index, DType cache_dtype, cluste
   if (index == shape.finch_layers() - 1) state_floats += int64_t{2} * shape.gold_layers() * shape.width;
   layer->set_state_bytes(state_floats * 4);
   if (kind.has_kv_cache) layer->set_cache_bytes_per_token(2 * shape.width * SizeOf(cache_dtype));
+}
+
+void DescribeMemory(const ModelMemory& memory, cluster::v1::ModelMemory* message) {
+  for (const LayerMemory& layer : memory.layers) {
+    cluster::v1::LayerMemory& to = *message->add_layers();
+    to.set_weight_bytes(layer.weight_bytes);
+    to.set_table_bytes(layer.table_bytes);
+    to.set_shift_bytes(layer.shift_bytes);
+    to.set_wkv_bytes(layer.wkv_bytes);
+    to.set_cache_bytes_per_token(layer.cache_bytes_per_token);
+    to.set_activation_bytes(layer.activation_bytes);
+  }
+  message->set_embedding_bytes(memory.embedding_bytes);
+  message->set_gold_shared_bytes(memory.gold_shared_bytes);
+  message->set_key_table_bytes(memory.key_table_bytes);
+  message->set_head_bytes(memory.head_bytes);
+  message->set_cache_number_bytes(static_cast<uint32_t>(memory.cache_number_bytes));
+  message->set_back_end_bytes(memory.back_end_bytes);
+  message->set_back_end_bytes_per_row(memory.back_end_bytes_per_row);
+  message->set_back_end_bytes_per_logit_row(memory.back_end_bytes_per_logit_row);
 }
 
 double Seconds(std::chrono::steady_clock::time_point since) {
@@ -106,7 +119,7 @@ std::string Fingerprint(const Checkpoint& checkpoint) {
 }
 
 void Describe(const Checkpoint& checkpoint, const ModelShape& shape, const ModelConfig& config, DType cache_dtype,
-              DType activation_dtype, cluster::v1::Described* described) {
+              const ModelMemory& memory, cluster::v1::Described* described) {
   using Part = TensorHome::Part;
   described->set_fingerprint(Fingerprint(checkpoint));
   for (int layer = 0; layer < shape.layers(); ++layer) {
@@ -133,13 +146,7 @@ void Describe(const Checkpoint& checkpoint, const ModelShape& shape, const Model
       layer.set_prefill_flops(layer.prefill_flops() + 6.0 * static_cast<double>(shape.width * shape.head_size));
     }
     layer.set_decode_bytes(static_cast<double>(layer.weight_bytes() + layer.state_bytes()));
-    // Decoding reads a row or two of the table.
-    if (!shape.kinds[index]->reads_gold_cache) continue;
-    layer.set_weight_bytes(layer.weight_bytes() + MixTableBytes(checkpoint, shape, index));
   }
-  const bool gold = shape.gold_layers() > 0;
-  // The key table besides the weights.
-  if (gold) gold_shared_bytes += shape.vocab_size * shape.width * SizeOf(activation_dtype);
   described->set_gold_layers(shape.gold_layers());
   described->set_width(shape.width);
   described->set_vocab_size(shape.vocab_size);
@@ -148,20 +155,9 @@ void Describe(const Checkpoint& checkpoint, const ModelShape& shape, const Model
   described->set_head_bytes(head_bytes);
   described->set_gold_shared_bytes(gold_shared_bytes);
   described->set_compressed_width(shape.compressed);
-  if (gold) {
-    described->set_compressed_bytes_per_token(shape.compressed * SizeOf(cache_dtype) +
-                                              (shape.vocab_size <= 65536 ? 2 : 4));
-  }
+  described->set_compressed_bytes_per_token(shape.CompressedBytesPerToken(cache_dtype));
   described->set_transformer_cache_bytes_per_token(shape.TransformerBytesPerToken());
-}
-
-int64_t StageWeightBytes(const Checkpoint& checkpoint, const ModelShape& shape, int first_layer, int last_layer) {
-  int64_t bytes = 0;
-  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
-    const std::optional<TensorHome> home = FindTensorHome(shape, tensor.name);
-    if (home && StageHas(shape, first_layer, last_layer, *home)) bytes += tensor.data.bytes();
-  }
-  return bytes;
+  DescribeMemory(memory, described->mutable_memory());
 }
 
 absl::StatusOr<DeviceSpeed> MeasureDevice(Backend& backend) {

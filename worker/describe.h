@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "base/stage_memory.h"
 #include "kernels/backend.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/model.h"
@@ -21,13 +22,9 @@ class Described;
 // quick for files of any size. Equal for the same tensors in another kind of file.
 std::string Fingerprint(const Checkpoint& checkpoint);
 
-// Fills all of Described but `error`. The weights of GOLD layers, and what they share, include the tables that a stage
-// makes of them; `activation_dtype` is the back end's.
+// Fills all of Described but `error`. `memory` is of the whole model.
 void Describe(const Checkpoint& checkpoint, const ModelShape& shape, const ModelConfig& config, DType cache_dtype,
-              DType activation_dtype, cluster::v1::Described* described);
-
-// Of the tensors of the stage of layers [first_layer, last_layer), as they are in the file.
-int64_t StageWeightBytes(const Checkpoint& checkpoint, const ModelShape& shape, int first_layer, int last_layer);
+              const ModelMemory& memory, cluster::v1::Described* described);
 
 struct DeviceSpeed {
   double flops = 0;  // a second: two a multiply-add

@@ -8,23 +8,22 @@
 
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
+#include "worker/model_memory.h"
 #include "worker/random_model.h"
 
 namespace goldfinch {
 namespace {
 
-cluster::v1::Described DescribeTensors(const std::vector<TestTensor>& tensors, DType cache_dtype = DType::kBf16,
-                                       DType activation_dtype = DType::kF32) {
+cluster::v1::Described DescribeTensors(const std::vector<TestTensor>& tensors, DType cache_dtype = DType::kBf16) {
   const auto checkpoint = OpenTensors(tensors);
-  const auto shape = ReadModelShape(*checkpoint, {});
-  EXPECT_TRUE(shape.ok()) << shape.status();
+  const auto measured = MeasureModel(*checkpoint, {}, /*in_place=*/true);
+  EXPECT_TRUE(measured.ok()) << measured.status();
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
   cluster::v1::Described described;
-  Describe(*checkpoint, *shape, {.vocabulary = "bytes"}, cache_dtype, activation_dtype, &described);
+  Describe(*checkpoint, (*measured)->shape, {.vocabulary = "bytes"}, cache_dtype,
+           MemoryOf(**measured, cache_dtype, *backend), &described);
   return described;
 }
-
-// Of random models: vocabulary 40, a mix LoRA of two targets of rank 8.
-constexpr uint64_t kMixTableBytes = 4 * 40 * 2 * 2 * 8;
 
 TEST(Describe, GoldFinch) {
   // D = 64, one head of 64, F = 80, vocabulary 40.
@@ -43,7 +42,7 @@ TEST(Describe, GoldFinch) {
   EXPECT_EQ(described.transformer_cache_bytes_per_token(), 2u * 3 * 64 * 2);
   EXPECT_EQ(described.embedding_bytes(), 2u * (40 * 64 + 2 * 64));
   EXPECT_EQ(described.head_bytes(), 2u * (40 * 64 + 2 * 64));
-  EXPECT_EQ(described.gold_shared_bytes(), 2u * 64 * 68 + 4u * 40 * 64) << "W_b and the key table";
+  EXPECT_EQ(described.gold_shared_bytes(), 2u * 64 * 68) << "W_b";
   EXPECT_EQ(described.layers(0).state_bytes(), 4u * (64 * 64 + 2 * 64));
   EXPECT_EQ(described.layers(1).state_bytes(), 4u * (64 * 64 + 2 * 64 + 2 * 64)) << "and the newest rows";
   EXPECT_EQ(described.layers(2).state_bytes(), 4u * 2 * 64);
@@ -55,21 +54,26 @@ TEST(Describe, GoldFinch) {
   EXPECT_EQ(described.layers(0).prefill_flops(), 2 * matrices + 6 * 64 * 64);
   EXPECT_EQ(described.layers(1).prefill_flops(), 2 * (matrices + 4 * 64) + 6 * 64 * 64);
   EXPECT_EQ(described.layers(2).prefill_flops(), 0) << "GOLD runs for a prompt's end only";
-  uint64_t all = described.embedding_bytes() + described.head_bytes() + described.gold_shared_bytes() - 4 * 40 * 64;
+  uint64_t all = described.embedding_bytes() + described.head_bytes() + described.gold_shared_bytes();
   for (const auto& layer : described.layers()) {
-    const uint64_t weight_bytes = layer.weight_bytes() - (layer.kind() == "gold" ? kMixTableBytes : 0);
-    EXPECT_EQ(layer.decode_bytes(), static_cast<double>(weight_bytes + layer.state_bytes()));
+    EXPECT_EQ(layer.decode_bytes(), static_cast<double>(layer.weight_bytes() + layer.state_bytes()));
     EXPECT_EQ(layer.cache_bytes_per_token(), 0u);
-    all += weight_bytes;
+    all += layer.weight_bytes();
   }
   uint64_t file = 0;
   for (const TestTensor& tensor : tensors) file += 2 * tensor.values.size();
   EXPECT_EQ(all, file) << "every tensor is of one part";
   EXPECT_TRUE(described.error().empty());
 
-  const cluster::v1::Described narrow = DescribeTensors(tensors, DType::kBf16, DType::kBf16);
-  EXPECT_EQ(narrow.gold_shared_bytes(), 2u * 64 * 68 + 2u * 40 * 64) << "the key table is of activations";
-  EXPECT_EQ(narrow.layers(2).weight_bytes(), described.layers(2).weight_bytes()) << "the mix table is fp32";
+  const cluster::v1::ModelMemory& memory = described.memory();
+  ASSERT_EQ(memory.layers_size(), 3);
+  EXPECT_EQ(memory.layers(0).wkv_bytes(), 4u * 64 * 64);
+  EXPECT_EQ(memory.layers(0).shift_bytes(), 4u * 2 * 64);
+  EXPECT_EQ(memory.layers(2).table_bytes(), 4u * 40 * 2 * 2 * 8) << "a mix LoRA of two targets of rank 8";
+  EXPECT_EQ(memory.key_table_bytes(), 4u * 40 * 64);
+  EXPECT_EQ(memory.cache_number_bytes(), 2u);
+  EXPECT_GT(memory.back_end_bytes(), 0u);
+  for (int i = 0; i < 3; ++i) EXPECT_GE(memory.layers(i).weight_bytes(), described.layers(i).weight_bytes());
 }
 
 TEST(Describe, KeysAndValues) {
@@ -79,22 +83,6 @@ TEST(Describe, KeysAndValues) {
   EXPECT_GT(described.layers(1).prefill_flops(), 0);
   EXPECT_EQ(described.compressed_bytes_per_token(), 0u);
   EXPECT_EQ(described.gold_shared_bytes(), 0u);
-}
-
-TEST(Describe, WeightsOfStages) {
-  const auto checkpoint = OpenTensors(RandomModel({.layers = {"finch_c2", "finch_c2", "gold", "gold"}}));
-  const ModelShape shape = *ReadModelShape(*checkpoint, {});
-  cluster::v1::Described d;
-  Describe(*checkpoint, shape, {}, DType::kBf16, DType::kF32, &d);
-  const uint64_t gold_shared = d.gold_shared_bytes() - 4 * 40 * 64;
-  const auto bytes = [&](int first, int last) {
-    return static_cast<uint64_t>(StageWeightBytes(*checkpoint, shape, first, last));
-  };
-  EXPECT_EQ(bytes(0, 1), d.embedding_bytes() + d.layers(0).weight_bytes());
-  EXPECT_EQ(bytes(1, 2), d.layers(1).weight_bytes());
-  const uint64_t gold_layer = d.layers(2).weight_bytes() - kMixTableBytes;
-  EXPECT_EQ(bytes(1, 3), d.embedding_bytes() + d.layers(1).weight_bytes() + gold_layer + gold_shared);
-  EXPECT_EQ(bytes(3, 4), d.embedding_bytes() + gold_layer + gold_shared + d.head_bytes());
 }
 
 TEST(Fingerprint, TellsModelsApart) {

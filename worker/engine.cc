@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/status.h"
 #include "worker/checkpoint/checkpoint.h"
+#include "worker/model_memory.h"
 
 namespace goldfinch {
 
@@ -16,14 +17,26 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& option
   GF_ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.model_path));
   GF_ASSIGN_OR_RETURN(engine->config_, FindModelConfig(options.config_path, options.model_path));
   engine->backend_ = std::move(backend);
-  GF_ASSIGN_OR_RETURN(engine->model_, LoadModel(*engine->backend_, checkpoint, engine->config_));
   StageOptions& stage = engine->options_.stage;
   stage.max_sequence_tokens = options.max_model_len;
   stage.cache_tokens = options.max_model_len * stage.max_sequences;
+  if (options.memory_bytes > 0) {
+    GF_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> measured,
+                        MeasureModel(*checkpoint, engine->config_, engine->backend_->reads_host_memory()));
+    const StageMemory memory = PlanStageMemory(MemoryOf(*measured, stage.cache_dtype, *engine->backend_),
+                                               MemorySettings(0, measured->last_layer, stage));
+    if (memory.total() > options.memory_bytes) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(options.model_path, ": ", MemoryShortage(memory, options.memory_bytes)));
+    }
+  }
+  GF_ASSIGN_OR_RETURN(engine->model_, LoadModel(*engine->backend_, checkpoint, engine->config_));
   GF_ASSIGN_OR_RETURN(engine->stage_, Stage::Create(*engine->backend_, engine->model_, stage));
-  // What back ends with memory of their own have left is for the scratch memory of ops as well.
-  const int64_t left = engine->backend_->FreeBytes() / 4 * 3;
-  GF_RETURN_IF_ERROR(engine->stage_->ReserveKept(std::min(options.kept_bytes, left)));
+  int64_t kept_bytes = options.kept_bytes;
+  if (options.memory_bytes > 0) {
+    kept_bytes = std::min(kept_bytes, options.memory_bytes - engine->stage_->memory().total());
+  }
+  GF_RETURN_IF_ERROR(engine->stage_->ReserveKept(kept_bytes));
   return engine;
 }
 

@@ -24,14 +24,15 @@ struct EngineOptions {
   std::string config_path;          // empty: config.json beside the model, if there
   int64_t max_model_len = 1 << 20;  // tokens, prompt and output together, of one sequence
   StageOptions stage;               // cache_tokens is set from max_model_len and max_sequences
-  int64_t kept_bytes = 0;           // for Stage::ReserveKept; less if the back end has no more to give
+  int64_t memory_bytes = 0;         // that may be used, for all that base/stage_memory.h plans; 0: any
+  int64_t kept_bytes = 0;           // for Stage::ReserveKept; less if memory_bytes leave less
 };
 
 // Not thread-safe.
 class Engine {
  public:
   // Checks names, shapes and settings. A back end that reads host memory makes it quick for any size: no weight is
-  // read; others get a copy of each.
+  // read; others get a copy of each. RESOURCE_EXHAUSTED, before anything is read, names what does not fit.
   static absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineOptions& options, std::unique_ptr<Backend> backend);
 
   // Reads every weight once. DATA_LOSS if a checksum is wrong (looked at only with `checksums`: files can be saved

@@ -38,6 +38,7 @@ class FakeDevice::Memory {
 
   char* Take(int64_t bytes) {
     const int64_t size = Rounded(bytes);
+    allocated_ += bytes;
     std::vector<char*>& free = free_[size];
     if (!free.empty()) {
       char* address = free.back();
@@ -50,9 +51,12 @@ class FakeDevice::Memory {
     return address;
   }
   void Release(char* address, int64_t bytes) {
+    allocated_ -= bytes;
     madvise(Behind(address, bytes), Rounded(bytes), MADV_DONTNEED);  // the next owner finds zeros
     free_[Rounded(bytes)].push_back(address);
   }
+
+  int64_t allocated() const { return allocated_; }
 
   char* Behind(const void* address, int64_t bytes) const {
     const int64_t offset = static_cast<const char*>(address) - addresses_;
@@ -94,6 +98,7 @@ class FakeDevice::Memory {
   char* const addresses_;
   char* const memory_;
   int64_t used_ = 0;
+  int64_t allocated_ = 0;
   std::map<int64_t, std::vector<char*>> free_;  // by size
 };
 
@@ -252,6 +257,8 @@ absl::StatusOr<std::shared_ptr<void>> FakeDevice::Allocate(int64_t bytes, std::s
     memory->Release(static_cast<char*>(released), bytes);
   });
 }
+
+int64_t FakeDevice::allocated_bytes() const { return memory_->allocated(); }
 
 void FakeDevice::CopyFromHost(const void* host, Tensor to) {
   GF_CHECK(!memory_->Touches(host, to.bytes())) << "not the host's memory";

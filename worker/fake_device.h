@@ -38,12 +38,16 @@ class FakeDevice : public Backend {
   // How many more allocations succeed.
   void set_allocations_left(int64_t count) { allocations_left_ = count; }
   void set_sample_vocab_max(int64_t vocab) { sample_vocab_max_ = vocab; }
+  // Given out and not released.
+  int64_t allocated_bytes() const;
 
   std::string Describe() const override { return "fake"; }
   int threads() const override { return inner_.threads(); }
   DType activation_dtype() const override { return activations_; }
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override;
   int64_t FreeBytes() const override { return inner_.FreeBytes(); }
+  int64_t TotalBytes() const override { return inner_.TotalBytes(); }
+  OpMemory PlanOps(int64_t width, int64_t vocab_size) const override { return inner_.PlanOps(width, vocab_size); }
   bool reads_host_memory() const override { return false; }
   void CopyFromHost(const void* host, Tensor to) override;
   void CopyToHost(ConstTensor from, void* host) override;

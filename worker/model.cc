@@ -1,6 +1,7 @@
 #include "worker/model.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -103,8 +104,11 @@ int64_t ModelShape::CacheBytesPerToken(DType cache_dtype) const {
   for (const TimeMixKind* kind : kinds) {
     if (kind->has_kv_cache) bytes += 2 * width * SizeOf(cache_dtype);
   }
-  if (gold_layers() > 0) bytes += compressed * SizeOf(cache_dtype) + (vocab_size <= 65536 ? 2 : 4);
-  return bytes;
+  return bytes + CompressedBytesPerToken(cache_dtype);
+}
+
+int64_t ModelShape::CompressedBytesPerToken(DType cache_dtype) const {
+  return gold_layers() > 0 ? compressed * SizeOf(cache_dtype) + (vocab_size <= 65536 ? 2 : 4) : 0;
 }
 
 absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const ModelConfig& config) {
@@ -190,24 +194,21 @@ bool StageHas(const ModelShape& shape, int first_layer, int last_layer, const Te
   return false;
 }
 
-absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::shared_ptr<const Checkpoint> checkpoint,
-                                                       const ModelConfig& config, int first_layer, int last_layer) {
-  auto model = std::make_shared<Model>();
-  GF_ASSIGN_OR_RETURN(model->shape, ReadModelShape(*checkpoint, config));
-  const ModelShape& shape = model->shape;
-  const int64_t width = shape.width;
-  model->first_layer = first_layer;
-  model->last_layer = last_layer < 0 ? shape.layers() : last_layer;
-  if (first_layer < 0 || first_layer >= model->last_layer || model->last_layer > shape.layers()) {
-    return absl::InvalidArgumentError(absl::StrCat("layers ", first_layer, " to ", model->last_layer,
-                                                   " are not a range within the ", shape.layers(), " layers of ",
-                                                   checkpoint->path()));
-  }
+namespace {
 
-  WeightLoader loader(backend, *checkpoint, model->memory);
+// The tensors of the model's layers and what goes with them, in a fixed order.
+absl::Status ReadTensors(WeightLoader& loader, const ModelConfig& config, Model& model) {
+  const ModelShape& shape = model.shape;
+  const int64_t width = shape.width;
+  model.layers.clear();
+  model.bytes = {};
+  model.bytes.layers.resize(shape.layers());
+  // What was taken since the last look.
+  int64_t seen = 0;
+  const auto taken = [&loader, &seen] { return loader.weight_bytes() - std::exchange(seen, loader.weight_bytes()); };
   for (int index = 0; index < shape.layers(); ++index) {
     const std::string block = BlockPrefix(index);
-    if (index < model->first_layer || index >= model->last_layer) {
+    if (index < model.first_layer || index >= model.last_layer) {
       loader.IgnorePrefix(block);
       continue;
     }
@@ -230,33 +231,81 @@ absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::sh
     }
     loader.SetPrefix(block + "ffn.");
     layer.channel_mix = LoadChannelMix(loader, width);
-    model->layers.push_back(std::move(layer));
+    model.layers.push_back(std::move(layer));
+    model.bytes.layers[index] = taken();
   }
 
   // Tensors outside the layers: read by the stages that need them, known to all.
   loader.SetPrefix("");
-  if (model->first_layer == 0 || model->has_gold()) {
-    model->embedding = loader.Raw("emb.weight", {shape.vocab_size, width});
-    model->ln0 = loader.Norm("blocks.0.ln0", width);
+  if (model.first_layer == 0 || model.has_gold()) {
+    model.embedding = loader.Raw("emb.weight", {shape.vocab_size, width});
+    model.ln0 = loader.Norm("blocks.0.ln0", width);
+    model.bytes.embedding = taken();
   }
-  if (model->has_boundary()) model->compress = loader.Linear("w_kv_cache_a.weight", shape.compressed, width);
-  if (model->has_gold()) {
+  if (model.has_boundary()) {
+    model.compress = loader.Linear("w_kv_cache_a.weight", shape.compressed, width);
+    model.bytes.layers[shape.finch_layers() - 1] += taken();
+  }
+  if (model.has_gold()) {
     const int64_t in = width + shape.compressed;
-    model->key_x0 = loader.LinearColumns("w_kv_cache_b.weight", width, in, 0, width);
-    model->key_compressed = loader.LinearColumns("w_kv_cache_b.weight", width, in, width, in);
+    model.key_x0 = loader.LinearColumns("w_kv_cache_b.weight", width, in, 0, width);
+    model.key_compressed = loader.LinearColumns("w_kv_cache_b.weight", width, in, width, in);
+    model.bytes.gold_shared = taken();
   }
-  if (model->is_last()) {
-    model->ln_out = loader.Norm("ln_out", width);
-    model->head = loader.Linear("head.weight", shape.vocab_size, width);
+  if (model.is_last()) {
+    model.ln_out = loader.Norm("ln_out", width);
+    model.head = loader.Linear("head.weight", shape.vocab_size, width);
+    model.bytes.head = taken();
   }
   for (const char* name : {"emb.weight", "ln_out.weight", "ln_out.bias", "head.weight"}) loader.Ignore(name);
   if (shape.gold_layers() > 0) {
     for (const char* name : {"w_kv_cache_a.weight", "w_kv_cache_b.weight"}) loader.Ignore(name);
   }
   loader.CheckAllTaken();
-  GF_RETURN_IF_ERROR(loader.status());
+  return loader.status();
+}
+
+// Without tensors.
+absl::StatusOr<std::shared_ptr<Model>> EmptyModel(const Checkpoint& checkpoint, const ModelConfig& config,
+                                                  int first_layer, int last_layer) {
+  auto model = std::make_shared<Model>();
+  GF_ASSIGN_OR_RETURN(model->shape, ReadModelShape(checkpoint, config));
+  const int layers = model->shape.layers();
+  model->first_layer = first_layer;
+  model->last_layer = last_layer < 0 ? layers : last_layer;
+  if (first_layer < 0 || first_layer >= model->last_layer || model->last_layer > layers) {
+    return absl::InvalidArgumentError(absl::StrCat("layers ", first_layer, " to ", model->last_layer,
+                                                   " are not a range within the ", layers, " layers of ",
+                                                   checkpoint.path()));
+  }
+  return model;
+}
+
+}  // namespace
+
+int64_t WeightBytes::total() const {
+  return std::accumulate(layers.begin(), layers.end(), embedding + gold_shared + head);
+}
+
+absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::shared_ptr<const Checkpoint> checkpoint,
+                                                       const ModelConfig& config, int first_layer, int last_layer) {
+  GF_ASSIGN_OR_RETURN(const std::shared_ptr<Model> model, EmptyModel(*checkpoint, config, first_layer, last_layer));
+  WeightLoader measure(*checkpoint, backend.reads_host_memory());
+  GF_RETURN_IF_ERROR(ReadTensors(measure, config, *model));
+  GF_ASSIGN_OR_RETURN(model->memory, backend.Allocate(measure.copied_bytes(), "weights"));
+  WeightLoader loader(backend, *checkpoint, model->memory.get());
+  GF_RETURN_IF_ERROR(ReadTensors(loader, config, *model));
+  GF_CHECK_EQ(loader.copied_bytes(), measure.copied_bytes());
   model->checkpoint = std::move(checkpoint);
-  return std::shared_ptr<const Model>(std::move(model));
+  return std::shared_ptr<const Model>(model);
+}
+
+absl::StatusOr<std::shared_ptr<const Model>> MeasureModel(const Checkpoint& checkpoint, const ModelConfig& config,
+                                                          bool in_place, int first_layer, int last_layer) {
+  GF_ASSIGN_OR_RETURN(const std::shared_ptr<Model> model, EmptyModel(checkpoint, config, first_layer, last_layer));
+  WeightLoader measure(checkpoint, in_place);
+  GF_RETURN_IF_ERROR(ReadTensors(measure, config, *model));
+  return std::shared_ptr<const Model>(model);
 }
 
 }  // namespace goldfinch

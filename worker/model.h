@@ -33,6 +33,8 @@ struct ModelShape {
 
   // Of one sequence, whatever its length.
   int64_t StateBytes() const;
+  // Of one token in the compressed cache, id and row; 0 without GOLD layers.
+  int64_t CompressedBytesPerToken(DType cache_dtype) const;
   // Of one token in all caches.
   int64_t CacheBytesPerToken(DType cache_dtype) const;
   // Of one token in a transformer of this shape: keys and values of every layer, 2 bytes a number.
@@ -58,6 +60,16 @@ struct TensorHome {
 std::optional<TensorHome> FindTensorHome(const ModelShape& shape, std::string_view name);
 // Whether the stage of layers [first_layer, last_layer) has that part.
 bool StageHas(const ModelShape& shape, int first_layer, int last_layer, const TensorHome& home);
+
+// What weights take: of a back end's memory, and of the mapped file where they are read in place.
+struct WeightBytes {
+  std::vector<int64_t> layers;  // one a layer of the model, 0 for other stages'; W_a is the last Finch-side layer's
+  int64_t embedding = 0;        // with its norm
+  int64_t gold_shared = 0;      // W_b
+  int64_t head = 0;             // with its norm
+
+  int64_t total() const;
+};
 
 struct Layer {
   NormWeights ln1, ln2;
@@ -87,15 +99,23 @@ struct Model {
   }
   bool is_last() const { return last_layer == shape.layers(); }
 
+  WeightBytes bytes;
   std::shared_ptr<const Checkpoint> checkpoint;  // weights may point into it
-  std::vector<std::shared_ptr<void>> memory;     // or into these
+  std::shared_ptr<void> memory;                  // or into this
 };
 
 // Loads layers [first_layer, last_layer); last_layer -1: to the end. Every tensor of the checkpoint must belong to some
-// layer of the model. Errors name the file and the tensor.
+// layer of the model. Errors name the file and the tensor. The back end's memory is taken at once, before any value is
+// read, and holds all that is not read in place; the host keeps no copy of it.
 absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::shared_ptr<const Checkpoint> checkpoint,
                                                        const ModelConfig& config, int first_layer = 0,
                                                        int last_layer = -1);
+
+// The same without any value, to plan with: tensors have their types and shapes and addresses that mean nothing, and
+// `bytes` is what loading would take. `in_place`: for a back end that reads host memory. Reads nothing but names and
+// shapes. Errors as LoadModel, but for memory.
+absl::StatusOr<std::shared_ptr<const Model>> MeasureModel(const Checkpoint& checkpoint, const ModelConfig& config,
+                                                          bool in_place, int first_layer = 0, int last_layer = -1);
 
 }  // namespace goldfinch
 

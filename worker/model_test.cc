@@ -184,17 +184,50 @@ TEST(ModelTest, ADeviceHasItsOwnCopyOfEveryWeight) {
   EXPECT_EQ(logits(device, [](std::string& file) { std::memset(file.data(), 0xFF, file.size()); }), expected);
 }
 
+// One allocation holds all that is copied.
 TEST(ModelTest, MemoryThatCannotBeHad) {
   FakeDevice device(Cpu());
   const std::shared_ptr<const Checkpoint> checkpoint = OpenTensors(Small({"finch_c2", "gold"}));
-  int64_t failures = 0;
-  for (;; ++failures) {
-    device.set_allocations_left(failures);
-    const auto model = LoadModel(device, checkpoint, kHeadsOf16);
-    if (model.ok()) break;
-    ASSERT_EQ(model.status().code(), absl::StatusCode::kResourceExhausted);
+  device.set_allocations_left(0);
+  const absl::Status status = LoadModel(device, checkpoint, kHeadsOf16).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("weights"));
+  device.set_allocations_left(1);
+  EXPECT_TRUE(LoadModel(device, checkpoint, kHeadsOf16).ok());
+}
+
+TEST(ModelTest, WhatIsMeasuredIsWhatIsLoaded) {
+  const auto checkpoint = OpenTensors(Small({"eagle", "finch", "finch_c2", "gptalpha", "llama", "gold", "gold"}));
+  FakeDevice device(Cpu());
+  const auto measured = MeasureModel(*checkpoint, kHeadsOf16, /*in_place=*/false);
+  ASSERT_TRUE(measured.ok()) << measured.status();
+  const WeightBytes& all = (*measured)->bytes;
+  EXPECT_GE(all.total(), checkpoint->file_bytes() / 2);
+  ASSERT_EQ(all.layers.size(), 7u);
+  EXPECT_EQ(all.layers[5], all.layers[6]);
+  for (int first = 0; first < 7; ++first) {
+    for (int last = first + 1; last <= 7; ++last) {
+      const auto loaded = LoadModel(device, checkpoint, kHeadsOf16, first, last);
+      ASSERT_TRUE(loaded.ok()) << loaded.status();
+      const WeightBytes& bytes = (*loaded)->bytes;
+      for (int layer = 0; layer < 7; ++layer) {
+        // W_a goes with the last Finch-side layer, even if no stage after it is this one.
+        const int64_t expected = layer >= first && layer < last ? all.layers[layer] : 0;
+        EXPECT_EQ(bytes.layers[layer], expected) << "layer " << layer << " of " << first << " to " << last;
+      }
+      EXPECT_EQ(bytes.embedding, first == 0 || last > 5 ? all.embedding : 0);
+      EXPECT_EQ(bytes.gold_shared, last > 5 ? all.gold_shared : 0);
+      EXPECT_EQ(bytes.head, last == 7 ? all.head : 0);
+    }
   }
-  EXPECT_GT(failures, 40);
+  // In place, matrices are as the file has them; what is measured of bad models is an error as well.
+  const auto in_place = MeasureModel(*checkpoint, kHeadsOf16, /*in_place=*/true);
+  ASSERT_TRUE(in_place.ok());
+  EXPECT_LE((*in_place)->bytes.total(), all.total());
+  Tensors missing = Small({"finch_c2"});
+  Remove(missing, "blocks.0.att.key.weight");
+  EXPECT_THAT(std::string(MeasureModel(*OpenTensors(missing), kHeadsOf16, false).status().message()),
+              HasSubstr("blocks.0.att.key.weight is missing"));
 }
 
 // ---- Bad tensors.

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "protos/cluster.pb.h"
 #include "worker/checkpoint/checkpoint.h"
+#include "worker/model_memory.h"
 
 namespace goldfinch {
 
@@ -19,8 +20,6 @@ using cluster::v1::ToWorker;
 namespace {
 
 constexpr uint32_t kProtocol = 1;
-// Of the memory that the worker may use. The rest is for what ops and messages take as they run.
-constexpr double kPlannedShare = 0.9;
 // Steps in flight are a few; a coordinator that sends so many does not wait for answers.
 constexpr size_t kTasksMax = 1024;
 
@@ -273,7 +272,8 @@ bool Node::Publish(uint64_t era, TransportSetup* setup, Transport* transport) {
 void Node::HandleWelcome(const cluster::v1::Welcome& welcome) {
   FromWorker message;
   if (const absl::Status status = OpenModel(welcome); status.ok()) {
-    Describe(*checkpoint_, shape_, config_, cache_dtype_, backend_->activation_dtype(), message.mutable_described());
+    Describe(*checkpoint_, shape_, config_, cache_dtype_, MemoryOf(*measured_, cache_dtype_, *backend_),
+             message.mutable_described());
   } else {
     Log(absl::StrCat("the model cannot be read: ", status.ToString()));
     message.mutable_described()->set_error(Message(status));
@@ -302,7 +302,8 @@ absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
   verified_.clear();
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(model));
   GF_ASSIGN_OR_RETURN(config_, FindModelConfig(config, model));
-  GF_ASSIGN_OR_RETURN(shape_, ReadModelShape(*checkpoint, config_));
+  GF_ASSIGN_OR_RETURN(measured_, MeasureModel(*checkpoint, config_, backend_->reads_host_memory()));
+  shape_ = measured_->shape;
   checkpoint_ = std::move(checkpoint);
   opened_model_ = model;
   opened_config_ = config;
@@ -314,6 +315,7 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   if (checkpoint_ == nullptr) return absl::FailedPreconditionError("Form before the model was described");
   GF_ASSIGN_OR_RETURN(GroupPlan plan, PlanGroup(form, shape_, cache_dtype_));
   plan.options.gold_tier = options_.gold_tier;
+  GF_RETURN_IF_ERROR(PlanMemory(plan));
   GF_RETURN_IF_ERROR(LoadStage(plan));
   GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(plan, *backend_, *stage_));
   GF_RETURN_IF_ERROR(ReserveKept(plan));
@@ -325,8 +327,13 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
   cluster::v1::Joined& joined = *message.mutable_joined();
   joined.set_generation(plan_->generation);
   for (const std::string& address : setup_->addresses()) joined.add_addresses(address);
-  joined.set_weight_bytes(StageWeightBytes(*checkpoint_, shape_, plan_->first_layer, plan_->last_layer));
-  joined.set_reserved_bytes(stage_->ReservedBytes() + runner_->ReservedBytes() + setup_->ReservedBytes());
+  joined.set_weight_bytes(memory_.weights);
+  joined.set_reserved_bytes(memory_.total());
+  for (const MemoryPart& part : memory_.Parts()) {
+    cluster::v1::MemoryPart& to = *joined.add_memory();
+    to.set_name(part.name);
+    to.set_bytes(part.bytes);
+  }
   ReplyFromWork(message);
   return absl::OkStatus();
 }
@@ -341,15 +348,36 @@ absl::Status Node::LoadStage(const GroupPlan& plan) {
   return absl::OkStatus();
 }
 
+// Before anything is taken. The coordinator has planned the same, so that only a worker that was told otherwise since
+// falls short.
+absl::Status Node::PlanMemory(const GroupPlan& plan) {
+  const ModelMemory model = MemoryOf(*measured_, cache_dtype_, *backend_);
+  const StageSettings settings =
+      MemorySettings(plan.first_layer, plan.last_layer, plan.options, plan.stages - plan.rank - 1);
+  memory_ = PlanStageMemory(model, settings);
+  const int64_t limit_bytes = options_.memory_bytes;
+  if (limit_bytes > 0 && memory_.total() > limit_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("layers ", plan.first_layer, " to ", plan.last_layer - 1, ": ",
+                                                     MemoryShortage(memory_, limit_bytes)));
+  }
+  int64_t kept_bytes = KeptBytes(model, settings, limit_bytes);
+  if (backend_->reads_host_memory()) {
+    kept_bytes = std::min(kept_bytes, static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(limit_bytes)));
+  }
+  kept_bytes_ = options_.kept_bytes.value_or(kept_bytes);
+  return absl::OkStatus();
+}
+
 // Last, of what nothing else takes. A stage of the generation before has it already.
 absl::Status Node::ReserveKept(const GroupPlan& plan) {
-  if (stage_->gold_tiers() == nullptr || stage_->gold_tiers()->reserved_bytes() > 0) return absl::OkStatus();
-  const int64_t taken = StageWeightBytes(*checkpoint_, shape_, plan.first_layer, plan.last_layer) +
-                        stage_->ReservedBytes() + runner_->ReservedBytes();
-  const auto share = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(options_.memory_bytes));
-  const auto planned = static_cast<int64_t>(kPlannedShare * static_cast<double>(options_.memory_bytes));
-  const int64_t left = std::max<int64_t>(0, planned - taken);
-  return stage_->ReserveKept(options_.kept_bytes.value_or(std::min(share, left)));
+  if (stage_->gold_tiers() != nullptr) {
+    if (stage_->gold_tiers()->reserved_bytes() == 0) GF_RETURN_IF_ERROR(stage_->ReserveKept(kept_bytes_));
+    memory_.kept_rows = stage_->gold_tiers()->reserved_bytes();
+  }
+  Log(absl::StrCat("memory of layers ", plan.first_layer, " to ", plan.last_layer - 1, ", ", plan.options.max_sequences,
+                   " sequences, caches of ", plan.options.cache_tokens, " tokens:"));
+  for (const std::string& line : MemoryTable(memory_, options_.memory_bytes)) Log(absl::StrCat("  ", line));
+  return absl::OkStatus();
 }
 
 absl::Status Node::LoadWeights(const GroupPlan& plan) {

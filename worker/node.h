@@ -42,13 +42,13 @@ struct NodeOptions {
   std::string name = {};                 // for people
   std::string model = {};                // path; empty: where the coordinator says
   std::string config = {};               // the same
-  int64_t memory_bytes = 0;              // that the worker may use, weights included
+  int64_t memory_bytes = 0;              // that it may use, for all that base/stage_memory.h plans; 0: any
   GoldTier gold_tier = GoldTier::kFull;  // the most that GOLD layers keep of a sequence
-  // Memory for it; not set: what is left of memory_bytes, kKeptMemoryShare of them at most.
+  // Memory for it; not set: what is left of memory_bytes; on the CPU kKeptMemoryShare of them at most.
   std::optional<int64_t> kept_bytes = {};
   DeviceSpeed speed = {};               // of MeasureDevice
   double connect_timeout_seconds = 30;  // for a group's stages to reach each other
-  // Lines for the log: weights that are NaN, why a generation failed. Any thread. May be null.
+  // Lines for the log: the stage's memory, weights that are NaN, why a generation failed. Any thread. May be null.
   std::function<void(const std::string& line)> log = nullptr;
 };
 
@@ -101,6 +101,7 @@ class Node {
   absl::Status OpenModel(const cluster::v1::Welcome& welcome);
   absl::Status Form(uint64_t era, const cluster::v1::Form& form);
   absl::Status LoadStage(const GroupPlan& plan);
+  absl::Status PlanMemory(const GroupPlan& plan);
   absl::Status VerifyWeights(const GroupPlan& plan);
   absl::Status Connect(uint64_t era, const cluster::v1::Connect& connect);
   absl::Status LoadWeights(const GroupPlan& plan);
@@ -141,6 +142,9 @@ class Node {
   std::shared_ptr<const Checkpoint> checkpoint_;
   ModelConfig config_;
   ModelShape shape_;
+  std::shared_ptr<const Model> measured_;  // of all layers
+  StageMemory memory_;                     // of the stage that is forming or formed
+  int64_t kept_bytes_ = 0;                 // for its kept rows
   std::string verify_;
   DType cache_dtype_ = DType::kBf16;
   std::unordered_set<std::string> verified_;  // tensors

@@ -986,6 +986,7 @@ TEST_P(NodeTest, LogitsThatAreNotFiniteEndOneSequence) {
   std::vector<std::string> lines;
   for (int i = 0; i < 2; ++i) {
     workers.push_back(Start({.log = [&](const std::string& line) {
+      if (line.find("NaN") == std::string::npos) return;
       const std::lock_guard<std::mutex> lock(mutex);
       lines.push_back(line);
     }}));
@@ -1029,6 +1030,40 @@ TEST_P(NodeTest, ADamagedFileIsToldWhenItsLayersAreLoaded) {
   for (int rank = 0; rank < 2; ++rank) workers[rank].node->Received(FormMessage(rank, {0, 1}));
   EXPECT_EQ(workers[0].mailbox->Await(FromWorker::kJoined).joined().generation(), generation);
   EXPECT_THAT(workers[1].mailbox->Await(FromWorker::kFailed).failed().message(), HasSubstr("CRC-32"));
+}
+
+// Each use of the memory is told before it is taken; a worker that would need more than it may use takes nothing.
+TEST_P(NodeTest, MemoryIsPlannedAndTold) {
+  std::mutex mutex;
+  std::string log;
+  const auto start = [&](int64_t memory_bytes) {
+    workers.push_back(Start({.memory_bytes = memory_bytes, .log = [&](const std::string& line) {
+                               const std::lock_guard<std::mutex> lock(mutex);
+                               log += line + "\n";
+                             }}));
+    Welcome(workers.back());
+    ++generation;
+    workers[0].node->Received(FormMessage(0, {0}));
+  };
+  start(int64_t{1} << 40);
+  const cluster::v1::Joined joined = workers[0].mailbox->Await(FromWorker::kJoined).joined();
+  uint64_t sum = 0;
+  for (const cluster::v1::MemoryPart& part : joined.memory()) sum += part.bytes();
+  EXPECT_EQ(joined.reserved_bytes(), sum);
+  ASSERT_GT(joined.memory_size(), 0);
+  EXPECT_EQ(joined.memory(0).name(), "weights");
+  EXPECT_EQ(joined.memory(0).bytes(), joined.weight_bytes());
+  workers.clear();
+  EXPECT_THAT(log, AllOf(HasSubstr("memory of layers 0 to"), HasSubstr("\n  weights"), HasSubstr("\n  activations"),
+                         HasSubstr("\n  in all"), HasSubstr("\n  left")));
+
+  start(static_cast<int64_t>(sum));
+  EXPECT_EQ(workers[0].mailbox->Await(FromWorker::kJoined).joined().generation(), generation);
+  workers.clear();
+  start(static_cast<int64_t>(sum) - 1);
+  EXPECT_THAT(workers[0].mailbox->Await(FromWorker::kFailed).failed().message(),
+              AllOf(HasSubstr("are needed (weights"), HasSubstr("may be used: lower --max-model-len")));
+  workers.clear();
 }
 
 TEST_P(NodeTest, StreamsBreakAndComeBack) {

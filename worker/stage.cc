@@ -8,20 +8,33 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "worker/model_memory.h"
 
 namespace goldfinch {
 namespace {
 
 constexpr float kLayerNormEpsilon = 1e-5f;
-constexpr int64_t kPageTokens = 64;
+constexpr int64_t kPageTokens = kCachePageTokens;
 
 }  // namespace
+
+StageSettings MemorySettings(int first_layer, int last_layer, const StageOptions& options, int later_stages) {
+  return {.first_layer = first_layer,
+          .last_layer = last_layer,
+          .later_stages = later_stages,
+          .max_sequences = options.max_sequences,
+          .cache_tokens = options.cache_tokens,
+          .max_tokens = options.max_tokens,
+          .max_logit_rows = options.max_logit_rows};
+}
 
 Stage::Stage(Backend& backend, std::shared_ptr<const Model> model, const StageOptions& options)
     : backend_(backend),
       model_(std::move(model)),
       options_(options),
       shape_(model_->shape),
+      plan_(PlanStageMemory(MemoryOf(*model_, options.cache_dtype, backend),
+                            MemorySettings(model_->first_layer, model_->last_layer, options))),
       sequences_(options.max_sequences),
       // Every sequence may leave its last page partly empty.
       pages_(static_cast<int32_t>((options.cache_tokens + kPageTokens - 1) / kPageTokens + options.max_sequences)),
@@ -93,9 +106,9 @@ absl::Status Stage::AllocateMemory() {
     tables_have_.resize(shape_.vocab_size);
     MakeGoldTiers();
   }
-  GF_ASSIGN_OR_RETURN(std::shared_ptr<void> workspace, backend_.Allocate(WorkspaceBytes(), "activations"));
-  workspace_ = std::make_unique<Workspace>(std::move(workspace), WorkspaceBytes());
-  reserved_bytes_ += WorkspaceBytes();
+  GF_ASSIGN_OR_RETURN(std::shared_ptr<void> workspace, backend_.Allocate(plan_.activations, "activations"));
+  workspace_ = std::make_unique<Workspace>(std::move(workspace), plan_.activations);
+  reserved_bytes_ += plan_.activations;
 
   // What Forward fills: sized once, so that it allocates nothing.
   for (Sequence& sequence : sequences_) sequence.pages.reserve(PagesFor(options_.max_sequence_tokens));
@@ -132,24 +145,6 @@ absl::Status Stage::ReserveKept(int64_t bytes) {
   return gold_tiers_->Reserve(bytes, pages_.pages() * kPageTokens);
 }
 
-// The most that one Forward takes: rows of the Finch side and of the GOLD side, and what their largest layer needs.
-int64_t Stage::WorkspaceBytes() const {
-  const int64_t tokens = options_.max_tokens;
-  const int64_t gold_rows = GoldRowsMax();
-  int64_t layer_elements = 0;  // activations of one row
-  for (const Layer& layer : model_->layers) {
-    layer_elements = std::max({layer_elements, ActivationElements(layer.time_mix, shape_.width),
-                               ActivationElements(layer.channel_mix, shape_.width)});
-  }
-  layer_elements += 2 * shape_.width;  // the normed rows that its two mixers take
-  // The residual stream and what is made of it outside the layers is fp32.
-  const int64_t floats = (tokens + gold_rows) * shape_.width + 2 * tokens * shape_.compressed +
-                         options_.max_logit_rows * (shape_.width + (model_->is_last() ? shape_.vocab_size : 0));
-  constexpr int64_t kRounding = 64 * 1024;  // every tensor is rounded up to 64 bytes
-  return std::max(tokens, gold_rows) * layer_elements * SizeOf(backend_.activation_dtype()) +
-         floats * SizeOf(DType::kF32) + kRounding;
-}
-
 bool Stage::keeps_pages() const {
   if (model_->has_gold()) return true;
   return std::any_of(states_.begin(), states_.end(),
@@ -166,6 +161,8 @@ int64_t Stage::CacheBytes() const {
   if (model_->has_gold()) page_bytes += Slice(gold_cache_.ids, 0).bytes() + Slice(gold_cache_.c, 0).bytes();
   return page_bytes * (pages_.pages() - pages_.free_pages());
 }
+
+int64_t Stage::CacheTokens() const { return kPageTokens * (pages_.pages() - pages_.free_pages()); }
 
 absl::StatusOr<int> Stage::Open() {
   const auto free = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.open; });

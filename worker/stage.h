@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "base/stage_memory.h"
 #include "kernels/backend.h"
 #include "worker/gold_rows.h"
 #include "worker/gold_tiers.h"
@@ -33,6 +34,7 @@ struct StageOptions {
 
   bool operator==(const StageOptions&) const = default;
 };
+StageSettings MemorySettings(int first_layer, int last_layer, const StageOptions& options, int later_stages = 0);
 
 // The next tokens of one sequence: a part of its prompt, or one token that was drawn.
 struct Chunk {
@@ -94,12 +96,15 @@ class Stage {
 
   const Model& model() const { return *model_; }
   const StageOptions& options() const { return options_; }
-  // Pages in use, in bytes.
+  // Pages in use, in bytes and in positions; a page that forked sequences share counts once.
   int64_t CacheBytes() const;
+  int64_t CacheTokens() const;
   // What the GOLD layers keep; null without such layers.
   const GoldTiers* gold_tiers() const { return gold_tiers_.get(); }
-  // What was taken of the back end's memory: states, caches, activations, and by ReserveKept. Pages are committed as
-  // they are used.
+  // What the stage and its back end take of the back end's memory, but for kept rows; a pipeline's other stages are not
+  // counted on.
+  const StageMemory& memory() const { return plan_; }
+  // What was taken of it: states, caches, tables, activations, and by ReserveKept. Pages are committed as they are used.
   int64_t ReservedBytes() const { return reserved_bytes_ + (gold_tiers_ ? gold_tiers_->reserved_bytes() : 0); }
 
  private:
@@ -124,7 +129,6 @@ class Stage {
   absl::Status AllocateMemory();
   absl::StatusOr<Tensor> AllocateTensor(const Shape& shape, DType dtype, const char* purpose);
   void MakeGoldTiers();
-  int64_t WorkspaceBytes() const;
   // In the GOLD layers, of one Forward: the pre-fill rule adds rows of earlier chunks.
   int64_t GoldRowsMax() const {
     return options_.max_tokens + int64_t{2} * shape_.gold_layers() * options_.max_sequences;
@@ -152,6 +156,7 @@ class Stage {
   const std::shared_ptr<const Model> model_;
   const StageOptions options_;
   const ModelShape& shape_;
+  const StageMemory plan_;
 
   std::vector<std::shared_ptr<void>> memory_;
   int64_t reserved_bytes_ = 0;

@@ -1,5 +1,5 @@
-// Once a stage exists, Forward takes no memory: neither from the heap nor, when its pages have been touched, from the
-// system. malloc and its kin are replaced by ones that count.
+// Loading takes no more of the heap than its staging. Once a stage exists, Forward takes no memory: neither from the
+// heap nor, when its pages have been touched, from the system. malloc and its kin are replaced by ones that count.
 #include <malloc.h>
 
 #include <algorithm>
@@ -17,6 +17,7 @@
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
+#include "worker/fake_device.h"
 #include "worker/model.h"
 #include "worker/random_model.h"
 #include "worker/stage.h"
@@ -24,6 +25,13 @@
 namespace {
 
 std::atomic<int64_t> allocations = 0;
+std::atomic<size_t> largest = 0;  // bytes
+
+void Count(size_t bytes) {
+  ++allocations;
+  size_t before = largest;
+  while (bytes > before && !largest.compare_exchange_weak(before, bytes)) continue;
+}
 
 }  // namespace
 
@@ -35,19 +43,19 @@ void* __libc_realloc(void* memory, size_t size);       // NOLINT
 void* __libc_memalign(size_t alignment, size_t size);  // NOLINT
 
 void* malloc(size_t size) noexcept {
-  ++allocations;
+  Count(size);
   return __libc_malloc(size);
 }
 void* calloc(size_t nmemb, size_t size) noexcept {
-  ++allocations;
+  Count(nmemb * size);
   return __libc_calloc(nmemb, size);
 }
 void* realloc(void* ptr, size_t size) noexcept {
-  ++allocations;
+  Count(size);
   return __libc_realloc(ptr, size);
 }
 void* memalign(size_t alignment, size_t size) noexcept {
-  ++allocations;
+  Count(size);
   return __libc_memalign(alignment, size);
 }
 void* aligned_alloc(size_t alignment, size_t size) noexcept { return memalign(alignment, size); }
@@ -140,6 +148,21 @@ TEST_P(StageAllocationTest, DecodeTakesNoMemory) {
   if (stage.gold_tiers() != nullptr) {
     EXPECT_GT(stage.gold_tiers()->drops(), 0);
   }
+}
+
+// Weights go from the file to a device a part at a time: the host never holds a copy of a matrix.
+TEST(LoadAllocationTest, LoadingToADeviceTakesNoMoreThanItsStaging) {
+  const auto checkpoint = OpenTensors(RandomModel({.layers = {"finch_c2", "gold"}, .width = 1024}));
+  const int64_t matrix_bytes = checkpoint->Find("blocks.0.att.key.weight")->data.bytes();
+  constexpr int64_t kStagingBytes = (int64_t{1} << 20) + (64 << 10);
+  ASSERT_GT(matrix_bytes, kStagingBytes);
+  FakeDevice device(MakeCpuBackend(/*threads=*/1));
+  largest = 0;
+  const auto model = LoadModel(device, checkpoint, {});
+  const auto taken = static_cast<int64_t>(largest);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_GT((*model)->bytes.total(), 5 * matrix_bytes);
+  EXPECT_LE(taken, kStagingBytes);
 }
 
 TEST(AllocationCounterTest, Counts) {

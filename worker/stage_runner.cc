@@ -15,6 +15,8 @@
 namespace goldfinch {
 namespace {
 
+static_assert(kChannelMessages == Transport::kAheadSends, "as the memory was planned");
+
 using cluster::v1::ChunkResult;
 using cluster::v1::NewSequence;
 using cluster::v1::Step;
@@ -115,6 +117,7 @@ absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* 
   if (is_last_) FillResults(step, output.logits, done);
   GF_RETURN_IF_ERROR(Fork(step));
   done->set_cache_bytes(stage_.CacheBytes());
+  done->set_cache_tokens(stage_.CacheTokens());
   if (const GoldTiers* tiers = stage_.gold_tiers()) {
     done->set_gold_kept_bytes(tiers->kept_bytes());
     done->set_gold_tier_drops(tiers->drops());

@@ -1,5 +1,6 @@
 #include "worker/weight_loader.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <utility>
@@ -10,6 +11,8 @@
 
 namespace goldfinch {
 namespace {
+
+constexpr int64_t kPackedBytesMax = 1 << 20;  // of columns on their way to the back end
 
 float HalfToFloat(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
@@ -98,31 +101,31 @@ int64_t WeightLoader::Dim(std::string_view name, int axis) {
   return tensor->data.dim(axis);
 }
 
+Tensor WeightLoader::Place(DType dtype, const Shape& shape) {
+  static char nowhere;
+  const Tensor tensor{measures() ? &nowhere : static_cast<char*>(arena_) + copied_bytes_, dtype, shape};
+  copied_bytes_ += (tensor.bytes() + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
+  return tensor;
+}
+
 ConstTensor WeightLoader::Import(ConstTensor host) {
-  if (backend_.reads_host_memory()) return host;
-  absl::StatusOr<std::shared_ptr<void>> memory = backend_.Allocate(host.bytes(), "weights");
-  if (!memory.ok()) {
-    Fail(memory.status());
-    return {};
+  if (in_place_) {
+    in_place_bytes_ += host.bytes();
+    return host;
   }
-  const Tensor copy{memory->get(), host.dtype, host.shape};
-  backend_.CopyFromHost(host.data, copy);
-  memory_.push_back(*std::move(memory));
+  const Tensor copy = Place(host.dtype, host.shape);
+  if (measures()) return copy;
+  checkpoint_.ReadAhead(host.data, host.bytes());
+  backend_->CopyFromHost(host.data, copy);
+  checkpoint_.LetGo(host.data, host.bytes());
   return copy;
 }
 
 ConstTensor WeightLoader::Floats(const std::vector<float>& values, const Shape& shape) {
   if (!status_.ok()) return {};
   GF_CHECK_EQ(static_cast<int64_t>(values.size()), shape.elements());
-  const int64_t bytes = static_cast<int64_t>(values.size() * sizeof(float));
-  absl::StatusOr<std::shared_ptr<void>> memory = backend_.Allocate(bytes, "weights");
-  if (!memory.ok()) {
-    Fail(memory.status());
-    return {};
-  }
-  const Tensor tensor{memory->get(), DType::kF32, shape};
-  backend_.CopyFromHost(values.data(), tensor);
-  memory_.push_back(*std::move(memory));
+  const Tensor tensor = Place(DType::kF32, shape);
+  if (!measures()) backend_->CopyFromHost(values.data(), tensor);
   return tensor;
 }
 
@@ -133,6 +136,7 @@ std::vector<float> WeightLoader::Values(std::string_view name, int64_t n) {
     FailShape(*tensor, absl::StrCat(n, " elements"));
     return {};
   }
+  if (measures()) return std::vector<float>(n);
   return ToFloats(tensor->data);
 }
 
@@ -189,20 +193,23 @@ Matrix WeightLoader::LinearColumns(std::string_view name, int64_t out, int64_t i
     FailShape(*tensor, Dims(out, in));
     return {};
   }
-  const int64_t size = SizeOf(tensor->data.dtype), columns = end - begin;
-  std::vector<char> packed(out * columns * size);
-  for (int64_t row = 0; row < out; ++row) {
-    std::memcpy(packed.data() + row * columns * size,
-                static_cast<const char*>(tensor->data.data) + (row * in + begin) * size, columns * size);
+  const Tensor copy = Place(tensor->data.dtype, {out, end - begin});
+  if (measures()) return {copy, Matrix::Layout::kOutIn};
+  const int64_t size = SizeOf(copy.dtype), row_bytes = (end - begin) * size;
+  checkpoint_.ReadAhead(tensor->data.data, tensor->data.bytes());
+  // Some rows at a time.
+  const int64_t rows_max = std::max<int64_t>(1, kPackedBytesMax / std::max<int64_t>(1, row_bytes));
+  std::vector<char> packed(std::min(rows_max, out) * row_bytes);
+  for (int64_t first = 0; first < out; first += rows_max) {
+    const int64_t rows = std::min(rows_max, out - first);
+    for (int64_t row = 0; row < rows; ++row) {
+      std::memcpy(packed.data() + row * row_bytes,
+                  static_cast<const char*>(tensor->data.data) + ((first + row) * in + begin) * size, row_bytes);
+    }
+    backend_->CopyFromHost(packed.data(),
+                           {static_cast<char*>(copy.data) + first * row_bytes, copy.dtype, {rows, end - begin}});
   }
-  absl::StatusOr<std::shared_ptr<void>> memory = backend_.Allocate(static_cast<int64_t>(packed.size()), "weights");
-  if (!memory.ok()) {
-    Fail(memory.status());
-    return {};
-  }
-  const Tensor copy{memory->get(), tensor->data.dtype, {out, columns}};
-  backend_.CopyFromHost(packed.data(), copy);
-  memory_.push_back(*std::move(memory));
+  if (!in_place_) checkpoint_.LetGo(tensor->data.data, tensor->data.bytes());
   return {copy, Matrix::Layout::kOutIn};
 }
 

@@ -1,9 +1,9 @@
-// Takes the tensors of a checkpoint one by one into the memory of a back end, checking shapes.
+// Takes the tensors of a checkpoint one by one into the memory of a back end, checking shapes. Twice over the same
+// tensors: first to learn how much memory they take, then into one allocation of so much.
 #ifndef GOLDFINCH_WORKER_WEIGHT_LOADER_H_
 #define GOLDFINCH_WORKER_WEIGHT_LOADER_H_
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,9 +18,14 @@ namespace goldfinch {
 // Getters return an empty tensor once anything has failed; look at status() at the end. The first error is kept.
 class WeightLoader {
  public:
-  // Memory taken for weights is appended to `memory`, which must outlive them.
-  WeightLoader(Backend& backend, const Checkpoint& checkpoint, std::vector<std::shared_ptr<void>>& memory)
-      : backend_(backend), checkpoint_(checkpoint), memory_(memory) {}
+  // Measures: no value is read, tensors have their types and shapes and addresses that mean nothing, values are zeros.
+  // `in_place`: for a back end that reads host memory.
+  WeightLoader(const Checkpoint& checkpoint, bool in_place) : checkpoint_(checkpoint), in_place_(in_place) {}
+  // Loads into `arena`, which outlives the tensors: memory of the back end of at least the copied_bytes() of a loader
+  // that measured the same tensors in the same order. What it copies from the file passes through the memory of this
+  // process a part at a time.
+  WeightLoader(Backend& backend, const Checkpoint& checkpoint, void* arena)
+      : checkpoint_(checkpoint), in_place_(backend.reads_host_memory()), backend_(&backend), arena_(arena) {}
 
   // Names given below are relative to this prefix: "blocks.3.att.".
   void SetPrefix(std::string prefix) { prefix_ = std::move(prefix); }
@@ -51,6 +56,13 @@ class WeightLoader {
   // Marks a tensor that is in the file but not needed.
   void Ignore(std::string_view name);
 
+  // Of the arena, so far: what is copied, each tensor in whole units of kTensorAlignment.
+  int64_t copied_bytes() const { return copied_bytes_; }
+  // And what is read in place.
+  int64_t weight_bytes() const { return copied_bytes_ + in_place_bytes_; }
+
+  static constexpr int64_t kTensorAlignment = 256;
+
   void Fail(absl::Status status);
   const absl::Status& status() const { return status_; }
   // Marks every tensor whose full name starts so: it belongs to another stage.
@@ -61,12 +73,18 @@ class WeightLoader {
  private:
   const CheckpointTensor* Take(std::string_view name);
   ConstTensor Import(ConstTensor host);
+  // The next part of the arena.
+  Tensor Place(DType dtype, const Shape& shape);
+  bool measures() const { return backend_ == nullptr; }
   std::string FullName(std::string_view name) const;
   void FailShape(const CheckpointTensor& tensor, const std::string& expected);
 
-  Backend& backend_;
   const Checkpoint& checkpoint_;
-  std::vector<std::shared_ptr<void>>& memory_;
+  const bool in_place_;
+  Backend* const backend_ = nullptr;  // null: measures
+  void* const arena_ = nullptr;
+  int64_t copied_bytes_ = 0;
+  int64_t in_place_bytes_ = 0;
   std::string prefix_;
   absl::flat_hash_set<std::string> taken_;
   absl::Status status_;

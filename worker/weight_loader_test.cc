@@ -22,7 +22,6 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 
 const std::vector<TestTensor> kTensors = {
     {"a.matrix", DType::kBf16, {2, 3}, {1, 2, 3, 4, 5, 6}},
@@ -45,8 +44,8 @@ class WeightLoaderTest : public testing::Test {
 
   const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
   const std::shared_ptr<const Checkpoint> checkpoint = OpenTensors(kTensors);
-  std::vector<std::shared_ptr<void>> memory;
-  WeightLoader loader{*backend, *checkpoint, memory};
+  const std::shared_ptr<void> arena = *backend->Allocate(1 << 12, "weights");
+  WeightLoader loader{*backend, *checkpoint, arena.get()};
 };
 
 TEST_F(WeightLoaderTest, MatricesAreReadInPlace) {
@@ -60,7 +59,8 @@ TEST_F(WeightLoaderTest, MatricesAreReadInPlace) {
   EXPECT_EQ(lora.out(), 3);
   EXPECT_EQ(loader.Raw("matrix", {2, 3}).data, linear.data.data);
   EXPECT_TRUE(loader.status().ok()) << loader.status();
-  EXPECT_THAT(memory, IsEmpty());
+  EXPECT_EQ(loader.copied_bytes(), 0);
+  EXPECT_EQ(loader.weight_bytes(), 3 * 12);
 }
 
 TEST_F(WeightLoaderTest, VectorsBecomeFp32WhateverTheirAxes) {
@@ -157,10 +157,13 @@ TEST_F(WeightLoaderTest, AllTaken) {
 
 TEST_F(WeightLoaderTest, DevicesGetCopies) {
   FakeDevice device(*backend);
-  WeightLoader copying(device, *checkpoint, memory);
+  const std::shared_ptr<void> memory = *device.Allocate(1 << 12, "weights");
+  WeightLoader copying(device, *checkpoint, memory.get());
   copying.SetPrefix("a.");
   const Matrix linear = copying.Linear("matrix", 2, 3);
   const ConstTensor raw = copying.Raw("vector", {1, 1, 4});
+  EXPECT_EQ(copying.copied_bytes(), 2 * WeightLoader::kTensorAlignment);
+  EXPECT_EQ(copying.weight_bytes(), copying.copied_bytes());
   EXPECT_TRUE(copying.status().ok()) << copying.status();
   EXPECT_NE(linear.data.data, checkpoint->Find("a.matrix")->data.data);
   EXPECT_EQ(linear.data.dtype, DType::kBf16);
@@ -171,23 +174,42 @@ TEST_F(WeightLoaderTest, DevicesGetCopies) {
   };
   EXPECT_THAT(values(linear.data), ElementsAre(1, 2, 3, 4, 5, 6));
   EXPECT_THAT(values(raw), ElementsAre(1, 2, 3, 4));
-  EXPECT_EQ(memory.size(), 2u);
 }
 
-TEST_F(WeightLoaderTest, MemoryThatCannotBeHad) {
+TEST_F(WeightLoaderTest, ColumnsGoToDevicesSomeRowsAtATime) {
+  constexpr int64_t kRows = 300, kColumns = 2048;  // more than a part takes
+  std::vector<float> values(kRows * kColumns);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  const auto large = OpenTensors({{"matrix", DType::kF32, {kRows, kColumns}, values}});
   FakeDevice device(*backend);
-  device.set_allocations_left(0);
-  const std::vector<void (*)(WeightLoader&)> takes = {
-      [](WeightLoader& copying) { EXPECT_FALSE(copying.Linear("matrix", 2, 3)); },
-      [](WeightLoader& copying) { EXPECT_FALSE(copying.Vector("vector", 4)); },
-      [](WeightLoader& copying) { EXPECT_FALSE(copying.LinearColumns("matrix", 2, 3, 0, 1)); },
-  };
-  for (const auto& take : takes) {
-    WeightLoader copying(device, *checkpoint, memory);
-    copying.SetPrefix("a.");
-    take(copying);
-    EXPECT_EQ(copying.status().code(), absl::StatusCode::kResourceExhausted);
-    EXPECT_THAT(std::string(copying.status().message()), HasSubstr("weights"));
+  const std::shared_ptr<void> memory = *device.Allocate(4 * kRows * kColumns, "weights");
+  WeightLoader copying(device, *large, memory.get());
+  const Matrix columns = copying.LinearColumns("matrix", kRows, kColumns, 1, kColumns);
+  std::vector<float> copied(kRows * (kColumns - 1));
+  device.CopyToHost(columns.data, copied.data());
+  for (int64_t row = 0; row < kRows; ++row) {
+    for (int64_t column = 1; column < kColumns; ++column) {
+      ASSERT_EQ(copied[row * (kColumns - 1) + column - 1], values[row * kColumns + column]) << row << " " << column;
+    }
+  }
+}
+
+// What is measured is what is loaded then, and no value is looked at.
+TEST_F(WeightLoaderTest, Measures) {
+  for (const bool in_place : {true, false}) {
+    WeightLoader measure(*checkpoint, in_place);
+    measure.SetPrefix("a.");
+    const Matrix linear = measure.Linear("matrix", 2, 3);
+    EXPECT_TRUE(linear);
+    EXPECT_EQ(linear.data.shape, (Shape{2, 3}));
+    EXPECT_EQ(linear.data.dtype, DType::kBf16);
+    EXPECT_EQ(measure.Vector("vector", 4).shape, (Shape{4}));
+    EXPECT_EQ(measure.LinearColumns("matrix", 2, 3, 1, 3).data.shape, (Shape{2, 2}));
+    EXPECT_THAT(measure.Values("other", 4), ElementsAre(0, 0, 0, 0));
+    EXPECT_EQ(measure.copied_bytes(), (in_place ? 2 : 3) * WeightLoader::kTensorAlignment);
+    EXPECT_EQ(measure.weight_bytes() - measure.copied_bytes(), in_place ? 12 : 0);
+    EXPECT_FALSE(measure.Linear("missing", -1, -1));
+    EXPECT_EQ(measure.status().code(), absl::StatusCode::kInvalidArgument);
   }
 }
 

@@ -43,7 +43,14 @@ class CpuBackend : public Backend {
     return std::shared_ptr<void>(memory, [size](void* p) { munmap(p, size); });
   }
 
-  int64_t FreeBytes() const override { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
+  int64_t FreeBytes() const override { return TotalBytes(); }
+  int64_t TotalBytes() const override { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
+  OpMemory PlanOps(int64_t width, int64_t /*vocab_size*/) const override {
+    // Of each thread: panels of a product, or a tile of positions in several forms, each of 64 rows.
+    constexpr int64_t kTileRows = 64, kForms = 32;
+    const int64_t thread_bytes = kTileRows * kForms * width * SizeOf(kActivations);
+    return {.fixed_bytes = threads() * thread_bytes, .bytes_per_row = 0, .bytes_per_logit_row = 0};
+  }
   bool reads_host_memory() const override { return true; }
   void CopyFromHost(const void* host, Tensor to) override { CopyBytes(host, to.data, to.bytes()); }
   void CopyToHost(ConstTensor from, void* host) override { CopyBytes(from.data, host, from.bytes()); }

@@ -36,6 +36,19 @@ class CudaBackend : public Backend {
     context_.runtime().Use();
     return context_.runtime().FreeBytes();
   }
+  int64_t TotalBytes() const override { return context_.facts().memory_bytes; }
+  OpMemory PlanOps(int64_t width, int64_t vocab_size) const override {
+    // cuBLASLt's workspace (32 MiB), kernels that the driver loads when they are first used, what attention rebuilds
+    // within the L2 cache, page tables.
+    constexpr int64_t kFixedBytes = int64_t{512} << 20;
+    // The largest op is a product of the channel mix: rows rounded and sums in fp32 of at most 4 D columns (6 bytes a
+    // number). Scratch grows to twice what it was, and the smaller block is let go at the next Synchronize.
+    constexpr int64_t kMixWidths = 4, kNumberBytes = 6, kGrowth = 3;
+    constexpr int64_t kLogitBytes = 4;  // Sample's scores
+    return {.fixed_bytes = kFixedBytes,
+            .bytes_per_row = kGrowth * kNumberBytes * kMixWidths * width,
+            .bytes_per_logit_row = kGrowth * kLogitBytes * vocab_size};
+  }
   bool reads_host_memory() const override { return false; }
   void CopyFromHost(const void* host, Tensor to) override {
     GF_CHECK(!context_.in_step()) << "a copy from the host within a step";

@@ -78,7 +78,7 @@ LocalCluster::LocalCluster(const std::string& model, int workers, std::function<
   options.membership.verify = "none";
   options.membership.cache_dtype = "f32";
   options.membership.stages = workers;
-  options.membership.max_logit_rows = 64;
+  options.membership.plan.max_logit_rows = 64;
   options.membership.regroup_wait_seconds = 0.05;
   options.membership.plan.max_sequences = 16;
   options.membership.plan.max_sequence_tokens = 4096;

@@ -42,6 +42,16 @@ class DeviceTest(ProgramTest):
             self.all_refuse(["--device", device, "auto, cpu, cuda and cuda:N"], device=device)
         self.all_refuse(["--dtype", "f64", "bf16"], dtype="f64")
 
+    def test_shares_of_memory(self):
+        for share in ("0", "-0.1", "1.01", "nan", "most"):
+            says = ["--gpu-memory-utilization", share, "is not above 0 and at most 1"]
+            self.all_refuse(says, gpu_memory_utilization=share)
+        # Of a GPU: the CPU's memory is the machine's.
+        self.succeeds(*generate("And ", **SHORT, gpu_memory_utilization=0.001))
+        both = flags(gpu_memory_utilization=0.5, memory="1GB")
+        for command in (["serve", "--model", DEMO_MODEL], ["worker", "--coordinator", "127.0.0.1:1"]):
+            self.refuses(*command, *both, code=2, says=["--gpu-memory-utilization", "--memory"])
+
     def test_commands_that_compute_nothing(self):
         for command in (["inspect", DEMO_MODEL], ["tokenize", *flags(vocab="bytes", text="a")]):
             self.refuses(*command, "--device", "cpu", code=2, says="--device")

@@ -203,6 +203,10 @@ class OutputTest(GenerateTest):
         self.assertEqual([token["id"] for token in said["tokens"]], [byte + 1 for byte in said["text"].encode()])
         self.assertEqual(said["cache_bytes"], cached_tokens(said) * BYTES_PER_TOKEN["bf16"])
         self.assertEqual(said["transformer_cache_bytes"], cached_tokens(said) * TRANSFORMER_BYTES_PER_TOKEN)
+        # What was set aside at the start: one sequence of --max-model-len, in pages of 64 tokens and one more.
+        self.assertEqual(said["memory"]["compressed cache"], ((1 << 20) + 64) * BYTES_PER_TOKEN["bf16"])
+        self.assertGreater(said["memory"]["weights"], 0)
+        self.assertEqual(said["memory"]["channels"], 0)
         self.assertEqual(said["finish_reason"], "length")
         self.assertGreaterEqual(min(said["prefill_seconds"], said["decode_seconds"]), 0)
         self.assertNotIn("logprob", said["tokens"][0])

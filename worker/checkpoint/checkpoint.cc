@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <system_error>
@@ -22,6 +23,7 @@ namespace {
 
 constexpr std::string_view kIndexSuffix = ".safetensors.index.json";
 constexpr size_t kIndexBytesMax = 16 << 20;
+constexpr int64_t kReadAheadBytes = 64 << 20;  // some 20 ms of a fast disk: more than a copy waits for
 
 absl::Status InFile(const std::string& path, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
@@ -161,6 +163,27 @@ absl::Status Checkpoint::Finish() {
     tensors_.push_back({std::move(all[i].name), all[i].stored->data});
   }
   return absl::OkStatus();
+}
+
+std::string_view Checkpoint::MappedPart(const void* data, int64_t bytes) const {
+  const char* const begin = static_cast<const char*>(data);
+  for (const MappedFile& file : files_) {
+    const char* const end = file.bytes().data() + file.bytes().size();
+    if (std::less_equal<>()(file.bytes().data(), begin) && std::less<>()(begin, end)) {
+      return {begin, static_cast<size_t>(std::min<int64_t>(bytes, end - begin))};
+    }
+  }
+  return {};
+}
+
+void Checkpoint::ReadAhead(const void* data, int64_t bytes) const {
+  const std::string_view part = MappedPart(data, bytes + kReadAheadBytes);
+  if (!part.empty()) MappedFile::WillNeed(part);
+}
+
+void Checkpoint::LetGo(const void* data, int64_t bytes) const {
+  const std::string_view part = MappedPart(data, bytes);
+  if (!part.empty()) MappedFile::DontNeed(part);
 }
 
 int64_t Checkpoint::owned_bytes() const {

@@ -64,6 +64,12 @@ class Checkpoint {
   // Null when there is none.
   const CheckpointTensor* Find(std::string_view name) const;
 
+  // Advice of who copies weights away, without effect on what is read: `bytes` from `data` on are in use now, and the
+  // file goes on being read behind them...
+  void ReadAhead(const void* data, int64_t bytes) const;
+  // ... and these have been copied: they need not be in memory any more.
+  void LetGo(const void* data, int64_t bytes) const;
+
   // Reads every byte once, or those of the parts that the options name: checks the checksums that the container has
   // (.pth: CRC-32 of each storage, referred to or not) and looks for NaN and infinity. Returns the names of tensors
   // that have such values. A wrong checksum is DATA_LOSS, naming file, storage and a tensor in it.
@@ -82,6 +88,8 @@ class Checkpoint {
   absl::Status AddIndexedShards(const std::string& index_path);
   // Sorts tensors; an error if two have one name.
   absl::Status Finish();
+  // The mapped part of [data, data + bytes); empty where it is no file's.
+  std::string_view MappedPart(const void* data, int64_t bytes) const;
 
   std::string path_;
   int64_t file_bytes_ = 0;

@@ -1,0 +1,17 @@
+// Numbers as people read them.
+#ifndef GOLDFINCH_BASE_UNITS_H_
+#define GOLDFINCH_BASE_UNITS_H_
+
+#include <cstdint>
+#include <string>
+
+namespace goldfinch {
+
+// "1,234,567".
+std::string WithCommas(int64_t number);
+// "258 B", "8.4 MB": decimal units, as storage is sold.
+std::string HumanBytes(int64_t bytes);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_BASE_UNITS_H_
