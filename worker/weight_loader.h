@@ -60,6 +60,8 @@ class WeightLoader {
 
  private:
   const CheckpointTensor* Take(std::string_view name);
+  // The same, but an error if it is quantised.
+  const CheckpointTensor* TakeFloats(std::string_view name);
   ConstTensor Import(ConstTensor host);
   std::string FullName(std::string_view name) const;
   void FailShape(const CheckpointTensor& tensor, const std::string& expected);
