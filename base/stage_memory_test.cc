@@ -142,7 +142,7 @@ TEST(StageMemoryTest, KeptRowsTakeWhatIsLeft) {
   const ModelMemory model = Model();
   StageSettings settings = Settings(3, 6);
   const int64_t rest = PlanStageMemory(model, settings).total();
-  const int64_t all = 64 * kPages * 2 * 2 * 16 * 2;  // keys and values of two layers in the caches' type
+  const int64_t all = 64 * kPages * 2 * 2 * 16 * 4;  // keys and values of two layers in fp32
   EXPECT_EQ(KeptBytes(model, settings, rest - 1), 0);
   EXPECT_EQ(KeptBytes(model, settings, rest + 123), 123);
   EXPECT_EQ(KeptBytes(model, settings, rest + 2 * all), all);

@@ -13,6 +13,7 @@ absl::Status RunGenerate(const GenerateOptions& options);
 absl::Status RunRemoteGenerate(const GenerateOptions& options);
 absl::Status RunInspect(const InspectOptions& options);
 absl::Status RunLogits(const LogitsOptions& options);
+absl::Status RunQuantize(const QuantizeOptions& options);
 absl::Status RunTokenize(const TokenizeOptions& options);
 absl::Status RunDetokenize(const TokenizeOptions& options);
 absl::Status RunStatus(const StatusOptions& options);

@@ -201,6 +201,27 @@ void AddLogits(CLI::App& app, LogitsOptions& options) {
   command.add_option("--out", options.out, "the .npy to write")->required()->type_name("FILE");
 }
 
+void AddQuantize(CLI::App& app, QuantizeOptions& options) {
+  CLI::App& command = *app.add_subcommand("quantize", "writes a model again, its large matrices in 8 or 4 bits");
+  command.add_option("model,--model", options.model, "checkpoint: a .pth or .safetensors file, or the folder of one")
+      ->required()
+      ->type_name("PATH");
+  command.add_option("out,--out", options.out, "the .safetensors file to write")->required()->type_name("FILE");
+  command.add_option("--dtype", options.dtype, "of the matrices of all mixers and of the head")
+      ->check(CLI::IsMember({"int8", "int4"}))
+      ->required();
+  command
+      .add_option("--keep", options.keep, "matrices to leave as they are, such as head.weight or 'blocks.0.*'; repeat")
+      ->allow_extra_args(false)
+      ->type_name("NAME");
+  command.add_option("--config", options.config, "model settings, JSON or YAML [config.json beside the model]")
+      ->type_name("FILE");
+  command.add_flag("--force", options.force, "overwrite the file if it exists");
+  command.add_option("--threads", options.threads, "threads; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+}
+
 void AddTokenize(CLI::App& app, TokenizeOptions& options, const char* name, const char* help, const char* text_help) {
   CLI::App& command = *app.add_subcommand(name, help);
   command.add_option("--model", options.model, "the model whose vocabulary to use")->type_name("PATH");

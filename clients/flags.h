@@ -18,6 +18,7 @@ namespace goldfinch {
 void AddGenerate(CLI::App& app, GenerateOptions& options);
 void AddInspect(CLI::App& app, InspectOptions& options);
 void AddLogits(CLI::App& app, LogitsOptions& options);
+void AddQuantize(CLI::App& app, QuantizeOptions& options);
 void AddTokenize(CLI::App& app, TokenizeOptions& options, const char* name, const char* help, const char* text_help);
 void AddStatus(CLI::App& app, StatusOptions& options);
 void AddLoadTest(CLI::App& app, LoadTestOptions& options);

@@ -31,14 +31,14 @@ std::map<int, LayerSize> LayerSizes(const Checkpoint& checkpoint) {
     int layer = -1;
     if (std::sscanf(tensor.name.c_str(), "blocks.%d.", &layer) != 1) layer = -1;
     sizes[layer].parameters += tensor.data.shape.elements();
-    sizes[layer].bytes += tensor.data.bytes();
+    sizes[layer].bytes += tensor.bytes();
   }
   return sizes;
 }
 
 std::string WeightTypes(const Checkpoint& checkpoint) {
   std::map<std::string, int64_t> bytes;
-  for (const CheckpointTensor& tensor : checkpoint.tensors()) bytes[Name(tensor.data.dtype)] += tensor.data.bytes();
+  for (const CheckpointTensor& tensor : checkpoint.tensors()) bytes[Name(tensor.data.dtype)] += tensor.bytes();
   std::string names;
   for (const auto& [name, unused] : bytes) absl::StrAppend(&names, names.empty() ? "" : ", ", name);
   return names;
@@ -60,6 +60,8 @@ absl::Status RunInspect(const InspectOptions& options) {
   const int64_t cache_bytes = shape.CacheBytesPerToken(cache_dtype);
   const int64_t transformer_bytes = shape.TransformerBytesPerToken();
 
+  const std::string source(checkpoint->Metadata(kQuantisedSourceKey));  // the file's word
+
   if (options.json) {
     nlohmann::json json = {{"model", options.model.model},
                            {"file_bytes", checkpoint->file_bytes()},
@@ -74,6 +76,7 @@ absl::Status RunInspect(const InspectOptions& options) {
                            {"cache_bytes_per_token", cache_bytes},
                            {"transformer_cache_bytes_per_token", transformer_bytes},
                            {"state_bytes", shape.StateBytes()}};
+    if (!source.empty()) json["quantised_from"] = source;
     for (int layer = 0; layer < shape.layers(); ++layer) {
       json["layers"].push_back(
           {{"kind", shape.kinds[layer]->name}, {"parameters", sizes[layer].parameters}, {"bytes", sizes[layer].bytes}});
@@ -85,6 +88,7 @@ absl::Status RunInspect(const InspectOptions& options) {
   const auto line = [](const char* label, const std::string& value) { absl::PrintF("%-18s%s\n", label, value); };
   line("file", absl::StrCat(options.model.model, ", ", HumanBytes(checkpoint->file_bytes())));
   line("parameters", absl::StrCat(WithCommas(parameters), " in ", WeightTypes(*checkpoint)));
+  if (!source.empty()) line("quantised from", OneLine(source));
   line("width", absl::StrCat(shape.width, ": ", shape.heads(), " heads of ", shape.head_size));
   line("vocabulary", WithCommas(shape.vocab_size));
   line("state", absl::StrCat(HumanBytes(shape.StateBytes()), " a sequence"));

@@ -40,6 +40,7 @@ int Main(int argc, char** argv) {
   GenerateOptions generate;
   InspectOptions inspect;
   LogitsOptions logits;
+  QuantizeOptions quantize;
   TokenizeOptions tokenize, detokenize;
   StatusOptions server_status;
   LoadTestOptions load_test;
@@ -48,6 +49,7 @@ int Main(int argc, char** argv) {
   AddGenerate(app, generate);
   AddInspect(app, inspect);
   AddLogits(app, logits);
+  AddQuantize(app, quantize);
   AddTokenize(app, tokenize, "tokenize", "prints the token ids of a text", "the text");
   AddTokenize(app, detokenize, "detokenize", "prints the text of token ids", "the ids");
   AddStatus(app, server_status);
@@ -63,6 +65,7 @@ int Main(int argc, char** argv) {
     }
     if (app.got_subcommand("inspect")) status = RunInspect(inspect);
     if (app.got_subcommand("logits")) status = RunLogits(logits);
+    if (app.got_subcommand("quantize")) status = RunQuantize(quantize);
     if (app.got_subcommand("tokenize")) status = RunTokenize(tokenize);
     if (app.got_subcommand("detokenize")) status = RunDetokenize(detokenize);
     if (app.got_subcommand("status")) status = RunStatus(server_status);

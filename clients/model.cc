@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "clients/device.h"
+#include "clients/machine.h"
 #include "clients/terminal.h"
 #include "coordinator/tokenizer/utf8.h"
 #include "spdlog/spdlog.h"

@@ -73,6 +73,16 @@ struct LogitsOptions {
   std::string out;     // --out: .npy
 };
 
+struct QuantizeOptions {
+  std::string model;              // the checkpoint
+  std::string out;                // the file to write
+  std::string config;             // --config; empty: config.json beside the model
+  std::string dtype;              // --dtype: int8 or int4
+  std::vector<std::string> keep;  // --keep: matrices that stay as they are, * and ? as in file names
+  bool force = false;             // --force: overwrite
+  int threads = 0;                // --threads; 0: one per core
+};
+
 struct TokenizeOptions {
   std::string model;  // --model: to find its vocabulary
   std::string vocab;  // --vocab: a file, or "bytes"

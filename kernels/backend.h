@@ -45,7 +45,8 @@ struct RowSpan {
 };
 using RowSpans = absl::Span<const RowSpan>;
 
-// A weight matrix as the checkpoint stores it; it is read in place.
+// A weight matrix as the checkpoint stores it; it is read in place. How quantised ones (kI8, kI4) lie in either layout
+// is in kernels/quantise.h.
 struct Matrix {
   enum class Layout : uint8_t {
     kOutIn,  // [out, in]: linear layers
@@ -53,6 +54,7 @@ struct Matrix {
   };
   ConstTensor data;
   Layout layout = Layout::kOutIn;
+  ConstTensor scales = {};  // of quantised ones: kernels/quantise.h
 
   explicit operator bool() const { return static_cast<bool>(data); }
   int64_t out() const { return data.dim(layout == Layout::kOutIn ? 0 : 1); }
@@ -177,6 +179,8 @@ class Backend {
   virtual int threads() const = 0;
   // Of activations: fp32 on the CPU.
   virtual DType activation_dtype() const = 0;
+  // Whether MatMul takes quantised weights.
+  virtual bool multiplies_quantised() const = 0;
 
   // --- Memory -------------------------------------------------------------------------------------------------------
   // Zeroed memory, aligned to 256 bytes, released when the last reference goes. The CPU commits it as it is touched.
@@ -235,7 +239,8 @@ class Backend {
                          Tensor out) = 0;   // [rows, D] fp32 or act
 
   // --- Products -----------------------------------------------------------------------------------------------------
-  // x is rounded to the weight's type where the back end multiplies in that type (CUDA: fp16 and bf16 weights).
+  // x is rounded to the weight's type where the back end multiplies in that type (CUDA: fp16 and bf16 weights); to 8
+  // bits, with a scale for each 32 neighbours of a row, where the weight is quantised (an infinity then counts as NaN).
   virtual void MatMul(ConstTensor x,  // [rows, in] fp32 or act
                       Matrix weight, const Epilogue& epilogue,
                       Tensor out) = 0;  // [rows, out] fp32 or act

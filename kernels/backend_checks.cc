@@ -1,6 +1,7 @@
 #include "kernels/backend_checks.h"
 
 #include "base/check.h"
+#include "kernels/quantise.h"
 
 namespace goldfinch::checks {
 namespace {
@@ -147,6 +148,14 @@ void GroupNorm(ConstTensor x, int groups, NormWeights norm, ConstTensor gate, Te
 }
 
 void MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out, DType act) {
+  if (IsQuantised(weight.data.dtype)) {
+    const DType dtype = weight.data.dtype;
+    const int64_t out = weight.out(), in = weight.in();
+    const bool by_input = weight.layout == Matrix::Layout::kInOut;
+    GF_CHECK(by_input ? CanQuantiseByInput(out, in) : CanQuantise(out, in)) << weight.data.shape.ToString();
+    const ConstTensor scales = by_input ? QuantisedRowScales(dtype, out, in) : QuantisedScales(dtype, out, in);
+    Is(weight.scales, scales.dtype, scales.shape, "scales");
+  }
   FloatsOr(x, act, {x.dim(0), weight.in()}, "product input");
   FloatsOr(out, act, {x.dim(0), weight.out()}, "product output");
   if (epilogue.bias) Floats(epilogue.bias, {weight.out()}, "product bias");

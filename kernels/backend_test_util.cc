@@ -91,6 +91,10 @@ void Encode(double value, DType dtype, void* to) {
       std::memcpy(to, &id, sizeof(id));
       return;
     }
+    case DType::kU8:
+    case DType::kI8:
+    case DType::kI4:
+      GF_CHECK(false) << Name(dtype);
   }
 }
 
@@ -110,6 +114,10 @@ double Decode(const void* from, DType dtype) {
       return bits;
     case DType::kI32:
       return static_cast<int32_t>(bits);
+    case DType::kU8:
+    case DType::kI8:
+    case DType::kI4:
+      GF_CHECK(false) << Name(dtype);
   }
   return kNan;
 }

@@ -16,6 +16,12 @@ const char* Name(DType dtype) {
       return "u16";
     case DType::kI32:
       return "i32";
+    case DType::kI8:
+      return "i8";
+    case DType::kI4:
+      return "i4";
+    case DType::kU8:
+      return "u8";
   }
   return "unknown";
 }

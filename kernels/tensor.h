@@ -14,12 +14,35 @@
 
 namespace goldfinch {
 
-// Weights, activations and caches are of the first three; token ids of the last two.
-enum class DType : uint8_t { kF32, kF16, kBf16, kU16, kI32 };
+// Weights, activations and caches are of the first three; token ids of the next two. kI8 and kI4 are quantised matrices
+// [out, in], laid out in panels (kernels/quantise.h); kU8 is bytes of a file that mean nothing by themselves.
+enum class DType : uint8_t { kF32, kF16, kBf16, kU16, kI32, kI8, kI4, kU8 };
 
-constexpr int64_t SizeOf(DType dtype) { return dtype == DType::kF32 || dtype == DType::kI32 ? 4 : 2; }
+constexpr bool IsQuantised(DType dtype) { return dtype == DType::kI8 || dtype == DType::kI4; }
 
-// "f32", "f16", "bf16", "u16", "i32".
+// Bytes of that many elements. kI4: of an even number.
+constexpr int64_t BytesOf(DType dtype, int64_t elements) {
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kI32:
+      return elements * 4;
+    case DType::kF16:
+    case DType::kBf16:
+    case DType::kU16:
+      return elements * 2;
+    case DType::kI8:
+    case DType::kU8:
+      return elements;
+    case DType::kI4:
+      return elements / 2;
+  }
+  return 0;
+}
+
+// Of one element; not of kI4, two of which share a byte.
+constexpr int64_t SizeOf(DType dtype) { return BytesOf(dtype, 1); }
+
+// "f32", "f16", "bf16", "u16", "i32", "i8", "i4", "u8".
 const char* Name(DType dtype);
 // Of the floating-point types only.
 std::optional<DType> ParseFloatDType(std::string_view name);
@@ -64,7 +87,7 @@ struct ConstTensor {
 
   explicit operator bool() const { return data != nullptr; }
   int64_t dim(int axis) const { return shape[axis]; }
-  int64_t bytes() const { return shape.elements() * SizeOf(dtype); }
+  int64_t bytes() const { return BytesOf(dtype, shape.elements()); }
 
   // The elements as fp32; the tensor must be fp32.
   const float* f32() const {
@@ -82,7 +105,7 @@ struct Tensor {
   explicit operator bool() const { return data != nullptr; }
   operator ConstTensor() const { return {data, dtype, shape}; }  // NOLINT: a writable tensor is a readable one.
   int64_t dim(int axis) const { return shape[axis]; }
-  int64_t bytes() const { return shape.elements() * SizeOf(dtype); }
+  int64_t bytes() const { return BytesOf(dtype, shape.elements()); }
 
   float* f32() const {
     GF_CHECK(dtype == DType::kF32);

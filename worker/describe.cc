@@ -109,10 +109,13 @@ std::string Fingerprint(const Checkpoint& checkpoint) {
     hash.Add(Name(tensor.data.dtype));
     hash.Mix(tensor.data.shape.rank());
     for (int axis = 0; axis < tensor.data.shape.rank(); ++axis) hash.Mix(tensor.data.shape[axis]);
-    const std::string_view bytes(static_cast<const char*>(tensor.data.data), tensor.data.bytes());
-    const size_t size = std::min<size_t>(bytes.size(), kSampleBytes);
-    for (const size_t begin : {size_t{0}, (bytes.size() - size) / 2, bytes.size() - size}) {
-      hash.Add(bytes.substr(begin, size));
+    for (const ConstTensor& data : {tensor.data, tensor.scales}) {
+      if (!data) continue;
+      const std::string_view bytes(static_cast<const char*>(data.data), data.bytes());
+      const size_t size = std::min<size_t>(bytes.size(), kSampleBytes);
+      for (const size_t begin : {size_t{0}, (bytes.size() - size) / 2, bytes.size() - size}) {
+        hash.Add(bytes.substr(begin, size));
+      }
     }
   }
   return absl::StrFormat("%016x", hash.value());
@@ -129,7 +132,7 @@ void Describe(const Checkpoint& checkpoint, const ModelShape& shape, const Model
   for (const CheckpointTensor& tensor : checkpoint.tensors()) {
     const std::optional<TensorHome> home = FindTensorHome(shape, tensor.name);
     if (!home) continue;
-    const int64_t bytes = tensor.data.bytes();
+    const int64_t bytes = tensor.bytes();
     if (home->part == Part::kEmbedding) embedding_bytes += bytes;
     if (home->part == Part::kHead) head_bytes += bytes;
     if (home->part == Part::kGoldShared) gold_shared_bytes += bytes;

@@ -167,7 +167,7 @@ class FakeDevice::Op {
     if (tensor) tensor.data = device_.memory_->Behind(tensor.data, tensor.bytes());
     return tensor;
   }
-  Matrix Raw(const Matrix& matrix) { return {Raw(matrix.data), matrix.layout}; }
+  Matrix Raw(const Matrix& matrix) { return {Raw(matrix.data), matrix.layout, Raw(matrix.scales)}; }
   NormWeights Raw(const NormWeights& norm) { return {Raw(norm.weight), Raw(norm.bias)}; }
   DdLerpWeights Raw(const DdLerpWeights& w) { return {Raw(w.mix_x), Raw(w.down), Raw(w.up), Raw(w.mix)}; }
   GoldCache Raw(const GoldCache& cache) { return {Raw(cache.ids), Raw(cache.c)}; }

@@ -44,6 +44,7 @@ class FakeDevice : public Backend {
   std::string Describe() const override { return "fake"; }
   int threads() const override { return inner_.threads(); }
   DType activation_dtype() const override { return activations_; }
+  bool multiplies_quantised() const override { return inner_.multiplies_quantised(); }
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override;
   int64_t FreeBytes() const override { return inner_.FreeBytes(); }
   int64_t TotalBytes() const override { return inner_.TotalBytes(); }

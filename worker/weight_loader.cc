@@ -73,6 +73,14 @@ const CheckpointTensor* WeightLoader::Take(std::string_view name) {
   return tensor;
 }
 
+const CheckpointTensor* WeightLoader::TakeFloats(std::string_view name) {
+  const CheckpointTensor* tensor = Take(name);
+  if (tensor == nullptr || !tensor->scales) return tensor;
+  Fail(absl::InvalidArgumentError(absl::StrCat(checkpoint_.path(), ": tensor ", tensor->name, " is quantised to ",
+                                               Name(tensor->data.dtype), ", which only linear layers can be")));
+  return nullptr;
+}
+
 void WeightLoader::Ignore(std::string_view name) { taken_.insert(FullName(name)); }
 
 void WeightLoader::IgnorePrefix(std::string_view full_prefix) {
@@ -130,7 +138,7 @@ ConstTensor WeightLoader::Floats(const std::vector<float>& values, const Shape& 
 }
 
 std::vector<float> WeightLoader::Values(std::string_view name, int64_t n) {
-  const CheckpointTensor* tensor = Take(name);
+  const CheckpointTensor* tensor = TakeFloats(name);
   if (tensor == nullptr) return {};
   if (tensor->data.shape.elements() != n) {
     FailShape(*tensor, absl::StrCat(n, " elements"));
@@ -167,17 +175,28 @@ Matrix WeightLoader::Linear(std::string_view name, int64_t out, int64_t in) {
     FailShape(*tensor, Dims(out, in));
     return {};
   }
-  return {Import(tensor->data), Matrix::Layout::kOutIn};
+  if (!tensor->scales) return {Import(tensor->data), Matrix::Layout::kOutIn};
+  if (backend_ != nullptr && !backend_->multiplies_quantised()) {
+    Fail(absl::InvalidArgumentError(absl::StrCat(checkpoint_.path(), ": tensor ", tensor->name, " is quantised to ",
+                                                 Name(tensor->data.dtype), ", which ", backend_->Describe(),
+                                                 " does not multiply: use --device cpu, or a model in bf16")));
+    return {};
+  }
+  ConstTensor data = tensor->data;
+  if (tensor->by_input) data.shape = {shape[1], shape[0]};
+  const Matrix::Layout layout = tensor->by_input ? Matrix::Layout::kInOut : Matrix::Layout::kOutIn;
+  return {Import(data), layout, Import(tensor->scales)};
 }
 
 Matrix WeightLoader::Lora(std::string_view name, int64_t in, int64_t out) {
+  if (TakeFloats(name) == nullptr) return {};
   Matrix matrix = Linear(name, in, out);
   matrix.layout = Matrix::Layout::kInOut;
   return matrix;
 }
 
 ConstTensor WeightLoader::Raw(std::string_view name, const Shape& shape) {
-  const CheckpointTensor* tensor = Take(name);
+  const CheckpointTensor* tensor = TakeFloats(name);
   if (tensor == nullptr) return {};
   if (!(tensor->data.shape == shape)) {
     FailShape(*tensor, shape.ToString());
@@ -187,7 +206,7 @@ ConstTensor WeightLoader::Raw(std::string_view name, const Shape& shape) {
 }
 
 Matrix WeightLoader::LinearColumns(std::string_view name, int64_t out, int64_t in, int64_t begin, int64_t end) {
-  const CheckpointTensor* tensor = Take(name);
+  const CheckpointTensor* tensor = TakeFloats(name);
   if (tensor == nullptr) return {};
   if (!(tensor->data.shape == Shape{out, in})) {
     FailShape(*tensor, Dims(out, in));

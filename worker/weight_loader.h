@@ -72,6 +72,8 @@ class WeightLoader {
 
  private:
   const CheckpointTensor* Take(std::string_view name);
+  // The same, but an error if it is quantised.
+  const CheckpointTensor* TakeFloats(std::string_view name);
   ConstTensor Import(ConstTensor host);
   // The next part of the arena.
   Tensor Place(DType dtype, const Shape& shape);

@@ -32,6 +32,7 @@ class CpuBackend : public Backend {
 
   int threads() const override { return context_.pool.threads(); }
   DType activation_dtype() const override { return kActivations; }
+  bool multiplies_quantised() const override { return true; }
 
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
     GF_CHECK_GE(bytes, 0);
@@ -96,7 +97,11 @@ class CpuBackend : public Backend {
 
   void MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) override {
     checks::MatMul(x, weight, epilogue, out, kActivations);
-    cpu::MatMul(context_, x, weight, epilogue, out);
+    if (IsQuantised(weight.data.dtype)) {
+      cpu::QuantisedMatMul(context_, x, weight, epilogue, out);
+    } else {
+      cpu::MatMul(context_, x, weight, epilogue, out);
+    }
   }
 
   void TokenShift(ConstTensor x, RowSpans spans, Tensor shift, ConstTensor mix, Tensor out) override {

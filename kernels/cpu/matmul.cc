@@ -3,48 +3,13 @@
 #include <algorithm>
 
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "kernels/cpu/epilogue-inl.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/ops.h"
-#include "kernels/cpu/vector-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace goldfinch::cpu::HWY_NAMESPACE {
 namespace {
-
-HWY_INLINE VF Activate(Activation activation, VF x) {
-  const DF df;
-  switch (activation) {
-    case Activation::kNone:
-      return x;
-    case Activation::kRelu2: {
-      const VF positive = hn::Max(hn::Zero(df), x);  // in this order a NaN stays one
-      return hn::Mul(positive, positive);
-    }
-    case Activation::kSilu:
-      return hn::Mul(x, Sigmoid(x));
-    case Activation::kSigmoid:
-      return Sigmoid(x);
-    case Activation::kTanh:
-      return hn::Tanh(df, x);
-  }
-  return x;
-}
-
-// Finishes one row of a tile: out[column .. column + count).
-void FinishRow(const float* sums, const Epilogue& epilogue, int64_t row, int64_t column, int64_t count, Tensor out) {
-  const int64_t width = out.dim(1);
-  float* to = out.f32() + row * width + column;
-  const float* bias = epilogue.bias ? epilogue.bias.f32() + column : nullptr;
-  const float* multiply = epilogue.multiply ? epilogue.multiply.f32() + row * width + column : nullptr;
-  FillRow(to, count, [&](size_t i, size_t left) HWY_ATTR {
-    VF value = LoadN(sums + i, left);
-    if (bias != nullptr) value = hn::Add(value, LoadN(bias + i, left));
-    value = Activate(epilogue.activation, value);
-    if (multiply != nullptr) value = hn::Mul(value, LoadN(multiply + i, left));
-    if (epilogue.accumulate) value = hn::Add(value, LoadN(to + i, left));
-    return value;
-  });
-}
 
 void MatMulTarget(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) {
   const int64_t rows = x.dim(0), in = weight.in(), width = weight.out();

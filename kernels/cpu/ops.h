@@ -38,6 +38,7 @@ void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, T
 void GroupNorm(Context& context, ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate,
                Tensor out);
 void MatMul(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out);
+void QuantisedMatMul(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out);
 void TokenShift(Context& context, ConstTensor x, RowSpans spans, Tensor shift, ConstTensor mix, Tensor out);
 void DdLerp(Context& context, ConstTensor x, RowSpans spans, Tensor shift, const DdLerpWeights& weights, Tensor out);
 void WkvForward(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus,

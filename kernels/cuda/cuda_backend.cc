@@ -27,6 +27,7 @@ class CudaBackend : public Backend {
   }
   int threads() const override { return 1; }
   DType activation_dtype() const override { return act_; }
+  bool multiplies_quantised() const override { return false; }
 
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
     GF_CHECK_GE(bytes, 0);

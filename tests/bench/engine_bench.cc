@@ -1,16 +1,12 @@
 // What the engine does with a whole model, beside what the machine could do: pre-fill against the rate of oneDNN's
 // matrix product, decode against the bandwidth of reading memory, both measured in the same run.
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -19,6 +15,7 @@
 #include "base/status.h"
 #include "dnnl.h"
 #include "nlohmann/json.hpp"
+#include "tests/bench/ceilings.h"
 #include "tests/bench/model_costs.h"
 #include "worker/engine.h"
 #include "worker/gold_tiers.h"
@@ -38,20 +35,6 @@ struct Options {
   bool json = false;
 };
 
-double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-// Seconds of the fastest of a few runs: the ceilings should not be lowered by what else the machine did.
-template <class Run>
-double Fastest(int runs, Run run) {
-  double best = 1e30;
-  for (int i = 0; i < runs; ++i) {
-    const double start = Now();
-    run();
-    best = std::min(best, Now() - start);
-  }
-  return best;
-}
-
 // oneDNN's fp32 product of the shape that pre-fill has most of: [512, D] times [D, 3.5 D].
 double OneDnnFlopsPerSecond(int64_t width) {
   const int64_t rows = 512, out = width * 7 / 2;
@@ -59,32 +42,6 @@ double OneDnnFlopsPerSecond(int64_t width) {
   const double seconds = Fastest(
       8, [&] { dnnl_sgemm('N', 'T', rows, out, width, 1.f, x.data(), width, w.data(), width, 0.f, y.data(), out); });
   return 2.0 * static_cast<double>(rows * width * out) / seconds;
-}
-
-// All threads read their part of a buffer far larger than the caches.
-double ReadBytesPerSecond(int threads) {
-  const size_t bytes = size_t{2} << 30, words = bytes / 8;
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  madvise(memory, bytes, MADV_HUGEPAGE);
-  auto* data = static_cast<uint64_t*>(memory);
-  std::fill_n(data, words, 1);
-  std::vector<uint64_t> sums(threads * 64);
-  const double seconds = Fastest(4, [&] {
-    std::vector<std::thread> workers;
-    for (int t = 0; t < threads; ++t) {
-      workers.emplace_back([&, t] {
-        uint64_t sum[8] = {};
-        for (size_t i = words / threads * t; i + 8 <= words / threads * (t + 1); i += 8) {
-          for (int j = 0; j < 8; ++j) sum[j] += data[i + j];
-        }
-        for (uint64_t part : sum) sums[t * 64] += part;
-      });
-    }
-    for (std::thread& worker : workers) worker.join();
-  });
-  munmap(memory, bytes);
-  if (sums[0] == 0) std::abort();  // the sums are wanted, so the loops must run
-  return static_cast<double>(bytes) / seconds;
 }
 
 // A memory figure of this process ("VmHWM": the most so far), in bytes.

@@ -8,7 +8,7 @@ ModelCosts CostsOf(const Checkpoint& checkpoint, const ModelShape& shape) {
   ModelCosts costs;
   for (const CheckpointTensor& tensor : checkpoint.tensors()) {
     if (tensor.name == "emb.weight") continue;  // a row a token
-    const auto bytes = static_cast<double>(tensor.data.bytes());
+    const auto bytes = static_cast<double>(tensor.bytes());
     // A Finch-C2 layer multiplies by W_v twice, reading it twice as far as caches are concerned.
     const bool twice = tensor.name.ends_with("att.value.weight");
     costs.decode_bytes += bytes;

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
+#include "kernels/quantise.h"
 #include "worker/checkpoint/names.h"
 #include "worker/checkpoint/pth.h"
 #include "worker/checkpoint/safetensors.h"
@@ -138,31 +139,116 @@ absl::Status Checkpoint::AddIndexedShards(const std::string& index_path) {
   return absl::OkStatus();
 }
 
-absl::Status Checkpoint::Finish() {
-  struct Named {
-    std::string name;
-    int shard;
-    const StoredTensor* stored;
+struct Checkpoint::Stored {
+  std::string name;
+  int shard = 0;
+  const StoredTensor* tensor = nullptr;
+  ConstTensor data = {};  // the tensor's, but for quantised ones
+  const Stored* scales = nullptr;
+  bool by_input = false;
+};
+
+absl::StatusOr<Checkpoint::Stored> Checkpoint::ReadQuantised(const Stored& panels, const Stored* scales) const {
+  const Shard& shard = shards_[panels.shard];
+  const auto error = [&](const auto&... what) {
+    return absl::InvalidArgumentError(absl::StrCat(shard.path, ": tensor ", Quoted(panels.name), " ", what...));
   };
-  std::vector<Named> all;
+  const QuantisedForm* form = nullptr;
+  for (const QuantisedForm& known : kQuantisedForms) {
+    if (panels.name.ends_with(known.suffix)) form = &known;
+  }
+  if (form == nullptr) {
+    return error("is of bytes, and its name does not end with .q8, .q4, .q8t or .q4t: not a quantised matrix");
+  }
+  const auto version = shard.layout.metadata.find(std::string(kQuantisedVersionKey));
+  if (version == shard.layout.metadata.end())
+    return error("is of bytes, and the file names no version of their layout");
+  if (version->second != kQuantisedVersion) {
+    return error("is quantised in version ", Quoted(version->second), "; readable is ", std::string(kQuantisedVersion));
+  }
+  const DType dtype = form->dtype;
+  const Shape& shape = panels.data.shape;
+  int64_t out = 0, in = 0;
+  if (form->by_input && shape.rank() == 3) {
+    in = shape[1];
+    out = shape[0] * (dtype == DType::kI8 ? shape[2] : shape[2] * 2);
+    if (!CanQuantiseByInput(out, in)) out = 0;
+  } else if (!form->by_input && shape.rank() == 4) {
+    out = shape[0] * kPanelOut;
+    in = dtype == DType::kI8 ? shape[1] * 4 : shape[1] * 8;
+    if (!CanQuantise(out, in)) out = 0;
+  }
+  const auto layout = form->by_input ? QuantisedRows : QuantisedPanels;
+  if (out == 0 || !(layout(dtype, out, in).shape == shape)) {
+    const char* step = dtype == DType::kI8 ? "4" : "8";
+    return form->by_input
+               ? error("is ", shape.ToString(), ", expected [out / B, in, ", dtype == DType::kI8 ? "B" : "B / 2",
+                       "] for inputs in multiples of ", kGroupIn, " and outputs of ", 2 * kStripOut)
+               : error("is ", shape.ToString(), ", expected [out / 16, in / ", step,
+                       ", 16, 4] for inputs in multiples of ", kGroupIn);
+  }
+  if (scales == nullptr) return error("has no scales beside it");
+  const ConstTensor expected = (form->by_input ? QuantisedRowScales : QuantisedScales)(dtype, out, in);
+  if (scales->data.dtype != expected.dtype || !(scales->data.shape == expected.shape)) {
+    return error("has scales of ", Name(scales->data.dtype), " ", scales->data.shape.ToString(), ", expected ",
+                 Name(expected.dtype), " ", expected.shape.ToString());
+  }
+  Stored matrix = panels;
+  matrix.name.resize(matrix.name.size() - form->suffix.size());
+  matrix.by_input = form->by_input;
+  matrix.data = {panels.data.data, dtype, {out, in}};
+  matrix.scales = scales;
+  return matrix;
+}
+
+absl::Status Checkpoint::Finish() {
+  const auto by_name = [](const Stored& a, const Stored& b) {
+    return std::tie(a.name, a.shard, a.tensor->name) < std::tie(b.name, b.shard, b.tensor->name);
+  };
+  std::vector<Stored> stored;
   for (size_t shard = 0; shard < shards_.size(); ++shard) {
     for (const StoredTensor& tensor : shards_[shard].layout.tensors) {
-      all.push_back({CanonicalName(tensor.name), static_cast<int>(shard), &tensor});
+      stored.push_back({CanonicalName(tensor.name), static_cast<int>(shard), &tensor, tensor.data});
     }
   }
-  std::sort(all.begin(), all.end(), [](const Named& a, const Named& b) {
-    return std::tie(a.name, a.shard, a.stored->name) < std::tie(b.name, b.shard, b.stored->name);
-  });
+  std::sort(stored.begin(), stored.end(), by_name);
+
+  std::vector<Stored> all;
+  absl::flat_hash_set<const Stored*> taken;  // scales that are part of a matrix
+  for (const Stored& panels : stored) {
+    if (panels.data.dtype != DType::kU8) continue;
+    const std::string name = absl::StrCat(panels.name.substr(0, panels.name.rfind('.')), std::string(kScalesSuffix));
+    const auto scales = std::lower_bound(stored.begin(), stored.end(), name,
+                                         [](const Stored& a, const std::string& name) { return a.name < name; });
+    const bool found = scales != stored.end() && scales->name == name;
+    GF_ASSIGN_OR_RETURN(all.emplace_back(), ReadQuantised(panels, found ? &*scales : nullptr));
+    taken.insert(all.back().scales);
+  }
+  for (const Stored& tensor : stored) {
+    if (tensor.data.dtype != DType::kU8 && !taken.contains(&tensor)) all.push_back(tensor);
+  }
+  std::sort(all.begin(), all.end(), by_name);
   for (size_t i = 0; i < all.size(); ++i) {
     if (i > 0 && all[i].name == tensors_.back().name) {
       return absl::InvalidArgumentError(
-          absl::StrCat(shards_[all[i].shard].path, ": tensor ", Quoted(all[i].stored->name), " is the same as ",
-                       Quoted(all[i - 1].stored->name), " of ", shards_[all[i - 1].shard].path));
+          absl::StrCat(shards_[all[i].shard].path, ": tensor ", Quoted(all[i].tensor->name), " is the same as ",
+                       Quoted(all[i - 1].tensor->name), " of ", shards_[all[i - 1].shard].path));
     }
-    origins_.push_back({all[i].shard, all[i].stored->part});
-    tensors_.push_back({std::move(all[i].name), all[i].stored->data});
+    const Stored* scales = all[i].scales;
+    origins_.push_back({all[i].shard, all[i].tensor->part});
+    scale_origins_.push_back(scales == nullptr ? origins_.back() : Origin{scales->shard, scales->tensor->part});
+    tensors_.push_back(
+        {std::move(all[i].name), all[i].data, scales == nullptr ? ConstTensor{} : scales->data, all[i].by_input});
   }
   return absl::OkStatus();
+}
+
+std::string_view Checkpoint::Metadata(std::string_view key) const {
+  for (const Shard& shard : shards_) {
+    const auto found = shard.layout.metadata.find(std::string(key));
+    if (found != shard.layout.metadata.end()) return found->second;
+  }
+  return {};
 }
 
 std::string_view Checkpoint::MappedPart(const void* data, int64_t bytes) const {
@@ -202,7 +288,7 @@ const CheckpointTensor* Checkpoint::Find(std::string_view name) const {
 absl::StatusOr<std::vector<std::string>> Checkpoint::Verify(const VerifyOptions& options) const {
   absl::flat_hash_set<Origin> wanted;
   for (size_t i = 0; i < tensors_.size() && options.tensors; ++i) {
-    if (options.tensors(tensors_[i].name)) wanted.insert(origins_[i]);
+    if (options.tensors(tensors_[i].name)) wanted.insert({origins_[i], scale_origins_[i]});
   }
   std::vector<const FilePart*> parts;
   std::vector<Origin> part_origins;
@@ -232,9 +318,10 @@ absl::StatusOr<std::vector<std::string>> Checkpoint::Verify(const VerifyOptions&
   }
   std::vector<std::string> non_finite;
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    const ConstTensor& data = tensors_[i].data;
+    // Of quantised weights only the scales can be.
+    const ConstTensor& data = tensors_[i].scales ? tensors_[i].scales : tensors_[i].data;
     const std::string_view bytes(static_cast<const char*>(data.data), data.bytes());
-    if (suspects.contains(origins_[i]) && HasNonFinite(bytes, data.dtype)) non_finite.push_back(tensors_[i].name);
+    if (suspects.contains(scale_origins_[i]) && HasNonFinite(bytes, data.dtype)) non_finite.push_back(tensors_[i].name);
   }
   return non_finite;
 }

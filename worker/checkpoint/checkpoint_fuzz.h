@@ -35,8 +35,10 @@ inline void ReadEverything(const std::string& file) {
   (*checkpoint)->Verify({}).status().IgnoreError();
   int sum = 0;
   for (const CheckpointTensor& tensor : (*checkpoint)->tensors()) {
-    const auto* bytes = static_cast<const volatile char*>(tensor.data.data);
-    for (int64_t i = 0; i < tensor.data.bytes(); ++i) sum += bytes[i];
+    for (const ConstTensor& data : {tensor.data, tensor.scales}) {
+      const auto* bytes = static_cast<const volatile char*>(data.data);
+      for (int64_t i = 0; i < data.bytes(); ++i) sum += bytes[i];
+    }
     if ((*checkpoint)->Find(tensor.name) != &tensor) __builtin_trap();
   }
   (void)sum;

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -251,6 +252,107 @@ TEST(CheckpointTest, FlippedWeightsOfPthAreFound) {
       damaged[i] = static_cast<char>(damaged[i] ^ 4);
       ReadAll(damaged, /*must_fail=*/true);
     }
+  }
+}
+
+// --- Quantised matrices ---------------------------------------------------------------------------------------------
+
+std::string QuantisedError(const std::vector<RawTensor>& tensors, const std::string& metadata = kQuantisedMetadata) {
+  return Checkpoint::OpenBytes(RawSafetensors(tensors, metadata), "memory").status().ToString();
+}
+
+TEST(CheckpointTest, QuantisedMatricesAreOneTensorEach) {
+  const std::string file =
+      RawSafetensors(QuantisedTensors(), std::string(kQuantisedMetadata) + ",\"goldfinch.source_fingerprint\":\"ab\"");
+  const auto checkpoint = Checkpoint::OpenBytes(file, "memory");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  ASSERT_EQ((*checkpoint)->tensors().size(), 5u);
+  for (const auto& [name, dtype, in] : {std::tuple{"a", DType::kI8, 32}, std::tuple{"b", DType::kI4, 64}}) {
+    const CheckpointTensor* by_input = (*checkpoint)->Find(name);
+    ASSERT_NE(by_input, nullptr);
+    EXPECT_TRUE(by_input->by_input);
+    EXPECT_EQ(by_input->data.dtype, dtype);
+    EXPECT_EQ(by_input->data.shape, (Shape{128, in}));
+    EXPECT_EQ(by_input->data.bytes(), 4096);
+  }
+  const CheckpointTensor* head = (*checkpoint)->Find("head.weight");
+  ASSERT_NE(head, nullptr);
+  EXPECT_EQ(head->data.dtype, DType::kI8);
+  EXPECT_EQ(head->data.shape, (Shape{32, 32}));
+  EXPECT_EQ(head->bytes(), 1024 + 128);
+  EXPECT_EQ(DecodeElements(head->scales), std::vector<float>(32, 0.5f));
+  const CheckpointTensor* key = (*checkpoint)->Find("key.weight");
+  ASSERT_NE(key, nullptr);
+  EXPECT_EQ(key->data.dtype, DType::kI4);
+  EXPECT_EQ(key->data.shape, (Shape{16, 64}));
+  EXPECT_EQ(key->bytes(), 512 + 64);
+  EXPECT_EQ(static_cast<const char*>(key->data.data)[511], '\x7A');
+  EXPECT_FALSE(key->by_input);
+  EXPECT_FALSE((*checkpoint)->Find("ln.weight")->scales);
+  EXPECT_EQ((*checkpoint)->Metadata("goldfinch.source_fingerprint"), "ab");
+  EXPECT_EQ((*checkpoint)->Metadata("none"), "");
+  const auto non_finite = (*checkpoint)->Verify({});
+  ASSERT_TRUE(non_finite.ok()) << non_finite.status();
+  EXPECT_THAT(*non_finite, IsEmpty());
+}
+
+TEST(CheckpointTest, QuantisedMatricesInOtherLayouts) {
+  EXPECT_THAT(QuantisedError(QuantisedTensors(), ""), AllOf(HasSubstr("'a.q8t'"), HasSubstr("no version")));
+  EXPECT_THAT(QuantisedError(QuantisedTensors(), "\"goldfinch.quantised_version\":\"2\""),
+              AllOf(HasSubstr("'a.q8t'"), HasSubstr("version '2'; readable is 1")));
+  const auto with = [](size_t index, const RawTensor& tensor) {
+    std::vector<RawTensor> tensors = QuantisedTensors();
+    tensors[index] = tensor;
+    return QuantisedError(tensors);
+  };
+  const std::string bytes(1024, 'x');
+  EXPECT_THAT(
+      with(0, {"head.weight.q9", "U8", "[2, 8, 16, 4]", bytes}),
+      HasSubstr(
+          "memory: tensor 'head.weight.q9' is of bytes, and its name does not end with .q8, .q4, .q8t or .q4t: "));
+  for (const char* shape : {"[1024]", "[2, 8, 64]", "[2, 8, 32, 2]", "[2, 16, 16, 2]", "[4, 4, 16, 4]"}) {
+    EXPECT_THAT(with(0, {"head.weight.q8", "U8", shape, bytes}),
+                AllOf(HasSubstr("'head.weight.q8' is "), HasSubstr("expected [out / 16, in / 4, 16, 4]")))
+        << shape;
+  }
+  for (const char* shape : {"[4096]", "[32, 128]", "[1, 64, 64]", "[1, 16, 256]", "[2, 16, 128]"}) {
+    EXPECT_THAT(with(5, {"a.q8t", "U8", shape, std::string(4096, 'x')}),
+                AllOf(HasSubstr("'a.q8t' is "), HasSubstr("expected [out / B, in, B] for")))
+        << shape;
+  }
+  EXPECT_THAT(with(7, {"b.q4t", "U8", "[1, 128, 32]", std::string(4096, 'x')}),
+              HasSubstr("expected [out / B, in, B / 2] for"));
+  EXPECT_THAT(with(8, {"b.scales", "F16", "[2, 64]", std::string(256, 'x')}), HasSubstr("'b.q4t' has scales of f16"));
+  EXPECT_THAT(with(1, {"head.weight", "F32", "[1]", EncodeElements(DType::kF32, {1})}),
+              HasSubstr("'head.weight.q8' has no scales"));
+  EXPECT_THAT(with(1, {"head.weight.scales", "F32", "[31]", EncodeElements(DType::kF32, std::vector<float>(31))}),
+              HasSubstr("'head.weight.q8' has scales of f32 [31], expected f32 [32]"));
+  EXPECT_THAT(with(3, {"key.weight.scales", "BF16", "[1, 2, 16]", std::string(64, 'x')}),
+              HasSubstr("'key.weight.q4' has scales of bf16 [1, 2, 16], expected f16 [1, 2, 16]"));
+  EXPECT_THAT(with(4, {"head.weight", "F32", "[2]", EncodeElements(DType::kF32, {1, 2})}), HasSubstr("is the same as"));
+  EXPECT_THAT(with(2, {"head.weight.q4", "U8", "[2, 4, 16, 4]", std::string(512, 'x')}),
+              HasSubstr("'head.weight.q4' has scales of f32 [32]"));
+}
+
+TEST(CheckpointTest, QuantisedFilesThatAreDamaged) {
+  const std::string file = RawSafetensors(QuantisedTensors(), kQuantisedMetadata);
+  for (size_t cut : {size_t{1}, size_t{100}, size_t{700}}) {
+    const std::string message = Checkpoint::OpenBytes(file.substr(0, file.size() - cut), "memory").status().ToString();
+    EXPECT_THAT(message, AllOf(HasSubstr("tensor '"), HasSubstr("cut short?"))) << cut;
+  }
+  for (size_t index : {1, 3}) {  // a scale that is no number
+    std::vector<RawTensor> tensors = QuantisedTensors();
+    tensors[index].bytes.replace(0, 4, "\xFF\xFF\xFF\x7F");
+    const std::string broken = RawSafetensors(tensors, kQuantisedMetadata);
+    const auto checkpoint = Checkpoint::OpenBytes(broken, "memory");
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    const std::string name = index == 1 ? "head.weight" : "key.weight";
+    EXPECT_THAT(*(*checkpoint)->Verify({}), ElementsAre(name));
+    VerifyOptions one_tensor;
+    one_tensor.tensors = [&](std::string_view tensor) { return tensor == name; };
+    EXPECT_THAT(*(*checkpoint)->Verify(one_tensor), ElementsAre(name));
+    one_tensor.tensors = [](std::string_view tensor) { return tensor == "ln.weight"; };
+    EXPECT_THAT(*(*checkpoint)->Verify(one_tensor), IsEmpty());
   }
 }
 

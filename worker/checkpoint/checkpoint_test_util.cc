@@ -94,6 +94,31 @@ std::string EncodeElements(DType dtype, const std::vector<float>& values) {
   return bytes;
 }
 
+const char kQuantisedMetadata[] = R"("goldfinch.quantised_version":"1")";
+
+std::string RawSafetensors(const std::vector<RawTensor>& tensors, const std::string& metadata) {
+  std::string header = absl::StrCat(R"({"__metadata__":{)", metadata, "}"), data;
+  for (const RawTensor& tensor : tensors) {
+    absl::StrAppend(&header, R"(,")", tensor.name, R"(":{"dtype":")", tensor.dtype, R"(","shape":)", tensor.shape,
+                    R"(,"data_offsets":[)", data.size(), ",", data.size() + tensor.bytes.size(), "]}");
+    data += tensor.bytes;
+  }
+  header += "}";
+  return LittleEndian(header.size(), 8) + header + data;
+}
+
+std::vector<RawTensor> QuantisedTensors() {
+  return {{"head.weight.q8", "U8", "[2, 8, 16, 4]", std::string(1024, '\x81')},
+          {"head.weight.scales", "F32", "[32]", EncodeElements(DType::kF32, std::vector<float>(32, 0.5f))},
+          {"key.weight.q4", "U8", "[1, 8, 16, 4]", std::string(512, '\x7A')},
+          {"key.weight.scales", "F16", "[1, 2, 16]", EncodeElements(DType::kF16, std::vector<float>(32, 0.25f))},
+          {"ln.weight", "F32", "[2]", EncodeElements(DType::kF32, {1, 2})},
+          {"a.q8t", "U8", "[1, 32, 128]", std::string(4096, '\x12')},
+          {"a.scales", "F32", "[128]", EncodeElements(DType::kF32, std::vector<float>(128, 1.f))},
+          {"b.q4t", "U8", "[1, 64, 64]", std::string(4096, '\x34')},
+          {"b.scales", "F16", "[2, 128]", EncodeElements(DType::kF16, std::vector<float>(256, 1.f))}};
+}
+
 std::vector<float> DecodeElements(const ConstTensor& tensor) {
   std::vector<float> values(tensor.shape.elements());
   if (tensor.dtype == DType::kF32) {

@@ -31,6 +31,19 @@ std::string EncodeElements(DType dtype, const std::vector<float>& values);
 // All elements of a floating-point tensor.
 std::vector<float> DecodeElements(const ConstTensor& tensor);
 
+// A safetensors file of any dtypes, shapes and metadata, right or wrong.
+struct RawTensor {
+  std::string name;
+  std::string dtype;  // "U8"
+  std::string shape;  // "[2, 8, 16, 4]"
+  std::string bytes;
+};
+std::string RawSafetensors(const std::vector<RawTensor>& tensors, const std::string& metadata);
+// head.weight in 8 bits and key.weight in 4, with a vector; `a` and `b` by inputs; and the metadata that goes with
+// them.
+std::vector<RawTensor> QuantisedTensors();
+extern const char kQuantisedMetadata[];
+
 absl::Status WriteFile(const std::string& path, const std::string& bytes);
 
 // ---- Pieces of a .pth file.

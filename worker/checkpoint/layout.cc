@@ -142,8 +142,16 @@ absl::Status CheckpointLayout::AddTensor(std::string_view name, int part, const 
     }
     owned.emplace_back(memory);
     owned_bytes += bytes;
-    SizeOf(dtype) == 4 ? CopyDense<4>(source.bytes.data(), view, memory)
-                       : CopyDense<2>(source.bytes.data(), view, memory);
+    switch (SizeOf(dtype)) {
+      case 1:
+        CopyDense<1>(source.bytes.data(), view, memory);
+        break;
+      case 2:
+        CopyDense<2>(source.bytes.data(), view, memory);
+        break;
+      default:
+        CopyDense<4>(source.bytes.data(), view, memory);
+    }
     tensor.data.data = memory;
   }
   tensors.push_back(std::move(tensor));

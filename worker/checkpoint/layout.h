@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <new>
 #include <optional>
@@ -47,6 +48,7 @@ struct AlignedDelete {
 struct CheckpointLayout {
   std::vector<FilePart> parts;
   std::vector<StoredTensor> tensors;
+  std::map<std::string, std::string> metadata;  // what the file says of itself
   // Tensors that could not be used where they lie: strided views, and those not aligned for their element type.
   std::vector<std::unique_ptr<char, AlignedDelete>> owned;
   int64_t owned_bytes = 0;

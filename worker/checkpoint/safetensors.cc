@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -25,6 +26,7 @@ std::optional<DType> DTypeOf(std::string_view name) {
   if (name == "F32") return DType::kF32;
   if (name == "F16") return DType::kF16;
   if (name == "BF16") return DType::kBf16;
+  if (name == "U8") return DType::kU8;  // of quantised matrices
   return std::nullopt;
 }
 
@@ -41,6 +43,7 @@ struct Entry {
 class HeaderHandler : public json::json_sax_t {
  public:
   std::vector<Entry> entries;
+  std::map<std::string, std::string> metadata;
   absl::Status status;
 
   bool start_object(size_t) override {
@@ -70,7 +73,10 @@ class HeaderHandler : public json::json_sax_t {
       entries.emplace_back().name = name;
       return true;
     }
-    if (in_metadata_) return true;
+    if (in_metadata_) {
+      metadata_key_ = name;
+      return true;
+    }
     const Entry& entry = entries.back();
     if (name == "dtype" && entry.dtype.empty()) {
       field_ = kDType;
@@ -85,7 +91,10 @@ class HeaderHandler : public json::json_sax_t {
   }
 
   bool string(std::string& value) override {
-    if (in_metadata_ && depth_ == 2) return true;
+    if (in_metadata_ && depth_ == 2) {
+      metadata[metadata_key_] = value;
+      return true;
+    }
     if (field_ != kDType) return Fail("has a string where none belongs");
     entries.back().dtype = value;
     field_ = nullptr;
@@ -138,6 +147,7 @@ class HeaderHandler : public json::json_sax_t {
 
   int depth_ = 0;
   bool in_metadata_ = false;
+  std::string metadata_key_;
   bool in_array_ = false;
   const char* field_ = nullptr;  // of the tensor's fields the one whose value comes next
   absl::flat_hash_set<std::string> names_;
@@ -198,12 +208,13 @@ absl::StatusOr<CheckpointLayout> ReadSafetensors(std::string_view file) {
   GF_RETURN_IF_ERROR(CheckOffsets(handler.entries, data.size()));
 
   CheckpointLayout layout;
+  layout.metadata = std::move(handler.metadata);
   for (const Entry& entry : handler.entries) {
     const auto error = [&](const auto&... what) {
       return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(entry.name), " ", what...));
     };
     const std::optional<DType> dtype = DTypeOf(entry.dtype);
-    if (!dtype) return error("has dtype ", Quoted(entry.dtype), "; readable are F32, F16 and BF16");
+    if (!dtype) return error("has dtype ", Quoted(entry.dtype), "; readable are F32, F16, BF16 and U8");
     const std::string_view bytes = data.substr(entry.data_offsets[0], entry.data_offsets[1] - entry.data_offsets[0]);
     StoredView view;
     view.rank = static_cast<int>(entry.shape.size());

@@ -3,9 +3,11 @@
 
 #include "worker/checkpoint/checkpoint_fuzz.h"
 
-extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned) {
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
   static const std::string good = goldfinch::SafetensorsBytes(goldfinch::FuzzTensors());
-  return goldfinch::MutateFrom(good, data, size, max_size);
+  static const std::string quantised =
+      goldfinch::RawSafetensors(goldfinch::QuantisedTensors(), goldfinch::kQuantisedMetadata);
+  return goldfinch::MutateFrom(seed % 2 == 0 ? good : quantised, data, size, max_size);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -80,7 +80,7 @@ TEST(SafetensorsTest, Tensors) {
     header.replace(header.find(from), from.size(), to);
     return MessageOf(header, 4);
   };
-  EXPECT_THAT(with("F16", "I16"), HasSubstr("tensor 'a' has dtype 'I16'; readable are F32, F16 and BF16"));
+  EXPECT_THAT(with("F16", "I16"), HasSubstr("tensor 'a' has dtype 'I16'; readable are F32, F16, BF16 and U8"));
   EXPECT_THAT(with("\"F16\"", "16"), HasSubstr("tensor 'a' has a number where none belongs"));
   EXPECT_THAT(with("[2]", "[3]"), HasSubstr("tensor 'a' has 4 bytes, but its shape has 3 elements of 2 bytes"));
   EXPECT_THAT(with("[2]", "[-2]"), HasSubstr("tensor 'a' has a negative number, -2"));

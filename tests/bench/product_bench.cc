@@ -1,0 +1,110 @@
+// Products of one row and of many with weights of every type: one row beside the bandwidth of reading memory, measured
+// in the same run, many beside each other. GB/s are of the whole weight: those by inputs skip what is zero.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_format.h"
+#include "base/check.h"
+#include "kernels/backend.h"
+#include "kernels/quantise.h"
+#include "tests/bench/ceilings.h"
+
+namespace goldfinch {
+namespace {
+
+struct Options {
+  int threads = 0;
+  int64_t out = 7168;
+  int64_t in = 2048;
+  std::vector<int64_t> rows = {1, 2, 4, 8, 64, 512};
+  int zeros = 50;  // of 100 elements of x
+};
+
+constexpr int64_t kBytes = int64_t{1} << 30;  // of weights read one after another: more than caches hold
+
+Tensor Allocate(Backend& backend, DType dtype, const Shape& shape, std::vector<std::shared_ptr<void>>& memory) {
+  Tensor tensor{nullptr, dtype, shape};
+  auto allocated = backend.Allocate(tensor.bytes(), "weights");
+  GF_CHECK(allocated.ok()) << allocated.status();
+  tensor.data = allocated->get();
+  memory.push_back(*std::move(allocated));
+  return tensor;
+}
+
+void Run(const Options& options) {
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(options.threads);
+  const double ceiling = ReadBytesPerSecond(backend->threads());
+  absl::PrintF("%s; [%d, %d], %d %% of x are zero; reads at %.1f GB/s\n%-13s%6s%12s%10s%8s%12s\n", backend->Describe(),
+               options.out, options.in, options.zeros, ceiling / 1e9, "type", "rows", "us", "GB/s", "ratio", "GFLOP/s");
+  struct Kind {
+    DType dtype;
+    bool by_input;
+    const char* name;
+  };
+  for (const auto& [dtype, by_input, name] :
+       {Kind{DType::kBf16, false, "bf16"}, Kind{DType::kI8, false, "i8"}, Kind{DType::kI4, false, "i4"},
+        Kind{DType::kI8, true, "i8 by inputs"}, Kind{DType::kI4, true, "i4 by inputs"}}) {
+    if (by_input && !CanQuantiseByInput(options.out, options.in)) continue;
+    std::vector<std::shared_ptr<void>> memory;
+    std::vector<Matrix> weights;
+    int64_t bytes = 0;
+    while (bytes < kBytes) {
+      Matrix weight{Allocate(*backend, dtype, {options.out, options.in}, memory)};
+      // Any bytes are weights, if not bf16's NaN.
+      std::fill_n(static_cast<char*>(const_cast<void*>(weight.data.data)), weight.data.bytes(), 0x3D);
+      if (IsQuantised(dtype)) {
+        const auto scales = (by_input ? QuantisedRowScales : QuantisedScales)(dtype, options.out, options.in);
+        weight.scales = Allocate(*backend, scales.dtype, scales.shape, memory);
+      }
+      if (by_input) {
+        weight.layout = Matrix::Layout::kInOut;
+        weight.data.shape = {options.in, options.out};
+      }
+      bytes += weight.data.bytes() + weight.scales.bytes();
+      weights.push_back(weight);
+    }
+    for (int64_t rows : options.rows) {
+      std::vector<std::shared_ptr<void>> row_memory;
+      const Tensor x = Allocate(*backend, DType::kF32, {rows, options.in}, row_memory);
+      const Tensor out = Allocate(*backend, DType::kF32, {rows, options.out}, row_memory);
+      std::mt19937 random(1);
+      std::normal_distribution<float> normal;
+      for (int64_t i = 0; i < rows * options.in; ++i) {
+        const float value = normal(random);
+        x.f32()[i] = static_cast<int>(random() % 100) < options.zeros ? 0 : value;
+      }
+      const auto products = std::min<int64_t>(static_cast<int64_t>(weights.size()), std::max<int64_t>(1, 400 / rows));
+      const double seconds = Fastest(4,
+                                     [&] {
+                                       for (int64_t i = 0; i < products; ++i) backend->MatMul(x, weights[i], {}, out);
+                                     }) /
+                             static_cast<double>(products);
+      const double rate = static_cast<double>(bytes) / static_cast<double>(weights.size()) / seconds;
+      absl::PrintF("%-13s%6d%12.0f%10.1f%8.3f%12.1f\n", name, rows, seconds * 1e6, rate / 1e9, rate / ceiling,
+                   2.0 * static_cast<double>(rows * options.out * options.in) / seconds / 1e9);
+      std::fflush(stdout);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace goldfinch
+
+int main(int argc, char** argv) {
+  goldfinch::Options options;
+  CLI::App app("Times products with weights of every type.", "product_bench");
+  app.add_option("--rows", options.rows, "rows of a product")->capture_default_str();
+  app.add_option("--out", options.out, "a multiple of 16")->capture_default_str();
+  app.add_option("--in", options.in, "a multiple of 32")->capture_default_str();
+  app.add_option("--zeros", options.zeros, "of 100 elements of x")->check(CLI::Range(0, 100))->capture_default_str();
+  app.add_option("--threads", options.threads, "threads; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  goldfinch::Run(options);
+}
