@@ -54,17 +54,17 @@ struct ServeOptions {
 };
 
 struct WorkerOptions {
-  std::string coordinator;                 // --coordinator HOST:PORT
-  std::string name;                        // --name; empty: host name and process
-  std::string model;                       // --model; empty: where the coordinator says
-  std::string config;                      // --config
-  std::string address;                     // --address at which other workers reach this one; empty: found by the route
-  BackendOptions backend;                  // --device, --dtype, --threads
-  double gpu_memory_utilization = 0.9;     // --gpu-memory-utilization, of a GPU's memory
-  int64_t memory_bytes = 0;                // --memory; 0: a share of the device's
-  std::string gold_tier = "auto";          // --gold-tier
-  TlsFiles tls;                            // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
-  std::string transport = "auto";          // --transport: gloo, nccl; auto: nccl if the device is CUDA and NCCL is there
+  std::string coordinator;              // --coordinator HOST:PORT
+  std::string name;                     // --name; empty: host name and process
+  std::string model;                    // --model; empty: where the coordinator says
+  std::string config;                   // --config
+  std::string address;                  // --address at which other workers reach this one; empty: found by the route
+  BackendOptions backend;               // --device, --dtype, --threads
+  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization, of a GPU's memory
+  int64_t memory_bytes = 0;             // --memory; 0: a share of the device's
+  std::string gold_tier = "auto";       // --gold-tier
+  TlsFiles tls;                         // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
+  std::string transport = "auto";       // --transport: gloo, nccl; auto: nccl if the device is CUDA and NCCL is there
   double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress
   double shutdown_timeout_seconds = 10;    // --shutdown-timeout: for the group to end when SIGTERM comes
 };

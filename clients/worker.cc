@@ -75,8 +75,8 @@ absl::Status RunWorker(const WorkerOptions& options) {
   node_options.gold_tier = *ParseGoldTier(options.gold_tier);  // one of the names that the flag allows
   GF_ASSIGN_OR_RETURN(node_options.speed, MeasureDevice(*backend));
   node_options.log = [](const std::string& line) { spdlog::info("{}", line); };
-  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, may use {}, transport {}", node_options.name, address, device,
-               node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9,
+  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, may use {}, transport {}", node_options.name, address,
+               device, node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9,
                HumanBytes(node_options.memory_bytes), transport_kind);
 
   Node node(std::move(node_options), std::move(backend), std::move(transport));

@@ -104,7 +104,8 @@ class Stage {
   // What the stage and its back end take of the back end's memory, but for kept rows; a pipeline's other stages are not
   // counted on.
   const StageMemory& memory() const { return plan_; }
-  // What was taken of it: states, caches, tables, activations, and by ReserveKept. Pages are committed as they are used.
+  // What was taken of it: states, caches, tables, activations, and by ReserveKept. Pages are committed as they are
+  // used.
   int64_t ReservedBytes() const { return reserved_bytes_ + (gold_tiers_ ? gold_tiers_->reserved_bytes() : 0); }
 
  private:

@@ -1,7 +1,5 @@
 // Stages whose steps are queued on devices and end later: rows go from device to device, and nobody waits before the
 // end. The devices are emulated, so that all of it happens as late as it may.
-#include "worker/stage_runner.h"
-
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -16,6 +14,7 @@
 #include "worker/model.h"
 #include "worker/nccl_transport.h"
 #include "worker/random_model.h"
+#include "worker/stage_runner.h"
 #include "worker/transport.h"
 
 namespace goldfinch {

@@ -125,13 +125,16 @@ class EmulatedRuntime : public Runtime {
   absl::Status status() const override { return absl::OkStatus(); }
 
   void BeginCapture() override { emulation::BeginRecording(); }
-  std::unique_ptr<Graph> EndCapture() override { return std::make_unique<EmulatedGraph>(stream_, emulation::EndRecording()); }
+  std::unique_ptr<Graph> EndCapture() override {
+    return std::make_unique<EmulatedGraph>(stream_, emulation::EndRecording());
+  }
 
  private:
   class EmulatedGraph : public Graph {
    public:
     EmulatedGraph(std::shared_ptr<emulation::Stream> stream, std::vector<std::function<void()>> work)
-        : stream_(std::move(stream)), work_(std::make_shared<const std::vector<std::function<void()>>>(std::move(work))) {}
+        : stream_(std::move(stream)),
+          work_(std::make_shared<const std::vector<std::function<void()>>>(std::move(work))) {}
     void Launch() override {
       emulation::Queue(stream_.get(), [work = work_] {
         for (const std::function<void()>& part : *work) part();
