@@ -91,7 +91,8 @@ TEST(StatusTableTest, ShowsMemory) {
   fill(0, {{"weights", 12'000'000}, {"WKV states", 500}, {"channels", 0}, {"compressed cache", 0}});
   fill(1, {{"weights", 3'000'000}, {"WKV states", 0}, {"channels", 0}, {"compressed cache", 16'512}});
   const std::string text = StatusTable(nullptr, cluster, nullptr);
-  EXPECT_THAT(text, HasSubstr("memory    caches 16.5 kB (762 times less than full keys and values), states 0 B\n"));
+  EXPECT_THAT(text, HasSubstr("memory    caches 16.5 kB (762 times less than full keys and values), "
+                              "kept rows 2.5 MB, states 0 B\n"));
   EXPECT_THAT(text, HasSubstr("memory            stage 0  stage 1\n"
                               "weights           12 MB    3 MB\n"
                               "WKV states        500 B    0 B\n"
@@ -155,7 +156,7 @@ TEST(MessageJsonTest, HasEveryFieldInItsType) {
   EXPECT_EQ(json["groups"][0]["state"], "READY");
   EXPECT_EQ(json["groups"][0]["stages"][0]["received"]["compressed"], 20'000'000);
   EXPECT_EQ(json["groups"][0]["stages"][0]["worker"], "w0");
-  EXPECT_EQ(json.size(), 12u);
+  EXPECT_EQ(json.size(), 13u);
 }
 
 }  // namespace
