@@ -65,9 +65,16 @@ absl::Status GoldTiers::Reserve(int64_t bytes, int64_t positions) {
   if (stage_.most == GoldTier::kCompressed) return absl::OkStatus();
   // Page numbers are 32 bits wide.
   const int64_t numbers = std::numeric_limits<int32_t>::max() / std::max<int64_t>(block_kv_pages_, 1);
-  const int64_t blocks = std::min({bytes / block_bytes_, BlocksFor(stage_.most, positions), numbers});
+  int64_t blocks = std::min({bytes / block_bytes_, BlocksFor(stage_.most, positions), numbers});
+  for (; blocks > 0; blocks /= 2) {
+    absl::StatusOr<std::shared_ptr<void>> memory = backend_.Allocate(blocks * block_bytes_, "kept rows of GOLD layers");
+    if (memory.ok()) {
+      memory_ = *std::move(memory);
+      break;
+    }
+    if (memory.status().code() != absl::StatusCode::kResourceExhausted) return memory.status();
+  }
   if (blocks <= 0) return absl::OkStatus();
-  GF_ASSIGN_OR_RETURN(memory_, backend_.Allocate(blocks * block_bytes_, "kept rows of GOLD layers"));
   pool_.emplace(static_cast<int32_t>(blocks));
   rows_ = {.data = memory_.get(), .pages = blocks, .page_bytes = block_bytes_, .page_tokens = kPageTokens};
 

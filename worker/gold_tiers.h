@@ -28,7 +28,7 @@ enum class GoldTier : uint8_t {
 // The most that --gold-tier allows: "compressed", "shared", "full", or "auto", which is "full".
 std::optional<GoldTier> ParseGoldTier(std::string_view name);
 
-// Of the memory that a process may use, the most that it gives to what is kept unless it is told otherwise.
+// Of the memory that a process may use, the most that it gives to what is kept on a CPU, unless it is told otherwise.
 inline constexpr double kKeptMemoryShare = 0.25;
 
 // The GOLD side of one stage.
@@ -49,8 +49,8 @@ class GoldTiers {
   // `backend` must outlive the object. Everything is at T0 until memory is reserved.
   GoldTiers(Backend& backend, GoldStage stage);
 
-  // Takes memory for kept rows, at most `bytes` and at most what `positions` need at the highest tier. Once.
-  // RESOURCE_EXHAUSTED if the back end has not so much.
+  // Takes memory for kept rows, at most `bytes` and at most what `positions` need at the highest tier; a half of it, a
+  // quarter and so on where the back end has not so much, for there is always T0. Once. Errors as Allocate otherwise.
   absl::Status Reserve(int64_t bytes, int64_t positions);
 
   // A new sequence in the slot, which is free.

@@ -287,8 +287,20 @@ int64_t WeightBytes::total() const {
   return std::accumulate(layers.begin(), layers.end(), embedding + gold_shared + head);
 }
 
+absl::Status CheckMultiplies(const Backend& backend, const Checkpoint& checkpoint) {
+  if (backend.multiplies_quantised()) return absl::OkStatus();
+  for (const CheckpointTensor& tensor : checkpoint.tensors()) {
+    if (!tensor.scales) continue;
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint.path(), ": tensor ", tensor.name, " is quantised to ",
+                                                   Name(tensor.data.dtype), ", which ", backend.Describe(),
+                                                   " does not multiply: use --device cpu, or a model in bf16"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::shared_ptr<const Checkpoint> checkpoint,
                                                        const ModelConfig& config, int first_layer, int last_layer) {
+  GF_RETURN_IF_ERROR(CheckMultiplies(backend, *checkpoint));
   GF_ASSIGN_OR_RETURN(const std::shared_ptr<Model> model, EmptyModel(*checkpoint, config, first_layer, last_layer));
   WeightLoader measure(*checkpoint, backend.reads_host_memory());
   GF_RETURN_IF_ERROR(ReadTensors(measure, config, *model));

@@ -104,6 +104,9 @@ struct Model {
   std::shared_ptr<void> memory;                  // or into this
 };
 
+// INVALID_ARGUMENT, naming file and tensor, if the checkpoint has quantised matrices and the back end multiplies none.
+absl::Status CheckMultiplies(const Backend& backend, const Checkpoint& checkpoint);
+
 // Loads layers [first_layer, last_layer); last_layer -1: to the end. Every tensor of the checkpoint must belong to some
 // layer of the model. Errors name the file and the tensor. The back end's memory is taken at once, before any value is
 // read, and holds all that is not read in place; the host keeps no copy of it.

@@ -301,6 +301,7 @@ absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
   checkpoint_.reset();
   verified_.clear();
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(model));
+  GF_RETURN_IF_ERROR(CheckMultiplies(*backend_, *checkpoint));
   GF_ASSIGN_OR_RETURN(config_, FindModelConfig(config, model));
   GF_ASSIGN_OR_RETURN(measured_, MeasureModel(*checkpoint, config_, backend_->reads_host_memory()));
   shape_ = measured_->shape;
@@ -341,7 +342,10 @@ absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {
 absl::Status Node::LoadStage(const GroupPlan& plan) {
   const bool same_layers =
       model_ != nullptr && model_->first_layer == plan.first_layer && model_->last_layer == plan.last_layer;
-  if (same_layers && stage_ != nullptr && stage_->options() == plan.options) return absl::OkStatus();
+  const auto fits = [&] {  // what the generation before had left to keep may be more than there is now
+    return stage_->gold_tiers() == nullptr || stage_->gold_tiers()->reserved_bytes() <= kept_bytes_;
+  };
+  if (same_layers && stage_ != nullptr && stage_->options() == plan.options && fits()) return absl::OkStatus();
   stage_.reset();  // before the next one takes its memory
   if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(plan));
   GF_ASSIGN_OR_RETURN(stage_, Stage::Create(*backend_, model_, plan.options));

@@ -114,7 +114,7 @@ absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* 
   GF_RETURN_IF_ERROR(Receive(transport, done, running, &input));
   GF_RETURN_IF_ERROR(stage_.Forward(chunks_, input, &output));
   GF_RETURN_IF_ERROR(Send(transport, output, running));
-  if (is_last_) FillResults(step, output.logits, done);
+  if (is_last_) GF_RETURN_IF_ERROR(FillResults(step, output.logits, done));
   GF_RETURN_IF_ERROR(Fork(step));
   done->set_cache_bytes(stage_.CacheBytes());
   done->set_cache_tokens(stage_.CacheTokens());
@@ -286,8 +286,9 @@ absl::Status StageRunner::Send(Transport& transport, const StageOutput& output, 
   return absl::OkStatus();
 }
 
-void StageRunner::FillResults(const Step& step, ConstTensor logits, StepDone* done) {
+absl::Status StageRunner::FillResults(const Step& step, ConstTensor logits, StepDone* done) {
   DrawOnDevice(step, logits);
+  GF_RETURN_IF_ERROR(backend_.status());  // after a fault, what was drawn is any number
   int64_t row = 0;
   for (int i = 0; i < step.chunks_size(); ++i) {
     const ChunkMessage& message = step.chunks(i);
@@ -303,6 +304,7 @@ void StageRunner::FillResults(const Step& step, ConstTensor logits, StepDone* do
     }
     if (message.targets_size() > 0) ScoreInto(message, RowsOnHost(logits, first, count), result);
   }
+  return backend_.status();
 }
 
 void StageRunner::DrawOnDevice(const Step& step, ConstTensor logits) {

@@ -93,7 +93,7 @@ class StageRunner {
   absl::Status Send(Transport& transport, const StageOutput& output, RunningStep* running);
   // The rows where the host can read them, until the next call. Waits for them.
   ConstTensor OnHost(ConstTensor rows);
-  void FillResults(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
+  absl::Status FillResults(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
   // What the back end draws itself, where the host cannot read its memory: into drawn_, one a row of `logits`.
   void DrawOnDevice(const cluster::v1::Step& step, ConstTensor logits);
   // Of logits, from row `first` on.

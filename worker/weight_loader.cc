@@ -176,12 +176,6 @@ Matrix WeightLoader::Linear(std::string_view name, int64_t out, int64_t in) {
     return {};
   }
   if (!tensor->scales) return {Import(tensor->data), Matrix::Layout::kOutIn};
-  if (backend_ != nullptr && !backend_->multiplies_quantised()) {
-    Fail(absl::InvalidArgumentError(absl::StrCat(checkpoint_.path(), ": tensor ", tensor->name, " is quantised to ",
-                                                 Name(tensor->data.dtype), ", which ", backend_->Describe(),
-                                                 " does not multiply: use --device cpu, or a model in bf16")));
-    return {};
-  }
   ConstTensor data = tensor->data;
   if (tensor->by_input) data.shape = {shape[1], shape[0]};
   const Matrix::Layout layout = tensor->by_input ? Matrix::Layout::kInOut : Matrix::Layout::kOutIn;

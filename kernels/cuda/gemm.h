@@ -1,4 +1,4 @@
-// Matrix products on the device's matrix units. gemm_cublaslt.cc does them with cuBLASLt; emulation/gemm_emulated.cc
+// Matrix products on the device's matrix units. gemm_cublaslt.cu does them with cuBLASLt; emulation/gemm_emulated.cc
 // plainly.
 #ifndef GOLDFINCH_KERNELS_CUDA_GEMM_H_
 #define GOLDFINCH_KERNELS_CUDA_GEMM_H_

@@ -18,8 +18,8 @@
 //   together                                       8.8 KB     92 KB
 // and 2.1 MFLOP: c W_c 0.52, the mix twice 0.52, the LoRAs 1.05; attention of 16 rows 0.13 more. For 2^20 positions
 // that is 3.2 ms of device memory (2.9 TB/s), 5.5 ms of the matrix units (400 TFLOP/s by mma.sync), and 17.5 ms of the
-// L2 cache (5.5 TB/s), which it is bound by; 331 chunks of 3168 positions with 6 kernels and 2 small copies each add
-// some 18 us a chunk between kernels, 6 ms. The prediction:
+// L2 cache (5.5 TB/s), which it is bound by; 331 chunks of 3168 positions with 6 kernels each add some 18 us a chunk
+// between kernels, 6 ms. The prediction:
 //     32k positions  0.75 ms     T3 0.11 ms (kv_attention.cu)
 //     128k           3.0 ms      T3 0.42 ms
 //     1M             24 ms       T3 3.3 ms
@@ -32,8 +32,8 @@
 // the reading. No intermediate may then leave the multiprocessor: 16 blocks of a cluster with 128 columns and all their
 // weights each (112 KB of shared memory), and sums over columns by distributed shared memory three times a tile. At
 // some 5 us a tile of 64 positions and 8 clusters that would be 10 ms, 3 times T3 and 80 ms for the tail: 1.5 times
-// cannot be met from ids and c alone. Keeping kk and the LoRAs' tanh rows (tier T2) would take the key table, W_c and
-// both down sides away.
+// cannot be met from ids and c alone. Tier T2 (gold_kept.cu) keeps kk and the LoRAs' tanh rows, so that the key table,
+// W_c and both down sides fall away.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

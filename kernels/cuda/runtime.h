@@ -1,4 +1,4 @@
-// One device and one queue of work on it: what the host side of the kernels needs of CUDA. runtime_cuda.cc does it with
+// One device and one queue of work on it: what the host side of the kernels needs of CUDA. runtime_cuda.cu does it with
 // CUDA's runtime; emulation/runtime_emulated.cc with the emulation.
 #ifndef GOLDFINCH_KERNELS_CUDA_RUNTIME_H_
 #define GOLDFINCH_KERNELS_CUDA_RUNTIME_H_
