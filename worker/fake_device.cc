@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -38,6 +39,7 @@ class FakeDevice::Memory {
 
   char* Take(int64_t bytes) {
     const int64_t size = Rounded(bytes);
+    const std::lock_guard<std::mutex> lock(mutex_);  // peers let go of rings in threads of their own
     allocated_ += bytes;
     std::vector<char*>& free = free_[size];
     if (!free.empty()) {
@@ -51,8 +53,9 @@ class FakeDevice::Memory {
     return address;
   }
   void Release(char* address, int64_t bytes) {
-    allocated_ -= bytes;
     madvise(Behind(address, bytes), Rounded(bytes), MADV_DONTNEED);  // the next owner finds zeros
+    const std::lock_guard<std::mutex> lock(mutex_);
+    allocated_ -= bytes;
     free_[Rounded(bytes)].push_back(address);
   }
 
@@ -97,8 +100,9 @@ class FakeDevice::Memory {
 
   char* const addresses_;
   char* const memory_;
-  int64_t used_ = 0;
-  int64_t allocated_ = 0;
+  std::mutex mutex_;
+  std::atomic<int64_t> used_ = 0;
+  std::atomic<int64_t> allocated_ = 0;
   std::map<int64_t, std::vector<char*>> free_;  // by size
 };
 
