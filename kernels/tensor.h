@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "base/check.h"
 
@@ -119,6 +120,20 @@ inline Tensor Slice(const Tensor& tensor, int64_t index) {
   Tensor part{nullptr, tensor.dtype, tensor.shape.WithoutFirstAxis()};
   part.data = static_cast<char*>(tensor.data) + index * part.bytes();
   return part;
+}
+
+// Rows `first` to `first + count` of [rows, width].
+template <class AnyTensor>
+AnyTensor Rows(AnyTensor matrix, int64_t first, int64_t count) {
+  GF_CHECK(first >= 0 && count >= 0 && first + count <= matrix.dim(0));
+  const auto offset = BytesOf(matrix.dtype, first * matrix.dim(1));
+  if constexpr (std::is_same_v<AnyTensor, Tensor>) {
+    matrix.data = static_cast<char*>(matrix.data) + offset;
+  } else {
+    matrix.data = static_cast<const char*>(matrix.data) + offset;
+  }
+  matrix.shape = {count, matrix.dim(1)};
+  return matrix;
 }
 
 }  // namespace goldfinch

@@ -261,7 +261,6 @@ class GlooSetup : public TransportSetup {
 
   const std::vector<std::string>& addresses() const override { return addresses_; }
   // Staging memory is the host's, and for the CPU so is all memory.
-  int64_t ReservedBytes() const override { return backend_.reads_host_memory() ? staging_bytes_ : 0; }
 
   absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
                                                      double timeout_seconds) override {
@@ -296,7 +295,6 @@ class GlooSetup : public TransportSetup {
   absl::Status Allocate(int64_t bytes, std::array<std::shared_ptr<void>, n>& memory) {
     for (std::shared_ptr<void>& one : memory) {
       GF_ASSIGN_OR_RETURN(one, backend_.AllocateStaging(bytes, "rows to and from other stages"));
-      staging_bytes_ += bytes;
     }
     return absl::OkStatus();
   }
@@ -369,7 +367,6 @@ class GlooSetup : public TransportSetup {
   Backend& backend_;
   const milliseconds timeout_;
   std::vector<Staging> staging_;  // [stages]
-  int64_t staging_bytes_ = 0;
   std::vector<std::string> addresses_;
 
   std::mutex mutex_;

@@ -20,17 +20,6 @@ int64_t PagesFor(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageToke
 int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 GoldTier Below(GoldTier tier) { return static_cast<GoldTier>(static_cast<int>(tier) - 1); }
 
-Tensor RowsOf(const Tensor& tensor, int64_t begin, int64_t count) {
-  Tensor rows{nullptr, tensor.dtype, {count, tensor.dim(1)}};
-  rows.data = static_cast<char*>(tensor.data) + begin * tensor.dim(1) * SizeOf(tensor.dtype);
-  return rows;
-}
-ConstTensor RowsOf(const ConstTensor& tensor, int64_t begin, int64_t count) {
-  ConstTensor rows{nullptr, tensor.dtype, {count, tensor.dim(1)}};
-  rows.data = static_cast<const char*>(tensor.data) + begin * tensor.dim(1) * SizeOf(tensor.dtype);
-  return rows;
-}
-
 }  // namespace
 
 std::optional<GoldTier> ParseGoldTier(std::string_view name) {
@@ -319,7 +308,7 @@ void GoldTiers::Attend(ConstTensor q, RowSpans spans, int layer, Workspace& work
       if (tier == GoldTier::kFull) span.pages = span.kept;  // they are keys and values like any others
       spans_.push_back(span);
     }
-    AttendTier(tier, RowsOf(from, begin, rows), spans_, layer, RowsOf(to, begin, rows));
+    AttendTier(tier, Rows(from, begin, rows), spans_, layer, Rows(to, begin, rows));
     begin += rows;
   }
   if (!together) backend_.CopyRows(to, scatter_, out);

@@ -255,13 +255,11 @@ class LocalSetup : public TransportSetup {
       if (edges_[peer].send_bytes_max == 0) continue;
       const int64_t bytes = Transport::kAheadSends * LocalTransport::SlotBytes(edges_[peer].send_bytes_max);
       GF_ASSIGN_OR_RETURN(ends_->rings[peer], backend_.Allocate(bytes, "rows to other stages"));
-      reserved_bytes_ += bytes;
     }
     return absl::OkStatus();
   }
 
   const std::vector<std::string>& addresses() const override { return ends_->addresses; }
-  int64_t ReservedBytes() const override { return reserved_bytes_; }
 
   absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
                                                      double timeout_seconds) override {
@@ -305,7 +303,6 @@ class LocalSetup : public TransportSetup {
   const std::vector<Edge> edges_;
   Backend& backend_;
   const std::shared_ptr<Ends> ends_;
-  int64_t reserved_bytes_ = 0;
   bool connected_ = false;
 };
 

@@ -96,7 +96,6 @@ class Group {
         auto channel = std::make_unique<Channel>(static_cast<int>(peer), sends, bytes_max);
         const int64_t bytes = kSlots * channel->slot_bytes();
         GF_ASSIGN_OR_RETURN(channel->ring, backend.Allocate(bytes, "rows to and from other stages"));
-        reserved_bytes_ += bytes;
         channel->queue = backend.MakeQueue();
         if (!sends) {
           if (const int result = api_.GetUniqueId(&channel->id); result != kNcclSuccess) {
@@ -109,8 +108,6 @@ class Group {
     }
     return absl::OkStatus();
   }
-
-  int64_t reserved_bytes() const { return reserved_bytes_; }
 
   absl::Status Form(const std::vector<std::string>& addresses, double timeout_seconds) {
     if (addresses.size() != stages_) {
@@ -362,7 +359,6 @@ class Group {
   const double timeout_seconds_;
   Queue& queue_;  // of the ops
   size_t stages_ = 0;
-  int64_t reserved_bytes_ = 0;
   std::vector<std::unique_ptr<Channel>> channels_;
 
   mutable std::mutex mutex_;
@@ -391,7 +387,6 @@ class NcclSetup : public TransportSetup {
       : addresses_(std::move(addresses)), group_(std::move(group)) {}
 
   const std::vector<std::string>& addresses() const override { return addresses_; }
-  int64_t ReservedBytes() const override { return group_->reserved_bytes(); }
   absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
                                                      double timeout_seconds) override {
     GF_RETURN_IF_ERROR(group_->Form(addresses, timeout_seconds));

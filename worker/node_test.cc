@@ -142,7 +142,6 @@ class WatchedSetup : public TransportSetup {
   WatchedSetup(std::unique_ptr<TransportSetup> inner, std::shared_ptr<Watch> watch)
       : inner_(std::move(inner)), watch_(std::move(watch)) {}
   const std::vector<std::string>& addresses() const override { return inner_->addresses(); }
-  int64_t ReservedBytes() const override { return inner_->ReservedBytes(); }
   absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
                                                      double timeout_seconds) override {
     watch_->Enter();

@@ -72,8 +72,8 @@ class Stage {
                                                        const StageOptions& options);
 
   // Memory for what GOLD layers keep beside the compressed cache, of what is left when all else is reserved: none until
-  // this is called, once, before any sequence is open. No more is taken than the sequences can come to use, and none by
-  // a stage without GOLD layers. RESOURCE_EXHAUSTED if it cannot be had.
+  // this is called, once, before any sequence is open. No more is taken than the sequences can come to use, none by a
+  // stage without GOLD layers, and less where the device has less by then: gold_tiers()->reserved_bytes() tells.
   absl::Status ReserveKept(int64_t bytes);
 
   // A free slot with the state of an empty sequence. RESOURCE_EXHAUSTED when all --max-num-seqs are taken.

@@ -27,12 +27,6 @@ using SteadyClock = std::chrono::steady_clock;
 // In place of a token: it is for the host to draw, or to say why there is none.
 constexpr int32_t kNotDrawn = -1;
 
-ConstTensor RowsOf(ConstTensor matrix, int64_t first, int64_t count) {
-  matrix.data = static_cast<const char*>(matrix.data) + first * matrix.dim(1) * SizeOf(matrix.dtype);
-  matrix.shape = {count, matrix.dim(1)};
-  return matrix;
-}
-
 template <class... Parts>
 absl::Status Invalid(const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat("Step: ", parts...));
@@ -79,7 +73,6 @@ absl::Status StageRunner::AllocateBuffer(const Shape& shape, DType dtype, Tensor
   GF_ASSIGN_OR_RETURN(std::shared_ptr<void> memory, backend_.Allocate(buffer->bytes(), "rows from other stages"));
   buffer->data = memory.get();
   memory_.push_back(std::move(memory));
-  reserved_bytes_ += buffer->bytes();
   return absl::OkStatus();
 }
 
@@ -316,7 +309,7 @@ void StageRunner::DrawOnDevice(const Step& step, ConstTensor logits) {
   const auto draw = [&] {  // those before `row`
     if (draws_.empty()) return;
     const auto count = static_cast<int64_t>(draws_.size()), first = row - count;
-    backend_.Sample(RowsOf(logits, first, count), vocabulary.limit(), vocabulary.holes(), draws_,
+    backend_.Sample(Rows(logits, first, count), vocabulary.limit(), vocabulary.holes(), draws_,
                     absl::MakeSpan(drawn_).subspan(first, count));
     draws_.clear();
   };
@@ -335,7 +328,7 @@ void StageRunner::DrawOnDevice(const Step& step, ConstTensor logits) {
 }
 
 absl::Span<const float> StageRunner::RowsOnHost(ConstTensor logits, int64_t first, int64_t count) {
-  return {OnHost(RowsOf(logits, first, count)).f32(), static_cast<size_t>(count * shape_.vocab_size)};
+  return {OnHost(Rows(logits, first, count)).f32(), static_cast<size_t>(count * shape_.vocab_size)};
 }
 
 namespace {

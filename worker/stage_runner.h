@@ -69,9 +69,6 @@ class StageRunner {
   absl::Status Run(const cluster::v1::Step& step, Transport& transport, cluster::v1::StepDone* done,
                    RunningStep* running);
 
-  // Of the buffers for rows to come, in the back end's memory.
-  int64_t ReservedBytes() const { return reserved_bytes_; }
-
  private:
   struct Sequence {
     int slot = 0;
@@ -111,7 +108,6 @@ class StageRunner {
   const int64_t id_bytes_;  // of one id in a Chunk
 
   std::vector<std::shared_ptr<void>> memory_;
-  int64_t reserved_bytes_ = 0;
   Tensor hidden_;      // [hidden_rows_max, D]
   Tensor compressed_;  // [max_tokens, D/16]
   // Of logits; null where the back end reads host memory.

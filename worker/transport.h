@@ -57,8 +57,6 @@ class TransportSetup {
   // [stages] where each other stage connects to this one; empty for this stage itself and for stages that exchange no
   // rows with it or need no address.
   virtual const std::vector<std::string>& addresses() const = 0;
-  // Of rows on their way, in the back end's memory.
-  virtual int64_t ReservedBytes() const = 0;
   // Connects to the peers' `addresses` [stages], each from its addresses()[this stage]. Blocks until all channels are
   // up, at most `timeout_seconds`. Once.
   virtual absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,

@@ -28,13 +28,6 @@ TEST_P(TransportTest, MessagesOfManySizesArriveInOrder) {
   sender.join();
 }
 
-// At least every slot of every ring, where rows on their way are in the device's memory.
-TEST_P(TransportTest, ReservedMemoryIsCounted) {
-  const auto setups = Setups(2);
-  const int64_t bytes = setups[0]->ReservedBytes();
-  EXPECT_TRUE(bytes == 0 || bytes >= Transport::kAheadSends * kBytesMax) << bytes;
-}
-
 TEST_P(TransportTest, BothDirectionsAtOnce) {
   const Group group = Connect(2);
   const auto run = [&](int self) {

@@ -163,10 +163,6 @@ CudaCounters Context::counters() const {
   return counters;
 }
 
-int64_t Context::device_bytes() const {
-  return static_cast<int64_t>(scratch_bytes_) + arena_.device_bytes() + gemm_->workspace_bytes();
-}
-
 // --- Uploads
 // ----------------------------------------------------------------------------------------------------
 

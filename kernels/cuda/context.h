@@ -86,8 +86,6 @@ class Context : private LaunchTap {
 
   // Of steps so far.
   CudaCounters counters() const;
-  // Device memory that it holds at the moment, besides what graphs take.
-  int64_t device_bytes() const;
 
  private:
   // What an Upload of the step gave.

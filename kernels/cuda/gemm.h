@@ -42,8 +42,6 @@ class GemmRunner {
   virtual ~GemmRunner() = default;
   // Queues it. Plans are made once a shape and kept.
   virtual void Run(const Gemm& gemm) = 0;
-  // Of device memory that it holds.
-  virtual int64_t workspace_bytes() const = 0;
 };
 
 // `runtime` must outlive it. UNAVAILABLE if the library cannot be found, with where it was looked for.

@@ -127,7 +127,6 @@ class CublasLtGemm : public GemmRunner {
                           plan.out, gemm.out, plan.out, &plan.algorithm, workspace_.get(), kWorkspaceBytes, stream),
           gemm);
   }
-  int64_t workspace_bytes() const override { return kWorkspaceBytes; }
 
  private:
   struct Plan {

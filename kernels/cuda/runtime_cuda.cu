@@ -137,10 +137,8 @@ constexpr int64_t kHalfBytes = int64_t{4} << 20;
 class CudaGraph : public Runtime::Graph {
  public:
   CudaGraph(cudaStream_t stream, cudaGraphExec_t graph) : stream_(stream), graph_(graph) {}
-  ~CudaGraph() override {
-    cudaStreamSynchronize(stream_);  // it may be under way
-    cudaGraphExecDestroy(graph_);
-  }
+  // One that is under way is freed when it is done (CUDA driver API, cuGraphExecDestroy).
+  ~CudaGraph() override { cudaGraphExecDestroy(graph_); }
   void Launch() override { Note(cudaGraphLaunch(graph_, stream_)); }
 
  private:

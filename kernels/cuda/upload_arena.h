@@ -30,7 +30,6 @@ class UploadArena {
 
   // Queued so far.
   int64_t copies() const { return copies_; }
-  int64_t device_bytes() const { return 2 * half_bytes_; }
 
  private:
   // A Forward is up to three: new rows of tables, layers, sampling.

@@ -31,6 +31,7 @@
 #include "tests/cluster/local_cluster.h"
 #include "tests/gpu/bench.h"
 #include "worker/checkpoint/checkpoint.h"
+#include "worker/gold_tiers.h"
 #include "worker/model.h"
 #include "worker/stage.h"
 
@@ -77,43 +78,9 @@ struct TestBed {
 // What GOLD layers keep of a sequence: the compressed cache alone (T0), what all layers share (T2), keys and values
 // (T3).
 struct Tier {
-  int number;  // among the tiers of StageOptions
+  GoldTier tier;
   const char* name;
 };
-
-// Where stages know one tier alone, that is T0.
-template <typename AnyOptions>
-bool SetTier(const Tier& tier, AnyOptions& options) {
-  if constexpr (requires { options.gold_tier; }) {
-    options.gold_tier = static_cast<decltype(options.gold_tier)>(tier.number);
-    return true;
-  } else {
-    return tier.number == 0;
-  }
-}
-
-template <typename AnyStage>
-int64_t KeptBytes(const AnyStage& stage) {
-  if constexpr (requires { stage.gold_tiers(); }) {
-    return stage.gold_tiers()->kept_bytes();
-  } else {
-    return 0;
-  }
-}
-
-template <typename AnyStage>
-bool IsAtTier(const AnyStage& stage, int slot, const Tier& tier) {
-  if constexpr (requires { stage.gold_tiers(); }) {
-    return static_cast<int>(stage.gold_tiers()->tier(slot)) == tier.number;
-  } else {
-    return tier.number == 0;
-  }
-}
-
-template <typename AnyStage>
-void ReserveKeptBytes(AnyStage& stage, int64_t bytes) {
-  if constexpr (requires { stage.ReserveKept(bytes); }) Check(stage.ReserveKept(bytes));
-}
 
 // All layers in one stage, driven as a server's worker drives it: chunks of a prompt, then a token at a time, each
 // drawn on the device.
@@ -127,7 +94,7 @@ class SingleStage {
 
   // For tiers above T0: a share of the memory that is left.
   void ReserveKept(double share) {
-    ReserveKeptBytes(stage(), static_cast<int64_t>(share * static_cast<double>(backend_.FreeBytes())));
+    Check(stage().ReserveKept(static_cast<int64_t>(share * static_cast<double>(backend_.FreeBytes()))));
   }
   int Open() { return Value(stage().Open()); }
   // Seconds until the first token is drawn.
@@ -263,17 +230,18 @@ void DecodeTogether(TestBed& bed, int sequences, const Aim& aim) {
 void DecodeLong(TestBed& bed) {
   const std::vector<int64_t> lengths = {bed.bench.Size(128 << 10, 128), bed.bench.Size(1 << 20, 320)};
   std::vector<double> full_seconds(lengths.size()), full_bytes(lengths.size());
-  for (const Tier& tier : {Tier{0, "T0"}, Tier{2, "T3"}, Tier{1, "T2"}}) {
+  for (const Tier& tier :
+       {Tier{GoldTier::kCompressed, "T0"}, Tier{GoldTier::kFull, "T3"}, Tier{GoldTier::kShared, "T2"}}) {
     const std::string name = absl::StrCat("decode at ", Thousands(lengths.back()), ", ", tier.name);
     if (!bed.bench.Wants("decode at")) continue;
     StageOptions options = OneSequence(bed, lengths.back() + 4096);
-    if (!SetTier(tier, options)) continue;
+    options.gold_tier = tier.tier;
     SingleStage stage(bed, options);
     if (!stage.status().ok()) {
       bed.bench.NotMeasured(name, stage.status().message());
       continue;
     }
-    if (tier.number > 0) stage.ReserveKept(0.9);
+    if (tier.tier != GoldTier::kCompressed) stage.ReserveKept(0.9);
     const int slot = stage.Open();
     const std::vector<int32_t> ids = bed.Ids(lengths.back(), 2);
     for (size_t i = 0; i < lengths.size(); ++i) {
@@ -281,14 +249,14 @@ void DecodeLong(TestBed& bed) {
       stage.Prefill(slot, absl::MakeConstSpan(ids).subspan(begin, lengths[i] - begin));
       stage.Decode({slot}, 1);  // derives what is kept
       const double seconds = stage.Decode({slot}, bed.bench.tiny() ? 1 : 8);
-      const auto kept = static_cast<double>(KeptBytes(stage.stage()));
+      const auto kept = static_cast<double>(stage.stage().gold_tiers()->kept_bytes());
       const double bytes = kept + static_cast<double>(stage.stage().CacheBytes());
       const std::string where = absl::StrCat("decode at ", Thousands(lengths[i]), ", ", tier.name);
-      if (!IsAtTier(stage.stage(), slot, tier)) {
+      if (stage.stage().gold_tiers()->tier(slot) != tier.tier) {
         bed.bench.NotMeasured(where, "what memory is left holds a lower tier");
         continue;
       }
-      const bool shared = tier.number == 1 && full_seconds[i] > 0;
+      const bool shared = tier.tier == GoldTier::kShared && full_seconds[i] > 0;
       bed.bench.Add(absl::StrFormat("%s, %.0f MB kept", where, bytes / 1e6), seconds,
                     {.bytes = bed.costs.decode_bytes + bytes, .tokens = 1},
                     shared ? Aim::Times(1, full_seconds[i], "T3") : Aim());
@@ -296,7 +264,7 @@ void DecodeLong(TestBed& bed) {
         bed.bench.AddValue(absl::StrCat("kept at ", Thousands(lengths[i]), ", T3 / T2"), full_bytes[i] / kept, "x", "",
                            8);
       }
-      if (tier.number == 2) {
+      if (tier.tier == GoldTier::kFull) {
         full_seconds[i] = seconds;
         full_bytes[i] = kept;
       }

@@ -250,11 +250,6 @@ class Streams:
         return self.answers
 
 
-def has_flag(bed, command, flag):
-    done = subprocess.run([bed.program, command, "--help"], capture_output=True, text=True, check=False)
-    return re.search(rf"^ *{flag}\s", done.stdout, re.MULTILINE) is not None
-
-
 def kill(bed):
     """A worker is killed while streams run."""
     tokens = 60 if bed.arguments.tiny else 400
@@ -266,14 +261,13 @@ def kill(bed):
     )
     ports = coordinator.ports()
     address = f"127.0.0.1:{ports['grpc_port']}"
-    transport = ["--transport", "gloo"] if has_flag(bed, "worker", "--transport") else []
     workers = {}
 
     def add(name):
         workers[name] = bed.start(
             name,
             ["worker", "--coordinator", f"127.0.0.1:{ports['cluster_port']}", "--name", name, "--memory", "4GiB"]
-            + [*bed.compute_flags(), *transport],
+            + [*bed.compute_flags(), "--transport", "gloo"],
         )
 
     # Three stages, and one that stands by.

@@ -50,7 +50,6 @@ class EmulatedGemm : public GemmRunner {
     if (g.batch * g.rows * g.columns * g.inner < kSmall) return RunPlainGemm(stream_, g);
     emulation::Queue(stream_, [g] { Multiply(g); });
   }
-  int64_t workspace_bytes() const override { return 0; }
 
  private:
   static void Multiply(const Gemm& g) {
