@@ -33,7 +33,7 @@ ModelMemory Model() {
   model.width = 16;
   model.vocab_size = 50;
   model.compressed_width = 1;
-  model.cache_number_bytes = 2;
+  model.compressed_row_bytes = 2;
   model.compressed_bytes_per_token = 4;
   model.embedding_bytes = 7;
   model.gold_shared_bytes = 70;
@@ -159,7 +159,7 @@ TEST(StageMemoryTest, TheResidentCacheIs756TimesSmaller) {
   model.gold_layers = 8;
   model.width = 2048;
   model.compressed_width = 128;
-  model.cache_number_bytes = 2;
+  model.compressed_row_bytes = 128 * 2;
   model.compressed_bytes_per_token = 128 * 2 + 2;
   const int64_t tokens = 1 << 20;
   StageSettings settings{.last_layer = 24, .max_sequences = 1, .cache_tokens = tokens};
