@@ -170,6 +170,21 @@ TEST(StageMemoryTest, TheResidentCacheIs756TimesSmaller) {
   EXPECT_GE(transformer_bytes / memory.compressed_cache, 756);
 }
 
+// In 8 bits, a shape of twice that width keeps 262,144 tokens in 0.068 GB.
+TEST(StageMemoryTest, ALongContextIn8Bits) {
+  ModelMemory model;
+  model.layers.resize(32);
+  model.gold_layers = 10;
+  model.width = 4096;
+  model.compressed_width = 256;
+  model.compressed_row_bytes = 256 + 2;
+  model.compressed_bytes_per_token = model.compressed_row_bytes + 2;
+  const int64_t tokens = 1 << 18;
+  const StageMemory memory = PlanStageMemory(model, {.last_layer = 32, .max_sequences = 1, .cache_tokens = tokens});
+  EXPECT_EQ(memory.compressed_cache, 260 * (tokens + 64));
+  EXPECT_NEAR(static_cast<double>(memory.compressed_cache) / 1e9, 0.068, 0.0005);
+}
+
 TEST(StageMemoryTest, TextNamesWhatThereIs) {
   const std::string text = ToString(PlanStageMemory(Model(), Settings(2, 4)));
   EXPECT_THAT(text, HasSubstr("weights 12 MB, shift states 600 B, WKV states 18 kB"));

@@ -55,7 +55,7 @@ absl::Status RunInspect(const InspectOptions& options) {
   const ModelShape& shape = model->shape;
   std::map<int, LayerSize> sizes = LayerSizes(*checkpoint);
   const DType cache_dtype = *ParseCacheDType(options.model.cache_dtype);
-  GF_RETURN_IF_ERROR(CheckCacheDType(shape, cache_dtype));
+  GF_RETURN_IF_ERROR(CheckCacheDType(*checkpoint, shape, cache_dtype));
   int64_t parameters = 0;
   for (const auto& [unused, size] : sizes) parameters += size.parameters;
   const int64_t cache_bytes = shape.CacheBytesPerToken(cache_dtype);

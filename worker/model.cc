@@ -116,13 +116,13 @@ std::optional<DType> ParseCacheDType(std::string_view name) {
   return ParseFloatDType(name);
 }
 
-absl::Status CheckCacheDType(const ModelShape& shape, DType cache_dtype) {
+absl::Status CheckCacheDType(const Checkpoint& checkpoint, const ModelShape& shape, DType cache_dtype) {
   if (cache_dtype != DType::kI8) return absl::OkStatus();
   for (int layer = 0; layer < shape.layers(); ++layer) {
     if (!shape.kinds[layer]->has_kv_cache) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("--cache-dtype is int8, which is for the compressed cache of GOLD layers: layer ", layer, " (",
-                     shape.kinds[layer]->name, ") keeps keys and values, which can be f32, f16 or bf16"));
+    return Invalid(checkpoint,
+                   absl::StrCat("--cache-dtype is int8, which is for the compressed cache of GOLD layers: layer ", layer,
+                                " (", shape.kinds[layer]->name, ") keeps keys and values, which can be f32, f16 or bf16"));
   }
   return absl::OkStatus();
 }

@@ -296,7 +296,7 @@ absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
   const std::string& model = options_.model.empty() ? welcome.model() : options_.model;
   const std::string& config = options_.config.empty() ? welcome.config() : options_.config;
   if (checkpoint_ != nullptr && model == opened_model_ && config == opened_config_) {
-    return CheckCacheDType(shape_, cache_dtype_);
+    return CheckCacheDType(*checkpoint_, shape_, cache_dtype_);
   }
   stage_.reset();
   model_.reset();
@@ -310,7 +310,7 @@ absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
   checkpoint_ = std::move(checkpoint);
   opened_model_ = model;
   opened_config_ = config;
-  return CheckCacheDType(shape_, cache_dtype_);
+  return CheckCacheDType(*checkpoint_, shape_, cache_dtype_);
 }
 
 absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {

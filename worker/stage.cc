@@ -51,7 +51,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Backend& backend, std::shar
     return absl::InvalidArgumentError(absl::StrCat("caches of ", options.cache_tokens, " positions, the limit is ",
                                                    std::numeric_limits<int32_t>::max() * kPageTokens));
   }
-  GF_RETURN_IF_ERROR(CheckCacheDType(model->shape, options.cache_dtype));
+  GF_RETURN_IF_ERROR(CheckCacheDType(*model->checkpoint, model->shape, options.cache_dtype));
   std::unique_ptr<Stage> stage(new Stage(backend, std::move(model), options));
   GF_RETURN_IF_ERROR(stage->AllocateMemory());
   return stage;
