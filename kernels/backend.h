@@ -9,7 +9,8 @@
 // are fp32 in any case.
 //
 // NaN in an input reaches every output that depends on it, and no other. Values stored as fp16 beyond its range become
-// its largest. Numbers of an 8-bit row depend on the whole row (CompressedRowWidth). A slot is in one span of a call at most.
+// its largest. Numbers of an 8-bit row depend on the whole row (CompressedRowWidth). A slot is in one span of a call at
+// most.
 //
 // Results are batch-invariant: an output row is the same whatever other rows share the call and however the rows of a
 // sequence are cut into calls: bit for bit on the CPU (docs/decisions/0002-batch-invariant-products.md), to the
@@ -94,9 +95,9 @@ struct WkvOptions {
 // `numbers`. A row of kI8 is as many signed bytes q and the row's scale behind them, bf16 with the low byte first:
 // number i is q_i * scale. With the largest magnitude of the row as m,
 //   scale = m / 127,  q = c / scale within -127 .. 127,
-// each a quotient in fp32, rounded to nearest even; q is 0 where the scale is. So no number is off by more than half a
-// scale, but in rows whose m is below 2^-118, where bf16 has no digits left. A row with a NaN or an infinity has zeros
-// and the scale NaN (0x7FC0). Every back end writes the same bytes.
+// quotients in fp32, rounded to nearest even, to bf16 and to an integer; q is 0 where the scale is. So no number is off
+// by more than half a scale, but in rows whose m is below 2^-118, where bf16 runs out of digits. A row with a NaN or an
+// infinity has zeros and the scale NaN (0x7FC0). Every back end writes the same bytes.
 constexpr int64_t CompressedRowWidth(DType dtype, int64_t numbers) {
   return dtype == DType::kI8 ? numbers + SizeOf(DType::kBf16) : numbers;
 }
@@ -241,8 +242,8 @@ class Backend {
                         Tensor to) = 0;                    // [m, width] fp32 or act
   // to = from, rounded as the caches round: to nearest, ties to even.
   virtual void Convert(ConstTensor from,  // fp32 or act
-                       Tensor to) = 0;    // of the same shape; fp32, fp16 or bf16. Or kI8 [rows, CompressedRowWidth of n]
-                                          // for [rows, n]: rows of the compressed cache
+                       Tensor to) = 0;  // of the same shape; fp32, fp16 or bf16. Or kI8 [rows, CompressedRowWidth of n]
+                                        // for [rows, n]: rows of the compressed cache
   // LayerNorm over each of `groups` equal parts of a row, then weight and bias, then times `gate` if given.
   // `out` may be `x` or `gate`.
   virtual void GroupNorm(ConstTensor x,  // [rows, D] fp32 or act

@@ -120,9 +120,10 @@ absl::Status CheckCacheDType(const Checkpoint& checkpoint, const ModelShape& sha
   if (cache_dtype != DType::kI8) return absl::OkStatus();
   for (int layer = 0; layer < shape.layers(); ++layer) {
     if (!shape.kinds[layer]->has_kv_cache) continue;
-    return Invalid(checkpoint,
-                   absl::StrCat("--cache-dtype is int8, which is for the compressed cache of GOLD layers: layer ", layer,
-                                " (", shape.kinds[layer]->name, ") keeps keys and values, which can be f32, f16 or bf16"));
+    return Invalid(
+        checkpoint,
+        absl::StrCat("--cache-dtype is int8, which is for the compressed cache of GOLD layers: layer ", layer, " (",
+                     shape.kinds[layer]->name, ") keeps keys and values, which can be f32, f16 or bf16"));
   }
   return absl::OkStatus();
 }

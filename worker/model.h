@@ -48,7 +48,8 @@ struct ModelShape {
 
 // What --cache-dtype says: "f32", "f16", "bf16", or "int8" for kI8.
 std::optional<DType> ParseCacheDType(std::string_view name);
-// INVALID_ARGUMENT, naming file, layer and what is possible, if the model keeps keys and values: they have no 8-bit form.
+// INVALID_ARGUMENT, naming file, layer and what is possible, if the model keeps keys and values: they have no 8-bit
+// form.
 absl::Status CheckCacheDType(const Checkpoint& checkpoint, const ModelShape& shape, DType cache_dtype);
 
 // Errors name the tensor or the config key.

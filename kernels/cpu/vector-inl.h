@@ -221,7 +221,8 @@ inline void WidenCompressedRow(ConstTensor pages, int64_t row, int64_t width, fl
   float scale;
   WidenRow(&stored, 1, &scale);
   WidenRow(from, width, to);
-  FillRow(to, width, [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(LoadN(to + i, left), hn::Set(DF(), scale)); });
+  FillRow(to, width,
+          [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(LoadN(to + i, left), hn::Set(DF(), scale)); });
 }
 
 // LayerNorm of one row without weight and bias: to = (x - mean) / sqrt(variance + epsilon). `to` may be `x`.

@@ -196,9 +196,9 @@ TEST_P(CudaAttentionTest, FaultsStayWithTheRowsThatSeeThem) {
 
 struct GoldInputs {
   GoldInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, const GoldSizes& sizes, int64_t page_tokens = 16,
-             std::optional<DType> c_dtype = {})
+             std::optional<DType> c_type = {})
       : t(t),
-        c_dtype(c_dtype.value_or(t.cache_dtype())),
+        c_dtype(c_type.value_or(t.cache_dtype())),
         layer(RandomGoldLayer(t.random, sizes, t.weight_dtype())),
         sequences(t.random, chunks, page_tokens),
         c_width(sizes.width / 16),

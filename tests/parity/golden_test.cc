@@ -134,8 +134,11 @@ struct CacheErrors {
   double int8 = 0;  // 0: keys and values have no such form
 };
 const std::map<std::string, CacheErrors> kCacheErrors = {
-    {"finch_c2_gptalpha", {8e-5, 6e-4}}, {"finch_gold", {5e-5, 4e-4, 1}}, {"goldfinch", {6e-5, 5e-4, 1}},
-    {"gptalpha", {2.5e-4, 2e-3}},        {"llama", {7e-4, 6e-3}},
+    {"finch_c2_gptalpha", {8e-5, 6e-4}},
+    {"finch_gold", {5e-5, 4e-4, 9e-4}},
+    {"goldfinch", {6e-5, 5e-4, 1.2e-3}},
+    {"gptalpha", {2.5e-4, 2e-3}},
+    {"llama", {7e-4, 6e-3}},
 };
 
 TEST_P(GoldenTest, NarrowCaches) {
@@ -157,8 +160,8 @@ TEST_P(GoldenTest, NarrowCaches) {
   }
 }
 
-// The largest number of a row has 127 steps, and bf16's numbers 128 to 256 each: rows of even magnitudes lose about as
-// much as in bf16, those of a few large numbers more.
+// Numbers are rounded to 1/127 of the largest of their row, which costs 0.4 % of its length; bf16 rounds each to 8
+// digits, which costs 0.17 %.
 TEST_P(GoldenTest, CompressedRowsOf8Bits) {
   const auto found = kCacheErrors.find(GetParam());
   const double limit = found == kCacheErrors.end() ? 0 : found->second.int8;
@@ -182,7 +185,7 @@ TEST_P(GoldenTest, CompressedRowsOf8Bits) {
   pipeline.Forward({pipeline.Open(), golden.tokens, 0});
   const double row_error = RelativeError(pipeline.compressed(), golden.compressed);
   std::printf("%-18s int8 cache: relative error of its rows %.2g\n", GetParam().c_str(), row_error);
-  EXPECT_LE(row_error, std::max(device.tolerance, 0.01));
+  EXPECT_LE(row_error, std::max(device.tolerance, 0.005));
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, GoldenTest, testing::ValuesIn(GoldenNames()),
