@@ -180,7 +180,7 @@ TEST_P(GoldenTest, CompressedRowsOf8Bits) {
   RecordProperty("relative_error_int8_cache", absl::StrCat(error));
   std::printf("%-18s int8 cache: relative error %.2g\n", GetParam().c_str(), error);
   EXPECT_LE(error, std::max(device.tolerance, limit));
-  EXPECT_TRUE(Same(pipeline.AllLogits(golden.tokens, 7), logits)) << "chunking changes results";
+  EXPECT_TRUE(Same(pipeline.AllLogits(golden.tokens, device.slow ? 53 : 7), logits)) << "chunking changes results";
   if (golden.compressed.empty()) return;
   pipeline.Forward({pipeline.Open(), golden.tokens, 0});
   const double row_error = RelativeError(pipeline.compressed(), golden.compressed);
