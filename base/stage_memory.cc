@@ -122,7 +122,7 @@ StageMemory PlanStageMemory(const ModelMemory& model, const StageSettings& setti
   }
   memory.activations = ActivationBytes(model, settings);
   const int64_t hidden_bytes = rows * model.width * kFloat;
-  const int64_t compressed_bytes = settings.max_tokens * model.compressed_width * model.cache_number_bytes;
+  const int64_t compressed_bytes = settings.max_tokens * model.compressed_row_bytes;
   if (!stage.first) memory.received_rows += hidden_bytes;
   if (stage.receives_compressed) memory.received_rows += compressed_bytes;
   memory.channels = ChannelBytes(stage, settings, hidden_bytes, compressed_bytes);

@@ -31,7 +31,7 @@ struct ModelMemory {
   int64_t width = 0;    // D
   int64_t vocab_size = 0;
   int64_t compressed_width = 0;            // numbers of a row of the compressed cache
-  int64_t cache_number_bytes = 0;          // of a number in the caches
+  int64_t compressed_row_bytes = 0;        // of such a row
   int64_t compressed_bytes_per_token = 0;  // row and id
   int64_t embedding_bytes = 0;             // in the first stage and in every stage with GOLD layers
   int64_t gold_shared_bytes = 0;           // weights of every stage with GOLD layers

@@ -33,7 +33,7 @@ ModelMemory Model() {
   model.width = 16;
   model.vocab_size = 50;
   model.compressed_width = 1;
-  model.cache_number_bytes = 2;
+  model.compressed_row_bytes = 2;
   model.compressed_bytes_per_token = 4;
   model.embedding_bytes = 7;
   model.gold_shared_bytes = 70;
@@ -159,7 +159,7 @@ TEST(StageMemoryTest, TheResidentCacheIs756TimesSmaller) {
   model.gold_layers = 8;
   model.width = 2048;
   model.compressed_width = 128;
-  model.cache_number_bytes = 2;
+  model.compressed_row_bytes = 128 * 2;
   model.compressed_bytes_per_token = 128 * 2 + 2;
   const int64_t tokens = 1 << 20;
   StageSettings settings{.last_layer = 24, .max_sequences = 1, .cache_tokens = tokens};
@@ -168,6 +168,21 @@ TEST(StageMemoryTest, TheResidentCacheIs756TimesSmaller) {
   const int64_t transformer_bytes = tokens * 24 * 2 * 2048 * 2;
   EXPECT_EQ(transformer_bytes / tokens, 196'608);
   EXPECT_GE(transformer_bytes / memory.compressed_cache, 756);
+}
+
+// In 8 bits, a shape of twice that width keeps 262,144 tokens in 0.068 GB.
+TEST(StageMemoryTest, ALongContextIn8Bits) {
+  ModelMemory model;
+  model.layers.resize(32);
+  model.gold_layers = 10;
+  model.width = 4096;
+  model.compressed_width = 256;
+  model.compressed_row_bytes = 256 + 2;
+  model.compressed_bytes_per_token = model.compressed_row_bytes + 2;
+  const int64_t tokens = 1 << 18;
+  const StageMemory memory = PlanStageMemory(model, {.last_layer = 32, .max_sequences = 1, .cache_tokens = tokens});
+  EXPECT_EQ(memory.compressed_cache, 260 * (tokens + 64));
+  EXPECT_NEAR(static_cast<double>(memory.compressed_cache) / 1e9, 0.068, 0.0005);
 }
 
 TEST(StageMemoryTest, TextNamesWhatThereIs) {

@@ -22,9 +22,7 @@ void AddModelFlags(CLI::App& command, ModelOptions& options) {
   AddModelFlag(command, options.model);
   command.add_option("--config", options.config, "model settings, JSON or YAML [config.json beside the model]")
       ->type_name("FILE");
-  command.add_option("--cache-dtype", options.cache_dtype, "type of the caches' numbers")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
-      ->capture_default_str();
+  AddCacheDTypeFlag(command, options.cache_dtype);
 }
 
 void AddRunFlags(CLI::App& command, ModelOptions& options, const char* chunk_flag) {
@@ -98,6 +96,14 @@ void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* thr
       ->check(CLI::IsMember({"auto", "f32", "f16", "bf16"}))
       ->capture_default_str();
   command.add_option("--threads", options.threads, threads_help)->check(CLI::Range(0, 1024))->capture_default_str();
+}
+
+void AddCacheDTypeFlag(CLI::App& command, std::string& cache_dtype) {
+  command
+      .add_option("--cache-dtype", cache_dtype,
+                  "type of the caches' numbers; int8: of the compressed cache, one scale a row")
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
+      ->capture_default_str();
 }
 
 void AddGoldTierFlag(CLI::App& command, std::string& gold_tier) {
@@ -188,9 +194,7 @@ void AddInspect(CLI::App& app, InspectOptions& options) {
       ->type_name("PATH");
   command.add_option("--config", options.model.config, "model settings, JSON or YAML [config.json beside the model]")
       ->type_name("FILE");
-  command.add_option("--cache-dtype", options.model.cache_dtype, "type of the caches' numbers")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
-      ->capture_default_str();
+  AddCacheDTypeFlag(command, options.model.cache_dtype);
   command.add_flag("--json", options.json, "JSON instead of a table");
 }
 

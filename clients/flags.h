@@ -28,6 +28,8 @@ void AddWorker(CLI::App& app, WorkerOptions& options);
 
 // --device, --dtype and --threads, whose help says of what.
 void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* threads_help);
+// --cache-dtype.
+void AddCacheDTypeFlag(CLI::App& command, std::string& cache_dtype);
 // --gold-tier.
 void AddGoldTierFlag(CLI::App& command, std::string& gold_tier);
 // --gpu-memory-utilization, which is returned.

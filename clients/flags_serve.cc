@@ -40,9 +40,7 @@ void AddModelFlags(CLI::App& command, ServeOptions& options) {
   command
       .add_option("--served-model-name", options.served_model_name, "what clients and metrics see [the file's name]")
       ->type_name("NAME");
-  command.add_option("--cache-dtype", options.cache_dtype, "type of the caches' numbers")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
-      ->capture_default_str();
+  AddCacheDTypeFlag(command, options.cache_dtype);
   command.add_option("--verify", options.verify, "what to check while reading weights: all, finite, none")
       ->check(CLI::IsMember({"all", "finite", "none"}))
       ->capture_default_str();

@@ -54,7 +54,8 @@ absl::Status RunInspect(const InspectOptions& options) {
   GF_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, LoadModel(*backend, checkpoint, config));
   const ModelShape& shape = model->shape;
   std::map<int, LayerSize> sizes = LayerSizes(*checkpoint);
-  const DType cache_dtype = *ParseFloatDType(options.model.cache_dtype);
+  const DType cache_dtype = *ParseCacheDType(options.model.cache_dtype);
+  GF_RETURN_IF_ERROR(CheckCacheDType(*checkpoint, shape, cache_dtype));
   int64_t parameters = 0;
   for (const auto& [unused, size] : sizes) parameters += size.parameters;
   const int64_t cache_bytes = shape.CacheBytesPerToken(cache_dtype);

@@ -72,7 +72,7 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   engine.max_model_len = options.max_model_len;
   engine.stage.max_tokens = options.max_batched_tokens;
   engine.stage.max_logit_rows = max_logit_rows;
-  engine.stage.cache_dtype = *ParseFloatDType(options.cache_dtype);  // one of the names that the flag allows
+  engine.stage.cache_dtype = *ParseCacheDType(options.cache_dtype);  // one of the names that the flag allows
   engine.stage.gold_tier = *ParseGoldTier(options.gold_tier);        // likewise
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend));
   // The system commits the CPU's memory as it is touched: what a short text needs is less than what is reserved.

@@ -16,7 +16,7 @@ struct ModelOptions {
   std::string model;                    // --model: checkpoint file or folder
   std::string config;                   // --config; empty: config.json beside the model
   std::string vocab;                    // --vocab; empty: beside the model, or bytes if the model's config says so
-  std::string cache_dtype = "bf16";     // --cache-dtype: f32, f16 or bf16
+  std::string cache_dtype = "bf16";     // --cache-dtype: f32, f16, bf16 or int8
   std::string verify = "all";           // --verify: all, finite or none
   BackendOptions backend;               // --device, --dtype, --threads
   std::string gold_tier = "auto";       // --gold-tier: auto, compressed, shared or full

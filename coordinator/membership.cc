@@ -32,10 +32,10 @@ bool AllAtMost(uint64_t limit, std::initializer_list<uint64_t> values) {
 }
 
 bool MakesSense(const cluster::v1::ModelMemory& memory) {
-  return memory.cache_number_bytes() <= 8 &&
-         AllAtMost(kBytesMax, {memory.embedding_bytes(), memory.gold_shared_bytes(), memory.key_table_bytes(),
+  return AllAtMost(kBytesMax, {memory.embedding_bytes(), memory.gold_shared_bytes(), memory.key_table_bytes(),
                                memory.head_bytes(), memory.back_end_bytes()}) &&
-         AllAtMost(kBytesEachMax, {memory.back_end_bytes_per_row(), memory.back_end_bytes_per_logit_row()}) &&
+         AllAtMost(kBytesEachMax, {memory.compressed_row_bytes(), memory.back_end_bytes_per_row(),
+                                   memory.back_end_bytes_per_logit_row()}) &&
          std::all_of(memory.layers().begin(), memory.layers().end(), [](const cluster::v1::LayerMemory& layer) {
            return AllAtMost(kBytesMax, {layer.weight_bytes(), layer.table_bytes()}) &&
                   AllAtMost(kBytesEachMax, {layer.shift_bytes(), layer.wkv_bytes(), layer.cache_bytes_per_token(),

@@ -191,7 +191,7 @@ ModelMemory ReadModelMemory(const cluster::v1::Described& model) {
   memory.width = model.width();
   memory.vocab_size = model.vocab_size();
   memory.compressed_width = model.compressed_width();
-  memory.cache_number_bytes = from.cache_number_bytes();
+  memory.compressed_row_bytes = static_cast<int64_t>(from.compressed_row_bytes());
   memory.compressed_bytes_per_token = static_cast<int64_t>(model.compressed_bytes_per_token());
   memory.embedding_bytes = static_cast<int64_t>(from.embedding_bytes());
   memory.gold_shared_bytes = static_cast<int64_t>(from.gold_shared_bytes());

@@ -9,7 +9,8 @@
 // are fp32 in any case.
 //
 // NaN in an input reaches every output that depends on it, and no other. Values stored as fp16 beyond its range become
-// its largest. A slot is in one span of a call at most.
+// its largest. Numbers of an 8-bit row depend on the whole row (CompressedRowWidth). A slot is in one span of a call at
+// most.
 //
 // Results are batch-invariant: an output row is the same whatever other rows share the call and however the rows of a
 // sequence are cut into calls: bit for bit on the CPU (docs/decisions/0002-batch-invariant-products.md), to the
@@ -90,10 +91,21 @@ struct WkvOptions {
   bool accumulate = false;            // out += y instead of out = y
 };
 
+// Elements of a row of the compressed cache, in its pages and from stage to stage. A row of fp32, fp16 or bf16 is its
+// `numbers`. A row of kI8 is as many signed bytes q and the row's scale behind them, bf16 with the low byte first:
+// number i is q_i * scale. With the largest magnitude of the row as m,
+//   scale = m / 127,  q = c / scale within -127 .. 127,
+// quotients in fp32, rounded to nearest even, to bf16 and to an integer; q is 0 where the scale is. So no number is off
+// by more than half a scale, but in rows whose m is below 2^-118, where bf16 runs out of digits. A row with a NaN or an
+// infinity has zeros and the scale NaN (0x7FC0). Every back end writes the same bytes.
+constexpr int64_t CompressedRowWidth(DType dtype, int64_t numbers) {
+  return dtype == DType::kI8 ? numbers + SizeOf(DType::kBf16) : numbers;
+}
+
 // The compressed cache of all sequences, in pages of `page_tokens` positions.
 struct GoldCache {
   Tensor ids;  // [pages, page_tokens] u16 or i32
-  Tensor c;    // [pages, page_tokens, D/16] fp32, fp16 or bf16
+  Tensor c;    // [pages, page_tokens, CompressedRowWidth of D/16] fp32, fp16, bf16 or kI8
   int64_t page_tokens() const { return ids.dim(1); }
 };
 
@@ -230,7 +242,8 @@ class Backend {
                         Tensor to) = 0;                    // [m, width] fp32 or act
   // to = from, rounded as the caches round: to nearest, ties to even.
   virtual void Convert(ConstTensor from,  // fp32 or act
-                       Tensor to) = 0;    // of the same shape; fp32, fp16 or bf16
+                       Tensor to) = 0;  // of the same shape; fp32, fp16 or bf16. Or kI8 [rows, CompressedRowWidth of n]
+                                        // for [rows, n]: rows of the compressed cache
   // LayerNorm over each of `groups` equal parts of a row, then weight and bias, then times `gate` if given.
   // `out` may be `x` or `gate`.
   virtual void GroupNorm(ConstTensor x,  // [rows, D] fp32 or act
@@ -273,7 +286,7 @@ class Backend {
   // --- GOLD ---------------------------------------------------------------------------------------------------------
   // Writes ids and c rows of every span into its pages, from span.position on.
   virtual void GoldAppend(absl::Span<const int32_t> ids,  // [rows], host memory
-                          ConstTensor c,                  // [rows, D/16] fp32 or act, or of the cache's type
+                          ConstTensor c,  // rows of the cache's type, or [rows, D/16] fp32 or act if it is not kI8
                           RowSpans spans, const GoldCache& cache) = 0;
   // table[id] = W_b's x0 columns times LN0(emb[id]), for every id given.
   virtual void GoldKeyTableRows(absl::Span<const int32_t> ids,  // host memory

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <optional>
 
 #include "kernels/backend_test_util.h"
 
@@ -85,6 +86,83 @@ TEST_P(BackendTest, GoldAppend) {
           ExpectSame(device.Get(cache.ids), id_pool, "ids, page of " + std::to_string(page_tokens));
           ExpectSame(device.Get(cache.c), c_pool,
                      "c given as " + std::string(Name(dtype)) + ", width " + std::to_string(c_width));
+        }
+      }
+    }
+  }
+}
+
+// A row of 8 bits is quantised once, by Convert, and goes into pages as it is.
+TEST_P(BackendTest, GoldAppendOf8BitRows) {
+  const int64_t rows = RowCount(AppendChunks());
+  for (int64_t c_width : {1, 5, 28, 129}) {
+    for (int64_t page_tokens : {1, 37}) {
+      if (TooSlow(20 * rows * c_width)) continue;
+      const Paging paging(random, page_tokens, Lengths(AppendChunks()));
+      const std::vector<RowSpan> spans = SpansOf(random, AppendChunks(), paging);
+      const Shape shape{paging.pages(), page_tokens, c_width};
+      Values pool = RoundCompressed(random.Normal(shape.elements(), 1), c_width, DType::kI8);
+      const GoldCache cache{device.New(DType::kU16, {paging.pages(), page_tokens}),
+                            device.PutCompressed(pool, shape, DType::kI8)};
+      const Values c = random.Normal(rows * c_width, 1, act());
+      const Tensor stored = device.New(DType::kI8, {rows, CompressedRowWidth(DType::kI8, c_width)});
+      device->Convert(device.Put(c, {rows, c_width}, act()), stored);
+      device->GoldAppend(random.Ids(rows, 65536), stored, spans, cache);
+      WritePages(RoundCompressed(c, c_width, DType::kI8), spans, paging, c_width, pool);
+      ExpectSame(device.GetCompressed(cache.c), pool, shape.ToString());
+    }
+  }
+}
+
+// Byte for byte what plain code makes of them, and so the same on every back end.
+TEST_P(BackendTest, ConvertsTo8BitRows) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kLargest = 0x1.fffffep127;
+  for (int64_t width : {1, 3, 16, 33, 128, 256}) {
+    Values x;
+    const auto add = [&](double deviation) {
+      const Values row = random.Normal(width, deviation);
+      x.insert(x.end(), row.begin(), row.end());
+      return x.end() - width;
+    };
+    // Ordinary rows, of any magnitude; then one element far above the others, half-way quotients, zeros.
+    for (int exponent = -140; exponent <= 120; exponent += 13) add(std::ldexp(1, exponent));
+    for (int i = 0; i < (slow() ? 3 : 30); ++i) add(1);
+    *add(1) = -1e6;
+    const auto half_ways = add(0);
+    for (int64_t i = 0; i < width; ++i) half_ways[i] = i == 0 ? 127 : static_cast<double>(i % 100) - 49.5;
+    add(0);
+    *add(0) = -0.;
+    // The ends of fp32, and what is no number.
+    *add(0) = kLargest;
+    *add(1) = -kLargest;
+    *add(0) = 0x1p-149;
+    *add(0) = 0x1p-127;
+    for (double fault : {kNan, kInfinity, -kInfinity}) *(add(1) + width - 1) = fault;
+    *add(kLargest / 4) = kNan;
+    const auto rows = static_cast<int64_t>(x.size()) / width;
+    for (DType dtype : row_dtypes()) {
+      const Values given = Round(x, dtype);
+      const Tensor converted = device.New(DType::kI8, {rows, CompressedRowWidth(DType::kI8, width)});
+      device->Convert(device.Put(given, {rows, width}, dtype), converted);
+      const std::string what = "width " + std::to_string(width) + " from " + Name(dtype);
+      EXPECT_EQ(device.GetBytes(converted), device.GetBytes(device.PutCompressed(given, {rows, width}, DType::kI8)))
+          << what;
+      const Values stored = device.GetCompressed(converted);
+      for (int64_t row = 0; row < rows; ++row) {
+        const Values in = Slot(given, static_cast<int>(row), width), out = Slot(stored, static_cast<int>(row), width);
+        const bool finite = std::all_of(in.begin(), in.end(), [](double value) { return std::isfinite(value); });
+        double largest = 0;
+        for (double value : in) largest = std::max(largest, std::abs(value));
+        for (int64_t i = 0; i < width; ++i) {
+          if (!finite) {
+            EXPECT_TRUE(std::isnan(out[i])) << what << ", row " << row;
+          } else if (largest == 0 || largest > 0x1p-118) {
+            // Half a scale, which is rounded to 8 digits.
+            EXPECT_LE(std::abs(out[i] - in[i]), largest / 254 * (1 + 0x1p-8)) << what << ", row " << row;
+          } else {
+            EXPECT_LE(std::abs(out[i]), 2 * largest) << what << ", row " << row;
+          }
         }
       }
     }
@@ -357,6 +435,7 @@ struct GoldCase {
   int64_t page_tokens = 16;
   DType id_dtype = DType::kU16;
   double query_deviation = 1;
+  std::optional<DType> c_dtype = {};  // not the case's cache_dtype
 };
 
 // A GOLD layer and a cache with the sequences of a case, on the host and on the device.
@@ -368,17 +447,18 @@ struct GoldInputs {
         shared(PutGoldShared(t.device, layer, t.weight_dtype())),
         weights(PutGoldWeights(t.device, layer, t.weight_dtype())) {
     const int64_t c_width = layer.width / 16;
+    const DType c_dtype = test.c_dtype.value_or(t.cache_dtype());
     std::vector<Values> ids, c;
     for (const RowSpan& span : spans) {
       const int64_t length = span.position + span.row_count;
       const std::vector<int32_t> sequence = t.random.Ids(length, test.sizes.vocab);
       ids.push_back(IdValues(sequence));
-      c.push_back(t.random.Normal(length * c_width, 1, t.cache_dtype()));
+      c.push_back(RoundCompressed(t.random.Normal(length * c_width, 1), c_width, c_dtype));
       kv.push_back(reference::GoldKeysValues(layer, sequence, c.back()));
     }
     const int64_t pages = paging.pages();
     cache = {t.device.Put(paging.Scatter(ids, 1), {pages, test.page_tokens}, test.id_dtype),
-             t.device.Put(paging.Scatter(c, c_width), {pages, test.page_tokens, c_width}, t.cache_dtype())};
+             t.device.PutCompressed(paging.Scatter(c, c_width), {pages, test.page_tokens, c_width}, c_dtype)};
   }
 
   // Attention of q over the sequences, in double.
@@ -497,6 +577,21 @@ TEST_P(BackendTest, GoldAttention) {
                                .page_tokens = 37,
                                .id_dtype = DType::kI32});
   }
+}
+
+TEST_P(BackendTest, GoldAttentionOver8BitRows) {
+  for (const std::vector<Chunk>& chunks : AttentionChunks(*this)) {
+    if (slow() && chunks.size() > 3) continue;
+    const GoldCase test{.chunks = chunks, .sizes = {.width = 64, .head_size = 16}, .c_dtype = DType::kI8};
+    CheckGoldAttention(*this, test);
+    CheckGoldKeysValues(*this, test, DType::kF32);
+  }
+  // Rows of an odd number of bytes.
+  CheckGoldAttention(*this, {.chunks = {{100, 1}, {0, 9}, {61, 4}},
+                             .sizes = {.width = 144, .head_size = 48, .mix_rank = 3, .lora_rank = 5},
+                             .page_tokens = 37,
+                             .id_dtype = DType::kI32,
+                             .c_dtype = DType::kI8});
 }
 
 TEST_P(BackendTest, GoldAttentionOfEverySize) {

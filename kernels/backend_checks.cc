@@ -97,8 +97,10 @@ void GoldWeights(const GoldShared& shared, const GoldKvWeights& weights, DType a
 
 void GoldInputs(RowSpans spans, const GoldShared& shared, const GoldCache& cache) {
   Pages(spans, cache.ids.dim(0), cache.page_tokens(), true);
-  HasShape(cache.c, {cache.ids.dim(0), cache.page_tokens(), cache.c.dim(2)}, "compressed cache");
-  HasShape(shared.key_compressed.data, {shared.embedding.dim(1), cache.c.dim(2)}, "key projection of c");
+  const int64_t c_width = shared.key_compressed.in();
+  HasShape(shared.key_compressed.data, {shared.embedding.dim(1), c_width}, "key projection of c");
+  HasShape(cache.c, {cache.ids.dim(0), cache.page_tokens(), CompressedRowWidth(cache.c.dtype, c_width)},
+           "compressed cache");
 }
 
 void KeptRows(const Backend& backend, const GoldShared& shared, absl::Span<const GoldKvWeights> layers, int head_size,
@@ -136,7 +138,14 @@ void CopyRows(ConstTensor from, absl::Span<const RowCopy> copies, Tensor to, DTy
   }
 }
 
-void Convert(ConstTensor from, Tensor to, DType act) { FloatsOr(from, act, to.shape, "conversion input"); }
+void Convert(ConstTensor from, Tensor to, DType act) {
+  if (to.dtype == DType::kI8) {
+    FloatsOr(from, act, {to.dim(0), from.dim(1)}, "conversion input");
+    HasShape(to, {from.dim(0), CompressedRowWidth(to.dtype, from.dim(1))}, "8-bit rows");
+  } else {
+    FloatsOr(from, act, to.shape, "conversion input");
+  }
+}
 
 void GroupNorm(ConstTensor x, int groups, NormWeights norm, ConstTensor gate, Tensor out, DType act) {
   Norm(norm, x.dim(1));
@@ -199,7 +208,9 @@ void GoldAppend(absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, co
   Pages(spans, cache.ids.dim(0), cache.page_tokens(), false);
   GF_CHECK_EQ(static_cast<int64_t>(ids.size()), c.dim(0));
   HasShape(cache.c, {cache.ids.dim(0), cache.page_tokens(), c.dim(1)}, "compressed cache");
-  GF_CHECK(c.dtype == DType::kF32 || c.dtype == act || c.dtype == cache.c.dtype) << Name(c.dtype);
+  const bool rounds = cache.c.dtype != DType::kI8;  // Convert makes rows of 8 bits
+  GF_CHECK(c.dtype == cache.c.dtype || (rounds && (c.dtype == DType::kF32 || c.dtype == act)))
+      << "rows of " << Name(c.dtype) << " into a cache of " << Name(cache.c.dtype);
   GF_CHECK(cache.ids.dtype == DType::kU16 || cache.ids.dtype == DType::kI32) << Name(cache.ids.dtype);
   Ids(ids, cache.ids.dtype == DType::kU16 ? int64_t{1} << 16 : int64_t{1} << 31);
 }

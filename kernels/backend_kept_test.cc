@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,7 @@ struct KeptCase {
   DType id_dtype = DType::kU16;
   double query_deviation = 1;
   int64_t vocab = 100;
+  std::optional<DType> c_dtype = {};  // not the suite's cache_dtype
 
   std::string ToString() const {
     std::string text = "width " + std::to_string(width) + ", head size " + std::to_string(head_size) + ", page of " +
@@ -80,14 +82,16 @@ class Kept {
     shared_ = PutGoldShared(t.device, layers_[0], t.weight_dtype());
 
     const int64_t c_width = test.width / 16, pages = paging_.pages();
+    const DType c_dtype = test.c_dtype.value_or(t.cache_dtype());
     std::vector<Values> id_values;
     for (const Chunk& chunk : test.chunks) {
       ids_.push_back(t.random.Ids(chunk.position + chunk.rows, test.vocab));
       id_values.push_back(IdValues(ids_.back()));
-      c_.push_back(t.random.Normal((chunk.position + chunk.rows) * c_width, 1, t.cache_dtype()));
+      const int64_t length = chunk.position + chunk.rows;
+      c_.push_back(RoundCompressed(t.random.Normal(length * c_width, 1), c_width, c_dtype));
     }
     cache_ = {t.device.Put(paging_.Scatter(id_values, 1), {pages, test.page_tokens}, test.id_dtype),
-              t.device.Put(paging_.Scatter(c_, c_width), {pages, test.page_tokens, c_width}, t.cache_dtype())};
+              t.device.PutCompressed(paging_.Scatter(c_, c_width), {pages, test.page_tokens, c_width}, c_dtype)};
 
     // Pages are longer than they must be, and nobody writes past what they hold.
     needed_bytes_ = t.device->GoldKeptPageBytes(test.width, weights_, test.head_size, test.page_tokens);
@@ -271,6 +275,17 @@ TEST_P(BackendTest, GoldKeptOfEverySize) {
       *this,
       {.chunks = chunks, .width = 128, .head_size = 64, .layers = {{.mix = 8, .lora = 8}, {.mix = 3, .lora = 8}}});
   CheckKept(*this, {.chunks = chunks, .width = 128, .head_size = 128, .layers = {{.mix = 8, .lora = 8}}});
+}
+
+TEST_P(BackendTest, GoldKeptOf8BitRows) {
+  const std::vector<Chunk> chunks = {{100, 1}, {0, 9}, {61, 4}};
+  CheckKept(*this, {.chunks = chunks, .layers = {{}, {.mix = 2, .lora = 5}}, .c_dtype = DType::kI8});
+  CheckKept(*this, {.chunks = chunks,
+                    .width = 128,
+                    .head_size = 64,
+                    .layers = {{.mix = 8, .lora = 16}},
+                    .page_tokens = 37,
+                    .c_dtype = DType::kI8});
 }
 
 TEST_P(BackendTest, GoldKeptOfPeakedScores) {

@@ -10,7 +10,7 @@ TEST_P(BackendTest, MisuseDies) {
   const Tensor mix = device.New({1, 32}), shifted = device.New(act(), {1, 3, 32}), state = device.New({2, 1, 32, 32});
   const Tensor narrow = device.New(act(), {3, 31}), few = device.New(act(), {2, 32});
   const Tensor ids_out = device.New({3, 32}), numbers = device.New(DType::kU16, {3, 32});
-  const Tensor few_bf16 = device.New(DType::kBf16, {2, 32});
+  const Tensor few_bf16 = device.New(DType::kBf16, {2, 32}), no_scale = device.New(DType::kI8, {3, 32});
   const Matrix weight{device.New({32, 32})};
   const NormWeights norm{device.New({32}), device.New({31})};
   const KvCache cache{device.New({4, 16, 32}), device.New({4, 16, 32})};
@@ -28,6 +28,7 @@ TEST_P(BackendTest, MisuseDies) {
   EXPECT_DEATH(device->Embed(x, {0, -1, 1}, ids_out), "id -1");
   EXPECT_DEATH(device->Convert(x, few_bf16), "conversion input is \\[3, 32\\]");
   EXPECT_DEATH(device->Convert(numbers, out), "conversion input is u16, expected");
+  EXPECT_DEATH(device->Convert(x, no_scale), "8-bit rows is \\[3, 32\\], expected \\[3, 34\\]");
   EXPECT_DEATH(device->CopyRows(x, {{2, 3}}, out), "CHECK failed");
   // Spans with a gap, that overlap, that leave rows over, of a slot that is not there.
   for (const std::vector<RowSpan>& bad : {spans({.row_count = 1}, {.slot = 1, .row_begin = 2, .row_count = 1}),
@@ -51,6 +52,8 @@ TEST_P(BackendTest, MisuseDies) {
   }
   const std::vector<RowSpan> paged = {{.row_count = 3, .pages = &first}};
   EXPECT_DEATH(device->GoldAppend({1, 65536, 3}, c, paged, gold), "id 65536");
+  EXPECT_DEATH(device->GoldAppend({1, 2, 3}, c, paged, {gold.ids, device.New(DType::kI8, {4, 16, 2})}),
+               "rows of f32 into a cache of i8");
   EXPECT_DEATH(device->GoldAppend({1, -1, 3}, c, paged, gold), "id -1");
 
   std::vector<int32_t> tokens(1);

@@ -122,6 +122,36 @@ double Decode(const void* from, DType dtype) {
   return kNan;
 }
 
+// A row of the compressed cache in 8 bits, as CompressedRowWidth in kernels/backend.h has it.
+struct QuantisedRow {
+  std::vector<int8_t> numbers;
+  uint16_t scale_bits = 0;
+
+  double scale() const { return DecodeHalf(scale_bits, DType::kBf16); }
+};
+
+QuantisedRow Quantise(const double* x, int64_t width) {
+  QuantisedRow row{std::vector<int8_t>(width)};
+  double largest = 0;
+  for (int64_t i = 0; i < width; ++i) {
+    // Not `>`: a NaN stays.
+    if (!(std::abs(x[i]) <= largest)) largest = std::abs(x[i]);
+    if (std::isnan(x[i])) break;
+  }
+  if (!std::isfinite(largest)) largest = kNan;
+  row.scale_bits = EncodeHalf(Round(largest / 127, DType::kF32), kBrain);
+  for (int64_t i = 0; i < width && row.scale() > 0; ++i) {
+    const double quotient = std::nearbyint(Round(x[i] / row.scale(), DType::kF32));
+    row.numbers[i] = static_cast<int8_t>(std::clamp(quotient, -127., 127.));
+  }
+  return row;
+}
+
+Shape RowsShape(const Shape& shape, int64_t width) {
+  GF_CHECK(shape.rank() == 2 || shape.rank() == 3);
+  return shape.rank() == 2 ? Shape{shape[0], width} : Shape{shape[0], shape[1], width};
+}
+
 double Norm(const double* x, int64_t count) {
   double square = 0;
   for (int64_t i = 0; i < count; ++i) square += x[i] * x[i];
@@ -183,6 +213,17 @@ Values Round(Values values, DType dtype) {
   return values;
 }
 
+Values RoundCompressed(const Values& rows, int64_t width, DType dtype) {
+  if (dtype != DType::kI8) return Round(rows, dtype);
+  Values rounded;
+  rounded.reserve(rows.size());
+  for (size_t at = 0; at < rows.size(); at += width) {
+    const QuantisedRow row = Quantise(rows.data() + at, width);
+    for (const int8_t q : row.numbers) rounded.push_back(q * row.scale());
+  }
+  return rounded;
+}
+
 double RoundingError(DType dtype) { return dtype == DType::kF32 ? 0x1p-24 : std::ldexp(1, -HalfOf(dtype).digits); }
 
 double SmallestNormal(DType dtype) { return dtype == DType::kF16 ? 0x1p-14 : 0x1p-126; }
@@ -212,6 +253,23 @@ Tensor Device::Put(const Values& values, const Shape& shape, DType dtype) {
   return tensor;
 }
 
+Tensor Device::PutCompressed(const Values& rows, const Shape& shape, DType dtype) {
+  if (dtype != DType::kI8) return Put(rows, shape, dtype);
+  GF_CHECK_EQ(static_cast<int64_t>(rows.size()), shape.elements());
+  const int64_t width = shape[shape.rank() - 1];
+  std::vector<char> host;
+  for (size_t at = 0; at < rows.size(); at += width) {
+    const QuantisedRow row = Quantise(rows.data() + at, width);
+    host.insert(host.end(), row.numbers.begin(), row.numbers.end());
+    host.push_back(static_cast<char>(row.scale_bits & 0xFF));
+    host.push_back(static_cast<char>(row.scale_bits >> 8));
+  }
+  const Tensor tensor = New(dtype, RowsShape(shape, CompressedRowWidth(dtype, width)));
+  GF_CHECK_EQ(static_cast<int64_t>(host.size()), tensor.bytes());
+  backend_->CopyFromHost(host.data(), tensor);
+  return tensor;
+}
+
 Matrix Device::Put(const reference::Weight& weight, DType dtype) {
   const bool out_in = weight.layout == Matrix::Layout::kOutIn;
   const Shape shape = out_in ? Shape{weight.out, weight.in} : Shape{weight.in, weight.out};
@@ -223,13 +281,32 @@ NormWeights Device::Put(const reference::Norm& norm) {
   return {Put(norm.weight, {width}), Put(norm.bias, {width})};
 }
 
-Values Device::Get(ConstTensor tensor) {
+std::vector<char> Device::GetBytes(ConstTensor tensor) {
   std::vector<char> host(tensor.bytes());
   backend_->CopyToHost(tensor, host.data());
   const absl::Status status = backend_->Synchronize();
   EXPECT_TRUE(status.ok()) << status.ToString();
+  return host;
+}
+
+Values Device::Get(ConstTensor tensor) {
+  const std::vector<char> host = GetBytes(tensor);
   Values values(tensor.shape.elements());
   for (size_t i = 0; i < values.size(); ++i) values[i] = Decode(host.data() + i * SizeOf(tensor.dtype), tensor.dtype);
+  return values;
+}
+
+Values Device::GetCompressed(ConstTensor rows) {
+  if (rows.dtype != DType::kI8) return Get(rows);
+  const std::vector<char> host = GetBytes(rows);
+  const int64_t row_width = rows.dim(rows.shape.rank() - 1), width = row_width - CompressedRowWidth(DType::kI8, 0);
+  Values values;
+  for (size_t at = 0; at < host.size(); at += row_width) {
+    uint16_t scale_bits;
+    std::memcpy(&scale_bits, host.data() + at + width, sizeof(scale_bits));
+    const double scale = DecodeHalf(scale_bits, DType::kBf16);
+    for (int64_t i = 0; i < width; ++i) values.push_back(static_cast<int8_t>(host[at + i]) * scale);
+  }
   return values;
 }
 

@@ -64,6 +64,8 @@ class Random {
 // The nearest value of a floating-point type, ties to even; beyond fp16's range its largest.
 double Round(double value, DType dtype);
 Values Round(Values values, DType dtype);
+// Rows [.., width] as the compressed cache holds them in this type, which may be kI8.
+Values RoundCompressed(const Values& rows, int64_t width, DType dtype);
 // The largest relative error of such a rounding, of values that are not below the type's normal numbers.
 double RoundingError(DType dtype);
 // The smallest normal number: as `unit` below, it lets results near it lose digits as the type does.
@@ -82,9 +84,13 @@ class Device {
   Tensor New(DType dtype, const Shape& shape);
   Tensor New(const Shape& shape) { return New(DType::kF32, shape); }
   Tensor Put(const Values& values, const Shape& shape, DType dtype = DType::kF32);
+  // Rows of the compressed cache; the last axis of `shape` is their numbers. Of kI8: quantised here, in plain code.
+  Tensor PutCompressed(const Values& rows, const Shape& shape, DType dtype);
   Matrix Put(const reference::Weight& weight, DType dtype);
   NormWeights Put(const reference::Norm& norm);
+  std::vector<char> GetBytes(ConstTensor tensor);
   Values Get(ConstTensor tensor);
+  Values GetCompressed(ConstTensor rows);
 
  private:
   std::unique_ptr<Backend> backend_;

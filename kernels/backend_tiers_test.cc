@@ -2,6 +2,7 @@
 // where the back end says so, else to its tolerance.
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct TierCase {
   int64_t page_tokens = 16;       // of the compressed cache
   int64_t kept_page_tokens = 64;  // of what is kept
   double rope_base = 0;
+  std::optional<DType> c_dtype = {};  // not the case's cache_dtype
 };
 
 // A few GOLD layers, whose LoRAs are of different ranks, over one cache.
@@ -47,13 +49,14 @@ struct TierInputs {
       of_shared.ln0 = ln0;
       layers.push_back(PutGoldWeights(t.device, of_shared, t.weight_dtype()));
     }
+    const DType c_dtype = test.c_dtype.value_or(t.cache_dtype());
     std::vector<Values> ids, c;
     for (const int64_t length : test.lengths) {
       ids.push_back(IdValues(t.random.Ids(length, kVocab)));
-      c.push_back(t.random.Normal(length * c_width, 1, t.cache_dtype()));
+      c.push_back(RoundCompressed(t.random.Normal(length * c_width, 1), c_width, c_dtype));
     }
     cache = {t.device.Put(paging.Scatter(ids, 1), {pages, test.page_tokens}, DType::kU16),
-             t.device.Put(paging.Scatter(c, c_width), {pages, test.page_tokens, c_width}, t.cache_dtype())};
+             t.device.PutCompressed(paging.Scatter(c, c_width), {pages, test.page_tokens, c_width}, c_dtype)};
     const Shape kept{kept_paging.pages(), test.kept_page_tokens, test.width};
     kv = {t.device.New(t.act(), kept), t.device.New(t.act(), kept)};
     rows = NewKeptRows(t, test.width);
@@ -155,6 +158,10 @@ TEST_P(BackendTest, TiersAreTheSame) {
   CheckTiers(*this, {.lengths = {9, 70}, .width = 32, .page_tokens = 5, .kept_page_tokens = 37, .rope_base = 500},
              in_pieces);
   CheckTiers(*this, {.lengths = {9, 70}, .width = 32, .page_tokens = 5, .kept_page_tokens = 1}, at_once);
+}
+
+TEST_P(BackendTest, TiersOver8BitRowsAreTheSame) {
+  CheckTiers(*this, {.lengths = {20, 1, 70, 65}, .c_dtype = DType::kI8}, {0.3, 1});
 }
 
 // A row that is kept does not depend on the call that kept it, nor on what shares the call.

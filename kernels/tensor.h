@@ -16,7 +16,8 @@
 namespace goldfinch {
 
 // Weights, activations and caches are of the first three; token ids of the next two. kI8 and kI4 are quantised matrices
-// [out, in], laid out in panels (kernels/quantise.h); kU8 is bytes of a file that mean nothing by themselves.
+// [out, in], laid out in panels (kernels/quantise.h), and kI8 is rows of the compressed cache, too (CompressedRowWidth
+// in kernels/backend.h); kU8 is bytes of a file that mean nothing by themselves.
 enum class DType : uint8_t { kF32, kF16, kBf16, kU16, kI32, kI8, kI4, kU8 };
 
 constexpr bool IsQuantised(DType dtype) { return dtype == DType::kI8 || dtype == DType::kI4; }

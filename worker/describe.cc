@@ -74,7 +74,7 @@ void DescribeMemory(const ModelMemory& memory, cluster::v1::ModelMemory* message
   message->set_gold_shared_bytes(memory.gold_shared_bytes);
   message->set_key_table_bytes(memory.key_table_bytes);
   message->set_head_bytes(memory.head_bytes);
-  message->set_cache_number_bytes(static_cast<uint32_t>(memory.cache_number_bytes));
+  message->set_compressed_row_bytes(memory.compressed_row_bytes);
   message->set_back_end_bytes(memory.back_end_bytes);
   message->set_back_end_bytes_per_row(memory.back_end_bytes_per_row);
   message->set_back_end_bytes_per_logit_row(memory.back_end_bytes_per_logit_row);

@@ -71,7 +71,7 @@ TEST(Describe, GoldFinch) {
   EXPECT_EQ(memory.layers(0).shift_bytes(), 4u * 2 * 64);
   EXPECT_EQ(memory.layers(2).table_bytes(), 4u * 40 * 2 * 2 * 8) << "a mix LoRA of two targets of rank 8";
   EXPECT_EQ(memory.key_table_bytes(), 4u * 40 * 64);
-  EXPECT_EQ(memory.cache_number_bytes(), 2u);
+  EXPECT_EQ(memory.compressed_row_bytes(), 2u * 4);
   EXPECT_GT(memory.back_end_bytes(), 0u);
   for (int i = 0; i < 3; ++i) EXPECT_GE(memory.layers(i).weight_bytes(), described.layers(i).weight_bytes());
 }

@@ -16,6 +16,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& option
   engine->options_ = options;
   GF_ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.model_path));
   GF_ASSIGN_OR_RETURN(engine->config_, FindModelConfig(options.config_path, options.model_path));
+  GF_ASSIGN_OR_RETURN(const ModelShape shape, ReadModelShape(*checkpoint, engine->config_));
+  GF_RETURN_IF_ERROR(CheckCacheDType(*checkpoint, shape, options.stage.cache_dtype));
   engine->backend_ = std::move(backend);
   StageOptions& stage = engine->options_.stage;
   stage.max_sequence_tokens = options.max_model_len;

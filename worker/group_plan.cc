@@ -71,7 +71,7 @@ absl::StatusOr<std::shared_ptr<const SamplerVocabulary>> ReadVocabulary(const Fo
 
 std::vector<Edge> GroupPlan::Edges(const ModelShape& shape) const {
   const int64_t hidden_bytes = hidden_rows_max * shape.width * SizeOf(DType::kF32);
-  const int64_t compressed_bytes = options.max_tokens * shape.compressed * SizeOf(options.cache_dtype);
+  const int64_t compressed_bytes = options.max_tokens * shape.CompressedRowBytes(options.cache_dtype);
   std::vector<Edge> edges(stages);
   const auto raise = [&](int peer, int64_t Edge::*most, int64_t bytes) {
     if (peer >= 0) edges[peer].*most = std::max(edges[peer].*most, bytes);

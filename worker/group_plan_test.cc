@@ -85,6 +85,9 @@ TEST(GroupPlan, LimitsAndEdges) {
   ASSERT_TRUE(before.ok()) << before.status();
   EXPECT_EQ(before->Edges(shape), (std::vector<Edge>{{0, kHidden}, {}, {kHidden, 0}, {kCompressed, 0}}))
       << "rows of either kind may go to the next stage";
+  const auto in_8_bits = PlanGroup(Form({0, 2, 4, 5}, 3), shape, DType::kI8);
+  ASSERT_TRUE(in_8_bits.ok()) << in_8_bits.status();
+  EXPECT_EQ(in_8_bits->Edges(shape)[1].receive_bytes_max, 10 * (4 + 2)) << "a scale a row";
   // Bit i % 8 of byte i / 8.
   ASSERT_NE(plan->vocabulary, nullptr);
   EXPECT_EQ(plan->vocabulary->size(), 12);

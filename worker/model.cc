@@ -108,7 +108,24 @@ int64_t ModelShape::CacheBytesPerToken(DType cache_dtype) const {
 }
 
 int64_t ModelShape::CompressedBytesPerToken(DType cache_dtype) const {
-  return gold_layers() > 0 ? compressed * SizeOf(cache_dtype) + (vocab_size <= 65536 ? 2 : 4) : 0;
+  return gold_layers() > 0 ? CompressedRowBytes(cache_dtype) + (vocab_size <= 65536 ? 2 : 4) : 0;
+}
+
+std::optional<DType> ParseCacheDType(std::string_view name) {
+  if (name == "int8") return DType::kI8;
+  return ParseFloatDType(name);
+}
+
+absl::Status CheckCacheDType(const Checkpoint& checkpoint, const ModelShape& shape, DType cache_dtype) {
+  if (cache_dtype != DType::kI8) return absl::OkStatus();
+  for (int layer = 0; layer < shape.layers(); ++layer) {
+    if (!shape.kinds[layer]->has_kv_cache) continue;
+    return Invalid(
+        checkpoint,
+        absl::StrCat("--cache-dtype is int8, which is for the compressed cache of GOLD layers: layer ", layer, " (",
+                     shape.kinds[layer]->name, ") keeps keys and values, which can be f32, f16 or bf16"));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const ModelConfig& config) {

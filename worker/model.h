@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "worker/checkpoint/checkpoint.h"
@@ -33,6 +34,10 @@ struct ModelShape {
 
   // Of one sequence, whatever its length.
   int64_t StateBytes() const;
+  // Of a row of the compressed cache, in its pages and from stage to stage; 0 without GOLD layers.
+  int64_t CompressedRowBytes(DType cache_dtype) const {
+    return compressed == 0 ? 0 : BytesOf(cache_dtype, CompressedRowWidth(cache_dtype, compressed));
+  }
   // Of one token in the compressed cache, id and row; 0 without GOLD layers.
   int64_t CompressedBytesPerToken(DType cache_dtype) const;
   // Of one token in all caches.
@@ -40,6 +45,12 @@ struct ModelShape {
   // Of one token in a transformer of this shape: keys and values of every layer, 2 bytes a number.
   int64_t TransformerBytesPerToken() const { return int64_t{2} * layers() * width * 2; }
 };
+
+// What --cache-dtype says: "f32", "f16", "bf16", or "int8" for kI8.
+std::optional<DType> ParseCacheDType(std::string_view name);
+// INVALID_ARGUMENT, naming file, layer and what is possible, if the model keeps keys and values: they have no 8-bit
+// form.
+absl::Status CheckCacheDType(const Checkpoint& checkpoint, const ModelShape& shape, DType cache_dtype);
 
 // Errors name the tensor or the config key.
 absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const ModelConfig& config);

@@ -42,7 +42,7 @@ ModelMemory MemoryOf(const Model& model, DType cache_dtype, const Backend& backe
   memory.width = shape.width;
   memory.vocab_size = shape.vocab_size;
   memory.compressed_width = shape.compressed;
-  memory.cache_number_bytes = SizeOf(cache_dtype);
+  memory.compressed_row_bytes = shape.CompressedRowBytes(cache_dtype);
   memory.embedding_bytes = model.bytes.embedding;
   memory.gold_shared_bytes = model.bytes.gold_shared;
   memory.head_bytes = model.bytes.head;

@@ -111,6 +111,7 @@ TEST(ModelTest, BytesOfTheReleasedModel) {
   for (int layer = 0; layer < 24; ++layer) shape.kinds.push_back(kind(layer < 16 ? "finch_c2" : "gold"));
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kBf16), 258);
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kF32), 514);
+  EXPECT_EQ(shape.CacheBytesPerToken(DType::kI8), 132) << "one scale a row";
   EXPECT_EQ(shape.TransformerBytesPerToken(), 196608);
   // WKV states, two shift rows a layer, the newest 2G rows.
   EXPECT_EQ(shape.StateBytes(), 4 * (16 * 2048 * 64 + 24 * 2 * 2048 + 16 * 2048));
@@ -119,6 +120,29 @@ TEST(ModelTest, BytesOfTheReleasedModel) {
   shape.kinds.assign(24, kind("llama"));
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kBf16), 196608);
   EXPECT_EQ(shape.StateBytes(), 0);
+}
+
+TEST(ModelTest, KeysAndValuesHaveNo8BitForm) {
+  EXPECT_EQ(ParseCacheDType("int8"), DType::kI8);
+  EXPECT_EQ(ParseCacheDType("bf16"), DType::kBf16);
+  EXPECT_EQ(ParseCacheDType("i8"), std::nullopt);
+  const auto check = [](const std::vector<std::string>& layers, DType dtype) {
+    const auto checkpoint = OpenTensors(RandomModel({.layers = layers}));
+    return CheckCacheDType(*checkpoint, *ReadModelShape(*checkpoint, {}), dtype);
+  };
+  for (const std::vector<std::string>& layers :
+       {std::vector<std::string>{"finch_c2", "gold"}, {"finch", "gold"}, {"finch"}, {"eagle"}}) {
+    EXPECT_TRUE(check(layers, DType::kI8).ok()) << layers.back();
+  }
+  for (const std::string kind : {"gptalpha", "llama"}) {
+    const absl::Status status = check({"finch_c2", kind, "gold"}, DType::kI8);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    for (const std::string& words :
+         {std::string("--cache-dtype is int8"), "layer 1 (" + kind + ")", std::string("bf16")}) {
+      EXPECT_THAT(std::string(status.message()), testing::HasSubstr(words));
+    }
+    EXPECT_TRUE(check({"finch_c2", kind, "gold"}, DType::kBf16).ok());
+  }
 }
 
 TEST(ModelTest, PartsOfAModelLoadOnlyWhatTheyNeed) {

@@ -282,10 +282,10 @@ void Node::HandleWelcome(const cluster::v1::Welcome& welcome) {
 }
 
 absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
-  const std::optional<DType> cache_dtype = ParseFloatDType(welcome.cache_dtype());
+  const std::optional<DType> cache_dtype = ParseCacheDType(welcome.cache_dtype());
   if (!cache_dtype) {
     return absl::InvalidArgumentError(
-        absl::StrCat("Welcome.cache_dtype is \"", welcome.cache_dtype(), "\", expected f32, f16 or bf16"));
+        absl::StrCat("Welcome.cache_dtype is \"", welcome.cache_dtype(), "\", expected f32, f16, bf16 or int8"));
   }
   cache_dtype_ = *cache_dtype;
   verify_ = welcome.verify();
@@ -295,7 +295,9 @@ absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
   }
   const std::string& model = options_.model.empty() ? welcome.model() : options_.model;
   const std::string& config = options_.config.empty() ? welcome.config() : options_.config;
-  if (checkpoint_ != nullptr && model == opened_model_ && config == opened_config_) return absl::OkStatus();
+  if (checkpoint_ != nullptr && model == opened_model_ && config == opened_config_) {
+    return CheckCacheDType(*checkpoint_, shape_, cache_dtype_);
+  }
   stage_.reset();
   model_.reset();
   checkpoint_.reset();
@@ -308,7 +310,7 @@ absl::Status Node::OpenModel(const cluster::v1::Welcome& welcome) {
   checkpoint_ = std::move(checkpoint);
   opened_model_ = model;
   opened_config_ = config;
-  return absl::OkStatus();
+  return CheckCacheDType(*checkpoint_, shape_, cache_dtype_);
 }
 
 absl::Status Node::Form(uint64_t era, const cluster::v1::Form& form) {

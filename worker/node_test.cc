@@ -531,12 +531,32 @@ TEST_P(NodeTest, DescribesTheModel) {
   message.mutable_welcome()->set_cache_dtype("f64");
   EXPECT_THAT(error(), HasSubstr("\"f64\""));
   message = WelcomeMessage();
+  message.mutable_welcome()->set_cache_dtype("int8");
+  EXPECT_EQ(error(), "");
+  message = WelcomeMessage();
   EXPECT_EQ(error(), "");
 
   Worker own = Start({.model = path});
   message.mutable_welcome()->set_model("elsewhere");
   own.node->Received(message);
   EXPECT_EQ(own.mailbox->Await(FromWorker::kDescribed).described().fingerprint(), described.fingerprint());
+}
+
+// The second time the model is open already.
+TEST_P(NodeTest, KeysAndValuesAreNotKeptIn8Bits) {
+  UseModel({.layers = {"finch_c2", "gptalpha"}});
+  Worker worker = Start();
+  ToWorker message = WelcomeMessage();
+  for (const std::string dtype : {"int8", "bf16", "int8"}) {
+    message.mutable_welcome()->set_cache_dtype(dtype);
+    worker.node->Received(message);
+    const std::string error = worker.mailbox->Await(FromWorker::kDescribed).described().error();
+    if (dtype == "bf16") {
+      EXPECT_EQ(error, "");
+    } else {
+      EXPECT_THAT(error, HasSubstr("layer 1 (gptalpha) keeps keys and values"));
+    }
+  }
 }
 
 // Sequences in chunks, decoding and scoring mixed: the same logits, bit for bit, whatever the split, and over each

@@ -51,6 +51,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Backend& backend, std::shar
     return absl::InvalidArgumentError(absl::StrCat("caches of ", options.cache_tokens, " positions, the limit is ",
                                                    std::numeric_limits<int32_t>::max() * kPageTokens));
   }
+  GF_RETURN_IF_ERROR(CheckCacheDType(*model->checkpoint, model->shape, options.cache_dtype));
   std::unique_ptr<Stage> stage(new Stage(backend, std::move(model), options));
   GF_RETURN_IF_ERROR(stage->AllocateMemory());
   return stage;
@@ -99,8 +100,9 @@ absl::Status Stage::AllocateMemory() {
   if (model_->has_gold()) {
     const DType id_type = shape_.vocab_size <= 65536 ? DType::kU16 : DType::kI32;
     GF_ASSIGN_OR_RETURN(gold_cache_.ids, AllocateTensor({pages_.pages(), kPageTokens}, id_type, "compressed cache"));
-    GF_ASSIGN_OR_RETURN(gold_cache_.c, AllocateTensor({pages_.pages(), kPageTokens, shape_.compressed},
-                                                      options_.cache_dtype, "compressed cache"));
+    const int64_t row_width = CompressedRowWidth(options_.cache_dtype, shape_.compressed);
+    GF_ASSIGN_OR_RETURN(gold_cache_.c, AllocateTensor({pages_.pages(), kPageTokens, row_width}, options_.cache_dtype,
+                                                      "compressed cache"));
     GF_ASSIGN_OR_RETURN(key_table_,
                         AllocateTensor({shape_.vocab_size, width}, backend_.activation_dtype(), "key table"));
     tables_have_.resize(shape_.vocab_size);
@@ -353,7 +355,8 @@ void Stage::RunLayers(const StageInput& input, StageOutput* output) {
     const Tensor c = workspace_->Take({hidden.dim(0), shape_.compressed});  // fp32
     backend_.MatMul(hidden, model_->compress, {}, c);
     // Rounded once, here: every stage stores the same bits.
-    const Tensor narrow = workspace_->Take(c.shape, options_.cache_dtype);
+    const DType dtype = options_.cache_dtype;
+    const Tensor narrow = workspace_->Take({c.dim(0), CompressedRowWidth(dtype, shape_.compressed)}, dtype);
     backend_.Convert(c, narrow);
     output->compressed = narrow;
     compressed = narrow;

@@ -29,8 +29,8 @@ struct StageOptions {
   int64_t cache_tokens = 1 << 20;         // positions that the caches hold, over all sequences
   int64_t max_tokens = 512;               // in one Forward, over all chunks
   int64_t max_logit_rows = 512;           // that may want logits in one Forward
-  DType cache_dtype = DType::kBf16;
-  GoldTier gold_tier = GoldTier::kFull;  // the most that GOLD layers keep of a sequence: see Stage::ReserveKept
+  DType cache_dtype = DType::kBf16;       // kI8: of the compressed cache; the model keeps no keys and values
+  GoldTier gold_tier = GoldTier::kFull;   // the most that GOLD layers keep of a sequence: see Stage::ReserveKept
 
   bool operator==(const StageOptions&) const = default;
 };
@@ -46,7 +46,8 @@ struct Chunk {
 // What the stage before sends for a Forward, in the back end's memory; a first stage gets none.
 struct StageInput {
   Tensor hidden;  // [rows, D] fp32; overwritten. Rows of every token; to GOLD layers, the rows of the pre-fill rule.
-  ConstTensor compressed;  // [tokens, D/16] of cache_dtype; only if this stage's first layer is GOLD
+  // [tokens, CompressedRowWidth of D/16] of cache_dtype; only if this stage's first layer is GOLD
+  ConstTensor compressed;
 };
 
 // How many rows of each.
@@ -59,15 +60,14 @@ struct StageRows {
 // What it leaves: memory of the stage and its back end, valid until its next Forward.
 struct StageOutput {
   Tensor hidden;      // as StageInput::hidden, for the next stage; not set by the last stage
-  Tensor compressed;  // [tokens, D/16] of cache_dtype; only from the stage of the last Finch-side layer, for every
-                      // later stage
+  Tensor compressed;  // as StageInput::compressed, for every later stage; only from that of the last Finch-side layer
   Tensor logits;      // [logit rows, vocab] fp32, chunk after chunk; only from the last stage
 };
 
 // One thread at a time.
 class Stage {
  public:
-  // `backend` must outlive the stage. RESOURCE_EXHAUSTED if memory cannot be had.
+  // `backend` must outlive the stage. RESOURCE_EXHAUSTED if memory cannot be had, INVALID_ARGUMENT as CheckCacheDType.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(Backend& backend, std::shared_ptr<const Model> model,
                                                        const StageOptions& options);
 

@@ -53,8 +53,9 @@ absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const GroupPlan
         runner->AllocateBuffer({plan.hidden_rows_max, runner->shape_.width}, DType::kF32, &runner->hidden_));
   }
   if (plan.links.compressed_from >= 0) {
-    GF_RETURN_IF_ERROR(runner->AllocateBuffer({plan.options.max_tokens, runner->shape_.compressed},
-                                              plan.options.cache_dtype, &runner->compressed_));
+    const DType dtype = plan.options.cache_dtype;
+    const int64_t row_width = CompressedRowWidth(dtype, runner->shape_.compressed);
+    GF_RETURN_IF_ERROR(runner->AllocateBuffer({plan.options.max_tokens, row_width}, dtype, &runner->compressed_));
   }
   if (!backend.reads_host_memory() && runner->is_last_) {
     runner->staging_bytes_ = plan.options.max_logit_rows * runner->shape_.vocab_size * SizeOf(DType::kF32);
@@ -245,7 +246,7 @@ absl::Status StageRunner::Receive(Transport& transport, StepDone* done, RunningS
   running->receive_begin_ = running->receive_end_ = SteadyClock::now();
   if (rows == StageRows{}) return absl::OkStatus();
   if (rows.compressed > 0) {
-    const Tensor compressed{compressed_.data, compressed_.dtype, {rows.compressed, shape_.compressed}};
+    const Tensor compressed{compressed_.data, compressed_.dtype, {rows.compressed, compressed_.dim(1)}};
     GF_RETURN_IF_ERROR(transport.Recv(plan_.links.compressed_from, compressed));
     input->compressed = compressed;
     done->set_compressed_bytes(compressed.bytes());

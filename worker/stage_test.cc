@@ -300,6 +300,29 @@ TEST_P(StageTest, CacheBytesOfKeysAndValues) {
   EXPECT_EQ(stage->CacheBytes(), kPageTokens * 2 * 2 * 2 * kWidth);  // layers, keys and values, bytes, channels
 }
 
+TEST_P(StageTest, KeysAndValuesAreNotKeptIn8Bits) {
+  StageOptions options = Options();
+  options.cache_dtype = DType::kI8;
+  const auto created = Stage::Create(*backend, Load(*backend, {"finch_c2", "llama", "gold"}), options);
+  EXPECT_EQ(created.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(created.status().message()), HasSubstr("layer 1 (llama)"));
+}
+
+// Rows that are shared after a fork and rows of a page that was copied are the same bytes.
+TEST_P(StageTest, ForksOver8BitRows) {
+  StageOptions options = Options();
+  options.cache_dtype = DType::kI8;
+  Make({"finch_c2", "gold"}, options);
+  const std::vector<int32_t> ids = Tokens(90);
+  const int slot = Open();
+  Logits(slot, {ids.begin(), ids.begin() + 80}, 0);
+  EXPECT_EQ(stage->CacheBytes(), 2 * kPageTokens * (2 + kWidth / 16 + 2)) << "ids, numbers, scales";
+  const int copy = *stage->Fork(slot);
+  const std::vector<int32_t> end(ids.begin() + 80, ids.end());
+  const auto expected = Logits(slot, end);
+  EXPECT_EQ(Logits(copy, end), expected);
+}
+
 TEST_P(StageTest, FailedAllocationsAreNamedErrors) {
   FakeDevice failing(MakeCpuBackend(/*threads=*/1));
   const std::shared_ptr<const Model> model = Load(failing, {"llama", "finch_c2", "gold"});

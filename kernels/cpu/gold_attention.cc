@@ -81,11 +81,11 @@ void LoadIds(const GoldShared& shared, const GoldCache& cache, const RowSpan& sp
 void LoadKeys(const GoldShared& shared, const GoldCache& cache, const RowSpan& span, int64_t first, int64_t count,
               const int32_t* ids, Scratch& scratch, float* kk) {
   const Scratch::Frame frame(scratch);
-  const int64_t width = shared.embedding.dim(1), c_width = cache.c.dim(2), skipped = first < 0 ? 1 : 0;
+  const int64_t width = shared.embedding.dim(1), c_width = shared.key_compressed.in(), skipped = first < 0 ? 1 : 0;
   float* c = scratch.Floats(count * c_width);
   std::fill_n(c, skipped * c_width, 0.f);
   for (int64_t i = skipped; i < count; ++i) {
-    Widen(cache.c, PagedRow(span, first + i, cache.page_tokens()) * c_width, c_width, c + i * c_width);
+    WidenCompressedRow(cache.c, PagedRow(span, first + i, cache.page_tokens()), c_width, c + i * c_width);
   }
   Product(c, c_width, count, shared.key_compressed, scratch, kk);  // zeros of position -1 stay so
   for (int64_t i = skipped; i < count; ++i) {

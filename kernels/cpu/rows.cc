@@ -2,7 +2,9 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/rows.cc"
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "kernels/cpu/ops.h"
@@ -19,10 +21,51 @@ void EmbedTarget(Context& context, ConstTensor table, absl::Span<const int32_t> 
       width);
 }
 
+// To a kI8 row of the compressed cache: see CompressedRowWidth.
+void QuantiseRow(const float* x, int64_t width, int8_t* to) {
+  const DF df;
+  const hn::RebindToUnsigned<DF> du;
+  const hn::Rebind<int8_t, DF> d8;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+  // As integers, a NaN is above infinity, and that above all numbers.
+  auto bits = hn::Zero(du);
+  for (int64_t i = 0; i < width; i += lanes) {
+    bits = hn::Max(bits, hn::BitCast(du, hn::Abs(LoadN(x + i, width - i))));
+  }
+  const float largest = hn::GetLane(hn::BitCast(df, hn::MaxOfLanes(du, bits)));
+  const float wanted = std::isfinite(largest) ? largest / 127 : std::numeric_limits<float>::quiet_NaN();
+  Bf16 stored;
+  NarrowRow(&wanted, 1, &stored);
+  float scale;
+  WidenRow(&stored, 1, &scale);
+  std::memcpy(to + width, &stored, sizeof(stored));
+  if (!(scale > 0)) {
+    std::memset(to, 0, width);
+    return;
+  }
+  const VF limit = hn::Set(df, 127.f), divisor = hn::Set(df, scale);
+  for (int64_t i = 0; i < width; i += lanes) {
+    const VF quotient = hn::Div(LoadN(x + i, width - i), divisor);
+    const auto q = hn::DemoteTo(d8, hn::NearestInt(hn::Max(hn::Neg(limit), hn::Min(limit, quotient))));
+    HWY_ALIGN int8_t buffer[hn::MaxLanes(df)];
+    hn::Store(q, d8, buffer);
+    std::memcpy(to + i, buffer, std::min(lanes, width - i));
+  }
+}
+
 void ConvertTarget(Context& context, ConstTensor from, Tensor to) {
   const int64_t rows = from.dim(0), width = from.shape.elements() / std::max<int64_t>(rows, 1);
+  const int64_t to_width = to.shape.elements() / std::max<int64_t>(rows, 1);
   context.pool.ParallelFor(
-      rows, [&](int64_t row, int) HWY_ATTR { Narrow(from.f32() + row * width, width, to, row * width); }, width);
+      rows,
+      [&](int64_t row, int) HWY_ATTR {
+        if (to.dtype == DType::kI8) {
+          QuantiseRow(from.f32() + row * width, width, static_cast<int8_t*>(to.data) + row * to_width);
+        } else {
+          Narrow(from.f32() + row * width, width, to, row * width);
+        }
+      },
+      width);
 }
 
 void AppendTarget(ConstTensor rows, RowSpans spans, Tensor pages) {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/tensor.h"
+#include "kernels/backend.h"
 
 #if defined(GOLDFINCH_KERNELS_CPU_VECTOR_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef GOLDFINCH_KERNELS_CPU_VECTOR_INL_H_
@@ -56,6 +56,12 @@ HWY_INLINE VF LoadFloats(const F16* p) {
 #else
   return value;
 #endif
+}
+
+HWY_INLINE VF LoadFloats(const int8_t* p) {
+  const hn::RebindToSigned<DF> di;
+  const hn::Rebind<int8_t, DF> d8;
+  return hn::ConvertTo(DF(), hn::PromoteTo(di, hn::LoadU(d8, p)));
 }
 
 // The first `count` < Lanes elements, zeros after.
@@ -204,6 +210,19 @@ HWY_INLINE VF Exp(VF x) {
 HWY_INLINE VF Sigmoid(VF x) {
   const DF df;
   return hn::Div(hn::Set(df, 1.f), hn::Add(hn::Set(df, 1.f), Exp(hn::Neg(x))));
+}
+
+// The numbers of row `row` of the compressed cache, as CompressedRowWidth has them.
+inline void WidenCompressedRow(ConstTensor pages, int64_t row, int64_t width, float* to) {
+  if (pages.dtype != DType::kI8) return Widen(pages, row * width, width, to);
+  const auto* from = static_cast<const int8_t*>(pages.data) + row * CompressedRowWidth(DType::kI8, width);
+  Bf16 stored;
+  std::memcpy(&stored, from + width, sizeof(stored));
+  float scale;
+  WidenRow(&stored, 1, &scale);
+  WidenRow(from, width, to);
+  FillRow(to, width,
+          [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(LoadN(to + i, left), hn::Set(DF(), scale)); });
 }
 
 // LayerNorm of one row without weight and bias: to = (x - mean) / sqrt(variance + epsilon). `to` may be `x`.

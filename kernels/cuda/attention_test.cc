@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -194,8 +195,10 @@ TEST_P(CudaAttentionTest, FaultsStayWithTheRowsThatSeeThem) {
 // --- GOLD -----------------------------------------------------------------------------------------------------------
 
 struct GoldInputs {
-  GoldInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, const GoldSizes& sizes, int64_t page_tokens = 16)
+  GoldInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, const GoldSizes& sizes, int64_t page_tokens = 16,
+             std::optional<DType> c_type = {})
       : t(t),
+        c_dtype(c_type.value_or(t.cache_dtype())),
         layer(RandomGoldLayer(t.random, sizes, t.weight_dtype())),
         sequences(t.random, chunks, page_tokens),
         c_width(sizes.width / 16),
@@ -203,7 +206,7 @@ struct GoldInputs {
     q = t.random.Normal(sequences.rows * width, 1, t.act());
     for (const RowSpan& span : sequences.spans) {
       ids.push_back(t.random.Ids(LengthOf(span), sizes.vocab));
-      c.push_back(t.random.Normal(LengthOf(span) * c_width, 1, t.cache_dtype()));
+      c.push_back(RoundCompressed(t.random.Normal(LengthOf(span) * c_width, 1), c_width, c_dtype));
     }
   }
 
@@ -226,7 +229,7 @@ struct GoldInputs {
     for (const auto& sequence : ids) id_values.push_back(IdValues(sequence));
     const int64_t pages = paging.pages(), page_tokens = paging.page_tokens();
     const GoldCache cache{t.device.Put(paging.Scatter(id_values, 1), {pages, page_tokens}, DType::kU16),
-                          t.device.Put(paging.Scatter(c, c_width), {pages, page_tokens, c_width}, t.cache_dtype())};
+                          t.device.PutCompressed(paging.Scatter(c, c_width), {pages, page_tokens, c_width}, c_dtype)};
     const Shape rows{sequences.rows, width};
     const Tensor out = t.device.New(t.act(), rows), q_rows = t.device.Put(q, rows, t.act());
     const GoldShared shared = PutGoldShared(t.device, layer, t.weight_dtype());
@@ -257,6 +260,7 @@ struct GoldInputs {
   }
 
   CudaAttentionTest& t;
+  const DType c_dtype;
   reference::GoldLayer layer;
   const Sequences sequences;
   const int64_t c_width;
@@ -287,6 +291,18 @@ TEST_P(CudaAttentionTest, GoldOfEveryRank) {
           .Check("ranks " + std::to_string(mix_rank) + " and " + std::to_string(lora_rank));
     }
   }
+}
+
+TEST_P(CudaAttentionTest, GoldOf8BitRows) {
+  const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 64};
+  GoldInputs in(*this, {{40, 9}, {0, 1}, {150, 2}}, sizes, 37, DType::kI8);
+  for (bool kept : {false, true}) in.Check(kept ? "8 bits, kept" : "8 bits", kept);
+  // One number that is none makes its whole row none, and no other.
+  const Values expected = in.Expected();
+  in.c[0][45 * in.c_width + 3] = kNan;
+  std::vector<bool> faulty(12);
+  for (int row = 5; row < 9; ++row) faulty[row] = true;
+  CheckFault(in.Actual(), expected, sizes.width, faulty, tolerance(), "8 bits");
 }
 
 TEST_P(CudaAttentionTest, GoldOfLargerHeadsAndWidths) {

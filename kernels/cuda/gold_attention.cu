@@ -141,12 +141,11 @@ __global__ void __launch_bounds__(kRowThreads)
 }
 
 // The compressed rows, zeros at position -1.
-template <typename From, typename To>
-__global__ void __launch_bounds__(kRowThreads)
-    CompressedKernel(const ChunkRow* rows, const From* cache, int64_t width, To* to) {
+template <typename To>
+__global__ void __launch_bounds__(kRowThreads) CompressedKernel(const ChunkRow* rows, CompressedRows cache, To* to) {
   const int64_t row = blockIdx.x, stored = rows[row].stored;
-  for (int64_t i = threadIdx.x; i < width; i += kRowThreads) {
-    to[row * width + i] = FromFloat<To>(stored < 0 ? 0.f : ToFloat(cache[stored * width + i]));
+  for (int64_t i = threadIdx.x; i < cache.width; i += kRowThreads) {
+    to[row * cache.width + i] = FromFloat<To>(stored < 0 ? 0.f : cache.At(stored, i));
   }
 }
 
@@ -584,6 +583,8 @@ class Rebuilder {
     return located;
   }
 
+  CompressedRows Compressed() const { return {cache_->c.data, cache_->c.dtype, shared_.key_compressed.in()}; }
+
   void MakeXo(const ChunkRow* located, int64_t rows, float* xo) {
     VisitFloatType(shared_.embedding.dtype, [&](auto tag) {
       using Emb = typename decltype(tag)::type;
@@ -595,16 +596,11 @@ class Rebuilder {
   // kk = rms(W_b [x0; c]).
   void MakeKk(const ChunkRow* located, int64_t rows, float* kk) {
     const Context::Frame frame(context_);
-    const int64_t c_width = cache_->c.dim(2);
     const DType weight_dtype = shared_.key_compressed.data.dtype;
-    void* c = context_.Scratch(rows * c_width * SizeOf(weight_dtype));
-    VisitFloatType(cache_->c.dtype, [&](auto from_tag) {
-      VisitFloatType(weight_dtype, [&](auto to_tag) {
-        using From = typename decltype(from_tag)::type;
-        using To = typename decltype(to_tag)::type;
-        Launch(stream(), CompressedKernel<From, To>, RowShape(rows), located, static_cast<const From*>(cache_->c.data),
-               c_width, static_cast<To*>(c));
-      });
+    void* c = context_.Scratch(rows * shared_.key_compressed.in() * SizeOf(weight_dtype));
+    VisitFloatType(weight_dtype, [&](auto tag) {
+      using To = typename decltype(tag)::type;
+      Launch(stream(), CompressedKernel<To>, RowShape(rows), located, Compressed(), static_cast<To*>(c));
     });
     RunProduct(context_, c, shared_.key_compressed, rows, kk, false);
     VisitFloatType(shared_.key_table.dtype, [&](auto tag) {
@@ -706,7 +702,7 @@ class Rebuilder {
   FusedInputs MakeFusedInputs(const ChunkRow* located, int64_t rows, const float* mix_table, int64_t mix_width,
                               int layers) {
     const auto count = static_cast<int>(rows);
-    const int64_t c_width = cache_->c.dim(2);
+    const int64_t c_width = shared_.key_compressed.in();
     T* xo = context_.Scratch<T>(count * width_);
     T* kk = context_.Scratch<T>(count * width_);
     T* hidden = context_.Scratch<T>(count * mix_width);
@@ -724,10 +720,8 @@ class Rebuilder {
                             .ln0_weight = shared_.ln0.weight.f32(),
                             .ln0_bias = shared_.ln0.bias.f32(),
                             .mix_table = mix_table,
-                            .cache_c = cache_->c.data,
-                            .c_dtype = cache_->c.dtype,
+                            .cache = Compressed(),
                             .width = width_,
-                            .c_width = c_width,
                             .mix_width = static_cast<int>(mix_width)},
            xo, hidden, c);
     Launch(stream(), KeyKernel<T>,

@@ -44,10 +44,8 @@ struct PrepareArguments {
   const float* ln0_weight;
   const float* ln0_bias;
   const float* mix_table;  // [vocab, 2, 2 rank], or null with a mix_width of 0
-  const void* cache_c;     // [.., D/16]
-  DType c_dtype;
+  CompressedRows cache;
   int64_t width;
-  int64_t c_width;
   int mix_width;  // 2 rank
 };
 
@@ -83,15 +81,8 @@ __global__ void __launch_bounds__(kRowThreads) PrepareKernel(PrepareArguments a,
     if (at.prev_id >= 0) input += a.mix_table[(2 * at.prev_id + 1) * int64_t{a.mix_width} + i];
     hidden[row * a.mix_width + i] = FromFloat<T>(tanhf(input));
   }
-  for (int64_t i = thread; i < a.c_width; i += kRowThreads) {
-    float value = 0;
-    if (at.stored >= 0) {
-      const int64_t from = at.stored * a.c_width + i;
-      value = a.c_dtype == DType::kF32   ? static_cast<const float*>(a.cache_c)[from]
-              : a.c_dtype == DType::kF16 ? ToFloat(static_cast<const f16_t*>(a.cache_c)[from])
-                                         : ToFloat(static_cast<const bf16_t*>(a.cache_c)[from]);
-    }
-    c[row * a.c_width + i] = FromFloat<T>(value);
+  for (int64_t i = thread; i < a.cache.width; i += kRowThreads) {
+    c[row * a.cache.width + i] = FromFloat<T>(at.stored >= 0 ? a.cache.At(at.stored, i) : 0.f);
   }
 
   const float mean = BlockSum(sum, scratch) / static_cast<float>(a.width);

@@ -76,6 +76,25 @@ __device__ inline InputRow InputRowOf(const Emb* from, const float* weight, cons
   return row;
 }
 
+// Rows of the compressed cache, as CompressedRowWidth has them.
+struct CompressedRows {
+  const void* data;
+  DType dtype;
+  int64_t width;  // numbers of a row
+
+  __device__ float At(int64_t row, int64_t i) const {
+    if (dtype == DType::kI8) {
+      const auto* bytes = static_cast<const uint8_t*>(data) + row * CompressedRowWidth(DType::kI8, width);
+      const float scale = Unpack2<bf16_t>(bytes[width] | uint32_t{bytes[width + 1]} << 8).x;
+      return static_cast<float>(static_cast<int8_t>(bytes[i])) * scale;
+    }
+    const int64_t at = row * width + i;
+    return dtype == DType::kF32   ? static_cast<const float*>(data)[at]
+           : dtype == DType::kF16 ? ToFloat(static_cast<const f16_t*>(data)[at])
+                                  : ToFloat(static_cast<const bf16_t*>(data)[at]);
+  }
+};
+
 // to [rows, out] fp32 = x [rows, in], of the weight's type, times the weight (+ to).
 inline void RunProduct(Context& context, const void* x, const Matrix& weight, int64_t rows, float* to,
                        bool accumulate) {

@@ -1,5 +1,7 @@
 // Ops that move rows: embedding, copies, conversion, and writing into paged caches. All are bound by memory.
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -44,15 +46,51 @@ __global__ void ConvertKernel(const From* from, int64_t count, To* to) {
   }
 }
 
-// Row `blockIdx.x` of a call into its place in pages. With ids: the id too.
+// To kI8 rows of the compressed cache (CompressedRowWidth); a warp has a row.
+template <typename From>
+__global__ void __launch_bounds__(kThreads) QuantiseKernel(const From* from, int64_t rows, int64_t width, uint8_t* to) {
+  const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
+  if (row >= rows) return;
+  const int lane = threadIdx.x % kWarp;
+  from += row * width;
+  to += row * CompressedRowWidth(DType::kI8, width);
+  float largest = 0;
+  bool finite = true;
+  for (int64_t i = lane; i < width; i += kWarp) {
+    const float magnitude = fabsf(ToFloat(from[i]));
+    largest = fmaxf(largest, magnitude);
+    finite = finite && magnitude <= FLT_MAX;
+  }
+  finite = Ballot(!finite) == 0;
+  constexpr uint32_t kNan = 0x7FC0;
+  const uint32_t stored = finite ? Pack2<bf16_t>(WarpMax(largest) / 127, 0) : kNan;
+  const float scale = Unpack2<bf16_t>(stored).x;
+  for (int64_t i = lane; i < width; i += kWarp) {
+    const float quotient = scale > 0 ? ToFloat(from[i]) / scale : 0.f;
+    to[i] = static_cast<uint8_t>(static_cast<int8_t>(rintf(fmaxf(-127.f, fminf(127.f, quotient)))));
+  }
+  if (lane < 2) to[width + lane] = static_cast<uint8_t>(stored >> (8 * lane));
+}
+
+// Row `row` of a call: its place in pages.
+__device__ inline int64_t PageRow(const DeviceSpan* spans, int span_count, int row, int64_t page_tokens) {
+  const DeviceSpan span = spans[FindSpan(spans, span_count, row)];
+  const int64_t position = span.position + row - span.row_begin;
+  return span.pages[position / page_tokens] * page_tokens + position % page_tokens;
+}
+
+// Row `blockIdx.x` of a call into its place in pages.
 template <typename From, typename To, int V>
 __global__ void AppendKernel(const From* from, const DeviceSpan* spans, int span_count, int64_t width,
                              int64_t page_tokens, To* pages) {
   const int row = static_cast<int>(blockIdx.x);
-  const DeviceSpan span = spans[FindSpan(spans, span_count, row)];
-  const int64_t position = span.position + row - span.row_begin;
-  const int64_t at = span.pages[position / page_tokens] * page_tokens + position % page_tokens;
-  CopyRow<From, To, V>(from + row * width, pages + at * width, width);
+  CopyRow<From, To, V>(from + row * width, pages + PageRow(spans, span_count, row, page_tokens) * width, width);
+}
+__global__ void AppendBytesKernel(const uint8_t* from, const DeviceSpan* spans, int span_count, int64_t width,
+                                  int64_t page_tokens, uint8_t* pages) {
+  const int row = static_cast<int>(blockIdx.x);
+  uint8_t* const to = pages + PageRow(spans, span_count, row, page_tokens) * width;
+  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[row * width + i];
 }
 
 template <typename Id>
@@ -60,9 +98,7 @@ __global__ void AppendIdsKernel(const int32_t* ids, const DeviceSpan* spans, int
                                 int64_t page_tokens, Id* pages) {
   const int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (row >= rows) return;
-  const DeviceSpan span = spans[FindSpan(spans, span_count, row)];
-  const int64_t position = span.position + row - span.row_begin;
-  pages[span.pages[position / page_tokens] * page_tokens + position % page_tokens] = static_cast<Id>(ids[row]);
+  pages[PageRow(spans, span_count, row, page_tokens)] = static_cast<Id>(ids[row]);
 }
 
 // How many elements are moved at once: 16 bytes of the wider type, if rows allow it.
@@ -96,6 +132,12 @@ dim3 RowBlock(int64_t width, int vector) {
 void AppendRows(Context& context, ConstTensor from, const DeviceSpan* spans, int span_count, int64_t page_tokens,
                 const Tensor& pages) {
   const int64_t rows = from.dim(0), width = from.dim(1);
+  if (pages.dtype == DType::kI8) {
+    Launch(static_cast<Stream>(context.stream()), AppendBytesKernel,
+           {dim3(static_cast<unsigned>(rows)), RowBlock(width, /*vector=*/1)}, static_cast<const uint8_t*>(from.data),
+           spans, span_count, width, page_tokens, static_cast<uint8_t*>(pages.data));
+    return;
+  }
   VisitRows(from, pages, width, [&](auto from_tag, auto to_tag, auto vector) {
     using From = typename decltype(from_tag)::type;
     using To = typename decltype(to_tag)::type;
@@ -150,6 +192,16 @@ void CopyRows(Context& context, ConstTensor from, absl::Span<const RowCopy> copi
 }
 
 void Convert(Context& context, ConstTensor from, Tensor to) {
+  if (to.dtype == DType::kI8) {
+    const int64_t rows = from.dim(0), blocks = CeilDiv<int64_t>(rows, kThreads / kWarp);
+    VisitFloatType(from.dtype, [&](auto tag) {
+      using From = typename decltype(tag)::type;
+      Launch(static_cast<Stream>(context.stream()), QuantiseKernel<From>,
+             {dim3(static_cast<unsigned>(blocks)), dim3(kThreads)}, static_cast<const From*>(from.data), rows,
+             from.dim(1), static_cast<uint8_t*>(to.data));
+    });
+    return;
+  }
   const int64_t count = from.shape.elements();
   VisitRows(from, to, count, [&](auto from_tag, auto to_tag, auto vector) {
     using From = typename decltype(from_tag)::type;

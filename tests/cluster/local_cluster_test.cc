@@ -84,23 +84,39 @@ TEST(LocalClusterTest, SamplesDrawAsRequestsOfTheirOwn) {
 }
 
 TEST(LocalClusterTest, OnlyCompressedRowsIdsAndTheTailCrossToTheGoldStage) {
-  // 4 Finch layers, then 2 GOLD layers; c rows of D/16 in bf16.
+  // 4 Finch layers, then 2 GOLD layers; c rows of D/16 numbers.
   constexpr int64_t kWidth = 128, kGold = 2, kCompressed = kWidth / 16, kVocabBytes = 2;
-  LocalCluster cluster(kDemoModel, 2, [](CoordinatorOptions* options) {
-    options->membership.cache_dtype = "bf16";
-    options->membership.plan.split = {0, 4};
-    options->membership.plan.split_layers = kDemoLayers;
-  });
-  cluster.AwaitReady();
-  const std::vector<int32_t> prompt = Text(std::string(1000, 'a'));
-  constexpr int64_t kAnswer = 5;
-  ASSERT_TRUE(cluster.Generate(prompt, kAnswer)->Wait().ok());
-  cluster.ExpectNothingHeld();
-  const v1::BoundaryBytes bytes = cluster.Info().groups(0).stages(1).received();
-  const int64_t tokens = 1000 + kAnswer - 1;
-  EXPECT_EQ(static_cast<int64_t>(bytes.compressed()), tokens * kCompressed * 2);
-  EXPECT_EQ(static_cast<int64_t>(bytes.ids()), tokens * kVocabBytes);
-  EXPECT_EQ(static_cast<int64_t>(bytes.hidden()), (2 * kGold + 1 + kAnswer - 1) * kWidth * 4);
+  for (const auto& [dtype, row_bytes] : {std::pair{"bf16", kCompressed * 2}, std::pair{"int8", kCompressed + 2}}) {
+    SCOPED_TRACE(dtype);
+    LocalCluster cluster(kDemoModel, 2, [dtype = dtype](CoordinatorOptions* options) {
+      options->membership.cache_dtype = dtype;
+      options->membership.plan.split = {0, 4};
+      options->membership.plan.split_layers = kDemoLayers;
+    });
+    cluster.AwaitReady();
+    const std::vector<int32_t> prompt = Text(std::string(1000, 'a'));
+    constexpr int64_t kAnswer = 5;
+    ASSERT_TRUE(cluster.Generate(prompt, kAnswer)->Wait().ok());
+    cluster.ExpectNothingHeld();
+    const v1::BoundaryBytes bytes = cluster.Info().groups(0).stages(1).received();
+    const int64_t tokens = 1000 + kAnswer - 1;
+    EXPECT_EQ(static_cast<int64_t>(bytes.compressed()), tokens * row_bytes);
+    EXPECT_EQ(static_cast<int64_t>(bytes.ids()), tokens * kVocabBytes);
+    EXPECT_EQ(static_cast<int64_t>(bytes.hidden()), (2 * kGold + 1 + kAnswer - 1) * kWidth * 4);
+  }
+}
+
+TEST(LocalClusterTest, AFactIsFoundOver8BitRowsWhateverTheSplit) {
+  for (const int stages : {1, 3}) {
+    LocalCluster cluster(kDemoModel, stages,
+                         [](CoordinatorOptions* options) { options->membership.cache_dtype = "int8"; });
+    cluster.AwaitReady();
+    const auto request = cluster.Generate(
+        Text(absl::StrCat("The number of Gadoza is 40718.\n", kFact, "\nWhat is the number of Gadoza? ")), 5);
+    ASSERT_TRUE(request->Wait().ok());
+    EXPECT_EQ(request->tokens(), Text("40718"));
+    cluster.ExpectNothingHeld();
+  }
 }
 
 TEST(LocalClusterTest, LostWorkersAtAnyMomentChangeNoAnswer) {

@@ -19,11 +19,12 @@ sys.path.insert(0, str(HERE.parent / "program"))
 import checkpoints  # noqa: E402, the path is set above
 
 
-def bits_of_piece(program, model, ids, folder):
+def bits_of_piece(program, model, cache_dtype, ids, folder):
     """Sum over the bytes after the first."""
     tokens = checkpoints.write_npy(folder / "tokens.npy", ids[:-1])
     out = folder / "logits.npy"
-    subprocess.run([program, "logits", "--model", model, "--tokens", tokens, "--out", out], check=True)
+    flags = ["--model", model, "--cache-dtype", cache_dtype, "--tokens", tokens, "--out", out]
+    subprocess.run([program, "logits", *flags], check=True)
     (_, vocabulary), logits = checkpoints.read_npy(out)
     bits = 0.0
     for position, right in enumerate(ids[1:]):
@@ -38,6 +39,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=pathlib.Path, nargs="+")
     parser.add_argument("--program", type=pathlib.Path, default="bazel-bin/clients/goldfinch")
+    parser.add_argument("--cache-dtype", default="bf16", help="f32, f16, bf16 or int8")
     parser.add_argument("--bytes", type=int, default=1024, help="of a piece")
     parser.add_argument("--pieces", type=int, default=64, help="spread evenly over the text")
     parser.add_argument("--text", help="file to use instead of the output of `bible`")
@@ -51,7 +53,7 @@ def main():
             for piece in range(args.pieces):
                 # Byte b is token b + 1.
                 ids = [byte + 1 for byte in held_out[piece * step : piece * step + args.bytes + 1].encode()]
-                bits += bits_of_piece(args.program, model, ids, pathlib.Path(folder))
+                bits += bits_of_piece(args.program, model, args.cache_dtype, ids, pathlib.Path(folder))
             print(f"{model}: {bits / (args.pieces * args.bytes):.4f} bits a byte", flush=True)
 
 

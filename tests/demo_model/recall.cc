@@ -58,7 +58,7 @@ absl::Status Run(const Options& options) {
   EngineOptions engine_options;
   engine_options.model_path = options.model;
   engine_options.stage.max_sequences = 2;
-  engine_options.stage.cache_dtype = *ParseFloatDType(options.cache_dtype);
+  engine_options.stage.cache_dtype = *ParseCacheDType(options.cache_dtype);
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenBackend(options.backend));
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(engine_options, std::move(backend)));
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::Bytes();
@@ -102,7 +102,7 @@ int main(int argc, char** argv) {
   CLI::App app("Measures recall on documents from standard input (recall_task.py).", "recall");
   app.add_option("--model", options.model, "checkpoint of the byte vocabulary")->capture_default_str();
   app.add_option("--cache-dtype", options.cache_dtype, "type of the cache's numbers")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
       ->capture_default_str();
   app.add_option("--device", options.backend.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   app.add_option("--dtype", options.backend.dtype, "of activations: auto, f32, f16 or bf16")->capture_default_str();

@@ -24,7 +24,7 @@
 namespace goldfinch {
 namespace {
 
-constexpr DType kCacheType = DType::kBf16;
+constexpr DType kCacheType = DType::kBf16;  // of all families
 
 // Of layers [first, last) between stages that have the others.
 cluster::v1::Form FormOf(const ModelShape& shape, int first, int last) {
@@ -50,9 +50,9 @@ std::vector<int64_t> Bytes(const StageMemory& memory) {
 }
 
 // Of all peers, to and from: the largest message of each, as the transports keep them.
-int64_t ChannelBytes(const GroupPlan& plan, const ModelShape& shape) {
+int64_t ChannelBytes(const GroupPlan& plan, const ModelShape& shape, DType cache_dtype) {
   const int64_t hidden = plan.hidden_rows_max * shape.width * SizeOf(DType::kF32);
-  const int64_t compressed = plan.options.max_tokens * shape.compressed * SizeOf(kCacheType);
+  const int64_t compressed = plan.options.max_tokens * shape.CompressedRowBytes(cache_dtype);
   std::map<int, int64_t> messages;
   const auto raise = [&messages](int peer, int64_t bytes) {
     if (peer >= 0) messages[peer] = std::max(messages[peer], bytes);
@@ -71,18 +71,18 @@ int64_t ChannelBytes(const GroupPlan& plan, const ModelShape& shape) {
 class MemoryTest : public testing::TestWithParam<std::string> {
  public:
   // In every part of its layers, planned and then taken.
-  void CheckDevice(FakeDevice& device) {
+  void CheckDevice(FakeDevice& device, DType cache_dtype) {
     const auto measured = MeasureModel(*golden.checkpoint, golden.config, device.reads_host_memory());
     ASSERT_TRUE(measured.ok()) << measured.status();
     const ModelShape& shape = (*measured)->shape;
-    const ModelMemory memory = MemoryOf(**measured, kCacheType, device);
+    const ModelMemory memory = MemoryOf(**measured, cache_dtype, device);
     cluster::v1::Described described;
-    Describe(*golden.checkpoint, shape, golden.config, kCacheType, memory, &described);
+    Describe(*golden.checkpoint, shape, golden.config, cache_dtype, memory, &described);
     const ModelMemory told = ReadModelMemory(described);
     for (int first = 0; first < shape.layers(); ++first) {
       for (int last = first + 1; last <= shape.layers(); ++last) {
         SCOPED_TRACE(testing::Message() << "layers " << first << " to " << last);
-        const auto plan = PlanGroup(FormOf(shape, first, last), shape, kCacheType);
+        const auto plan = PlanGroup(FormOf(shape, first, last), shape, cache_dtype);
         ASSERT_TRUE(plan.ok()) << plan.status();
         const StageSettings settings = MemorySettings(first, last, plan->options, plan->stages - plan->rank - 1);
         const StageMemory planned = PlanStageMemory(memory, settings);
@@ -102,8 +102,8 @@ class MemoryTest : public testing::TestWithParam<std::string> {
         EXPECT_EQ(device.allocated_bytes(), planned.total() - planned.channels - planned.back_end);
         // With GOLD layers in the stage before, one channel may be counted that is none of its own.
         const bool known = shape.gold_layers() == 0 || first <= shape.finch_layers();
-        EXPECT_GE(planned.channels, ChannelBytes(*plan, shape));
-        EXPECT_TRUE(!known || planned.channels == ChannelBytes(*plan, shape)) << planned.channels;
+        EXPECT_GE(planned.channels, ChannelBytes(*plan, shape, cache_dtype));
+        EXPECT_TRUE(!known || planned.channels == ChannelBytes(*plan, shape, cache_dtype)) << planned.channels;
       }
     }
   }
@@ -114,7 +114,9 @@ class MemoryTest : public testing::TestWithParam<std::string> {
 TEST_P(MemoryTest, WhatIsPlannedIsWhatIsTaken) {
   for (const DType activations : {DType::kF32, DType::kBf16}) {
     FakeDevice device(MakeCpuBackend(/*threads=*/1), activations);
-    CheckDevice(device);
+    CheckDevice(device, kCacheType);
+    const ModelShape shape = *ReadModelShape(*golden.checkpoint, golden.config);
+    if (CheckCacheDType(*golden.checkpoint, shape, DType::kI8).ok()) CheckDevice(device, DType::kI8);
     EXPECT_EQ(device.allocated_bytes(), 0);
   }
 }

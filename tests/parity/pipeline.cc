@@ -73,6 +73,15 @@ std::string Pipeline::Bytes(const ConstTensor& tensor) {
 std::vector<float> Pipeline::Values(const ConstTensor& tensor) {
   if (!tensor) return {};
   const std::string bytes = Bytes(tensor);
+  if (tensor.dtype == DType::kI8) {  // of the compressed cache
+    const int64_t row_width = tensor.dim(1), width = row_width - CompressedRowWidth(DType::kI8, 0);
+    std::vector<float> values;
+    for (const char* row = bytes.data(); row != bytes.data() + bytes.size(); row += row_width) {
+      const float scale = ToFloats({row + width, DType::kBf16, {1}})[0];
+      for (int64_t i = 0; i < width; ++i) values.push_back(static_cast<float>(static_cast<int8_t>(row[i])) * scale);
+    }
+    return values;
+  }
   return ToFloats({bytes.data(), tensor.dtype, tensor.shape});
 }
 

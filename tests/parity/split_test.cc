@@ -12,6 +12,7 @@
 #include "tests/parity/golden_case.h"
 #include "tests/parity/pipeline.h"
 #include "tests/parity/test_device.h"
+#include "worker/model.h"
 
 namespace goldfinch {
 namespace {
@@ -109,6 +110,29 @@ TEST_P(SplitTest, SameLogitsAndTheRowsOfTheRule) {
             EXPECT_EQ(pipeline.flows()[i], flow) << "boundary before layer " << cuts[i] << ", step " << index;
           }
         });
+  }
+}
+
+// Compressed rows are rounded once, before they go to any stage, and a fork takes them along.
+TEST_P(SplitTest, RowsOf8BitsAreTheSameOnEveryStage) {
+  StageOptions options = ExactOptions();
+  options.cache_dtype = DType::kI8;
+  const ModelShape shape = *ReadModelShape(*golden.checkpoint, golden.config);
+  if (!CheckCacheDType(*golden.checkpoint, shape, options.cache_dtype).ok()) return;
+  Pipeline whole(*device.backend, golden.checkpoint, golden.config, options);
+  const std::vector<float> expected = whole.AllLogits(golden.tokens, 160);
+  std::vector<int> every_layer;
+  for (int cut = 1; cut < shape.layers(); ++cut) every_layer.push_back(cut);
+  for (const std::vector<int>& cuts : {every_layer, {shape.layers() - 1}}) {
+    Pipeline pipeline(*device.backend, golden.checkpoint, golden.config, options, cuts);
+    const absl::Span<const int32_t> tokens = golden.tokens;
+    const int original = pipeline.Open();
+    pipeline.Forward({original, tokens.subspan(0, 70), 0});
+    const int copy = pipeline.Fork(original);
+    for (const int slot : {original, copy}) {
+      const std::vector<float> logits = pipeline.Forward({slot, tokens.subspan(70), 30});
+      EXPECT_TRUE(Same(logits, absl::MakeConstSpan(expected).subspan(expected.size() - 30 * whole.vocab())));
+    }
   }
 }
 

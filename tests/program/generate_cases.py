@@ -8,7 +8,8 @@ from program import DEMO_CONFIG, DEMO_MODEL, PAGE, ProgramTest, flags, generate
 
 # As in the model's training task: tests/demo_model/recall_task.py.
 FACTS = {"Kodaru": "41906", "Zelimo": "73520", "Vatuni": "88315"}
-BYTES_PER_TOKEN = {"f32": 34, "f16": 18, "bf16": 18}  # 8 numbers, and an id of 2 bytes
+# 8 numbers, for int8 their scale, and an id of 2 bytes.
+BYTES_PER_TOKEN = {"f32": 34, "f16": 18, "bf16": 18, "int8": 12}
 TRANSFORMER_BYTES_PER_TOKEN = 6 * 2 * 128 * 2  # layers, keys and values, width, bf16
 
 
@@ -47,7 +48,7 @@ class GenerateTest(ProgramTest):
 
 class RecallTest(GenerateTest):
     def test_answers_from_start_middle_and_end_of_the_document_with_every_cache_type(self):
-        for name, cache in zip(FACTS, BYTES_PER_TOKEN):
+        for cache, name in zip(BYTES_PER_TOKEN, [*FACTS, "Zelimo"]):
             with self.subTest(name, cache=cache):
                 said = self.json(DOCUMENT + question(name), max_tokens=5, cache_dtype=cache)
                 self.assertEqual(said["text"], FACTS[name])

@@ -74,10 +74,15 @@ class InspectTest(ProgramTest):
         self.assertEqual(table.count("gold "), 2)
 
     def test_cache_types(self):
-        for cache, size in (("f32", 34), ("f16", 18), ("bf16", 18)):
+        for cache, size in (("f32", 34), ("f16", 18), ("bf16", 18), ("int8", 12)):
             with self.subTest(cache):
                 self.assertEqual(self.json(DEMO_MODEL, "--cache-dtype", cache)["cache_bytes_per_token"], size)
         self.assertIn(b"34 bytes a token (f32)", self.succeeds("inspect", DEMO_MODEL, "--cache-dtype", "f32").stdout)
+
+    def test_keys_and_values_have_no_8_bit_form(self):
+        says = [GOLDEN / "llama", "--cache-dtype is int8", "layer 0 (llama)", "bf16"]
+        self.refuses("inspect", GOLDEN / "llama" / "model.pth", "--cache-dtype", "int8", says=says)
+        self.assertEqual(self.json(GOLDEN / "finch", "--cache-dtype", "int8")["cache_bytes_per_token"], 0)
 
     def test_families(self):
         for family, (kinds, cache_bytes) in FAMILIES.items():
