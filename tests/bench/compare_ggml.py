@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """Runs a ggml-based program and engine_bench in turns on models of one shape, and prints the ratio of their rates.
 
-The program is llama-bench of llama.cpp, which the user has. What it runs is either a GGUF file of the user's
-(--gguf), or random weights: --random FOLDER makes an RWKV-6 (Finch) of 24 layers and width 2048 there, once in F16, Q8_0
-and Q4_0 as GGUF, and once in bf16, int8 and int4 for us. Random numbers are multiplied as fast as learned ones. With
---model, ours are other models of the same layers and width, GoldFinch for example: ggml has no such model, so a Finch is
-the nearest thing that it runs.
+The program is llama-bench of llama.cpp, which the user has. What it runs is either a GGUF file of the user's (--gguf),
+or random weights: --random FOLDER makes an RWKV-6 (Finch) of 24 layers and width 2048 there, once in F16, Q8_0 and Q4_0
+as GGUF, and once in bf16, int8 and int4 for us. Random numbers are multiplied as fast as learned ones. With --model,
+ours are other models of the same layers and width, GoldFinch for example: ggml has no such model, so a Finch is the
+nearest thing that it runs.
 
   bazel build //clients:goldfinch //tests/bench:engine_bench //tests/bench:bench_model
   tests/bench/compare_ggml.py --llama-bench llama.cpp/build/bin/llama-bench --random .cache/bench
 
-Both run with the same number of threads, one after the other and so for a few rounds; the medians count. Exits with 77 if
-the program is missing, with 1 if the shapes differ (--any-shape compares all the same).
+Both run with the same number of threads, one after the other, a few times; the medians count. Exits with 77 if the
+program is missing, with 1 if the shapes differ (--any-shape compares all the same).
 """
 
 import argparse
@@ -202,7 +202,8 @@ def write_random_gguf(path, layers, width, vocab_size, matrix_type):
 
     def key(name, kind, value):
         form = {UINT32: "<I", FLOAT32: "<f"}
-        return text(name) + struct.pack("<I", kind) + (text(value) if kind == STRING else struct.pack(form[kind], value))
+        packed = text(value) if kind == STRING else struct.pack(form[kind], value)
+        return text(name) + struct.pack("<I", kind) + packed
 
     pairs = [
         key("general.architecture", STRING, "rwkv6"),
@@ -223,9 +224,7 @@ def write_random_gguf(path, layers, width, vocab_size, matrix_type):
     ]
     infos, offset = [], 0
     for name, sizes, kind, _ in tensors:
-        infos.append(
-            text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
-        )
+        infos.append(text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset))
         offset += -(-tensor_bytes(sizes, kind) // ALIGNMENT) * ALIGNMENT
     header = MAGIC + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(infos)
 
