@@ -13,6 +13,7 @@
 #include "kernels/backend.h"
 #include "nlohmann/json.hpp"
 #include "worker/checkpoint/checkpoint.h"
+#include "worker/describe.h"
 #include "worker/model.h"
 #include "worker/model_config.h"
 
@@ -65,6 +66,7 @@ absl::Status RunInspect(const InspectOptions& options) {
 
   if (options.json) {
     nlohmann::json json = {{"model", options.model.model},
+                           {"fingerprint", Fingerprint(*checkpoint)},
                            {"file_bytes", checkpoint->file_bytes()},
                            {"parameters", parameters},
                            {"weight_types", WeightTypes(*checkpoint)},

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 
 namespace goldfinch {
 
@@ -23,8 +24,11 @@ double Fastest(int runs, Run run) {
   return best;
 }
 
-// All threads read their part of a buffer of 2 GiB, far larger than the caches.
-double ReadBytesPerSecond(int threads);
+// The most that the threads read, each its own part of a buffer again and again: with the widest vectors that the
+// processor has, in huge pages if there are any, along one stream a thread or several, with prefetches far ahead or
+// none, whichever is fastest. `bytes` should be what the measured program reads before it reads anything again, so that
+// caches help it as much as they help here; memory of that size is taken for the time of the call.
+double ReadBytesPerSecond(int threads, int64_t bytes);
 
 }  // namespace goldfinch
 

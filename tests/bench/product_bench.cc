@@ -38,7 +38,7 @@ Tensor Allocate(Backend& backend, DType dtype, const Shape& shape, std::vector<s
 
 void Run(const Options& options) {
   const std::unique_ptr<Backend> backend = MakeCpuBackend(options.threads);
-  const double ceiling = ReadBytesPerSecond(backend->threads());
+  const double ceiling = ReadBytesPerSecond(backend->threads(), kBytes);
   absl::PrintF("%s; [%d, %d], %d %% of x are zero; reads at %.1f GB/s\n%-13s%6s%12s%10s%8s%12s\n", backend->Describe(),
                options.out, options.in, options.zeros, ceiling / 1e9, "type", "rows", "us", "GB/s", "ratio", "GFLOP/s");
   struct Kind {

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -41,22 +42,26 @@ struct TensorPlan {
 class TensorPlans {
  public:
   explicit TensorPlans(const RandomCheckpointSpec& spec) : width_(spec.width) {
-    const int64_t finch_layers = spec.layers * (spec.ratio - 1) / spec.ratio;
+    const int64_t finch_layers = spec.finch ? spec.layers : spec.layers * (spec.ratio - 1) / spec.ratio;
     Matrix("emb.weight", {spec.vocab_size, width_}, width_);
     Norm("blocks.0.ln0");
     for (int64_t layer = 0; layer < spec.layers; ++layer) {
       const std::string block = "blocks." + std::to_string(layer) + ".";
       Norm(block + "ln1");
       Norm(block + "ln2");
-      if (layer < finch_layers) {
+      if (spec.finch) {
+        Finch(block + "att.");
+      } else if (layer < finch_layers) {
         FinchC2(block + "att.");
       } else {
         Gold(block + "att.");
       }
       ChannelMix(block + "ffn.");
     }
-    Matrix("w_kv_cache_a.weight", {width_ / 16, width_}, width_);
-    Matrix("w_kv_cache_b.weight", {width_, width_ + width_ / 16}, width_);
+    if (!spec.finch) {
+      Matrix("w_kv_cache_a.weight", {width_ / 16, width_}, width_);
+      Matrix("w_kv_cache_b.weight", {width_, width_ + width_ / 16}, width_);
+    }
     Norm("ln_out");
     Matrix("head.weight", {spec.vocab_size, width_}, width_);
   }
@@ -86,16 +91,26 @@ class TensorPlans {
     Matrix(name + "_w2", {rank, width_}, rank * 100);
   }
 
-  void FinchC2(const std::string& att) {
-    for (const char* target : {"x", "r", "k", "v", "w", "v2"}) Mix(att + "time_maa_" + target);
+  // What Finch and Finch-C2 have, given the mixes that they differ in.
+  void FinchShared(const std::string& att, std::initializer_list<const char*> mixes) {
+    for (const char* target : mixes) Mix(att + "time_maa_" + target);
     Matrix(att + "time_maa_w1", {width_, 5 * kMixRank}, width_);
     Matrix(att + "time_maa_w2", {5, kMixRank, width_}, kMixRank * 100);
     Add(att + "time_decay", {1, 1, width_}, {-6, -1});
     Lora(att + "time_decay", kLoraRank);
-    Lora(att + "time_value2", kLoraRank);
     Add(att + "time_faaaa", {width_ / 64, 64}, {0, 1});
     for (const char* name : {"receptance", "key", "value", "output"}) Linear(att + name, width_, width_);
     Norm(att + "ln_x");
+  }
+
+  void Finch(const std::string& att) {
+    FinchShared(att, {"x", "r", "k", "v", "w", "g"});
+    Linear(att + "gate", width_, width_);
+  }
+
+  void FinchC2(const std::string& att) {
+    FinchShared(att, {"x", "r", "k", "v", "w", "v2"});
+    Lora(att + "time_value2", kLoraRank);
   }
 
   void Gold(const std::string& att) {

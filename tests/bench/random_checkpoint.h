@@ -1,4 +1,4 @@
-// A GoldFinch checkpoint with random bf16 weights, for benches: the shape of a released model, no meaning.
+// A GoldFinch or Finch checkpoint with random bf16 weights, for benches: the shape of a released model, no meaning.
 #ifndef GOLDFINCH_TESTS_BENCH_RANDOM_CHECKPOINT_H_
 #define GOLDFINCH_TESTS_BENCH_RANDOM_CHECKPOINT_H_
 
@@ -13,7 +13,8 @@ struct RandomCheckpointSpec {
   int64_t layers = 24;
   int64_t width = 2048;  // a multiple of 64
   int64_t vocab_size = 65536;
-  int64_t ratio = 3;  // layers / GOLD layers
+  int64_t ratio = 3;   // layers / GOLD layers
+  bool finch = false;  // a plain Finch (RWKV-6): no GOLD layers, and none of Finch-C2
 };
 
 // Writes a .safetensors file, on all cores: the same bytes for the same spec, whatever the machine. Errors name the

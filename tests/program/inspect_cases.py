@@ -52,6 +52,7 @@ class InspectTest(ProgramTest):
             "state_bytes": 4 * (wkv + newest_rows),
             "layers": layers,
         }
+        self.assertRegex(found.pop("fingerprint"), r"\A[0-9a-f]{16}\Z")
         self.assertEqual(found, expected)
 
     def test_table(self):
