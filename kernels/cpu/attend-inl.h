@@ -49,8 +49,8 @@ struct Partial {
   float* values;           // [rows, D]
 };
 
-// to[rows, head_size] (+)= p[rows, seen] v[seen, head_size], where row r sees min(count, first_seen + r) values, or none
-// if that is negative: what a row does not see must not touch it, not even as 0 * NaN.
+// to[rows, head_size] (+)= p[rows, seen] v[seen, head_size], where row r sees min(count, first_seen + r) values, or
+// none if that is negative: what a row does not see must not touch it, not even as 0 * NaN.
 inline void WeightedValues(const float* p, int64_t rows, const float* v, int64_t width, int64_t count,
                            int64_t first_seen, int64_t head_size, bool add, float* to) {
   const int64_t lanes = hn::Lanes(DF());
@@ -266,18 +266,17 @@ void TiledAttention(Context& context, ConstTensor q, RowSpans spans, int64_t hea
     // Rows are merged in parallel, the tiles of a row in order.
     const int64_t first_merged = wave[0].span->row_begin;
     const RowSpan& last_span = *wave[tiles - 1].span;
-    context.pool.ParallelFor(
-        (last_span.row_begin + last_span.row_count - first_merged) * merge_parts,
-        [&](int64_t task, int) {
-          const int64_t row = first_merged + task / merge_parts;
-          const Share of_heads(heads, merge_parts, task % merge_parts);
-          for (const Partial& partial : absl::MakeConstSpan(wave, tiles)) {
-            const int64_t begin = partial.span->row_begin + partial.first_row;
-            if (row < begin || row >= partial.span->row_begin + partial.span->row_count) continue;
-            MergeRow(partial, row, width, heads, of_heads, maximum, sum, out.f32());
-          }
-        },
-        2 * tiles * width / merge_parts);
+    context.pool.ParallelFor((last_span.row_begin + last_span.row_count - first_merged) * merge_parts,
+                             [&](int64_t task, int) {
+                               const int64_t row = first_merged + task / merge_parts;
+                               const Share of_heads(heads, merge_parts, task % merge_parts);
+                               for (const Partial& partial : absl::MakeConstSpan(wave, tiles)) {
+                                 const int64_t begin = partial.span->row_begin + partial.first_row;
+                                 if (row < begin || row >= partial.span->row_begin + partial.span->row_count) continue;
+                                 MergeRow(partial, row, width, heads, of_heads, maximum, sum, out.f32());
+                               }
+                             },
+                             2 * tiles * width / merge_parts);
   }
   context.pool.ParallelFor(
       rows,

@@ -21,8 +21,8 @@ void GroupNormTarget(Context& context, ConstTensor x, int groups, NormWeights no
           const float* gate_row = gate ? gate.f32() + row * width + g : nullptr;
           const Moments moments(from, group, epsilon);
           FillRow(out.f32() + row * width + g, group, [&](size_t i, size_t left) HWY_ATTR {
-            const VF v = hn::MulAdd(moments.Standardize(LoadN(from + i, left)), LoadN(weight + i, left),
-                                    LoadN(bias + i, left));
+            const VF v =
+                hn::MulAdd(moments.Standardize(LoadN(from + i, left)), LoadN(weight + i, left), LoadN(bias + i, left));
             return gate_row == nullptr ? v : hn::Mul(v, LoadN(gate_row + i, left));
           });
         }

@@ -49,8 +49,9 @@ class DdLerpCall {
   }
 
  private:
-  static constexpr int64_t kFewestBlockRows = 32;  // fewer would not be worth the weights that they widen
-  static constexpr int64_t kMostBlockRows = 66;    // what they need stays in the L2 cache
+  static constexpr int64_t kFewestBlockRows = 32;       // fewer would not be worth the weights that they widen
+  static constexpr int64_t kMostBlockRows = 66;         // what they need stays in the L2 cache
+  static constexpr int64_t kUpColumns = 8 * kBlockOut;  // written one after another, as memory likes it
 
   // Many rows: a thread takes some of them from beginning to end.
   void RunBlocks(int64_t threads) const {
@@ -62,7 +63,7 @@ class DdLerpCall {
       const int64_t row = task * block_rows, count = std::min(block_rows, rows_ - row);
       float* mixed = scratch.Floats(count * width_);
       float* hidden = scratch.Floats(count * hidden_width_);
-      float* tile = scratch.Floats(count * kBlockOut);
+      float* tile = scratch.Floats(count * kUpColumns);
       MixInput(row, count, mixed);
       VisitWeight(weights_.down.data.data, weights_.down.data.dtype, [&](auto* down) HWY_ATTR {
         for (int64_t column = 0; column < hidden_width_; column += kBlockOut) {
@@ -75,8 +76,8 @@ class DdLerpCall {
       });
       TanhRow(hidden, count * hidden_width_);
       for (int64_t g = 0; g < targets_; ++g) {
-        for (int64_t column = 0; column < width_; column += kBlockOut) {
-          Up(hidden, row, count, g, column, std::min(kBlockOut, width_ - column), scratch, tile);
+        for (int64_t column = 0; column < width_; column += kUpColumns) {
+          Up(hidden, row, count, g, column, std::min(kUpColumns, width_ - column), scratch, tile);
         }
       }
     });
@@ -113,20 +114,17 @@ class DdLerpCall {
              {hidden, DType::kF32, {rows_, hidden_width_}});
     }
 
-    // A few rows read the weight as it lies in memory, so much of its rows at a time.
-    const int64_t task_columns = rows_ <= kRows && width_ % kBlockOut == 0 ? 8 * kBlockOut : kBlockOut;
-    const int64_t column_blocks = (width_ + task_columns - 1) / task_columns;
+    const int64_t column_blocks = (width_ + kUpColumns - 1) / kUpColumns;
     context_.pool.ParallelFor(
         targets_ * column_blocks,
         [&](int64_t task, int thread) HWY_ATTR {
           Scratch& scratch = context_.scratch[thread];
           const Scratch::Frame task_frame(scratch);
-          const int64_t column = task % column_blocks * task_columns;
-          const int64_t columns = std::min(task_columns, width_ - column);
-          float* tile = scratch.Floats(rows_ * task_columns);
-          Up(hidden, 0, rows_, task / column_blocks, column, columns, scratch, tile);
+          const int64_t column = task % column_blocks * kUpColumns;
+          const int64_t columns = std::min(kUpColumns, width_ - column);
+          Up(hidden, 0, rows_, task / column_blocks, column, columns, scratch, scratch.Floats(rows_ * kUpColumns));
         },
-        rows_ * rank_ * std::min(task_columns, width_));
+        rows_ * rank_ * std::min(kUpColumns, width_));
   }
 
   // to = x + (prev(x) - x) * mix_x, of the rows [row, row + count).
@@ -136,35 +134,43 @@ class DdLerpCall {
     }
   }
 
-  // Columns [column, column + columns) of target g in the rows [row, row + count), whose tanh rows are `hidden`. `tile`
-  // has room for [count, columns], and columns up to a multiple of kBlockOut.
+  // Columns [column, column + columns) of target g in the rows [row, row + count), whose tanh rows are `hidden`; at
+  // most kUpColumns. `tile`: blocks [count, kBlockOut] of columns.
   void Up(const float* hidden, int64_t row, int64_t count, int64_t g, int64_t column, int64_t columns, Scratch& scratch,
           float* tile) const {
-    const int64_t stride = (columns + kBlockOut - 1) / kBlockOut * kBlockOut;
+    const int64_t block_floats = count * kBlockOut;
     VisitWeight(weights_.up.data, weights_.up.dtype, [&](auto* up) HWY_ATTR {
       const float* from = hidden + g * rank_;
       const auto* of_target = up + g * rank_ * width_;
-      if (stride == kBlockOut) {
-        ProductTile(from, hidden_width_, count, of_target, false, rank_, width_, column, columns, scratch, tile);
+      if (count <= kRows && columns % kBlockOut == 0) {
+        // The weight is read in place: much of each of its rows at a time.
+        constexpr int64_t kRankStep = 8;
+        for (int64_t i = 0; i < rank_; i += kRankStep) {
+          for (int64_t c = 0; c < columns; c += kBlockOut) {
+            AxpyBlock(from + i, hidden_width_, count, of_target + i * width_ + column + c, width_,
+                      std::min(kRankStep, rank_ - i), i > 0, tile + c / kBlockOut * block_floats, kBlockOut);
+          }
+        }
         return;
       }
-      constexpr int64_t kRankStep = 8;
-      for (int64_t i = 0; i < rank_; i += kRankStep) {
-        for (int64_t c = 0; c < columns; c += kBlockOut) {
-          AxpyBlock(from + i, hidden_width_, count, of_target + i * width_ + column + c, width_,
-                    std::min(kRankStep, rank_ - i), i > 0, tile + c, stride);
-        }
+      for (int64_t c = 0; c < columns; c += kBlockOut) {
+        ProductTile(from, hidden_width_, count, of_target, false, rank_, width_, column + c,
+                    std::min(kBlockOut, columns - c), scratch, tile + c / kBlockOut * block_floats);
       }
     });
-    const float* mix = weights_.mix.f32() + g * width_ + column;
     for (int64_t i = 0; i < count; ++i) {
-      const float* xr = x_ + (row + i) * width_ + column;
-      const float* prev = context_.prev_rows[row + i] + column;
-      FillRow(out_ + (g * rows_ + row + i) * width_ + column, columns, [&](size_t j, size_t left) HWY_ATTR {
-        const VF xv = LoadN(xr + j, left);
-        const VF amount = hn::Add(LoadN(mix + j, left), LoadN(tile + i * stride + j, left));
-        return hn::MulAdd(hn::Sub(LoadN(prev + j, left), xv), amount, xv);
-      });
+      for (int64_t c = 0; c < columns; c += kBlockOut) {
+        const float* xr = x_ + (row + i) * width_ + column + c;
+        const float* prev = context_.prev_rows[row + i] + column + c;
+        const float* mix = weights_.mix.f32() + g * width_ + column + c;
+        const float* up = tile + c / kBlockOut * block_floats + i * kBlockOut;
+        float* to = out_ + (g * rows_ + row + i) * width_ + column + c;
+        FillRow(to, std::min(kBlockOut, columns - c), [&](size_t j, size_t left) HWY_ATTR {
+          const VF xv = LoadN(xr + j, left);
+          const VF amount = hn::Add(LoadN(mix + j, left), LoadN(up + j, left));
+          return hn::MulAdd(hn::Sub(LoadN(prev + j, left), xv), amount, xv);
+        });
+      }
     }
   }
 

@@ -19,10 +19,10 @@ constexpr int kMaxVectors = HWY_TARGET <= HWY_AVX3 ? 4 : 2;  // of a row of the 
 struct HeadBlock {
   int64_t tokens;
   int64_t head_size;
-  int64_t stride;      // floats from token to token in r, v and out
-  const float* r;      // [tokens, head_size], as v and out
+  int64_t stride;  // floats from token to token in r, v and out
+  const float* r;  // [tokens, head_size], as v and out
   const float* v;
-  const float* key;    // [tokens, head_size], dense, as decay
+  const float* key;  // [tokens, head_size], dense, as decay
   const float* decay;
   const float* bonus;  // [head_size], or null
   float* state;        // [head_size (key), head_size (value)]

@@ -149,8 +149,7 @@ class ProfiledBackend : public Backend {
   }
   void WkvForward(ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus, RowSpans spans,
                   Tensor state, const WkvOptions& options, Tensor out) override {
-    Time({"WkvForward", "row"}, r.dim(0),
-         [&] { cpu_->WkvForward(r, k, v, w, bonus, spans, state, options, out); });
+    Time({"WkvForward", "row"}, r.dim(0), [&] { cpu_->WkvForward(r, k, v, w, bonus, spans, state, options, out); });
   }
   void GoldAppend(absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache) override {
     Time({"GoldAppend", "row"}, c.dim(0), [&] { cpu_->GoldAppend(ids, c, spans, cache); });
@@ -193,8 +192,7 @@ class ProfiledBackend : public Backend {
     Time({"KvAppend", "row"}, k.dim(0), [&] { cpu_->KvAppend(k, v, spans, cache); });
   }
   void KvAttention(ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out) override {
-    Time({"KvAttention", "position"}, PositionsOf(spans),
-         [&] { cpu_->KvAttention(q, spans, cache, head_size, out); });
+    Time({"KvAttention", "position"}, PositionsOf(spans), [&] { cpu_->KvAttention(q, spans, cache, head_size, out); });
   }
   void Sample(ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes, absl::Span<const SampleRow> rows,
               absl::Span<int32_t> tokens) override {
@@ -236,8 +234,8 @@ absl::Status Profile(const std::string& what, int64_t tokens, ProfiledBackend& b
   const int threads = backend.threads();
   absl::PrintF("\n%s: %.4f s, %.2f ms a token, threads idle %.1f %%\n", what, all.seconds,
                all.seconds * 1e3 / static_cast<double>(tokens), 100 * all.idle_seconds / (threads * all.seconds));
-  absl::PrintF("  %-22s %7s %9s %7s %14s %20s %12s\n", "op", "calls", "ms", "share", "threads idle", "share of all idle",
-               "us");
+  absl::PrintF("  %-22s %7s %9s %7s %14s %20s %12s\n", "op", "calls", "ms", "share", "threads idle",
+               "share of all idle", "us");
   std::vector<std::pair<OpKey, Cost>> ops(backend.costs().begin(), backend.costs().end());
   Cost between = all;
   for (const auto& [key, cost] : ops) between -= cost;
@@ -245,9 +243,8 @@ absl::Status Profile(const std::string& what, int64_t tokens, ProfiledBackend& b
   std::sort(ops.begin(), ops.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
   for (const auto& [key, cost] : ops) {
     const std::string unit =
-        cost.units == 0
-            ? ""
-            : absl::StrFormat("%.2f a %s", cost.seconds * 1e6 / static_cast<double>(cost.units), key.unit);
+        cost.units == 0 ? ""
+                        : absl::StrFormat("%.2f a %s", cost.seconds * 1e6 / static_cast<double>(cost.units), key.unit);
     absl::PrintF("  %-22s %7d %9.2f %5.1f %% %12.1f %% %18.1f %% %18s\n", key.ToString(), cost.calls,
                  cost.seconds * 1e3, 100 * cost.seconds / all.seconds,
                  100 * cost.idle_seconds / (threads * cost.seconds), 100 * cost.idle_seconds / all.idle_seconds, unit);
@@ -274,9 +271,8 @@ absl::Status Run(const Options& options) {
   const auto all_ids = absl::MakeConstSpan(ids);
   for (const int64_t prompt : options.prompts) {
     GF_ASSIGN_OR_RETURN(const int slot, engine->stage().Open());
-    GF_RETURN_IF_ERROR(Profile(absl::StrFormat("pre-fill of %d tokens", prompt), prompt, backend, [&] {
-      return engine->Prefill(slot, all_ids.first(prompt), [](int64_t) {}).status();
-    }));
+    GF_RETURN_IF_ERROR(Profile(absl::StrFormat("pre-fill of %d tokens", prompt), prompt, backend,
+                               [&] { return engine->Prefill(slot, all_ids.first(prompt), [](int64_t) {}).status(); }));
     // The first one warms up: it may have to derive what GOLD layers keep.
     GF_RETURN_IF_ERROR(engine->Decode(slot, ids[prompt]).status());
     GF_RETURN_IF_ERROR(
