@@ -2,6 +2,7 @@
 // is cut into calls, and whatever the number of threads. Bit for bit where the back end says so, else to its tolerance.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <functional>
 
 #include "kernels/backend_test_util.h"
@@ -284,30 +285,35 @@ TEST_P(BackendTest, TokenShiftIsInvariant) {
   ExpectInvariant(*this, op, lengths);
 }
 
-TEST_P(BackendTest, DdLerpIsInvariant) {
-  const std::vector<int64_t> lengths = LongLengths(*this);
-  const int64_t width = 136, targets = 5, rank = 12, slots = 6;
-  const std::vector<Values> x = Rows(*this, lengths, width);
-  const Values shift = random.Normal(slots * width, 1), mix_x = random.Uniform(width, 0, 1);
-  const Values mix = random.Uniform(targets * width, 0, 1);
-  const reference::Weight down{random.Normal(width * targets * rank, 0.1, weight_dtype()), width, targets * rank,
+void ExpectDdLerpInvariant(BackendTest& t, int64_t width, int64_t rank) {
+  const std::vector<int64_t> lengths = LongLengths(t);
+  const int64_t targets = 5, slots = 6;
+  const std::vector<Values> x = Rows(t, lengths, width);
+  const Values shift = t.random.Normal(slots * width, 1), mix_x = t.random.Uniform(width, 0, 1);
+  const Values mix = t.random.Uniform(targets * width, 0, 1);
+  const reference::Weight down{t.random.Normal(width * targets * rank, 0.1, t.weight_dtype()), width, targets * rank,
                                Matrix::Layout::kInOut};
-  const Values up = random.Normal(targets * rank * width, 0.3, weight_dtype());
+  const Values up = t.random.Normal(targets * rank * width, 0.3, t.weight_dtype());
   DdLerpWeights weights;
   SequenceOp op{.width = width, .targets = targets};
   op.begin = [&](Device& device) {
     op.states = {device.Put(shift, {slots, width})};
     weights = {.mix_x = device.Put(mix_x, {width}),
-               .down = device.Put(down, weight_dtype()),
-               .up = device.Put(up, {targets, rank, width}, weight_dtype()),
+               .down = device.Put(down, t.weight_dtype()),
+               .up = device.Put(up, {targets, rank, width}, t.weight_dtype()),
                .mix = device.Put(mix, {targets, width})};
   };
   op.call = [&](Device& device, const Call& call) {
-    const Tensor out = device.New(act(), {targets, call.rows, width});
+    const Tensor out = device.New(t.act(), {targets, call.rows, width});
     device->DdLerp(call.Put(device, x, width), call.spans, op.states[0], weights, out);
     return out;
   };
-  ExpectInvariant(*this, op, lengths);
+  ExpectInvariant(t, op, lengths);
+}
+
+TEST_P(BackendTest, DdLerpIsInvariant) {
+  ExpectDdLerpInvariant(*this, 136, 12);
+  if (!slow()) ExpectDdLerpInvariant(*this, 576, 32);  // what blocks of rows and columns fit
 }
 
 TEST_P(BackendTest, WkvIsInvariant) {
@@ -368,10 +374,13 @@ TEST_P(BackendTest, KvAttentionOfManyRowsIsInvariant) {
   if (GetParam().thorough) ExpectKvAttentionInvariant(*this, {1500, 3}, 256, 128);
 }
 
-// Over a cache that grows from call to call; `kept`: over keys and values that are kept as it grows.
-void ExpectGoldAttentionInvariant(BackendTest& t, bool kept) {
+// What is kept as the cache grows, and attended to.
+enum class Kept : uint8_t { kNothing, kRows, kKeysValues };
+
+// Over a cache that grows from call to call.
+void ExpectGoldAttentionInvariant(BackendTest& t, Kept kept) {
   const std::vector<int64_t> lengths = ShortLengths(t);
-  const int64_t width = 64, page_tokens = 37;
+  const int64_t width = 64, page_tokens = kept == Kept::kRows ? 48 : 37;
   const reference::GoldLayer layer =
       RandomGoldLayer(t.random, {.width = width, .head_size = 32, .rope_base = 10000}, t.weight_dtype());
   const std::vector<Values> q = Rows(t, lengths, width), c = Rows(t, lengths, width / 16);
@@ -381,7 +390,9 @@ void ExpectGoldAttentionInvariant(BackendTest& t, bool kept) {
   const Paging paging(t.random, page_tokens, lengths);
   GoldShared shared;
   GoldKvWeights weights;
+  std::vector<GoldKvWeights> layers;  // three, of which the second is used
   KvCache kv;
+  GoldKeptRows rows;
   SequenceOp op{.width = width};
   op.begin = [&](Device& device) {
     const Shape shape{paging.pages(), page_tokens, width};
@@ -390,6 +401,12 @@ void ExpectGoldAttentionInvariant(BackendTest& t, bool kept) {
     kv = {device.New(t.cache_dtype(), shape), device.New(t.cache_dtype(), shape)};
     shared = PutGoldShared(device, layer, t.weight_dtype());
     weights = PutGoldWeights(device, layer, t.weight_dtype());
+    if (kept != Kept::kRows) return;
+    layers = {weights, weights, weights};
+    rows = {.pages = paging.pages(), .page_tokens = page_tokens};
+    rows.page_bytes = device->GoldKeptPageBytes(width, layers, 32, page_tokens);
+    const Tensor memory = device.New({(rows.pages * rows.page_bytes + 256) / 4});
+    rows.data = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data) + 255) / 256 * 256);
   };
   op.call = [&](Device& device, const Call& call) {
     const GoldCache cache{op.states[0], op.states[1]};
@@ -397,7 +414,10 @@ void ExpectGoldAttentionInvariant(BackendTest& t, bool kept) {
     const Tensor queries = call.Put(device, q, width), out = device.New(t.act(), {call.rows, width});
     device->GoldAppend(std::vector<int32_t>(call_ids.begin(), call_ids.end()), call.Put(device, c, width / 16),
                        call.spans, cache);
-    if (kept) {
+    if (kept == Kept::kRows) {
+      device->GoldKeepRows(call.spans, shared, layers, cache, 32, rows);
+      device->GoldKeptAttention(queries, call.spans, shared, layers, 1, rows, 32, out);
+    } else if (kept == Kept::kKeysValues) {
       device->GoldKeysValues(call.spans, shared, weights, cache, 32, kv);
       device->KvAttention(queries, call.spans, kv, 32, out);
     } else {
@@ -408,9 +428,13 @@ void ExpectGoldAttentionInvariant(BackendTest& t, bool kept) {
   ExpectInvariant(t, op, lengths, &paging);
 }
 
-TEST_P(BackendTest, GoldAttentionIsInvariant) { ExpectGoldAttentionInvariant(*this, false); }
+TEST_P(BackendTest, GoldAttentionIsInvariant) { ExpectGoldAttentionInvariant(*this, Kept::kNothing); }
 
-TEST_P(BackendTest, GoldKeysValuesAreInvariant) { ExpectGoldAttentionInvariant(*this, true); }
+TEST_P(BackendTest, GoldKeptRowsAreInvariant) {
+  if (!slow()) ExpectGoldAttentionInvariant(*this, Kept::kRows);
+}
+
+TEST_P(BackendTest, GoldKeysValuesAreInvariant) { ExpectGoldAttentionInvariant(*this, Kept::kKeysValues); }
 
 }  // namespace
 }  // namespace goldfinch

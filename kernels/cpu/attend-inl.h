@@ -31,88 +31,119 @@ namespace goldfinch::cpu::HWY_NAMESPACE {
 constexpr int64_t kTile = 64;                         // positions
 constexpr int64_t kPartialFloats = int64_t{1} << 22;  // partial results held at once: 16 MB, or one tile a thread
 
+// One of `parts` shares of [0, count), as equal as can be: [begin, end).
+struct Share {
+  Share(int64_t count, int64_t parts, int64_t part) : begin(count * part / parts), end(count * (part + 1) / parts) {}
+  int64_t begin;
+  int64_t end;
+};
+
 // What one tile says about the query rows of its span that reach it.
 struct Partial {
   const RowSpan* span;
   int64_t first_position;  // of the tile
+  int64_t count;           // its positions
   int64_t first_row;       // of the span that sees the tile
   float* maximum;          // [rows, heads]
   float* sum;              // [rows, heads]
   float* values;           // [rows, D]
 };
 
-// to[rows, head_size] = p[rows, seen] v[seen, head_size], where row r sees min(count, first_seen + r) values: what a
-// row does not see must not touch it, not even as 0 * NaN.
+// to[rows, head_size] (+)= p[rows, seen] v[seen, head_size], where row r sees min(count, first_seen + r) values, or
+// none if that is negative: what a row does not see must not touch it, not even as 0 * NaN.
 inline void WeightedValues(const float* p, int64_t rows, const float* v, int64_t width, int64_t count,
-                           int64_t first_seen, int64_t head_size, float* to) {
+                           int64_t first_seen, int64_t head_size, bool add, float* to) {
   const int64_t lanes = hn::Lanes(DF());
   for (int64_t r = 0; r < rows;) {
-    const int64_t seen = std::min(count, first_seen + r);
+    const int64_t seen = std::clamp<int64_t>(first_seen + r, 0, count);
     const bool whole = seen == count && r + kRows <= rows;  // so do the rows after it
     const float* pr = p + r * kTile;
     float* out = to + r * width;
     int64_t column = 0;
     for (; column + 4 * lanes <= head_size; column += 4 * lanes) {
       if (whole) {
-        AxpyTile<kRows, 4>(pr, kTile, v + column, width, count, false, out + column, width);
+        AxpyTile<kRows, 4>(pr, kTile, v + column, width, count, add, out + column, width);
       } else {
-        AxpyTile<1, 4>(pr, kTile, v + column, width, seen, false, out + column, width);
+        AxpyTile<1, 4>(pr, kTile, v + column, width, seen, add, out + column, width);
       }
     }
     for (; column < head_size; column += lanes) {
       for (int64_t i = 0; i < (whole ? kRows : 1); ++i) {
-        AxpyTile<1, 1>(pr + i * kTile, kTile, v + column, width, seen, false, out + i * width + column, width);
+        AxpyTile<1, 1>(pr + i * kTile, kTile, v + column, width, seen, add, out + i * width + column, width);
       }
     }
     r += whole ? kRows : 1;
   }
 }
 
-// Attends the rows of a partial to its tile: k, v [count, D].
-inline void AttendTile(ConstTensor q, int64_t head_size, const float* k, const float* v, int64_t count,
+// So few rows read a tile as it lies in memory: a few positions at a time, of each position all heads. More rows pass
+// over it head by head, which reads each row of q once.
+constexpr int64_t kStreamRows = 2 * kRows;
+constexpr int64_t kStreamPositions = 8;
+
+// Attends the rows of a partial to its tile, in some of the heads: k, v [partial.count, D]. Each sum has one order,
+// whatever the heads and rows of the call.
+inline void AttendTile(ConstTensor q, int64_t head_size, const Share& of_heads, const float* k, const float* v,
                        Scratch& scratch, const Partial& partial) {
   const DF df;
   const int64_t width = q.dim(1), heads = width / head_size, rows = partial.span->row_count - partial.first_row;
+  const int64_t count = partial.count;
   const float scale = 1.f / std::sqrt(static_cast<float>(head_size));
   const Scratch::Frame frame(scratch);
-  float* scores = scratch.Floats(rows * kTile);
+  const bool stream = rows <= kStreamRows;
+  const int64_t heads_at_once = stream ? of_heads.end - of_heads.begin : 1, step = stream ? kStreamPositions : kTile;
+  float* scores = scratch.Floats(heads_at_once * rows * kTile);  // [heads at once, rows, kTile]
   const float* q_rows = q.f32() + (partial.span->row_begin + partial.first_row) * width;
   // A row's own position is the last that it sees.
   const int64_t first_seen = partial.span->position + partial.first_row - partial.first_position + 1;
-  for (int64_t head = 0; head < heads; ++head) {
-    const int64_t column = head * head_size;
-    DotBlock(q_rows + column, width, rows, k + column, width, count, head_size, false, scores, kTile);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* row = scores + r * kTile;
-      const int64_t seen = std::min(count, first_seen + r);
-      VF largest = hn::Set(df, -std::numeric_limits<float>::infinity());
-      for (int64_t i = 0; i < seen; i += hn::Lanes(df)) {
-        const VF score = hn::Mul(hn::LoadU(df, row + i), hn::Set(df, scale));
-        hn::StoreU(score, df, row + i);
-        largest = hn::Max(largest, hn::IfThenElse(hn::FirstN(df, seen - i), score, largest));
-      }
-      const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
-      VF total = hn::Zero(df);
-      for (int64_t i = 0; i < seen; i += hn::Lanes(df)) {
-        const VF e = Exp(hn::Sub(hn::LoadU(df, row + i), hn::Set(df, maximum)));
-        const VF kept = hn::IfThenElseZero(hn::FirstN(df, seen - i), e);
-        hn::StoreU(kept, df, row + i);
-        total = hn::Add(total, kept);
-      }
-      partial.maximum[r * heads + head] = maximum;
-      partial.sum[r * heads + head] = hn::GetLane(hn::SumOfLanes(df, total));
+  for (int64_t begin = of_heads.begin; begin < of_heads.end; begin += heads_at_once) {
+    const auto for_heads = [&](auto use) HWY_ATTR {
+      for (int64_t i = 0; i < heads_at_once; ++i) use(begin + i, (begin + i) * head_size, scores + i * rows * kTile);
+    };
+    for (int64_t at = 0; at < count; at += step) {
+      for_heads([&](int64_t, int64_t column, float* of_head) HWY_ATTR {
+        DotBlock(q_rows + column, width, rows, k + at * width + column, width, std::min(step, count - at), head_size,
+                 false, of_head + at, kTile);
+      });
     }
-    WeightedValues(scores, rows, v + column, width, count, first_seen, head_size, partial.values + column);
+    for_heads([&](int64_t head, int64_t, float* of_head) HWY_ATTR {
+      for (int64_t r = 0; r < rows; ++r) {
+        float* row = of_head + r * kTile;
+        const int64_t seen = std::min(count, first_seen + r);
+        VF largest = hn::Set(df, -std::numeric_limits<float>::infinity());
+        for (int64_t i = 0; i < seen; i += hn::Lanes(df)) {
+          const VF score = hn::Mul(hn::LoadU(df, row + i), hn::Set(df, scale));
+          hn::StoreU(score, df, row + i);
+          largest = hn::Max(largest, hn::IfThenElse(hn::FirstN(df, seen - i), score, largest));
+        }
+        const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
+        VF total = hn::Zero(df);
+        for (int64_t i = 0; i < seen; i += hn::Lanes(df)) {
+          const VF e = Exp(hn::Sub(hn::LoadU(df, row + i), hn::Set(df, maximum)));
+          const VF kept = hn::IfThenElseZero(hn::FirstN(df, seen - i), e);
+          hn::StoreU(kept, df, row + i);
+          total = hn::Add(total, kept);
+        }
+        partial.maximum[r * heads + head] = maximum;
+        partial.sum[r * heads + head] = hn::GetLane(hn::SumOfLanes(df, total));
+      }
+    });
+    for (int64_t at = 0; at < count; at += step) {
+      for_heads([&](int64_t, int64_t column, const float* of_head) HWY_ATTR {
+        WeightedValues(of_head + at, rows, v + at * width + column, width, std::min(step, count - at), first_seen - at,
+                       head_size, at > 0, partial.values + column);
+      });
+    }
   }
 }
 
-// Adds a partial to the running result of one of its rows: online softmax (arXiv 1805.02867).
-inline void MergeRow(const Partial& partial, int64_t row, int64_t width, int64_t heads, float* maximum, float* sum,
-                     float* out) {
+// Adds a partial to the running result of one of its rows, in some of the heads: online softmax (arXiv 1805.02867).
+inline void MergeRow(const Partial& partial, int64_t row, int64_t width, int64_t heads, const Share& of_heads,
+                     float* maximum, float* sum, float* out) {
   const DF df;
   const int64_t head_size = width / heads;
   const int64_t r = row - partial.span->row_begin - partial.first_row;
-  for (int64_t head = 0; head < heads; ++head) {
+  for (int64_t head = of_heads.begin; head < of_heads.end; ++head) {
     float& m = maximum[row * heads + head];
     float& s = sum[row * heads + head];
     const float pm = partial.maximum[r * heads + head];
@@ -128,13 +159,19 @@ inline void MergeRow(const Partial& partial, int64_t row, int64_t width, int64_t
   }
 }
 
-// out = softmax attention of q over tiles. make_tile(span, first_position, count, scratch, &k, &v) sets k and v to the
-// rows [count, D] of the positions first_position .. first_position + count of the span's sequence, in `scratch` or
-// elsewhere.
-template <class MakeTile>
-void TiledAttention(Context& context, ConstTensor q, RowSpans spans, int64_t head_size, MakeTile make_tile,
+// What is made; neither needs the other.
+enum class Made : uint8_t { kKeys, kValues };
+
+// out = softmax attention of q over tiles. `source` knows the keys and values [count, D] of the positions first ..
+// first + count of a span's sequence:
+//   bool Find(span, first, count, const float** keys, const float** values) const
+//     sets both to where they lie, or is false: then they have to be made;
+//   void Make(what, span, first, count, scratch, float* to) const
+//     makes keys or values. A row is the same whatever positions are made with it.
+template <class Source>
+void TiledAttention(Context& context, ConstTensor q, RowSpans spans, int64_t head_size, const Source& source,
                     Tensor out) {
-  const int64_t rows = q.dim(0), width = q.dim(1), heads = width / head_size;
+  const int64_t rows = q.dim(0), width = q.dim(1), heads = width / head_size, threads = context.pool.threads();
   Scratch& scratch = context.scratch[0];
   const Scratch::Frame frame(scratch);
   float* maximum = scratch.Floats(rows * heads);
@@ -142,6 +179,8 @@ void TiledAttention(Context& context, ConstTensor q, RowSpans spans, int64_t hea
   std::fill_n(maximum, rows * heads, -std::numeric_limits<float>::infinity());
   std::fill_n(sum, rows * heads, 0.f);
   std::fill_n(out.f32(), rows * width, 0.f);
+  const int64_t head_parts = std::min(heads, threads);
+  const int64_t merge_parts = rows < threads ? head_parts : 1;
 
   // Waves of tiles: made and attended to in parallel, then merged in order.
   size_t span = 0;
@@ -150,14 +189,15 @@ void TiledAttention(Context& context, ConstTensor q, RowSpans spans, int64_t hea
     const Scratch::Frame wave_frame(scratch);
     constexpr int kMaxWave = 256;
     Partial wave[kMaxWave];
-    int tiles = 0;
+    int64_t tiles = 0;
     for (int64_t floats = 0; span < spans.size() && tiles < kMaxWave; ++tiles) {
       const RowSpan& s = spans[span];
       const int64_t first_row = std::max<int64_t>(0, position - s.position), count = s.row_count - first_row;
       floats += count * (width + 2 * heads);
-      if (tiles >= context.pool.threads() && floats > kPartialFloats) break;
+      if (tiles >= threads && floats > kPartialFloats) break;
       wave[tiles] = {&s,
                      position,
+                     std::min(kTile, s.position + s.row_count - position),
                      first_row,
                      scratch.Floats(count * heads),
                      scratch.Floats(count * heads),
@@ -168,30 +208,75 @@ void TiledAttention(Context& context, ConstTensor q, RowSpans spans, int64_t hea
         position = 0;
       }
     }
-    context.pool.ParallelFor(tiles, [&](int64_t task, int thread) HWY_ATTR {
-      const Scratch::Frame tile_frame(context.scratch[thread]);
-      const Partial& partial = wave[task];
-      const int64_t end = partial.span->position + partial.span->row_count;
-      const int64_t count = std::min(kTile, end - partial.first_position);
-      const float* k;
-      const float* v;
-      make_tile(*partial.span, partial.first_position, count, context.scratch[thread], &k, &v);
-      AttendTile(q, head_size, k, v, count, context.scratch[thread], partial);
+    // Each thread has as many whole tiles. Those that are left, one a thread at most, all threads make and attend to
+    // together: first a few positions at a time, then a few heads. The last tile of a sequence is a part of one, so it
+    // is better among these.
+    const int64_t whole = (tiles - 1) / threads * threads, left = tiles - whole;
+    const auto find = [&](const Partial& tile, const float** keys, const float** values) {
+      return source.Find(*tile.span, tile.first_position, tile.count, keys, values);
+    };
+    bool make = false;
+    int64_t left_work = 0;
+    for (const Partial& tile : absl::MakeConstSpan(wave + whole, left)) {
+      const float *keys, *values;
+      if (!find(tile, &keys, &values)) make = true;
+      left_work += 2 * tile.count * (tile.span->row_count - tile.first_row) * width;
+    }
+    float* made = make ? scratch.Floats(left * 2 * kTile * width) : nullptr;  // [left, 2, kTile, D]
+    const int64_t position_parts = make ? (threads + left - 1) / left : 0, make_parts = 2 * position_parts;
+    context.pool.ParallelFor(whole + left * make_parts, [&](int64_t task, int thread) HWY_ATTR {
+      Scratch& task_scratch = context.scratch[thread];
+      const Scratch::Frame task_frame(task_scratch);
+      const float *keys, *values;
+      if (task < whole) {
+        const Partial& tile = wave[task];
+        if (!find(tile, &keys, &values)) {
+          float* made_keys = task_scratch.Floats(tile.count * width);
+          float* made_values = task_scratch.Floats(tile.count * width);
+          source.Make(Made::kKeys, *tile.span, tile.first_position, tile.count, task_scratch, made_keys);
+          source.Make(Made::kValues, *tile.span, tile.first_position, tile.count, task_scratch, made_values);
+          keys = made_keys;
+          values = made_values;
+        }
+        AttendTile(q, head_size, {heads, 1, 0}, keys, values, task_scratch, tile);
+        return;
+      }
+      const int64_t index = (task - whole) / make_parts, part = (task - whole) % make_parts;
+      const Partial& tile = wave[whole + index];
+      const Share share(tile.count, position_parts, part % position_parts);
+      if (share.begin == share.end || find(tile, &keys, &values)) return;
+      const Made what = part < position_parts ? Made::kKeys : Made::kValues;
+      float* to = made + (2 * index + (what == Made::kKeys ? 0 : 1)) * kTile * width;
+      source.Make(what, *tile.span, tile.first_position + share.begin, share.end - share.begin, task_scratch,
+                  to + share.begin * width);
     });
+    context.pool.ParallelFor(
+        left * head_parts,
+        [&](int64_t task, int thread) HWY_ATTR {
+          const int64_t index = task / head_parts;
+          const Partial& tile = wave[whole + index];
+          const float *keys, *values;
+          if (!find(tile, &keys, &values)) {
+            keys = made + 2 * index * kTile * width;
+            values = keys + kTile * width;
+          }
+          AttendTile(q, head_size, {heads, head_parts, task % head_parts}, keys, values, context.scratch[thread], tile);
+        },
+        left_work / (left * head_parts));
     // Rows are merged in parallel, the tiles of a row in order.
     const int64_t first_merged = wave[0].span->row_begin;
     const RowSpan& last_span = *wave[tiles - 1].span;
-    context.pool.ParallelFor(
-        last_span.row_begin + last_span.row_count - first_merged,
-        [&](int64_t task, int) {
-          const int64_t row = first_merged + task;
-          for (const Partial& partial : absl::MakeConstSpan(wave, tiles)) {
-            const int64_t begin = partial.span->row_begin + partial.first_row;
-            if (row < begin || row >= partial.span->row_begin + partial.span->row_count) continue;
-            MergeRow(partial, row, width, heads, maximum, sum, out.f32());
-          }
-        },
-        tiles * width);
+    context.pool.ParallelFor((last_span.row_begin + last_span.row_count - first_merged) * merge_parts,
+                             [&](int64_t task, int) {
+                               const int64_t row = first_merged + task / merge_parts;
+                               const Share of_heads(heads, merge_parts, task % merge_parts);
+                               for (const Partial& partial : absl::MakeConstSpan(wave, tiles)) {
+                                 const int64_t begin = partial.span->row_begin + partial.first_row;
+                                 if (row < begin || row >= partial.span->row_begin + partial.span->row_count) continue;
+                                 MergeRow(partial, row, width, heads, of_heads, maximum, sum, out.f32());
+                               }
+                             },
+                             2 * tiles * width / merge_parts);
   }
   context.pool.ParallelFor(
       rows,

@@ -1,3 +1,5 @@
+#include "kernels/cpu/cpu_backend.h"
+
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -31,6 +33,7 @@ class CpuBackend : public Backend {
   }
 
   int threads() const override { return context_.pool.threads(); }
+  cpu::ThreadPool::Times thread_times() const { return context_.pool.times(); }
   DType activation_dtype() const override { return kActivations; }
   bool multiplies_quantised() const override { return true; }
 
@@ -196,6 +199,12 @@ class CpuBackend : public Backend {
 };
 
 }  // namespace
+
+cpu::ThreadPool::Times CpuThreadTimes(const Backend& backend) {
+  const auto* cpu = dynamic_cast<const CpuBackend*>(&backend);
+  GF_CHECK(cpu != nullptr) << backend.Describe();
+  return cpu->thread_times();
+}
 
 std::unique_ptr<Backend> MakeCpuBackend(int threads) {
   if (threads <= 0) threads = std::max(1u, std::thread::hardware_concurrency());

@@ -77,6 +77,60 @@ void LoadIds(const GoldShared& shared, const GoldCache& cache, const RowSpan& sp
   }
 }
 
+// panel[k, kBlockOut] = the rows [row, row + count) of w [rows, k], transposed; zeros beyond count.
+template <typename T>
+void TransposeRows(const T* w, int64_t k, int64_t row, int64_t count, float* panel) {
+  const DF df;
+  const hn::FixedTag<float, 4> d4;
+  const int64_t lanes = hn::Lanes(df);
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4) {
+    const T* from = w + (row + r) * k;
+    int64_t i = 0;
+    for (; i + lanes <= k; i += lanes) {
+      const VF a = LoadFloats(from + i), b = LoadFloats(from + k + i);
+      const VF c = LoadFloats(from + 2 * k + i), d = LoadFloats(from + 3 * k + i);
+      // Within 16-byte blocks: [a0 c0 a1 c1] and [b0 d0 b1 d1], then [a0 b0 c0 d0], [a1 b1 c1 d1], and so on.
+      const VF ac_low = hn::InterleaveLower(df, a, c), ac_high = hn::InterleaveUpper(df, a, c);
+      const VF bd_low = hn::InterleaveLower(df, b, d), bd_high = hn::InterleaveUpper(df, b, d);
+      HWY_ALIGN float rows[4 * hn::MaxLanes(df)];
+      hn::Store(hn::InterleaveLower(df, ac_low, bd_low), df, rows);
+      hn::Store(hn::InterleaveUpper(df, ac_low, bd_low), df, rows + lanes);
+      hn::Store(hn::InterleaveLower(df, ac_high, bd_high), df, rows + 2 * lanes);
+      hn::Store(hn::InterleaveUpper(df, ac_high, bd_high), df, rows + 3 * lanes);
+      for (int64_t j = 0; j < lanes; ++j) {
+        hn::StoreU(hn::Load(d4, rows + j % 4 * lanes + j / 4 * 4), d4, panel + (i + j) * kBlockOut + r);
+      }
+    }
+    for (; i < k; ++i) {
+      for (int64_t j = 0; j < 4; ++j) WidenRow(from + j * k + i, 1, panel + i * kBlockOut + r + j);
+    }
+  }
+  for (; r < kBlockOut; ++r) {
+    for (int64_t i = 0; i < k; ++i) {
+      float* to = panel + i * kBlockOut + r;
+      *to = 0;
+      if (r < count) WidenRow(w + (row + r) * k + i, 1, to);
+    }
+  }
+}
+
+// to[rows, out] = x[rows, in] times a weight [out, in] of few inputs. Its dot products are so short that adding up
+// their lanes would take longer than they do, so the weight is transposed as it is widened.
+void ShortProduct(const float* x, int64_t rows, Matrix weight, Scratch& scratch, float* to) {
+  const Scratch::Frame frame(scratch);
+  const int64_t in = weight.in(), out = weight.out();
+  float* panel = scratch.Floats(in * kBlockOut);
+  float* tile = scratch.Floats(rows * kBlockOut);
+  for (int64_t column = 0; column < out; column += kBlockOut) {
+    const int64_t count = std::min(kBlockOut, out - column);
+    VisitWeight(weight.data.data, weight.data.dtype,
+                [&](auto* w) HWY_ATTR { TransposeRows(w, in, column, count, panel); });
+    AxpyBlock(x, in, rows, static_cast<const float*>(panel), kBlockOut, in, false, tile, kBlockOut);
+    for (int64_t i = 0; i < rows; ++i) std::copy_n(tile + i * kBlockOut, count, to + i * out + column);
+  }
+}
+
 // kk = rms(W_b [x0; c]) of positions first .. first + count; zeros for position -1.
 void LoadKeys(const GoldShared& shared, const GoldCache& cache, const RowSpan& span, int64_t first, int64_t count,
               const int32_t* ids, Scratch& scratch, float* kk) {
@@ -87,7 +141,7 @@ void LoadKeys(const GoldShared& shared, const GoldCache& cache, const RowSpan& s
   for (int64_t i = skipped; i < count; ++i) {
     WidenCompressedRow(cache.c, PagedRow(span, first + i, cache.page_tokens()), c_width, c + i * c_width);
   }
-  Product(c, c_width, count, shared.key_compressed, scratch, kk);  // zeros of position -1 stay so
+  ShortProduct(c, count, shared.key_compressed, scratch, kk);  // zeros of position -1 stay so
   for (int64_t i = skipped; i < count; ++i) {
     float* row = kk + i * width;
     const float* from_x0 = shared.key_table.f32() + ids[i] * width;
@@ -156,68 +210,67 @@ void AddLora(Matrix up, const float* hidden, int64_t count, Scratch& scratch, fl
                   });
 }
 
-// The last of what makes keys and values: norms, and the rotation.
+// The last of what makes keys and values: norms, and the rotation of keys.
 class Finisher {
  public:
   Finisher(const GoldKvWeights& weights, int head_size)
       : weights_(weights), head_size_(head_size), frequencies_(head_size, weights.rope_base) {}
 
   // Of the positions first .. first + count, in place.
-  void Run(int64_t first, int64_t count, float* keys, float* values) const {
+  void Run(Made what, int64_t first, int64_t count, float* rows) const {
     const int64_t width = weights_.mix_up.dim(2);
+    const NormWeights& norm = what == Made::kKeys ? weights_.ln_key : weights_.ln_value;
     for (int64_t i = 0; i < count; ++i) {
-      Norm(weights_.ln_key, width, keys + i * width);
-      Norm(weights_.ln_value, width, values + i * width);
-      if (weights_.rope_base != 0) RopeRow(keys + i * width, width, head_size_, first + i, frequencies_);
+      float* row = rows + i * width;
+      LayerNormRow(row, norm.weight.f32(), norm.bias.f32(), width, kLayerNormEpsilon, row);
+      if (what == Made::kKeys && weights_.rope_base != 0) {
+        RopeRow(row, width, head_size_, first + i, frequencies_);
+      }
     }
   }
 
  private:
-  static void Norm(const NormWeights& norm, int64_t width, float* x) {
-    LayerNormRow(x, norm.weight.f32(), norm.bias.f32(), width, kLayerNormEpsilon, x);
-  }
-
   const GoldKvWeights& weights_;
   const int head_size_;
   const RopeFrequencies frequencies_;
 };
 
-// Rebuilds keys and values of one GOLD layer from ids and compressed rows.
+// Rebuilds keys and values of one GOLD layer from ids and compressed rows: a source of tiles (attend-inl.h).
 class TileBuilder {
  public:
   TileBuilder(const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache, int head_size)
       : shared_(shared), weights_(weights), cache_(cache), finisher_(weights, head_size) {}
 
-  // k, v [count, D] of the positions first .. first + count.
-  void Build(const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
-             const float** v) const {
-    const int64_t width = shared_.embedding.dim(1);
-    float* keys = scratch.Floats(count * width);
-    float* values = scratch.Floats(count * width);
-    *k = keys;
-    *v = values;
+  static bool Find(const RowSpan&, int64_t, int64_t, const float**, const float**) { return false; }
+
+  void Make(Made what, const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, float* to) const {
     const Scratch::Frame frame(scratch);
-    // Row 0 is the position before the tile: the shift looks one back. Zeros stand before position 0.
+    // Row 0 is the position before the first: the shift looks one back. Zeros stand before position 0.
     int32_t ids[kTile + 1];
     LoadIds(shared_, cache_, span, first - 1, count + 1, ids);
-    float* xo = scratch.Floats((count + 1) * width);
-    float* kk = scratch.Floats((count + 1) * width);
-    EmbedIds(shared_, ids, count + 1, xo);
-    LoadKeys(shared_, cache_, span, first - 1, count + 1, ids, scratch, kk);
     float* mix = scratch.Floats(count * weights_.mix_table.dim(2));
     MixHidden(weights_, ids, count, mix);
-    float* hidden = scratch.Floats(count * std::max(weights_.key_down.out(), weights_.value_down.out()));
-
-    Mix(weights_, kk, mix, 0, count, weights_.mix_key, scratch, keys);
-    LoraHidden(weights_.key_down, keys, count, scratch, hidden);
-    AddLora(weights_.key_up, hidden, count, scratch, keys);
-    Mix(weights_, xo, mix, 1, count, weights_.mix_value, scratch, values);
-    LoraHidden(weights_.value_down, values, count, scratch, hidden);
-    AddLora(weights_.value_up, hidden, count, scratch, values);
-    finisher_.Run(first, count, keys, values);
+    float* x = scratch.Floats((count + 1) * shared_.embedding.dim(1));  // kk or xo
+    if (what == Made::kKeys) {
+      LoadKeys(shared_, cache_, span, first - 1, count + 1, ids, scratch, x);
+      Mix(weights_, x, mix, 0, count, weights_.mix_key, scratch, to);
+      Lora(weights_.key_down, weights_.key_up, count, scratch, to);
+    } else {
+      EmbedIds(shared_, ids, count + 1, x);
+      Mix(weights_, x, mix, 1, count, weights_.mix_value, scratch, to);
+      Lora(weights_.value_down, weights_.value_up, count, scratch, to);
+    }
+    finisher_.Run(what, first, count, to);
   }
 
  private:
+  // x += tanh(x down) up.
+  static void Lora(Matrix down, Matrix up, int64_t count, Scratch& scratch, float* x) {
+    float* hidden = scratch.Floats(count * down.out());
+    LoraHidden(down, x, count, scratch, hidden);
+    AddLora(up, hidden, count, scratch, x);
+  }
+
   const GoldShared& shared_;
   const GoldKvWeights& weights_;
   const GoldCache& cache_;
@@ -274,44 +327,37 @@ class KeptTileBuilder {
         offset_(KeptPages::RowNumbers(shared.embedding.dim(1), layers.first(layer))),
         finisher_(weights_, head_size) {}
 
-  void Build(const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
-             const float** v) const {
-    const int64_t width = shared_.embedding.dim(1), mix_width = 2 * weights_.mix_up.dim(1);
-    const int64_t key_width = weights_.key_down.out(), value_width = weights_.value_down.out();
-    float* keys = scratch.Floats(count * width);
-    float* values = scratch.Floats(count * width);
-    *k = keys;
-    *v = values;
+  static bool Find(const RowSpan&, int64_t, int64_t, const float**, const float**) { return false; }
+
+  void Make(Made what, const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, float* to) const {
     const Scratch::Frame frame(scratch);
-    int32_t ids[kTile + 1];
-    float* xo = scratch.Floats((count + 1) * width);
-    float* kk = scratch.Floats((count + 1) * width);
+    const int64_t width = shared_.embedding.dim(1), mix_width = 2 * weights_.mix_up.dim(1);
+    const bool keys = what == Made::kKeys;
+    const Matrix& up = keys ? weights_.key_up : weights_.value_up;
+    const int64_t hidden_width = up.in();
+    const int64_t hidden_offset = offset_ + mix_width + (keys ? 0 : weights_.key_up.in());
+    int32_t ids[kTile + 1];                          // row 0 is the position before, as in TileBuilder
+    float* x = scratch.Floats((count + 1) * width);  // kk or xo
     float* mix = scratch.Floats(count * mix_width);
-    float* key_hidden = scratch.Floats(count * key_width);
-    float* value_hidden = scratch.Floats(count * value_width);
+    float* hidden = scratch.Floats(count * hidden_width);
     for (int64_t i = 0; i <= count; ++i) {
       const int64_t position = first - 1 + i;
       if (position < 0) {
         ids[i] = -1;
-        std::fill_n(kk, width, 0.f);
+        std::fill_n(x, width, 0.f);
         continue;
       }
       ids[i] = pages_.Id(span, position);
       const float* row = pages_.Row(span, position);
-      std::copy_n(row, width, kk + i * width);
+      if (keys) std::copy_n(row, width, x + i * width);
       if (i == 0) continue;
-      row += offset_;
-      std::copy_n(row, mix_width, mix + (i - 1) * mix_width);
-      std::copy_n(row + mix_width, key_width, key_hidden + (i - 1) * key_width);
-      std::copy_n(row + mix_width + key_width, value_width, value_hidden + (i - 1) * value_width);
+      std::copy_n(row + offset_, mix_width, mix + (i - 1) * mix_width);
+      std::copy_n(row + hidden_offset, hidden_width, hidden + (i - 1) * hidden_width);
     }
-    EmbedIds(shared_, ids, count + 1, xo);
-
-    Mix(weights_, kk, mix, 0, count, weights_.mix_key, scratch, keys);
-    AddLora(weights_.key_up, key_hidden, count, scratch, keys);
-    Mix(weights_, xo, mix, 1, count, weights_.mix_value, scratch, values);
-    AddLora(weights_.value_up, value_hidden, count, scratch, values);
-    finisher_.Run(first, count, keys, values);
+    if (!keys) EmbedIds(shared_, ids, count + 1, x);
+    Mix(weights_, x, mix, keys ? 0 : 1, count, keys ? weights_.mix_key : weights_.mix_value, scratch, to);
+    AddLora(up, hidden, count, scratch, to);
+    finisher_.Run(what, first, count, to);
   }
 
  private:
@@ -322,36 +368,38 @@ class KeptTileBuilder {
   const Finisher finisher_;
 };
 
-template <class Builder>
-void Attend(Context& context, ConstTensor q, RowSpans spans, const Builder& builder, int head_size, Tensor out) {
-  const auto make_tile = [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
-                             const float** v) { builder.Build(span, first, count, scratch, k, v); };
-  TiledAttention(context, q, spans, head_size, make_tile, out);
-}
-
 void GoldAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
                          const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
-  Attend(context, q, spans, TileBuilder(shared, weights, cache, head_size), head_size, out);
+  TiledAttention(context, q, spans, head_size, TileBuilder(shared, weights, cache, head_size), out);
 }
 
 void GoldKeptAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
                              absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
                              Tensor out) {
-  Attend(context, q, spans, KeptTileBuilder(shared, layers, layer, rows, head_size), head_size, out);
+  TiledAttention(context, q, spans, head_size, KeptTileBuilder(shared, layers, layer, rows, head_size), out);
 }
 
-// Calls use(span, first, count, scratch) for tiles of the spans' positions, in parallel.
-template <class Use>
-void ForTiles(Context& context, RowSpans spans, Use use) {
-  const auto tiles_of = [](const RowSpan& span) { return (span.row_count + kTile - 1) / kTile; };
-  int64_t tiles = 0;
-  for (const RowSpan& span : spans) tiles += tiles_of(span);
-  context.pool.ParallelFor(tiles, [&](int64_t task, int thread) {
+// Calls use(span, first, count, part, scratch) for pieces of at most kTile positions of the spans and every part of
+// them, in parallel. `parts_of(pieces)` says how many parts a piece has.
+template <class PartsOf, class Use>
+void ForPieces(Context& context, RowSpans spans, PartsOf parts_of, Use use) {
+  constexpr int64_t kFewest = 8;  // fewer would not be worth the weights that they read
+  int64_t positions = 0;
+  for (const RowSpan& span : spans) positions += span.row_count;
+  const int64_t threads = context.pool.threads();
+  const int64_t length = std::clamp((positions + threads - 1) / threads, kFewest, kTile);
+  const auto pieces_of = [&](const RowSpan& span) { return (span.row_count + length - 1) / length; };
+  int64_t pieces = 0;
+  for (const RowSpan& span : spans) pieces += pieces_of(span);
+  const int64_t parts = parts_of(pieces);
+  context.pool.ParallelFor(pieces * parts, [&](int64_t task, int thread) {
+    int64_t piece = task / parts;
     const RowSpan* span = spans.data();
-    for (; task >= tiles_of(*span); ++span) task -= tiles_of(*span);
+    for (; piece >= pieces_of(*span); ++span) piece -= pieces_of(*span);
     Scratch& scratch = context.scratch[thread];
     const Scratch::Frame frame(scratch);
-    use(*span, span->position + task * kTile, std::min(kTile, span->row_count - task * kTile), scratch);
+    const int64_t begin = piece * length;
+    use(*span, span->position + begin, std::min(length, span->row_count - begin), task % parts, scratch);
   });
 }
 
@@ -359,42 +407,53 @@ void GoldKeysValuesTarget(Context& context, RowSpans spans, const GoldShared& sh
                           const GoldCache& cache, int head_size, const KvCache& kv) {
   const TileBuilder builder(shared, weights, cache, head_size);
   const int64_t width = kv.keys.dim(2);
-  ForTiles(context, spans, [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch) HWY_ATTR {
-    const float* keys;
-    const float* values;
-    builder.Build(span, first, count, scratch, &keys, &values);
+  const auto make = [&](const RowSpan& span, int64_t first, int64_t count, int64_t part, Scratch& scratch) HWY_ATTR {
+    const Made what = part == 0 ? Made::kKeys : Made::kValues;
+    float* rows = scratch.Floats(count * width);
+    builder.Make(what, span, first, count, scratch, rows);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t to = KeptRow(span, first + i, kv.page_tokens()) * width;
-      Narrow(keys + i * width, width, kv.keys, to);
-      Narrow(values + i * width, width, kv.values, to);
+      Narrow(rows + i * width, width, what == Made::kKeys ? kv.keys : kv.values,
+             KeptRow(span, first + i, kv.page_tokens()) * width);
     }
-  });
+  };
+  ForPieces(
+      context, spans, [](int64_t) { return 2; }, make);
 }
 
 void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shared,
                         absl::Span<const GoldKvWeights> layers, const GoldCache& cache, const GoldKeptRows& rows) {
-  const int64_t width = shared.embedding.dim(1);
+  const int64_t width = shared.embedding.dim(1), threads = context.pool.threads();
+  const auto layer_count = static_cast<int64_t>(layers.size());
   const KeptPages pages(rows, width, layers);
-  ForTiles(context, spans, [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch) HWY_ATTR {
+  // With fewer pieces than threads, each piece is dealt out by layers; what layers share is then made several times.
+  int64_t parts = 1;
+  const auto parts_of = [&](int64_t pieces) {
+    if (pieces < threads) parts = std::min(layer_count, threads);
+    return parts;
+  };
+  const auto make = [&](const RowSpan& span, int64_t first, int64_t count, int64_t part, Scratch& scratch) HWY_ATTR {
     int32_t ids[kTile + 1];  // row 0 is the position before, as in TileBuilder
     LoadIds(shared, cache, span, first - 1, count + 1, ids);
     float* xo = scratch.Floats((count + 1) * width);
     float* kk = scratch.Floats((count + 1) * width);
     EmbedIds(shared, ids, count + 1, xo);
     LoadKeys(shared, cache, span, first - 1, count + 1, ids, scratch, kk);
-    for (int64_t i = 0; i < count; ++i) {
-      pages.Id(span, first + i) = ids[i + 1];
-      std::copy_n(kk + (i + 1) * width, width, pages.Row(span, first + i));
+    if (part == 0) {
+      for (int64_t i = 0; i < count; ++i) {
+        pages.Id(span, first + i) = ids[i + 1];
+        std::copy_n(kk + (i + 1) * width, width, pages.Row(span, first + i));
+      }
     }
+    const Share share(layer_count, parts, part);
     float* mixed = scratch.Floats(count * width);
-    int64_t offset = width;
+    int64_t offset = KeptPages::RowNumbers(width, layers.first(share.begin));
     const auto keep = [&](const float* hidden, int64_t numbers) {
       for (int64_t i = 0; i < count; ++i) {
         std::copy_n(hidden + i * numbers, numbers, pages.Row(span, first + i) + offset);
       }
       offset += numbers;
     };
-    for (const GoldKvWeights& layer : layers) {
+    for (const GoldKvWeights& layer : layers.subspan(share.begin, share.end - share.begin)) {
       const Scratch::Frame layer_frame(scratch);
       const int64_t mix_width = 2 * layer.mix_up.dim(1);
       float* mix = scratch.Floats(count * mix_width);
@@ -408,46 +467,52 @@ void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shar
       LoraHidden(layer.value_down, mixed, count, scratch, hidden);
       keep(hidden, layer.value_down.out());
     }
-  });
+  };
+  ForPieces(context, spans, parts_of, make);
 }
 
 int64_t GoldKeptPageBytesTarget(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens) {
   return KeptPages::PageBytes(width, layers, page_tokens);
 }
 
-constexpr int64_t kTableIds = 48;  // rows that share a widened panel
-
-// Calls fill(ids, count, thread) for blocks of the ids, in parallel.
-template <class Fill>
-void ForTableIds(Context& context, absl::Span<const int32_t> ids, Fill fill) {
-  const auto total = static_cast<int64_t>(ids.size());
-  context.pool.ParallelFor((total + kTableIds - 1) / kTableIds, [&](int64_t block, int thread) {
-    const int64_t begin = block * kTableIds;
-    fill(ids.data() + begin, std::min(kTableIds, total - begin), thread);
-  });
-}
-
 void GoldKeyTableRowsTarget(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
                             Matrix key_x0, Tensor table) {
-  const int64_t width = embedding.dim(1);
-  ForTableIds(context, ids, [&](const int32_t* block, int64_t count, int thread) HWY_ATTR {
-    Scratch& scratch = context.scratch[thread];
-    const Scratch::Frame frame(scratch);
-    float* x0 = scratch.Floats(count * width);
-    for (int64_t i = 0; i < count; ++i) EmbedRow(embedding, ln0, block[i], x0 + i * width);
-    ForProductTiles(x0, width, count, key_x0.data, 0, true, width, width, scratch,
-                    [&](int64_t column, int64_t columns, const float* tile) {
-                      for (int64_t i = 0; i < count; ++i) {
-                        std::copy_n(tile + i * kBlockOut, columns, table.f32() + block[i] * width + column);
-                      }
-                    });
-  });
+  const auto total = static_cast<int64_t>(ids.size());
+  const int64_t width = embedding.dim(1), column_blocks = (width + kBlockOut - 1) / kBlockOut;
+  constexpr int64_t kIds = 264;  // that share a widened panel
+  for (int64_t begin = 0; begin < total; begin += kIds) {
+    const int32_t* block = ids.data() + begin;
+    const int64_t count = std::min(kIds, total - begin);
+    const Scratch::Frame frame(context.scratch[0]);
+    float* x0 = context.scratch[0].Floats(count * width);
+    context.pool.ParallelFor(
+        count, [&](int64_t i, int) HWY_ATTR { EmbedRow(embedding, ln0, block[i], x0 + i * width); }, 4 * width);
+    context.pool.ParallelFor(
+        column_blocks,
+        [&](int64_t task, int thread) HWY_ATTR {
+          Scratch& scratch = context.scratch[thread];
+          const Scratch::Frame task_frame(scratch);
+          const int64_t column = task * kBlockOut, columns = std::min(kBlockOut, width - column);
+          float* tile = scratch.Floats(count * kBlockOut);
+          VisitWeight(key_x0.data.data, key_x0.data.dtype, [&](auto* w) HWY_ATTR {
+            ProductTile(x0, width, count, w, true, width, width, column, columns, scratch, tile);
+          });
+          for (int64_t i = 0; i < count; ++i) {
+            std::copy_n(tile + i * kBlockOut, columns, table.f32() + block[i] * width + column);
+          }
+        },
+        count * width * kBlockOut);
+  }
 }
 
 void GoldMixTableRowsTarget(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
                             ConstTensor mix_lora, Matrix mix_down, Tensor table) {
   const int64_t width = embedding.dim(1), hidden_width = table.dim(2);
-  ForTableIds(context, ids, [&](const int32_t* block, int64_t count, int thread) HWY_ATTR {
+  const auto total = static_cast<int64_t>(ids.size());
+  constexpr int64_t kIds = 48;  // that share a widened panel
+  context.pool.ParallelFor((total + kIds - 1) / kIds, [&](int64_t task, int thread) HWY_ATTR {
+    const int32_t* block = ids.data() + task * kIds;
+    const int64_t count = std::min(kIds, total - task * kIds);
     Scratch& scratch = context.scratch[thread];
     const Scratch::Frame frame(scratch);
     // Rows 2i and 2i + 1: the shares of xo that an id has in the mix at its own position and at the next.

@@ -13,18 +13,19 @@ void GroupNormTarget(Context& context, ConstTensor x, int groups, NormWeights no
   const int64_t width = x.dim(1), group = width / groups;
   context.pool.ParallelFor(
       x.dim(0),
-      [&](int64_t row, int thread) HWY_ATTR {
-        const Scratch::Frame frame(context.scratch[thread]);
-        float* standard = context.scratch[thread].Floats(width);  // `out` may be `gate`
-        for (int64_t g = 0; g < width; g += group)
-          StandardizeRow(x.f32() + row * width + g, group, epsilon, standard + g);
-        const float* weight = norm.weight.f32();
-        const float* bias = norm.bias.f32();
-        const float* gate_row = gate ? gate.f32() + row * width : nullptr;
-        FillRow(out.f32() + row * width, width, [&](size_t i, size_t left) HWY_ATTR {
-          const VF v = hn::MulAdd(LoadN(standard + i, left), LoadN(weight + i, left), LoadN(bias + i, left));
-          return gate_row == nullptr ? v : hn::Mul(v, LoadN(gate_row + i, left));
-        });
+      [&](int64_t row, int) HWY_ATTR {
+        for (int64_t g = 0; g < width; g += group) {
+          const float* from = x.f32() + row * width + g;
+          const float* weight = norm.weight.f32() + g;
+          const float* bias = norm.bias.f32() + g;
+          const float* gate_row = gate ? gate.f32() + row * width + g : nullptr;
+          const Moments moments(from, group, epsilon);
+          FillRow(out.f32() + row * width + g, group, [&](size_t i, size_t left) HWY_ATTR {
+            const VF v =
+                hn::MulAdd(moments.Standardize(LoadN(from + i, left)), LoadN(weight + i, left), LoadN(bias + i, left));
+            return gate_row == nullptr ? v : hn::Mul(v, LoadN(gate_row + i, left));
+          });
+        }
       },
       4 * width);
 }

@@ -9,32 +9,37 @@ HWY_BEFORE_NAMESPACE();
 namespace goldfinch::cpu::HWY_NAMESPACE {
 namespace {
 
-void KvAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size,
-                       Tensor out) {
-  const int64_t width = q.dim(1), page_tokens = cache.page_tokens();
-  const auto load_tile = [&](const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, const float** k,
-                             const float** v) HWY_ATTR {
-    const int64_t in_page = first % page_tokens;
-    if (cache.keys.dtype == DType::kF32 && in_page + count <= page_tokens) {  // where they are
-      const int64_t at = PagedRow(span, first, page_tokens) * width;
-      *k = cache.keys.f32() + at;
-      *v = cache.values.f32() + at;
-      return;
-    }
-    float* keys = scratch.Floats(count * width);
-    float* values = scratch.Floats(count * width);
+// Tiles of stored keys and values (attend-inl.h).
+class StoredTiles {
+ public:
+  explicit StoredTiles(const KvCache& cache) : cache_(cache) {}
+
+  bool Find(const RowSpan& span, int64_t first, int64_t count, const float** keys, const float** values) const {
+    const int64_t page_tokens = cache_.page_tokens();
+    if (cache_.keys.dtype != DType::kF32 || first % page_tokens + count > page_tokens) return false;
+    const int64_t at = PagedRow(span, first, page_tokens) * cache_.keys.dim(2);
+    *keys = cache_.keys.f32() + at;
+    *values = cache_.values.f32() + at;
+    return true;
+  }
+
+  void Make(Made what, const RowSpan& span, int64_t first, int64_t count, Scratch&, float* to) const {
+    const int64_t page_tokens = cache_.page_tokens(), width = cache_.keys.dim(2);
     for (int64_t i = 0; i < count;) {
-      const int64_t position = first + i, in_page = position % page_tokens;
-      const int64_t run = std::min(count - i, page_tokens - in_page);
-      const int64_t at = PagedRow(span, position, page_tokens) * width;
-      Widen(cache.keys, at, run * width, keys + i * width);
-      Widen(cache.values, at, run * width, values + i * width);
+      const int64_t position = first + i, run = std::min(count - i, page_tokens - position % page_tokens);
+      Widen(what == Made::kKeys ? cache_.keys : cache_.values, PagedRow(span, position, page_tokens) * width,
+            run * width, to + i * width);
       i += run;
     }
-    *k = keys;
-    *v = values;
-  };
-  TiledAttention(context, q, spans, head_size, load_tile, out);
+  }
+
+ private:
+  const KvCache& cache_;
+};
+
+void KvAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size,
+                       Tensor out) {
+  TiledAttention(context, q, spans, head_size, StoredTiles(cache), out);
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <immintrin.h>
 
+#include <chrono>
+
 #include "base/check.h"
 
 namespace goldfinch::cpu {
@@ -10,18 +12,29 @@ namespace {
 // About 50 microseconds: longer than the gaps between the ops of a step, shorter than anyone would mind.
 constexpr int kSpins = 2000;
 
+int WorkersOf(int threads) {
+  GF_CHECK_GE(threads, 1);
+  return threads - 1;
+}
+
+int64_t NowNanoseconds() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  GF_CHECK_GE(threads, 1);
-  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { Work(thread); });
+ThreadPool::ThreadPool(int threads) : workers_(WorkersOf(threads)) {
+  for (int thread = 1; thread < threads; ++thread) {
+    workers_[thread - 1].thread = std::thread([this, thread] { Work(thread); });
+  }
 }
 
 ThreadPool::~ThreadPool() {
   stop_.store(true);
   loops_.fetch_add(1);
   loops_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+  for (Worker& worker : workers_) worker.thread.join();
 }
 
 void ThreadPool::ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task, int thread)> body, int64_t task_work) {
@@ -38,6 +51,8 @@ void ThreadPool::ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task,
   RunTasks(0);
   // `body` lives on this stack: no one may join now, and those who have must leave.
   uint32_t joined = joined_.fetch_sub(1, std::memory_order_acq_rel) - 1;
+  if (joined == 0) return;
+  const int64_t start = NowNanoseconds();
   for (int spin = 0; spin < kSpins && joined != 0; ++spin) {
     _mm_pause();
     joined = joined_.load(std::memory_order_acquire);
@@ -46,6 +61,13 @@ void ThreadPool::ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task,
     joined_.wait(joined, std::memory_order_acquire);
     joined = joined_.load(std::memory_order_acquire);
   }
+  waiting_ns_ += NowNanoseconds() - start;
+}
+
+ThreadPool::Times ThreadPool::times() const {
+  Times times{.waiting_ns = waiting_ns_};
+  for (const Worker& worker : workers_) times.working_ns += worker.working_ns;
+  return times;
 }
 
 void ThreadPool::RunTasks(int thread) {
@@ -78,7 +100,9 @@ void ThreadPool::Work(int thread) {
     seen = loops_.load(std::memory_order_acquire);
     if (stop_.load()) return;
     if (!Join()) continue;
+    const int64_t start = NowNanoseconds();
     RunTasks(thread);
+    workers_[thread - 1].working_ns += NowNanoseconds() - start;
     Leave();
   }
 }

@@ -24,6 +24,14 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+  // What threads have done so far; not to be asked for while a loop runs. Over a time t the threads were idle for
+  // (threads() - 1) * t - working_ns + waiting_ns together.
+  struct Times {
+    int64_t working_ns = 0;  // in tasks, of all threads but the caller
+    int64_t waiting_ns = 0;  // the caller, for others to end their last task
+  };
+  Times times() const;
+
   // Calls body(task, thread) once for every task in [0, tasks), thread in [0, threads()). Returns when all are done.
   // Tasks are handed out in order, one at a time. `task_work` is about how many multiply-adds a task is worth: a loop
   // of little work is not shared, for that would take longer.
@@ -33,12 +41,18 @@ class ThreadPool {
  private:
   static constexpr int64_t kWorthSharing = int64_t{1} << 16;  // a microsecond or two
 
+  struct alignas(64) Worker {
+    std::thread thread;
+    int64_t working_ns = 0;  // written within a loop, read between loops
+  };
+
   void Work(int thread);
   void RunTasks(int thread);
   bool Join();
   void Leave();
 
-  std::vector<std::thread> workers_;
+  std::vector<Worker> workers_;
+  int64_t waiting_ns_ = 0;
   // Of the loop that runs; read by threads that have joined it.
   absl::FunctionRef<void(int64_t, int)>* body_ = nullptr;
   int64_t tasks_ = 0;

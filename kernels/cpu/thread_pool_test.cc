@@ -87,6 +87,29 @@ TEST_P(ThreadPoolTest, PoolsNest) {
   EXPECT_EQ(runs, 100);
 }
 
+TEST_P(ThreadPoolTest, TellsHowLongOthersWorked) {
+  ThreadPool pool(threads());
+  constexpr std::chrono::milliseconds kLong(5);
+  std::atomic<bool> other{threads() == 1};
+  pool.ParallelFor(2, [&](int64_t, int thread) {
+    if (thread != 0) {
+      other.store(true);
+      std::this_thread::sleep_for(kLong);
+    }
+    while (!other.load()) std::this_thread::yield();
+  });
+  const ThreadPool::Times times = pool.times();
+  EXPECT_GE(times.waiting_ns, 0);
+  if (threads() == 1) {
+    EXPECT_EQ(times.working_ns + times.waiting_ns, 0);
+  } else {
+    EXPECT_GE(std::chrono::nanoseconds(times.working_ns), kLong);
+  }
+  pool.ParallelFor(1, [](int64_t, int) {});  // not shared: nothing to count
+  EXPECT_EQ(pool.times().working_ns, times.working_ns);
+  EXPECT_EQ(pool.times().waiting_ns, times.waiting_ns);
+}
+
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 3, 4), testing::PrintToStringParamName());
 
 TEST(ThreadPoolDeathTest, NeedsAThread) { EXPECT_DEATH(ThreadPool(0), "CHECK failed"); }

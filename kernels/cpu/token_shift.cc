@@ -25,49 +25,164 @@ void TokenShiftTarget(Context& context, ConstTensor x, ConstTensor mix, Tensor o
       targets * width);
 }
 
-void DdLerpTarget(Context& context, ConstTensor x, const DdLerpWeights& weights, Tensor out) {
-  const int64_t rows = x.dim(0), width = x.dim(1);
-  const int64_t targets = weights.mix.dim(0), rank = weights.up.dim(1);
-  const Scratch::Frame frame(context.scratch[0]);
-  float* mixed = context.scratch[0].Floats(rows * width);
-  context.pool.ParallelFor(
-      rows,
-      [&](int64_t row, int) HWY_ATTR {
-        LerpRow(x.f32() + row * width, context.prev_rows[row], weights.mix_x.f32(), width, mixed + row * width);
-      },
-      width);
-  const Tensor hidden{context.scratch[0].Floats(rows * targets * rank), DType::kF32, {rows, targets * rank}};
-  MatMul(context, {mixed, DType::kF32, {rows, width}}, weights.down, {.activation = Activation::kTanh}, hidden);
+// One call of DdLerp. Every number has one order of operations, whichever way the work is cut.
+class DdLerpCall {
+ public:
+  DdLerpCall(Context& context, ConstTensor x, const DdLerpWeights& weights, Tensor out)
+      : context_(context),
+        x_(x.f32()),
+        weights_(weights),
+        out_(out.f32()),
+        rows_(x.dim(0)),
+        width_(x.dim(1)),
+        targets_(weights.mix.dim(0)),
+        rank_(weights.up.dim(1)),
+        hidden_width_(targets_ * rank_) {}
 
-  // Each task: 64 columns of one target for a block of rows.
-  const int64_t column_blocks = (width + kBlockOut - 1) / kBlockOut;
-  const int64_t row_blocks = (rows + kBlockRows - 1) / kBlockRows;
-  context.pool.ParallelFor(
-      targets * column_blocks * row_blocks,
-      [&](int64_t task, int thread) HWY_ATTR {
-        Scratch& scratch = context.scratch[thread];
-        const Scratch::Frame task_frame(scratch);
-        const int64_t column = task % column_blocks * kBlockOut, count = std::min(kBlockOut, width - column);
-        const int64_t row = task / column_blocks % row_blocks * kBlockRows,
-                      row_count = std::min(kBlockRows, rows - row);
-        const int64_t g = task / column_blocks / row_blocks;
-        float* tile = scratch.Floats(row_count * kBlockOut);
-        VisitWeight(weights.up.data, weights.up.dtype, [&](auto* up) HWY_ATTR {
-          ProductTile(hidden.f32() + row * targets * rank + g * rank, targets * rank, row_count, up + g * rank * width,
-                      false, rank, width, column, count, scratch, tile);
-        });
-        const float* mix = weights.mix.f32() + g * width + column;
-        for (int64_t i = 0; i < row_count; ++i) {
-          const float* xr = x.f32() + (row + i) * width + column;
-          const float* prev = context.prev_rows[row + i] + column;
-          FillRow(out.f32() + (g * rows + row + i) * width + column, count, [&](size_t j, size_t left) HWY_ATTR {
-            const VF xv = LoadN(xr + j, left);
-            const VF amount = hn::Add(LoadN(mix + j, left), LoadN(tile + i * kBlockOut + j, left));
-            return hn::MulAdd(hn::Sub(LoadN(prev + j, left), xv), amount, xv);
-          });
+  void Run() const {
+    const int64_t threads = context_.pool.threads();
+    if (rows_ >= threads * kFewestBlockRows) {
+      RunBlocks(threads);
+    } else {
+      RunColumns();
+    }
+  }
+
+ private:
+  static constexpr int64_t kFewestBlockRows = 32;       // fewer would not be worth the weights that they widen
+  static constexpr int64_t kMostBlockRows = 66;         // what they need stays in the L2 cache
+  static constexpr int64_t kUpColumns = 8 * kBlockOut;  // written one after another, as memory likes it
+
+  // Many rows: a thread takes some of them from beginning to end.
+  void RunBlocks(int64_t threads) const {
+    const int64_t rounds = (rows_ + threads * kMostBlockRows - 1) / (threads * kMostBlockRows);
+    const int64_t block_rows = ((rows_ + rounds * threads - 1) / (rounds * threads) + kRows - 1) / kRows * kRows;
+    context_.pool.ParallelFor((rows_ + block_rows - 1) / block_rows, [&](int64_t task, int thread) HWY_ATTR {
+      Scratch& scratch = context_.scratch[thread];
+      const Scratch::Frame frame(scratch);
+      const int64_t row = task * block_rows, count = std::min(block_rows, rows_ - row);
+      float* mixed = scratch.Floats(count * width_);
+      float* hidden = scratch.Floats(count * hidden_width_);
+      float* tile = scratch.Floats(count * kUpColumns);
+      MixInput(row, count, mixed);
+      VisitWeight(weights_.down.data.data, weights_.down.data.dtype, [&](auto* down) HWY_ATTR {
+        for (int64_t column = 0; column < hidden_width_; column += kBlockOut) {
+          const int64_t columns = std::min(kBlockOut, hidden_width_ - column);
+          ProductTile(mixed, width_, count, down, false, width_, hidden_width_, column, columns, scratch, tile);
+          for (int64_t i = 0; i < count; ++i) {
+            std::copy_n(tile + i * kBlockOut, columns, hidden + i * hidden_width_ + column);
+          }
         }
-      },
-      std::min(kBlockRows, rows) * rank * std::min(kBlockOut, width));
+      });
+      TanhRow(hidden, count * hidden_width_);
+      for (int64_t g = 0; g < targets_; ++g) {
+        for (int64_t column = 0; column < width_; column += kUpColumns) {
+          Up(hidden, row, count, g, column, std::min(kUpColumns, width_ - column), scratch, tile);
+        }
+      }
+    });
+  }
+
+  // Few rows: the weights are what takes time, so threads share their columns.
+  void RunColumns() const {
+    const Scratch::Frame frame(context_.scratch[0]);
+    float* mixed = context_.scratch[0].Floats(rows_ * width_);
+    float* hidden = context_.scratch[0].Floats(rows_ * hidden_width_);
+    context_.pool.ParallelFor(
+        rows_, [&](int64_t row, int) HWY_ATTR { MixInput(row, 1, mixed + row * width_); }, width_);
+    constexpr int64_t kDownColumns = 32;
+    const bool narrow = rows_ <= kRows && hidden_width_ % kDownColumns == 0;
+    if (narrow) {
+      context_.pool.ParallelFor(
+          hidden_width_ / kDownColumns,
+          [&](int64_t task, int) HWY_ATTR {
+            constexpr int kVectors = 16 / hn::MaxLanes(DF());
+            VisitWeight(weights_.down.data.data, weights_.down.data.dtype, [&](auto* down) HWY_ATTR {
+              for (int64_t row = 0; row < rows_; ++row) {
+                for (int64_t i = 0; i < kDownColumns; i += 16) {
+                  const int64_t column = task * kDownColumns + i;
+                  AxpyTile<1, kVectors>(mixed + row * width_, width_, down + column, hidden_width_, width_, false,
+                                        hidden + row * hidden_width_ + column, hidden_width_);
+                }
+              }
+            });
+          },
+          rows_ * width_ * kDownColumns);
+      TanhRow(hidden, rows_ * hidden_width_);
+    } else {
+      MatMul(context_, {mixed, DType::kF32, {rows_, width_}}, weights_.down, {.activation = Activation::kTanh},
+             {hidden, DType::kF32, {rows_, hidden_width_}});
+    }
+
+    const int64_t column_blocks = (width_ + kUpColumns - 1) / kUpColumns;
+    context_.pool.ParallelFor(
+        targets_ * column_blocks,
+        [&](int64_t task, int thread) HWY_ATTR {
+          Scratch& scratch = context_.scratch[thread];
+          const Scratch::Frame task_frame(scratch);
+          const int64_t column = task % column_blocks * kUpColumns;
+          const int64_t columns = std::min(kUpColumns, width_ - column);
+          Up(hidden, 0, rows_, task / column_blocks, column, columns, scratch, scratch.Floats(rows_ * kUpColumns));
+        },
+        rows_ * rank_ * std::min(kUpColumns, width_));
+  }
+
+  // to = x + (prev(x) - x) * mix_x, of the rows [row, row + count).
+  void MixInput(int64_t row, int64_t count, float* to) const {
+    for (int64_t i = 0; i < count; ++i) {
+      LerpRow(x_ + (row + i) * width_, context_.prev_rows[row + i], weights_.mix_x.f32(), width_, to + i * width_);
+    }
+  }
+
+  // Columns [column, column + columns) of target g in the rows [row, row + count), whose tanh rows are `hidden`; at
+  // most kUpColumns. `tile`: blocks [count, kBlockOut] of columns.
+  void Up(const float* hidden, int64_t row, int64_t count, int64_t g, int64_t column, int64_t columns, Scratch& scratch,
+          float* tile) const {
+    const int64_t block_floats = count * kBlockOut;
+    VisitWeight(weights_.up.data, weights_.up.dtype, [&](auto* up) HWY_ATTR {
+      const float* from = hidden + g * rank_;
+      const auto* of_target = up + g * rank_ * width_;
+      if (count <= kRows && columns % kBlockOut == 0) {
+        // The weight is read in place: much of each of its rows at a time.
+        constexpr int64_t kRankStep = 8;
+        for (int64_t i = 0; i < rank_; i += kRankStep) {
+          for (int64_t c = 0; c < columns; c += kBlockOut) {
+            AxpyBlock(from + i, hidden_width_, count, of_target + i * width_ + column + c, width_,
+                      std::min(kRankStep, rank_ - i), i > 0, tile + c / kBlockOut * block_floats, kBlockOut);
+          }
+        }
+        return;
+      }
+      for (int64_t c = 0; c < columns; c += kBlockOut) {
+        ProductTile(from, hidden_width_, count, of_target, false, rank_, width_, column + c,
+                    std::min(kBlockOut, columns - c), scratch, tile + c / kBlockOut * block_floats);
+      }
+    });
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t c = 0; c < columns; c += kBlockOut) {
+        const float* xr = x_ + (row + i) * width_ + column + c;
+        const float* prev = context_.prev_rows[row + i] + column + c;
+        const float* mix = weights_.mix.f32() + g * width_ + column + c;
+        const float* up = tile + c / kBlockOut * block_floats + i * kBlockOut;
+        float* to = out_ + (g * rows_ + row + i) * width_ + column + c;
+        FillRow(to, std::min(kBlockOut, columns - c), [&](size_t j, size_t left) HWY_ATTR {
+          const VF xv = LoadN(xr + j, left);
+          const VF amount = hn::Add(LoadN(mix + j, left), LoadN(up + j, left));
+          return hn::MulAdd(hn::Sub(LoadN(prev + j, left), xv), amount, xv);
+        });
+      }
+    }
+  }
+
+  Context& context_;
+  const float* const x_;
+  const DdLerpWeights& weights_;
+  float* const out_;
+  const int64_t rows_, width_, targets_, rank_, hidden_width_;
+};
+
+void DdLerpTarget(Context& context, ConstTensor x, const DdLerpWeights& weights, Tensor out) {
+  DdLerpCall(context, x, weights, out).Run();
 }
 
 }  // namespace

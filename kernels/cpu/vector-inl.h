@@ -191,14 +191,18 @@ HWY_INLINE void FillRow(float* to, size_t count, F f) {
   for (size_t i = 0; i < count; i += lanes) StoreN(f(i, count - i), to + i, count - i);
 }
 
-// The sum of f(i, left) over a row; f must return zeros beyond `left`.
+// The sum of f(i, left) over a row; f must return zeros beyond `left`. Four sums: one would wait for each addition.
 template <class F>
 HWY_INLINE float SumRow(size_t count, F f) {
   const DF df;
   const size_t lanes = hn::Lanes(df);
-  VF sum = hn::Zero(df);
-  for (size_t i = 0; i < count; i += lanes) sum = hn::Add(sum, f(i, count - i));
-  return hn::GetLane(hn::SumOfLanes(df, sum));
+  VF sum[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
+  size_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    for (size_t s = 0; s < 4; ++s) sum[s] = hn::Add(sum[s], f(i + s * lanes, count - i - s * lanes));
+  }
+  for (; i < count; i += lanes) sum[0] = hn::Add(sum[0], f(i, count - i));
+  return hn::GetLane(hn::SumOfLanes(df, hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]))));
 }
 
 // Of any x: infinity where e^x is beyond fp32, and NaN of NaN. Highway's holds up to x = 104 only, and makes NaN 0.
@@ -225,29 +229,31 @@ inline void WidenCompressedRow(ConstTensor pages, int64_t row, int64_t width, fl
           [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(LoadN(to + i, left), hn::Set(DF(), scale)); });
 }
 
-// LayerNorm of one row without weight and bias: to = (x - mean) / sqrt(variance + epsilon). `to` may be `x`.
-inline void StandardizeRow(const float* x, size_t count, float epsilon, float* to) {
-  const DF df;
-  const float mean = SumRow(count, [&](size_t i, size_t left) HWY_ATTR { return LoadN(x + i, left); }) / count;
-  const VF mean_v = hn::Set(df, mean);
-  const float variance = SumRow(count,
-                                [&](size_t i, size_t left) HWY_ATTR {
-                                  const VF centered = hn::Sub(LoadN(x + i, left), mean_v);
-                                  const VF kept = hn::IfThenElseZero(hn::FirstN(df, left), centered);
-                                  return hn::Mul(kept, kept);
-                                }) /
-                         count;
-  const VF scale = hn::Set(df, 1.f / std::sqrt(variance + epsilon));
-  FillRow(to, count,
-          [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(hn::Sub(LoadN(x + i, left), mean_v), scale); });
-}
+// What makes LayerNorm of a row: (x - mean) * scale, scale = 1 / sqrt(variance + epsilon).
+struct Moments {
+  Moments(const float* x, size_t count, float epsilon) {
+    const DF df;
+    mean = hn::Set(df, SumRow(count, [&](size_t i, size_t left) HWY_ATTR { return LoadN(x + i, left); }) / count);
+    const float variance = SumRow(count,
+                                  [&](size_t i, size_t left) HWY_ATTR {
+                                    const VF centered = hn::Sub(LoadN(x + i, left), mean);
+                                    const VF kept = hn::IfThenElseZero(hn::FirstN(df, left), centered);
+                                    return hn::Mul(kept, kept);
+                                  }) /
+                           count;
+    scale = hn::Set(df, 1.f / std::sqrt(variance + epsilon));
+  }
+  HWY_INLINE VF Standardize(VF x) const { return hn::Mul(hn::Sub(x, mean), scale); }
+
+  VF mean, scale;
+};
 
 // LayerNorm of one row. `to` may be `x`.
 inline void LayerNormRow(const float* x, const float* weight, const float* bias, size_t count, float epsilon,
                          float* to) {
-  StandardizeRow(x, count, epsilon, to);
+  const Moments moments(x, count, epsilon);
   FillRow(to, count, [&](size_t i, size_t left) HWY_ATTR {
-    return hn::MulAdd(LoadN(to + i, left), LoadN(weight + i, left), LoadN(bias + i, left));
+    return hn::MulAdd(moments.Standardize(LoadN(x + i, left)), LoadN(weight + i, left), LoadN(bias + i, left));
   });
 }
 

@@ -2,6 +2,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/wkv.cc"
 #include <algorithm>
 
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/vector-inl.h"
@@ -10,47 +11,96 @@ HWY_BEFORE_NAMESPACE();
 namespace goldfinch::cpu::HWY_NAMESPACE {
 namespace {
 
-// One token of one head, V vectors of value columns: y += r (S + diag(u) k^T v), S = diag(decay) S + k^T v.
-template <int V, bool kBonus>
-HWY_INLINE void WkvToken(const float* HWY_RESTRICT r, const float* HWY_RESTRICT k, const float* HWY_RESTRICT v,
-                         const float* HWY_RESTRICT decay, const float* HWY_RESTRICT bonus, size_t head_size,
-                         float* HWY_RESTRICT state, float* HWY_RESTRICT y) {
+// Tokens of a head whose rows are brought near, and whose exponentials are taken, before the recurrence needs them.
+constexpr int64_t kBlockTokens = 16;
+constexpr int kMaxVectors = HWY_TARGET <= HWY_AVX3 ? 4 : 2;  // of a row of the state at once: what registers hold
+
+// A block of tokens of one head.
+struct HeadBlock {
+  int64_t tokens;
+  int64_t head_size;
+  int64_t stride;  // floats from token to token in r, v and out
+  const float* r;  // [tokens, head_size], as v and out
+  const float* v;
+  const float* key;  // [tokens, head_size], dense, as decay
+  const float* decay;
+  const float* bonus;  // [head_size], or null
+  float* state;        // [head_size (key), head_size (value)]
+  float* out;
+  bool accumulate;
+};
+
+// y = r (S + diag(u) k^T v), S = diag(decay) S + k^T v for T tokens and V vectors of value columns. An element of the
+// state is loaded once for all tokens; it meets them in order, so that T does not show in the result.
+template <int T, int V, bool kBonus>
+void WkvTokens(const HeadBlock& block, int64_t token, int64_t column) {
   const DF df;
   const size_t lanes = hn::Lanes(df);
-  VF vv[V], sum[V];
-  for (int c = 0; c < V; ++c) {
-    vv[c] = hn::LoadU(df, v + c * lanes);
-    sum[c] = hn::Zero(df);
-  }
-  for (size_t i = 0; i < head_size; ++i) {
-    const VF ri = hn::Set(df, r[i]), ki = hn::Set(df, k[i]), di = hn::Set(df, decay[i]);
-    float* row = state + i * head_size;
+  const int64_t n = block.head_size;
+  const float* HWY_RESTRICT r = block.r + token * block.stride;
+  const float* HWY_RESTRICT key = block.key + token * n;
+  const float* HWY_RESTRICT decay = block.decay + token * n;
+  float* HWY_RESTRICT state = block.state + column;
+  VF v[T][V], sum[T][V];
+#pragma GCC unroll 2
+  for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 4
     for (int c = 0; c < V; ++c) {
-      const VF s = hn::LoadU(df, row + c * lanes);
-      const VF kv = hn::Mul(ki, vv[c]);
-      if constexpr (kBonus) {
-        sum[c] = hn::MulAdd(ri, hn::MulAdd(hn::Set(df, bonus[i]), kv, s), sum[c]);
-      } else {
-        sum[c] = hn::MulAdd(ri, s, sum[c]);
-      }
-      hn::StoreU(hn::MulAdd(di, s, kv), df, row + c * lanes);
+      v[t][c] = hn::LoadU(df, block.v + (token + t) * block.stride + column + c * lanes);
+      sum[t][c] = hn::Zero(df);
     }
   }
-  for (int c = 0; c < V; ++c) hn::StoreU(sum[c], df, y + c * lanes);
+  for (int64_t i = 0; i < n; ++i) {
+    VF s[V];
+#pragma GCC unroll 4
+    for (int c = 0; c < V; ++c) s[c] = hn::LoadU(df, state + i * n + c * lanes);
+#pragma GCC unroll 2
+    for (int t = 0; t < T; ++t) {
+      const VF ri = hn::Set(df, r[t * block.stride + i]);
+      const VF ki = hn::Set(df, key[t * n + i]), di = hn::Set(df, decay[t * n + i]);
+#pragma GCC unroll 4
+      for (int c = 0; c < V; ++c) {
+        const VF kv = hn::Mul(ki, v[t][c]);
+        if constexpr (kBonus) {
+          sum[t][c] = hn::MulAdd(ri, hn::MulAdd(hn::Set(df, block.bonus[i]), kv, s[c]), sum[t][c]);
+        } else {
+          sum[t][c] = hn::MulAdd(ri, s[c], sum[t][c]);
+        }
+        s[c] = hn::MulAdd(di, s[c], kv);
+      }
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < V; ++c) hn::StoreU(s[c], df, state + i * n + c * lanes);
+  }
+  for (int t = 0; t < T; ++t) {
+    float* out = block.out + (token + t) * block.stride + column;
+    for (int c = 0; c < V; ++c) {
+      float* to = out + c * lanes;
+      hn::StoreU(block.accumulate ? hn::Add(hn::LoadU(df, to), sum[t][c]) : sum[t][c], df, to);
+    }
+  }
 }
 
-template <int V>
-HWY_INLINE void WkvTokenColumns(const float* r, const float* k, const float* v, const float* decay, const float* bonus,
-                                size_t head_size, float* state, float* y) {
-  const size_t step = V * hn::Lanes(DF());
-  for (size_t column = 0; column < head_size; column += step) {
-    if (bonus != nullptr) {
-      WkvToken<V, true>(r, k, v + column, decay, bonus, head_size, state + column, y + column);
-    } else {
-      WkvToken<V, false>(r, k, v + column, decay, bonus, head_size, state + column, y + column);
-    }
+template <int V, bool kBonus>
+void WkvBlock(const HeadBlock& block) {
+  const int64_t step = V * hn::Lanes(DF());
+  int64_t token = 0;
+  for (; token + 2 <= block.tokens; token += 2) {
+    for (int64_t column = 0; column < block.head_size; column += step) WkvTokens<2, V, kBonus>(block, token, column);
   }
+  if (token == block.tokens) return;
+  for (int64_t column = 0; column < block.head_size; column += step) WkvTokens<1, V, kBonus>(block, token, column);
+}
+
+template <bool kBonus>
+void WkvBlockOfWidth(const HeadBlock& block) {
+  const int64_t lanes = hn::Lanes(DF());
+  if constexpr (kMaxVectors == 4) {
+    if (block.head_size % (4 * lanes) == 0) return WkvBlock<4, kBonus>(block);
+  }
+  // head_size is a multiple of 16, so some width fits.
+  if (block.head_size % (2 * lanes) == 0) return WkvBlock<2, kBonus>(block);
+  WkvBlock<1, kBonus>(block);
 }
 
 void WkvTarget(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus,
@@ -62,38 +112,47 @@ void WkvTarget(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, Co
       static_cast<int64_t>(spans.size()) * heads,
       [&](int64_t task, int thread) HWY_ATTR {
         const Scratch::Frame frame(context.scratch[thread]);
-        float* decay = context.scratch[thread].Floats(head_size);
-        float* key = context.scratch[thread].Floats(head_size);
-        float* y = context.scratch[thread].Floats(head_size);
+        float* decay = context.scratch[thread].Floats(kBlockTokens * head_size);
+        float* key = context.scratch[thread].Floats(kBlockTokens * head_size);
         const RowSpan& span = spans[task / heads];
         const int64_t head = task % heads;
-        float* head_state = state.f32() + (span.slot * heads + head) * head_size * head_size;
-        const float* head_bonus = bonus ? bonus.f32() + head * head_size : nullptr;
-        for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
-          const int64_t at = row * width + head * head_size;
-          const float* wr = w.f32() + row * w_stride + head * head_size;
-          for (int64_t i = 0; i < head_size; i += hn::Lanes(df)) {
-            const VF rate = hn::Neg(Exp(hn::LoadU(df, wr + i)));
-            VF kv = hn::LoadU(df, k.f32() + at + i);
-            // expm1 keeps the digits of 1 - decay where the decay is near 1.
-            if (options.one_minus_decay_keys) kv = hn::Mul(kv, hn::Neg(hn::Expm1(df, rate)));
-            hn::StoreU(hn::Exp(df, rate), df, decay + i);
-            hn::StoreU(kv, df, key + i);
+        HeadBlock block{.tokens = 0,
+                        .head_size = head_size,
+                        .stride = width,
+                        .r = nullptr,
+                        .v = nullptr,
+                        .key = key,
+                        .decay = decay,
+                        .bonus = bonus ? bonus.f32() + head * head_size : nullptr,
+                        .state = state.f32() + (span.slot * heads + head) * head_size * head_size,
+                        .out = nullptr,
+                        .accumulate = options.accumulate};
+        for (int64_t begin = 0; begin < span.row_count; begin += kBlockTokens) {
+          block.tokens = std::min(kBlockTokens, span.row_count - begin);
+          const int64_t row = span.row_begin + begin, at = row * width + head * head_size;
+          block.r = r.f32() + at;
+          block.v = v.f32() + at;
+          block.out = out.f32() + at;
+          for (int64_t t = 0; t < block.tokens; ++t) {
+            const float* wr = w.f32() + (row + t) * w_stride + head * head_size;
+            const float* kr = k.f32() + at + t * width;
+            for (int64_t i = 0; i < head_size; i += hn::Lanes(df)) {
+              // A head's part of a row is on a page of its own: no hardware looks ahead from one to the next.
+              hwy::Prefetch(block.r + t * width + i);
+              hwy::Prefetch(block.v + t * width + i);
+              hwy::Prefetch(block.out + t * width + i);
+              const VF rate = hn::Neg(Exp(hn::LoadU(df, wr + i)));
+              VF kv = hn::LoadU(df, kr + i);
+              // expm1 keeps the digits of 1 - decay where the decay is near 1.
+              if (options.one_minus_decay_keys) kv = hn::Mul(kv, hn::Neg(hn::Expm1(df, rate)));
+              hn::StoreU(hn::Exp(df, rate), df, decay + t * head_size + i);
+              hn::StoreU(kv, df, key + t * head_size + i);
+            }
           }
-          const float* rr = r.f32() + at;
-          const float* vr = v.f32() + at;
-          // head_size is a multiple of 16, so some width fits.
-          if (head_size % (4 * hn::Lanes(df)) == 0) {
-            WkvTokenColumns<4>(rr, key, vr, decay, head_bonus, head_size, head_state, y);
-          } else if (head_size % (2 * hn::Lanes(df)) == 0) {
-            WkvTokenColumns<2>(rr, key, vr, decay, head_bonus, head_size, head_state, y);
+          if (block.bonus != nullptr) {
+            WkvBlockOfWidth<true>(block);
           } else {
-            WkvTokenColumns<1>(rr, key, vr, decay, head_bonus, head_size, head_state, y);
-          }
-          float* to = out.f32() + at;
-          for (int64_t i = 0; i < head_size; i += hn::Lanes(df)) {
-            const VF value = hn::LoadU(df, y + i);
-            hn::StoreU(options.accumulate ? hn::Add(hn::LoadU(df, to + i), value) : value, df, to + i);
+            WkvBlockOfWidth<false>(block);
           }
         }
       },
