@@ -247,7 +247,8 @@ absl::Status Profile(const std::string& what, int64_t tokens, ProfiledBackend& b
                         : absl::StrFormat("%.2f a %s", cost.seconds * 1e6 / static_cast<double>(cost.units), key.unit);
     absl::PrintF("  %-22s %7d %9.2f %5.1f %% %12.1f %% %18.1f %% %18s\n", key.ToString(), cost.calls,
                  cost.seconds * 1e3, 100 * cost.seconds / all.seconds,
-                 100 * cost.idle_seconds / (threads * cost.seconds), 100 * cost.idle_seconds / all.idle_seconds, unit);
+                 100 * cost.idle_seconds / (threads * cost.seconds),
+                 all.idle_seconds > 0 ? 100 * cost.idle_seconds / all.idle_seconds : 0, unit);
   }
   std::fflush(stdout);
   return absl::OkStatus();
