@@ -439,6 +439,11 @@ std::vector<std::string> ShortNames(const std::vector<std::string>& paths) {
 }
 
 absl::Status Run(const Options& options) {
+  for (size_t i = 0; i < options.lengths.size(); ++i) {
+    if (options.lengths[i] % kStep == 0 && (i == 0 || options.lengths[i] > options.lengths[i - 1])) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("--lengths: ", options.lengths[i], " is no multiple of ", kStep, " above the one before"));
+  }
   const std::vector<std::string> names = ShortNames(options.models);
   Figures figures(names);
   std::vector<std::unique_ptr<ModelBench>> models;
