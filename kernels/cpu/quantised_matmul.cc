@@ -308,7 +308,7 @@ HWY_INLINE int8_t InputOf(const int32_t* words, int i) {
 
 constexpr int64_t kBlockStripsMax = 8;
 constexpr int64_t kRowStrips = 1032;      // of a task: sums of 258 KiB
-constexpr int64_t kPartStripGroups = 64;  // of weights that are made panels at once: 128 KiB
+constexpr int64_t kPartStripGroups = 128;  // of weights that are made panels at once: 256 KiB
 constexpr int64_t kAheadInputs = 16;
 
 // Outputs that lie by inputs: a block, or some strips of it.
@@ -329,10 +329,13 @@ Block BlockOf(const Matrix& weight, int64_t strips, int64_t index) {
   return {static_cast<const uint8_t*>(weight.data.data) + offset, row_bytes, run_bytes, first_out, strips};
 }
 
-// Inputs [begin, end) of a block as panels, one after another.
+// From one panel of so many inputs that is made to the next: a power of two would put all into the same cache sets.
+constexpr int64_t MadeBytes(int64_t in) { return in * kPanelOut + 64; }
+
+// Inputs [begin, end) of a block as panels, at a distance of MadeBytes.
 template <class Type>
 void MakePanels(const Block& block, int64_t begin, int64_t end, uint8_t* panels) {
-  const int64_t panel_bytes = (end - begin) * kPanelOut;
+  const int64_t panel_bytes = MadeBytes(end - begin);
   for (int64_t i = begin; i < end; i += 4) {
     const uint8_t* first = block.weights + i * block.row_bytes;
     const uint8_t* const rows[4] = {first, first + block.row_bytes, first + 2 * block.row_bytes,
@@ -355,12 +358,18 @@ void MakePanels(const Block& block, int64_t begin, int64_t end, uint8_t* panels)
   }
 }
 
-// The inputs of a quantised group that are not zero.
+constexpr int64_t kSparseRows = 8;  // more are multiplied faster by panels, with their zeros
+
+// The inputs of a group that are not zero in all rows.
 struct Found {
   int count = 0;
   int inputs[kGroupIn + 1];
 
-  void Look(const int32_t* words) {
+  void Look(const Rows& x, int64_t rows, int64_t groups, int64_t group) {
+    int32_t words[kGroupWords] = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int i = 0; i < kGroupWords; ++i) words[i] |= x.words[(row * groups + group) * kGroupWords + i];
+    }
     count = 0;
     for (int i = 0; i < kGroupIn; ++i) {
       inputs[count] = i;
@@ -369,65 +378,79 @@ struct Found {
   }
 };
 
-// out[i] = the only row of x times the outputs of a block. Inputs that are zero are not read.
+// out[r * width of the block + i] = row r of x, of at most kSparseRows, times output i of a block. Inputs that are
+// zero in all rows are not read.
 template <class Type>
-void SparseRow(const Rows& x, int64_t groups, const Matrix& weight, const Block& block, float* HWY_RESTRICT out) {
+void SparseRows(const Rows& x, int64_t rows, int64_t groups, const Matrix& weight, const Block& block,
+                float* HWY_RESTRICT out) {
   const DF df;
   const DI di;
   const int64_t width = weight.out(), outputs = block.strips * kStripOut;
-  HWY_ALIGN int32_t sums[kBlockStripsMax * kStripOut];
-  for (int64_t o = 0; o < outputs; o += kLanes) hn::StoreU(hn::Zero(df), df, out + o);
+  HWY_ALIGN int32_t sums[kSparseRows * kBlockStripsMax * kStripOut];
+  for (int64_t o = 0; o < rows * outputs; o += kLanes) hn::StoreU(hn::Zero(df), df, out + o);
   Found now, next;
-  next.Look(x.words);
+  next.Look(x, rows, groups, 0);
   for (int64_t group = 0; group < groups; ++group) {
-    const int32_t* words = x.words + group * kGroupWords;
     now = next;
     next.count = 0;
-    if (group + 1 < groups) next.Look(words + kGroupWords);
+    if (group + 1 < groups) next.Look(x, rows, groups, group + 1);
     const uint8_t* group_rows = block.weights + group * kGroupIn * block.row_bytes;
-    for (int64_t o = 0; o < outputs; o += kLanes) hn::Store(hn::Set(di, x.offsets[group]), di, sums + o);
+    for (int64_t row = 0; row < rows; ++row) {
+      const VI offset = hn::Set(di, x.offsets[row * groups + group]);
+      for (int64_t o = 0; o < outputs; o += kLanes) hn::Store(offset, di, sums + row * outputs + o);
+    }
     for (int begin = 0; begin < now.count; begin += 4) {
-      const uint8_t* rows[4];
-      int8_t values[4];
+      const uint8_t* inputs[4];
+      int32_t fours[kSparseRows * kWordsOfFour];
       for (int i = 0; i < 4; ++i) {  // past the end the first again, times zero
-        const int input = now.inputs[begin + i < now.count ? begin + i : begin];
-        rows[i] = group_rows + input * block.row_bytes;
-        values[i] = begin + i < now.count ? InputOf(words, input) : 0;
+        inputs[i] = group_rows + now.inputs[begin + i < now.count ? begin + i : begin] * block.row_bytes;
+      }
+      for (int64_t row = 0; row < rows; ++row) {
+        const int32_t* words = x.words + (row * groups + group) * kGroupWords;
+        int8_t values[4] = {};
+        for (int i = 0; i < std::min(4, now.count - begin); ++i) values[i] = InputOf(words, now.inputs[begin + i]);
+        PackFour(values, fours + row * kWordsOfFour);
       }
       // The hardware reads ahead what follows, not what will be needed.
       for (int i = begin; i < std::min(begin + 4, next.count); ++i) {
-        const uint8_t* row = group_rows + (kGroupIn + next.inputs[i]) * block.row_bytes;
-        for (int64_t line = 0; line < block.run_bytes; line += 64) hwy::Prefetch(row + line);
+        const uint8_t* input = group_rows + (kGroupIn + next.inputs[i]) * block.row_bytes;
+        for (int64_t line = 0; line < block.run_bytes; line += 64) hwy::Prefetch(input + line);
       }
-      int32_t four[kWordsOfFour];
-      PackFour(values, four);
       for (int64_t strip = 0; strip < block.strips; ++strip) {
         for (int part = 0; part < kStripVectors; ++part) {
           VU8 w[4];
-          InterleaveFour<Type>(rows, strip, part, w);
+          InterleaveFour<Type>(inputs, strip, part, w);
+          for (int64_t row = 0; row < rows; ++row) {
 #pragma GCC unroll 4
-          for (int v = 0; v < 4; ++v) {
-            int32_t* sum = sums + strip * kStripOut + v * kPanelOut + part * kLanes;
-            hn::Store(AddFour(hn::Load(di, sum), w[v], four), di, sum);
+            for (int v = 0; v < 4; ++v) {
+              int32_t* sum = sums + row * outputs + strip * kStripOut + v * kPanelOut + part * kLanes;
+              hn::Store(AddFour(hn::Load(di, sum), w[v], fours + row * kWordsOfFour), di, sum);
+            }
           }
         }
       }
     }
-    const VF x_scale = hn::Set(df, x.scales[group]);
-    for (int64_t o = 0; o < outputs; o += kLanes) {
-      VF of_group = x_scale;
-      if constexpr (Type::kGroupScales) {
-        of_group = hn::Mul(
-            of_group, LoadFloats(static_cast<const F16*>(weight.scales.data) + group * width + block.first_out + o));
+    for (int64_t row = 0; row < rows; ++row) {
+      const VF x_scale = hn::Set(df, x.scales[row * groups + group]);
+      for (int64_t o = 0; o < outputs; o += kLanes) {
+        VF of_group = x_scale;
+        if constexpr (Type::kGroupScales) {
+          of_group = hn::Mul(
+              of_group, LoadFloats(static_cast<const F16*>(weight.scales.data) + group * width + block.first_out + o));
+        }
+        float* total = out + row * outputs + o;
+        const VF sum = hn::ConvertTo(df, hn::Load(di, sums + row * outputs + o));
+        hn::StoreU(FusedMulAdd(sum, of_group, hn::LoadU(df, total)), df, total);
       }
-      const VF sum = hn::ConvertTo(df, hn::Load(di, sums + o));
-      hn::StoreU(FusedMulAdd(sum, of_group, hn::LoadU(df, out + o)), df, out + o);
     }
   }
   if constexpr (!Type::kGroupScales) {
     const float* scales = weight.scales.f32() + block.first_out;
-    for (int64_t o = 0; o < outputs; o += kLanes) {
-      hn::StoreU(hn::Mul(hn::LoadU(df, out + o), hn::LoadU(df, scales + o)), df, out + o);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t o = 0; o < outputs; o += kLanes) {
+        float* total = out + row * outputs + o;
+        hn::StoreU(hn::Mul(hn::LoadU(df, total), hn::LoadU(df, scales + o)), df, total);
+      }
     }
   }
 }
@@ -458,16 +481,19 @@ void Product(Context& context, ConstTensor x, const Matrix& weight, const Epilog
   while (strips > 2 && (width / (strips * kStripOut) < 2 * context.pool.threads() || strips * rows > kRowStrips)) {
     strips /= 2;
   }
-  if (by_input && rows == 1) {
+  if (by_input && rows <= kSparseRows) {
     context.pool.ParallelFor(
         width / (strips * kStripOut),
         [&](int64_t task, int) HWY_ATTR {
           const Block block = BlockOf(weight, strips, task);
-          HWY_ALIGN float sums[kBlockStripsMax * kStripOut];
-          SparseRow<Type>(quantised, groups, weight, block, sums);
-          FinishRow(sums, epilogue, 0, block.first_out, strips * kStripOut, out);
+          const int64_t outputs = strips * kStripOut;
+          HWY_ALIGN float sums[kSparseRows * kBlockStripsMax * kStripOut];
+          SparseRows<Type>(quantised, rows, groups, weight, block, sums);
+          for (int64_t row = 0; row < rows; ++row) {
+            FinishRow(sums + row * outputs, epilogue, row, block.first_out, outputs, out);
+          }
         },
-        in * strips * kStripOut / 4);
+        rows * in * strips * kStripOut / 4);
     return;
   }
 
@@ -480,7 +506,7 @@ void Product(Context& context, ConstTensor x, const Matrix& weight, const Epilog
   }
   const int64_t row_tasks = (rows + task_rows - 1) / task_rows;
   const int64_t part_groups = by_input ? std::min(groups, kPartStripGroups / strips) : groups;
-  const int64_t panel_bytes = groups * Type::kGroupBytes, made_bytes = part_groups * kGroupIn * kPanelOut;
+  const int64_t panel_bytes = groups * Type::kGroupBytes, made_bytes = MadeBytes(part_groups * kGroupIn);
   context.pool.ParallelFor(
       panel_tasks * row_tasks,
       [&](int64_t task, int thread) HWY_ATTR {
@@ -501,7 +527,7 @@ void Product(Context& context, ConstTensor x, const Matrix& weight, const Epilog
             float* to = sums + (row - row_begin) * outputs + i * kPanelOut;
             const char* scales = static_cast<const char*>(weight.scales.data);
             if (by_input) {
-              const Panel panel{made + i * (range.end - range.begin) * kGroupIn * kPanelOut,
+              const Panel panel{made + i * MadeBytes((range.end - range.begin) * kGroupIn),
                                 scales + (first_panel + i) * kPanelOut * SizeOf(weight.scales.dtype), width, false};
               return Tile<Made>(row_end - row, quantised, row, range, panel, to, outputs);
             }
