@@ -5,11 +5,12 @@
 //   kOutIn: for each block of kBlockIn inputs, one fused multiply-add chain per vector lane, then a fixed tree over the
 //           lanes; blocks are added in order.
 //   kInOut: one fused multiply-add chain over the inputs in order.
-// Few rows read the weights in place; many rows first widen a panel of weights to fp32, which changes no bit.
+// Few rows read the weights in place; more first widen a panel of weights to fp32, which changes no bit.
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/cpu/scratch.h"
 #include "kernels/tensor.h"
@@ -21,6 +22,7 @@
 #define GOLDFINCH_KERNELS_CPU_GEMM_INL_H_
 #endif
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/vector-inl.h"
 
@@ -30,6 +32,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int kColumns = 4;                            // columns of a dot-product tile
 constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 6 : 2;  // rows of a tile: what the registers hold
+constexpr int64_t kInPlaceRows = 4 * kRows;            // up to these, widening weights again for each tile is faster
 constexpr int64_t kBlockIn = 1024;                     // inputs summed before lanes are: six rows of x fit the L1 cache
 constexpr int64_t kBlockOut = 64;                      // columns of a panel: 64 x 1024 floats fit the L2 cache
 constexpr int64_t kBlockRows = 86 * 6;  // rows that share a widened panel; steps of 512 tokens fit one block
@@ -57,10 +60,11 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumFour(VF a, VF b, VF c, VF d) {
 #endif
 }
 
-// out[r * ldo + c] (+)= dot(x + r * ldx, w[c], k) for R rows and four columns.
+// out[r * ldo + c] (+)= dot(x + r * ldx, w[c], k) for R rows and four columns. `ahead`: from a column to the one that
+// will be read next in its place, or 0 if that is in a cache. The hardware alone reads too little ahead.
 template <int R, typename T>
-HWY_INLINE void DotTile(const float* HWY_RESTRICT x, size_t ldx, const T* const (&w)[kColumns], size_t k, bool add,
-                        float* HWY_RESTRICT out, size_t ldo) {
+HWY_INLINE void DotTile(const float* HWY_RESTRICT x, size_t ldx, const T* const (&w)[kColumns], size_t ahead, size_t k,
+                        bool add, float* HWY_RESTRICT out, size_t ldo) {
   const DF df;
   const size_t lanes = hn::Lanes(df);
   VF sum[R][kColumns];
@@ -71,6 +75,10 @@ HWY_INLINE void DotTile(const float* HWY_RESTRICT x, size_t ldx, const T* const 
   }
   size_t i = 0;
   for (; i + lanes <= k; i += lanes) {
+    if (ahead != 0) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) hwy::Prefetch(w[c] + ahead + i);
+    }
     VF wv[kColumns];
 #pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) wv[c] = LoadFloats(w[c] + i);
@@ -108,6 +116,7 @@ inline void DotBlock(const float* x, size_t ldx, size_t rows, const T* w, size_t
   for (size_t r = 0; r < rows;) {
     const size_t count = rows - r < kRows ? rows - r : kRows;
     const float* xr = x + r * ldx;
+    const size_t ahead = std::is_same_v<T, float> || r > 0 ? 0 : kColumns * ldw;
     for (size_t c = 0; c < columns; c += kColumns) {
       // Columns past the end repeat the last one; their sums land in the padding of `out`.
       const T* columns_of_tile[kColumns];
@@ -115,25 +124,25 @@ inline void DotBlock(const float* x, size_t ldx, size_t rows, const T* w, size_t
       float* o = out + r * ldo + c;
       switch (count) {
         case 1:
-          DotTile<1>(xr, ldx, columns_of_tile, k, add, o, ldo);
+          DotTile<1>(xr, ldx, columns_of_tile, ahead, k, add, o, ldo);
           break;
         case 2:
-          DotTile<2>(xr, ldx, columns_of_tile, k, add, o, ldo);
+          DotTile<2>(xr, ldx, columns_of_tile, ahead, k, add, o, ldo);
           break;
         default:
           if constexpr (kRows > 2) {
             switch (count) {
               case 3:
-                DotTile<3>(xr, ldx, columns_of_tile, k, add, o, ldo);
+                DotTile<3>(xr, ldx, columns_of_tile, ahead, k, add, o, ldo);
                 break;
               case 4:
-                DotTile<4>(xr, ldx, columns_of_tile, k, add, o, ldo);
+                DotTile<4>(xr, ldx, columns_of_tile, ahead, k, add, o, ldo);
                 break;
               case 5:
-                DotTile<5>(xr, ldx, columns_of_tile, k, add, o, ldo);
+                DotTile<5>(xr, ldx, columns_of_tile, ahead, k, add, o, ldo);
                 break;
               default:
-                DotTile<6>(xr, ldx, columns_of_tile, k, add, o, ldo);
+                DotTile<6>(xr, ldx, columns_of_tile, ahead, k, add, o, ldo);
             }
           }
       }
@@ -210,7 +219,7 @@ inline void ProductTile(const float* x, size_t ldx, size_t rows, const T* w, boo
                         int64_t column, int64_t count, Scratch& scratch, float* tile) {
   const Scratch::Frame frame(scratch);
   const int64_t block = in < kBlockIn ? in : kBlockIn;
-  const bool in_place = std::is_same_v<T, float> || rows <= kRows;
+  const bool in_place = std::is_same_v<T, float> || rows <= static_cast<size_t>(kInPlaceRows);
   // The odd stride keeps the columns of a tile out of each other's cache sets.
   const int64_t stride = block + 16;
   float* panel = out_in && in_place ? nullptr : scratch.Floats(stride * kBlockOut);

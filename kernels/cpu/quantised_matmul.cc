@@ -40,6 +40,8 @@ constexpr int kVectors = static_cast<int>(kPanelOut) / kLanes;  // that hold a n
 constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 12 : HWY_TARGET <= HWY_AVX2 ? 4 : 2;  // of a tile: what registers hold
 constexpr int64_t kTaskPanels = 4;       // a tile of x is read once for these
 constexpr int64_t kTaskRows = 516;       // a whole number of tiles; steps of 512 tokens fit
+// The hardware alone reads too little ahead where many instructions stand between two loads of weights.
+constexpr int64_t kAheadBytes = 4096;
 constexpr float kZeroBelow = 0x1p-100f;  // a group with no larger element counts as zeros: 127 / x must be finite
 
 // Four inputs of a row of x: bytes with VNNI, else the 16-bit pairs (0, 2) and (1, 3).
@@ -155,17 +157,26 @@ struct Int4Bytes : Int8 {
   static constexpr bool kGroupScales = true;
 };
 
-// A panel, and its scales: of every group at a distance of `scale_stride`, or of all.
-struct Panel {
-  const uint8_t* weights;
-  const void* scales;
-  int64_t scale_stride;
+// Some of a row's groups.
+struct GroupRange {
+  int64_t begin, end, all;
 };
 
-// out[r * kTaskPanels * kPanelOut + i] = row r of x times output i of a panel, for R rows.
+// The groups of a range of a panel, and its scales: of every group at a distance of `scale_stride`, or of all.
+struct Panel {
+  const uint8_t* weights;  // of group `begin`
+  const void* scales;      // of group 0
+  int64_t scale_stride;
+  bool is_cold;  // in memory, not in a cache
+};
+
+// out[r * stride + i] = row r of x times output i of a panel, for R rows. Ranges follow each other up to the last
+// group: each goes on from what the one before has left in `out`.
 template <class Type, int R>
-HWY_INLINE void PanelTile(const Rows& x, int64_t row, int64_t groups, const Panel& panel, float* HWY_RESTRICT out) {
-  const uint8_t* HWY_RESTRICT panel_weights = panel.weights;
+HWY_INLINE void PanelTile(const Rows& x, int64_t row, const GroupRange& range, const Panel& panel,
+                          float* HWY_RESTRICT out, int64_t stride) {
+  const int64_t groups = range.all;
+  const uint8_t* HWY_RESTRICT weights = panel.weights;
   const void* HWY_RESTRICT scales = panel.scales;
   const int64_t scale_stride = panel.scale_stride;
   const DF df;
@@ -179,10 +190,15 @@ HWY_INLINE void PanelTile(const Rows& x, int64_t row, int64_t groups, const Pane
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) total[r][v] = hn::Zero(df);
+    for (int v = 0; v < kVectors; ++v) {
+      total[r][v] = range.begin == 0 ? hn::Zero(df) : hn::LoadU(df, out + r * stride + v * kLanes);
+    }
   }
-  for (int64_t group = 0; group < groups; ++group) {
-    const uint8_t* weights = panel_weights + group * Type::kGroupBytes;
+  for (int64_t group = range.begin; group < range.end; ++group, weights += Type::kGroupBytes) {
+    if (panel.is_cold) {
+#pragma GCC unroll 8
+      for (int64_t line = 0; line < Type::kGroupBytes; line += 64) hwy::Prefetch(weights + kAheadBytes + line);
+    }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       VI sum[R];
@@ -214,33 +230,36 @@ HWY_INLINE void PanelTile(const Rows& x, int64_t row, int64_t groups, const Pane
     for (int v = 0; v < kVectors; ++v) {
       VF result = total[r][v];
       if constexpr (!Type::kGroupScales) {
-        result = hn::Mul(result, hn::LoadU(df, static_cast<const float*>(scales) + v * kLanes));
+        if (range.end == groups) {
+          result = hn::Mul(result, hn::LoadU(df, static_cast<const float*>(scales) + v * kLanes));
+        }
       }
-      hn::StoreU(result, df, out + r * kTaskPanels * kPanelOut + v * kLanes);
+      hn::StoreU(result, df, out + r * stride + v * kLanes);
     }
   }
 }
 
 // As many rows at once as are left, of the counts that there are tiles for.
 template <class Type>
-int64_t Tile(int64_t rows_left, const Rows& x, int64_t row, int64_t groups, const Panel& panel, float* out) {
+int64_t Tile(int64_t rows_left, const Rows& x, int64_t row, const GroupRange& range, const Panel& panel, float* out,
+             int64_t stride) {
   if constexpr (kRows > 4) {
     if (rows_left >= kRows) {
-      PanelTile<Type, kRows>(x, row, groups, panel, out);
+      PanelTile<Type, kRows>(x, row, range, panel, out, stride);
       return kRows;
     }
   }
   if constexpr (kRows >= 4) {
     if (rows_left >= 4) {
-      PanelTile<Type, 4>(x, row, groups, panel, out);
+      PanelTile<Type, 4>(x, row, range, panel, out, stride);
       return 4;
     }
   }
   if (rows_left >= 2) {
-    PanelTile<Type, 2>(x, row, groups, panel, out);
+    PanelTile<Type, 2>(x, row, range, panel, out, stride);
     return 2;
   }
-  PanelTile<Type, 1>(x, row, groups, panel, out);
+  PanelTile<Type, 1>(x, row, range, panel, out, stride);
   return 1;
 }
 
@@ -274,22 +293,6 @@ HWY_INLINE void InterleaveFour(const uint8_t* const (&rows)[4], int64_t strip, i
   to[3] = hn::BitCast(d8, hn::InterleaveUpper(d16, high01, high23));
 }
 
-// The four panels of a strip, `in` inputs each, one after another.
-template <class Type>
-void MakePanels(const uint8_t* weights, int64_t row_bytes, int64_t in, int64_t strip, uint8_t* panels) {
-  for (int64_t i = 0; i < in; i += 4) {
-    const uint8_t* first = weights + i * row_bytes;
-    const uint8_t* const rows[4] = {first, first + row_bytes, first + 2 * row_bytes, first + 3 * row_bytes};
-    for (int part = 0; part < kStripVectors; ++part) {
-      VU8 w[4];
-      InterleaveFour<Type>(rows, strip, part, w);
-      for (int v = 0; v < 4; ++v) {
-        hn::StoreU(w[v], DU8(), panels + (v * in + i) * kPanelOut + part * 4 * kLanes);
-      }
-    }
-  }
-}
-
 // Input i of a quantised group.
 HWY_INLINE int8_t InputOf(const int32_t* words, int i) {
   if constexpr (kVnni) {
@@ -304,6 +307,9 @@ HWY_INLINE int8_t InputOf(const int32_t* words, int i) {
 }
 
 constexpr int64_t kBlockStripsMax = 8;
+constexpr int64_t kRowStrips = 1032;      // of a task: sums of 258 KiB
+constexpr int64_t kPartStripGroups = 128;  // of weights that are made panels at once: 256 KiB
+constexpr int64_t kAheadInputs = 16;
 
 // Outputs that lie by inputs: a block, or some strips of it.
 struct Block {
@@ -323,12 +329,47 @@ Block BlockOf(const Matrix& weight, int64_t strips, int64_t index) {
   return {static_cast<const uint8_t*>(weight.data.data) + offset, row_bytes, run_bytes, first_out, strips};
 }
 
-// The inputs of a quantised group that are not zero.
+// From one panel of so many inputs that is made to the next: a power of two would put all into the same cache sets.
+constexpr int64_t MadeBytes(int64_t in) { return in * kPanelOut + 64; }
+
+// Inputs [begin, end) of a block as panels, at a distance of MadeBytes.
+template <class Type>
+void MakePanels(const Block& block, int64_t begin, int64_t end, uint8_t* panels) {
+  const int64_t panel_bytes = MadeBytes(end - begin);
+  for (int64_t i = begin; i < end; i += 4) {
+    const uint8_t* first = block.weights + i * block.row_bytes;
+    const uint8_t* const rows[4] = {first, first + block.row_bytes, first + 2 * block.row_bytes,
+                                    first + 3 * block.row_bytes};
+    for (const uint8_t* row : rows) {
+      for (int64_t line = 0; line < block.run_bytes; line += 64) {
+        hwy::Prefetch(row + kAheadInputs * block.row_bytes + line);
+      }
+    }
+    for (int64_t strip = 0; strip < block.strips; ++strip) {
+      for (int part = 0; part < kStripVectors; ++part) {
+        VU8 w[4];
+        InterleaveFour<Type>(rows, strip, part, w);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+          hn::StoreU(w[v], DU8(), panels + (strip * 4 + v) * panel_bytes + (i - begin) * kPanelOut + part * 4 * kLanes);
+        }
+      }
+    }
+  }
+}
+
+constexpr int64_t kSparseRows = 8;  // more are multiplied faster by panels, with their zeros
+
+// The inputs of a group that are not zero in all rows.
 struct Found {
   int count = 0;
   int inputs[kGroupIn + 1];
 
-  void Look(const int32_t* words) {
+  void Look(const Rows& x, int64_t rows, int64_t groups, int64_t group) {
+    int32_t words[kGroupWords] = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int i = 0; i < kGroupWords; ++i) words[i] |= x.words[(row * groups + group) * kGroupWords + i];
+    }
     count = 0;
     for (int i = 0; i < kGroupIn; ++i) {
       inputs[count] = i;
@@ -337,65 +378,79 @@ struct Found {
   }
 };
 
-// out[i] = the only row of x times the outputs of a block. Inputs that are zero are not read.
+// out[r * width of the block + i] = row r of x, of at most kSparseRows, times output i of a block. Inputs that are
+// zero in all rows are not read.
 template <class Type>
-void SparseRow(const Rows& x, int64_t groups, const Matrix& weight, const Block& block, float* HWY_RESTRICT out) {
+void SparseRows(const Rows& x, int64_t rows, int64_t groups, const Matrix& weight, const Block& block,
+                float* HWY_RESTRICT out) {
   const DF df;
   const DI di;
   const int64_t width = weight.out(), outputs = block.strips * kStripOut;
-  HWY_ALIGN int32_t sums[kBlockStripsMax * kStripOut];
-  for (int64_t o = 0; o < outputs; o += kLanes) hn::StoreU(hn::Zero(df), df, out + o);
+  HWY_ALIGN int32_t sums[kSparseRows * kBlockStripsMax * kStripOut];
+  for (int64_t o = 0; o < rows * outputs; o += kLanes) hn::StoreU(hn::Zero(df), df, out + o);
   Found now, next;
-  next.Look(x.words);
+  next.Look(x, rows, groups, 0);
   for (int64_t group = 0; group < groups; ++group) {
-    const int32_t* words = x.words + group * kGroupWords;
     now = next;
     next.count = 0;
-    if (group + 1 < groups) next.Look(words + kGroupWords);
+    if (group + 1 < groups) next.Look(x, rows, groups, group + 1);
     const uint8_t* group_rows = block.weights + group * kGroupIn * block.row_bytes;
-    for (int64_t o = 0; o < outputs; o += kLanes) hn::Store(hn::Set(di, x.offsets[group]), di, sums + o);
+    for (int64_t row = 0; row < rows; ++row) {
+      const VI offset = hn::Set(di, x.offsets[row * groups + group]);
+      for (int64_t o = 0; o < outputs; o += kLanes) hn::Store(offset, di, sums + row * outputs + o);
+    }
     for (int begin = 0; begin < now.count; begin += 4) {
-      const uint8_t* rows[4];
-      int8_t values[4];
+      const uint8_t* inputs[4];
+      int32_t fours[kSparseRows * kWordsOfFour];
       for (int i = 0; i < 4; ++i) {  // past the end the first again, times zero
-        const int input = now.inputs[begin + i < now.count ? begin + i : begin];
-        rows[i] = group_rows + input * block.row_bytes;
-        values[i] = begin + i < now.count ? InputOf(words, input) : 0;
+        inputs[i] = group_rows + now.inputs[begin + i < now.count ? begin + i : begin] * block.row_bytes;
+      }
+      for (int64_t row = 0; row < rows; ++row) {
+        const int32_t* words = x.words + (row * groups + group) * kGroupWords;
+        int8_t values[4] = {};
+        for (int i = 0; i < std::min(4, now.count - begin); ++i) values[i] = InputOf(words, now.inputs[begin + i]);
+        PackFour(values, fours + row * kWordsOfFour);
       }
       // The hardware reads ahead what follows, not what will be needed.
       for (int i = begin; i < std::min(begin + 4, next.count); ++i) {
-        const uint8_t* row = group_rows + (kGroupIn + next.inputs[i]) * block.row_bytes;
-        for (int64_t line = 0; line < block.run_bytes; line += 64) hwy::Prefetch(row + line);
+        const uint8_t* input = group_rows + (kGroupIn + next.inputs[i]) * block.row_bytes;
+        for (int64_t line = 0; line < block.run_bytes; line += 64) hwy::Prefetch(input + line);
       }
-      int32_t four[kWordsOfFour];
-      PackFour(values, four);
       for (int64_t strip = 0; strip < block.strips; ++strip) {
         for (int part = 0; part < kStripVectors; ++part) {
           VU8 w[4];
-          InterleaveFour<Type>(rows, strip, part, w);
+          InterleaveFour<Type>(inputs, strip, part, w);
+          for (int64_t row = 0; row < rows; ++row) {
 #pragma GCC unroll 4
-          for (int v = 0; v < 4; ++v) {
-            int32_t* sum = sums + strip * kStripOut + v * kPanelOut + part * kLanes;
-            hn::Store(AddFour(hn::Load(di, sum), w[v], four), di, sum);
+            for (int v = 0; v < 4; ++v) {
+              int32_t* sum = sums + row * outputs + strip * kStripOut + v * kPanelOut + part * kLanes;
+              hn::Store(AddFour(hn::Load(di, sum), w[v], fours + row * kWordsOfFour), di, sum);
+            }
           }
         }
       }
     }
-    const VF x_scale = hn::Set(df, x.scales[group]);
-    for (int64_t o = 0; o < outputs; o += kLanes) {
-      VF of_group = x_scale;
-      if constexpr (Type::kGroupScales) {
-        of_group = hn::Mul(
-            of_group, LoadFloats(static_cast<const F16*>(weight.scales.data) + group * width + block.first_out + o));
+    for (int64_t row = 0; row < rows; ++row) {
+      const VF x_scale = hn::Set(df, x.scales[row * groups + group]);
+      for (int64_t o = 0; o < outputs; o += kLanes) {
+        VF of_group = x_scale;
+        if constexpr (Type::kGroupScales) {
+          of_group = hn::Mul(
+              of_group, LoadFloats(static_cast<const F16*>(weight.scales.data) + group * width + block.first_out + o));
+        }
+        float* total = out + row * outputs + o;
+        const VF sum = hn::ConvertTo(df, hn::Load(di, sums + row * outputs + o));
+        hn::StoreU(FusedMulAdd(sum, of_group, hn::LoadU(df, total)), df, total);
       }
-      const VF sum = hn::ConvertTo(df, hn::Load(di, sums + o));
-      hn::StoreU(FusedMulAdd(sum, of_group, hn::LoadU(df, out + o)), df, out + o);
     }
   }
   if constexpr (!Type::kGroupScales) {
     const float* scales = weight.scales.f32() + block.first_out;
-    for (int64_t o = 0; o < outputs; o += kLanes) {
-      hn::StoreU(hn::Mul(hn::LoadU(df, out + o), hn::LoadU(df, scales + o)), df, out + o);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t o = 0; o < outputs; o += kLanes) {
+        float* total = out + row * outputs + o;
+        hn::StoreU(hn::Mul(hn::LoadU(df, total), hn::LoadU(df, scales + o)), df, total);
+      }
     }
   }
 }
@@ -421,75 +476,79 @@ void Product(Context& context, ConstTensor x, const Matrix& weight, const Epilog
       in);
 
   const bool by_input = weight.layout == Matrix::Layout::kInOut;
-  const int64_t block_strips = by_input ? ByInputBlock(width) / kStripOut : 0;
-  if (by_input && rows == 1) {
-    // Long runs are read faster, but every thread must have work.
-    int64_t strips = block_strips;
-    while (strips > 2 && width / (strips * kStripOut) < 2 * context.pool.threads()) strips /= 2;
+  // Of a task. Long runs are read faster, but every thread must have work, and the sums of many rows must fit a cache.
+  int64_t strips = by_input ? ByInputBlock(width) / kStripOut : 1;
+  while (strips > 2 && (width / (strips * kStripOut) < 2 * context.pool.threads() || strips * rows > kRowStrips)) {
+    strips /= 2;
+  }
+  if (by_input && rows <= kSparseRows) {
     context.pool.ParallelFor(
         width / (strips * kStripOut),
         [&](int64_t task, int) HWY_ATTR {
           const Block block = BlockOf(weight, strips, task);
-          HWY_ALIGN float sums[kBlockStripsMax * kStripOut];
-          SparseRow<Type>(quantised, groups, weight, block, sums);
-          FinishRow(sums, epilogue, 0, block.first_out, strips * kStripOut, out);
+          const int64_t outputs = strips * kStripOut;
+          HWY_ALIGN float sums[kSparseRows * kBlockStripsMax * kStripOut];
+          SparseRows<Type>(quantised, rows, groups, weight, block, sums);
+          for (int64_t row = 0; row < rows; ++row) {
+            FinishRow(sums + row * outputs, epilogue, row, block.first_out, outputs, out);
+          }
         },
-        in * strips * kStripOut / 4);
+        rows * in * strips * kStripOut / 4);
     return;
   }
 
-  const int64_t panels = width / kPanelOut, panel_tasks = (panels + kTaskPanels - 1) / kTaskPanels;
   // Narrow weights are cut by rows as well, so that every thread has work.
+  const int64_t task_panels = by_input ? strips * kStripOut / kPanelOut : kTaskPanels;
+  const int64_t panels = width / kPanelOut, panel_tasks = (panels + task_panels - 1) / task_panels;
   int64_t task_rows = std::min(rows, kTaskRows);
   while (task_rows > 8 * kRows && panel_tasks * ((rows + task_rows - 1) / task_rows) < 4 * context.pool.threads()) {
     task_rows = (task_rows / 2 + kRows - 1) / kRows * kRows;
   }
   const int64_t row_tasks = (rows + task_rows - 1) / task_rows;
-  const int64_t panel_bytes = groups * Type::kGroupBytes, made_bytes = in * kPanelOut;
-  const int64_t scale_bytes = SizeOf(weight.scales.dtype);
+  const int64_t part_groups = by_input ? std::min(groups, kPartStripGroups / strips) : groups;
+  const int64_t panel_bytes = groups * Type::kGroupBytes, made_bytes = MadeBytes(part_groups * kGroupIn);
   context.pool.ParallelFor(
       panel_tasks * row_tasks,
       [&](int64_t task, int thread) HWY_ATTR {
         Scratch& scratch = context.scratch[thread];
         const Scratch::Frame frame(scratch);
-        const int64_t first_panel = task % panel_tasks * kTaskPanels;
-        const int64_t panel_count = std::min(kTaskPanels, panels - first_panel);
-        const auto* weights = static_cast<const uint8_t*>(weight.data.data);
-        const auto* scales = static_cast<const char*>(weight.scales.data);
-        Panel task_panels[kTaskPanels];
-        if (by_input) {
-          auto* made = reinterpret_cast<uint8_t*>(scratch.Floats(kTaskPanels * made_bytes / 4));
-          const int64_t strip = first_panel / kTaskPanels;
-          const Block block = BlockOf(weight, block_strips, strip / block_strips);
-          MakePanels<Type>(block.weights, block.row_bytes, in, strip % block_strips, made);
-          for (int64_t i = 0; i < panel_count; ++i) {
-            task_panels[i] = {made + i * made_bytes, scales + (first_panel + i) * kPanelOut * scale_bytes, width};
-          }
-        } else {
-          const int64_t panel_scales = weight.scales.bytes() / panels;
-          for (int64_t i = 0; i < panel_count; ++i) {
-            const int64_t panel = first_panel + i;
-            task_panels[i] = {weights + panel * panel_bytes, scales + panel * panel_scales, kPanelOut};
-          }
-        }
+        const int64_t first_panel = task % panel_tasks * task_panels;
+        const int64_t panel_count = std::min(task_panels, panels - first_panel), outputs = panel_count * kPanelOut;
+        const int64_t row_begin = task / panel_tasks * task_rows, row_end = std::min(rows, row_begin + task_rows);
+        float* sums = scratch.Floats((row_end - row_begin) * outputs);
+        auto* made = by_input ? reinterpret_cast<uint8_t*>(scratch.Floats(panel_count * made_bytes / 4)) : nullptr;
         using Made = std::conditional_t<Type::kGroupScales, Int4Bytes, Int8>;
-        const int64_t row_end = std::min(rows, (task / panel_tasks + 1) * task_rows);
-        HWY_ALIGN float sums[kRows * kTaskPanels * kPanelOut];
-        for (int64_t row = task / panel_tasks * task_rows; row < row_end;) {
-          int64_t count = 0;
-          for (int64_t i = 0; i < panel_count; ++i) {
-            float* to = sums + i * kPanelOut;
-            count = by_input ? Tile<Made>(row_end - row, quantised, row, groups, task_panels[i], to)
-                             : Tile<Type>(row_end - row, quantised, row, groups, task_panels[i], to);
+        for (GroupRange range{0, part_groups, groups}; range.begin < groups;) {
+          if (by_input) {
+            MakePanels<Type>(BlockOf(weight, strips, task % panel_tasks), range.begin * kGroupIn, range.end * kGroupIn,
+                             made);
           }
-          for (int64_t r = 0; r < count; ++r) {
-            FinishRow(sums + r * kTaskPanels * kPanelOut, epilogue, row + r, first_panel * kPanelOut,
-                      panel_count * kPanelOut, out);
+          const auto tile = [&](int64_t row, int64_t i) HWY_ATTR {
+            float* to = sums + (row - row_begin) * outputs + i * kPanelOut;
+            const char* scales = static_cast<const char*>(weight.scales.data);
+            if (by_input) {
+              const Panel panel{made + i * MadeBytes((range.end - range.begin) * kGroupIn),
+                                scales + (first_panel + i) * kPanelOut * SizeOf(weight.scales.dtype), width, false};
+              return Tile<Made>(row_end - row, quantised, row, range, panel, to, outputs);
+            }
+            const Panel panel{static_cast<const uint8_t*>(weight.data.data) + (first_panel + i) * panel_bytes,
+                              scales + (first_panel + i) * (weight.scales.bytes() / panels), kPanelOut,
+                              row == row_begin};
+            return Tile<Type>(row_end - row, quantised, row, range, panel, to, outputs);
+          };
+          for (int64_t row = row_begin; row < row_end;) {
+            int64_t count = 0;
+            for (int64_t i = 0; i < panel_count; ++i) count = tile(row, i);
+            for (int64_t r = row; r < row + count && range.end == groups; ++r) {
+              FinishRow(sums + (r - row_begin) * outputs, epilogue, r, first_panel * kPanelOut, outputs, out);
+            }
+            row += count;
           }
-          row += count;
+          range.begin = range.end;
+          range.end = std::min(groups, range.begin + part_groups);
         }
       },
-      task_rows * in * kTaskPanels * kPanelOut / 4);
+      task_rows * in * task_panels * kPanelOut / 4);
 }
 
 void QuantisedMatMulTarget(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) {
