@@ -38,8 +38,8 @@ constexpr int kFours = kGroupIn / 4;                            // of neighbouri
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(DF()));    // of 32 bits
 constexpr int kVectors = static_cast<int>(kPanelOut) / kLanes;  // that hold a number for each output of a panel
 constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 12 : HWY_TARGET <= HWY_AVX2 ? 4 : 2;  // of a tile: what registers hold
-constexpr int64_t kTaskPanels = 4;       // a tile of x is read once for these
-constexpr int64_t kTaskRows = 516;       // a whole number of tiles; steps of 512 tokens fit
+constexpr int64_t kTaskPanels = 4;  // a tile of x is read once for these
+constexpr int64_t kTaskRows = 516;  // a whole number of tiles; steps of 512 tokens fit
 // The hardware alone reads too little ahead where many instructions stand between two loads of weights.
 constexpr int64_t kAheadBytes = 4096;
 constexpr float kZeroBelow = 0x1p-100f;  // a group with no larger element counts as zeros: 127 / x must be finite
@@ -307,7 +307,7 @@ HWY_INLINE int8_t InputOf(const int32_t* words, int i) {
 }
 
 constexpr int64_t kBlockStripsMax = 8;
-constexpr int64_t kRowStrips = 1032;      // of a task: sums of 258 KiB
+constexpr int64_t kRowStrips = 1032;       // of a task: sums of 258 KiB
 constexpr int64_t kPartStripGroups = 128;  // of weights that are made panels at once: 256 KiB
 constexpr int64_t kAheadInputs = 16;
 
