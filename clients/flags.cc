@@ -100,8 +100,9 @@ void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* thr
 
 void AddCacheDTypeFlag(CLI::App& command, std::string& cache_dtype) {
   command
-      .add_option("--cache-dtype", cache_dtype,
-                  "type of the caches' numbers; int8: of the compressed cache, one scale a row")
+      .add_option(
+          "--cache-dtype", cache_dtype,
+          "type of the caches' numbers; int8 (with a scale a row): for models whose only cache is the compressed one")
       ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
       ->capture_default_str();
 }

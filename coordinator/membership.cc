@@ -18,7 +18,7 @@ using cluster::v1::ToWorker;
 
 namespace {
 
-constexpr uint32_t kProtocol = 1;
+constexpr uint32_t kProtocol = 2;
 constexpr double kFailedRetrySeconds = 0.05;  // the loss that caused it may be about to be noticed
 constexpr double kFormRetrySecondsMax = 5;
 constexpr size_t kNameBytesMax = 256;

@@ -37,7 +37,7 @@ class Cluster {
 
   static FromWorker Register(const std::string& name) {
     FromWorker message;
-    message.mutable_register_()->set_protocol(1);
+    message.mutable_register_()->set_protocol(2);
     message.mutable_register_()->set_name(name);
     message.mutable_register_()->set_memory_bytes(int64_t{1} << 40);
     message.mutable_register_()->set_flops(1e9);

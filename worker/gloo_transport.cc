@@ -260,7 +260,6 @@ class GlooSetup : public TransportSetup {
   }
 
   const std::vector<std::string>& addresses() const override { return addresses_; }
-  // Staging memory is the host's, and for the CPU so is all memory.
 
   absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
                                                      double timeout_seconds) override {

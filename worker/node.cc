@@ -19,7 +19,7 @@ using cluster::v1::ToWorker;
 
 namespace {
 
-constexpr uint32_t kProtocol = 1;
+constexpr uint32_t kProtocol = 2;
 // Steps in flight are a few; a coordinator that sends so many does not wait for answers.
 constexpr size_t kTasksMax = 1024;
 

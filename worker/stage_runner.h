@@ -109,7 +109,7 @@ class StageRunner {
 
   std::vector<std::shared_ptr<void>> memory_;
   Tensor hidden_;      // [hidden_rows_max, D]
-  Tensor compressed_;  // [max_tokens, D/16]
+  Tensor compressed_;  // [max_tokens, CompressedRowWidth of D/16]
   // Of logits; null where the back end reads host memory.
   std::unique_ptr<char[]> staging_;
   int64_t staging_bytes_ = 0;

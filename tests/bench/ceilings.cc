@@ -78,7 +78,7 @@ constexpr int kRounds = 3;
 
 double ReadBytesPerSecond(int threads, int64_t bytes) {
   constexpr size_t kUnit = 512;  // words: whole pages, so whole lines in each of up to 8 streams
-  const size_t words_a_thread = static_cast<size_t>(bytes) / 8 / threads / kUnit * kUnit;
+  const size_t words_a_thread = std::max<size_t>(1, static_cast<size_t>(bytes) / 8 / threads / kUnit) * kUnit;
   const size_t mapped = words_a_thread * 8 * threads;
   void* memory = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) std::abort();

@@ -302,8 +302,8 @@ def describe_ours(shape):
 
 
 def llama_bench(options, gguf):
-    command = [options.llama_bench, "-m", gguf, "-t", options.threads, "-p", PROMPT_TOKENS, "-n", DECODE_TOKENS]
-    return parse_llama_bench(run([*command, "-r", 1, "-o", "json"]))
+    command = [options.llama_bench, "-m", gguf, "-p", PROMPT_TOKENS, "-n", DECODE_TOKENS, "-r", 1, "-o", "json"]
+    return parse_llama_bench(run([*command, "-t", options.threads, "-ngl", 0]))  # layers on a GPU: none
 
 
 def engine_bench(options, model):
@@ -342,7 +342,7 @@ def random_pairs(options):
     """Makes what is not there yet; (GGUF, our model) by precision."""
     folder = pathlib.Path(options.random)
     folder.mkdir(parents=True, exist_ok=True)
-    size = f"l{options.layers}-d{options.width}"
+    size = f"l{options.layers}-d{options.width}-v{options.vocab_size}"
     ggufs = []
     for kind, name in ((F16, "f16"), (Q8_0, "q8_0"), (Q4_0, "q4_0")):
         path = folder / f"random-rwkv6-{size}-{name}.gguf"
@@ -388,6 +388,8 @@ def parse_options(arguments):
         parser.error(f"{len(options.gguf)} --gguf and {len(options.model)} --model: one of ours for each of theirs")
     if options.random and options.model and len(options.model) != 3:
         parser.error(f"--random has F16, Q8_0 and Q4_0: it takes 3 --model, not {len(options.model)}")
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: must be at least 1")
     if options.random and options.width % HEAD_SIZE:
         parser.error(f"--width {options.width}: must be a multiple of {HEAD_SIZE}")
     return options
@@ -400,14 +402,16 @@ def main(arguments):
         return SKIPPED
     if shutil.which(options.engine_bench) is None:
         sys.exit(f"compare_ggml: no program {options.engine_bench}: bazel build //tests/bench:engine_bench")
-    ggufs, models = (options.gguf, options.model) if options.gguf else random_pairs(options)
-    print(f"| ggml | ours | pre-fill {PROMPT_TOKENS}: ggml, tokens/s | ours | ratio | decode: ggml | ours | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
-    for gguf, model in zip(ggufs, models):
-        try:
+    try:
+        ggufs, models = (options.gguf, options.model) if options.gguf else random_pairs(options)
+        print(f"| ggml | ours | pre-fill, tokens/s: ggml | ours | ratio | decode: ggml | ours | ratio |")
+        print("|---|---|---|---|---|---|---|---|")
+        for gguf, model in zip(ggufs, models):
             build, shape = compare(options, gguf, model)
-        except (GgufError, OSError, ValueError) as error:
-            sys.exit(f"compare_ggml: {error}")
+    except KeyError as error:
+        sys.exit(f"compare_ggml: a report without {error}")
+    except (GgufError, OSError, TypeError, ValueError) as error:
+        sys.exit(f"compare_ggml: {error}")
     print(f"llama-bench {build}; ours: {describe_ours(shape)}; {options.threads} threads, medians of {options.rounds}")
     return 0
 

@@ -21,6 +21,10 @@ std::string AimText(const Aim& aim) {
   return "";
 }
 
+std::string Text(double value, int decimals) {
+  return std::isnan(value) ? "not measured" : absl::StrFormat("%.*f", decimals, value);
+}
+
 }  // namespace
 
 Figures::Figures(std::vector<std::string> columns) : columns_(std::move(columns)), next_row_(columns_.size()) {}
@@ -57,7 +61,7 @@ std::string Figures::Table() const {
     bool same = true;
     for (const auto& [column, figure] : row.figures) {
       for (; next < column; ++next) table += " |";
-      absl::StrAppendFormat(&table, " %.*f |", figure.decimals, figure.value);
+      absl::StrAppend(&table, " ", Text(figure.value, figure.decimals), " |");
       next = column + 1;
       const std::string aim = AimText(figure.aim);
       same = same && aim == AimText(row.figures.front().second.aim);
@@ -84,8 +88,8 @@ std::vector<std::string> Figures::Missed() const {
     for (const auto& [column, figure] : row.figures) {
       // What is no number meets nothing.
       if (AimText(figure.aim).empty() || (figure.value >= figure.aim.low && figure.value <= figure.aim.high)) continue;
-      missed.push_back(absl::StrFormat("%s: %s: %.*f, aim %s", columns_[column], row.name, figure.decimals,
-                                       figure.value, AimText(figure.aim)));
+      missed.push_back(absl::StrCat(columns_[column], ": ", row.name, ": ", Text(figure.value, figure.decimals),
+                                    ", aim ", AimText(figure.aim)));
     }
   }
   return missed;

@@ -24,7 +24,7 @@ class Figures {
   explicit Figures(std::vector<std::string> columns);
 
   // One figure, once a row and column. Rows keep the order in which they came; one that only a later column has stands
-  // behind the row that this column got before it.
+  // behind the row that this column got before it. NaN stands for what was not measured, and meets no aim.
   void Add(std::string_view row, std::string_view column, double value, int decimals, Aim aim = {});
 
   // Markdown. A column of aims is the last: one text if all columns of a row have the same.
