@@ -8,9 +8,9 @@
 //   kI4: w = q * scale, q in -8 .. 7, one fp16 scale an output and group. A group is 256 bytes: 4 times [16 outputs, 4]
 //        of two q + 8, inputs 0 to 3 of each eight in the low halves and 4 to 7 in the high halves.
 //
-// A matrix whose inputs are often zero (after relu^2) may lie by inputs instead, so that a product of one row reads
-// those inputs alone that are not (Matrix::Layout::kInOut). Its outputs are cut into blocks of B, 512 if that divides
-// them, else 128; one thread reads a block from end to end:
+// A matrix whose inputs are often zero (after relu^2) may lie by inputs instead, so that a product of a few rows
+// reads those inputs alone that are not (Matrix::Layout::kInOut). Its outputs are cut into blocks of B, 512 if that
+// divides them, else 128; one thread reads a block from end to end:
 //
 //   kI8: [out / B, in, B] of q + 128, scales as above.
 //   kI4: [out / B, in, B / 2]: of each 128 outputs the first 64 in the low halves; fp16 scales [in / 32, out].

@@ -428,7 +428,7 @@ void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shar
   // With fewer pieces than threads, each piece is dealt out by layers; what layers share is then made several times.
   int64_t parts = 1;
   const auto parts_of = [&](int64_t pieces) {
-    if (pieces < threads) parts = std::min(layer_count, threads);
+    if (pieces > 0) parts = std::min(layer_count, (threads + pieces - 1) / pieces);
     return parts;
   };
   const auto make = [&](const RowSpan& span, int64_t first, int64_t count, int64_t part, Scratch& scratch) HWY_ATTR {

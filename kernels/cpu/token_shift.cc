@@ -114,17 +114,21 @@ class DdLerpCall {
              {hidden, DType::kF32, {rows_, hidden_width_}});
     }
 
-    const int64_t column_blocks = (width_ + kUpColumns - 1) / kUpColumns;
+    // Long runs are written faster, but every thread must have work.
+    int64_t run = kUpColumns;
+    while (run > kBlockOut && targets_ * ((width_ + run - 1) / run) < 2 * context_.pool.threads()) run /= 2;
+    const int64_t runs = (width_ + run - 1) / run, row_blocks = (rows_ + kBlockRows - 1) / kBlockRows;
     context_.pool.ParallelFor(
-        targets_ * column_blocks,
+        targets_ * runs * row_blocks,
         [&](int64_t task, int thread) HWY_ATTR {
           Scratch& scratch = context_.scratch[thread];
           const Scratch::Frame task_frame(scratch);
-          const int64_t column = task % column_blocks * kUpColumns;
-          const int64_t columns = std::min(kUpColumns, width_ - column);
-          Up(hidden, 0, rows_, task / column_blocks, column, columns, scratch, scratch.Floats(rows_ * kUpColumns));
+          const int64_t column = task % runs * run, columns = std::min(run, width_ - column);
+          const int64_t row = task / runs % row_blocks * kBlockRows, count = std::min(kBlockRows, rows_ - row);
+          Up(hidden + row * hidden_width_, row, count, task / runs / row_blocks, column, columns, scratch,
+             scratch.Floats(count * run));
         },
-        rows_ * rank_ * std::min(kUpColumns, width_));
+        std::min(rows_, kBlockRows) * rank_ * std::min(run, width_));
   }
 
   // to = x + (prev(x) - x) * mix_x, of the rows [row, row + count).

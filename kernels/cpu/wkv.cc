@@ -72,8 +72,10 @@ void WkvTokens(const HeadBlock& block, int64_t token, int64_t column) {
 #pragma GCC unroll 4
     for (int c = 0; c < V; ++c) hn::StoreU(s[c], df, state + i * n + c * lanes);
   }
+#pragma GCC unroll 2
   for (int t = 0; t < T; ++t) {
     float* out = block.out + (token + t) * block.stride + column;
+#pragma GCC unroll 4
     for (int c = 0; c < V; ++c) {
       float* to = out + c * lanes;
       hn::StoreU(block.accumulate ? hn::Add(hn::LoadU(df, to), sum[t][c]) : sum[t][c], df, to);

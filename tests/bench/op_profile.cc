@@ -40,8 +40,8 @@ struct Cost {
 
 // Op, and for products the inputs and outputs of the weight.
 struct OpKey {
-  const char* op;
-  const char* unit;
+  std::string op;
+  std::string unit;
   int64_t in = 0;
   int64_t out = 0;
   auto operator<=>(const OpKey&) const = default;
@@ -234,7 +234,7 @@ absl::Status Profile(const std::string& what, int64_t tokens, ProfiledBackend& b
   const int threads = backend.threads();
   absl::PrintF("\n%s: %.4f s, %.2f ms a token, threads idle %.1f %%\n", what, all.seconds,
                all.seconds * 1e3 / static_cast<double>(tokens), 100 * all.idle_seconds / (threads * all.seconds));
-  absl::PrintF("  %-22s %7s %9s %7s %14s %20s %12s\n", "op", "calls", "ms", "share", "threads idle",
+  absl::PrintF("  %-22s %7s %9s %7s %14s %20s %18s\n", "op", "calls", "ms", "share", "threads idle",
                "share of all idle", "us");
   std::vector<std::pair<OpKey, Cost>> ops(backend.costs().begin(), backend.costs().end());
   Cost between = all;
@@ -267,7 +267,8 @@ absl::Status Run(const Options& options) {
   absl::PrintF("%s, %s\n", options.model, backend.Describe());
 
   std::mt19937 random(1);
-  std::vector<int32_t> ids(*std::max_element(options.prompts.begin(), options.prompts.end()) + options.decode_tokens);
+  std::vector<int32_t> ids(*std::max_element(options.prompts.begin(), options.prompts.end()) + 1 +
+                           options.decode_tokens);
   for (int32_t& id : ids) id = static_cast<int32_t>(random() % engine->shape().vocab_size);
   const auto all_ids = absl::MakeConstSpan(ids);
   for (const int64_t prompt : options.prompts) {
@@ -278,7 +279,7 @@ absl::Status Run(const Options& options) {
     GF_RETURN_IF_ERROR(engine->Decode(slot, ids[prompt]).status());
     GF_RETURN_IF_ERROR(
         Profile(absl::StrFormat("decoding after %d tokens", prompt), options.decode_tokens, backend, [&] {
-          for (const int32_t id : all_ids.subspan(prompt, options.decode_tokens)) {
+          for (const int32_t id : all_ids.subspan(prompt + 1, options.decode_tokens)) {
             GF_RETURN_IF_ERROR(engine->Decode(slot, id).status());
           }
           return absl::OkStatus();
