@@ -77,60 +77,6 @@ void LoadIds(const GoldShared& shared, const GoldCache& cache, const RowSpan& sp
   }
 }
 
-// panel[k, kBlockOut] = the rows [row, row + count) of w [rows, k], transposed; zeros beyond count.
-template <typename T>
-void TransposeRows(const T* w, int64_t k, int64_t row, int64_t count, float* panel) {
-  const DF df;
-  const hn::FixedTag<float, 4> d4;
-  const int64_t lanes = hn::Lanes(df);
-  int64_t r = 0;
-  for (; r + 4 <= count; r += 4) {
-    const T* from = w + (row + r) * k;
-    int64_t i = 0;
-    for (; i + lanes <= k; i += lanes) {
-      const VF a = LoadFloats(from + i), b = LoadFloats(from + k + i);
-      const VF c = LoadFloats(from + 2 * k + i), d = LoadFloats(from + 3 * k + i);
-      // Within 16-byte blocks: [a0 c0 a1 c1] and [b0 d0 b1 d1], then [a0 b0 c0 d0], [a1 b1 c1 d1], and so on.
-      const VF ac_low = hn::InterleaveLower(df, a, c), ac_high = hn::InterleaveUpper(df, a, c);
-      const VF bd_low = hn::InterleaveLower(df, b, d), bd_high = hn::InterleaveUpper(df, b, d);
-      HWY_ALIGN float rows[4 * hn::MaxLanes(df)];
-      hn::Store(hn::InterleaveLower(df, ac_low, bd_low), df, rows);
-      hn::Store(hn::InterleaveUpper(df, ac_low, bd_low), df, rows + lanes);
-      hn::Store(hn::InterleaveLower(df, ac_high, bd_high), df, rows + 2 * lanes);
-      hn::Store(hn::InterleaveUpper(df, ac_high, bd_high), df, rows + 3 * lanes);
-      for (int64_t j = 0; j < lanes; ++j) {
-        hn::StoreU(hn::Load(d4, rows + j % 4 * lanes + j / 4 * 4), d4, panel + (i + j) * kBlockOut + r);
-      }
-    }
-    for (; i < k; ++i) {
-      for (int64_t j = 0; j < 4; ++j) WidenRow(from + j * k + i, 1, panel + i * kBlockOut + r + j);
-    }
-  }
-  for (; r < kBlockOut; ++r) {
-    for (int64_t i = 0; i < k; ++i) {
-      float* to = panel + i * kBlockOut + r;
-      *to = 0;
-      if (r < count) WidenRow(w + (row + r) * k + i, 1, to);
-    }
-  }
-}
-
-// to[rows, out] = x[rows, in] times a weight [out, in] of few inputs. Its dot products are so short that adding up
-// their lanes would take longer than they do, so the weight is transposed as it is widened.
-void ShortProduct(const float* x, int64_t rows, Matrix weight, Scratch& scratch, float* to) {
-  const Scratch::Frame frame(scratch);
-  const int64_t in = weight.in(), out = weight.out();
-  float* panel = scratch.Floats(in * kBlockOut);
-  float* tile = scratch.Floats(rows * kBlockOut);
-  for (int64_t column = 0; column < out; column += kBlockOut) {
-    const int64_t count = std::min(kBlockOut, out - column);
-    VisitWeight(weight.data.data, weight.data.dtype,
-                [&](auto* w) HWY_ATTR { TransposeRows(w, in, column, count, panel); });
-    AxpyBlock(x, in, rows, static_cast<const float*>(panel), kBlockOut, in, false, tile, kBlockOut);
-    for (int64_t i = 0; i < rows; ++i) std::copy_n(tile + i * kBlockOut, count, to + i * out + column);
-  }
-}
-
 // kk = rms(W_b [x0; c]) of positions first .. first + count; zeros for position -1.
 void LoadKeys(const GoldShared& shared, const GoldCache& cache, const RowSpan& span, int64_t first, int64_t count,
               const int32_t* ids, Scratch& scratch, float* kk) {
@@ -141,7 +87,7 @@ void LoadKeys(const GoldShared& shared, const GoldCache& cache, const RowSpan& s
   for (int64_t i = skipped; i < count; ++i) {
     WidenCompressedRow(cache.c, PagedRow(span, first + i, cache.page_tokens()), c_width, c + i * c_width);
   }
-  ShortProduct(c, count, shared.key_compressed, scratch, kk);  // zeros of position -1 stay so
+  Product(c, c_width, count, shared.key_compressed, scratch, kk);  // zeros of position -1 stay so
   for (int64_t i = skipped; i < count; ++i) {
     float* row = kk + i * width;
     const float* from_x0 = shared.key_table.f32() + ids[i] * width;
