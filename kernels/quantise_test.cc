@@ -240,7 +240,7 @@ TEST_P(QuantisedProductTest, ByInputs) {
     for (int64_t out : {128, 640, 1024}) {
       for (int64_t in : {32, 96, 448}) {
         const Packed packed = RandomPacked(random, dtype, out, in), rows_first = ByInput(packed);
-        for (int64_t rows : {0, 1, 2, 5, 14}) {
+        for (int64_t rows : {0, 1, 2, 3, 4, 5, 8, 14}) {
           for (int64_t zeros_of_100 : {0, 60, 97, 100}) {
             std::vector<float> x = Floats(random.Normal(rows * in, 1));
             for (float& value : x) value = random.Below(100) < zeros_of_100 ? 0 : value;
@@ -353,6 +353,24 @@ TEST_P(QuantisedProductTest, EveryEpilogue) {
   }
 }
 
+// By inputs, more than are made panels at once, and so many rows that blocks are cut: each row is as it is alone.
+TEST_P(QuantisedProductTest, ByInputsInParts) {
+  for (DType dtype : {DType::kI8, DType::kI4}) {
+    const int64_t out = 1024, in = 39 * 32, rows = 270;
+    const Packed packed = RandomPacked(random, dtype, out, in), by_input = ByInput(packed);
+    std::vector<float> x = Floats(random.Normal(rows * in, 1));
+    for (float& value : x) value = std::max(value, 0.f);
+    const std::vector<float> expected = Product(x, rows, packed);
+    for (int64_t count : {1, 4, 5, 64, 130, 270}) {
+      EXPECT_TRUE(SameBits(Product({x.begin(), x.begin() + count * in}, count, by_input),
+                           {expected.begin(), expected.begin() + count * out}))
+          << Name(dtype) << ", " << count << " rows";
+    }
+    EXPECT_TRUE(SameBits({expected.begin(), expected.begin() + 2 * out},
+                         PlainProduct({x.begin(), x.begin() + 2 * in}, 2, packed)));
+  }
+}
+
 TEST_P(QuantisedProductTest, AnyNumberOfThreads) {
   for (DType dtype : {DType::kI8, DType::kI4}) {
     const Packed packed = RandomPacked(random, dtype, 1024, 512), by_input = ByInput(packed);
@@ -362,6 +380,7 @@ TEST_P(QuantisedProductTest, AnyNumberOfThreads) {
       device = Device(MakeBackend(threads));
       EXPECT_TRUE(SameBits(Product(x, 40, packed), expected)) << threads << " threads";
       EXPECT_TRUE(SameBits(Product(row, 1, by_input), expected_row)) << threads << " threads";
+      EXPECT_TRUE(SameBits(Product(x, 40, by_input), expected)) << threads << " threads";
     }
   }
 }

@@ -38,7 +38,6 @@ constexpr int kFours = kGroupIn / 4;                            // of neighbouri
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(DF()));    // of 32 bits
 constexpr int kVectors = static_cast<int>(kPanelOut) / kLanes;  // that hold a number for each output of a panel
 constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 12 : HWY_TARGET <= HWY_AVX2 ? 4 : 2;  // of a tile: what registers hold
-constexpr int64_t kTaskPanels = 4;  // a tile of x is read once for these
 constexpr int64_t kTaskRows = 516;  // a whole number of tiles; steps of 512 tokens fit
 // The hardware alone reads too little ahead where many instructions stand between two loads of weights.
 constexpr int64_t kAheadBytes = 4096;
@@ -162,12 +161,17 @@ struct GroupRange {
   int64_t begin, end, all;
 };
 
+// What a product asks for before it needs it, with each group: bytes [begin, end) of a group that lies so far on.
+struct Ahead {
+  int64_t distance, begin, end;
+};
+
 // The groups of a range of a panel, and its scales: of every group at a distance of `scale_stride`, or of all.
 struct Panel {
   const uint8_t* weights;  // of group `begin`
   const void* scales;      // of group 0
   int64_t scale_stride;
-  bool is_cold;  // in memory, not in a cache
+  Ahead ahead;
 };
 
 // out[r * stride + i] = row r of x times output i of a panel, for R rows. Ranges follow each other up to the last
@@ -195,9 +199,8 @@ HWY_INLINE void PanelTile(const Rows& x, int64_t row, const GroupRange& range, c
     }
   }
   for (int64_t group = range.begin; group < range.end; ++group, weights += Type::kGroupBytes) {
-    if (panel.is_cold) {
-#pragma GCC unroll 8
-      for (int64_t line = 0; line < Type::kGroupBytes; line += 64) hwy::Prefetch(weights + kAheadBytes + line);
+    for (int64_t byte = panel.ahead.begin; byte < panel.ahead.end; byte += 64) {
+      hwy::Prefetch(weights + panel.ahead.distance + byte);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -329,13 +332,14 @@ Block BlockOf(const Matrix& weight, int64_t strips, int64_t index) {
   return {static_cast<const uint8_t*>(weight.data.data) + offset, row_bytes, run_bytes, first_out, strips};
 }
 
-// From one panel of so many inputs that is made to the next: a power of two would put all into the same cache sets.
-constexpr int64_t MadeBytes(int64_t in) { return in * kPanelOut + 64; }
+// From one panel of so many groups that is made to the next: a power of two would put all into the same cache sets.
+constexpr int64_t MadeBytes(int64_t groups) { return groups * kGroupIn * kPanelOut + 64; }
 
-// Inputs [begin, end) of a block as panels, at a distance of MadeBytes.
+// Groups of a block as panels, at a distance of MadeBytes.
 template <class Type>
-void MakePanels(const Block& block, int64_t begin, int64_t end, uint8_t* panels) {
-  const int64_t panel_bytes = MadeBytes(end - begin);
+void MakePanels(const Block& block, const GroupRange& range, uint8_t* panels) {
+  const int64_t begin = range.begin * kGroupIn, end = range.end * kGroupIn;
+  const int64_t panel_bytes = MadeBytes(range.end - range.begin);
   for (int64_t i = begin; i < end; i += 4) {
     const uint8_t* first = block.weights + i * block.row_bytes;
     const uint8_t* const rows[4] = {first, first + block.row_bytes, first + 2 * block.row_bytes,
@@ -358,7 +362,7 @@ void MakePanels(const Block& block, int64_t begin, int64_t end, uint8_t* panels)
   }
 }
 
-constexpr int64_t kSparseRows = 8;  // more are multiplied faster by panels, with their zeros
+constexpr int64_t kSparseRows = 4;  // more are multiplied faster by panels, with their zeros
 
 // The inputs of a group that are not zero in all rows.
 struct Found {
@@ -395,6 +399,10 @@ void SparseRows(const Rows& x, int64_t rows, int64_t groups, const Matrix& weigh
     next.count = 0;
     if (group + 1 < groups) next.Look(x, rows, groups, group + 1);
     const uint8_t* group_rows = block.weights + group * kGroupIn * block.row_bytes;
+    const auto* group_scales = static_cast<const F16*>(weight.scales.data) + group * width + block.first_out;
+    if constexpr (Type::kGroupScales) {
+      for (int64_t o = 0; o < outputs; o += 32) hwy::Prefetch(group_scales + width + o);
+    }
     for (int64_t row = 0; row < rows; ++row) {
       const VI offset = hn::Set(di, x.offsets[row * groups + group]);
       for (int64_t o = 0; o < outputs; o += kLanes) hn::Store(offset, di, sums + row * outputs + o);
@@ -435,8 +443,7 @@ void SparseRows(const Rows& x, int64_t rows, int64_t groups, const Matrix& weigh
       for (int64_t o = 0; o < outputs; o += kLanes) {
         VF of_group = x_scale;
         if constexpr (Type::kGroupScales) {
-          of_group = hn::Mul(
-              of_group, LoadFloats(static_cast<const F16*>(weight.scales.data) + group * width + block.first_out + o));
+          of_group = hn::Mul(of_group, LoadFloats(group_scales + o));
         }
         float* total = out + row * outputs + o;
         const VF sum = hn::ConvertTo(df, hn::Load(di, sums + row * outputs + o));
@@ -455,12 +462,10 @@ void SparseRows(const Rows& x, int64_t rows, int64_t groups, const Matrix& weigh
   }
 }
 
+// Held by `shared` while all threads read them.
 template <class Type>
-void Product(Context& context, ConstTensor x, const Matrix& weight, const Epilogue& epilogue, Tensor out) {
-  const int64_t rows = x.dim(0), in = weight.in(), width = weight.out(), groups = in / kGroupIn;
-  // Held by this thread while all threads read it.
-  Scratch& shared = context.scratch[0];
-  const Scratch::Frame shared_frame(shared);
+Rows QuantiseRows(Context& context, ConstTensor x, Scratch& shared) {
+  const int64_t rows = x.dim(0), groups = x.dim(1) / kGroupIn;
   Rows quantised;
   quantised.words = reinterpret_cast<int32_t*>(shared.Floats(rows * groups * kGroupWords));
   quantised.scales = shared.Floats(rows * groups);
@@ -473,74 +478,96 @@ void Product(Context& context, ConstTensor x, const Matrix& weight, const Epilog
                         quantised.scales + group, quantised.offsets + group);
         }
       },
-      in);
+      x.dim(1));
+  return quantised;
+}
+
+// What the tile at `row` of a task's rows asks for ahead: the first reads its own panel from memory; the others share
+// the panel that stands at the same place in what this thread is likely to be given next, `next` bytes on.
+Ahead AheadOf(int64_t row, int64_t rows, int64_t next, int64_t group_bytes) {
+  if (row == 0) return {kAheadBytes, 0, group_bytes};
+  const int64_t parts = std::max<int64_t>(1, (rows - 1) / kRows);
+  const int64_t part_bytes = (group_bytes / 64 + parts - 1) / parts * 64, begin = (row - 1) / kRows * part_bytes;
+  return {next, begin, next == 0 ? begin : std::min(begin + part_bytes, group_bytes)};
+}
+
+template <class Type>
+void Product(Context& context, ConstTensor x, const Matrix& weight, const Epilogue& epilogue, Tensor out) {
+  const int64_t rows = x.dim(0), in = weight.in(), width = weight.out(), groups = in / kGroupIn;
+  Scratch& shared = context.scratch[0];
+  const Scratch::Frame shared_frame(shared);
+  const Rows quantised = QuantiseRows<Type>(context, x, shared);
 
   const bool by_input = weight.layout == Matrix::Layout::kInOut;
   // Of a task. Long runs are read faster, but every thread must have work, and the sums of many rows must fit a cache.
   int64_t strips = by_input ? ByInputBlock(width) / kStripOut : 1;
-  while (strips > 2 && (width / (strips * kStripOut) < 2 * context.pool.threads() || strips * rows > kRowStrips)) {
+  while (strips > 2 && (width / (strips * kStripOut) < 2 * context.pool.threads() ||
+                        strips * std::min(rows, kTaskRows) > kRowStrips)) {
     strips /= 2;
   }
+  const int64_t task_out = strips * kStripOut;
   if (by_input && rows <= kSparseRows) {
     context.pool.ParallelFor(
-        width / (strips * kStripOut),
+        width / task_out,
         [&](int64_t task, int) HWY_ATTR {
           const Block block = BlockOf(weight, strips, task);
-          const int64_t outputs = strips * kStripOut;
           HWY_ALIGN float sums[kSparseRows * kBlockStripsMax * kStripOut];
           SparseRows<Type>(quantised, rows, groups, weight, block, sums);
           for (int64_t row = 0; row < rows; ++row) {
-            FinishRow(sums + row * outputs, epilogue, row, block.first_out, outputs, out);
+            FinishRow(sums + row * task_out, epilogue, row, block.first_out, task_out, out);
           }
         },
-        rows * in * strips * kStripOut / 4);
+        rows * in * task_out / 4);
     return;
   }
 
   // Narrow weights are cut by rows as well, so that every thread has work.
-  const int64_t task_panels = by_input ? strips * kStripOut / kPanelOut : kTaskPanels;
-  const int64_t panels = width / kPanelOut, panel_tasks = (panels + task_panels - 1) / task_panels;
+  const int64_t out_tasks = (width + task_out - 1) / task_out;
   int64_t task_rows = std::min(rows, kTaskRows);
-  while (task_rows > 8 * kRows && panel_tasks * ((rows + task_rows - 1) / task_rows) < 4 * context.pool.threads()) {
+  while (task_rows > 8 * kRows && out_tasks * ((rows + task_rows - 1) / task_rows) < 4 * context.pool.threads()) {
     task_rows = (task_rows / 2 + kRows - 1) / kRows * kRows;
   }
   const int64_t row_tasks = (rows + task_rows - 1) / task_rows;
   const int64_t part_groups = by_input ? std::min(groups, kPartStripGroups / strips) : groups;
-  const int64_t panel_bytes = groups * Type::kGroupBytes, made_bytes = MadeBytes(part_groups * kGroupIn);
+  const auto* weights = static_cast<const uint8_t*>(weight.data.data);
+  const auto* scales = static_cast<const char*>(weight.scales.data);
+  const int64_t panels = width / kPanelOut, panel_bytes = groups * Type::kGroupBytes;
+  const int64_t panel_scales = by_input ? kPanelOut * SizeOf(weight.scales.dtype) : weight.scales.bytes() / panels;
   context.pool.ParallelFor(
-      panel_tasks * row_tasks,
+      out_tasks * row_tasks,
       [&](int64_t task, int thread) HWY_ATTR {
         Scratch& scratch = context.scratch[thread];
         const Scratch::Frame frame(scratch);
-        const int64_t first_panel = task % panel_tasks * task_panels;
-        const int64_t panel_count = std::min(task_panels, panels - first_panel), outputs = panel_count * kPanelOut;
-        const int64_t row_begin = task / panel_tasks * task_rows, row_end = std::min(rows, row_begin + task_rows);
-        float* sums = scratch.Floats((row_end - row_begin) * outputs);
-        auto* made = by_input ? reinterpret_cast<uint8_t*>(scratch.Floats(panel_count * made_bytes / 4)) : nullptr;
-        using Made = std::conditional_t<Type::kGroupScales, Int4Bytes, Int8>;
-        for (GroupRange range{0, part_groups, groups}; range.begin < groups;) {
+        const int64_t first_out = task % out_tasks * task_out, outputs = std::min(task_out, width - first_out);
+        const int64_t first_row = task / out_tasks * task_rows, task_end = std::min(rows, first_row + task_rows);
+        const int64_t next_panels = task_out / kPanelOut * context.pool.threads();
+        float* sums = scratch.Floats((task_end - first_row) * outputs);
+        uint8_t* made = nullptr;
+        if (by_input) {
+          made = reinterpret_cast<uint8_t*>(scratch.Floats(outputs / kPanelOut * MadeBytes(part_groups) / 4));
+        }
+        // The tile of rows from `row` on with one panel; returns how many rows.
+        const auto tile = [&](int64_t row, int64_t panel, const GroupRange& range) HWY_ATTR {
+          using Made = std::conditional_t<Type::kGroupScales, Int4Bytes, Int8>;
+          float* to = sums + (row - first_row) * outputs + panel * kPanelOut - first_out;
+          const char* of_panel = scales + panel * panel_scales;
           if (by_input) {
-            MakePanels<Type>(BlockOf(weight, strips, task % panel_tasks), range.begin * kGroupIn, range.end * kGroupIn,
-                             made);
+            const int64_t place = (panel - first_out / kPanelOut) * MadeBytes(range.end - range.begin);
+            return Tile<Made>(task_end - row, quantised, row, range, {made + place, of_panel, width, {}}, to, outputs);
           }
-          const auto tile = [&](int64_t row, int64_t i) HWY_ATTR {
-            float* to = sums + (row - row_begin) * outputs + i * kPanelOut;
-            const char* scales = static_cast<const char*>(weight.scales.data);
-            if (by_input) {
-              const Panel panel{made + i * MadeBytes((range.end - range.begin) * kGroupIn),
-                                scales + (first_panel + i) * kPanelOut * SizeOf(weight.scales.dtype), width, false};
-              return Tile<Made>(row_end - row, quantised, row, range, panel, to, outputs);
-            }
-            const Panel panel{static_cast<const uint8_t*>(weight.data.data) + (first_panel + i) * panel_bytes,
-                              scales + (first_panel + i) * (weight.scales.bytes() / panels), kPanelOut,
-                              row == row_begin};
-            return Tile<Type>(row_end - row, quantised, row, range, panel, to, outputs);
-          };
-          for (int64_t row = row_begin; row < row_end;) {
+          const int64_t next = panel + next_panels < panels ? next_panels * panel_bytes : 0;
+          const Ahead ahead = AheadOf(row - first_row, task_end - first_row, next, Type::kGroupBytes);
+          return Tile<Type>(task_end - row, quantised, row, range,
+                            {weights + panel * panel_bytes, of_panel, kPanelOut, ahead}, to, outputs);
+        };
+        for (GroupRange range{0, part_groups, groups}; range.begin < groups;) {
+          if (by_input) MakePanels<Type>(BlockOf(weight, strips, task % out_tasks), range, made);
+          for (int64_t row = first_row; row < task_end;) {
             int64_t count = 0;
-            for (int64_t i = 0; i < panel_count; ++i) count = tile(row, i);
+            for (int64_t o = first_out; o < first_out + outputs; o += kPanelOut)
+              count = tile(row, o / kPanelOut, range);
             for (int64_t r = row; r < row + count && range.end == groups; ++r) {
-              FinishRow(sums + (r - row_begin) * outputs, epilogue, r, first_panel * kPanelOut, outputs, out);
+              FinishRow(sums + (r - first_row) * outputs, epilogue, r, first_out, outputs, out);
             }
             row += count;
           }
@@ -548,7 +575,7 @@ void Product(Context& context, ConstTensor x, const Matrix& weight, const Epilog
           range.end = std::min(groups, range.begin + part_groups);
         }
       },
-      task_rows * in * task_panels * kPanelOut / 4);
+      task_rows * in * task_out / 4);
 }
 
 void QuantisedMatMulTarget(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) {

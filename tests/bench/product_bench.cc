@@ -1,15 +1,19 @@
-// Products of one row and of many with weights of every type: one row beside the bandwidth of reading memory, measured
-// in the same run, many beside each other. GB/s are of the whole weight: those by inputs skip what is zero.
+// Products of one row and of many with weights of every type: few rows beside the bandwidth of reading memory, many
+// beside oneDNN's products of the same shape (sgemm, u8s8s32), both measured in the same run. GB/s are of the bytes
+// that must be touched: of weights by inputs those inputs that are not zero in all rows.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
+#include "dnnl.h"
 #include "kernels/backend.h"
 #include "kernels/quantise.h"
 #include "tests/bench/ceilings.h"
@@ -25,6 +29,7 @@ struct Options {
   int zeros = 50;  // of 100 elements of x
 };
 
+constexpr int64_t kManyRows = 64;             // from which products are bound by arithmetic
 constexpr int64_t kBytes = int64_t{1} << 30;  // of weights read one after another: more than caches hold
 
 Tensor Allocate(Backend& backend, DType dtype, const Shape& shape, std::vector<std::shared_ptr<void>>& memory) {
@@ -36,11 +41,50 @@ Tensor Allocate(Backend& backend, DType dtype, const Shape& shape, std::vector<s
   return tensor;
 }
 
+// oneDNN's rate for so many rows, FLOP/s: fp32, or 8 bits.
+double OneDnnRate(const Options& options, int64_t rows, bool is_int8) {
+  const int64_t in = options.in, out = options.out;
+  const auto rate = [&](const auto& product) {
+    return 2.0 * static_cast<double>(rows * out * in) / Fastest(4, product);
+  };
+  if (!is_int8) {
+    const std::vector<float> x(rows * in, 0.5f), w(out * in, 0.25f);
+    std::vector<float> y(rows * out);
+    return rate([&] { dnnl_sgemm('N', 'T', rows, out, in, 1.f, x.data(), in, w.data(), in, 0.f, y.data(), out); });
+  }
+  const std::vector<uint8_t> x(rows * in, 3);
+  const std::vector<int8_t> w(out * in, 5);
+  std::vector<int32_t> y(rows * out);
+  const int32_t zero = 0;
+  return rate([&] {
+    dnnl_gemm_u8s8s32('N', 'T', 'F', rows, out, in, 1.f, x.data(), in, 0, w.data(), in, 0, 0.f, y.data(), out, &zero);
+  });
+}
+
+// Of the inputs of x [rows, in], those that are not zero in every row.
+double TouchedShare(ConstTensor x) {
+  const int64_t rows = x.dim(0), in = x.dim(1);
+  int64_t touched = 0;
+  for (int64_t i = 0; i < in; ++i) {
+    bool zero = true;
+    for (int64_t row = 0; row < rows; ++row) zero = zero && x.f32()[row * in + i] == 0;
+    touched += zero ? 0 : 1;
+  }
+  return static_cast<double>(touched) / static_cast<double>(in);
+}
+
 void Run(const Options& options) {
   const std::unique_ptr<Backend> backend = MakeCpuBackend(options.threads);
   const double ceiling = ReadBytesPerSecond(backend->threads(), kBytes);
-  absl::PrintF("%s; [%d, %d], %d %% of x are zero; reads at %.1f GB/s\n%-13s%6s%12s%10s%8s%12s\n", backend->Describe(),
-               options.out, options.in, options.zeros, ceiling / 1e9, "type", "rows", "us", "GB/s", "ratio", "GFLOP/s");
+  absl::PrintF("%s; [%d, %d], %d %% of x are zero; reads at %.1f GB/s\n%-13s%6s%12s%10s%8s%12s%14s\n",
+               backend->Describe(), options.out, options.in, options.zeros, ceiling / 1e9, "type", "rows", "us", "GB/s",
+               "ratio", "GFLOP/s", "of oneDNN's");
+  // Of row counts that are many, by type.
+  std::map<std::pair<int64_t, bool>, double> onednn;
+  for (int64_t rows : options.rows) {
+    if (rows < kManyRows) continue;
+    for (bool is_int8 : {false, true}) onednn[{rows, is_int8}] = OneDnnRate(options, rows, is_int8);
+  }
   struct Kind {
     DType dtype;
     bool by_input;
@@ -79,14 +123,22 @@ void Run(const Options& options) {
         x.f32()[i] = static_cast<int>(random() % 100) < options.zeros ? 0 : value;
       }
       const auto products = std::min<int64_t>(static_cast<int64_t>(weights.size()), std::max<int64_t>(1, 400 / rows));
+      size_t next = 0;  // goes round all weights, so that none is in a cache
       const double seconds = Fastest(4,
                                      [&] {
-                                       for (int64_t i = 0; i < products; ++i) backend->MatMul(x, weights[i], {}, out);
+                                       for (int64_t i = 0; i < products; ++i) {
+                                         backend->MatMul(x, weights[next++ % weights.size()], {}, out);
+                                       }
                                      }) /
                              static_cast<double>(products);
-      const double rate = static_cast<double>(bytes) / static_cast<double>(weights.size()) / seconds;
-      absl::PrintF("%-13s%6d%12.0f%10.1f%8.3f%12.1f\n", name, rows, seconds * 1e6, rate / 1e9, rate / ceiling,
-                   2.0 * static_cast<double>(rows * options.out * options.in) / seconds / 1e9);
+      const Matrix& weight = weights[0];
+      const double touched = (by_input ? TouchedShare(x) : 1) * static_cast<double>(weight.data.bytes()) +
+                             static_cast<double>(weight.scales.bytes());
+      const double flops = 2.0 * static_cast<double>(rows * options.out * options.in) / seconds;
+      absl::PrintF("%-13s%6d%12.0f%10.1f%8.3f%12.1f", name, rows, seconds * 1e6, touched / seconds / 1e9,
+                   touched / seconds / ceiling, flops / 1e9);
+      if (rows >= kManyRows) absl::PrintF("%14.3f", flops / onednn.at({rows, IsQuantised(dtype)}));
+      absl::PrintF("\n");
       std::fflush(stdout);
     }
   }
