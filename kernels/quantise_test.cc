@@ -260,23 +260,6 @@ TEST_P(QuantisedProductTest, ByInputs) {
   }
 }
 
-// More inputs than are made panels at once, more sums than a task holds, and the most rows that skip zeros.
-TEST_P(QuantisedProductTest, ByInputsInParts) {
-  const int64_t in = 2080, out = 1024;
-  for (int threads : {1, 3}) {
-    device = Device(MakeBackend(threads));
-    for (DType dtype : {DType::kI8, DType::kI4}) {
-      const Packed packed = RandomPacked(random, dtype, out, in), by_input = ByInput(packed);
-      for (int64_t rows : {7, 8, 9, 13, 132}) {
-        std::vector<float> x = Floats(random.Normal(rows * in, 1));
-        for (float& value : x) value = random.Below(100) < 60 ? 0 : value;
-        EXPECT_TRUE(SameBits(Product(x, rows, by_input), Product(x, rows, packed)))
-            << Name(dtype) << ", " << rows << " rows, " << threads << " threads";
-      }
-    }
-  }
-}
-
 // Sums of the largest numbers that bytes can make: 8-bit products added in 16 bits would overflow.
 TEST_P(QuantisedProductTest, LargestNumbers) {
   for (DType dtype : {DType::kI8, DType::kI4}) {
