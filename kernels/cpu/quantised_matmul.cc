@@ -369,9 +369,9 @@ struct Found {
   int count = 0;
   int inputs[kGroupIn + 1];
 
-  void Look(const Rows& x, int64_t rows, int64_t groups, int64_t group) {
+  void Look(const Rows& x, int rows, int64_t groups, int64_t group) {
     int32_t words[kGroupWords] = {};
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int row = 0; row < rows; ++row) {
       for (int i = 0; i < kGroupWords; ++i) words[i] |= x.words[(row * groups + group) * kGroupWords + i];
     }
     count = 0;
@@ -382,38 +382,37 @@ struct Found {
   }
 };
 
-// out[r * width of the block + i] = row r of x, of at most kSparseRows, times output i of a block. Inputs that are
-// zero in all rows are not read.
-template <class Type>
-void SparseRows(const Rows& x, int64_t rows, int64_t groups, const Matrix& weight, const Block& block,
-                float* HWY_RESTRICT out) {
+// out[r * width of the block + i] = row r of x times output i of a block, for all R rows. Inputs that are zero in all
+// rows are not read.
+template <class Type, int R>
+void SparseRows(const Rows& x, int64_t groups, const Matrix& weight, const Block& block, float* HWY_RESTRICT out) {
   const DF df;
   const DI di;
   const int64_t width = weight.out(), outputs = block.strips * kStripOut;
-  HWY_ALIGN int32_t sums[kSparseRows * kBlockStripsMax * kStripOut];
-  for (int64_t o = 0; o < rows * outputs; o += kLanes) hn::StoreU(hn::Zero(df), df, out + o);
+  HWY_ALIGN int32_t sums[R * kBlockStripsMax * kStripOut];
+  for (int64_t o = 0; o < R * outputs; o += kLanes) hn::StoreU(hn::Zero(df), df, out + o);
   Found now, next;
-  next.Look(x, rows, groups, 0);
+  next.Look(x, R, groups, 0);
   for (int64_t group = 0; group < groups; ++group) {
     now = next;
     next.count = 0;
-    if (group + 1 < groups) next.Look(x, rows, groups, group + 1);
+    if (group + 1 < groups) next.Look(x, R, groups, group + 1);
     const uint8_t* group_rows = block.weights + group * kGroupIn * block.row_bytes;
     const auto* group_scales = static_cast<const F16*>(weight.scales.data) + group * width + block.first_out;
     if constexpr (Type::kGroupScales) {
       for (int64_t o = 0; o < outputs; o += 32) hwy::Prefetch(group_scales + width + o);
     }
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int row = 0; row < R; ++row) {
       const VI offset = hn::Set(di, x.offsets[row * groups + group]);
       for (int64_t o = 0; o < outputs; o += kLanes) hn::Store(offset, di, sums + row * outputs + o);
     }
     for (int begin = 0; begin < now.count; begin += 4) {
       const uint8_t* inputs[4];
-      int32_t fours[kSparseRows * kWordsOfFour];
+      int32_t fours[R * kWordsOfFour];
       for (int i = 0; i < 4; ++i) {  // past the end the first again, times zero
         inputs[i] = group_rows + now.inputs[begin + i < now.count ? begin + i : begin] * block.row_bytes;
       }
-      for (int64_t row = 0; row < rows; ++row) {
+      for (int row = 0; row < R; ++row) {
         const int32_t* words = x.words + (row * groups + group) * kGroupWords;
         int8_t values[4] = {};
         for (int i = 0; i < std::min(4, now.count - begin); ++i) values[i] = InputOf(words, now.inputs[begin + i]);
@@ -428,7 +427,8 @@ void SparseRows(const Rows& x, int64_t rows, int64_t groups, const Matrix& weigh
         for (int part = 0; part < kStripVectors; ++part) {
           VU8 w[4];
           InterleaveFour<Type>(inputs, strip, part, w);
-          for (int64_t row = 0; row < rows; ++row) {
+#pragma GCC unroll 4
+          for (int row = 0; row < R; ++row) {
 #pragma GCC unroll 4
             for (int v = 0; v < 4; ++v) {
               int32_t* sum = sums + row * outputs + strip * kStripOut + v * kPanelOut + part * kLanes;
@@ -438,7 +438,7 @@ void SparseRows(const Rows& x, int64_t rows, int64_t groups, const Matrix& weigh
         }
       }
     }
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int row = 0; row < R; ++row) {
       const VF x_scale = hn::Set(df, x.scales[row * groups + group]);
       for (int64_t o = 0; o < outputs; o += kLanes) {
         VF of_group = x_scale;
@@ -453,7 +453,7 @@ void SparseRows(const Rows& x, int64_t rows, int64_t groups, const Matrix& weigh
   }
   if constexpr (!Type::kGroupScales) {
     const float* scales = weight.scales.f32() + block.first_out;
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int row = 0; row < R; ++row) {
       for (int64_t o = 0; o < outputs; o += kLanes) {
         float* total = out + row * outputs + o;
         hn::StoreU(hn::Mul(hn::LoadU(df, total), hn::LoadU(df, scales + o)), df, total);
@@ -512,7 +512,11 @@ void Product(Context& context, ConstTensor x, const Matrix& weight, const Epilog
         [&](int64_t task, int) HWY_ATTR {
           const Block block = BlockOf(weight, strips, task);
           HWY_ALIGN float sums[kSparseRows * kBlockStripsMax * kStripOut];
-          SparseRows<Type>(quantised, rows, groups, weight, block, sums);
+          const auto multiply = rows == 1   ? SparseRows<Type, 1>
+                                : rows == 2 ? SparseRows<Type, 2>
+                                : rows == 3 ? SparseRows<Type, 3>
+                                            : SparseRows<Type, kSparseRows>;
+          multiply(quantised, groups, weight, block, sums);
           for (int64_t row = 0; row < rows; ++row) {
             FinishRow(sums + row * task_out, epilogue, row, block.first_out, task_out, out);
           }
