@@ -32,6 +32,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/check.h"
 #include "base/status.h"
 #include "dnnl.h"
 #include "nlohmann/json.hpp"
@@ -194,12 +195,15 @@ class ModelBench {
     if (!backend) backend = MakeCpuBackend(options_.threads);
     GF_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Load(options, std::move(backend)));
     shape_ = engine->shape();
-    std::mt19937 random(1);
-    ids_.resize(tokens);
-    for (int32_t& id : ids_) id = static_cast<int32_t>(random() % shape_.vocab_size);
+    if (static_cast<int64_t>(ids_.size()) < tokens) {
+      std::mt19937 random(1);
+      ids_.resize(tokens);
+      for (int32_t& id : ids_) id = static_cast<int32_t>(random() % shape_.vocab_size);
+    }
     return engine;
   }
   absl::Span<const int32_t> Ids(int64_t first, int64_t count) const {
+    GF_CHECK_LE(first + count, static_cast<int64_t>(ids_.size()));
     return absl::MakeSpan(ids_).subspan(first, count);
   }
 
