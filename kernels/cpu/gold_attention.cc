@@ -61,34 +61,75 @@ void EmbedIds(const GoldShared& shared, const int32_t* ids, int64_t count, float
   }
 }
 
-// The ids of positions first .. first + count; -1 for position -1.
-void LoadIds(const GoldShared& shared, const GoldCache& cache, const RowSpan& span, int64_t first, int64_t count,
-             int32_t* ids) {
+// Positions that are made together, at most kTile of them: runs of neighbours, of one sequence or of several. What they
+// are made of are the rows of their `inputs`, which are they and, before each run, the position before it, for the
+// shift looks one back. Zeros stand before position 0.
+class Piece {
+ public:
+  struct Input {
+    const RowSpan* span;
+    int64_t position;  // -1 before a sequence
+  };
+
+  Piece() = default;
+  Piece(const RowSpan& span, int64_t first, int64_t count) { Add(span, first, count); }
+
+  void Add(const RowSpan& span, int64_t first, int64_t count) {
+    inputs_[input_count_++] = {&span, first - 1};
+    for (int64_t i = 0; i < count; ++i) {
+      here_[count_++] = input_count_;
+      inputs_[input_count_++] = {&span, first + i};
+    }
+  }
+
+  int64_t count() const { return count_; }
+  // Which input position i is; the one before it is that of the position before.
+  int64_t here(int64_t i) const { return here_[i]; }
+  const Input& operator[](int64_t i) const { return inputs_[here_[i]]; }
+  absl::Span<const Input> inputs() const { return absl::MakeConstSpan(inputs_, input_count_); }
+
+  static constexpr int64_t kMostInputs = 2 * kTile;
+
+ private:
+  int64_t count_ = 0, input_count_ = 0;
+  int64_t here_[kTile];
+  Input inputs_[kMostInputs];
+};
+
+// The ids of a piece's inputs; -1 for position -1.
+void LoadIds(const GoldShared& shared, const GoldCache& cache, const Piece& piece, int32_t* ids) {
   const int64_t vocab = shared.embedding.dim(0);
-  for (int64_t i = 0; i < count; ++i) {
-    if (first + i < 0) {
-      ids[i] = -1;
+  for (const Piece::Input& input : piece.inputs()) {
+    int32_t& id = *ids++;
+    if (input.position < 0) {
+      id = -1;
       continue;
     }
-    const int64_t at = PagedRow(span, first + i, cache.page_tokens());
-    ids[i] = cache.ids.dtype == DType::kU16 ? static_cast<const uint16_t*>(cache.ids.data)[at]
-                                            : static_cast<const int32_t*>(cache.ids.data)[at];
-    GF_CHECK(ids[i] >= 0 && ids[i] < vocab) << "id " << ids[i] << " at position " << first + i;
+    const int64_t at = PagedRow(*input.span, input.position, cache.page_tokens());
+    id = cache.ids.dtype == DType::kU16 ? static_cast<const uint16_t*>(cache.ids.data)[at]
+                                        : static_cast<const int32_t*>(cache.ids.data)[at];
+    GF_CHECK(id >= 0 && id < vocab) << "id " << id << " at position " << input.position;
   }
 }
 
-// kk = rms(W_b [x0; c]) of positions first .. first + count; zeros for position -1.
-void LoadKeys(const GoldShared& shared, const GoldCache& cache, const RowSpan& span, int64_t first, int64_t count,
-              const int32_t* ids, Scratch& scratch, float* kk) {
+// kk = rms(W_b [x0; c]) of a piece's inputs; zeros for position -1.
+void LoadKeys(const GoldShared& shared, const GoldCache& cache, const Piece& piece, const int32_t* ids,
+              Scratch& scratch, float* kk) {
   const Scratch::Frame frame(scratch);
-  const int64_t width = shared.embedding.dim(1), c_width = shared.key_compressed.in(), skipped = first < 0 ? 1 : 0;
+  const int64_t width = shared.embedding.dim(1), c_width = shared.key_compressed.in();
+  const auto count = static_cast<int64_t>(piece.inputs().size());
   float* c = scratch.Floats(count * c_width);
-  std::fill_n(c, skipped * c_width, 0.f);
-  for (int64_t i = skipped; i < count; ++i) {
-    WidenCompressedRow(cache.c, PagedRow(span, first + i, cache.page_tokens()), c_width, c + i * c_width);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto& [span, position] = piece.inputs()[i];
+    if (position < 0) {
+      std::fill_n(c + i * c_width, c_width, 0.f);
+    } else {
+      WidenCompressedRow(cache.c, PagedRow(*span, position, cache.page_tokens()), c_width, c + i * c_width);
+    }
   }
   Product(c, c_width, count, shared.key_compressed, scratch, kk);  // zeros of position -1 stay so
-  for (int64_t i = skipped; i < count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (ids[i] < 0) continue;
     float* row = kk + i * width;
     const float* from_x0 = shared.key_table.f32() + ids[i] * width;
     FillRow(row, width,
@@ -97,14 +138,14 @@ void LoadKeys(const GoldShared& shared, const GoldCache& cache, const RowSpan& s
   }
 }
 
-// The tanh rows of a layer's mix LoRA at `count` positions; ids[0] is of the position before. Its input is linear in xo
-// and prev(xo), and so the sum of two rows of the table.
-void MixHidden(const GoldKvWeights& weights, const int32_t* ids, int64_t count, float* hidden) {
+// The tanh rows of a layer's mix LoRA at a piece's positions; ids are of its inputs. Their input is linear in xo and
+// prev(xo), and so the sum of two rows of the table.
+void MixHidden(const GoldKvWeights& weights, const int32_t* ids, const Piece& piece, float* hidden) {
   const int64_t hidden_width = weights.mix_table.dim(2);
   const float* table = weights.mix_table.f32();
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < piece.count(); ++i) {
     float* to = hidden + i * hidden_width;
-    const int64_t prev_id = ids[i], id = ids[i + 1];
+    const int64_t prev_id = ids[piece.here(i) - 1], id = ids[piece.here(i)];
     const float* own = table + 2 * id * hidden_width;
     if (prev_id < 0) {
       std::copy_n(own, hidden_width, to);
@@ -114,19 +155,19 @@ void MixHidden(const GoldKvWeights& weights, const int32_t* ids, int64_t count, 
     FillRow(to, hidden_width,
             [&](size_t j, size_t left) HWY_ATTR { return hn::Add(LoadN(own + j, left), LoadN(prev + j, left)); });
   }
-  TanhRow(hidden, count * hidden_width);
+  TanhRow(hidden, piece.count() * hidden_width);
 }
 
-// to_i = x_i + (x_{i-1} - x_i) * (mix + hidden_group up[group]); row 0 of x is the one before.
-void Mix(const GoldKvWeights& weights, const float* x, const float* hidden, int64_t group, int64_t count,
+// to_i = x_i + (x_{i-1} - x_i) * (mix + hidden_group up[group]); x are rows of the piece's inputs.
+void Mix(const GoldKvWeights& weights, const float* x, const float* hidden, int64_t group, const Piece& piece,
          ConstTensor mix, Scratch& scratch, float* to) {
   const int64_t rank = weights.mix_up.dim(1), width = weights.mix_up.dim(2);
-  ForProductTiles(hidden + group * rank, 2 * rank, count, weights.mix_up, group * rank * width, false, rank, width,
-                  scratch, [&](int64_t column, int64_t columns, const float* tile) HWY_ATTR {
+  ForProductTiles(hidden + group * rank, 2 * rank, piece.count(), weights.mix_up, group * rank * width, false, rank,
+                  width, scratch, [&](int64_t column, int64_t columns, const float* tile) HWY_ATTR {
                     const float* m = mix.f32() + column;
-                    for (int64_t i = 0; i < count; ++i) {
-                      const float* prev = x + i * width + column;
-                      const float* here = prev + width;
+                    for (int64_t i = 0; i < piece.count(); ++i) {
+                      const float* here = x + piece.here(i) * width + column;
+                      const float* prev = here - width;
                       FillRow(to + i * width + column, columns, [&](size_t j, size_t left) HWY_ATTR {
                         const VF xv = LoadN(here + j, left);
                         const VF amount = hn::Add(LoadN(m + j, left), LoadN(tile + i * kBlockOut + j, left));
@@ -162,15 +203,15 @@ class Finisher {
   Finisher(const GoldKvWeights& weights, int head_size)
       : weights_(weights), head_size_(head_size), frequencies_(head_size, weights.rope_base) {}
 
-  // Of the positions first .. first + count, in place.
-  void Run(Made what, int64_t first, int64_t count, float* rows) const {
+  // Of a piece's positions, in place.
+  void Run(Made what, const Piece& piece, float* rows) const {
     const int64_t width = weights_.mix_up.dim(2);
     const NormWeights& norm = what == Made::kKeys ? weights_.ln_key : weights_.ln_value;
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < piece.count(); ++i) {
       float* row = rows + i * width;
       LayerNormRow(row, norm.weight.f32(), norm.bias.f32(), width, kLayerNormEpsilon, row);
       if (what == Made::kKeys && weights_.rope_base != 0) {
-        RopeRow(row, width, head_size_, first + i, frequencies_);
+        RopeRow(row, width, head_size_, piece[i].position, frequencies_);
       }
     }
   }
@@ -190,23 +231,26 @@ class TileBuilder {
   static bool Find(const RowSpan&, int64_t, int64_t, const float**, const float**) { return false; }
 
   void Make(Made what, const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, float* to) const {
+    Make(what, Piece(span, first, count), scratch, to);
+  }
+  void Make(Made what, const Piece& piece, Scratch& scratch, float* to) const {
     const Scratch::Frame frame(scratch);
-    // Row 0 is the position before the first: the shift looks one back. Zeros stand before position 0.
-    int32_t ids[kTile + 1];
-    LoadIds(shared_, cache_, span, first - 1, count + 1, ids);
-    float* mix = scratch.Floats(count * weights_.mix_table.dim(2));
-    MixHidden(weights_, ids, count, mix);
-    float* x = scratch.Floats((count + 1) * shared_.embedding.dim(1));  // kk or xo
+    const auto inputs = static_cast<int64_t>(piece.inputs().size());
+    int32_t ids[Piece::kMostInputs];
+    LoadIds(shared_, cache_, piece, ids);
+    float* mix = scratch.Floats(piece.count() * weights_.mix_table.dim(2));
+    MixHidden(weights_, ids, piece, mix);
+    float* x = scratch.Floats(inputs * shared_.embedding.dim(1));  // kk or xo
     if (what == Made::kKeys) {
-      LoadKeys(shared_, cache_, span, first - 1, count + 1, ids, scratch, x);
-      Mix(weights_, x, mix, 0, count, weights_.mix_key, scratch, to);
-      Lora(weights_.key_down, weights_.key_up, count, scratch, to);
+      LoadKeys(shared_, cache_, piece, ids, scratch, x);
+      Mix(weights_, x, mix, 0, piece, weights_.mix_key, scratch, to);
+      Lora(weights_.key_down, weights_.key_up, piece.count(), scratch, to);
     } else {
-      EmbedIds(shared_, ids, count + 1, x);
-      Mix(weights_, x, mix, 1, count, weights_.mix_value, scratch, to);
-      Lora(weights_.value_down, weights_.value_up, count, scratch, to);
+      EmbedIds(shared_, ids, inputs, x);
+      Mix(weights_, x, mix, 1, piece, weights_.mix_value, scratch, to);
+      Lora(weights_.value_down, weights_.value_up, piece.count(), scratch, to);
     }
-    finisher_.Run(what, first, count, to);
+    finisher_.Run(what, piece, to);
   }
 
  private:
@@ -277,12 +321,13 @@ class KeptTileBuilder {
 
   void Make(Made what, const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, float* to) const {
     const Scratch::Frame frame(scratch);
+    const Piece piece(span, first, count);
     const int64_t width = shared_.embedding.dim(1), mix_width = 2 * weights_.mix_up.dim(1);
     const bool keys = what == Made::kKeys;
     const Matrix& up = keys ? weights_.key_up : weights_.value_up;
     const int64_t hidden_width = up.in();
     const int64_t hidden_offset = offset_ + mix_width + (keys ? 0 : weights_.key_up.in());
-    int32_t ids[kTile + 1];                          // row 0 is the position before, as in TileBuilder
+    int32_t ids[kTile + 1];
     float* x = scratch.Floats((count + 1) * width);  // kk or xo
     float* mix = scratch.Floats(count * mix_width);
     float* hidden = scratch.Floats(count * hidden_width);
@@ -301,9 +346,9 @@ class KeptTileBuilder {
       std::copy_n(row + hidden_offset, hidden_width, hidden + (i - 1) * hidden_width);
     }
     if (!keys) EmbedIds(shared_, ids, count + 1, x);
-    Mix(weights_, x, mix, keys ? 0 : 1, count, keys ? weights_.mix_key : weights_.mix_value, scratch, to);
+    Mix(weights_, x, mix, keys ? 0 : 1, piece, keys ? weights_.mix_key : weights_.mix_value, scratch, to);
     AddLora(up, hidden, count, scratch, to);
-    finisher_.Run(what, first, count, to);
+    finisher_.Run(what, piece, to);
   }
 
  private:
@@ -325,8 +370,8 @@ void GoldKeptAttentionTarget(Context& context, ConstTensor q, RowSpans spans, co
   TiledAttention(context, q, spans, head_size, KeptTileBuilder(shared, layers, layer, rows, head_size), out);
 }
 
-// Calls use(span, first, count, part, scratch) for pieces of at most kTile positions of the spans and every part of
-// them, in parallel. `parts_of(pieces)` says how many parts a piece has.
+// Calls use(piece, part, scratch) for pieces of the spans' positions and every part of them, in parallel.
+// `parts_of(pieces)` says how many parts a piece has.
 template <class PartsOf, class Use>
 void ForPieces(Context& context, RowSpans spans, PartsOf parts_of, Use use) {
   constexpr int64_t kFewest = 8;  // fewer would not be worth the weights that they read
@@ -334,18 +379,22 @@ void ForPieces(Context& context, RowSpans spans, PartsOf parts_of, Use use) {
   for (const RowSpan& span : spans) positions += span.row_count;
   const int64_t threads = context.pool.threads();
   const int64_t length = std::clamp((positions + threads - 1) / threads, kFewest, kTile);
-  const auto pieces_of = [&](const RowSpan& span) { return (span.row_count + length - 1) / length; };
-  int64_t pieces = 0;
-  for (const RowSpan& span : spans) pieces += pieces_of(span);
-  const int64_t parts = parts_of(pieces);
+  const int64_t pieces = (positions + length - 1) / length, parts = parts_of(pieces);
   context.pool.ParallelFor(pieces * parts, [&](int64_t task, int thread) {
-    int64_t piece = task / parts;
-    const RowSpan* span = spans.data();
-    for (; piece >= pieces_of(*span); ++span) piece -= pieces_of(*span);
+    int64_t begin = task / parts * length, left = length;  // of all spans' positions, one after the other
+    Piece piece;
+    for (const RowSpan& span : spans) {
+      const int64_t count = std::min(left, span.row_count - begin);
+      if (count > 0) {
+        piece.Add(span, span.position + begin, count);
+        left -= count;
+      }
+      begin = std::max<int64_t>(0, begin - span.row_count);
+      if (left == 0) break;
+    }
     Scratch& scratch = context.scratch[thread];
     const Scratch::Frame frame(scratch);
-    const int64_t begin = piece * length;
-    use(*span, span->position + begin, std::min(length, span->row_count - begin), task % parts, scratch);
+    use(piece, task % parts, scratch);
   });
 }
 
@@ -353,13 +402,13 @@ void GoldKeysValuesTarget(Context& context, RowSpans spans, const GoldShared& sh
                           const GoldCache& cache, int head_size, const KvCache& kv) {
   const TileBuilder builder(shared, weights, cache, head_size);
   const int64_t width = kv.keys.dim(2);
-  const auto make = [&](const RowSpan& span, int64_t first, int64_t count, int64_t part, Scratch& scratch) HWY_ATTR {
+  const auto make = [&](const Piece& piece, int64_t part, Scratch& scratch) HWY_ATTR {
     const Made what = part == 0 ? Made::kKeys : Made::kValues;
-    float* rows = scratch.Floats(count * width);
-    builder.Make(what, span, first, count, scratch, rows);
-    for (int64_t i = 0; i < count; ++i) {
+    float* rows = scratch.Floats(piece.count() * width);
+    builder.Make(what, piece, scratch, rows);
+    for (int64_t i = 0; i < piece.count(); ++i) {
       Narrow(rows + i * width, width, what == Made::kKeys ? kv.keys : kv.values,
-             KeptRow(span, first + i, kv.page_tokens()) * width);
+             KeptRow(*piece[i].span, piece[i].position, kv.page_tokens()) * width);
     }
   };
   ForPieces(
@@ -377,17 +426,20 @@ void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shar
     if (pieces > 0) parts = std::min(layer_count, (threads + pieces - 1) / pieces);
     return parts;
   };
-  const auto make = [&](const RowSpan& span, int64_t first, int64_t count, int64_t part, Scratch& scratch) HWY_ATTR {
-    int32_t ids[kTile + 1];  // row 0 is the position before, as in TileBuilder
-    LoadIds(shared, cache, span, first - 1, count + 1, ids);
-    float* xo = scratch.Floats((count + 1) * width);
-    float* kk = scratch.Floats((count + 1) * width);
-    EmbedIds(shared, ids, count + 1, xo);
-    LoadKeys(shared, cache, span, first - 1, count + 1, ids, scratch, kk);
+  const auto make = [&](const Piece& piece, int64_t part, Scratch& scratch) HWY_ATTR {
+    const auto inputs = static_cast<int64_t>(piece.inputs().size());
+    int32_t ids[Piece::kMostInputs];
+    LoadIds(shared, cache, piece, ids);
+    float* xo = scratch.Floats(inputs * width);
+    float* kk = scratch.Floats(inputs * width);
+    EmbedIds(shared, ids, inputs, xo);
+    LoadKeys(shared, cache, piece, ids, scratch, kk);
+    const int64_t count = piece.count();
+    const auto row_of = [&](int64_t i) { return pages.Row(*piece[i].span, piece[i].position); };
     if (part == 0) {
       for (int64_t i = 0; i < count; ++i) {
-        pages.Id(span, first + i) = ids[i + 1];
-        std::copy_n(kk + (i + 1) * width, width, pages.Row(span, first + i));
+        pages.Id(*piece[i].span, piece[i].position) = ids[piece.here(i)];
+        std::copy_n(kk + piece.here(i) * width, width, row_of(i));
       }
     }
     const Share share(layer_count, parts, part);
@@ -395,7 +447,7 @@ void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shar
     int64_t offset = KeptPages::RowNumbers(width, layers.first(share.begin));
     const auto keep = [&](const float* hidden, int64_t numbers) {
       for (int64_t i = 0; i < count; ++i) {
-        std::copy_n(hidden + i * numbers, numbers, pages.Row(span, first + i) + offset);
+        std::copy_n(hidden + i * numbers, numbers, row_of(i) + offset);
       }
       offset += numbers;
     };
@@ -404,12 +456,12 @@ void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shar
       const int64_t mix_width = 2 * layer.mix_up.dim(1);
       float* mix = scratch.Floats(count * mix_width);
       float* hidden = scratch.Floats(count * std::max(layer.key_down.out(), layer.value_down.out()));
-      MixHidden(layer, ids, count, mix);
+      MixHidden(layer, ids, piece, mix);
       keep(mix, mix_width);
-      Mix(layer, kk, mix, 0, count, layer.mix_key, scratch, mixed);
+      Mix(layer, kk, mix, 0, piece, layer.mix_key, scratch, mixed);
       LoraHidden(layer.key_down, mixed, count, scratch, hidden);
       keep(hidden, layer.key_down.out());
-      Mix(layer, xo, mix, 1, count, layer.mix_value, scratch, mixed);
+      Mix(layer, xo, mix, 1, piece, layer.mix_value, scratch, mixed);
       LoraHidden(layer.value_down, mixed, count, scratch, hidden);
       keep(hidden, layer.value_down.out());
     }
