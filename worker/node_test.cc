@@ -1098,7 +1098,7 @@ TEST_P(NodeTest, StreamsBreakAndComeBack) {
   const auto mailbox = std::make_shared<Mailbox>();
   workers[0].mailbox = mailbox;
   workers[0].node->Connected([mailbox](const FromWorker& message) { mailbox->Put(message); });
-  EXPECT_EQ(mailbox->Await(FromWorker::kRegister).register_().protocol(), 1u);
+  EXPECT_EQ(mailbox->Await(FromWorker::kRegister).register_().protocol(), 2u);
   Disband();
   Welcome(workers[0]);
   Form({0, 1});
