@@ -1,5 +1,5 @@
 // What a request says of how tokens are drawn, and what drawing has to know of a vocabulary: the coordinator validates
-// it, the last worker draws by it (worker/sampler.h).
+// it, the last worker draws by it (worker/stage/sampler.h).
 #ifndef GOLDFINCH_BASE_SAMPLING_H_
 #define GOLDFINCH_BASE_SAMPLING_H_
 

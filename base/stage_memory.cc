@@ -44,7 +44,7 @@ int64_t Pages(const StageSettings& settings) {
 
 // What one Forward takes at most: rows of the Finch side and of the GOLD side, and what their largest layer needs.
 int64_t ActivationBytes(const ModelMemory& model, const StageSettings& settings) {
-  const int64_t tokens = settings.max_tokens, rows = StepRowsMax(model, settings);
+  const int64_t tokens = settings.max_step_tokens, rows = StepRowsMax(model, settings);
   int64_t layer_bytes = 0;
   for (int i = settings.first_layer; i < settings.last_layer; ++i) {
     layer_bytes = std::max(layer_bytes, model.layers[i].activation_bytes);
@@ -96,7 +96,7 @@ std::vector<MemoryPart> StageMemory::Parts() const {
 }
 
 int64_t StepRowsMax(const ModelMemory& model, const StageSettings& settings) {
-  return settings.max_tokens + int64_t{2} * model.gold_layers * settings.max_sequences;
+  return settings.max_step_tokens + int64_t{2} * model.gold_layers * settings.max_sequences;
 }
 
 StageMemory PlanStageMemory(const ModelMemory& model, const StageSettings& settings) {
@@ -122,7 +122,7 @@ StageMemory PlanStageMemory(const ModelMemory& model, const StageSettings& setti
   }
   memory.activations = ActivationBytes(model, settings);
   const int64_t hidden_bytes = rows * model.width * kFloat;
-  const int64_t compressed_bytes = settings.max_tokens * model.compressed_row_bytes;
+  const int64_t compressed_bytes = settings.max_step_tokens * model.compressed_row_bytes;
   if (!stage.first) memory.received_rows += hidden_bytes;
   if (stage.receives_compressed) memory.received_rows += compressed_bytes;
   memory.channels = ChannelBytes(stage, settings, hidden_bytes, compressed_bytes);

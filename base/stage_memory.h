@@ -48,8 +48,8 @@ struct StageSettings {
   int last_layer = 0;    // one after the last
   int later_stages = 0;  // of the pipeline
   int64_t max_sequences = 1;
-  int64_t cache_tokens = 0;  // over all sequences; each may leave a page partly empty besides
-  int64_t max_tokens = 1;    // of one step
+  int64_t cache_tokens = 0;     // over all sequences; each may leave a page partly empty besides
+  int64_t max_step_tokens = 1;  // of one step
   int64_t max_logit_rows = 1;
   int64_t kept_bytes = 0;  // for what GOLD layers keep beside the compressed cache (see KeptBytes)
 };

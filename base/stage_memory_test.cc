@@ -51,7 +51,7 @@ StageSettings Settings(int first, int last) {
           .later_stages = 6 - last,  // each layer a stage
           .max_sequences = 3,
           .cache_tokens = 130,
-          .max_tokens = 20,
+          .max_step_tokens = 20,
           .max_logit_rows = 5};
 }
 

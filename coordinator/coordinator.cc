@@ -11,11 +11,11 @@
 #include "base/check.h"
 #include "coordinator/metrics.h"
 #include "coordinator/step_encoding.h"
-#include "coordinator/tokenizer/open.h"
-#include "coordinator/tokenizer/tokenizer.h"
 #include "protos/cluster.pb.h"
 #include "protos/generate.pb.h"
 #include "spdlog/spdlog.h"
+#include "tokenizer/open.h"
+#include "tokenizer/tokenizer.h"
 
 namespace goldfinch {
 namespace {

@@ -105,7 +105,7 @@ struct Membership::Group {
   uint64_t generation = 0;
   std::vector<Stage> stages;
   std::vector<StageView> views;
-  Plan plan;
+  Partition plan;
   uint64_t steps = 0;
   double since = 0;     // of the state
   double retry_at = 0;  // waiting: not before
@@ -178,10 +178,10 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
       return HandleReady(worker, message.ready(), now);
     case FromWorker::kStepDone:
       return HandleStepDone(worker, std::move(*message.mutable_step_done()));
-    case FromWorker::kFailed:
-      if (Group* group = GroupOf(worker, message.failed().generation())) {
+    case FromWorker::kEndGeneration:
+      if (Group* group = GroupOf(worker, message.end_generation().generation())) {
         if (group->state == Group::State::kForming) ++worker.failures;
-        Dissolve(*group, absl::StrCat("worker ", worker.about.name(), ": ", message.failed().message()),
+        Dissolve(*group, absl::StrCat("worker ", worker.about.name(), ": ", message.end_generation().reason()),
                  now + kFailedRetrySeconds, now);
       }
       return;
@@ -308,7 +308,7 @@ void Membership::FormGroups(double now) {
   }
 }
 
-absl::StatusOr<Plan> Membership::PlanFor(const Group& group, const std::vector<uint64_t>& members) const {
+absl::StatusOr<Partition> Membership::PlanFor(const Group& group, const std::vector<uint64_t>& members) const {
   std::vector<WorkerResources> resources;
   const std::string& transport = workers_.at(members[0])->about.transport();
   for (uint64_t id : members) {
@@ -320,14 +320,14 @@ absl::StatusOr<Plan> Membership::PlanFor(const Group& group, const std::vector<u
           absl::StrCat("workers of the transports ", about.transport(), " and ", transport, " cannot form a group"));
     }
   }
-  PlanOptions plan_options = options_.plan;
+  PartitionOptions plan_options = options_.plan;
   if (plan_options.split.size() != members.size() && group.formed) plan_options.split.clear();
-  return PlanStages(*model_, resources, plan_options);
+  return PartitionLayers(*model_, resources, plan_options);
 }
 
 // False if these cannot hold the model.
 bool Membership::Form(Group& group, const std::vector<uint64_t>& members, double now) {
-  absl::StatusOr<Plan> plan = PlanFor(group, members);
+  absl::StatusOr<Partition> plan = PlanFor(group, members);
   if (!plan.ok()) {
     const std::string why(plan.status().message());
     if (group.message != why) effects_.log.push_back(absl::StrCat("group ", group.index, " cannot form: ", why));
@@ -360,12 +360,12 @@ bool Membership::Form(Group& group, const std::vector<uint64_t>& members, double
     ToWorker message;
     cluster::v1::Form& form = *message.mutable_form();
     form.set_generation(group.generation);
-    form.set_rank(static_cast<uint32_t>(rank));
+    form.set_stage(static_cast<uint32_t>(rank));
     for (int first : group.plan.first_layers) form.add_first_layers(first);
     form.set_max_sequences(options_.plan.max_sequences);
     form.set_max_sequence_tokens(options_.plan.max_sequence_tokens);
     form.set_cache_tokens(group.plan.cache_tokens);
-    form.set_max_tokens(static_cast<uint32_t>(options_.plan.max_step_tokens));
+    form.set_max_step_tokens(static_cast<uint32_t>(options_.plan.max_step_tokens));
     form.set_max_logit_rows(static_cast<uint32_t>(options_.plan.max_logit_rows));
     if (is_last) {
       form.set_sampleable(sampleable_bits_);
@@ -461,7 +461,7 @@ void Membership::Dissolve(Group& group, const std::string& reason, double retry_
     if (found == workers_.end()) continue;
     found->second->group = nullptr;
     ToWorker disband;
-    disband.mutable_disband()->set_generation(group.generation);
+    disband.mutable_end_generation()->set_generation(group.generation);
     Send(stage.worker, std::move(disband));
   }
   effects_.log.push_back(absl::StrCat("group ", group.index, ", generation ", group.generation, " ended: ", reason));

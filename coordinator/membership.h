@@ -30,7 +30,7 @@ class GetClusterInfoResponse;
 struct MembershipOptions {
   int replicas = 1;
   int stages = 1;  // wanted in each
-  PlanOptions plan;
+  PartitionOptions plan;
 
   // What workers are told in Welcome.
   std::string model;
@@ -126,7 +126,7 @@ class Membership {
   void FormGroups(double now);
   std::vector<uint64_t> Spares() const;
   std::vector<uint64_t> Seat(const Group& group, std::vector<uint64_t> spares, size_t stages) const;
-  absl::StatusOr<Plan> PlanFor(const Group& group, const std::vector<uint64_t>& members) const;
+  absl::StatusOr<Partition> PlanFor(const Group& group, const std::vector<uint64_t>& members) const;
   bool Form(Group& group, const std::vector<uint64_t>& members, double now);
   void Dissolve(Group& group, const std::string& reason, double retry_at, double now);
   void CheckForming(Group& group, double now);

@@ -93,7 +93,7 @@ class Cluster {
     if (message.has_form()) {
       answer.mutable_joined()->set_generation(message.form().generation());
       for (int peer = 0; peer < message.form().first_layers_size(); ++peer) {
-        answer.mutable_joined()->add_addresses("from " + std::to_string(message.form().rank()) + " to " +
+        answer.mutable_joined()->add_addresses("from " + std::to_string(message.form().stage()) + " to " +
                                                std::to_string(peer));
       }
     }
@@ -140,7 +140,7 @@ TEST(MembershipTest, AGroupFormsWhenAllStagesHaveWorkers) {
   EXPECT_THAT(cluster.Stages(), ElementsAre(1, 2, 3));
   const ToWorker& form = cluster.sent[3][1];
   EXPECT_THAT(form.form().first_layers(), ElementsAre(0, 2, 4));
-  EXPECT_EQ(form.form().rank(), 2U);
+  EXPECT_EQ(form.form().stage(), 2U);
   EXPECT_EQ(form.form().sampleable(), "v");
   EXPECT_EQ(cluster.sent[1][1].form().sampleable(), "") << "only the last stage samples";
   EXPECT_THAT(cluster.sent[2].back().connect().addresses(), ElementsAre("from 0 to 1", "from 1 to 1", "from 2 to 1"));
@@ -206,13 +206,13 @@ TEST(MembershipTest, AWorkerThatFailsEndsTheGenerationAndStays) {
   cluster.Add(1);
   cluster.Add(2);
   FromWorker failed;
-  failed.mutable_failed()->set_generation(1);
-  failed.mutable_failed()->set_message("the peer is lost");
+  failed.mutable_end_generation()->set_generation(1);
+  failed.mutable_end_generation()->set_reason("the peer is lost");
   cluster.membership.Received(2, failed, cluster.now);
   cluster.Settle();
   EXPECT_EQ(cluster.Count(Event::kGroupLost), 1);
   EXPECT_THAT(cluster.events.back().reason, HasSubstr("w2: the peer is lost"));
-  EXPECT_TRUE(cluster.sent[1].back().has_disband());
+  EXPECT_TRUE(cluster.sent[1].back().has_end_generation());
   cluster.Tick(0.06);
   EXPECT_TRUE(cluster.membership.ready(0));
   cluster.membership.Received(2, failed, cluster.now);
@@ -268,8 +268,8 @@ TEST(MembershipTest, AWorkerThatCannotBeAStageGivesWayToASpare) {
   cluster.Settle();
   cluster.Add(2);
   FromWorker failed;
-  failed.mutable_failed()->set_generation(1);
-  failed.mutable_failed()->set_message("its file is damaged");
+  failed.mutable_end_generation()->set_generation(1);
+  failed.mutable_end_generation()->set_reason("its file is damaged");
   cluster.membership.Received(1, failed, cluster.now);
   cluster.Tick(1);
   ASSERT_TRUE(cluster.membership.ready(0));

@@ -49,28 +49,30 @@ class Costs {
 };
 
 // The least cache that a group must hold.
-int64_t CacheTokensMin(const PlanOptions& options) {
+int64_t CacheTokensMin(const PartitionOptions& options) {
   return options.cache_tokens > 0 ? options.cache_tokens : options.max_sequence_tokens;
 }
 
 // Of layers [first, last) as one stage with the least cache, and so many after it.
-StageSettings SettingsOf(const PlanOptions& options, int first, int last, int later_stages) {
+StageSettings SettingsOf(const PartitionOptions& options, int first, int last, int later_stages) {
   return {.first_layer = first,
           .last_layer = last,
           .later_stages = later_stages,
           .max_sequences = options.max_sequences,
           .cache_tokens = CacheTokensMin(options),
-          .max_tokens = options.max_step_tokens,
+          .max_step_tokens = options.max_step_tokens,
           .max_logit_rows = options.max_logit_rows};
 }
 
 // Tokens of cache that fit beside the rest; negative if the rest does not fit.
-int64_t CacheTokens(const PlanOptions& options, int first, int last, int later_stages, const WorkerResources& worker) {
+int64_t CacheTokens(const PartitionOptions& options, int first, int last, int later_stages,
+                    const WorkerResources& worker) {
   return CacheTokensThatFit(*worker.model, SettingsOf(options, first, last, later_stages), worker.memory_bytes);
 }
 
 // Why layers [first, last) do not fit.
-std::string Shortage(const PlanOptions& options, int first, int last, int later_stages, const WorkerResources& worker) {
+std::string Shortage(const PartitionOptions& options, int first, int last, int later_stages,
+                     const WorkerResources& worker) {
   const std::string caches =
       options.cache_tokens > 0
           ? absl::StrCat(options.cache_tokens, " tokens of cache (--cache-tokens)")
@@ -80,7 +82,7 @@ std::string Shortage(const PlanOptions& options, int first, int last, int later_
                                      worker.memory_bytes));
 }
 
-absl::Status CheckSplit(const PlanOptions& options, int layers, size_t workers) {
+absl::Status CheckSplit(const PartitionOptions& options, int layers, size_t workers) {
   const absl::Span<const int> split = options.split;
   const auto refuse = [&](const auto&... why) {
     return absl::InvalidArgumentError(absl::StrCat("the split ", absl::StrJoin(split, ","), why...));
@@ -99,7 +101,7 @@ absl::Status CheckSplit(const PlanOptions& options, int layers, size_t workers) 
 
 // best[s][l]: the time of the slowest of the first s stages, which run the first l layers.
 std::vector<int> BalancedSplit(const Costs& costs, int layers, absl::Span<const WorkerResources> workers,
-                               const PlanOptions& options) {
+                               const PartitionOptions& options) {
   const int stages = static_cast<int>(workers.size());
   std::vector<std::vector<double>> best(stages + 1, std::vector<double>(layers + 1, kNever));
   std::vector<std::vector<int>> cut(stages + 1, std::vector<int>(layers + 1, 0));
@@ -124,14 +126,14 @@ std::vector<int> BalancedSplit(const Costs& costs, int layers, absl::Span<const 
 
 }  // namespace
 
-absl::StatusOr<Plan> PlanStages(const cluster::v1::Described& model, absl::Span<const WorkerResources> workers,
-                                const PlanOptions& options) {
+absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
+                                          absl::Span<const WorkerResources> workers, const PartitionOptions& options) {
   const int layers = model.layers_size();
   if (workers.empty() || static_cast<int>(workers.size()) > layers) {
     return absl::InvalidArgumentError(absl::StrCat(workers.size(), " stages for a model of ", layers, " layers"));
   }
   const Costs costs(model);
-  Plan plan;
+  Partition plan;
   if (options.split.empty()) {
     plan.first_layers = BalancedSplit(costs, layers, workers, options);
     if (plan.first_layers.empty()) {

@@ -23,7 +23,7 @@ struct WorkerResources {
   const ModelMemory* model = nullptr;  // as this worker keeps it; must outlive the call
 };
 
-struct PlanOptions {
+struct PartitionOptions {
   int max_sequences = 1;
   int64_t max_sequence_tokens = 1;
   int64_t cache_tokens = 0;  // over all sequences; 0: what memory allows
@@ -33,7 +33,7 @@ struct PlanOptions {
   int split_layers = 0;        // that the split is for
 };
 
-struct Plan {
+struct Partition {
   std::vector<int> first_layers;  // of each stage, ascending from 0
   int64_t cache_tokens = 0;
   int64_t cache_tokens_wanted = 0;      // of all sequences at full length; more than cache_tokens if memory is short
@@ -49,8 +49,8 @@ ModelMemory ReadModelMemory(const cluster::v1::Described& model);
 // one full sequence, must fit its worker's memory. Caches are as large as all sequences can use, or else as the memory
 // of the tightest stage allows. RESOURCE_EXHAUSTED names the parts, the limit and what to change; INVALID_ARGUMENT if a
 // given split does not fit the model or the number of workers.
-absl::StatusOr<Plan> PlanStages(const cluster::v1::Described& model, absl::Span<const WorkerResources> workers,
-                                const PlanOptions& options);
+absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
+                                          absl::Span<const WorkerResources> workers, const PartitionOptions& options);
 
 inline constexpr double kKeptShare = 0.25;  // of what is left for caches: for what GOLD layers keep beside them
 inline constexpr double kPromptTokens = 8;  // typical requests read more than they write

@@ -37,29 +37,29 @@ cluster::v1::Described Model(int finch, int gold) {
   return model;
 }
 
-PlanOptions Options() {
-  PlanOptions options;
+PartitionOptions Options() {
+  PartitionOptions options;
   options.max_sequences = 2;
   options.max_sequence_tokens = 100;
   return options;
 }
 
 // All workers keep the model alike.
-absl::StatusOr<Plan> PlanFor(const cluster::v1::Described& model, std::vector<WorkerResources> workers,
-                             const PlanOptions& options) {
+absl::StatusOr<Partition> PlanFor(const cluster::v1::Described& model, std::vector<WorkerResources> workers,
+                                  const PartitionOptions& options) {
   const ModelMemory memory = ReadModelMemory(model);
   for (WorkerResources& worker : workers) worker.model = &memory;
-  return PlanStages(model, workers, options);
+  return PartitionLayers(model, workers, options);
 }
 
 // What a stage takes with the caches of one sequence.
-int64_t Needs(const cluster::v1::Described& model, int first, int last, const PlanOptions& options) {
+int64_t Needs(const cluster::v1::Described& model, int first, int last, const PartitionOptions& options) {
   return PlanStageMemory(ReadModelMemory(model), {.first_layer = first,
                                                   .last_layer = last,
                                                   .later_stages = last < model.layers_size() ? 1 : 0,
                                                   .max_sequences = options.max_sequences,
                                                   .cache_tokens = options.max_sequence_tokens,
-                                                  .max_tokens = options.max_step_tokens,
+                                                  .max_step_tokens = options.max_step_tokens,
                                                   .max_logit_rows = options.max_logit_rows})
       .total();
 }
@@ -104,7 +104,7 @@ TEST(PlannerTest, MemoryBoundsAStage) {
 
 TEST(PlannerTest, TheCacheTakesWhatMemoryIsLeft) {
   const cluster::v1::Described model = Model(2, 2);
-  PlanOptions options = Options();
+  PartitionOptions options = Options();
   options.max_sequences = 20;
   WorkerResources worker = kWorker;
   const int64_t page = 64 * 4;
@@ -141,13 +141,13 @@ TEST(PlannerTest, EachWorkerCountsItsOwnWay) {
   first.model = &lean;
   second.model = &wide;
   first.memory_bytes = second.memory_bytes = Needs(model, 2, 8, Options());
-  const auto plan = PlanStages(model, std::vector<WorkerResources>{first, second}, Options());
+  const auto plan = PartitionLayers(model, std::vector<WorkerResources>{first, second}, Options());
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_THAT(plan->first_layers, ElementsAre(0, 5)) << "three layers of the second's kind weigh as much as six";
 }
 
 TEST(PlannerTest, ASplitByHandIsTakenOrRefused) {
-  PlanOptions options = Options();
+  PartitionOptions options = Options();
   options.split_layers = 8;
   const auto refusal = [&](std::vector<int> split) {
     options.split = std::move(split);

@@ -46,8 +46,8 @@ struct RowSpan {
 };
 using RowSpans = absl::Span<const RowSpan>;
 
-// A weight matrix as the checkpoint stores it; it is read in place. How quantised ones (kI8, kI4) lie in either layout
-// is in kernels/quantise.h.
+// A weight matrix as the checkpoint stores it; it is read in place. How quantized ones (kInt8, kInt4) lie in either
+// layout is in kernels/quantize.h.
 struct Matrix {
   enum class Layout : uint8_t {
     kOutIn,  // [out, in]: linear layers
@@ -55,7 +55,7 @@ struct Matrix {
   };
   ConstTensor data;
   Layout layout = Layout::kOutIn;
-  ConstTensor scales = {};  // of quantised ones: kernels/quantise.h
+  ConstTensor scales = {};  // of quantized ones: kernels/quantize.h
 
   explicit operator bool() const { return static_cast<bool>(data); }
   int64_t out() const { return data.dim(layout == Layout::kOutIn ? 0 : 1); }
@@ -92,25 +92,25 @@ struct WkvOptions {
 };
 
 // Elements of a row of the compressed cache, in its pages and from stage to stage. A row of fp32, fp16 or bf16 is its
-// `numbers`. A row of kI8 is as many signed bytes q and the row's scale behind them, bf16 with the low byte first:
+// `numbers`. A row of kInt8 is as many signed bytes q and the row's scale behind them, bf16 with the low byte first:
 // number i is q_i * scale. With the largest magnitude of the row as m,
 //   scale = m / 127,  q = c / scale within -127 .. 127,
 // quotients in fp32, rounded to nearest even, to bf16 and to an integer; q is 0 where the scale is. So no number is off
 // by more than half a scale, but in rows whose m is below 2^-118, where bf16 runs out of digits. A row with a NaN or an
 // infinity has zeros and the scale NaN (0x7FC0). Every back end writes the same bytes.
 constexpr int64_t CompressedRowWidth(DType dtype, int64_t numbers) {
-  return dtype == DType::kI8 ? numbers + SizeOf(DType::kBf16) : numbers;
+  return dtype == DType::kInt8 ? numbers + SizeOf(DType::kBf16) : numbers;
 }
 
 // The compressed cache of all sequences, in pages of `page_tokens` positions.
 struct GoldCache {
   Tensor ids;  // [pages, page_tokens] u16 or i32
-  Tensor c;    // [pages, page_tokens, CompressedRowWidth of D/16] fp32, fp16, bf16 or kI8
+  Tensor c;    // [pages, page_tokens, CompressedRowWidth of D/16] fp32, fp16, bf16 or kInt8
   int64_t page_tokens() const { return ids.dim(1); }
 };
 
 // What all GOLD layers share to rebuild keys and values: x0 = LN0(emb[id]), kk = rms(W_b [x0; c]).
-struct GoldShared {
+struct GoldSharedWeights {
   ConstTensor embedding;  // [vocab, D]
   NormWeights ln0;
   Matrix key_compressed;  // [D, D/16] kOutIn: the columns of W_b that meet c
@@ -149,10 +149,10 @@ struct KvCache {
 // What tier T2 keeps beside the compressed cache: of each position what GOLD attention derives from ids and c before it
 // is spread over D columns. That is kk (in act) and the id, and of each layer the tanh rows of its mix, key and value
 // LoRAs; a back end may keep statistics of the norms with them. The order within a page is the back end's own.
-struct GoldKeptRows {
+struct GoldSharedRows {
   void* data = nullptr;  // in the back end's memory, aligned to 256 bytes: pages [pages, page_bytes]
   int64_t pages = 0;
-  int64_t page_bytes = 0;  // at least Backend::GoldKeptPageBytes, a multiple of 256
+  int64_t page_bytes = 0;  // at least Backend::GoldSharedPageBytes, a multiple of 256
   int64_t page_tokens = 0;
 };
 
@@ -162,7 +162,7 @@ struct LogitChange {
   double amount = 0;
 };
 
-// How one row's token is chosen: worker/sampler.h says what the numbers mean, steps 1 to 5.
+// How one row's token is chosen: worker/stage/sampler.h says what the numbers mean, steps 1 to 5.
 struct SampleRow {
   double temperature = 1;                      // 0: the best
   double top_p = 1;                            // 1 keeps all
@@ -191,8 +191,8 @@ class Backend {
   virtual int threads() const = 0;
   // Of activations: fp32 on the CPU.
   virtual DType activation_dtype() const = 0;
-  // Whether MatMul takes quantised weights.
-  virtual bool multiplies_quantised() const = 0;
+  // Whether MatMul takes quantized weights.
+  virtual bool multiplies_quantized() const = 0;
 
   // --- Memory -------------------------------------------------------------------------------------------------------
   // Zeroed memory, aligned to 256 bytes, released when the last reference goes. The CPU commits it as it is touched.
@@ -218,7 +218,7 @@ class Backend {
   // lasting effect, for it may run them more than once, and must find them the same each time. Page tables stay as they
   // are until Step returns. `repeats`: more steps with tensors of these shapes at these addresses are to come, as in
   // decoding; what launching costs may then be paid once for many of them.
-  virtual void Step(bool repeats, absl::FunctionRef<void()> ops) = 0;
+  virtual void Submit(bool repeats, absl::FunctionRef<void()> ops) = 0;
 
   // --- Queues -------------------------------------------------------------------------------------------------------
   // That of the ops.
@@ -242,8 +242,8 @@ class Backend {
                         Tensor to) = 0;                    // [m, width] fp32 or act
   // to = from, rounded as the caches round: to nearest, ties to even.
   virtual void Convert(ConstTensor from,  // fp32 or act
-                       Tensor to) = 0;  // of the same shape; fp32, fp16 or bf16. Or kI8 [rows, CompressedRowWidth of n]
-                                        // for [rows, n]: rows of the compressed cache
+                       Tensor to) = 0;  // of the same shape; fp32, fp16 or bf16. Or kInt8 [rows, CompressedRowWidth of
+                                        // n] for [rows, n]: rows of the compressed cache
   // LayerNorm over each of `groups` equal parts of a row, then weight and bias, then times `gate` if given.
   // `out` may be `x` or `gate`.
   virtual void GroupNorm(ConstTensor x,  // [rows, D] fp32 or act
@@ -253,7 +253,7 @@ class Backend {
 
   // --- Products -----------------------------------------------------------------------------------------------------
   // x is rounded to the weight's type where the back end multiplies in that type (CUDA: fp16 and bf16 weights); to 8
-  // bits, with a scale for each 32 neighbours of a row, where the weight is quantised (an infinity then counts as NaN).
+  // bits, with a scale for each 32 neighbors of a row, where the weight is quantized (an infinity then counts as NaN).
   virtual void MatMul(ConstTensor x,  // [rows, in] fp32 or act
                       Matrix weight, const Epilogue& epilogue,
                       Tensor out) = 0;  // [rows, out] fp32 or act
@@ -286,7 +286,7 @@ class Backend {
   // --- GOLD ---------------------------------------------------------------------------------------------------------
   // Writes ids and c rows of every span into its pages, from span.position on.
   virtual void GoldAppend(absl::Span<const int32_t> ids,  // [rows], host memory
-                          ConstTensor c,  // rows of the cache's type, or [rows, D/16] fp32 or act if it is not kI8
+                          ConstTensor c,  // rows of the cache's type, or [rows, D/16] fp32 or act if it is not kInt8
                           RowSpans spans, const GoldCache& cache) = 0;
   // table[id] = W_b's x0 columns times LN0(emb[id]), for every id given.
   virtual void GoldKeyTableRows(absl::Span<const int32_t> ids,  // host memory
@@ -302,27 +302,29 @@ class Backend {
   // Causal softmax attention of each row over the cache positions 0 .. its own, scale 1/sqrt(N). Keys and values are
   // rebuilt a tile of positions at a time (tier T0). `q` is the finished query (normed, rotated).
   virtual void GoldAttention(ConstTensor q,  // [rows, D] act
-                             RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+                             RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
                              const GoldCache& cache, int head_size,
                              Tensor out) = 0;  // [rows, D] act
   // Rebuilds the keys and values of the spans' positions, all of which are in `cache`, and keeps them at RowSpan::kept
   // (tier T3): KvAttention over `kv` is then what GoldAttention over `cache` is, but for the rounding to kv's type.
   // (row_begin counts positions here; slots are not looked at.)
-  virtual void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
-                              const GoldCache& cache, int head_size, const KvCache& kv) = 0;
-  // Of GoldKeptRows for these layers.
-  virtual int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
-                                    int64_t page_tokens) const = 0;
+  virtual void GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                                  const GoldCache& cache, int head_size, const KvCache& kv) = 0;
+  // Of GoldSharedRows for these layers.
+  virtual int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
+                                      int64_t page_tokens) const = 0;
   // Derives the rows of the spans' positions, all of which are in `cache`, for all `layers`, and keeps them at
-  // RowSpan::kept (tier T2). Spans as for GoldKeysValues.
-  virtual void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
-                            const GoldCache& cache, int head_size, const GoldKeptRows& rows) = 0;
-  // As GoldAttention with layers[layer], over rows that GoldKeepRows kept with these layers, at RowSpan::kept: on the
-  // CPU bit for bit, on CUDA to the rounding of the types. The compressed cache is not looked at.
-  virtual void GoldKeptAttention(ConstTensor q,  // [rows, D] act
-                                 RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
-                                 int layer, const GoldKeptRows& rows, int head_size,
-                                 Tensor out) = 0;  // [rows, D] act
+  // RowSpan::kept (tier T2). Spans as for GoldMakeKeysValues.
+  virtual void GoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared,
+                                  absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
+                                  const GoldSharedRows& rows) = 0;
+  // As GoldAttention with layers[layer], over rows that GoldMakeSharedRows kept with these layers, at RowSpan::kept: on
+  // the CPU bit for bit, on CUDA to the rounding of the types. The compressed cache is not looked at.
+  virtual void GoldSharedAttention(ConstTensor q,  // [rows, D] act
+                                   RowSpans spans, const GoldSharedWeights& shared,
+                                   absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows,
+                                   int head_size,
+                                   Tensor out) = 0;  // [rows, D] act
 
   // --- Ordinary attention -------------------------------------------------------------------------------------------
   // Rotates adjacent pairs within each head by position * base^(-2i/N), angles in double. In place.

@@ -92,7 +92,7 @@ TEST_P(BackendTest, GoldAppend) {
   }
 }
 
-// A row of 8 bits is quantised once, by Convert, and goes into pages as it is.
+// A row of 8 bits is quantized once, by Convert, and goes into pages as it is.
 TEST_P(BackendTest, GoldAppendOf8BitRows) {
   const int64_t rows = RowCount(AppendChunks());
   for (int64_t c_width : {1, 5, 28, 129}) {
@@ -101,14 +101,14 @@ TEST_P(BackendTest, GoldAppendOf8BitRows) {
       const Paging paging(random, page_tokens, Lengths(AppendChunks()));
       const std::vector<RowSpan> spans = SpansOf(random, AppendChunks(), paging);
       const Shape shape{paging.pages(), page_tokens, c_width};
-      Values pool = RoundCompressed(random.Normal(shape.elements(), 1), c_width, DType::kI8);
+      Values pool = RoundCompressed(random.Normal(shape.elements(), 1), c_width, DType::kInt8);
       const GoldCache cache{device.New(DType::kU16, {paging.pages(), page_tokens}),
-                            device.PutCompressed(pool, shape, DType::kI8)};
+                            device.PutCompressed(pool, shape, DType::kInt8)};
       const Values c = random.Normal(rows * c_width, 1, act());
-      const Tensor stored = device.New(DType::kI8, {rows, CompressedRowWidth(DType::kI8, c_width)});
+      const Tensor stored = device.New(DType::kInt8, {rows, CompressedRowWidth(DType::kInt8, c_width)});
       device->Convert(device.Put(c, {rows, c_width}, act()), stored);
       device->GoldAppend(random.Ids(rows, 65536), stored, spans, cache);
-      WritePages(RoundCompressed(c, c_width, DType::kI8), spans, paging, c_width, pool);
+      WritePages(RoundCompressed(c, c_width, DType::kInt8), spans, paging, c_width, pool);
       ExpectSame(device.GetCompressed(cache.c), pool, shape.ToString());
     }
   }
@@ -143,10 +143,10 @@ TEST_P(BackendTest, ConvertsTo8BitRows) {
     const auto rows = static_cast<int64_t>(x.size()) / width;
     for (DType dtype : row_dtypes()) {
       const Values given = Round(x, dtype);
-      const Tensor converted = device.New(DType::kI8, {rows, CompressedRowWidth(DType::kI8, width)});
+      const Tensor converted = device.New(DType::kInt8, {rows, CompressedRowWidth(DType::kInt8, width)});
       device->Convert(device.Put(given, {rows, width}, dtype), converted);
       const std::string what = "width " + std::to_string(width) + " from " + Name(dtype);
-      EXPECT_EQ(device.GetBytes(converted), device.GetBytes(device.PutCompressed(given, {rows, width}, DType::kI8)))
+      EXPECT_EQ(device.GetBytes(converted), device.GetBytes(device.PutCompressed(given, {rows, width}, DType::kInt8)))
           << what;
       const Values stored = device.GetCompressed(converted);
       for (int64_t row = 0; row < rows; ++row) {
@@ -195,7 +195,7 @@ TEST_P(BackendTest, CachesRoundToNearest) {
   Values x = {0.,          -0.,     1.,      65504.,    65519.,    65520.,  -65520., 1e6,          -1e6,        0x1p-14,
               0x1.ffcp-15, 0x1p-24, 0x1p-25, 0x1.8p-25, 0x1.8p-24, 0x1p-26, 1e-30,   0x1.ffffp-15, 0x1.fffffep0};
   if (cache_dtype() != DType::kF16) x.insert(x.end(), {1e30, -3e38, 0x1p-126, 0x1p-133});
-  // Half-way between neighbours of either type, just below, and just above.
+  // Half-way between neighbors of either type, just below, and just above.
   for (int fraction = 0; fraction < 64; ++fraction) {
     for (int digits : {8, 11}) {
       const double half_way = 1 + std::ldexp(2 * fraction + 1, -digits);
@@ -454,7 +454,7 @@ struct GoldInputs {
       const std::vector<int32_t> sequence = t.random.Ids(length, test.sizes.vocab);
       ids.push_back(IdValues(sequence));
       c.push_back(RoundCompressed(t.random.Normal(length * c_width, 1), c_width, c_dtype));
-      kv.push_back(reference::GoldKeysValues(layer, sequence, c.back()));
+      kv.push_back(reference::GoldMakeKeysValues(layer, sequence, c.back()));
     }
     const int64_t pages = paging.pages();
     cache = {t.device.Put(paging.Scatter(ids, 1), {pages, test.page_tokens}, test.id_dtype),
@@ -475,7 +475,7 @@ struct GoldInputs {
   const reference::GoldLayer layer;
   const Paging paging;
   const std::vector<RowSpan> spans;
-  const GoldShared shared;
+  const GoldSharedWeights shared;
   const GoldKvWeights weights;
   std::vector<reference::KeysValues> kv;  // of every sequence
   GoldCache cache;
@@ -520,7 +520,7 @@ void CheckGoldKeysValues(BackendTest& t, const GoldCase& test, DType kv_dtype) {
       positions += end - begin;
       for (int32_t at = begin; at < end; ++at) written[in.paging.Row(static_cast<int>(i), at)] = 1;
     }
-    t.device->GoldKeysValues(spans, in.shared, in.weights, in.cache, in.layer.head_size, cache);
+    t.device->GoldMakeKeysValues(spans, in.shared, in.weights, in.cache, in.layer.head_size, cache);
     const Values keys = t.device.Get(cache.keys), values = t.device.Get(cache.values);
     for (size_t row = 0; row < written.size(); ++row) {
       ASSERT_EQ(std::isnan(keys[row * width]), written[row] == 0) << what << ", row " << row;
@@ -550,7 +550,7 @@ void CheckGoldKeysValues(BackendTest& t, const GoldCase& test, DType kv_dtype) {
   ExpectClose(t.device.Get(out), in.Attend(q), in.layer.head_size, tolerance, what + ", attention");
 }
 
-TEST_P(BackendTest, GoldKeysValues) {
+TEST_P(BackendTest, GoldMakeKeysValues) {
   for (const std::vector<Chunk>& chunks : AttentionChunks(*this)) {
     CheckGoldKeysValues(*this, {.chunks = chunks, .sizes = {.width = 64, .head_size = 16}}, cache_dtype());
     CheckGoldKeysValues(*this,
@@ -582,7 +582,7 @@ TEST_P(BackendTest, GoldAttention) {
 TEST_P(BackendTest, GoldAttentionOver8BitRows) {
   for (const std::vector<Chunk>& chunks : AttentionChunks(*this)) {
     if (slow() && chunks.size() > 3) continue;
-    const GoldCase test{.chunks = chunks, .sizes = {.width = 64, .head_size = 16}, .c_dtype = DType::kI8};
+    const GoldCase test{.chunks = chunks, .sizes = {.width = 64, .head_size = 16}, .c_dtype = DType::kInt8};
     CheckGoldAttention(*this, test);
     CheckGoldKeysValues(*this, test, DType::kF32);
   }
@@ -591,7 +591,7 @@ TEST_P(BackendTest, GoldAttentionOver8BitRows) {
                              .sizes = {.width = 144, .head_size = 48, .mix_rank = 3, .lora_rank = 5},
                              .page_tokens = 37,
                              .id_dtype = DType::kI32,
-                             .c_dtype = DType::kI8});
+                             .c_dtype = DType::kInt8});
 }
 
 TEST_P(BackendTest, GoldAttentionOfEverySize) {

@@ -1,7 +1,7 @@
 #include "kernels/backend_checks.h"
 
 #include "base/check.h"
-#include "kernels/quantise.h"
+#include "kernels/quantize.h"
 
 namespace goldfinch::checks {
 namespace {
@@ -81,7 +81,7 @@ void ShiftOp(const ConstTensor& x, RowSpans spans, const Tensor& shift, const Co
   Is(out, act, {mix.dim(0), x.dim(0), x.dim(1)}, "shifted rows");
 }
 
-void GoldWeights(const GoldShared& shared, const GoldKvWeights& weights, DType act) {
+void GoldWeights(const GoldSharedWeights& shared, const GoldKvWeights& weights, DType act) {
   const int64_t width = shared.embedding.dim(1), vocab = shared.embedding.dim(0), rank = weights.mix_up.dim(1);
   Norm(shared.ln0, width);
   Is(shared.key_table, act, {vocab, width}, "key table");
@@ -95,7 +95,7 @@ void GoldWeights(const GoldShared& shared, const GoldKvWeights& weights, DType a
   Norm(weights.ln_value, width);
 }
 
-void GoldInputs(RowSpans spans, const GoldShared& shared, const GoldCache& cache) {
+void GoldInputs(RowSpans spans, const GoldSharedWeights& shared, const GoldCache& cache) {
   Pages(spans, cache.ids.dim(0), cache.page_tokens(), true);
   const int64_t c_width = shared.key_compressed.in();
   HasShape(shared.key_compressed.data, {shared.embedding.dim(1), c_width}, "key projection of c");
@@ -103,13 +103,13 @@ void GoldInputs(RowSpans spans, const GoldShared& shared, const GoldCache& cache
            "compressed cache");
 }
 
-void KeptRows(const Backend& backend, const GoldShared& shared, absl::Span<const GoldKvWeights> layers, int head_size,
-              const GoldKeptRows& rows) {
+void KeptRows(const Backend& backend, const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers,
+              int head_size, const GoldSharedRows& rows) {
   const int64_t width = shared.embedding.dim(1);
   Heads(width, head_size);
   for (const GoldKvWeights& layer : layers) GoldWeights(shared, layer, backend.activation_dtype());
   GF_CHECK_GE(rows.page_tokens, 1);
-  const int64_t least = backend.GoldKeptPageBytes(width, layers, head_size, rows.page_tokens);
+  const int64_t least = backend.GoldSharedPageBytes(width, layers, head_size, rows.page_tokens);
   GF_CHECK(rows.page_bytes >= least && rows.page_bytes % 256 == 0)
       << "kept pages of " << rows.page_bytes << " bytes, expected a multiple of 256 from " << least << " on";
   GF_CHECK_EQ(reinterpret_cast<uintptr_t>(rows.data) % 256, 0u) << "kept rows are not aligned";
@@ -139,7 +139,7 @@ void CopyRows(ConstTensor from, absl::Span<const RowCopy> copies, Tensor to, DTy
 }
 
 void Convert(ConstTensor from, Tensor to, DType act) {
-  if (to.dtype == DType::kI8) {
+  if (to.dtype == DType::kInt8) {
     FloatsOr(from, act, {to.dim(0), from.dim(1)}, "conversion input");
     HasShape(to, {from.dim(0), CompressedRowWidth(to.dtype, from.dim(1))}, "8-bit rows");
   } else {
@@ -157,12 +157,12 @@ void GroupNorm(ConstTensor x, int groups, NormWeights norm, ConstTensor gate, Te
 }
 
 void MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out, DType act) {
-  if (IsQuantised(weight.data.dtype)) {
+  if (IsQuantized(weight.data.dtype)) {
     const DType dtype = weight.data.dtype;
     const int64_t out = weight.out(), in = weight.in();
     const bool by_input = weight.layout == Matrix::Layout::kInOut;
-    GF_CHECK(by_input ? CanQuantiseByInput(out, in) : CanQuantise(out, in)) << weight.data.shape.ToString();
-    const ConstTensor scales = by_input ? QuantisedRowScales(dtype, out, in) : QuantisedScales(dtype, out, in);
+    GF_CHECK(by_input ? CanQuantizeByInput(out, in) : CanQuantize(out, in)) << weight.data.shape.ToString();
+    const ConstTensor scales = by_input ? QuantizedRowScales(dtype, out, in) : QuantizedScales(dtype, out, in);
     Is(weight.scales, scales.dtype, scales.shape, "scales");
   }
   FloatsOr(x, act, {x.dim(0), weight.in()}, "product input");
@@ -208,7 +208,7 @@ void GoldAppend(absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, co
   Pages(spans, cache.ids.dim(0), cache.page_tokens(), false);
   GF_CHECK_EQ(static_cast<int64_t>(ids.size()), c.dim(0));
   HasShape(cache.c, {cache.ids.dim(0), cache.page_tokens(), c.dim(1)}, "compressed cache");
-  const bool rounds = cache.c.dtype != DType::kI8;  // Convert makes rows of 8 bits
+  const bool rounds = cache.c.dtype != DType::kInt8;  // Convert makes rows of 8 bits
   GF_CHECK(c.dtype == cache.c.dtype || (rounds && (c.dtype == DType::kF32 || c.dtype == act)))
       << "rows of " << Name(c.dtype) << " into a cache of " << Name(cache.c.dtype);
   GF_CHECK(cache.ids.dtype == DType::kU16 || cache.ids.dtype == DType::kI32) << Name(cache.ids.dtype);
@@ -234,7 +234,7 @@ void GoldMixTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, Norm
   Ids(ids, table.dim(0));
 }
 
-void GoldAttention(ConstTensor q, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+void GoldAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
                    const GoldCache& cache, int head_size, Tensor out, DType act) {
   Spans(spans, q.dim(0));
   GoldInputs(spans, shared, cache);
@@ -244,8 +244,8 @@ void GoldAttention(ConstTensor q, RowSpans spans, const GoldShared& shared, cons
   GoldWeights(shared, weights, act);
 }
 
-void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache,
-                    int head_size, const KvCache& kv, DType act) {
+void GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                        const GoldCache& cache, int head_size, const KvCache& kv, DType act) {
   Spans(spans, PositionCount(spans));
   GoldInputs(spans, shared, cache);
   Heads(shared.embedding.dim(1), head_size);
@@ -255,18 +255,18 @@ void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeight
   GoldWeights(shared, weights, act);
 }
 
-void GoldKeepRows(const Backend& backend, RowSpans spans, const GoldShared& shared,
-                  absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
-                  const GoldKeptRows& rows) {
+void GoldMakeSharedRows(const Backend& backend, RowSpans spans, const GoldSharedWeights& shared,
+                        absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
+                        const GoldSharedRows& rows) {
   Spans(spans, PositionCount(spans));
   GoldInputs(spans, shared, cache);
   KeptRows(backend, shared, layers, head_size, rows);
   Pages(spans, rows.pages, rows.page_tokens, false, &RowSpan::kept);
 }
 
-void GoldKeptAttention(const Backend& backend, ConstTensor q, RowSpans spans, const GoldShared& shared,
-                       absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
-                       Tensor out) {
+void GoldSharedAttention(const Backend& backend, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
+                         Tensor out) {
   Spans(spans, q.dim(0));
   KeptRows(backend, shared, layers, head_size, rows);
   Pages(spans, rows.pages, rows.page_tokens, true, &RowSpan::kept);

@@ -25,16 +25,16 @@ void GoldKeyTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, Norm
                       Tensor table, DType act);
 void GoldMixTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0, ConstTensor mix_lora,
                       Matrix mix_down, Tensor table);
-void GoldAttention(ConstTensor q, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+void GoldAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
                    const GoldCache& cache, int head_size, Tensor out, DType act);
-void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache,
-                    int head_size, const KvCache& kv, DType act);
-void GoldKeepRows(const Backend& backend, RowSpans spans, const GoldShared& shared,
-                  absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
-                  const GoldKeptRows& rows);
-void GoldKeptAttention(const Backend& backend, ConstTensor q, RowSpans spans, const GoldShared& shared,
-                       absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
-                       Tensor out);
+void GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                        const GoldCache& cache, int head_size, const KvCache& kv, DType act);
+void GoldMakeSharedRows(const Backend& backend, RowSpans spans, const GoldSharedWeights& shared,
+                        absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
+                        const GoldSharedRows& rows);
+void GoldSharedAttention(const Backend& backend, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
+                         Tensor out);
 void Rope(Tensor x, RowSpans spans, int head_size, DType act);
 void KvAppend(ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache, DType act);
 void KvAttention(ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out, DType act);

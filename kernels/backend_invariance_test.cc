@@ -388,11 +388,11 @@ void ExpectGoldAttentionInvariant(BackendTest& t, Kept kept) {
   ids.reserve(lengths.size());
   for (int64_t length : lengths) ids.push_back(IdValues(t.random.Ids(length, 100)));
   const Paging paging(t.random, page_tokens, lengths);
-  GoldShared shared;
+  GoldSharedWeights shared;
   GoldKvWeights weights;
   std::vector<GoldKvWeights> layers;  // three, of which the second is used
   KvCache kv;
-  GoldKeptRows rows;
+  GoldSharedRows rows;
   SequenceOp op{.width = width};
   op.begin = [&](Device& device) {
     const Shape shape{paging.pages(), page_tokens, width};
@@ -404,7 +404,7 @@ void ExpectGoldAttentionInvariant(BackendTest& t, Kept kept) {
     if (kept != Kept::kRows) return;
     layers = {weights, weights, weights};
     rows = {.pages = paging.pages(), .page_tokens = page_tokens};
-    rows.page_bytes = device->GoldKeptPageBytes(width, layers, 32, page_tokens);
+    rows.page_bytes = device->GoldSharedPageBytes(width, layers, 32, page_tokens);
     const Tensor memory = device.New({(rows.pages * rows.page_bytes + 256) / 4});
     rows.data = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data) + 255) / 256 * 256);
   };
@@ -415,10 +415,10 @@ void ExpectGoldAttentionInvariant(BackendTest& t, Kept kept) {
     device->GoldAppend(std::vector<int32_t>(call_ids.begin(), call_ids.end()), call.Put(device, c, width / 16),
                        call.spans, cache);
     if (kept == Kept::kRows) {
-      device->GoldKeepRows(call.spans, shared, layers, cache, 32, rows);
-      device->GoldKeptAttention(queries, call.spans, shared, layers, 1, rows, 32, out);
+      device->GoldMakeSharedRows(call.spans, shared, layers, cache, 32, rows);
+      device->GoldSharedAttention(queries, call.spans, shared, layers, 1, rows, 32, out);
     } else if (kept == Kept::kKeysValues) {
-      device->GoldKeysValues(call.spans, shared, weights, cache, 32, kv);
+      device->GoldMakeKeysValues(call.spans, shared, weights, cache, 32, kv);
       device->KvAttention(queries, call.spans, kv, 32, out);
     } else {
       device->GoldAttention(queries, call.spans, shared, weights, cache, 32, out);
@@ -434,7 +434,7 @@ TEST_P(BackendTest, GoldKeptRowsAreInvariant) {
   if (!slow()) ExpectGoldAttentionInvariant(*this, Kept::kRows);
 }
 
-TEST_P(BackendTest, GoldKeysValuesAreInvariant) { ExpectGoldAttentionInvariant(*this, Kept::kKeysValues); }
+TEST_P(BackendTest, GoldMakeKeysValuesAreInvariant) { ExpectGoldAttentionInvariant(*this, Kept::kKeysValues); }
 
 }  // namespace
 }  // namespace goldfinch

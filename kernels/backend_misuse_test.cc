@@ -10,7 +10,7 @@ TEST_P(BackendTest, MisuseDies) {
   const Tensor mix = device.New({1, 32}), shifted = device.New(act(), {1, 3, 32}), state = device.New({2, 1, 32, 32});
   const Tensor narrow = device.New(act(), {3, 31}), few = device.New(act(), {2, 32});
   const Tensor ids_out = device.New({3, 32}), numbers = device.New(DType::kU16, {3, 32});
-  const Tensor few_bf16 = device.New(DType::kBf16, {2, 32}), no_scale = device.New(DType::kI8, {3, 32});
+  const Tensor few_bf16 = device.New(DType::kBf16, {2, 32}), no_scale = device.New(DType::kInt8, {3, 32});
   const Matrix weight{device.New({32, 32})};
   const NormWeights norm{device.New({32}), device.New({31})};
   const KvCache cache{device.New({4, 16, 32}), device.New({4, 16, 32})};
@@ -52,7 +52,7 @@ TEST_P(BackendTest, MisuseDies) {
   }
   const std::vector<RowSpan> paged = {{.row_count = 3, .pages = &first}};
   EXPECT_DEATH(device->GoldAppend({1, 65536, 3}, c, paged, gold), "id 65536");
-  EXPECT_DEATH(device->GoldAppend({1, 2, 3}, c, paged, {gold.ids, device.New(DType::kI8, {4, 16, 2})}),
+  EXPECT_DEATH(device->GoldAppend({1, 2, 3}, c, paged, {gold.ids, device.New(DType::kInt8, {4, 16, 2})}),
                "rows of f32 into a cache of i8");
   EXPECT_DEATH(device->GoldAppend({1, -1, 3}, c, paged, gold), "id -1");
 
@@ -73,7 +73,7 @@ TEST_P(BackendTest, MisuseDies) {
 TEST_P(BackendTest, GoldAttentionWithoutItsTableDies) {
   if (weight_dtype() != DType::kF32) return;
   const reference::GoldLayer layer = RandomGoldLayer(random, {.width = 32, .vocab = 8}, weight_dtype());
-  const GoldShared shared = PutGoldShared(device, layer, weight_dtype());
+  const GoldSharedWeights shared = PutGoldShared(device, layer, weight_dtype());
   GoldKvWeights weights = PutGoldWeights(device, layer, weight_dtype());
   const GoldCache cache{device.Put(Values(16), {1, 16}, DType::kU16), device.Put(Values(32), {1, 16, 2})};
   const KvCache kv{device.New({1, 16, 32}), device.New({1, 16, 32})};
@@ -84,7 +84,7 @@ TEST_P(BackendTest, GoldAttentionWithoutItsTableDies) {
   for (const ConstTensor& table : {ConstTensor{}, ConstTensor(wrong)}) {
     weights.mix_table = table;
     EXPECT_DEATH(device->GoldAttention(q, spans, shared, weights, cache, 16, out), "mix table");
-    EXPECT_DEATH(device->GoldKeysValues(spans, shared, weights, cache, 16, kv), "mix table");
+    EXPECT_DEATH(device->GoldMakeKeysValues(spans, shared, weights, cache, 16, kv), "mix table");
   }
 }
 

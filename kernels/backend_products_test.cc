@@ -200,7 +200,7 @@ TEST_P(BackendTest, MatMulBeyondHalf) {
   }
 }
 
-// A row of another sequence that overflows must not reach its neighbours.
+// A row of another sequence that overflows must not reach its neighbors.
 TEST_P(BackendTest, MatMulRowsDoNotMix) {
   const int64_t rows = 13, in = 130, width = 67;
   Values x = random.Normal(rows * in, 1, act());

@@ -52,7 +52,7 @@ TEST_P(BackendTest, StepsDoWhatTheirOpsDo) {
     for (int i = 0; i < 4; ++i) {
       const Values values = random.Normal(21, 1, weight_dtype());
       device->Copy(device.Put(values, {3, 7}, weight_dtype()), from);
-      device->Step(repeats, [&] {
+      device->Submit(repeats, [&] {
         device->Copy(from, to);
         device->Zero({to.data, to.dtype, {1, 7}});
       });

@@ -215,7 +215,7 @@ TEST_P(BackendTest, SampleEdges) {
   EXPECT_EQ(draw({-3e38, 3e38, -3e38}, {.uniform = 0.3}), 1);
 }
 
-// A row with a number that is not finite, wherever it is, and its neighbours, which do not notice.
+// A row with a number that is not finite, wherever it is, and its neighbors, which do not notice.
 TEST_P(BackendTest, SampleTellsOfRowsThatAreNotFinite) {
   const int64_t vocab = 37;
   Draws draws{.vocab = vocab, .limit = 30, .holes = {3}};

@@ -92,8 +92,8 @@ void Encode(double value, DType dtype, void* to) {
       return;
     }
     case DType::kU8:
-    case DType::kI8:
-    case DType::kI4:
+    case DType::kInt8:
+    case DType::kInt4:
       GF_CHECK(false) << Name(dtype);
   }
 }
@@ -115,23 +115,23 @@ double Decode(const void* from, DType dtype) {
     case DType::kI32:
       return static_cast<int32_t>(bits);
     case DType::kU8:
-    case DType::kI8:
-    case DType::kI4:
+    case DType::kInt8:
+    case DType::kInt4:
       GF_CHECK(false) << Name(dtype);
   }
   return kNan;
 }
 
 // A row of the compressed cache in 8 bits, as CompressedRowWidth in kernels/backend.h has it.
-struct QuantisedRow {
+struct QuantizedRow {
   std::vector<int8_t> numbers;
   uint16_t scale_bits = 0;
 
   double scale() const { return DecodeHalf(scale_bits, DType::kBf16); }
 };
 
-QuantisedRow Quantise(const double* x, int64_t width) {
-  QuantisedRow row{std::vector<int8_t>(width)};
+QuantizedRow Quantize(const double* x, int64_t width) {
+  QuantizedRow row{std::vector<int8_t>(width)};
   double largest = 0;
   for (int64_t i = 0; i < width; ++i) {
     // Not `>`: a NaN stays.
@@ -214,11 +214,11 @@ Values Round(Values values, DType dtype) {
 }
 
 Values RoundCompressed(const Values& rows, int64_t width, DType dtype) {
-  if (dtype != DType::kI8) return Round(rows, dtype);
+  if (dtype != DType::kInt8) return Round(rows, dtype);
   Values rounded;
   rounded.reserve(rows.size());
   for (size_t at = 0; at < rows.size(); at += width) {
-    const QuantisedRow row = Quantise(rows.data() + at, width);
+    const QuantizedRow row = Quantize(rows.data() + at, width);
     for (const int8_t q : row.numbers) rounded.push_back(q * row.scale());
   }
   return rounded;
@@ -254,12 +254,12 @@ Tensor Device::Put(const Values& values, const Shape& shape, DType dtype) {
 }
 
 Tensor Device::PutCompressed(const Values& rows, const Shape& shape, DType dtype) {
-  if (dtype != DType::kI8) return Put(rows, shape, dtype);
+  if (dtype != DType::kInt8) return Put(rows, shape, dtype);
   GF_CHECK_EQ(static_cast<int64_t>(rows.size()), shape.elements());
   const int64_t width = shape[shape.rank() - 1];
   std::vector<char> host;
   for (size_t at = 0; at < rows.size(); at += width) {
-    const QuantisedRow row = Quantise(rows.data() + at, width);
+    const QuantizedRow row = Quantize(rows.data() + at, width);
     host.insert(host.end(), row.numbers.begin(), row.numbers.end());
     host.push_back(static_cast<char>(row.scale_bits & 0xFF));
     host.push_back(static_cast<char>(row.scale_bits >> 8));
@@ -297,9 +297,9 @@ Values Device::Get(ConstTensor tensor) {
 }
 
 Values Device::GetCompressed(ConstTensor rows) {
-  if (rows.dtype != DType::kI8) return Get(rows);
+  if (rows.dtype != DType::kInt8) return Get(rows);
   const std::vector<char> host = GetBytes(rows);
-  const int64_t row_width = rows.dim(rows.shape.rank() - 1), width = row_width - CompressedRowWidth(DType::kI8, 0);
+  const int64_t row_width = rows.dim(rows.shape.rank() - 1), width = row_width - CompressedRowWidth(DType::kInt8, 0);
   Values values;
   for (size_t at = 0; at < host.size(); at += row_width) {
     uint16_t scale_bits;
@@ -433,7 +433,7 @@ reference::GoldLayer RandomGoldLayer(Random& random, const GoldSizes& sizes, DTy
   return layer;
 }
 
-GoldShared PutGoldShared(Device& device, const reference::GoldLayer& layer, DType dtype) {
+GoldSharedWeights PutGoldShared(Device& device, const reference::GoldLayer& layer, DType dtype) {
   const int64_t vocab = static_cast<int64_t>(layer.embedding.size()) / layer.width;
   return {.embedding = device.Put(layer.embedding, {vocab, layer.width}, dtype),
           .ln0 = device.Put(layer.ln0),

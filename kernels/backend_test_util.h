@@ -64,7 +64,7 @@ class Random {
 // The nearest value of a floating-point type, ties to even; beyond fp16's range its largest.
 double Round(double value, DType dtype);
 Values Round(Values values, DType dtype);
-// Rows [.., width] as the compressed cache holds them in this type, which may be kI8.
+// Rows [.., width] as the compressed cache holds them in this type, which may be kInt8.
 Values RoundCompressed(const Values& rows, int64_t width, DType dtype);
 // The largest relative error of such a rounding, of values that are not below the type's normal numbers.
 double RoundingError(DType dtype);
@@ -84,7 +84,7 @@ class Device {
   Tensor New(DType dtype, const Shape& shape);
   Tensor New(const Shape& shape) { return New(DType::kF32, shape); }
   Tensor Put(const Values& values, const Shape& shape, DType dtype = DType::kF32);
-  // Rows of the compressed cache; the last axis of `shape` is their numbers. Of kI8: quantised here, in plain code.
+  // Rows of the compressed cache; the last axis of `shape` is their numbers. Of kInt8: quantized here, in plain code.
   Tensor PutCompressed(const Values& rows, const Shape& shape, DType dtype);
   Matrix Put(const reference::Weight& weight, DType dtype);
   NormWeights Put(const reference::Norm& norm);
@@ -146,7 +146,7 @@ struct GoldSizes {
   double rope_base = 0;
 };
 reference::GoldLayer RandomGoldLayer(Random& random, const GoldSizes& sizes, DType dtype);
-GoldShared PutGoldShared(Device& device, const reference::GoldLayer& layer, DType dtype);
+GoldSharedWeights PutGoldShared(Device& device, const reference::GoldLayer& layer, DType dtype);
 GoldKvWeights PutGoldWeights(Device& device, const reference::GoldLayer& layer, DType dtype);
 // Ids as values, for Put and Scatter.
 Values IdValues(const std::vector<int32_t>& ids);

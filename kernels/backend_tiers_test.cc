@@ -63,10 +63,10 @@ struct TierInputs {
   }
 
   // NaN, as the device's other tensors.
-  GoldKeptRows NewKeptRows(BackendTest& t, int64_t width) const {
+  GoldSharedRows NewKeptRows(BackendTest& t, int64_t width) const {
     const int64_t page_tokens = kept_paging.page_tokens();
-    GoldKeptRows made{.pages = kept_paging.pages(), .page_tokens = page_tokens};
-    made.page_bytes = t.device->GoldKeptPageBytes(width, layers, head_size, page_tokens);
+    GoldSharedRows made{.pages = kept_paging.pages(), .page_tokens = page_tokens};
+    made.page_bytes = t.device->GoldSharedPageBytes(width, layers, head_size, page_tokens);
     EXPECT_EQ(made.page_bytes % 256, 0);
     const Tensor memory = t.device.New(DType::kF32, {(made.pages * made.page_bytes + 256) / 4});
     made.data = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data) + 255) / 256 * 256);
@@ -96,8 +96,8 @@ struct TierInputs {
         row += end - kept[i];
         kept[i] = end;
       }
-      t.device->GoldKeepRows(spans, shared, layers, cache, head_size, rows);
-      t.device->GoldKeysValues(spans, shared, layers[1], cache, head_size, kv);
+      t.device->GoldMakeSharedRows(spans, shared, layers, cache, head_size, rows);
+      t.device->GoldMakeKeysValues(spans, shared, layers[1], cache, head_size, kv);
     }
   }
 
@@ -105,11 +105,11 @@ struct TierInputs {
   int head_size;
   Values embedding;
   reference::Norm ln0;
-  GoldShared shared;
+  GoldSharedWeights shared;
   std::vector<GoldKvWeights> layers;
   GoldCache cache;
   KvCache kv;  // of layers[1]
-  GoldKeptRows rows;
+  GoldSharedRows rows;
 };
 
 void CheckTiers(BackendTest& t, const TierCase& test, const std::vector<double>& ends) {
@@ -136,7 +136,7 @@ void CheckTiers(BackendTest& t, const TierCase& test, const std::vector<double>&
   for (int layer = 0; layer < 3; ++layer) {
     t.device->GoldAttention(q, spans, in.shared, in.layers[layer], in.cache, test.head_size, out);
     const Values expected = t.device.Get(out);
-    t.device->GoldKeptAttention(q, spans, in.shared, in.layers, layer, in.rows, test.head_size, out);
+    t.device->GoldSharedAttention(q, spans, in.shared, in.layers, layer, in.rows, test.head_size, out);
     check(expected, 2 * t.tolerance(), "kept rows, layer " + std::to_string(layer));
     if (layer != 1) continue;
     std::vector<RowSpan> kept_spans = spans;
@@ -161,7 +161,7 @@ TEST_P(BackendTest, TiersAreTheSame) {
 }
 
 TEST_P(BackendTest, TiersOver8BitRowsAreTheSame) {
-  CheckTiers(*this, {.lengths = {20, 1, 70, 65}, .c_dtype = DType::kI8}, {0.3, 1});
+  CheckTiers(*this, {.lengths = {20, 1, 70, 65}, .c_dtype = DType::kInt8}, {0.3, 1});
 }
 
 // A row that is kept does not depend on the call that kept it, nor on what shares the call.
@@ -186,11 +186,11 @@ TEST_P(BackendTest, MisuseOfKeptRowsDies) {
   const TierInputs in(*this, test);
   in.Keep(*this, test.lengths, {1});
   const Tensor q = device.New(act(), {3, 32}), out = device.New(act(), {3, 32});
-  const auto keep = [&](const RowSpan& span, const GoldKeptRows& rows) {
-    device->GoldKeepRows(std::vector<RowSpan>{span}, in.shared, in.layers, in.cache, 16, rows);
+  const auto keep = [&](const RowSpan& span, const GoldSharedRows& rows) {
+    device->GoldMakeSharedRows(std::vector<RowSpan>{span}, in.shared, in.layers, in.cache, 16, rows);
   };
   const auto attend = [&](const RowSpan& span, int layer) {
-    device->GoldKeptAttention(q, std::vector<RowSpan>{span}, in.shared, in.layers, layer, in.rows, 16, out);
+    device->GoldSharedAttention(q, std::vector<RowSpan>{span}, in.shared, in.layers, layer, in.rows, 16, out);
   };
   const RowSpan good = in.Span(0, 0, 3, 0);
   const auto beyond = static_cast<int32_t>(in.rows.pages), negative = -1;
@@ -199,17 +199,17 @@ TEST_P(BackendTest, MisuseOfKeptRowsDies) {
     bad.kept = page;
     EXPECT_DEATH(keep(bad, in.rows), "page");
     EXPECT_DEATH(attend(bad, 0), "page");
-    EXPECT_DEATH(device->GoldKeysValues(std::vector<RowSpan>{bad}, in.shared, in.layers[1], in.cache, 16, in.kv),
+    EXPECT_DEATH(device->GoldMakeKeysValues(std::vector<RowSpan>{bad}, in.shared, in.layers[1], in.cache, 16, in.kv),
                  "page");
   }
   RowSpan none = good;
   none.kept = nullptr;
   EXPECT_DEATH(keep(none, in.rows), "no kept pages");
   EXPECT_DEATH(attend(good, 3), "layer 3 of 3");
-  GoldKeptRows small = in.rows;
+  GoldSharedRows small = in.rows;
   small.page_bytes -= 256;
   EXPECT_DEATH(keep(good, small), "kept pages of");
-  GoldKeptRows crooked = in.rows;
+  GoldSharedRows crooked = in.rows;
   crooked.data = static_cast<char*>(crooked.data) + 4;
   EXPECT_DEATH(keep(good, crooked), "not aligned");
 }

@@ -234,7 +234,7 @@ Values GoldMixTable(const GoldLayer& layer) {
   return table;
 }
 
-KeysValues GoldKeysValues(const GoldLayer& layer, const std::vector<int32_t>& ids, const Values& c) {
+KeysValues GoldMakeKeysValues(const GoldLayer& layer, const std::vector<int32_t>& ids, const Values& c) {
   const int64_t width = layer.width, rank = layer.mix_down.out / 2;
   const Values zero(width);
   const Values x0 = GoldInputs(layer, ids);

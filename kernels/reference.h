@@ -100,12 +100,12 @@ struct KeysValues {
   Values keys;
   Values values;
 };
-KeysValues GoldKeysValues(const GoldLayer& layer, const std::vector<int32_t>& ids, const Values& c);
+KeysValues GoldMakeKeysValues(const GoldLayer& layer, const std::vector<int32_t>& ids, const Values& c);
 
 // --- Sampling -------------------------------------------------------------------------------------------------------
 
-// The probability of every id after steps 1 to 4 of worker/sampler.h, 0 where the id cannot be drawn. Logits are exact
-// in fp32, as are scores: equals of a cut stay or go by them.
+// The probability of every id after steps 1 to 4 of worker/stage/sampler.h, 0 where the id cannot be drawn. Logits are
+// exact in fp32, as are scores: equals of a cut stay or go by them.
 Values TokenProbabilities(const Values& logits, int64_t limit, const std::vector<int32_t>& holes, const SampleRow& row);
 
 }  // namespace goldfinch::reference

@@ -16,9 +16,9 @@ const char* Name(DType dtype) {
       return "u16";
     case DType::kI32:
       return "i32";
-    case DType::kI8:
+    case DType::kInt8:
       return "i8";
-    case DType::kI4:
+    case DType::kInt4:
       return "i4";
     case DType::kU8:
       return "u8";

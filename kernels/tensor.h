@@ -15,14 +15,14 @@
 
 namespace goldfinch {
 
-// Weights, activations and caches are of the first three; token ids of the next two. kI8 and kI4 are quantised matrices
-// [out, in], laid out in panels (kernels/quantise.h), and kI8 is rows of the compressed cache, too (CompressedRowWidth
-// in kernels/backend.h); kU8 is bytes of a file that mean nothing by themselves.
-enum class DType : uint8_t { kF32, kF16, kBf16, kU16, kI32, kI8, kI4, kU8 };
+// Weights, activations and caches are of the first three; token ids of the next two. kInt8 and kInt4 are quantized
+// matrices [out, in], laid out in panels (kernels/quantize.h), and kInt8 is rows of the compressed cache, too
+// (CompressedRowWidth in kernels/backend.h); kU8 is bytes of a file that mean nothing by themselves.
+enum class DType : uint8_t { kF32, kF16, kBf16, kU16, kI32, kInt8, kInt4, kU8 };
 
-constexpr bool IsQuantised(DType dtype) { return dtype == DType::kI8 || dtype == DType::kI4; }
+constexpr bool IsQuantized(DType dtype) { return dtype == DType::kInt8 || dtype == DType::kInt4; }
 
-// Bytes of that many elements. kI4: of an even number.
+// Bytes of that many elements. kInt4: of an even number.
 constexpr int64_t BytesOf(DType dtype, int64_t elements) {
   switch (dtype) {
     case DType::kF32:
@@ -32,16 +32,16 @@ constexpr int64_t BytesOf(DType dtype, int64_t elements) {
     case DType::kBf16:
     case DType::kU16:
       return elements * 2;
-    case DType::kI8:
+    case DType::kInt8:
     case DType::kU8:
       return elements;
-    case DType::kI4:
+    case DType::kInt4:
       return elements / 2;
   }
   return 0;
 }
 
-// Of one element; not of kI4, two of which share a byte.
+// Of one element; not of kInt4, two of which share a byte.
 constexpr int64_t SizeOf(DType dtype) { return BytesOf(dtype, 1); }
 
 // "f32", "f16", "bf16", "u16", "i32", "i8", "i4", "u8".

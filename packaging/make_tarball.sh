@@ -30,7 +30,7 @@ is_glibc() {
 
 # labels: of everything that goes into bin/.
 labels() {
-  echo //clients:goldfinch
+  echo //clients/cli:goldfinch
   awk '!/^#/ && NF { print $2 }' tests/gpu/programs.txt
 }
 
@@ -79,23 +79,23 @@ package_of() {
 }
 
 add_licence() {
-  install -D -m 644 "/usr/share/doc/$1/copyright" "$root/licences/$1/copyright"
+  install -D -m 644 "/usr/share/doc/$1/copyright" "$root/licenses/$1/copyright"
 }
 
 add_licences() {
   local name package
-  command -v dpkg >/dev/null || fail "licences come from Debian's packages; this system has no dpkg"
+  command -v dpkg >/dev/null || fail "licenses come from Debian's packages; this system has no dpkg"
   for name in "${!origin[@]}"; do
     case ${origin[$name]} in
       "$PWD"/* | "$bazel_bin"/* | */_solib_* | */bazel-out/*) continue ;;  # ours
     esac
-    package=$(package_of "${origin[$name]}") || fail "no package has ${origin[$name]}: what is its licence?"
+    package=$(package_of "${origin[$name]}") || fail "no package has ${origin[$name]}: what is its license?"
     add_licence "$package"
   done
   for package in "$@"; do add_licence "$package"; done
   if [[ -e $root/lib/libgoldfinch_cuda.so ]]; then
     echo "lib/libgoldfinch_cuda.so holds NVIDIA's CUDA runtime (libcudart_static), under the CUDA Toolkit's EULA:" \
-      "https://docs.nvidia.com/cuda/eula/" | install -D -m 644 /dev/stdin "$root/licences/cuda/NOTICE"
+      "https://docs.nvidia.com/cuda/eula/" | install -D -m 644 /dev/stdin "$root/licenses/cuda/NOTICE"
   fi
 }
 
@@ -104,9 +104,9 @@ add_vocabulary() {
   local file=third_party/world_vocab/rwkv_vocab_v20230424.txt
   [[ -e $file ]] || return 0
   install -D -m 644 "$file" "$root/$file"
-  install -D -m 644 /usr/share/common-licenses/Apache-2.0 "$root/licences/world_vocab/Apache-2.0"
+  install -D -m 644 /usr/share/common-licenses/Apache-2.0 "$root/licenses/world_vocab/Apache-2.0"
   echo "$file is out of the PyPI package rwkv, under the Apache License 2.0" |
-    install -m 644 /dev/stdin "$root/licences/world_vocab/NOTICE"
+    install -m 644 /dev/stdin "$root/licenses/world_vocab/NOTICE"
 }
 
 add_data() {

@@ -39,7 +39,7 @@ double SecondsSince(SteadyClock::time_point start) {
 // it: the channel must not end on a thread that the channel's end waits for.
 class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorker> {
  public:
-  Stream(const std::shared_ptr<grpc::Channel>& channel, Node& node)
+  Stream(const std::shared_ptr<grpc::Channel>& channel, Worker& node)
       : stub_(cluster::v1::Cluster::NewStub(channel)), node_(node), started_(SteadyClock::now()) {}
 
   void Start(const std::shared_ptr<Stream>& self) {
@@ -124,7 +124,7 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
   }
 
   const std::unique_ptr<cluster::v1::Cluster::Stub> stub_;
-  Node& node_;
+  Worker& node_;
   const SteadyClock::time_point started_;
   grpc::ClientContext context_;
   ToWorker received_;
@@ -139,7 +139,7 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
   grpc::Status status_;
 };
 
-ClusterClient::ClusterClient(ClusterClientOptions options, Node& node)
+ClusterClient::ClusterClient(ClusterClientOptions options, Worker& node)
     : options_(std::move(options)), node_(node), thread_([this] { Run(); }) {}
 
 ClusterClient::~ClusterClient() {

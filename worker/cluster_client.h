@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "absl/status/status.h"
-#include "worker/node.h"
+#include "worker/worker.h"
 
 namespace grpc {
 class ChannelCredentials;
@@ -30,7 +30,7 @@ struct ClusterClientOptions {
 class ClusterClient {
  public:
   // `node` must outlive the client, which makes all its calls of Connected, Received and Disconnected.
-  ClusterClient(ClusterClientOptions options, Node& node);
+  ClusterClient(ClusterClientOptions options, Worker& node);
   // Stop(0).
   ~ClusterClient();
 
@@ -55,7 +55,7 @@ class ClusterClient {
   void Log(const std::string& line) const;
 
   const ClusterClientOptions options_;
-  Node& node_;
+  Worker& node_;
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -21,7 +21,7 @@
 #include "gtest/gtest.h"
 #include "protos/cluster.grpc.pb.h"
 #include "protos/cluster.pb.h"
-#include "worker/random_model.h"
+#include "worker/model/random_model.h"
 
 namespace goldfinch {
 namespace {
@@ -112,7 +112,7 @@ class ClusterClientTest : public testing::Test {
  public:
   ClusterClientTest() : path(testing::TempDir() + "/model.safetensors") {
     EXPECT_TRUE(WriteSafetensors(path, RandomModel({.layers = {"finch", "finch"}})).ok());
-    node = std::make_unique<Node>(NodeOptions{.name = "w"}, MakeCpuBackend(1), MakeLocalTransportFactory());
+    node = std::make_unique<Worker>(WorkerOptions{.name = "w"}, MakeCpuBackend(1), MakeLocalTransportFactory());
   }
 
   void Start(int port) {
@@ -136,7 +136,7 @@ class ClusterClientTest : public testing::Test {
     form.set_max_sequences(2);
     form.set_max_sequence_tokens(100);
     form.set_cache_tokens(200);
-    form.set_max_tokens(50);
+    form.set_max_step_tokens(50);
     form.set_max_logit_rows(2);
     form.set_sampleable(std::string(5, '\xFF'));
     form.set_repeats_freely(std::string(5, '\0'));
@@ -144,7 +144,7 @@ class ClusterClientTest : public testing::Test {
   }
 
   const std::string path;
-  std::unique_ptr<Node> node;
+  std::unique_ptr<Worker> node;
   std::unique_ptr<ClusterClient> client;
 };
 
@@ -175,7 +175,7 @@ TEST_F(ClusterClientTest, AWorkersLife) {
   std::thread stop([this] { client->Stop(60); });
   EXPECT_TRUE(coordinator.Await(FromWorker::kLeaving).leaving());
   EXPECT_TRUE(node->in_group());
-  message.mutable_disband()->set_generation(1);
+  message.mutable_end_generation()->set_generation(1);
   coordinator.Send(message);
   stop.join();
   EXPECT_TRUE(client->Wait().ok());

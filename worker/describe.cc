@@ -23,7 +23,7 @@ class Hash {
     for (; bytes.size() >= 8; bytes.remove_prefix(8)) Mix(Word(bytes.substr(0, 8)));
     Mix(Word(bytes));
   }
-  void Mix(uint64_t word) {  // the finaliser of splitmix64
+  void Mix(uint64_t word) {  // the finalizer of splitmix64
     uint64_t z = state_ ^ word;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB;

@@ -9,8 +9,8 @@
 #include "base/stage_memory.h"
 #include "kernels/backend.h"
 #include "worker/checkpoint/checkpoint.h"
-#include "worker/model.h"
-#include "worker/model_config.h"
+#include "worker/model/model.h"
+#include "worker/model/model_config.h"
 
 namespace goldfinch {
 

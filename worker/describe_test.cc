@@ -8,8 +8,8 @@
 
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
-#include "worker/model_memory.h"
-#include "worker/random_model.h"
+#include "worker/model/model_memory.h"
+#include "worker/model/random_model.h"
 
 namespace goldfinch {
 namespace {

@@ -10,12 +10,12 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "protos/cluster.pb.h"
-#include "worker/fake_nccl.h"
-#include "worker/model.h"
-#include "worker/nccl_transport.h"
-#include "worker/random_model.h"
+#include "worker/model/model.h"
+#include "worker/model/random_model.h"
 #include "worker/stage_runner.h"
-#include "worker/transport.h"
+#include "worker/transport/fake_nccl.h"
+#include "worker/transport/nccl_transport.h"
+#include "worker/transport/transport.h"
 
 namespace goldfinch {
 namespace {
@@ -32,7 +32,7 @@ std::unique_ptr<TransportFactory> Nccl() { return MakeNcclTransportFactory(FakeN
 // A stage on a device of its own.
 struct Place {
   std::unique_ptr<Backend> backend = *MakeCudaBackend({.activation_dtype = DType::kF32});
-  GroupPlan plan;
+  StageAssignment plan;
   std::unique_ptr<Stage> stage;
   std::unique_ptr<StageRunner> runner;
   std::unique_ptr<TransportSetup> setup;
@@ -57,17 +57,17 @@ class StageRunnerTest : public testing::TestWithParam<std::unique_ptr<TransportF
     for (size_t rank = 0; rank < places.size(); ++rank) {
       Form form;
       form.set_generation(1);
-      form.set_rank(rank);
+      form.set_stage(rank);
       for (const int first : first_layers) form.add_first_layers(first);
       form.set_max_sequences(2);
       form.set_max_sequence_tokens(200);
       form.set_cache_tokens(400);
-      form.set_max_tokens(20);
+      form.set_max_step_tokens(20);
       form.set_max_logit_rows(20);
       form.set_sampleable(std::string(kVocab / 8, '\xFF'));
       form.set_repeats_freely(std::string(kVocab / 8, '\0'));
       Place& place = places[rank];
-      place.plan = *PlanGroup(form, shape, DType::kBf16);
+      place.plan = *AssignStage(form, shape, DType::kBf16);
       auto model = *LoadModel(*place.backend, checkpoint, {}, place.plan.first_layer, place.plan.last_layer);
       place.stage = *Stage::Create(*place.backend, std::move(model), place.plan.options);
       place.runner = *StageRunner::Create(place.plan, *place.backend, *place.stage);

@@ -34,7 +34,7 @@ absl::Status Invalid(const Parts&... parts) {
 
 }  // namespace
 
-StageRunner::StageRunner(const GroupPlan& plan, Backend& backend, Stage& stage)
+StageRunner::StageRunner(const StageAssignment& plan, Backend& backend, Stage& stage)
     : plan_(plan),
       backend_(backend),
       stage_(stage),
@@ -43,7 +43,7 @@ StageRunner::StageRunner(const GroupPlan& plan, Backend& backend, Stage& stage)
       reads_ids_(stage.model().first_layer == 0 || stage.model().has_gold()),
       id_bytes_(shape_.vocab_size <= 65536 ? 2 : 4) {}
 
-absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const GroupPlan& plan, Backend& backend,
+absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssignment& plan, Backend& backend,
                                                                  Stage& stage) {
   GF_CHECK_EQ(stage.model().first_layer, plan.first_layer);
   GF_CHECK_EQ(stage.model().last_layer, plan.last_layer);
@@ -55,13 +55,13 @@ absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const GroupPlan
   if (plan.links.compressed_from >= 0) {
     const DType dtype = plan.options.cache_dtype;
     const int64_t row_width = CompressedRowWidth(dtype, runner->shape_.compressed);
-    GF_RETURN_IF_ERROR(runner->AllocateBuffer({plan.options.max_tokens, row_width}, dtype, &runner->compressed_));
+    GF_RETURN_IF_ERROR(runner->AllocateBuffer({plan.options.max_step_tokens, row_width}, dtype, &runner->compressed_));
   }
   if (!backend.reads_host_memory() && runner->is_last_) {
     runner->staging_bytes_ = plan.options.max_logit_rows * runner->shape_.vocab_size * SizeOf(DType::kF32);
     runner->staging_ = std::make_unique_for_overwrite<char[]>(runner->staging_bytes_);
   }
-  runner->ids_.reserve(plan.options.max_tokens);
+  runner->ids_.reserve(plan.options.max_step_tokens);
   return runner;
 }
 
@@ -173,10 +173,10 @@ absl::Status StageRunner::ReadChunks(const Step& step) {
       return Invalid("position of sequence ", id, " is ", message.position(), ", it has taken ",
                      stage_.position(sequence->slot), " tokens");
     }
-    const int64_t left = plan_.options.max_tokens - static_cast<int64_t>(ids_.size());
+    const int64_t left = plan_.options.max_step_tokens - static_cast<int64_t>(ids_.size());
     if (message.tokens() < 1 || message.tokens() > left) {
       return Invalid("tokens of sequence ", id, " are ", message.tokens(), ", the limit is ", left,
-                     " of max_tokens, and at least 1");
+                     " of max_step_tokens, and at least 1");
     }
     if (message.logit_rows() > message.tokens()) {
       return Invalid("logit_rows of sequence ", id, " are ", message.logit_rows(), " of ", message.tokens(), " tokens");

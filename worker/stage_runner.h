@@ -13,11 +13,11 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/backend.h"
-#include "worker/group_plan.h"
-#include "worker/sampler.h"
-#include "worker/scorer.h"
-#include "worker/stage.h"
-#include "worker/transport.h"
+#include "worker/stage/sampler.h"
+#include "worker/stage/scorer.h"
+#include "worker/stage/stage.h"
+#include "worker/stage_assignment.h"
+#include "worker/transport/transport.h"
 
 namespace goldfinch {
 
@@ -57,7 +57,8 @@ class StageRunner {
  public:
   // `stage` runs the plan's layers, has no open sequence, and must outlive the runner, as must the back end.
   // RESOURCE_EXHAUSTED: no memory for rows to come.
-  static absl::StatusOr<std::unique_ptr<StageRunner>> Create(const GroupPlan& plan, Backend& backend, Stage& stage);
+  static absl::StatusOr<std::unique_ptr<StageRunner>> Create(const StageAssignment& plan, Backend& backend,
+                                                             Stage& stage);
   // Closes its sequences.
   ~StageRunner();
   StageRunner(const StageRunner&) = delete;
@@ -76,7 +77,7 @@ class StageRunner {
     std::optional<Sampler> sampler = {};
   };
 
-  StageRunner(const GroupPlan& plan, Backend& backend, Stage& stage);
+  StageRunner(const StageAssignment& plan, Backend& backend, Stage& stage);
   absl::Status AllocateBuffer(const Shape& shape, DType dtype, Tensor* buffer);
 
   absl::StatusOr<Sequence*> Find(uint64_t id, const char* field);
@@ -99,7 +100,7 @@ class StageRunner {
   void ScoreInto(const cluster::v1::Chunk& message, absl::Span<const float> logits, cluster::v1::ChunkResult* result);
   absl::Status Fork(const cluster::v1::Step& step);
 
-  const GroupPlan plan_;
+  const StageAssignment plan_;
   Backend& backend_;
   Stage& stage_;
   const ModelShape& shape_;
@@ -109,7 +110,7 @@ class StageRunner {
 
   std::vector<std::shared_ptr<void>> memory_;
   Tensor hidden_;      // [hidden_rows_max, D]
-  Tensor compressed_;  // [max_tokens, CompressedRowWidth of D/16]
+  Tensor compressed_;  // [max_step_tokens, CompressedRowWidth of D/16]
   // Of logits; null where the back end reads host memory.
   std::unique_ptr<char[]> staging_;
   int64_t staging_bytes_ = 0;

@@ -14,8 +14,8 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "protos/cluster.pb.h"
-#include "worker/fake_device.h"
-#include "worker/random_model.h"
+#include "worker/model/fake_device.h"
+#include "worker/model/random_model.h"
 
 namespace goldfinch {
 namespace {
@@ -51,10 +51,10 @@ class StageRunnerTest : public testing::TestWithParam<Kind> {
  public:
   void SetUp() override { Make(RandomModel({.layers = {"finch_c2", "gold"}})); }
   void Make(const std::vector<TestTensor>& tensors) {
-    GroupPlan plan;
+    StageAssignment plan;
     plan.stages = 1;
     plan.last_layer = kLayers;
-    plan.options = {.max_sequences = 8, .cache_tokens = 1024, .max_tokens = 100, .max_logit_rows = 20};
+    plan.options = {.max_sequences = 8, .cache_tokens = 1024, .max_step_tokens = 100, .max_logit_rows = 20};
     std::vector<bool> sampleable(kVocab, true), repeats(kVocab, false);
     sampleable[38] = sampleable[7] = false;
     plan.vocabulary = std::make_shared<const SamplerVocabulary>(sampleable, repeats);

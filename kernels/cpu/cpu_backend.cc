@@ -35,7 +35,7 @@ class CpuBackend : public Backend {
   int threads() const override { return context_.pool.threads(); }
   cpu::ThreadPool::Times thread_times() const { return context_.pool.times(); }
   DType activation_dtype() const override { return kActivations; }
-  bool multiplies_quantised() const override { return true; }
+  bool multiplies_quantized() const override { return true; }
 
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
     GF_CHECK_GE(bytes, 0);
@@ -66,7 +66,7 @@ class CpuBackend : public Backend {
     CopyBytes(from.data, to.data, from.bytes());
   }
   absl::Status Synchronize() override { return absl::OkStatus(); }
-  void Step(bool /*repeats*/, absl::FunctionRef<void()> ops) override { ops(); }
+  void Submit(bool /*repeats*/, absl::FunctionRef<void()> ops) override { ops(); }
 
   Queue& queue() override { return queue_; }
   std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<HostQueue>(); }
@@ -100,8 +100,8 @@ class CpuBackend : public Backend {
 
   void MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) override {
     checks::MatMul(x, weight, epilogue, out, kActivations);
-    if (IsQuantised(weight.data.dtype)) {
-      cpu::QuantisedMatMul(context_, x, weight, epilogue, out);
+    if (IsQuantized(weight.data.dtype)) {
+      cpu::QuantizedMatMul(context_, x, weight, epilogue, out);
     } else {
       cpu::MatMul(context_, x, weight, epilogue, out);
     }
@@ -140,35 +140,35 @@ class CpuBackend : public Backend {
     cpu::GoldMixTableRows(context_, ids, embedding, ln0, mix_lora, mix_down, table);
   }
 
-  void GoldAttention(ConstTensor q, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+  void GoldAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
                      const GoldCache& cache, int head_size, Tensor out) override {
     checks::GoldAttention(q, spans, shared, weights, cache, head_size, out, kActivations);
     cpu::GoldAttention(context_, q, spans, shared, weights, cache, head_size, out);
   }
 
-  void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache,
-                      int head_size, const KvCache& kv) override {
-    checks::GoldKeysValues(spans, shared, weights, cache, head_size, kv, kActivations);
-    cpu::GoldKeysValues(context_, spans, shared, weights, cache, head_size, kv);
+  void GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                          const GoldCache& cache, int head_size, const KvCache& kv) override {
+    checks::GoldMakeKeysValues(spans, shared, weights, cache, head_size, kv, kActivations);
+    cpu::GoldMakeKeysValues(context_, spans, shared, weights, cache, head_size, kv);
   }
 
-  int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
-                            int64_t page_tokens) const override {
-    const int64_t bytes = cpu::GoldKeptPageBytes(width, layers, page_tokens);
+  int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
+                              int64_t page_tokens) const override {
+    const int64_t bytes = cpu::GoldSharedPageBytes(width, layers, page_tokens);
     return (bytes + 255) / 256 * 256;
   }
 
-  void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
-                    const GoldCache& cache, int head_size, const GoldKeptRows& rows) override {
-    checks::GoldKeepRows(*this, spans, shared, layers, cache, head_size, rows);
-    cpu::GoldKeepRows(context_, spans, shared, layers, cache, rows);
+  void GoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers,
+                          const GoldCache& cache, int head_size, const GoldSharedRows& rows) override {
+    checks::GoldMakeSharedRows(*this, spans, shared, layers, cache, head_size, rows);
+    cpu::GoldMakeSharedRows(context_, spans, shared, layers, cache, rows);
   }
 
-  void GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
-                         absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
-                         Tensor out) override {
-    checks::GoldKeptAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
-    cpu::GoldKeptAttention(context_, q, spans, shared, layers, layer, rows, head_size, out);
+  void GoldSharedAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                           absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
+                           Tensor out) override {
+    checks::GoldSharedAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
+    cpu::GoldSharedAttention(context_, q, spans, shared, layers, layer, rows, head_size, out);
   }
 
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override {

@@ -37,7 +37,7 @@ constexpr int64_t kBlockIn = 1024;                     // inputs summed before l
 constexpr int64_t kBlockOut = 64;                      // columns of a panel: 64 x 1024 floats fit the L2 cache
 constexpr int64_t kBlockRows = 86 * 6;  // rows that share a widened panel; steps of 512 tokens fit one block
 
-// Sums the lanes of four vectors into four neighbouring floats, always in the same order.
+// Sums the lanes of four vectors into four neighboring floats, always in the same order.
 HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumFour(VF a, VF b, VF c, VF d) {
   const DF df;
   const hn::Repartition<double, DF> dd;

@@ -48,7 +48,7 @@ void EmbedRow(ConstTensor embedding, NormWeights ln0, int32_t id, float* to) {
 }
 
 // xo = rms(x0) of each id; zeros for -1, which stands before position 0.
-void EmbedIds(const GoldShared& shared, const int32_t* ids, int64_t count, float* xo) {
+void EmbedIds(const GoldSharedWeights& shared, const int32_t* ids, int64_t count, float* xo) {
   const int64_t width = shared.embedding.dim(1);
   for (int64_t i = 0; i < count; ++i) {
     float* row = xo + i * width;
@@ -61,7 +61,7 @@ void EmbedIds(const GoldShared& shared, const int32_t* ids, int64_t count, float
   }
 }
 
-// Positions that are made together, at most kTile of them: runs of neighbours, of one sequence or of several. What they
+// Positions that are made together, at most kTile of them: runs of neighbors, of one sequence or of several. What they
 // are made of are the rows of their `inputs`, which are they and, before each run, the position before it, for the
 // shift looks one back. Zeros stand before position 0.
 class Piece {
@@ -97,7 +97,7 @@ class Piece {
 };
 
 // The ids of a piece's inputs; -1 for position -1.
-void LoadIds(const GoldShared& shared, const GoldCache& cache, const Piece& piece, int32_t* ids) {
+void LoadIds(const GoldSharedWeights& shared, const GoldCache& cache, const Piece& piece, int32_t* ids) {
   const int64_t vocab = shared.embedding.dim(0);
   for (const Piece::Input& input : piece.inputs()) {
     int32_t& id = *ids++;
@@ -113,7 +113,7 @@ void LoadIds(const GoldShared& shared, const GoldCache& cache, const Piece& piec
 }
 
 // kk = rms(W_b [x0; c]) of a piece's inputs; zeros for position -1.
-void LoadKeys(const GoldShared& shared, const GoldCache& cache, const Piece& piece, const int32_t* ids,
+void LoadKeys(const GoldSharedWeights& shared, const GoldCache& cache, const Piece& piece, const int32_t* ids,
               Scratch& scratch, float* kk) {
   const Scratch::Frame frame(scratch);
   const int64_t width = shared.embedding.dim(1), c_width = shared.key_compressed.in();
@@ -225,7 +225,7 @@ class Finisher {
 // Rebuilds keys and values of one GOLD layer from ids and compressed rows: a source of tiles (attend-inl.h).
 class TileBuilder {
  public:
-  TileBuilder(const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache, int head_size)
+  TileBuilder(const GoldSharedWeights& shared, const GoldKvWeights& weights, const GoldCache& cache, int head_size)
       : shared_(shared), weights_(weights), cache_(cache), finisher_(weights, head_size) {}
 
   static bool Find(const RowSpan&, int64_t, int64_t, const float**, const float**) { return false; }
@@ -261,7 +261,7 @@ class TileBuilder {
     AddLora(up, hidden, count, scratch, x);
   }
 
-  const GoldShared& shared_;
+  const GoldSharedWeights& shared_;
   const GoldKvWeights& weights_;
   const GoldCache& cache_;
   const Finisher finisher_;
@@ -275,9 +275,9 @@ int64_t KeptNumbers(const GoldKvWeights& layer) {
 // Where they are: a page is rows of fp32, one a position, that hold kk and the numbers of each layer; behind the rows
 // are the ids. xo is not kept: to make it of the embedding is little beside the LoRAs' products, to keep it would
 // double the page.
-class KeptPages {
+class SharedPages {
  public:
-  KeptPages(const GoldKeptRows& rows, int64_t width, absl::Span<const GoldKvWeights> layers)
+  SharedPages(const GoldSharedRows& rows, int64_t width, absl::Span<const GoldKvWeights> layers)
       : rows_(rows), row_numbers_(RowNumbers(width, layers)) {}
 
   static int64_t RowNumbers(int64_t width, absl::Span<const GoldKvWeights> layers) {
@@ -302,19 +302,19 @@ class KeptPages {
     return static_cast<char*>(rows_.data) + span.kept[position / rows_.page_tokens] * rows_.page_bytes;
   }
 
-  const GoldKeptRows& rows_;
+  const GoldSharedRows& rows_;
   const int64_t row_numbers_;
 };
 
-// Rebuilds them from what GoldKeepRows has kept.
-class KeptTileBuilder {
+// Rebuilds them from what GoldMakeSharedRows has kept.
+class SharedTileBuilder {
  public:
-  KeptTileBuilder(const GoldShared& shared, absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows,
-                  int head_size)
+  SharedTileBuilder(const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers, int layer,
+                    const GoldSharedRows& rows, int head_size)
       : shared_(shared),
         weights_(layers[layer]),
         pages_(rows, shared.embedding.dim(1), layers),
-        offset_(KeptPages::RowNumbers(shared.embedding.dim(1), layers.first(layer))),
+        offset_(SharedPages::RowNumbers(shared.embedding.dim(1), layers.first(layer))),
         finisher_(weights_, head_size) {}
 
   static bool Find(const RowSpan&, int64_t, int64_t, const float**, const float**) { return false; }
@@ -352,22 +352,22 @@ class KeptTileBuilder {
   }
 
  private:
-  const GoldShared& shared_;
+  const GoldSharedWeights& shared_;
   const GoldKvWeights& weights_;
-  const KeptPages pages_;
+  const SharedPages pages_;
   const int64_t offset_;  // of the layer's numbers in a row
   const Finisher finisher_;
 };
 
-void GoldAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+void GoldAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
                          const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
   TiledAttention(context, q, spans, head_size, TileBuilder(shared, weights, cache, head_size), out);
 }
 
-void GoldKeptAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
-                             absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
-                             Tensor out) {
-  TiledAttention(context, q, spans, head_size, KeptTileBuilder(shared, layers, layer, rows, head_size), out);
+void GoldSharedAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                               absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows,
+                               int head_size, Tensor out) {
+  TiledAttention(context, q, spans, head_size, SharedTileBuilder(shared, layers, layer, rows, head_size), out);
 }
 
 // Calls use(piece, part, scratch) for pieces of the spans' positions and every part of them, in parallel.
@@ -398,8 +398,8 @@ void ForPieces(Context& context, RowSpans spans, PartsOf parts_of, Use use) {
   });
 }
 
-void GoldKeysValuesTarget(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
-                          const GoldCache& cache, int head_size, const KvCache& kv) {
+void GoldMakeKeysValuesTarget(Context& context, RowSpans spans, const GoldSharedWeights& shared,
+                              const GoldKvWeights& weights, const GoldCache& cache, int head_size, const KvCache& kv) {
   const TileBuilder builder(shared, weights, cache, head_size);
   const int64_t width = kv.keys.dim(2);
   const auto make = [&](const Piece& piece, int64_t part, Scratch& scratch) HWY_ATTR {
@@ -415,11 +415,12 @@ void GoldKeysValuesTarget(Context& context, RowSpans spans, const GoldShared& sh
       context, spans, [](int64_t) { return 2; }, make);
 }
 
-void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shared,
-                        absl::Span<const GoldKvWeights> layers, const GoldCache& cache, const GoldKeptRows& rows) {
+void GoldMakeSharedRowsTarget(Context& context, RowSpans spans, const GoldSharedWeights& shared,
+                              absl::Span<const GoldKvWeights> layers, const GoldCache& cache,
+                              const GoldSharedRows& rows) {
   const int64_t width = shared.embedding.dim(1), threads = context.pool.threads();
   const auto layer_count = static_cast<int64_t>(layers.size());
-  const KeptPages pages(rows, width, layers);
+  const SharedPages pages(rows, width, layers);
   // With fewer pieces than threads, each piece is dealt out by layers; what layers share is then made several times.
   int64_t parts = 1;
   const auto parts_of = [&](int64_t pieces) {
@@ -444,7 +445,7 @@ void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shar
     }
     const Share share(layer_count, parts, part);
     float* mixed = scratch.Floats(count * width);
-    int64_t offset = KeptPages::RowNumbers(width, layers.first(share.begin));
+    int64_t offset = SharedPages::RowNumbers(width, layers.first(share.begin));
     const auto keep = [&](const float* hidden, int64_t numbers) {
       for (int64_t i = 0; i < count; ++i) {
         std::copy_n(hidden + i * numbers, numbers, row_of(i) + offset);
@@ -469,8 +470,8 @@ void GoldKeepRowsTarget(Context& context, RowSpans spans, const GoldShared& shar
   ForPieces(context, spans, parts_of, make);
 }
 
-int64_t GoldKeptPageBytesTarget(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens) {
-  return KeptPages::PageBytes(width, layers, page_tokens);
+int64_t GoldSharedPageBytesTarget(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens) {
+  return SharedPages::PageBytes(width, layers, page_tokens);
 }
 
 void GoldKeyTableRowsTarget(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
@@ -546,36 +547,36 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace goldfinch::cpu {
 HWY_EXPORT(GoldAttentionTarget);
-HWY_EXPORT(GoldKeysValuesTarget);
-HWY_EXPORT(GoldKeptPageBytesTarget);
-HWY_EXPORT(GoldKeepRowsTarget);
-HWY_EXPORT(GoldKeptAttentionTarget);
+HWY_EXPORT(GoldMakeKeysValuesTarget);
+HWY_EXPORT(GoldSharedPageBytesTarget);
+HWY_EXPORT(GoldMakeSharedRowsTarget);
+HWY_EXPORT(GoldSharedAttentionTarget);
 HWY_EXPORT(GoldKeyTableRowsTarget);
 HWY_EXPORT(GoldMixTableRowsTarget);
 
-void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
   HWY_DYNAMIC_DISPATCH(GoldAttentionTarget)(context, q, spans, shared, weights, cache, head_size, out);
 }
 
-void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
-                    const GoldCache& cache, int head_size, const KvCache& kv) {
-  HWY_DYNAMIC_DISPATCH(GoldKeysValuesTarget)(context, spans, shared, weights, cache, head_size, kv);
+void GoldMakeKeysValues(Context& context, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                        const GoldCache& cache, int head_size, const KvCache& kv) {
+  HWY_DYNAMIC_DISPATCH(GoldMakeKeysValuesTarget)(context, spans, shared, weights, cache, head_size, kv);
 }
 
-int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens) {
-  return HWY_DYNAMIC_DISPATCH(GoldKeptPageBytesTarget)(width, layers, page_tokens);
+int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens) {
+  return HWY_DYNAMIC_DISPATCH(GoldSharedPageBytesTarget)(width, layers, page_tokens);
 }
 
-void GoldKeepRows(Context& context, RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
-                  const GoldCache& cache, const GoldKeptRows& rows) {
-  HWY_DYNAMIC_DISPATCH(GoldKeepRowsTarget)(context, spans, shared, layers, cache, rows);
+void GoldMakeSharedRows(Context& context, RowSpans spans, const GoldSharedWeights& shared,
+                        absl::Span<const GoldKvWeights> layers, const GoldCache& cache, const GoldSharedRows& rows) {
+  HWY_DYNAMIC_DISPATCH(GoldMakeSharedRowsTarget)(context, spans, shared, layers, cache, rows);
 }
 
-void GoldKeptAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
-                       absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
-                       Tensor out) {
-  HWY_DYNAMIC_DISPATCH(GoldKeptAttentionTarget)(context, q, spans, shared, layers, layer, rows, head_size, out);
+void GoldSharedAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
+                         Tensor out) {
+  HWY_DYNAMIC_DISPATCH(GoldSharedAttentionTarget)(context, q, spans, shared, layers, layer, rows, head_size, out);
 }
 
 void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,

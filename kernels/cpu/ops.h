@@ -38,7 +38,7 @@ void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, T
 void GroupNorm(Context& context, ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate,
                Tensor out);
 void MatMul(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out);
-void QuantisedMatMul(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out);
+void QuantizedMatMul(Context& context, ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out);
 void TokenShift(Context& context, ConstTensor x, RowSpans spans, Tensor shift, ConstTensor mix, Tensor out);
 void DdLerp(Context& context, ConstTensor x, RowSpans spans, Tensor shift, const DdLerpWeights& weights, Tensor out);
 void WkvForward(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus,
@@ -49,17 +49,17 @@ void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTens
                       Matrix key_x0, Tensor table);
 void GoldMixTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
                       ConstTensor mix_lora, Matrix mix_down, Tensor table);
-void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out);
-void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
-                    const GoldCache& cache, int head_size, const KvCache& kv);
-// As large as this has to be: not rounded to GoldKeptRows' multiple.
-int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens);
-void GoldKeepRows(Context& context, RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
-                  const GoldCache& cache, const GoldKeptRows& rows);
-void GoldKeptAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
-                       absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
-                       Tensor out);
+void GoldMakeKeysValues(Context& context, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                        const GoldCache& cache, int head_size, const KvCache& kv);
+// As large as this has to be: not rounded to GoldSharedRows' multiple.
+int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens);
+void GoldMakeSharedRows(Context& context, RowSpans spans, const GoldSharedWeights& shared,
+                        absl::Span<const GoldKvWeights> layers, const GoldCache& cache, const GoldSharedRows& rows);
+void GoldSharedAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
+                         Tensor out);
 void Rope(Context& context, Tensor x, RowSpans spans, int head_size, double base);
 void KvAppend(Context& context, ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache);
 void KvAttention(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out);

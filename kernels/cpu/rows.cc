@@ -21,8 +21,8 @@ void EmbedTarget(Context& context, ConstTensor table, absl::Span<const int32_t> 
       width);
 }
 
-// To a kI8 row of the compressed cache: see CompressedRowWidth.
-void QuantiseRow(const float* x, int64_t width, int8_t* to) {
+// To a kInt8 row of the compressed cache: see CompressedRowWidth.
+void QuantizeRow(const float* x, int64_t width, int8_t* to) {
   const DF df;
   const hn::RebindToUnsigned<DF> du;
   const hn::Rebind<int8_t, DF> d8;
@@ -59,8 +59,8 @@ void ConvertTarget(Context& context, ConstTensor from, Tensor to) {
   context.pool.ParallelFor(
       rows,
       [&](int64_t row, int) HWY_ATTR {
-        if (to.dtype == DType::kI8) {
-          QuantiseRow(from.f32() + row * width, width, static_cast<int8_t*>(to.data) + row * to_width);
+        if (to.dtype == DType::kInt8) {
+          QuantizeRow(from.f32() + row * width, width, static_cast<int8_t*>(to.data) + row * to_width);
         } else {
           Narrow(from.f32() + row * width, width, to, row * width);
         }

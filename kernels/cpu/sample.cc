@@ -33,7 +33,7 @@ inline float Exp(float x) {
   y = y * r + 1.0F;
   y = y * r + 1.0F;
   const uint32_t scaled = std::bit_cast<uint32_t>(y) + (std::bit_cast<uint32_t>(shifted) << 23);
-  const uint32_t mask = x >= -87.0F ? ~uint32_t{0} : 0;  // a mask, because GCC does not vectorise a choice of floats
+  const uint32_t mask = x >= -87.0F ? ~uint32_t{0} : 0;  // a mask, because GCC does not vectorize a choice of floats
   return std::bit_cast<float>(scaled & mask);
 }
 

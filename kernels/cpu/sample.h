@@ -1,4 +1,4 @@
-// Chooses a token from one row of logits on the host: steps 1 to 5 of worker/sampler.h.
+// Chooses a token from one row of logits on the host: steps 1 to 5 of worker/stage/sampler.h.
 //
 // A draw is a function of its arguments, to the bit, on every machine: arithmetic is done in a fixed order, without
 // functions that differ among C libraries.

@@ -15,7 +15,7 @@ namespace goldfinch::cpu {
 // so a steady workload allocates nothing.
 class Scratch {
  public:
-  // Uninitialised, aligned for vectors, padded by one vector so that whole-vector loads at the end stay inside.
+  // Uninitialized, aligned for vectors, padded by one vector so that whole-vector loads at the end stay inside.
   float* Floats(int64_t count) {
     GF_CHECK_GE(count, 0);
     const int64_t padded = (count + 2 * kAlign - 1) / kAlign * kAlign;

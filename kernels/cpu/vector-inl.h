@@ -218,8 +218,8 @@ HWY_INLINE VF Sigmoid(VF x) {
 
 // The numbers of row `row` of the compressed cache, as CompressedRowWidth has them.
 inline void WidenCompressedRow(ConstTensor pages, int64_t row, int64_t width, float* to) {
-  if (pages.dtype != DType::kI8) return Widen(pages, row * width, width, to);
-  const auto* from = static_cast<const int8_t*>(pages.data) + row * CompressedRowWidth(DType::kI8, width);
+  if (pages.dtype != DType::kInt8) return Widen(pages, row * width, width, to);
+  const auto* from = static_cast<const int8_t*>(pages.data) + row * CompressedRowWidth(DType::kInt8, width);
   Bf16 stored;
   std::memcpy(&stored, from + width, sizeof(stored));
   float scale;

@@ -214,7 +214,7 @@ struct GoldInputs {
     Values expected(q.size());
     for (size_t i = 0; i < sequences.spans.size(); ++i) {
       const RowSpan& span = sequences.spans[i];
-      const reference::KeysValues kv = reference::GoldKeysValues(layer, ids[i], c[i]);
+      const reference::KeysValues kv = reference::GoldMakeKeysValues(layer, ids[i], c[i]);
       SetRows(reference::Attention(RowsOf(q, span, width), kv.keys, kv.values, width, layer.head_size, span.position),
               span, width, expected);
     }
@@ -232,14 +232,14 @@ struct GoldInputs {
                           t.device.PutCompressed(paging.Scatter(c, c_width), {pages, page_tokens, c_width}, c_dtype)};
     const Shape rows{sequences.rows, width};
     const Tensor out = t.device.New(t.act(), rows), q_rows = t.device.Put(q, rows, t.act());
-    const GoldShared shared = PutGoldShared(t.device, layer, t.weight_dtype());
+    const GoldSharedWeights shared = PutGoldShared(t.device, layer, t.weight_dtype());
     const GoldKvWeights weights = PutGoldWeights(t.device, layer, t.weight_dtype());
     if (!kept) {
       t.device->GoldAttention(q_rows, sequences.spans, shared, weights, cache, layer.head_size, out);
       return t.device.Get(out);
     }
-    GoldKeptRows pool{.pages = pages, .page_tokens = page_tokens};
-    pool.page_bytes = t.device->GoldKeptPageBytes(width, {&weights, 1}, layer.head_size, page_tokens);
+    GoldSharedRows pool{.pages = pages, .page_tokens = page_tokens};
+    pool.page_bytes = t.device->GoldSharedPageBytes(width, {&weights, 1}, layer.head_size, page_tokens);
     pool.data = t.device.New(DType::kF32, {pages, pool.page_bytes / 4}).data;
     std::vector<RowSpan> whole = sequences.spans;
     int32_t positions = 0;
@@ -249,8 +249,8 @@ struct GoldInputs {
       span.row_begin = positions;
       positions += span.row_count;
     }
-    t.device->GoldKeepRows(whole, shared, {&weights, 1}, cache, layer.head_size, pool);
-    t.device->GoldKeptAttention(q_rows, sequences.spans, shared, {&weights, 1}, 0, pool, layer.head_size, out);
+    t.device->GoldMakeSharedRows(whole, shared, {&weights, 1}, cache, layer.head_size, pool);
+    t.device->GoldSharedAttention(q_rows, sequences.spans, shared, {&weights, 1}, 0, pool, layer.head_size, out);
     return t.device.Get(out);
   }
 
@@ -295,7 +295,7 @@ TEST_P(CudaAttentionTest, GoldOfEveryRank) {
 
 TEST_P(CudaAttentionTest, GoldOf8BitRows) {
   const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 64};
-  GoldInputs in(*this, {{40, 9}, {0, 1}, {150, 2}}, sizes, 37, DType::kI8);
+  GoldInputs in(*this, {{40, 9}, {0, 1}, {150, 2}}, sizes, 37, DType::kInt8);
   for (bool kept : {false, true}) in.Check(kept ? "8 bits, kept" : "8 bits", kept);
   // One number that is none makes its whole row none, and no other.
   const Values expected = in.Expected();
@@ -337,7 +337,7 @@ TEST_P(CudaAttentionTest, KeptSplitsMerge) {
   // One position has all the weight: each query is like its key.
   for (int64_t at : {int64_t{2}, length - 2}) {
     GoldInputs in(*this, {{length, 1}}, sizes);
-    const reference::KeysValues kv = reference::GoldKeysValues(in.layer, in.ids[0], in.c[0]);
+    const reference::KeysValues kv = reference::GoldMakeKeysValues(in.layer, in.ids[0], in.c[0]);
     for (int64_t i = 0; i < in.width; ++i) in.q[i] = Round(4 * kv.keys[at * in.width + i], act());
     ExpectClose(in.Actual(true), in.Expected(), 64, 4 * tolerance(), "position " + std::to_string(at));
   }
@@ -353,7 +353,7 @@ TEST_P(CudaAttentionTest, KeptRowsTakeASmallPartOfT3) {
     layer.mix_up = mix_up;
     layer.key_up = layer.value_up = up;
   }
-  const int64_t bytes = device->GoldKeptPageBytes(width, layers, 64, page_tokens);
+  const int64_t bytes = device->GoldSharedPageBytes(width, layers, 64, page_tokens);
   EXPECT_LE(bytes, page_tokens * 2 * width * 2);  // keys and values of one layer
 }
 
@@ -386,7 +386,7 @@ TEST_P(CudaAttentionTest, GoldFaultsStayWithTheRowsThatSeeThem) {
   }
 }
 
-TEST_P(CudaAttentionTest, GoldKeysValuesOfSeveralChunks) {
+TEST_P(CudaAttentionTest, GoldMakeKeysValuesOfSeveralChunks) {
   for (double rope_base : {0., 10000.}) {
     const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 64, .rope_base = rope_base};
     const GoldInputs in(*this, {{150, 30}, {0, 1}, {0, 110}}, sizes);
@@ -398,12 +398,12 @@ TEST_P(CudaAttentionTest, GoldKeysValuesOfSeveralChunks) {
     const GoldCache cache{device.Put(paging.Scatter(id_values, 1), {paging.pages(), paging.page_tokens()}, DType::kI32),
                           device.Put(paging.Scatter(in.c, in.c_width),
                                      {paging.pages(), paging.page_tokens(), in.c_width}, cache_dtype())};
-    device->GoldKeysValues(in.sequences.spans, PutGoldShared(device, in.layer, weight_dtype()),
-                           PutGoldWeights(device, in.layer, weight_dtype()), cache, in.layer.head_size, kv);
+    device->GoldMakeKeysValues(in.sequences.spans, PutGoldShared(device, in.layer, weight_dtype()),
+                               PutGoldWeights(device, in.layer, weight_dtype()), cache, in.layer.head_size, kv);
     const Values keys = device.Get(kv.keys), values = device.Get(kv.values);
     for (size_t i = 0; i < in.sequences.spans.size(); ++i) {
       const RowSpan& span = in.sequences.spans[i];
-      const reference::KeysValues expected = reference::GoldKeysValues(in.layer, in.ids[i], in.c[i]);
+      const reference::KeysValues expected = reference::GoldMakeKeysValues(in.layer, in.ids[i], in.c[i]);
       Values actual_keys, actual_values, expected_keys, expected_values;
       for (int64_t at = span.position; at < LengthOf(span); ++at) {
         const auto row = static_cast<int>(paging.Row(static_cast<int>(i), at));

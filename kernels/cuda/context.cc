@@ -86,7 +86,7 @@ absl::Status Context::Synchronize() {
 // --- Steps
 // ----------------------------------------------------------------------------------------------------
 
-void Context::Step(bool repeats, absl::FunctionRef<void()> ops) {
+void Context::Submit(bool repeats, absl::FunctionRef<void()> ops) {
   GF_CHECK(!in_step_) << "a step within a step";
   in_step_ = true;
   if (scratch_used_ == 0) outgrown_.clear();  // their release waits for the device

@@ -44,7 +44,7 @@ class Context : private LaunchTap {
 
   absl::Status Synchronize();
 
-  // Scratch of the op that runs: device memory, not initialised, aligned to 256 bytes, until the Frame that it was
+  // Scratch of the op that runs: device memory, not initialized, aligned to 256 bytes, until the Frame that it was
   // taken in ends. The queue keeps order, so the next op may have it at once. CHECKs that the device has the memory:
   // ops cannot fail, and sizes are bounded by the shapes of the first calls.
   class Frame {
@@ -64,8 +64,8 @@ class Context : private LaunchTap {
     return static_cast<T*>(Scratch(count * static_cast<int64_t>(sizeof(T))));
   }
 
-  // As Backend::Step.
-  void Step(bool repeats, absl::FunctionRef<void()> ops);
+  // As Backend::Submit.
+  void Submit(bool repeats, absl::FunctionRef<void()> ops);
   bool in_step() const { return in_step_; }
 
   // A copy in device memory of an array of the host, valid as Scratch is, and in a step until its end. For graphs to

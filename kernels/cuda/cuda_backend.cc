@@ -27,7 +27,7 @@ class CudaBackend : public Backend {
   }
   int threads() const override { return 1; }
   DType activation_dtype() const override { return act_; }
-  bool multiplies_quantised() const override { return false; }
+  bool multiplies_quantized() const override { return false; }
 
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
     GF_CHECK_GE(bytes, 0);
@@ -67,7 +67,7 @@ class CudaBackend : public Backend {
     if (from.bytes() > 0) Ready().CopyOnDevice(from.data, to.data, from.bytes());
   }
   absl::Status Synchronize() override { return Ready().Synchronize(); }
-  void Step(bool repeats, absl::FunctionRef<void()> ops) override { Ready().Step(repeats, ops); }
+  void Submit(bool repeats, absl::FunctionRef<void()> ops) override { Ready().Submit(repeats, ops); }
 
   Queue& queue() override { return Ready().runtime().queue(); }
   std::unique_ptr<Queue> MakeQueue() override { return Ready().runtime().MakeQueue(); }
@@ -124,30 +124,30 @@ class CudaBackend : public Backend {
     checks::GoldMixTableRows(ids, embedding, ln0, mix_lora, mix_down, table);
     if (!ids.empty()) cuda::GoldMixTableRows(Ready(), ids, embedding, ln0, mix_lora, mix_down, table);
   }
-  void GoldAttention(ConstTensor q, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+  void GoldAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
                      const GoldCache& cache, int head_size, Tensor out) override {
     checks::GoldAttention(q, spans, shared, weights, cache, head_size, out, act_);
     if (!spans.empty()) cuda::GoldAttention(Ready(), q, spans, shared, weights, cache, head_size, out);
   }
-  void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache,
-                      int head_size, const KvCache& kv) override {
-    checks::GoldKeysValues(spans, shared, weights, cache, head_size, kv, act_);
-    if (!spans.empty()) cuda::GoldKeysValues(Ready(), spans, shared, weights, cache, head_size, kv);
+  void GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                          const GoldCache& cache, int head_size, const KvCache& kv) override {
+    checks::GoldMakeKeysValues(spans, shared, weights, cache, head_size, kv, act_);
+    if (!spans.empty()) cuda::GoldMakeKeysValues(Ready(), spans, shared, weights, cache, head_size, kv);
   }
-  int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
-                            int64_t page_tokens) const override {
-    return cuda::GoldKeptPageBytes(width, layers, page_tokens, act_);
+  int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
+                              int64_t page_tokens) const override {
+    return cuda::GoldSharedPageBytes(width, layers, page_tokens, act_);
   }
-  void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
-                    const GoldCache& cache, int head_size, const GoldKeptRows& rows) override {
-    checks::GoldKeepRows(*this, spans, shared, layers, cache, head_size, rows);
-    if (!spans.empty()) cuda::GoldKeepRows(Ready(), spans, shared, layers, cache, head_size, rows);
+  void GoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers,
+                          const GoldCache& cache, int head_size, const GoldSharedRows& rows) override {
+    checks::GoldMakeSharedRows(*this, spans, shared, layers, cache, head_size, rows);
+    if (!spans.empty()) cuda::GoldMakeSharedRows(Ready(), spans, shared, layers, cache, head_size, rows);
   }
-  void GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
-                         absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
-                         Tensor out) override {
-    checks::GoldKeptAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
-    if (!spans.empty()) cuda::GoldKeptAttention(Ready(), q, spans, shared, layers, layer, rows, head_size, out);
+  void GoldSharedAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                           absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
+                           Tensor out) override {
+    checks::GoldSharedAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
+    if (!spans.empty()) cuda::GoldSharedAttention(Ready(), q, spans, shared, layers, layer, rows, head_size, out);
   }
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override {
     checks::Rope(x, spans, head_size, act_);

@@ -1,4 +1,4 @@
-// What the steps (Backend::Step) of a CUDA back end have cost the host.
+// What the steps (Backend::Submit) of a CUDA back end have cost the host.
 #ifndef GOLDFINCH_KERNELS_CUDA_CUDA_COUNTERS_H_
 #define GOLDFINCH_KERNELS_CUDA_CUDA_COUNTERS_H_
 

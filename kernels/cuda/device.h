@@ -32,7 +32,7 @@ namespace goldfinch::cuda {
 //   float FastExp(float), FastExp2(float), FastTanh(float)   relative error 2^-21 (FastTanh: absolute 2^-11)
 //   T ShflXor(T, int mask), Shfl(T, int lane), ShflUp(T, int delta), ShflDown(T, int delta)   of a whole warp
 //   uint32_t Ballot(bool)
-//   T* DynamicShared<T>()    the block's dynamic shared memory, aligned to 128 bytes; not initialised
+//   T* DynamicShared<T>()    the block's dynamic shared memory, aligned to 128 bytes; not initialized
 //   void LdMatrix4(uint32_t (&r)[4], const void* shared_row)       ldmatrix.x4: lane l gives row l % 8 of matrix l / 8
 //   void LdMatrix4Trans(uint32_t (&r)[4], const void* shared_row)  and .trans
 //   void Mma16816<T>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])   d += a b, mma.m16n8k16, fp32 sums

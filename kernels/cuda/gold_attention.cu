@@ -42,9 +42,9 @@
 
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/gold_kept.h"
 #include "kernels/cuda/gold_rebuild.h"
 #include "kernels/cuda/gold_rows.h"
+#include "kernels/cuda/gold_shared.h"
 #include "kernels/cuda/ops.h"
 
 namespace goldfinch::cuda {
@@ -79,7 +79,7 @@ struct CacheIds {
   __device__ int32_t At(int64_t stored) const { return static_cast<int32_t>(ids[stored]); }
 };
 struct KeptIds {
-  KeptPages pages;
+  SharedPages pages;
 
   __device__ int64_t Stored(const DeviceSpan& span, int64_t position) const {
     return span.kept[position / pages.page_tokens] * pages.page_tokens + position % pages.page_tokens;
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kRowThreads)
 template <typename Kk, typename Emb, typename Act>
 __global__ void __launch_bounds__(kRowThreads)
     KeepInputsKernel(const ChunkRow* rows, Kk* kk, const float* squares, int square_blocks, const Emb* embedding,
-                     const float* weight, const float* bias, int64_t width, KeptPages pages) {
+                     const float* weight, const float* bias, int64_t width, SharedPages pages) {
   float* scratch = DynamicShared<float>();  // [kWarp]
   const int64_t row = blockIdx.x;
   const ChunkRow at = rows[row];
@@ -286,7 +286,7 @@ struct TanhParts {
 // To the pages, with the factors if they are there.
 template <typename From, typename Act>
 __global__ void __launch_bounds__(kRowThreads)
-    KeepTanhKernel(const ChunkRow* rows, TanhParts from, const float* factors, KeptPages pages) {
+    KeepTanhKernel(const ChunkRow* rows, TanhParts from, const float* factors, SharedPages pages) {
   const int64_t row = blockIdx.x, kept = rows[row].kept;
   if (kept < 0) return;
   Act* to = pages.Tanh<Act>(kept);
@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(kRowThreads)
 // From the pages: kk, zeros at position -1, and the tanh rows of rows that are not only looked back to.
 template <typename Act, typename To>
 __global__ void __launch_bounds__(kRowThreads)
-    TakeKernel(const ChunkRow* rows, KeptPages pages, int64_t width, float* kk, TanhParts to) {
+    TakeKernel(const ChunkRow* rows, SharedPages pages, int64_t width, float* kk, TanhParts to) {
   const int64_t row = blockIdx.x;
   const ChunkRow at = rows[row];
   const Act* from = at.stored < 0 ? nullptr : pages.Key<Act>(at.stored, width);
@@ -373,15 +373,15 @@ class Rebuilder {
  public:
   // From the compressed cache; chunks know where rows are kept if `kept_tokens` is not 0. `steady`: chunks are filled
   // up, so that launches stay the same over many a token of a decode step.
-  Rebuilder(Context& context, const DeviceSpan* spans, const GoldShared& shared, const GoldKvWeights& weights,
+  Rebuilder(Context& context, const DeviceSpan* spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
             const GoldCache& cache, int64_t kept_tokens, int head_size, bool steady)
       : Rebuilder(context, spans, shared, weights, head_size, CanFuse(shared, weights, head_size), steady) {
     cache_ = &cache;
     kept_tokens_ = kept_tokens;
   }
   // From kept rows.
-  Rebuilder(Context& context, const DeviceSpan* spans, const GoldShared& shared, const GoldKvWeights& weights,
-            const KeptPages& pages, int head_size, bool steady)
+  Rebuilder(Context& context, const DeviceSpan* spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+            const SharedPages& pages, int head_size, bool steady)
       : Rebuilder(context, spans, shared, weights, head_size, /*fused=*/false, steady) {
     pages_ = &pages;
   }
@@ -444,7 +444,7 @@ class Rebuilder {
 
   // What tier T2 keeps of the chunk, for `layers`, of which this rebuilder has one; pages[i] is of layers[i].
   void Keep(const std::vector<Piece>& chunk, absl::Span<const GoldKvWeights> layers,
-            absl::Span<const KeptPages> pages) {
+            absl::Span<const SharedPages> pages) {
     const Context::Frame frame(context_);
     int64_t count = 0;
     const ChunkRow* located = Locate(chunk, count);
@@ -475,7 +475,7 @@ class Rebuilder {
         FusedInputs inputs = MakeFusedInputs<T>(located, count, nullptr, 0, static_cast<int>(layers.size()));
         keep_inputs(static_cast<T*>(inputs.kk), inputs.squares, static_cast<int>(width_ / kKeyColumns));
         inputs.squares = nullptr;  // kk is scaled
-        each_layer([&](Rebuilder& layer, const KeptPages& to, int index) {
+        each_layer([&](Rebuilder& layer, const SharedPages& to, int index) {
           const auto mix_width = static_cast<int>(2 * layer.weights_.mix_up.dim(1));
           Rows rows{.count = count, .located = located, .dtype = DTypeOf<T>()};
           for (void*& side : rows.sides) side = context_.Scratch(count * width_ * SizeOf(rows.dtype));
@@ -496,7 +496,7 @@ class Rebuilder {
     MakeKk(located, count, kk);
     keep_inputs(kk, nullptr, 0);
     float* const mixed[2] = {context_.Scratch<float>(count * width_), context_.Scratch<float>(count * width_)};
-    each_layer([&](Rebuilder& layer, const KeptPages& to, int) {
+    each_layer([&](Rebuilder& layer, const SharedPages& to, int) {
       VisitFloatType(layer.weights_.key_down.data.dtype, [&](auto tag) {
         VisitFloatType(context_.activation_dtype(), [&](auto act_tag) {
           using Weight = typename decltype(tag)::type;
@@ -528,7 +528,7 @@ class Rebuilder {
   }
 
  private:
-  Rebuilder(Context& context, const DeviceSpan* spans, const GoldShared& shared, const GoldKvWeights& weights,
+  Rebuilder(Context& context, const DeviceSpan* spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
             int head_size, bool fused, bool steady)
       : context_(context),
         spans_(spans),
@@ -793,10 +793,10 @@ class Rebuilder {
   Context& context_;
   const DeviceSpan* const spans_;
   const bool steady_;
-  const GoldShared& shared_;
+  const GoldSharedWeights& shared_;
   const GoldKvWeights& weights_;
   const GoldCache* cache_ = nullptr;  // this or the kept rows
-  const KeptPages* pages_ = nullptr;
+  const SharedPages* pages_ = nullptr;
   int64_t kept_tokens_ = 0;
   const int head_size_;
   const int64_t width_;
@@ -845,7 +845,7 @@ void AttendToChunks(Context& context, ConstTensor q, RowSpans spans, const GoldK
 
 }  // namespace
 
-bool CanFuse(const GoldShared& shared, const GoldKvWeights& weights, int head_size) {
+bool CanFuse(const GoldSharedWeights& shared, const GoldKvWeights& weights, int head_size) {
   const DType dtype = shared.embedding.dtype;
   const int64_t width = shared.embedding.dim(1), mix_rank = weights.mix_up.dim(1), lora_rank = weights.key_down.out();
   if (SizeOf(dtype) != 2 || width % kKeyColumns != 0 || width > int64_t{kPrepareVectors} * kRowThreads * 8) {
@@ -866,7 +866,7 @@ bool CanFuse(const GoldShared& shared, const GoldKvWeights& weights, int head_si
   return true;
 }
 
-void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
   AttendToChunks(
       context, q, spans, weights, head_size, out,
@@ -876,8 +876,8 @@ void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSh
       });
 }
 
-void AttendToRebuilt(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
-                     const GoldKvWeights& weights, const KeptPages& pages, int head_size, Tensor out) {
+void AttendToRebuilt(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                     const GoldKvWeights& weights, const SharedPages& pages, int head_size, Tensor out) {
   AttendToChunks(
       context, q, spans, weights, head_size, out,
       [&](RowSpans cut) { return context.UploadSpans(cut, 0, pages.page_tokens); },
@@ -886,12 +886,13 @@ void AttendToRebuilt(Context& context, ConstTensor q, RowSpans spans, const Gold
       });
 }
 
-void GoldKeepRows(Context& context, RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
-                  const GoldCache& cache, int head_size, const GoldKeptRows& rows) {
+void GoldMakeSharedRows(Context& context, RowSpans spans, const GoldSharedWeights& shared,
+                        absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
+                        const GoldSharedRows& rows) {
   const Context::Frame frame(context);
   const DeviceSpan* device_spans = context.UploadSpans(spans, cache.page_tokens(), rows.page_tokens);
   Rebuilder rebuilder(context, device_spans, shared, layers[0], cache, rows.page_tokens, head_size, Steady(spans));
-  std::vector<KeptPages> pages;
+  std::vector<SharedPages> pages;
   for (int i = 0; i < static_cast<int>(layers.size()); ++i) {
     pages.push_back(PagesOf(rows, shared.embedding.dim(1), layers, i, context.activation_dtype()));
   }
@@ -900,8 +901,8 @@ void GoldKeepRows(Context& context, RowSpans spans, const GoldShared& shared, ab
   }
 }
 
-void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
-                    const GoldCache& cache, int head_size, const KvCache& kv) {
+void GoldMakeKeysValues(Context& context, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                        const GoldCache& cache, int head_size, const KvCache& kv) {
   const Context::Frame frame(context);
   const DeviceSpan* device_spans = context.UploadSpans(spans, cache.page_tokens(), kv.page_tokens());
   Rebuilder rebuilder(context, device_spans, shared, weights, cache, kv.page_tokens(), head_size, Steady(spans));

@@ -83,8 +83,8 @@ struct CompressedRows {
   int64_t width;  // numbers of a row
 
   __device__ float At(int64_t row, int64_t i) const {
-    if (dtype == DType::kI8) {
-      const auto* bytes = static_cast<const uint8_t*>(data) + row * CompressedRowWidth(DType::kI8, width);
+    if (dtype == DType::kInt8) {
+      const auto* bytes = static_cast<const uint8_t*>(data) + row * CompressedRowWidth(DType::kInt8, width);
       const float scale = Unpack2<bf16_t>(bytes[width] | uint32_t{bytes[width + 1]} << 8).x;
       return static_cast<float>(static_cast<int8_t>(bytes[i])) * scale;
     }

@@ -33,17 +33,18 @@ void GoldKeyTableRows(Context& context, absl::Span<const int32_t> ids, ConstTens
                       Matrix key_x0, Tensor table);
 void GoldMixTableRows(Context& context, absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
                       ConstTensor mix_lora, Matrix mix_down, Tensor table);
-void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
+void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out);
-void GoldKeysValues(Context& context, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
-                    const GoldCache& cache, int head_size, const KvCache& kv);
+void GoldMakeKeysValues(Context& context, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                        const GoldCache& cache, int head_size, const KvCache& kv);
 // gold_kept.cu, gold_attention.cu
-int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens, DType act);
-void GoldKeepRows(Context& context, RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
-                  const GoldCache& cache, int head_size, const GoldKeptRows& rows);
-void GoldKeptAttention(Context& context, ConstTensor q, RowSpans spans, const GoldShared& shared,
-                       absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
-                       Tensor out);
+int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens, DType act);
+void GoldMakeSharedRows(Context& context, RowSpans spans, const GoldSharedWeights& shared,
+                        absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
+                        const GoldSharedRows& rows);
+void GoldSharedAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                         absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
+                         Tensor out);
 // rope.cu, kv_attention.cu
 void Rope(Context& context, Tensor x, RowSpans spans, int head_size, double base);
 void KvAttention(Context& context, ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out);

@@ -46,14 +46,14 @@ __global__ void ConvertKernel(const From* from, int64_t count, To* to) {
   }
 }
 
-// To kI8 rows of the compressed cache (CompressedRowWidth); a warp has a row.
+// To kInt8 rows of the compressed cache (CompressedRowWidth); a warp has a row.
 template <typename From>
-__global__ void __launch_bounds__(kThreads) QuantiseKernel(const From* from, int64_t rows, int64_t width, uint8_t* to) {
+__global__ void __launch_bounds__(kThreads) QuantizeKernel(const From* from, int64_t rows, int64_t width, uint8_t* to) {
   const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
   if (row >= rows) return;
   const int lane = threadIdx.x % kWarp;
   from += row * width;
-  to += row * CompressedRowWidth(DType::kI8, width);
+  to += row * CompressedRowWidth(DType::kInt8, width);
   float largest = 0;
   bool finite = true;
   for (int64_t i = lane; i < width; i += kWarp) {
@@ -132,7 +132,7 @@ dim3 RowBlock(int64_t width, int vector) {
 void AppendRows(Context& context, ConstTensor from, const DeviceSpan* spans, int span_count, int64_t page_tokens,
                 const Tensor& pages) {
   const int64_t rows = from.dim(0), width = from.dim(1);
-  if (pages.dtype == DType::kI8) {
+  if (pages.dtype == DType::kInt8) {
     Launch(static_cast<Stream>(context.stream()), AppendBytesKernel,
            {dim3(static_cast<unsigned>(rows)), RowBlock(width, /*vector=*/1)}, static_cast<const uint8_t*>(from.data),
            spans, span_count, width, page_tokens, static_cast<uint8_t*>(pages.data));
@@ -192,11 +192,11 @@ void CopyRows(Context& context, ConstTensor from, absl::Span<const RowCopy> copi
 }
 
 void Convert(Context& context, ConstTensor from, Tensor to) {
-  if (to.dtype == DType::kI8) {
+  if (to.dtype == DType::kInt8) {
     const int64_t rows = from.dim(0), blocks = CeilDiv<int64_t>(rows, kThreads / kWarp);
     VisitFloatType(from.dtype, [&](auto tag) {
       using From = typename decltype(tag)::type;
-      Launch(static_cast<Stream>(context.stream()), QuantiseKernel<From>,
+      Launch(static_cast<Stream>(context.stream()), QuantizeKernel<From>,
              {dim3(static_cast<unsigned>(blocks)), dim3(kThreads)}, static_cast<const From*>(from.data), rows,
              from.dim(1), static_cast<uint8_t*>(to.data));
     });

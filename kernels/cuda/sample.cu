@@ -481,7 +481,7 @@ void Sample(Context& context, ConstTensor logits, int64_t limit, absl::Span<cons
   auto* const device_tokens = context.Scratch<int32_t>(count);
   const bool vectors = vocab % 4 == 0 && reinterpret_cast<uintptr_t>(logits.data) % 16 == 0;
   const int64_t threads = CeilDiv<int64_t>(CeilDiv<int64_t>(vocab, kScoresPerThreadMin), kWarp) * kWarp;
-  context.Step(/*repeats=*/false, [&] {
+  context.Submit(/*repeats=*/false, [&] {
     const Row* uploaded_rows = context.Upload(absl::MakeConstSpan(device_rows));
     const Change* uploaded_changes = context.Upload(absl::MakeConstSpan(changes));
     const int32_t* uploaded_banned = context.Upload(absl::MakeConstSpan(banned));

@@ -7,7 +7,7 @@ as GGUF, and once in bf16, int8 and int4 for us. Random numbers are multiplied a
 ours are other models of the same layers and width, GoldFinch for example: ggml has no such model, so a Finch is the
 nearest thing that it runs.
 
-  bazel build //clients:goldfinch //tests/bench:engine_bench //tests/bench:bench_model
+  bazel build //clients/cli:goldfinch //tests/bench:engine_bench //tests/bench:bench_model
   tests/bench/compare_ggml.py --llama-bench llama.cpp/build/bin/llama-bench --random .cache/bench
 
 Both run with the same number of threads, one after the other, a few times; the medians count. Exits with 77 if the
@@ -382,7 +382,7 @@ def parse_options(arguments):
     parser.add_argument("--any-shape", action="store_true", help="compare models of different sizes")
     parser.add_argument("--engine-bench", default="bazel-bin/tests/bench/engine_bench")
     parser.add_argument("--bench-model", default="bazel-bin/tests/bench/bench_model")
-    parser.add_argument("--goldfinch", default="bazel-bin/clients/goldfinch")
+    parser.add_argument("--goldfinch", default="bazel-bin/clients/cli/goldfinch")
     options = parser.parse_args(arguments)
     if options.gguf and len(options.gguf) != len(options.model):
         parser.error(f"{len(options.gguf)} --gguf and {len(options.model)} --model: one of ours for each of theirs")

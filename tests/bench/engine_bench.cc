@@ -2,17 +2,18 @@
 // the same run. One model after another, by default all parts of each; one table at the end, in Markdown.
 //
 // decode: one sequence, tokens 64 to 112 of it, at the median time of a token. What it must touch: every weight but the
-//   embedding once, of weights that lie by inputs (kernels/quantise.h) the inputs that are not zero (counted on the
+//   embedding once, of weights that lie by inputs (kernels/quantize.h) the inputs that are not zero (counted on the
 //   same tokens) and all scales; the sequence's states, read and written; keys and values that GOLD layers keep of the
 //   context, read. Weights that lie by outputs count whole: a cache line has 32 inputs of bf16, some of them not zero.
 //   The ceiling is the rate of reading so many bytes of memory. Activations, and tables by token id, are not counted.
-// prefill: prompts in steps of 512. The ceiling is oneDNN's product [512, D] x [D, 3.5 D]: of fp32, and for quantised
+// prefill: prompts in steps of 512. The ceiling is oneDNN's product [512, D] x [D, 3.5 D]: of fp32, and for quantized
 //   models of u8 by s8. What counts are the multiply-adds of products of Finch-side layers, whatever their type.
 // flat: what a token of a prompt costs when so many are before it, beside the same at 1,024. A long prompt is read; at
 //   each length steps of it alternate with steps of a short one, so that no disturbance meets one of them alone. To
 //   the median step comes what the GOLD layers take at the end of such a prompt, shared out among its tokens.
 // batch: 64 sequences of 64 tokens, one more token of each in one step, beside one more of one.
-// tiers: what a position of context costs a decoded token in all GOLD layers, by what is kept (worker/gold_tiers.h),
+// tiers: what a position of context costs a decoded token in all GOLD layers, by what is kept
+// (worker/stage/gold_tiers.h),
 //   from two sequences in turns. The ceilings: for keys and values the rate of reading memory, else that of oneDNN's
 //   fp32 product for the multiply-adds that rebuild them. Once, with the model that reads prompts fastest.
 #include <algorithm>
@@ -39,9 +40,9 @@
 #include "tests/bench/ceilings.h"
 #include "tests/bench/figures.h"
 #include "tests/bench/model_costs.h"
-#include "worker/engine.h"
-#include "worker/fake_device.h"
-#include "worker/gold_tiers.h"
+#include "worker/model/fake_device.h"
+#include "worker/stage/engine.h"
+#include "worker/stage/gold_tiers.h"
 
 namespace goldfinch {
 namespace {
@@ -94,10 +95,10 @@ bool ForgetPeakMemory() {
 }
 
 // oneDNN's product of the shape that pre-fill has most of, [512, D] times [D, 3.5 D]: of fp32, or of u8 by s8.
-double OneDnnFlopsPerSecond(int64_t width, bool quantised) {
+double OneDnnFlopsPerSecond(int64_t width, bool quantized) {
   const int64_t out = width * 7 / 2;
   double seconds = 0;
-  if (quantised) {
+  if (quantized) {
     // Column by column, as BLAS has it: the transposed product.
     std::vector<uint8_t> x(kStep * width, 3);
     std::vector<int8_t> w(out * width, 2);
@@ -126,7 +127,7 @@ class CountingDevice : public FakeDevice {
   explicit CountingDevice(int threads) : FakeDevice(MakeCpuBackend(threads)) {}
 
   void MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) override {
-    if (counts_ && IsQuantised(weight.data.dtype) && weight.layout == Matrix::Layout::kInOut) {
+    if (counts_ && IsQuantized(weight.data.dtype) && weight.layout == Matrix::Layout::kInOut) {
       values_.resize(x.shape.elements());
       CopyToHost(x, values_.data());
       all_ += static_cast<double>(values_.size());
@@ -154,7 +155,7 @@ class ModelBench {
     GF_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(path_));
     file_bytes_ = static_cast<double>(checkpoint_->file_bytes());
     for (const CheckpointTensor& tensor : checkpoint_->tensors()) {
-      if (IsQuantised(tensor.data.dtype)) dtype_ = std::max(dtype_, tensor.data.dtype);
+      if (IsQuantized(tensor.data.dtype)) dtype_ = std::max(dtype_, tensor.data.dtype);
     }
     GF_RETURN_IF_ERROR(Alone());
     if (options_.Has("flat")) GF_RETURN_IF_ERROR(Flat());
@@ -177,7 +178,7 @@ class ModelBench {
   }
 
  private:
-  bool quantised() const { return IsQuantised(dtype_); }
+  bool quantized() const { return IsQuantized(dtype_); }
   void Add(const std::string& row, double value, int decimals, Aim aim = {}) {
     std::fprintf(stderr, "%s: %s: %.*f\n", name_.c_str(), row.c_str(), decimals, value);
     figures_.Add(row, name_, value, decimals, aim);
@@ -189,7 +190,7 @@ class ModelBench {
     options.model_path = path_;
     options.max_model_len = tokens;
     options.stage.max_sequences = sequences;
-    options.stage.max_tokens = kStep;
+    options.stage.max_step_tokens = kStep;
     options.stage.gold_tier = *ParseGoldTier(tier);
     options.kept_bytes = options_.kept_bytes;
     if (!backend) backend = MakeCpuBackend(options_.threads);
@@ -241,7 +242,7 @@ class ModelBench {
   const std::string path_, name_;
   Figures& figures_;
   std::unique_ptr<Checkpoint> checkpoint_;
-  DType dtype_ = DType::kBf16;  // of the quantised matrices, if there are any
+  DType dtype_ = DType::kBf16;  // of the quantized matrices, if there are any
   double file_bytes_ = 0;
   ModelShape shape_;
   ModelCosts costs_;
@@ -297,7 +298,7 @@ absl::Status ModelBench::Decode(Engine& engine) {
   if (kept) touched += context * KeyValueBytes(shape_);
   const double reading = ReadBytesPerSecond(engine.backend().threads(), static_cast<int64_t>(touched));
   const double rate = 1 / Median(seconds);
-  const Aim aim = dtype_ == DType::kI8 ? Aim{.low = 10} : dtype_ == DType::kI4 ? Aim{.low = 15} : Aim{};
+  const Aim aim = dtype_ == DType::kInt8 ? Aim{.low = 10} : dtype_ == DType::kInt4 ? Aim{.low = 15} : Aim{};
   Add(absl::StrFormat("decode, %d to %d tokens of context, tokens/s", kShortContext,
                       kShortContext + options_.decode_tokens),
       rate, 2, aim);
@@ -311,8 +312,8 @@ absl::Status ModelBench::Decode(Engine& engine) {
 }
 
 absl::Status ModelBench::Prompts(Engine& engine) {
-  const Aim aim = quantised() ? Aim{.low = 220} : Aim{.low = 80};
-  double product = OneDnnFlopsPerSecond(shape_.width, quantised());
+  const Aim aim = quantized() ? Aim{.low = 220} : Aim{.low = 80};
+  double product = OneDnnFlopsPerSecond(shape_.width, quantized());
   for (const int64_t tokens : options_.prompts) {
     std::vector<double> seconds;
     do {
@@ -324,10 +325,10 @@ absl::Status ModelBench::Prompts(Engine& engine) {
     prompt_rate_ = static_cast<double>(tokens) / Median(seconds);
     Add(absl::StrCat("pre-fill, ", tokens, " tokens, tokens/s"), prompt_rate_, 1, aim);
   }
-  product = std::max(product, OneDnnFlopsPerSecond(shape_.width, quantised()));
+  product = std::max(product, OneDnnFlopsPerSecond(shape_.width, quantized()));
   Add("oneDNN's product, fp32 or u8s8, GFLOP/s", product / 1e9, 0);
   Add("pre-fill, of that product", prompt_rate_ * costs_.prefill_flops / product, 2,
-      quantised() ? Aim{} : Aim{.low = 0.7});
+      quantized() ? Aim{} : Aim{.low = 0.7});
   return absl::OkStatus();
 }
 
@@ -421,7 +422,7 @@ absl::Status ModelBench::Tiers() {
   for (const auto& [option, name, tier, flops] :
        {Tier{"full", "T3", GoldTier::kFull, 0}, Tier{"shared", "T2", GoldTier::kShared, costs_.gold_spread_flops},
         Tier{"compressed", "T0", GoldTier::kCompressed, costs_.gold_rebuild_flops}}) {
-    const double product = OneDnnFlopsPerSecond(shape_.width, /*quantised=*/false);
+    const double product = OneDnnFlopsPerSecond(shape_.width, /*quantized=*/false);
     GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                         Load(2, options_.context + 2 * kStep + kDecodesInTurns, option));
     GF_ASSIGN_OR_RETURN(const int near, OpenAt(*engine, kStep));
@@ -435,7 +436,7 @@ absl::Status ModelBench::Tiers() {
     const GoldTiers& tiers = *engine->stage().gold_tiers();
     const bool at_tier = tiers.tier(near) == tier && tiers.tier(far) == tier;
     const double position = at_tier ? Median(seconds) / static_cast<double>(options_.context) : kNotMeasured;
-    double least = flops / std::max(product, OneDnnFlopsPerSecond(shape_.width, /*quantised=*/false));
+    double least = flops / std::max(product, OneDnnFlopsPerSecond(shape_.width, /*quantized=*/false));
     if (flops == 0) {
       const double bytes = KeyValueBytes(shape_);
       const double read = bytes * static_cast<double>(options_.context);

@@ -3,14 +3,14 @@
 #define GOLDFINCH_TESTS_BENCH_MODEL_COSTS_H_
 
 #include "worker/checkpoint/checkpoint.h"
-#include "worker/model.h"
+#include "worker/model/model.h"
 
 namespace goldfinch {
 
 struct ModelCosts {
   double prefill_flops = 0;  // multiply-adds, times two, in the matrix products of the Finch-side layers
   double decode_bytes = 0;   // of the weights that one decoded token reads, embedding aside
-  // Of these, what lies by inputs (kernels/quantise.h): only the part of those inputs that are not zero must be read.
+  // Of these, what lies by inputs (kernels/quantize.h): only the part of those inputs that are not zero must be read.
   double by_input_bytes = 0;
   // Multiply-adds, times two, that one position of context costs one token in all GOLD layers: to rebuild keys and
   // values from the compressed cache (T0), and from what T2 keeps. What is looked up by token id is not in it.

@@ -18,8 +18,8 @@
 #include "base/status.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "tests/bench/ceilings.h"
-#include "worker/engine.h"
-#include "worker/gold_tiers.h"
+#include "worker/stage/engine.h"
+#include "worker/stage/gold_tiers.h"
 
 namespace goldfinch {
 namespace {
@@ -92,7 +92,7 @@ class ProfiledBackend : public Backend {
   std::string Describe() const override { return cpu_->Describe(); }
   int threads() const override { return cpu_->threads(); }
   DType activation_dtype() const override { return cpu_->activation_dtype(); }
-  bool multiplies_quantised() const override { return cpu_->multiplies_quantised(); }
+  bool multiplies_quantized() const override { return cpu_->multiplies_quantized(); }
   absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
     return cpu_->Allocate(bytes, purpose);
   }
@@ -101,16 +101,16 @@ class ProfiledBackend : public Backend {
   OpMemory PlanOps(int64_t width, int64_t vocab_size) const override { return cpu_->PlanOps(width, vocab_size); }
   bool reads_host_memory() const override { return cpu_->reads_host_memory(); }
   absl::Status Synchronize() override { return cpu_->Synchronize(); }
-  void Step(bool repeats, absl::FunctionRef<void()> ops) override { cpu_->Step(repeats, ops); }
+  void Submit(bool repeats, absl::FunctionRef<void()> ops) override { cpu_->Submit(repeats, ops); }
   Queue& queue() override { return cpu_->queue(); }
   std::unique_ptr<Queue> MakeQueue() override { return cpu_->MakeQueue(); }
   absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
     return cpu_->AllocateStaging(bytes, purpose);
   }
   absl::Status status() const override { return cpu_->status(); }
-  int64_t GoldKeptPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
-                            int64_t page_tokens) const override {
-    return cpu_->GoldKeptPageBytes(width, layers, head_size, page_tokens);
+  int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
+                              int64_t page_tokens) const override {
+    return cpu_->GoldSharedPageBytes(width, layers, head_size, page_tokens);
   }
   bool can_sample(int64_t vocab) const override { return cpu_->can_sample(vocab); }
 
@@ -164,26 +164,26 @@ class ProfiledBackend : public Backend {
     Time({"GoldMixTableRows", "id"}, static_cast<int64_t>(ids.size()),
          [&] { cpu_->GoldMixTableRows(ids, embedding, ln0, mix_lora, mix_down, table); });
   }
-  void GoldAttention(ConstTensor q, RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights,
+  void GoldAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
                      const GoldCache& cache, int head_size, Tensor out) override {
     Time({"GoldAttention", "position"}, PositionsOf(spans),
          [&] { cpu_->GoldAttention(q, spans, shared, weights, cache, head_size, out); });
   }
-  void GoldKeysValues(RowSpans spans, const GoldShared& shared, const GoldKvWeights& weights, const GoldCache& cache,
-                      int head_size, const KvCache& kv) override {
-    Time({"GoldKeysValues", "row"}, RowsOf(spans),
-         [&] { cpu_->GoldKeysValues(spans, shared, weights, cache, head_size, kv); });
+  void GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                          const GoldCache& cache, int head_size, const KvCache& kv) override {
+    Time({"GoldMakeKeysValues", "row"}, RowsOf(spans),
+         [&] { cpu_->GoldMakeKeysValues(spans, shared, weights, cache, head_size, kv); });
   }
-  void GoldKeepRows(RowSpans spans, const GoldShared& shared, absl::Span<const GoldKvWeights> layers,
-                    const GoldCache& cache, int head_size, const GoldKeptRows& rows) override {
-    Time({"GoldKeepRows", "row"}, RowsOf(spans),
-         [&] { cpu_->GoldKeepRows(spans, shared, layers, cache, head_size, rows); });
+  void GoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers,
+                          const GoldCache& cache, int head_size, const GoldSharedRows& rows) override {
+    Time({"GoldMakeSharedRows", "row"}, RowsOf(spans),
+         [&] { cpu_->GoldMakeSharedRows(spans, shared, layers, cache, head_size, rows); });
   }
-  void GoldKeptAttention(ConstTensor q, RowSpans spans, const GoldShared& shared,
-                         absl::Span<const GoldKvWeights> layers, int layer, const GoldKeptRows& rows, int head_size,
-                         Tensor out) override {
-    Time({"GoldKeptAttention", "position"}, PositionsOf(spans),
-         [&] { cpu_->GoldKeptAttention(q, spans, shared, layers, layer, rows, head_size, out); });
+  void GoldSharedAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
+                           absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
+                           Tensor out) override {
+    Time({"GoldSharedAttention", "position"}, PositionsOf(spans),
+         [&] { cpu_->GoldSharedAttention(q, spans, shared, layers, layer, rows, head_size, out); });
   }
   void Rope(Tensor x, RowSpans spans, int head_size, double base) override {
     Time({"Rope", "row"}, x.dim(0), [&] { cpu_->Rope(x, spans, head_size, base); });

@@ -15,7 +15,7 @@
 #include "base/check.h"
 #include "dnnl.h"
 #include "kernels/backend.h"
-#include "kernels/quantise.h"
+#include "kernels/quantize.h"
 #include "tests/bench/ceilings.h"
 
 namespace goldfinch {
@@ -91,9 +91,9 @@ void Run(const Options& options) {
     const char* name;
   };
   for (const auto& [dtype, by_input, name] :
-       {Kind{DType::kBf16, false, "bf16"}, Kind{DType::kI8, false, "i8"}, Kind{DType::kI4, false, "i4"},
-        Kind{DType::kI8, true, "i8 by inputs"}, Kind{DType::kI4, true, "i4 by inputs"}}) {
-    if (by_input && !CanQuantiseByInput(options.out, options.in)) continue;
+       {Kind{DType::kBf16, false, "bf16"}, Kind{DType::kInt8, false, "i8"}, Kind{DType::kInt4, false, "i4"},
+        Kind{DType::kInt8, true, "i8 by inputs"}, Kind{DType::kInt4, true, "i4 by inputs"}}) {
+    if (by_input && !CanQuantizeByInput(options.out, options.in)) continue;
     std::vector<std::shared_ptr<void>> memory;
     std::vector<Matrix> weights;
     int64_t bytes = 0;
@@ -101,8 +101,8 @@ void Run(const Options& options) {
       Matrix weight{Allocate(*backend, dtype, {options.out, options.in}, memory)};
       // Any bytes are weights, if not bf16's NaN.
       std::fill_n(static_cast<char*>(const_cast<void*>(weight.data.data)), weight.data.bytes(), 0x3D);
-      if (IsQuantised(dtype)) {
-        const auto scales = (by_input ? QuantisedRowScales : QuantisedScales)(dtype, options.out, options.in);
+      if (IsQuantized(dtype)) {
+        const auto scales = (by_input ? QuantizedRowScales : QuantizedScales)(dtype, options.out, options.in);
         weight.scales = Allocate(*backend, scales.dtype, scales.shape, memory);
       }
       if (by_input) {
@@ -137,7 +137,7 @@ void Run(const Options& options) {
       const double flops = 2.0 * static_cast<double>(rows * options.out * options.in) / seconds;
       absl::PrintF("%-13s%6d%12.0f%10.1f%8.3f%12.1f", name, rows, seconds * 1e6, touched / seconds / 1e9,
                    touched / seconds / ceiling, flops / 1e9);
-      if (rows >= kManyRows) absl::PrintF("%14.3f", flops / onednn.at({rows, IsQuantised(dtype)}));
+      if (rows >= kManyRows) absl::PrintF("%14.3f", flops / onednn.at({rows, IsQuantized(dtype)}));
       absl::PrintF("\n");
       std::fflush(stdout);
     }

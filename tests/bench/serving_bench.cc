@@ -21,7 +21,7 @@ using Clock = std::chrono::steady_clock;
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 void Sized(CoordinatorOptions* options) {
-  PlanOptions& plan = options->membership.plan;
+  PartitionOptions& plan = options->membership.plan;
   plan.max_sequences = 64;
   plan.max_sequence_tokens = 1 << 16;
   plan.cache_tokens = 1 << 20;

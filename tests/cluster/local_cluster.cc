@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
-#include "worker/node.h"
-#include "worker/transport.h"
+#include "worker/transport/transport.h"
+#include "worker/worker.h"
 
 namespace goldfinch {
 namespace {
@@ -89,12 +89,12 @@ LocalCluster::LocalCluster(const std::string& model, int workers, std::function<
   workers_ =
       std::make_unique<EmbeddedWorkers>(*coordinator_, [](const absl::Status& status) { ADD_FAILURE() << status; });
   for (int i = 0; i < workers; ++i) {
-    NodeOptions node;
+    WorkerOptions node;
     node.name = absl::StrCat("worker ", i);
     node.memory_bytes = int64_t{1} << 36;
     node.speed = {1e9, 1e9};
-    workers_->Add(std::make_unique<Node>(node, make_backend ? make_backend() : MakeCpuBackend(/*threads=*/1),
-                                         MakeLocalTransportFactory()),
+    workers_->Add(std::make_unique<Worker>(node, make_backend ? make_backend() : MakeCpuBackend(/*threads=*/1),
+                                           MakeLocalTransportFactory()),
                   node.name);
   }
 }

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "clients/embedded_workers.h"
+#include "clients/cli/embedded_workers.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/metrics.h"
 #include "kernels/backend.h"

@@ -2,7 +2,7 @@
 """Runs the tests of whole clusters: run_cases.py [NAME...], as tests/program/run.py does for the program.
 
 In an environment that has the Python package (clients/python/run_tests.sh makes one), in the root of the repository:
-GOLDFINCH=bazel-bin/clients/goldfinch VENV/bin/python tests/cluster/run_cases.py
+GOLDFINCH=bazel-bin/clients/cli/goldfinch VENV/bin/python tests/cluster/run_cases.py
 """
 
 import os

@@ -38,7 +38,7 @@ def bits_of_piece(program, model, cache_dtype, ids, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=pathlib.Path, nargs="+")
-    parser.add_argument("--program", type=pathlib.Path, default="bazel-bin/clients/goldfinch")
+    parser.add_argument("--program", type=pathlib.Path, default="bazel-bin/clients/cli/goldfinch")
     parser.add_argument("--cache-dtype", default="bf16", help="f32, f16, bf16 or int8")
     parser.add_argument("--bytes", type=int, default=1024, help="of a piece")
     parser.add_argument("--pieces", type=int, default=64, help="spread evenly over the text")

@@ -13,10 +13,10 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
-#include "coordinator/tokenizer/tokenizer.h"
 #include "kernels/open_backend.h"
 #include "nlohmann/json.hpp"
-#include "worker/engine.h"
+#include "tokenizer/tokenizer.h"
+#include "worker/stage/engine.h"
 
 namespace goldfinch {
 namespace {

@@ -226,21 +226,21 @@ struct GoldModel {
   }
 
   int64_t width;
-  GoldShared shared;
+  GoldSharedWeights shared;
   std::vector<GoldKvWeights> layers;
   GoldCache cache;
 };
 
 // The pool's positions as tier T2 keeps them, for all layers of the model.
-GoldKeptRows KeepAll(Memory& memory, Bench& bench, const Pool& pool, const GoldModel& model) {
+GoldSharedRows KeepAll(Memory& memory, Bench& bench, const Pool& pool, const GoldModel& model) {
   Backend& backend = bench.backend();
-  GoldKeptRows rows{.pages = pool.pages(), .page_tokens = kPageTokens};
-  rows.page_bytes = backend.GoldKeptPageBytes(model.width, model.layers, kHeadSize, kPageTokens);
+  GoldSharedRows rows{.pages = pool.pages(), .page_tokens = kPageTokens};
+  rows.page_bytes = backend.GoldSharedPageBytes(model.width, model.layers, kHeadSize, kPageTokens);
   const Tensor data = memory.New(DType::kF32, {rows.pages * rows.page_bytes / 4});
   if (!memory.status().ok()) return rows;
   rows.data = data.data;
   const RowSpan span = pool.Newest(0, pool.positions(), pool.positions());
-  backend.GoldKeepRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, rows);
+  backend.GoldMakeSharedRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, rows);
   return rows;
 }
 
@@ -260,23 +260,23 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
   const GoldModel model(memory, bench, pool, width, 1);
   const KvCache kv = MakeKvCache(memory, pool, width);
   const Tensor q = memory.Act({1, width}), out = memory.New(bench.act(), {1, width});
-  const GoldKeptRows kept = KeepAll(memory, bench, pool, model);
+  const GoldSharedRows kept = KeepAll(memory, bench, pool, model);
   Backend& backend = bench.backend();
   for (int64_t length : lengths) {
     const auto sets = static_cast<int>(std::max<int64_t>(1, pool.positions() / length));
     const std::string where = absl::StrCat(what, ", ", Thousands(length), " positions, 1 row, ");
-    const double t3 =
-        bench.Measure(where + "T3", memory, sets, out, {.bytes = KeyValueBytes(length, width)},
-                      aims ? Aim::Ceiling(0.85) : Aim(), [&](int set) {
-                        const RowSpan span = pool.Newest(set, length, 1);
-                        backend.GoldKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
-                        backend.KvAttention(q, {&span, 1}, kv, kHeadSize, out);
-                      });
+    const double t3 = bench.Measure(
+        where + "T3", memory, sets, out, {.bytes = KeyValueBytes(length, width)}, aims ? Aim::Ceiling(0.85) : Aim(),
+        [&](int set) {
+          const RowSpan span = pool.Newest(set, length, 1);
+          backend.GoldMakeKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
+          backend.KvAttention(q, {&span, 1}, kv, kHeadSize, out);
+        });
     bench.Measure(where + "T2", memory, sets, out, model.Attend(length, 1, bench.act_bytes()),
                   aims && t3 > 0 ? Aim::Times(1.0, t3) : Aim(), [&](int set) {
                     const RowSpan span = pool.Newest(set, length, 1);
-                    backend.GoldKeepRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, kept);
-                    backend.GoldKeptAttention(q, {&span, 1}, model.shared, model.layers, 0, kept, kHeadSize, out);
+                    backend.GoldMakeSharedRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, kept);
+                    backend.GoldSharedAttention(q, {&span, 1}, model.shared, model.layers, 0, kept, kHeadSize, out);
                   });
     bench.Measure(where + "T0", memory, sets, out, model.Rebuild(length, bench.act_bytes()),
                   aims && t3 > 0 ? Aim::Times(1.5, t3) : Aim(), [&](int set) {
@@ -291,14 +291,14 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
   bench.Measure(absl::StrCat(what, ", keys and values of ", Thousands(length), " positions"), memory, sets, kv.keys,
                 work, {}, [&](int set) {
                   const RowSpan span = pool.Newest(set, length, length);
-                  backend.GoldKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
+                  backend.GoldMakeKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
                 });
   work = model.Rebuild(length, bench.act_bytes());
   work.bytes += static_cast<double>(length * kept.page_bytes) / kPageTokens;
   bench.Measure(absl::StrCat(what, ", kept rows of ", Thousands(length), " positions"), memory, sets, {}, work, {},
                 [&](int set) {
                   const RowSpan span = pool.Newest(set, length, length);
-                  backend.GoldKeepRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, kept);
+                  backend.GoldMakeSharedRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, kept);
                 });
 }
 
@@ -321,13 +321,13 @@ void GoldTail(Bench& bench, int64_t width, const Aim& aim) {
       bench.backend().GoldAttention(q, {&span, 1}, model.shared, layer, model.cache, kHeadSize, out);
     }
   });
-  const GoldKeptRows kept = KeepAll(memory, bench, pool, model);
+  const GoldSharedRows kept = KeepAll(memory, bench, pool, model);
   work = model.Attend(length, rows, bench.act_bytes());
   work.bytes *= kLayers;
   work.operations *= kLayers;
   bench.Measure(name + ", T2", memory, 1, out, work, aim, [&](int) {
     for (int layer = 0; layer < kLayers; ++layer) {
-      bench.backend().GoldKeptAttention(q, {&span, 1}, model.shared, model.layers, layer, kept, kHeadSize, out);
+      bench.backend().GoldSharedAttention(q, {&span, 1}, model.shared, model.layers, layer, kept, kHeadSize, out);
     }
   });
 }
@@ -416,7 +416,7 @@ void Launching(Bench& bench, int64_t width) {
     const Tensor x = memory.F32({1, width}), out = memory.New(bench.act(), {1, width});
     const NormWeights norm = memory.Norm(width);
     bench.Measure(name, memory, 1, out, {}, {}, [&](int) {
-      bench.backend().Step(repeats, [&] {
+      bench.backend().Submit(repeats, [&] {
         for (int64_t i = 0; i < ops; ++i) bench.backend().GroupNorm(x, 1, norm, 1e-5F, {}, out);
       });
     });

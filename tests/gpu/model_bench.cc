@@ -31,9 +31,9 @@
 #include "tests/cluster/local_cluster.h"
 #include "tests/gpu/bench.h"
 #include "worker/checkpoint/checkpoint.h"
-#include "worker/gold_tiers.h"
-#include "worker/model.h"
-#include "worker/stage.h"
+#include "worker/model/model.h"
+#include "worker/stage/gold_tiers.h"
+#include "worker/stage/stage.h"
 
 namespace goldfinch {
 namespace {
@@ -100,7 +100,7 @@ class SingleStage {
   // Seconds until the first token is drawn.
   double Prefill(int slot, absl::Span<const int32_t> ids) {
     const double start = Now();
-    const auto count = static_cast<int64_t>(ids.size()), most = stage().options().max_tokens;
+    const auto count = static_cast<int64_t>(ids.size()), most = stage().options().max_step_tokens;
     StageOutput output;
     for (int64_t begin = 0; begin < count; begin += most) {
       const int64_t tokens = std::min(most, count - begin);
@@ -151,7 +151,7 @@ class SingleStage {
 StageOptions OneSequence(const TestBed& bed, int64_t tokens) {
   return {.max_sequence_tokens = tokens,
           .cache_tokens = tokens,
-          .max_tokens = bed.bench.Size(bed.options.chunk_tokens, 32),
+          .max_step_tokens = bed.bench.Size(bed.options.chunk_tokens, 32),
           .max_logit_rows = 1};
 }
 
@@ -210,7 +210,7 @@ void DecodeTogether(TestBed& bed, int sequences, const Aim& aim) {
   StageOptions options = OneSequence(bed, 4 * kContext + 2 * kSteps);
   options.max_sequences = sequences;
   options.cache_tokens = options.max_sequence_tokens * sequences;
-  options.max_tokens = kContext * sequences;
+  options.max_step_tokens = kContext * sequences;
   options.max_logit_rows = sequences;
   SingleStage stage(bed, options);
   if (!stage.status().ok()) return bed.bench.NotMeasured(name, stage.status().message());

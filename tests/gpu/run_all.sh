@@ -10,7 +10,7 @@ Tests and measures the CUDA back end on the device of this machine, in less than
 double code, the same under compute-sanitizer (where it is installed), whole models against the golden cases, alone and
 through the service, servers of several stages, a worker that is killed, and every kernel, a whole model and the
 service beside the device's ceilings. Runs from an unpacked tarball of ./dev dist, and from the tree after: bazel build
--- //clients:goldfinch and the labels in tests/gpu/programs.txt
+-- //clients/cli:goldfinch and the labels in tests/gpu/programs.txt
 
 Logs go to $OUT, or ./gpu-results, where logs.tar.gz has all of them. Prints what failed, a table of the parts, then
 one of the figures. Exits with 1 if a part failed; figures that miss their aim are no failures. Without a device: says
@@ -251,7 +251,7 @@ parity() {
 demo() {
   local start=$SECONDS
   say "the demo model"
-  if limited "$DEMO_SECONDS" "$out/demo.log" "$(program //clients:goldfinch)" generate --device "$device" \
+  if limited "$DEMO_SECONDS" "$out/demo.log" "$(program //clients/cli:goldfinch)" generate --device "$device" \
     --model "$root/tests/demo_model/model.pth" --prompt "In the beginning" --max-tokens 40 --temperature 0; then
     add_part "demo model" passed $((SECONDS - start)) "$(head -n 1 "$out/demo.log" | cut -c 1-60)"
   else
@@ -297,7 +297,7 @@ service() {
   fi
   say "service: $part"
   limited "${SERVICE_SECONDS[$part]}" "$log" python3 "$root/tests/gpu/service_parts.py" "$part" \
-    --program "$(program //clients:goldfinch)" --bench-model "$(program "$(labels_of maker)")" --model "$model" \
+    --program "$(program //clients/cli:goldfinch)" --bench-model "$(program "$(labels_of maker)")" --model "$model" \
     --root "$root" --out "$out" --figures "$out/service_figures.txt" --device "$device" "${tiny[@]}" || status=$?
   if ((status == 0)); then
     add_part "service: $part" passed $((SECONDS - start)) "$(tail -n 1 "$log" | cut -c 1-110)"

@@ -16,8 +16,8 @@
 #include "tests/parity/reference_weights.h"
 #include "tests/parity/test_device.h"
 #include "worker/checkpoint/checkpoint_test_util.h"
-#include "worker/model_config.h"
-#include "worker/random_model.h"
+#include "worker/model/model_config.h"
+#include "worker/model/random_model.h"
 
 namespace goldfinch {
 namespace {
@@ -178,7 +178,7 @@ TEST_P(FamiliesTest, AgreesWithThePlainModel) {
 
   const double tolerance = GetTestDevice().tolerance;
   Pipeline pipeline(*GetTestDevice().backend, checkpoint, config,
-                    {.cache_tokens = 100, .max_tokens = 80, .max_logit_rows = 80, .cache_dtype = DType::kF32});
+                    {.cache_tokens = 100, .max_step_tokens = 80, .max_logit_rows = 80, .cache_dtype = DType::kF32});
   const std::vector<float> logits = pipeline.AllLogits(tokens, family.tokens);
   const double error = RelativeError(logits, expected.logits);
   EXPECT_LE(error, tolerance);

@@ -9,7 +9,7 @@
 
 #include "absl/types/span.h"
 #include "worker/checkpoint/checkpoint.h"
-#include "worker/model_config.h"
+#include "worker/model/model_config.h"
 
 namespace goldfinch {
 

@@ -166,7 +166,7 @@ TEST_P(GoldenTest, CompressedRowsOf8Bits) {
   const auto found = kCacheErrors.find(GetParam());
   const double limit = found == kCacheErrors.end() ? 0 : found->second.int8;
   StageOptions options = ExactOptions();
-  options.cache_dtype = DType::kI8;
+  options.cache_dtype = DType::kInt8;
   if (found != kCacheErrors.end() && limit == 0) {
     const auto model = LoadModel(*device.backend, golden.checkpoint, golden.config);
     ASSERT_TRUE(model.ok()) << model.status();

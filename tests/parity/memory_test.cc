@@ -14,11 +14,11 @@
 #include "protos/cluster.pb.h"
 #include "tests/parity/golden_case.h"
 #include "worker/describe.h"
-#include "worker/fake_device.h"
-#include "worker/group_plan.h"
-#include "worker/model.h"
-#include "worker/model_memory.h"
-#include "worker/stage.h"
+#include "worker/model/fake_device.h"
+#include "worker/model/model.h"
+#include "worker/model/model_memory.h"
+#include "worker/stage/stage.h"
+#include "worker/stage_assignment.h"
 #include "worker/stage_runner.h"
 
 namespace goldfinch {
@@ -36,7 +36,7 @@ cluster::v1::Form FormOf(const ModelShape& shape, int first, int last) {
   form.set_max_sequences(3);
   form.set_max_sequence_tokens(200);
   form.set_cache_tokens(333);
-  form.set_max_tokens(17);
+  form.set_max_step_tokens(17);
   form.set_max_logit_rows(5);
   form.set_sampleable(std::string((shape.vocab_size + 7) / 8, '\x01'));
   form.set_repeats_freely(std::string((shape.vocab_size + 7) / 8, '\0'));
@@ -50,9 +50,9 @@ std::vector<int64_t> Bytes(const StageMemory& memory) {
 }
 
 // Of all peers, to and from: the largest message of each, as the transports keep them.
-int64_t ChannelBytes(const GroupPlan& plan, const ModelShape& shape, DType cache_dtype) {
+int64_t ChannelBytes(const StageAssignment& plan, const ModelShape& shape, DType cache_dtype) {
   const int64_t hidden = plan.hidden_rows_max * shape.width * SizeOf(DType::kF32);
-  const int64_t compressed = plan.options.max_tokens * shape.CompressedRowBytes(cache_dtype);
+  const int64_t compressed = plan.options.max_step_tokens * shape.CompressedRowBytes(cache_dtype);
   std::map<int, int64_t> messages;
   const auto raise = [&messages](int peer, int64_t bytes) {
     if (peer >= 0) messages[peer] = std::max(messages[peer], bytes);
@@ -82,7 +82,7 @@ class MemoryTest : public testing::TestWithParam<std::string> {
     for (int first = 0; first < shape.layers(); ++first) {
       for (int last = first + 1; last <= shape.layers(); ++last) {
         SCOPED_TRACE(testing::Message() << "layers " << first << " to " << last);
-        const auto plan = PlanGroup(FormOf(shape, first, last), shape, cache_dtype);
+        const auto plan = AssignStage(FormOf(shape, first, last), shape, cache_dtype);
         ASSERT_TRUE(plan.ok()) << plan.status();
         const StageSettings settings = MemorySettings(first, last, plan->options, plan->stages - plan->rank - 1);
         const StageMemory planned = PlanStageMemory(memory, settings);
@@ -116,7 +116,7 @@ TEST_P(MemoryTest, WhatIsPlannedIsWhatIsTaken) {
     FakeDevice device(MakeCpuBackend(/*threads=*/1), activations);
     CheckDevice(device, kCacheType);
     const ModelShape shape = *ReadModelShape(*golden.checkpoint, golden.config);
-    if (CheckCacheDType(*golden.checkpoint, shape, DType::kI8).ok()) CheckDevice(device, DType::kI8);
+    if (CheckCacheDType(*golden.checkpoint, shape, DType::kInt8).ok()) CheckDevice(device, DType::kInt8);
     EXPECT_EQ(device.allocated_bytes(), 0);
   }
 }
@@ -127,7 +127,7 @@ TEST_P(MemoryTest, ResidentPagesAreCounted) {
   const auto model = LoadModel(*backend, golden.checkpoint, golden.config);
   ASSERT_TRUE(model.ok()) << model.status();
   const ModelShape& shape = (*model)->shape;
-  const auto stage = Stage::Create(*backend, *model, {.max_sequences = 2, .cache_tokens = 512, .max_tokens = 512});
+  const auto stage = Stage::Create(*backend, *model, {.max_sequences = 2, .cache_tokens = 512, .max_step_tokens = 512});
   ASSERT_TRUE(stage.ok()) << stage.status();
   const int slot = *(*stage)->Open();
   StageOutput output;

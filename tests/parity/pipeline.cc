@@ -8,8 +8,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/check.h"
-#include "worker/model.h"
-#include "worker/weight_loader.h"
+#include "worker/model/model.h"
+#include "worker/model/weight_loader.h"
 
 namespace goldfinch {
 namespace {
@@ -73,8 +73,8 @@ std::string Pipeline::Bytes(const ConstTensor& tensor) {
 std::vector<float> Pipeline::Values(const ConstTensor& tensor) {
   if (!tensor) return {};
   const std::string bytes = Bytes(tensor);
-  if (tensor.dtype == DType::kI8) {  // of the compressed cache
-    const int64_t row_width = tensor.dim(1), width = row_width - CompressedRowWidth(DType::kI8, 0);
+  if (tensor.dtype == DType::kInt8) {  // of the compressed cache
+    const int64_t row_width = tensor.dim(1), width = row_width - CompressedRowWidth(DType::kInt8, 0);
     std::vector<float> values;
     for (const char* row = bytes.data(); row != bytes.data() + bytes.size(); row += row_width) {
       const float scale = ToFloats({row + width, DType::kBf16, {1}})[0];

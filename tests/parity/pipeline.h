@@ -10,8 +10,8 @@
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "worker/checkpoint/checkpoint.h"
-#include "worker/model_config.h"
-#include "worker/stage.h"
+#include "worker/model/model_config.h"
+#include "worker/stage/stage.h"
 
 namespace goldfinch {
 
@@ -19,7 +19,7 @@ namespace goldfinch {
 inline StageOptions ExactOptions() {
   return {.max_sequences = 8,
           .cache_tokens = 8 * 256,
-          .max_tokens = 1024,
+          .max_step_tokens = 1024,
           .max_logit_rows = 1024,
           .cache_dtype = DType::kF32};
 }

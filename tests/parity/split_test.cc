@@ -12,7 +12,7 @@
 #include "tests/parity/golden_case.h"
 #include "tests/parity/pipeline.h"
 #include "tests/parity/test_device.h"
-#include "worker/model.h"
+#include "worker/model/model.h"
 
 namespace goldfinch {
 namespace {
@@ -116,7 +116,7 @@ TEST_P(SplitTest, SameLogitsAndTheRowsOfTheRule) {
 // Compressed rows are rounded once, before they go to any stage, and a fork takes them along.
 TEST_P(SplitTest, RowsOf8BitsAreTheSameOnEveryStage) {
   StageOptions options = ExactOptions();
-  options.cache_dtype = DType::kI8;
+  options.cache_dtype = DType::kInt8;
   const ModelShape shape = *ReadModelShape(*golden.checkpoint, golden.config);
   if (!CheckCacheDType(*golden.checkpoint, shape, options.cache_dtype).ok())
     GTEST_SKIP() << "this family keeps keys and values";

@@ -14,7 +14,7 @@
 #include "kernels/open_backend.h"
 #endif
 #include "tests/parity/golden_case.h"
-#include "worker/fake_device.h"
+#include "worker/model/fake_device.h"
 
 namespace goldfinch {
 namespace {

@@ -42,9 +42,9 @@ class QuantizeTest(ProgramTest):
                 self.assertEqual(found["weight_types"], f"bf16, {name}")
                 self.assertEqual(found["parameters"], 1621504)
                 source = json.loads(self.succeeds("inspect", "--json", DEMO_MODEL).stdout)
-                self.assertEqual(found["quantised_from"], source["fingerprint"])
+                self.assertEqual(found["quantized_from"], source["fingerprint"])
                 table = self.succeeds("inspect", self.out).stdout.decode()
-                self.assertIn(f"\nquantised from    {found['quantised_from']}\n", table)
+                self.assertIn(f"\nquantized from    {found['quantized_from']}\n", table)
                 self.assertEqual(found["file_bytes"], self.out.stat().st_size)
 
     def test_it_runs_and_gives_the_same_text_on_any_threads_and_chunks(self):
@@ -88,7 +88,7 @@ class QuantizeTest(ProgramTest):
         self.refuses("quantize", DEMO_MODEL, self.out, "--dtype", "int4", code=2, says=[self.out, "exists", "--force"])
         self.refuses("quantize", self.out, self.out, "--dtype", "int4", "--force", code=2, says="is the model itself")
         other = self.folder / "other.safetensors"
-        self.refuses("quantize", self.out, other, "--dtype", "int4", says=["quantised already", "i8"])
+        self.refuses("quantize", self.out, other, "--dtype", "int4", says=["quantized already", "i8"])
         self.assertFalse(other.exists())
         self.assertEqual(self.out.read_bytes(), before)
 

@@ -2,7 +2,7 @@
 """Runs the tests of the program: run.py [NAME...], names as `python3 -m unittest` takes them.
 
 Bazel runs it (//tests/program:program_test) and gets the cases in $XML_OUTPUT_FILE, each with its verdict. By hand, in
-the root of the repository: GOLDFINCH=bazel-bin/clients/goldfinch python3 tests/program/run.py
+the root of the repository: GOLDFINCH=bazel-bin/clients/cli/goldfinch python3 tests/program/run.py
 """
 
 import os

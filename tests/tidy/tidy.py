@@ -15,9 +15,10 @@ LINE_LENGTH_MAX = 120
 MAY_INCLUDE = {
     "base": set(),
     "protos": set(),
+    "tokenizer": {"base"},
     "kernels": {"base"},
     "worker": {"base", "kernels", "protos"},
-    "coordinator": {"base", "protos"},
+    "coordinator": {"base", "protos", "tokenizer"},
 }
 ROOMS = set(MAY_INCLUDE) | {"clients", "tests"}
 

@@ -13,7 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
-#include "kernels/quantise.h"
+#include "kernels/quantize.h"
 #include "worker/checkpoint/names.h"
 #include "worker/checkpoint/pth.h"
 #include "worker/checkpoint/safetensors.h"
@@ -143,52 +143,52 @@ struct Checkpoint::Stored {
   std::string name;
   int shard = 0;
   const StoredTensor* tensor = nullptr;
-  ConstTensor data = {};  // the tensor's, but for quantised ones
+  ConstTensor data = {};  // the tensor's, but for quantized ones
   const Stored* scales = nullptr;
   bool by_input = false;
 };
 
-absl::StatusOr<Checkpoint::Stored> Checkpoint::ReadQuantised(const Stored& panels, const Stored* scales) const {
+absl::StatusOr<Checkpoint::Stored> Checkpoint::ReadQuantized(const Stored& panels, const Stored* scales) const {
   const Shard& shard = shards_[panels.shard];
   const auto error = [&](const auto&... what) {
     return absl::InvalidArgumentError(absl::StrCat(shard.path, ": tensor ", Quoted(panels.name), " ", what...));
   };
-  const QuantisedForm* form = nullptr;
-  for (const QuantisedForm& known : kQuantisedForms) {
+  const QuantizedForm* form = nullptr;
+  for (const QuantizedForm& known : kQuantizedForms) {
     if (panels.name.ends_with(known.suffix)) form = &known;
   }
   if (form == nullptr) {
-    return error("is of bytes, and its name does not end with .q8, .q4, .q8t or .q4t: not a quantised matrix");
+    return error("is of bytes, and its name does not end with .q8, .q4, .q8t or .q4t: not a quantized matrix");
   }
-  const auto version = shard.layout.metadata.find(std::string(kQuantisedVersionKey));
+  const auto version = shard.layout.metadata.find(std::string(kQuantizedVersionKey));
   if (version == shard.layout.metadata.end())
     return error("is of bytes, and the file names no version of their layout");
-  if (version->second != kQuantisedVersion) {
-    return error("is quantised in version ", Quoted(version->second), "; readable is ", std::string(kQuantisedVersion));
+  if (version->second != kQuantizedVersion) {
+    return error("is quantized in version ", Quoted(version->second), "; readable is ", std::string(kQuantizedVersion));
   }
   const DType dtype = form->dtype;
   const Shape& shape = panels.data.shape;
   int64_t out = 0, in = 0;
   if (form->by_input && shape.rank() == 3) {
     in = shape[1];
-    out = shape[0] * (dtype == DType::kI8 ? shape[2] : shape[2] * 2);
-    if (!CanQuantiseByInput(out, in)) out = 0;
+    out = shape[0] * (dtype == DType::kInt8 ? shape[2] : shape[2] * 2);
+    if (!CanQuantizeByInput(out, in)) out = 0;
   } else if (!form->by_input && shape.rank() == 4) {
     out = shape[0] * kPanelOut;
-    in = dtype == DType::kI8 ? shape[1] * 4 : shape[1] * 8;
-    if (!CanQuantise(out, in)) out = 0;
+    in = dtype == DType::kInt8 ? shape[1] * 4 : shape[1] * 8;
+    if (!CanQuantize(out, in)) out = 0;
   }
-  const auto layout = form->by_input ? QuantisedRows : QuantisedPanels;
+  const auto layout = form->by_input ? QuantizedRows : QuantizedPanels;
   if (out == 0 || !(layout(dtype, out, in).shape == shape)) {
-    const char* step = dtype == DType::kI8 ? "4" : "8";
+    const char* step = dtype == DType::kInt8 ? "4" : "8";
     return form->by_input
-               ? error("is ", shape.ToString(), ", expected [out / B, in, ", dtype == DType::kI8 ? "B" : "B / 2",
+               ? error("is ", shape.ToString(), ", expected [out / B, in, ", dtype == DType::kInt8 ? "B" : "B / 2",
                        "] for inputs in multiples of ", kGroupIn, " and outputs of ", 2 * kStripOut)
                : error("is ", shape.ToString(), ", expected [out / 16, in / ", step,
                        ", 16, 4] for inputs in multiples of ", kGroupIn);
   }
   if (scales == nullptr) return error("has no scales beside it");
-  const ConstTensor expected = (form->by_input ? QuantisedRowScales : QuantisedScales)(dtype, out, in);
+  const ConstTensor expected = (form->by_input ? QuantizedRowScales : QuantizedScales)(dtype, out, in);
   if (scales->data.dtype != expected.dtype || !(scales->data.shape == expected.shape)) {
     return error("has scales of ", Name(scales->data.dtype), " ", scales->data.shape.ToString(), ", expected ",
                  Name(expected.dtype), " ", expected.shape.ToString());
@@ -221,7 +221,7 @@ absl::Status Checkpoint::Finish() {
     const auto scales = std::lower_bound(stored.begin(), stored.end(), name,
                                          [](const Stored& a, const std::string& name) { return a.name < name; });
     const bool found = scales != stored.end() && scales->name == name;
-    GF_ASSIGN_OR_RETURN(all.emplace_back(), ReadQuantised(panels, found ? &*scales : nullptr));
+    GF_ASSIGN_OR_RETURN(all.emplace_back(), ReadQuantized(panels, found ? &*scales : nullptr));
     taken.insert(all.back().scales);
   }
   for (const Stored& tensor : stored) {
@@ -318,7 +318,7 @@ absl::StatusOr<std::vector<std::string>> Checkpoint::Verify(const VerifyOptions&
   }
   std::vector<std::string> non_finite;
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    // Of quantised weights only the scales can be.
+    // Of quantized weights only the scales can be.
     const ConstTensor& data = tensors_[i].scales ? tensors_[i].scales : tensors_[i].data;
     const std::string_view bytes(static_cast<const char*>(data.data), data.bytes());
     if (suspects.contains(scale_origins_[i]) && HasNonFinite(bytes, data.dtype)) non_finite.push_back(tensors_[i].name);

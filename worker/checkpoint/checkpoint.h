@@ -25,25 +25,27 @@ namespace goldfinch {
 struct CheckpointTensor {
   std::string name;  // the authors' name, whatever the file's naming scheme: "blocks.0.att.key.weight"
   ConstTensor data;  // dense, rank 1 to 4, aligned for its type; in the mapped file, or in memory the Checkpoint owns
-  // Of a quantised matrix (data is kI8 or kI4, its shape [out, in] in any case), see kernels/quantise.h.
+  // Of a quantized matrix (data is kInt8 or kInt4, its shape [out, in] in any case), see kernels/quantize.h.
   ConstTensor scales = {};
   bool by_input = false;
 
   int64_t bytes() const { return data.bytes() + scales.bytes(); }
 };
 
-// How a safetensors file says that it holds quantised matrices (docs/decisions/0015): a matrix NAME is a tensor of
+// How a safetensors file says that it holds quantized matrices (docs/decisions/0015): a matrix NAME is a tensor of
 // bytes, NAME and a suffix, and one of scales. CheckpointTensor has them as one tensor again, named NAME.
-constexpr std::string_view kQuantisedVersionKey = "goldfinch.quantised_version";  // in the metadata
-constexpr std::string_view kQuantisedVersion = "1";
-constexpr std::string_view kQuantisedSourceKey = "goldfinch.source_fingerprint";  // of the model it was made from
-struct QuantisedForm {
+constexpr std::string_view kQuantizedVersionKey = "goldfinch.quantised_version";  // in the metadata
+constexpr std::string_view kQuantizedVersion = "1";
+constexpr std::string_view kQuantizedSourceKey = "goldfinch.source_fingerprint";  // of the model it was made from
+struct QuantizedForm {
   std::string_view suffix;
   DType dtype;
   bool by_input;
 };
-constexpr QuantisedForm kQuantisedForms[] = {
-    {".q8", DType::kI8, false}, {".q4", DType::kI4, false}, {".q8t", DType::kI8, true}, {".q4t", DType::kI4, true}};
+constexpr QuantizedForm kQuantizedForms[] = {{".q8", DType::kInt8, false},
+                                             {".q4", DType::kInt4, false},
+                                             {".q8t", DType::kInt8, true},
+                                             {".q4t", DType::kInt4, true}};
 constexpr std::string_view kScalesSuffix = ".scales";
 
 struct VerifyOptions {
@@ -103,17 +105,17 @@ class Checkpoint {
   };
   // Which part of which shard.
   using Origin = std::pair<int, int>;
-  // A tensor as its file has it; quantised ones with their scales.
+  // A tensor as its file has it; quantized ones with their scales.
   struct Stored;
 
   Checkpoint() = default;
   absl::Status AddShard(std::string_view file, const std::string& path);
   absl::Status AddIndexedShards(const std::string& index_path);
-  // Puts quantised matrices together, and sorts tensors; an error if two have one name.
+  // Puts quantized matrices together, and sorts tensors; an error if two have one name.
   absl::Status Finish();
   // The mapped part of [data, data + bytes); empty where it is no file's.
   std::string_view MappedPart(const void* data, int64_t bytes) const;
-  absl::StatusOr<Stored> ReadQuantised(const Stored& panels, const Stored* scales) const;
+  absl::StatusOr<Stored> ReadQuantized(const Stored& panels, const Stored* scales) const;
 
   std::string path_;
   int64_t file_bytes_ = 0;

@@ -255,19 +255,19 @@ TEST(CheckpointTest, FlippedWeightsOfPthAreFound) {
   }
 }
 
-// --- Quantised matrices ---------------------------------------------------------------------------------------------
+// --- Quantized matrices ---------------------------------------------------------------------------------------------
 
-std::string QuantisedError(const std::vector<RawTensor>& tensors, const std::string& metadata = kQuantisedMetadata) {
+std::string QuantizedError(const std::vector<RawTensor>& tensors, const std::string& metadata = kQuantizedMetadata) {
   return Checkpoint::OpenBytes(RawSafetensors(tensors, metadata), "memory").status().ToString();
 }
 
-TEST(CheckpointTest, QuantisedMatricesAreOneTensorEach) {
+TEST(CheckpointTest, QuantizedMatricesAreOneTensorEach) {
   const std::string file =
-      RawSafetensors(QuantisedTensors(), std::string(kQuantisedMetadata) + ",\"goldfinch.source_fingerprint\":\"ab\"");
+      RawSafetensors(QuantizedTensors(), std::string(kQuantizedMetadata) + ",\"goldfinch.source_fingerprint\":\"ab\"");
   const auto checkpoint = Checkpoint::OpenBytes(file, "memory");
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   ASSERT_EQ((*checkpoint)->tensors().size(), 5u);
-  for (const auto& [name, dtype, in] : {std::tuple{"a", DType::kI8, 32}, std::tuple{"b", DType::kI4, 64}}) {
+  for (const auto& [name, dtype, in] : {std::tuple{"a", DType::kInt8, 32}, std::tuple{"b", DType::kInt4, 64}}) {
     const CheckpointTensor* by_input = (*checkpoint)->Find(name);
     ASSERT_NE(by_input, nullptr);
     EXPECT_TRUE(by_input->by_input);
@@ -277,13 +277,13 @@ TEST(CheckpointTest, QuantisedMatricesAreOneTensorEach) {
   }
   const CheckpointTensor* head = (*checkpoint)->Find("head.weight");
   ASSERT_NE(head, nullptr);
-  EXPECT_EQ(head->data.dtype, DType::kI8);
+  EXPECT_EQ(head->data.dtype, DType::kInt8);
   EXPECT_EQ(head->data.shape, (Shape{32, 32}));
   EXPECT_EQ(head->bytes(), 1024 + 128);
   EXPECT_EQ(DecodeElements(head->scales), std::vector<float>(32, 0.5f));
   const CheckpointTensor* key = (*checkpoint)->Find("key.weight");
   ASSERT_NE(key, nullptr);
-  EXPECT_EQ(key->data.dtype, DType::kI4);
+  EXPECT_EQ(key->data.dtype, DType::kInt4);
   EXPECT_EQ(key->data.shape, (Shape{16, 64}));
   EXPECT_EQ(key->bytes(), 512 + 64);
   EXPECT_EQ(static_cast<const char*>(key->data.data)[511], '\x7A');
@@ -296,14 +296,14 @@ TEST(CheckpointTest, QuantisedMatricesAreOneTensorEach) {
   EXPECT_THAT(*non_finite, IsEmpty());
 }
 
-TEST(CheckpointTest, QuantisedMatricesInOtherLayouts) {
-  EXPECT_THAT(QuantisedError(QuantisedTensors(), ""), AllOf(HasSubstr("'a.q8t'"), HasSubstr("no version")));
-  EXPECT_THAT(QuantisedError(QuantisedTensors(), "\"goldfinch.quantised_version\":\"2\""),
+TEST(CheckpointTest, QuantizedMatricesInOtherLayouts) {
+  EXPECT_THAT(QuantizedError(QuantizedTensors(), ""), AllOf(HasSubstr("'a.q8t'"), HasSubstr("no version")));
+  EXPECT_THAT(QuantizedError(QuantizedTensors(), "\"goldfinch.quantised_version\":\"2\""),
               AllOf(HasSubstr("'a.q8t'"), HasSubstr("version '2'; readable is 1")));
   const auto with = [](size_t index, const RawTensor& tensor) {
-    std::vector<RawTensor> tensors = QuantisedTensors();
+    std::vector<RawTensor> tensors = QuantizedTensors();
     tensors[index] = tensor;
-    return QuantisedError(tensors);
+    return QuantizedError(tensors);
   };
   const std::string bytes(1024, 'x');
   EXPECT_THAT(
@@ -334,16 +334,16 @@ TEST(CheckpointTest, QuantisedMatricesInOtherLayouts) {
               HasSubstr("'head.weight.q4' has scales of f32 [32]"));
 }
 
-TEST(CheckpointTest, QuantisedFilesThatAreDamaged) {
-  const std::string file = RawSafetensors(QuantisedTensors(), kQuantisedMetadata);
+TEST(CheckpointTest, QuantizedFilesThatAreDamaged) {
+  const std::string file = RawSafetensors(QuantizedTensors(), kQuantizedMetadata);
   for (size_t cut : {size_t{1}, size_t{100}, size_t{700}}) {
     const std::string message = Checkpoint::OpenBytes(file.substr(0, file.size() - cut), "memory").status().ToString();
     EXPECT_THAT(message, AllOf(HasSubstr("tensor '"), HasSubstr("cut short?"))) << cut;
   }
   for (size_t index : {1, 3}) {  // a scale that is no number
-    std::vector<RawTensor> tensors = QuantisedTensors();
+    std::vector<RawTensor> tensors = QuantizedTensors();
     tensors[index].bytes.replace(0, 4, "\xFF\xFF\xFF\x7F");
-    const std::string broken = RawSafetensors(tensors, kQuantisedMetadata);
+    const std::string broken = RawSafetensors(tensors, kQuantizedMetadata);
     const auto checkpoint = Checkpoint::OpenBytes(broken, "memory");
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
     const std::string name = index == 1 ? "head.weight" : "key.weight";

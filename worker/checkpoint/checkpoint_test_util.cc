@@ -94,7 +94,7 @@ std::string EncodeElements(DType dtype, const std::vector<float>& values) {
   return bytes;
 }
 
-const char kQuantisedMetadata[] = R"("goldfinch.quantised_version":"1")";
+const char kQuantizedMetadata[] = R"("goldfinch.quantised_version":"1")";
 
 std::string RawSafetensors(const std::vector<RawTensor>& tensors, const std::string& metadata) {
   std::string header = absl::StrCat(R"({"__metadata__":{)", metadata, "}"), data;
@@ -107,7 +107,7 @@ std::string RawSafetensors(const std::vector<RawTensor>& tensors, const std::str
   return LittleEndian(header.size(), 8) + header + data;
 }
 
-std::vector<RawTensor> QuantisedTensors() {
+std::vector<RawTensor> QuantizedTensors() {
   return {{"head.weight.q8", "U8", "[2, 8, 16, 4]", std::string(1024, '\x81')},
           {"head.weight.scales", "F32", "[32]", EncodeElements(DType::kF32, std::vector<float>(32, 0.5f))},
           {"key.weight.q4", "U8", "[1, 8, 16, 4]", std::string(512, '\x7A')},

@@ -41,8 +41,8 @@ struct RawTensor {
 std::string RawSafetensors(const std::vector<RawTensor>& tensors, const std::string& metadata);
 // head.weight in 8 bits and key.weight in 4, with a vector; `a` and `b` by inputs; and the metadata that goes with
 // them.
-std::vector<RawTensor> QuantisedTensors();
-extern const char kQuantisedMetadata[];
+std::vector<RawTensor> QuantizedTensors();
+extern const char kQuantizedMetadata[];
 
 absl::Status WriteFile(const std::string& path, const std::string& bytes);
 

@@ -26,7 +26,7 @@ std::optional<DType> DTypeOf(std::string_view name) {
   if (name == "F32") return DType::kF32;
   if (name == "F16") return DType::kF16;
   if (name == "BF16") return DType::kBf16;
-  if (name == "U8") return DType::kU8;  // of quantised matrices
+  if (name == "U8") return DType::kU8;  // of quantized matrices
   return std::nullopt;
 }
 

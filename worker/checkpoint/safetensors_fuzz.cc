@@ -5,9 +5,9 @@
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
   static const std::string good = goldfinch::SafetensorsBytes(goldfinch::FuzzTensors());
-  static const std::string quantised =
-      goldfinch::RawSafetensors(goldfinch::QuantisedTensors(), goldfinch::kQuantisedMetadata);
-  return goldfinch::MutateFrom(seed % 2 == 0 ? good : quantised, data, size, max_size);
+  static const std::string quantized =
+      goldfinch::RawSafetensors(goldfinch::QuantizedTensors(), goldfinch::kQuantizedMetadata);
+  return goldfinch::MutateFrom(seed % 2 == 0 ? good : quantized, data, size, max_size);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -1,0 +1,44 @@
+#include "clients/cli/device.h"
+
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/units.h"
+#include "clients/cli/machine.h"
+#include "clients/cli/terminal.h"
+
+namespace goldfinch {
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description) {
+  std::string no_cuda;
+  absl::StatusOr<std::unique_ptr<Backend>> backend = OpenBackend(options, &no_cuda);
+  if (!backend.ok()) return AsUsageError(backend.status());
+  if (description != nullptr) {
+    *description = (*backend)->Describe();
+    if (!no_cuda.empty()) absl::StrAppend(description, " (", no_cuda, ")");
+  }
+  return backend;
+}
+
+absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization) {
+  // The rest is for the system, the tokenizer, requests and what mapped files leave in memory.
+  constexpr double kMachineShare = 0.9;
+  if (backend.reads_host_memory()) {
+    return static_cast<int64_t>(kMachineShare * static_cast<double>(MachineMemoryBytes()));
+  }
+  return LeftOfShare(gpu_memory_utilization, backend.TotalBytes(), backend.FreeBytes());
+}
+
+absl::StatusOr<int64_t> LeftOfShare(double gpu_memory_utilization, int64_t total_bytes, int64_t free_bytes) {
+  const auto allowed = static_cast<int64_t>(gpu_memory_utilization * static_cast<double>(total_bytes));
+  const int64_t used = total_bytes - free_bytes;
+  if (allowed <= used) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "--gpu-memory-utilization is ", gpu_memory_utilization, ": of the device's ", HumanBytes(total_bytes),
+        " that is ", HumanBytes(allowed), ", and ", HumanBytes(used), " are in use already"));
+  }
+  return allowed - used;
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,66 @@
+// What `goldfinch generate` takes and says, wherever the model runs.
+#ifndef GOLDFINCH_CLIENTS_CLI_GENERATION_H_
+#define GOLDFINCH_CLIENTS_CLI_GENERATION_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/sampling.h"
+#include "clients/cli/options.h"
+#include "nlohmann/json_fwd.hpp"
+
+namespace goldfinch {
+
+struct GeneratedToken {
+  struct Likely {
+    int32_t id = 0;
+    float logprob = 0;
+  };
+
+  int32_t id = 0;
+  float logprob = 0;
+  std::vector<Likely> top = {};
+};
+
+struct GeneratedSample {
+  std::vector<GeneratedToken> tokens;
+  std::string text;
+  std::string finish_reason = "length";
+};
+
+struct Generation {
+  std::vector<GeneratedSample> samples;
+  uint64_t seed = 0;
+  int64_t prompt_tokens = 0;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;  // of the tokens after the first, whose logits come with the prompt
+  int64_t cache_bytes = 0;
+  int64_t transformer_cache_bytes = 0;
+};
+
+// Of a token's bytes.
+using TokenText = std::function<std::string(int32_t)>;
+
+// The prompt, in the chat form if asked for; of at most `limit` bytes before that. UsageError if it is empty.
+absl::StatusOr<std::string> ReadPrompt(const GenerateOptions& options, int64_t limit);
+// Also the one that ends an answer in the chat form.
+std::vector<std::string> StopTexts(const GenerateOptions& options);
+// --logit-bias. UsageError.
+absl::StatusOr<std::vector<LogitBias>> ParseLogitBias(const GenerateOptions& options);
+// A validator's errors begin with the name of a field, "top_p is 2"; the user knows the flag, --top-p.
+absl::Status NameFlag(const absl::Status& status);
+
+// Three lines on standard error.
+void PrintSummary(const Generation& generation);
+// `logprobs`: with them. One sample is told in the object itself, several in an array.
+nlohmann::json ToJson(const Generation& generation, bool logprobs, const TokenText& token_text);
+// Of ToJson. Bytes that are not UTF-8 become U+FFFD.
+void PrintJson(const nlohmann::json& json);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_CLI_GENERATION_H_

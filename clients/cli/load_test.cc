@@ -1,0 +1,222 @@
+// goldfinch load-test: sends requests at a rate, whatever becomes of them, and measures.
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/status.h"
+#include "clients/cli/commands.h"
+#include "clients/cli/load_test_plan.h"
+#include "clients/cli/load_test_stats.h"
+#include "clients/cli/model.h"
+#include "clients/cli/remote.h"
+#include "clients/cli/terminal.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/support/client_callback.h"
+#include "nlohmann/json.hpp"
+#include "protos/generate.grpc.pb.h"
+
+namespace goldfinch {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kPromptFileBytesMax = int64_t{1} << 30;
+
+// What the calls, on threads of gRPC's, tell the one that sends. Thread-safe.
+class Results {
+ public:
+  Results(const Remote& remote, std::ofstream csv) : remote_(remote), csv_(std::move(csv)) {
+    if (csv_.is_open()) csv_ << CsvHeader() << "\n";
+  }
+
+  double Seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  Clock::time_point TimeOf(double seconds) const {
+    return start_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  }
+
+  // Waits until fewer than `max` calls are under way, and counts one more.
+  void BeginCall(int64_t max) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (under_way_ >= max) stats_.AddHeld();
+    ended_.wait(lock, [&] { return under_way_ < max; });
+    ++under_way_;
+  }
+
+  void AddGap(double seconds, int64_t tokens) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stats_.AddGap(seconds, tokens);
+  }
+
+  void EndCall(RequestRecord record, const grpc::Status& status) {
+    record.status = remote_.ToStatus(status);
+    std::lock_guard<std::mutex> lock(mutex_);
+    stats_.Add(record);
+    if (csv_.is_open()) csv_ << CsvRow(record) << "\n";
+    --under_way_;
+    ended_.notify_all();  // under the lock: the one that waits may destroy this
+  }
+
+  int64_t finished() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return stats_.finished();
+  }
+
+  // Waits for all calls. RESOURCE_EXHAUSTED: the CSV could not be written.
+  absl::StatusOr<LoadTestStats> Finish() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    ended_.wait(lock, [&] { return under_way_ == 0; });
+    if (csv_.is_open() && !csv_.flush()) return absl::ResourceExhaustedError("--csv: the file cannot be written");
+    return stats_;
+  }
+
+ private:
+  const Remote& remote_;
+  const Clock::time_point start_ = Clock::now();
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  LoadTestStats stats_;
+  std::ofstream csv_;
+  int64_t under_way_ = 0;
+};
+
+// One request under way; deletes itself when it has ended.
+class Call final : public grpc::ClientReadReactor<v1::GenerateResponse> {
+ public:
+  Call(const Remote& remote, Results& results, const PlannedRequest& planned, v1::GenerateRequest request)
+      : results_(results), request_(std::move(request)) {
+    record_.number = planned.number;
+    record_.scheduled_seconds = planned.start_seconds;
+    record_.prompt_tokens = planned.prompt_tokens;
+    remote.Prepare(&context_);
+  }
+
+  void Start(v1::Goldfinch::Stub& stub) {
+    record_.sent_seconds = results_.Seconds();
+    stub.async()->Generate(&context_, &request_, this);
+    StartRead(&response_);
+    StartCall();
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return;
+    if (response_.has_usage()) record_.prompt_tokens = static_cast<int64_t>(response_.usage().prompt_tokens());
+    if (const int tokens = response_.tokens_size(); tokens > 0) {
+      const double now = results_.Seconds();
+      if (!record_.first_token_seconds) {
+        record_.first_token_seconds = now;
+      } else {
+        results_.AddGap(now - last_seconds_, tokens);
+      }
+      last_seconds_ = now;
+      record_.output_tokens += tokens;
+    }
+    StartRead(&response_);
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    record_.done_seconds = results_.Seconds();
+    Results& results = results_;
+    const RequestRecord record = record_;
+    // Before the one that waits for the last call goes on: the context shares the channel, which must not end here, on
+    // a thread that the channel's end waits for.
+    delete this;
+    results.EndCall(record, status);
+  }
+
+ private:
+  Results& results_;
+  grpc::ClientContext context_;
+  v1::GenerateRequest request_;
+  v1::GenerateResponse response_;
+  RequestRecord record_;
+  double last_seconds_ = 0;
+};
+
+absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::string& file) {
+  std::vector<std::string> prompts;
+  if (file.empty()) return prompts;
+  GF_ASSIGN_OR_RETURN(const std::string text, ReadText("--prompt-file", "", false, file, kPromptFileBytesMax));
+  for (std::string& line : std::vector<std::string>(absl::StrSplit(text, '\n'))) {
+    if (!absl::StripAsciiWhitespace(line).empty()) prompts.push_back(std::move(line));
+  }
+  if (prompts.empty()) return absl::InvalidArgumentError(absl::StrCat(file, ": no prompt in it"));
+  return prompts;
+}
+
+absl::StatusOr<std::ofstream> OpenCsv(const std::string& path) {
+  std::ofstream csv;
+  if (path.empty()) return csv;
+  csv.open(path);
+  if (!csv) return absl::PermissionDeniedError(absl::StrCat(path, ": cannot be written"));
+  return csv;
+}
+
+v1::GenerateRequest RequestOf(const PlannedRequest& planned, const std::vector<std::string>& prompts,
+                              int64_t vocab_size) {
+  v1::GenerateRequest request;
+  if (prompts.empty()) {
+    const std::vector<uint32_t> ids = PromptIds(planned, vocab_size);
+    request.mutable_ids()->mutable_ids()->Add(ids.begin(), ids.end());
+  } else {
+    request.set_text(prompts[planned.seed % prompts.size()]);
+  }
+  request.set_max_tokens(planned.output_tokens);
+  request.set_ignore_eos(true);  // the lengths are the plan's
+  request.set_seed(planned.seed);
+  return request;
+}
+
+}  // namespace
+
+absl::Status RunLoadTest(const LoadTestOptions& options) {
+  const auto prompt_lengths = LengthDistribution::Parse("--prompt-tokens", options.prompt_tokens);
+  if (!prompt_lengths.ok()) return AsUsageError(prompt_lengths.status());
+  const auto output_lengths = LengthDistribution::Parse("--output-tokens", options.output_tokens);
+  if (!output_lengths.ok()) return AsUsageError(output_lengths.status());
+  GF_ASSIGN_OR_RETURN(const std::vector<std::string> prompts, ReadPrompts(options.prompt_file));
+  GF_ASSIGN_OR_RETURN(const std::unique_ptr<Remote> remote, Remote::Open(options.remote));
+  GF_ASSIGN_OR_RETURN(const v1::GetModelInfoResponse model, remote->GetModelInfo());
+  if (model.vocab_size() < 2) {
+    return absl::InternalError(absl::StrCat(options.remote.server, ": tells of a vocabulary of ", model.vocab_size()));
+  }
+  GF_ASSIGN_OR_RETURN(std::ofstream csv, OpenCsv(options.csv));
+
+  const std::unique_ptr<v1::Goldfinch::Stub> stub = v1::Goldfinch::NewStub(remote->channel());
+  LoadPlan plan(options.rate, *prompt_lengths, *output_lengths, options.seed);
+  const auto expected = options.requests.value_or(static_cast<int64_t>(options.rate * *options.duration_seconds));
+  ProgressBar bar("answered", "requests");
+  Results results(*remote, std::move(csv));
+  while (true) {
+    const PlannedRequest planned = plan.Next();
+    if (options.requests && planned.number >= *options.requests) break;
+    if (options.duration_seconds && planned.start_seconds > *options.duration_seconds) break;
+    v1::GenerateRequest request = RequestOf(planned, prompts, model.vocab_size());
+    std::this_thread::sleep_until(results.TimeOf(planned.start_seconds));
+    results.BeginCall(options.max_concurrency);
+    (new Call(*remote, results, planned, std::move(request)))->Start(*stub);
+    bar.Update(results.finished(), expected);
+  }
+  GF_ASSIGN_OR_RETURN(const LoadTestStats stats, results.Finish());
+  bar.Done();
+  if (options.json) {
+    std::cout << stats.Json(options.rate).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+  } else {
+    std::cout << stats.Table(options.rate, options.max_concurrency);
+  }
+  GF_RETURN_IF_ERROR(FlushOutput());
+  return stats.completed() > 0 ? absl::OkStatus() : stats.first_error();
+}
+
+}  // namespace goldfinch

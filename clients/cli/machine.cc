@@ -1,0 +1,61 @@
+#include "clients/cli/machine.h"
+
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+
+namespace goldfinch {
+
+int64_t MachineMemoryBytes() {
+  int64_t bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+  std::ifstream group("/sys/fs/cgroup/memory.max");
+  std::string text;
+  int64_t limit = 0;
+  if (group >> text && absl::SimpleAtoi(text, &limit)) bytes = std::min(bytes, limit);
+  return bytes;
+}
+
+std::string ProcessName() {
+  char host[256] = "worker";
+  gethostname(host, sizeof(host) - 1);
+  return absl::StrCat(host, ":", getpid());
+}
+
+absl::StatusOr<std::string> AddressTowards(const std::string& target) {
+  const size_t colon = target.rfind(':');
+  if (colon == std::string::npos) return absl::InvalidArgumentError(absl::StrCat(target, " is not HOST:PORT"));
+  std::string host = target.substr(0, colon);
+  if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  const int error = getaddrinfo(host.c_str(), target.substr(colon + 1).c_str(), &hints, &found);
+  if (error != 0) return absl::UnavailableError(absl::StrCat(target, ": ", gai_strerror(error)));
+  const absl::Cleanup free_found = [found] { freeaddrinfo(found); };
+  // Connecting a datagram socket sends nothing, but chooses the way.
+  for (const addrinfo* one = found; one != nullptr; one = one->ai_next) {
+    const int fd = socket(one->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) continue;
+    const absl::Cleanup close_fd = [fd] { close(fd); };
+    sockaddr_storage own{};
+    socklen_t size = sizeof(own);
+    char text[NI_MAXHOST];
+    if (connect(fd, one->ai_addr, one->ai_addrlen) == 0 &&
+        getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size) == 0 &&
+        getnameinfo(reinterpret_cast<sockaddr*>(&own), size, text, sizeof(text), nullptr, 0, NI_NUMERICHOST) == 0) {
+      return std::string(text);
+    }
+  }
+  return absl::UnavailableError(absl::StrCat(target, ": no way to it: ", std::strerror(errno)));
+}
+
+}  // namespace goldfinch

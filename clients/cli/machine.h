@@ -1,0 +1,22 @@
+// What the machine is like.
+#ifndef GOLDFINCH_CLIENTS_CLI_MACHINE_H_
+#define GOLDFINCH_CLIENTS_CLI_MACHINE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace goldfinch {
+
+// Of the machine, or of this process's control group if that is less.
+int64_t MachineMemoryBytes();
+// "node-7:4021": host name and process.
+std::string ProcessName();
+// The address of this machine on the way to `target`, HOST:PORT: how the target's network reaches it. UNAVAILABLE if
+// the host has no address or there is no way to it.
+absl::StatusOr<std::string> AddressTowards(const std::string& target);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_CLI_MACHINE_H_

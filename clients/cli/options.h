@@ -1,0 +1,119 @@
+// What each command of the program can be told. Defaults and units are what `goldfinch COMMAND --help` prints.
+#ifndef GOLDFINCH_CLIENTS_CLI_OPTIONS_H_
+#define GOLDFINCH_CLIENTS_CLI_OPTIONS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/open_backend.h"
+
+namespace goldfinch {
+
+// Where a model is and how it runs.
+struct ModelOptions {
+  std::string model;                    // --model: checkpoint file or folder
+  std::string config;                   // --config; empty: config.json beside the model
+  std::string vocab;                    // --vocab; empty: beside the model, or bytes if the model's config says so
+  std::string cache_dtype = "bf16";     // --cache-dtype: f32, f16, bf16 or int8
+  std::string verify = "all";           // --verify: all, finite or none
+  BackendOptions backend;               // --device, --dtype, --threads
+  std::string gold_tier = "auto";       // --gold-tier: auto, compressed, shared or full
+  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization, of a GPU's memory; the rest is for its driver
+  int64_t max_model_len = 1 << 20;      // --max-model-len, tokens: bounds memory for prompts from outside
+  int64_t max_step_tokens = 512;        // --max-num-batched-tokens: from here on products gain nothing from more rows
+};
+
+// Where a server is and how to be let in.
+struct RemoteOptions {
+  std::string server;           // --server HOST:PORT
+  std::string api_key_file;     // --api-key-file; empty: no key
+  std::string root_cert;        // --grpc-root-cert, PEM; this or the next: TLS
+  std::string client_cert;      // --grpc-client-cert, PEM, for servers that ask for one
+  std::string client_key;       // --grpc-client-key
+  double deadline_seconds = 0;  // --deadline, of each call; 0: none
+};
+
+struct GenerateOptions {
+  ModelOptions model;
+  RemoteOptions remote;  // with a server, `model` is not used
+  uint32_t samples = 1;  // --samples, with a server
+  int32_t priority = 0;  // --priority, with a server
+  std::string prompt;    // --prompt
+  bool has_prompt = false;
+  std::string prompt_file;        // --prompt-file; without either: standard input
+  bool chat = false;              // --chat: the World models' chat form
+  int64_t max_tokens = 256;       // --max-tokens
+  bool ignore_eos = false;        // --ignore-eos: go on after token 0
+  std::vector<std::string> stop;  // --stop
+  double temperature = 1;
+  double top_p = 0.85;
+  int top_k = 0;
+  double min_p = 0;
+  double presence_penalty = 0.2;
+  double frequency_penalty = 0.2;
+  double penalty_decay = 0.996;
+  uint64_t seed = 0;  // --seed; drawn and printed if not given
+  bool has_seed = false;
+  std::vector<std::string> logit_bias;  // --logit-bias ID=BIAS
+  std::vector<int32_t> ban;             // --ban ID
+  int logprobs = -1;                    // --logprobs: alternatives a token; -1: none
+  bool json = false;
+};
+
+struct InspectOptions {
+  ModelOptions model;
+  bool json = false;
+};
+
+struct LogitsOptions {
+  ModelOptions model;
+  std::string tokens;  // --tokens: .npy of ids
+  std::string out;     // --out: .npy
+};
+
+struct QuantizeOptions {
+  std::string model;              // the checkpoint
+  std::string out;                // the file to write
+  std::string config;             // --config; empty: config.json beside the model
+  std::string dtype;              // --dtype: int8 or int4
+  std::vector<std::string> keep;  // --keep: matrices that stay as they are, * and ? as in file names
+  bool force = false;             // --force: overwrite
+  int threads = 0;                // --threads; 0: one per core
+};
+
+struct TokenizeOptions {
+  std::string model;  // --model: to find its vocabulary
+  std::string vocab;  // --vocab: a file, or "bytes"
+  std::string text;   // --text
+  bool has_text = false;
+  std::string file;  // --file; without either: standard input
+  bool json = false;
+};
+
+struct StatusOptions {
+  StatusOptions() { remote.deadline_seconds = 10; }
+
+  RemoteOptions remote;
+  std::optional<double> watch_seconds;  // --watch: looks again each time; not set: once
+  bool json = false;
+};
+
+struct LoadTestOptions {
+  RemoteOptions remote;
+  double rate = 1;                          // --rate, requests a second
+  std::optional<double> duration_seconds;   // --duration; either this or --requests
+  std::optional<int64_t> requests;          // --requests
+  std::string prompt_tokens = "fixed:512";  // --prompt-tokens: see clients/cli/load_test_plan.h
+  std::string output_tokens = "fixed:128";  // --output-tokens
+  std::string prompt_file;                  // --prompt-file: one a line, in place of random ids
+  uint64_t seed = 0;                        // --seed, of arrivals, lengths, prompts and draws
+  int64_t max_concurrency = 1024;           // --max-concurrency, requests under way
+  std::string csv;                          // --csv: a line a request
+  bool json = false;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_CLI_OPTIONS_H_

@@ -1,0 +1,119 @@
+#include "clients/cli/remote.h"
+
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/credentials.h"
+#include "base/status.h"
+#include "clients/cli/model.h"
+#include "clients/cli/terminal.h"
+#include "grpc/support/log.h"
+#include "grpcpp/channel.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/create_channel.h"
+#include "protos/generate.grpc.pb.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr int64_t kApiKeyFileBytesMax = 4096;
+
+absl::Status CheckAddress(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  uint32_t port = 0;
+  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port == 0 ||
+      port > 65535) {
+    return UsageError(absl::StrCat("--server is \"", address, "\", expected HOST:PORT"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ReadApiKey(const std::string& file) {
+  if (file.empty()) return std::string();
+  GF_ASSIGN_OR_RETURN(const std::string text, ReadText("--api-key-file", "", false, file, kApiKeyFileBytesMax));
+  std::string key(absl::StripAsciiWhitespace(text));
+  if (key.empty()) return absl::InvalidArgumentError(absl::StrCat(file, ": no API key in it"));
+  for (const char c : key) {
+    // Spaces among them: a file of several lines is no key.
+    if (!absl::ascii_isgraph(static_cast<unsigned char>(c))) {
+      return absl::InvalidArgumentError(absl::StrCat(file, ": an API key is one line of printable ASCII"));
+    }
+  }
+  return key;
+}
+
+// The library logs what the call's status says too: one clear line is enough. GRPC_VERBOSITY brings its lines back.
+void QuietenGrpc() {
+  if (std::getenv("GRPC_VERBOSITY") == nullptr) gpr_set_log_function([](gpr_log_func_args*) {});
+}
+
+}  // namespace
+
+Remote::Remote(const RemoteOptions& options, std::string authorization, std::shared_ptr<grpc::ChannelInterface> channel)
+    : server_(options.server),
+      deadline_seconds_(options.deadline_seconds),
+      authorization_(std::move(authorization)),
+      channel_(std::move(channel)) {}
+
+Remote::~Remote() = default;
+
+absl::StatusOr<std::unique_ptr<Remote>> Remote::Open(const RemoteOptions& options) {
+  GF_RETURN_IF_ERROR(CheckAddress(options.server));
+  if (options.client_cert.empty() != options.client_key.empty()) {
+    return UsageError("--grpc-client-cert and --grpc-client-key go together");
+  }
+  GF_ASSIGN_OR_RETURN(const std::string key, ReadApiKey(options.api_key_file));
+  QuietenGrpc();
+  GF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials,
+                      MakeChannelCredentials({options.client_cert, options.client_key, options.root_cert}));
+  return std::unique_ptr<Remote>(
+      new Remote(options, key.empty() ? "" : "Bearer " + key, grpc::CreateChannel(options.server, credentials)));
+}
+
+void Remote::Prepare(grpc::ClientContext* context) const {
+  if (!authorization_.empty()) context->AddMetadata("authorization", authorization_);
+  if (deadline_seconds_ > 0) {
+    context->set_deadline(std::chrono::system_clock::now() +
+                          std::chrono::duration_cast<std::chrono::system_clock::duration>(
+                              std::chrono::duration<double>(deadline_seconds_)));
+  }
+}
+
+absl::Status Remote::ToStatus(const grpc::Status& status) const {
+  if (status.ok()) return absl::OkStatus();
+  const auto code = static_cast<absl::StatusCode>(status.error_code());
+  return absl::Status(code, absl::StrCat(server_, ": ", absl::StatusCodeToString(code), ": ", status.error_message()));
+}
+
+absl::StatusOr<v1::GetModelInfoResponse> Remote::GetModelInfo() const {
+  grpc::ClientContext context;
+  Prepare(&context);
+  v1::GetModelInfoResponse response;
+  GF_RETURN_IF_ERROR(ToStatus(v1::Goldfinch::NewStub(channel_)->GetModelInfo(&context, {}, &response)));
+  return response;
+}
+
+absl::StatusOr<v1::GetClusterInfoResponse> Remote::GetClusterInfo() const {
+  grpc::ClientContext context;
+  Prepare(&context);
+  v1::GetClusterInfoResponse response;
+  GF_RETURN_IF_ERROR(ToStatus(v1::Goldfinch::NewStub(channel_)->GetClusterInfo(&context, {}, &response)));
+  return response;
+}
+
+absl::StatusOr<std::string> Remote::TokenBytes(int32_t id) const {
+  grpc::ClientContext context;
+  Prepare(&context);
+  v1::DetokenizeRequest request;
+  request.add_ids(id);
+  v1::DetokenizeResponse response;
+  GF_RETURN_IF_ERROR(ToStatus(v1::Goldfinch::NewStub(channel_)->Detokenize(&context, request, &response)));
+  return std::move(*response.mutable_raw());
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,57 @@
+// A server as the commands with --server see it: a channel with its credentials, and errors as a user reads them.
+#ifndef GOLDFINCH_CLIENTS_CLI_REMOTE_H_
+#define GOLDFINCH_CLIENTS_CLI_REMOTE_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "clients/cli/options.h"
+
+namespace grpc {
+class ChannelInterface;
+class ClientContext;
+class Status;
+}  // namespace grpc
+
+namespace goldfinch {
+
+namespace v1 {
+class GetClusterInfoResponse;
+class GetModelInfoResponse;
+}  // namespace v1
+
+// Thread-safe.
+class Remote {
+ public:
+  // Reads the files of the options; nothing is sent yet. UsageError: the address is not HOST:PORT, options that do not
+  // go together. Else NOT_FOUND or INVALID_ARGUMENT, of a file.
+  static absl::StatusOr<std::unique_ptr<Remote>> Open(const RemoteOptions& options);
+  ~Remote();
+  Remote(const Remote&) = delete;
+  Remote& operator=(const Remote&) = delete;
+
+  const std::shared_ptr<grpc::ChannelInterface>& channel() const { return channel_; }
+  // Gives a call the API key and the deadline, which begins now. Every call is prepared.
+  void Prepare(grpc::ClientContext* context) const;
+  // "HOST:PORT: UNAVAILABLE: ...", of the same code.
+  absl::Status ToStatus(const grpc::Status& status) const;
+
+  absl::StatusOr<v1::GetModelInfoResponse> GetModelInfo() const;
+  absl::StatusOr<v1::GetClusterInfoResponse> GetClusterInfo() const;
+  // The bytes of a token.
+  absl::StatusOr<std::string> TokenBytes(int32_t id) const;
+
+ private:
+  Remote(const RemoteOptions& options, std::string authorization, std::shared_ptr<grpc::ChannelInterface> channel);
+
+  const std::string server_;
+  const double deadline_seconds_;
+  const std::string authorization_;  // metadata, or empty
+  const std::shared_ptr<grpc::ChannelInterface> channel_;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_CLI_REMOTE_H_

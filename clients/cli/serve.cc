@@ -1,0 +1,243 @@
+// goldfinch serve, goldfinch coordinator: the public API, and the workers behind it.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/credentials.h"
+#include "base/status.h"
+#include "clients/cli/device.h"
+#include "clients/cli/embedded_workers.h"
+#include "clients/cli/serve_commands.h"
+#include "clients/cli/stop_signal.h"
+#include "clients/cli/terminal.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/grpc/auth.h"
+#include "coordinator/grpc/cluster_service.h"
+#include "coordinator/grpc/server.h"
+#include "coordinator/grpc/service.h"
+#include "coordinator/metrics.h"
+#include "grpcpp/security/server_credentials.h"
+#include "kernels/backend.h"
+#include "nlohmann/json.hpp"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+#include "worker/describe.h"
+#include "worker/stage/gold_tiers.h"
+#include "worker/transport/transport.h"
+#include "worker/worker.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr char kVersion[] = "0.1.0";
+constexpr double kReadyPollSeconds = 0.02;
+constexpr int64_t kScoredRows = 64;  // of a step
+// Far above any Step's answer: raw logits are 16 MB at most.
+constexpr int64_t kClusterMessageBytesMax = int64_t{256} << 20;
+// Streams that have ended are written out within this.
+constexpr double kCloseSeconds = 2;
+
+std::string ModelName(const ServeOptions& options) {
+  if (!options.served_model_name.empty()) return options.served_model_name;
+  return std::filesystem::path(options.model).stem().string();
+}
+
+absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& options, StopSignal& stop) {
+  CoordinatorOptions result;
+  result.max_queue = static_cast<int>(options.max_queue);
+  result.step_timeout_seconds = options.step_timeout_seconds;
+  result.recovery_timeout_seconds = options.recovery_timeout_seconds;
+  result.served_model_name = ModelName(options);
+  result.server_version = kVersion;
+  result.vocab = options.vocab;
+  result.on_fatal = [&stop](const absl::Status& status) { stop.Raise(status); };
+
+  MembershipOptions& membership = result.membership;
+  membership.replicas = options.replicas;
+  membership.stages = options.stages;
+  // Workers may run in another folder.
+  membership.model = std::filesystem::absolute(options.model).string();
+  if (!options.config.empty()) membership.config = std::filesystem::absolute(options.config).string();
+  membership.verify = options.verify;
+  membership.cache_dtype = options.cache_dtype;
+  membership.heartbeat_interval_seconds = options.heartbeat_interval_seconds;
+  membership.heartbeat_timeout_seconds = options.heartbeat_timeout_seconds;
+  membership.form_timeout_seconds = options.form_timeout_seconds;
+  membership.regroup_wait_seconds = options.regroup_wait_seconds;
+  // A row for every sequence that decodes, and some for scoring beside them.
+  membership.plan.max_logit_rows = options.max_num_seqs + kScoredRows;
+
+  if (options.heartbeat_timeout_seconds < 2 * options.heartbeat_interval_seconds) {
+    return UsageError(absl::StrCat("--heartbeat-timeout is ", options.heartbeat_timeout_seconds,
+                                   " s, at least twice --heartbeat-interval, which is ",
+                                   options.heartbeat_interval_seconds, " s"));
+  }
+
+  PartitionOptions& plan = membership.plan;
+  plan.max_sequences = static_cast<int>(options.max_num_seqs);
+  plan.max_sequence_tokens = options.max_model_len;
+  plan.cache_tokens = options.cache_tokens;
+  plan.max_step_tokens = std::max(options.max_step_tokens, options.max_num_seqs);
+  if (!options.split.empty()) {
+    if (!ParseSplit(options.split, &plan.split, &plan.split_layers)) {
+      return UsageError(absl::StrCat("--split is ", options.split));
+    }
+    const int stages = static_cast<int>(plan.split.size());
+    if (options.stages != 1 && options.stages != stages) {
+      return UsageError(absl::StrCat("--split has ", stages, " stages, --pipeline-parallel-size is ", options.stages));
+    }
+    membership.stages = stages;
+  }
+  return result;
+}
+
+// All that listens. Ends what it serves when it is destroyed.
+class Frontend {
+ public:
+  static absl::StatusOr<std::unique_ptr<Frontend>> Start(const ServeOptions& options, bool with_cluster_port,
+                                                         Coordinator& coordinator, Metrics& metrics) {
+    auto frontend = std::make_unique<Frontend>();
+    ServiceOptions service;
+    service.stall_timeout_seconds = options.stall_timeout_seconds;
+    service.message_bytes_max = options.max_message_bytes;
+    if (!options.api_key_file.empty()) {
+      GF_ASSIGN_OR_RETURN(service.api_keys, ApiKeys::FromFile(options.api_key_file));
+    }
+    ServerOptions server;
+    server.host = options.host;
+    server.port = options.grpc_port;
+    server.request_bytes_max = options.max_message_bytes;
+    server.health_service = kPublicServiceName;
+    GF_ASSIGN_OR_RETURN(server.credentials, MakeServerCredentials(options.tls));
+    GF_ASSIGN_OR_RETURN(frontend->public_, Server::Start(server, {MakePublicService(&coordinator, &metrics, service)}));
+    if (with_cluster_port) {
+      ServerOptions cluster;
+      cluster.host = options.host;
+      cluster.port = options.cluster_port;
+      cluster.request_bytes_max = kClusterMessageBytesMax;
+      GF_ASSIGN_OR_RETURN(cluster.credentials, MakeServerCredentials(options.cluster_tls));
+      GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, {})}));
+    }
+    if (options.port >= 0) {
+      GF_ASSIGN_OR_RETURN(frontend->metrics_, MetricsServer::Start(options.host, options.port, metrics));
+    }
+    return frontend;
+  }
+
+  void Announce(const ServeOptions& options) const {
+    spdlog::info("serving {} at {}:{}", ModelName(options), options.host, public_->port());
+    if (cluster_ != nullptr) spdlog::info("workers connect to {}:{}", options.host, cluster_->port());
+    if (metrics_ != nullptr) spdlog::info("metrics at http://{}:{}/metrics", options.host, metrics_->port());
+    if (!options.ready_json) return;
+    nlohmann::json ports = {{"grpc_port", public_->port()}};
+    if (cluster_ != nullptr) ports["cluster_port"] = cluster_->port();
+    if (metrics_ != nullptr) ports["port"] = metrics_->port();
+    std::printf("%s\n", ports.dump().c_str());
+    std::fflush(stdout);
+  }
+
+  void SetReady(bool ready) { public_->SetReady(ready); }
+
+  void Shutdown() {
+    public_->Shutdown(kCloseSeconds);
+    if (cluster_ != nullptr) cluster_->Shutdown(kCloseSeconds);
+  }
+
+ private:
+  std::unique_ptr<Server> public_;
+  std::unique_ptr<Server> cluster_;  // null: the workers are in this process
+  std::unique_ptr<MetricsServer> metrics_;
+};
+
+// One for each embedded worker; they share the machine's threads, or the GPU.
+absl::StatusOr<std::vector<std::unique_ptr<Backend>>> OpenDevices(const ServeOptions& options, int count) {
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  BackendOptions one = options.backend;
+  one.threads = std::max(1, (one.threads > 0 ? one.threads : cores) / count);
+  std::vector<std::unique_ptr<Backend>> backends(count);
+  std::string description;
+  for (std::unique_ptr<Backend>& backend : backends) {
+    GF_ASSIGN_OR_RETURN(backend, OpenDevice(one, &description));
+  }
+  spdlog::info("device: {}", description);
+  return backends;
+}
+
+absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions& options,
+                                                              std::vector<std::unique_ptr<Backend>> backends,
+                                                              Coordinator& coordinator, StopSignal& stop) {
+  const int count = static_cast<int>(backends.size());
+  int64_t memory = options.memory_bytes;
+  if (memory == 0) {
+    GF_ASSIGN_OR_RETURN(memory, UsableMemoryBytes(*backends[0], options.gpu_memory_utilization));
+  }
+  auto workers =
+      std::make_unique<EmbeddedWorkers>(coordinator, [&stop](const absl::Status& status) { stop.Raise(status); });
+  GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backends[0]));
+  for (int i = 0; i < count; ++i) {
+    WorkerOptions node;
+    node.name = absl::StrCat("stage ", i);
+    node.memory_bytes = memory / count;
+    node.gold_tier = *ParseGoldTier(options.gold_tier);  // one of the names that the flag allows
+    node.speed = speed;
+    node.log = [](const std::string& line) { spdlog::info("{}", line); };
+    const std::string name = node.name;
+    workers->Add(std::make_unique<Worker>(std::move(node), std::move(backends[i]), MakeLocalTransportFactory()), name);
+  }
+  return workers;
+}
+
+absl::Status Serve(const ServeOptions& options, bool embedded) {
+  StopSignal stop;
+  LogAsServer();
+  GF_ASSIGN_OR_RETURN(CoordinatorOptions coordinator_options, CoordinatorOptionsOf(options, stop));
+  const int workers_wanted = coordinator_options.membership.stages * options.replicas;
+  std::vector<std::unique_ptr<Backend>> backends;
+  if (embedded) {
+    GF_ASSIGN_OR_RETURN(backends, OpenDevices(options, workers_wanted));
+  }
+  // What is listed later may use what is listed before it, and ends first.
+  Metrics metrics(coordinator_options.served_model_name);
+  Coordinator coordinator(std::move(coordinator_options), &metrics);
+  std::unique_ptr<EmbeddedWorkers> workers;
+  GF_ASSIGN_OR_RETURN(const std::unique_ptr<Frontend> frontend,
+                      Frontend::Start(options, !embedded, coordinator, metrics));
+  if (embedded) {
+    GF_ASSIGN_OR_RETURN(workers, StartWorkers(options, std::move(backends), coordinator, stop));
+  }
+  frontend->Announce(options);
+  bool ready = false;
+  while (!stop.WaitFor(kReadyPollSeconds)) {
+    if (coordinator.ready() == ready) continue;
+    ready = !ready;
+    frontend->SetReady(ready);
+    spdlog::info(ready ? "ready" : "not ready");
+  }
+  frontend->SetReady(false);
+  if (stop.status().ok()) {
+    spdlog::info("ending: requests that run have {} s (--shutdown-timeout)", options.shutdown_timeout_seconds);
+    coordinator.Drain(options.shutdown_timeout_seconds);
+  }
+  frontend->Shutdown();
+  return stop.status();
+}
+
+}  // namespace
+
+void LogAsServer() {
+  spdlog::set_default_logger(spdlog::stderr_color_mt("goldfinch server"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v");
+}
+
+absl::Status RunServe(const ServeOptions& options) { return Serve(options, /*embedded=*/true); }
+
+absl::Status RunCoordinator(const ServeOptions& options) { return Serve(options, /*embedded=*/false); }
+
+}  // namespace goldfinch

@@ -1,0 +1,99 @@
+// goldfinch worker: runs layers for a coordinator.
+#include "worker/worker.h"
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/credentials.h"
+#include "base/status.h"
+#include "base/units.h"
+#include "clients/cli/device.h"
+#include "clients/cli/machine.h"
+#include "clients/cli/serve_commands.h"
+#include "clients/cli/stop_signal.h"
+#include "clients/cli/terminal.h"
+#include "grpcpp/security/credentials.h"
+#include "kernels/backend.h"
+#include "spdlog/spdlog.h"
+#include "worker/cluster_client.h"
+#include "worker/describe.h"
+#include "worker/stage/gold_tiers.h"
+#include "worker/transport/transport.h"
+
+namespace goldfinch {
+
+namespace {
+
+// `description` gets what it is, and why no better.
+absl::StatusOr<std::unique_ptr<TransportFactory>> OpenTransport(const WorkerOptions& options, const Backend& backend,
+                                                                const std::string& address, std::string* description) {
+  *description = "gloo";
+  if (options.transport == "nccl" && backend.reads_host_memory()) {
+    return AsUsageError(absl::InvalidArgumentError("--transport nccl: the device is no CUDA device"));
+  }
+  if (options.transport == "nccl" || (options.transport == "auto" && !backend.reads_host_memory())) {
+    absl::StatusOr<std::unique_ptr<TransportFactory>> nccl =
+        MakeNcclTransportFactory(options.transport_timeout_seconds);
+    if (nccl.ok()) {
+      *description = "nccl";
+      return nccl;
+    }
+    const std::string why(nccl.status().message());
+    if (options.transport == "nccl") {
+      return AsUsageError(absl::Status(nccl.status().code(), absl::StrCat("--transport nccl: ", why)));
+    }
+    *description = absl::StrCat("gloo (no NCCL: ", why, ")");
+  }
+  return MakeGlooTransportFactory(address, options.transport_timeout_seconds);
+}
+
+}  // namespace
+
+absl::Status RunWorker(const WorkerOptions& options) {
+  StopSignal stop;
+  LogAsServer();
+  std::string device;
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend, &device));
+  GF_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ChannelCredentials> credentials, MakeChannelCredentials(options.tls));
+  std::string address = options.address;
+  if (address.empty()) {
+    GF_ASSIGN_OR_RETURN(address, AddressTowards(options.coordinator));
+  }
+  std::string transport_kind;
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<TransportFactory> transport,
+                      OpenTransport(options, *backend, address, &transport_kind));
+  WorkerOptions node_options;
+  node_options.name = options.name.empty() ? ProcessName() : options.name;
+  node_options.model = options.model;
+  node_options.config = options.config;
+  node_options.memory_bytes = options.memory_bytes;
+  if (options.memory_bytes == 0) {
+    GF_ASSIGN_OR_RETURN(node_options.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
+  }
+  node_options.gold_tier = *ParseGoldTier(options.gold_tier);  // one of the names that the flag allows
+  GF_ASSIGN_OR_RETURN(node_options.speed, MeasureDevice(*backend));
+  node_options.log = [](const std::string& line) { spdlog::info("{}", line); };
+  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, may use {}, transport {}", node_options.name, address,
+               device, node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9,
+               HumanBytes(node_options.memory_bytes), transport_kind);
+
+  Worker node(std::move(node_options), std::move(backend), std::move(transport));
+  ClusterClientOptions client_options;
+  client_options.coordinator = options.coordinator;
+  client_options.credentials = std::move(credentials);
+  client_options.log = [](const std::string& line) { spdlog::info("{}", line); };
+  ClusterClient client(std::move(client_options), node);
+  std::thread watcher([&] {
+    if (absl::Status status = client.Wait(); !status.ok()) stop.Raise(status);
+  });
+  while (!stop.WaitFor(3600)) continue;
+  spdlog::info("ending");
+  client.Stop(options.shutdown_timeout_seconds);
+  watcher.join();
+  return stop.status();
+}
+
+}  // namespace goldfinch

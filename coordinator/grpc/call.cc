@@ -1,0 +1,228 @@
+#include "coordinator/grpc/call.h"
+
+#include <random>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/check.h"
+#include "coordinator/metrics.h"
+#include "grpcpp/server_context.h"
+#include "spdlog/spdlog.h"
+
+namespace goldfinch {
+namespace {
+
+// A client's clock for the deadline runs a little ahead of the server's: its end of the call comes first.
+constexpr double kDeadlineSlackSeconds = 0.05;
+
+// As a value of key=value: an id that could pass for more than one word is quoted.
+std::string LogValue(const std::string& text) {
+  if (!text.empty() && text.find_first_of(" \"=\\") == std::string::npos) return text;
+  return absl::StrCat("\"", absl::CEscape(text), "\"");
+}
+
+// Nothing if the client set none.
+std::optional<double> DeadlineSeconds(const grpc::CallbackServerContext& context) {
+  const std::chrono::system_clock::time_point deadline = context.deadline();
+  if (deadline == std::chrono::system_clock::time_point::max()) return std::nullopt;
+  return std::chrono::duration<double>(deadline - std::chrono::system_clock::now()).count();
+}
+
+}  // namespace
+
+absl::Status NoModel() { return absl::UnavailableError("no worker has described the model yet"); }
+
+uint64_t RandomNumber() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+Call::Call(CallEnvironment* edge, const char* method, grpc::CallbackServerContext* context,
+           const grpc::ByteBuffer* message, CallStream* stream)
+    : edge_(edge), method_(method), context_(context), message_(message), stream_(stream) {}
+
+void Call::Begin() {
+  std::shared_ptr<const ServedModel> model = edge_->dispatcher->model();
+  if (model == nullptr) return Refuse(NoModel());
+  int64_t buffer_max = 0;
+  absl::StatusOr<Request> request = Prepare(*message_, std::move(model), &buffer_max);
+  if (!request.ok()) return Refuse(request.status());
+  if (request->id.empty()) request->id = absl::StrFormat("%016x", RandomNumber());
+  request->deadline_seconds = DeadlineSeconds(*context_);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    id_ = request->id;
+    buffer_max_ = buffer_max;
+  }
+  Submit(*std::move(request));
+}
+
+void Call::Refuse(const absl::Status& status) {
+  GF_CHECK(!status.ok());
+  edge_->metrics->CountFailure(status.code());
+  const std::lock_guard<std::mutex> lock(mutex_);
+  GF_CHECK(!done_);
+  done_ = status;
+  FinishIfDone();
+}
+
+void Call::Submit(Request request) {
+  const absl::StatusOr<uint64_t> number = edge_->dispatcher->Submit(std::move(request), shared_from_this());
+  if (!number.ok()) return Refuse(number.status());
+  std::optional<absl::Status> cancel;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    number_ = *number;
+    cancel = cancel_;
+  }
+  // What could not be said before there was a number.
+  if (cancel) edge_->dispatcher->Cancel(*number, *cancel);
+  ResumeIfDrained();
+}
+
+void Call::OnDone(const absl::Status& status, const RequestUsage& usage) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  GF_CHECK(!done_) << "OnDone twice";
+  done_ = status;
+  usage_ = usage;
+  Wake();
+}
+
+void Call::Wake() {
+  // After a stall the write under way may never end, but the request does.
+  if (scheduled_ || (writing_ && !stalled_)) return;
+  scheduled_ = true;
+  edge_->writing.Post([self = shared_from_this()] { self->Pump(); });
+}
+
+RequestSink::Verdict Call::PauseIfFull() {
+  if (buffered_ + in_flight_ < buffer_max_) return Verdict::kContinue;
+  paused_ = true;
+  return Verdict::kPause;
+}
+
+void Call::Pump() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    scheduled_ = false;
+    // A stream that is gone ends its write soon; one that stalls may not.
+    if (stalled_ || (gone_ && !writing_)) return FinishIfDone();
+    if (writing_ || finished_) return;
+    if (!TakeMessage()) return FinishIfDone();
+    writing_ = true;
+    write_start_ = Clock::now();
+    if (!watched_) Watch(edge_->stall_timeout_seconds);
+  }
+  // The coordinator's thread may want the lock meanwhile. The stream cannot end before the write.
+  stream_->Write(message());
+}
+
+void Call::WriteDone(bool ok) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    writing_ = false;
+    in_flight_ = 0;
+    if (!ok) gone_ = true;
+  }
+  if (!ok) Cancel(GoneStatus());
+  // This thread is gRPC's: it may go on with the next write.
+  Pump();
+  ResumeIfDrained();
+}
+
+void Call::ResumeIfDrained() {
+  uint64_t number = 0;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!paused_ || !number_ || done_ || buffered_ + in_flight_ > buffer_max_ / 2) return;
+    paused_ = false;
+    number = *number_;
+  }
+  edge_->dispatcher->Resume(number);
+}
+
+void Call::ClientGone() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    gone_ = true;
+  }
+  Cancel(GoneStatus());
+  Pump();
+}
+
+absl::Status Call::GoneStatus() const {
+  const std::optional<double> seconds = DeadlineSeconds(*context_);
+  if (seconds && *seconds < kDeadlineSlackSeconds) return absl::DeadlineExceededError("the deadline has passed");
+  return absl::CancelledError("the client has gone");
+}
+
+void Call::Cancel(absl::Status status) {
+  std::optional<uint64_t> number;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (done_ || cancel_) return;
+    cancel_ = status;
+    number = number_;
+  }
+  if (number) edge_->dispatcher->Cancel(*number, std::move(status));
+}
+
+void Call::FinishIfDone() {
+  if (!done_ || finished_) return;
+  finished_ = true;
+  Log();
+  stream_->End(*done_);
+}
+
+void Call::Log() const {
+  const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  const std::string line = absl::StrFormat(
+      "request=%s method=%s code=%s prompt_tokens=%d completion_tokens=%d recoveries=%d queue_seconds=%.3f "
+      "seconds=%.3f",
+      LogValue(id_), method_, done_->ok() ? "OK" : absl::StatusCodeToString(done_->code()), usage_.prompt_tokens,
+      usage_.completion_tokens, usage_.recoveries, usage_.queue_seconds, seconds);
+  if (done_->ok()) {
+    spdlog::info("{}", line);
+  } else {
+    spdlog::info("{} message=\"{}\"", line, absl::CEscape(done_->message()));
+  }
+}
+
+void Call::Watch(double seconds) {
+  watched_ = true;
+  edge_->writing.PostAfter(seconds, [weak = weak_from_this()] {
+    if (const std::shared_ptr<Call> self = weak.lock()) self->CheckStall();
+  });
+}
+
+void Call::CheckStall() {
+  const double timeout = edge_->stall_timeout_seconds;
+  const absl::Status status =
+      absl::ResourceExhaustedError(absl::StrCat("the client does not read: it has taken nothing for ", timeout, " s"));
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    watched_ = false;
+    if (closed_ || !writing_) return;
+    const double waited = std::chrono::duration<double>(Clock::now() - write_start_).count();
+    if (stalled_) {
+      // Not even the status has gone through.
+      context_->TryCancel();
+      return;
+    }
+    if (waited < timeout) return Watch(timeout - waited);
+    stalled_ = true;
+    Watch(timeout);
+    if (done_) done_ = status;
+  }
+  Cancel(status);
+  Pump();
+}
+
+void Call::Closed() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  closed_ = true;
+}
+
+}  // namespace goldfinch

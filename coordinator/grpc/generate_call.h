@@ -1,0 +1,67 @@
+// goldfinch.v1.Goldfinch.Generate, one call of it: tokens become text and messages.
+#ifndef GOLDFINCH_COORDINATOR_GRPC_GENERATE_CALL_H_
+#define GOLDFINCH_COORDINATOR_GRPC_GENERATE_CALL_H_
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coordinator/grpc/call.h"
+#include "protos/generate.pb.h"
+#include "tokenizer/text_stream.h"
+
+namespace goldfinch {
+
+class GenerateCall final : public Call {
+ public:
+  GenerateCall(CallEnvironment* edge, grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
+               CallStream* stream)
+      : Call(edge, "Generate", context, message, stream) {}
+
+  void OnProgress(int64_t prompt_tokens_done) override;
+  Verdict OnToken(int sample, const OutputToken& token) override;
+  void OnSampleDone(int sample, Finish finish) override;
+  Verdict OnScores(int continuation, int64_t first, absl::Span<const OutputToken> tokens, std::string logits) override;
+
+ private:
+  struct Sample {
+    TextStream text;
+    v1::GenerateResponse next;  // what has come since the last message
+    bool queued = false;        // in `queue_`
+  };
+
+  absl::StatusOr<Request> Prepare(const grpc::ByteBuffer& message, std::shared_ptr<const ServedModel> model,
+                                  int64_t* buffer_max) override;
+  const google::protobuf::MessageLite& message() const override { return message_; }
+  bool TakeMessage() override;
+  // Puts the next response into `message_`, and says whether there is one.
+  bool TakeResponse();
+  void Queue(int index);
+
+  v1::GenerateResponse message_;  // of the write under way, or else under mutex_
+
+  // Set by Prepare.
+  std::shared_ptr<const ServedModel> model_;
+  std::vector<int32_t> stop_ids_;  // ascending
+  uint64_t seed_ = 0;
+  uint64_t prompt_tokens_ = 0;
+
+  // Guarded by mutex_.
+  std::vector<Sample> samples_;
+  std::deque<int> queue_;  // samples with something to send, the longest waiting first
+  std::optional<int64_t> progress_;
+  int samples_left_ = 0;
+  bool first_sent_ = false;
+  bool usage_sent_ = false;
+};
+
+// For the messages of both streaming methods.
+v1::Token ToMessage(const OutputToken& token);
+v1::Usage ToMessage(const RequestUsage& usage);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_GRPC_GENERATE_CALL_H_

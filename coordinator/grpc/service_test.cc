@@ -1,0 +1,271 @@
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "coordinator/grpc/auth.h"
+#include "coordinator/grpc/service_test_util.h"
+#include "gmock/gmock.h"
+#include "grpcpp/client_context.h"
+#include "gtest/gtest.h"
+
+namespace goldfinch {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using Verdict = RequestSink::Verdict;
+
+v1::ScoreRequest SimpleScore() {
+  v1::ScoreRequest message;
+  message.set_text("hello");
+  message.add_continuations()->set_text(" the");
+  message.add_continuations()->set_text("abc");
+  return message;
+}
+
+struct Scores {
+  std::vector<v1::ScoreResponse> responses;
+  grpc::Status status;
+};
+
+Scores ReadAll(grpc::ClientReader<v1::ScoreResponse>* reader) {
+  Scores scores;
+  for (v1::ScoreResponse response; reader->Read(&response);) scores.responses.push_back(response);
+  scores.status = reader->Finish();
+  return scores;
+}
+
+TEST(Score, StreamsThePartsInOrder) {
+  EdgeHarness edge;
+  grpc::ClientContext context;
+  v1::ScoreRequest message = SimpleScore();
+  message.set_score_prompt(true);
+  message.set_request_id("s");
+  const auto reader = edge.stub().Score(&context, message);
+  const uint64_t number = edge.dispatcher().Next();
+  EXPECT_TRUE(edge.dispatcher().RequestOf(number).score->score_prompt);
+  edge.dispatcher().Scores(number, -1, 1, {{.id = 1, .logprob = -1.0f}, {.id = 2, .logprob = -2.0f}}, "aaaabbbb");
+  edge.dispatcher().Scores(number, -1, 3, {{.id = 3, .logprob = -3.0f, .top = {{9, -0.5f}}}}, "cccc");
+  edge.dispatcher().Scores(number, 0, 0, {{.id = 4, .logprob = -4.0f}}, "dddd");
+  edge.dispatcher().Scores(number, 1, 0, {{.id = 5, .logprob = -5.0f}}, "eeee");
+  edge.dispatcher().Done(number, absl::OkStatus(), {.prompt_tokens = 5});
+  const Scores scores = ReadAll(reader.get());
+  ASSERT_TRUE(scores.status.ok()) << scores.status.error_message();
+
+  // Joined again, whatever messages they came in.
+  std::vector<v1::ScoreResponse> parts;
+  for (const v1::ScoreResponse& response : scores.responses) {
+    if (response.tokens().empty()) continue;
+    const bool same = !parts.empty() && parts.back().part_case() == response.part_case() &&
+                      parts.back().continuation() == response.continuation();
+    if (!same) {
+      parts.push_back(response);
+      continue;
+    }
+    EXPECT_EQ(response.first(), parts.back().first() + parts.back().tokens_size());
+    parts.back().mutable_tokens()->MergeFrom(response.tokens());
+    parts.back().mutable_logits()->append(response.logits());
+  }
+  ASSERT_EQ(parts.size(), 3u);
+  EXPECT_TRUE(parts[0].prompt());
+  EXPECT_EQ(parts[0].first(), 1u);
+  ASSERT_EQ(parts[0].tokens_size(), 3);
+  EXPECT_EQ(parts[0].logits(), "aaaabbbbcccc");
+  EXPECT_EQ(parts[0].tokens(1).logprob(), -2.0f);
+  EXPECT_EQ(parts[0].tokens(2).top(0).id(), 9u);
+  EXPECT_EQ(parts[1].part_case(), v1::ScoreResponse::kContinuation);
+  EXPECT_EQ(parts[1].continuation(), 0u);
+  EXPECT_EQ(parts[1].tokens(0).id(), 4u);
+  EXPECT_EQ(parts[2].continuation(), 1u);
+  EXPECT_EQ(parts[2].logits(), "eeee");
+  EXPECT_EQ(scores.responses.front().request_id(), "s");
+  EXPECT_EQ(scores.responses.back().usage().prompt_tokens(), 5u);
+}
+
+TEST(Score, MuchAtATimeIsCutIntoMessagesThatAnyClientTakes) {
+  EdgeHarness edge;
+  grpc::ClientContext context;
+  const auto reader = edge.stub().Score(&context, SimpleScore());
+  const uint64_t number = edge.dispatcher().Next();
+  constexpr int kTokens = 40;
+  const std::string row(262'144, 'x');
+  std::string logits;
+  for (int i = 0; i < kTokens; ++i) logits += row;
+  EXPECT_EQ(
+      edge.dispatcher().Scores(number, 0, 0, std::vector<OutputToken>(kTokens, {.id = 1, .logprob = 0.0f}), logits),
+      Verdict::kPause);
+  int tokens = 0;
+  v1::ScoreResponse response;
+  while (tokens < kTokens && reader->Read(&response)) {
+    EXPECT_LE(response.ByteSizeLong(), size_t{2} << 20);
+    EXPECT_EQ(response.first(), static_cast<uint64_t>(tokens));
+    EXPECT_EQ(response.logits().size(), row.size() * response.tokens_size());
+    tokens += response.tokens_size();
+  }
+  EXPECT_EQ(tokens, kTokens);
+  EXPECT_TRUE(edge.dispatcher().WaitResumed(number, 1, 60));
+  edge.dispatcher().Done(number, absl::OkStatus());
+  EXPECT_TRUE(ReadAll(reader.get()).status.ok());
+}
+
+TEST(Score, Refusals) {
+  EdgeHarness edge;
+  grpc::ClientContext context;
+  v1::ScoreRequest message = SimpleScore();
+  message.clear_continuations();
+  const grpc::Status status = ReadAll(edge.stub().Score(&context, message).get()).status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(status.error_message(), "continuations is empty and score_prompt is not set: there is nothing to score");
+}
+
+TEST(Unary, Tokenize) {
+  EdgeHarness edge;
+  for (const int copies : {1, 200'000}) {  // at once, and elsewhere
+    grpc::ClientContext context;
+    v1::TokenizeRequest request;
+    for (int i = 0; i < copies; ++i) request.mutable_text()->append(" the");
+    v1::TokenizeResponse response;
+    const grpc::Status status = edge.stub().Tokenize(&context, request, &response);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    ASSERT_EQ(response.ids_size(), copies);
+    EXPECT_EQ(response.ids(copies - 1), 257u);
+  }
+}
+
+TEST(Unary, Detokenize) {
+  EdgeHarness edge;
+  v1::DetokenizeRequest request;
+  v1::DetokenizeResponse response;
+  request.add_ids(260);
+  grpc::ClientContext context;
+  ASSERT_TRUE(edge.stub().Detokenize(&context, request, &response).ok());
+  EXPECT_EQ(response.raw(), "caf\xc3");
+  EXPECT_EQ(response.text(), "caf\xef\xbf\xbd");
+  request.add_ids(270);
+  grpc::ClientContext other;
+  const grpc::Status status = edge.stub().Detokenize(&other, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(status.error_message(), "ids[1] is 270, the vocabulary has ids 0 to 269");
+}
+
+TEST(Unary, ModelAndClusterInfo) {
+  EdgeHarness edge;
+  v1::GetModelInfoResponse model;
+  grpc::ClientContext first;
+  ASSERT_TRUE(edge.stub().GetModelInfo(&first, {}, &model).ok());
+  EXPECT_EQ(model.name(), "test");
+  EXPECT_EQ(model.max_model_len(), 1000u);
+  v1::GetClusterInfoResponse cluster;
+  grpc::ClientContext second;
+  ASSERT_TRUE(edge.stub().GetClusterInfo(&second, {}, &cluster).ok());
+  EXPECT_EQ(cluster.requests_running(), 0u);
+
+  edge.dispatcher().SetModel(nullptr);
+  grpc::ClientContext third, fourth, fifth, sixth;
+  EXPECT_EQ(edge.stub().GetModelInfo(&third, {}, &model).error_code(), grpc::StatusCode::UNAVAILABLE);
+  v1::TokenizeResponse ids;
+  EXPECT_EQ(edge.stub().Tokenize(&fourth, {}, &ids).error_code(), grpc::StatusCode::UNAVAILABLE);
+  v1::DetokenizeResponse text;
+  EXPECT_EQ(edge.stub().Detokenize(&fifth, {}, &text).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(edge.stub().GetClusterInfo(&sixth, {}, &cluster).ok());
+}
+
+TEST(Limits, AnOversizedMessageIsRefused) {
+  EdgeHarness edge({}, {.request_bytes_max = 10'000});
+  v1::TokenizeRequest request;
+  v1::TokenizeResponse response;
+  request.set_text(std::string(20'000, 'x'));
+  grpc::ClientContext context;
+  const grpc::Status status = edge.stub().Tokenize(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("10000"));
+}
+
+class KeysTest : public testing::Test {
+ protected:
+  static std::shared_ptr<const ApiKeys> Keys() {
+    const std::string path = testing::TempDir() + "/keys.txt";
+    std::ofstream(path) << "0123456789abcdef\nanother-key-of-mine\n";
+    return std::shared_ptr<const ApiKeys>(*ApiKeys::FromFile(path));
+  }
+  // Of a call with that authorization; of every method the same.
+  grpc::Status Call(const std::vector<std::string>& authorization) {
+    grpc::Status first;
+    for (int method = 0; method < 6; ++method) {
+      grpc::ClientContext context;
+      for (const std::string& value : authorization) context.AddMetadata("authorization", value);
+      const grpc::Status status = Call(method, &context);
+      if (method == 0) first = status;
+      EXPECT_EQ(status.error_code(), first.error_code()) << method;
+      EXPECT_EQ(status.error_message(), first.error_message()) << method;
+    }
+    return first;
+  }
+
+  EdgeHarness edge_{{.api_keys = Keys()}};
+  bool allowed_ = false;  // the requests will reach the dispatcher
+
+ private:
+  grpc::Status Call(int method, grpc::ClientContext* context) {
+    switch (method) {
+      case 0: {
+        v1::GetModelInfoResponse response;
+        return edge_.stub().GetModelInfo(context, {}, &response);
+      }
+      case 1: {
+        v1::GetClusterInfoResponse response;
+        return edge_.stub().GetClusterInfo(context, {}, &response);
+      }
+      case 2: {
+        v1::TokenizeResponse response;
+        return edge_.stub().Tokenize(context, {}, &response);
+      }
+      case 3: {
+        v1::DetokenizeResponse response;
+        return edge_.stub().Detokenize(context, {}, &response);
+      }
+      case 4: {
+        const auto reader = edge_.stub().Score(context, SimpleScore());
+        if (allowed_) edge_.dispatcher().Done(edge_.dispatcher().Next(), absl::OkStatus());
+        return ReadAll(reader.get()).status;
+      }
+      default: {
+        v1::GenerateRequest message;
+        message.set_text("x");
+        const auto reader = edge_.stub().Generate(context, message);
+        if (allowed_) {
+          const uint64_t number = edge_.dispatcher().Next();
+          edge_.dispatcher().SampleDone(number, 0, Finish::kLength);
+          edge_.dispatcher().Done(number, absl::OkStatus());
+        }
+        return goldfinch::ReadAll(reader.get()).status;
+      }
+    }
+  }
+};
+
+TEST_F(KeysTest, EveryMethodWantsAKey) {
+  const grpc::Status status = Call({});
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(status.error_message(), "no API key: the metadata `authorization: Bearer KEY` is missing");
+  EXPECT_EQ(edge_.Counted("request_failure_total", "UNAUTHENTICATED"), 2);
+  EXPECT_EQ(edge_.dispatcher().live(), 0);
+}
+
+TEST_F(KeysTest, AWrongKeyIsNoKey) {
+  EXPECT_EQ(Call({"Bearer 0123456789abcdeX"}).error_message(), "the API key is not known");
+  EXPECT_EQ(Call({"Bearer "}).error_message(), "the API key is not known");
+  EXPECT_EQ(Call({"Basic 0123456789abcdef"}).error_message(),
+            "the metadata `authorization` is not of the form `Bearer KEY`");
+  EXPECT_EQ(Call({"0123456789abcdef"}).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(KeysTest, AnyOfTheKeysWillDo) {
+  allowed_ = true;
+  EXPECT_EQ(Call({"Bearer 0123456789abcdef"}).error_message(), "");
+  EXPECT_TRUE(Call({"bearer another-key-of-mine"}).ok());
+}
+
+}  // namespace
+}  // namespace goldfinch

@@ -1,0 +1,206 @@
+#include "coordinator/grpc/service_test_util.h"
+
+#include <chrono>
+#include <future>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "grpcpp/create_channel.h"
+#include "grpcpp/security/credentials.h"
+#include "prometheus/registry.h"
+
+namespace goldfinch {
+
+void FakeDispatcher::Refuse(absl::Status status) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  refusal_ = std::move(status);
+}
+
+void FakeDispatcher::SetModel(std::shared_ptr<const ServedModel> model) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  model_ = std::move(model);
+}
+
+uint64_t FakeDispatcher::Next() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const uint64_t number = next_++;
+  changed_.wait(lock, [&] { return entries_.contains(number); });
+  return number;
+}
+
+Request FakeDispatcher::RequestOf(uint64_t number) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return entries_.at(number).request;
+}
+
+void FakeDispatcher::Deliver(uint64_t number, const std::function<void(RequestSink&)>& call) {
+  std::promise<void> delivered;
+  thread_.Post([&] {
+    std::shared_ptr<RequestSink> sink;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      sink = entries_.at(number).sink;
+    }
+    if (sink) call(*sink);
+    delivered.set_value();
+  });
+  delivered.get_future().get();
+}
+
+RequestSink::Verdict FakeDispatcher::Token(uint64_t number, int sample, const OutputToken& token) {
+  auto verdict = RequestSink::Verdict::kStop;
+  Deliver(number, [&](RequestSink& sink) { verdict = sink.OnToken(sample, token); });
+  return verdict;
+}
+
+void FakeDispatcher::Tokens(uint64_t number, int sample, const std::vector<int32_t>& ids) {
+  for (const int32_t id : ids) Token(number, sample, {.id = id});
+}
+
+void FakeDispatcher::SampleDone(uint64_t number, int sample, Finish finish) {
+  Deliver(number, [&](RequestSink& sink) { sink.OnSampleDone(sample, finish); });
+}
+
+void FakeDispatcher::Progress(uint64_t number, int64_t tokens) {
+  Deliver(number, [&](RequestSink& sink) { sink.OnProgress(tokens); });
+}
+
+RequestSink::Verdict FakeDispatcher::Scores(uint64_t number, int continuation, int64_t first,
+                                            const std::vector<OutputToken>& tokens, const std::string& logits) {
+  auto verdict = RequestSink::Verdict::kStop;
+  Deliver(number, [&](RequestSink& sink) { verdict = sink.OnScores(continuation, first, tokens, logits); });
+  return verdict;
+}
+
+void FakeDispatcher::End(uint64_t number, const absl::Status& status, const RequestUsage& usage) {
+  std::shared_ptr<RequestSink> sink;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sink = std::exchange(entries_.at(number).sink, nullptr);
+  }
+  if (sink) sink->OnDone(status, usage);
+}
+
+void FakeDispatcher::Done(uint64_t number, const absl::Status& status, const RequestUsage& usage) {
+  Deliver(number, [&](RequestSink&) { End(number, status, usage); });
+}
+
+absl::Status FakeDispatcher::WaitCancelled(uint64_t number) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [&] { return entries_.at(number).cancelled.has_value(); });
+  return *entries_.at(number).cancelled;
+}
+
+bool FakeDispatcher::WaitResumed(uint64_t number, int times, double seconds) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::duration<double>(seconds),
+                           [&] { return entries_.at(number).resumed >= times; });
+}
+
+int FakeDispatcher::Resumed(uint64_t number) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return entries_.at(number).resumed;
+}
+
+int FakeDispatcher::live() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  int count = 0;
+  for (const auto& [number, entry] : entries_) count += entry.sink != nullptr;
+  return count;
+}
+
+std::shared_ptr<const ServedModel> FakeDispatcher::model() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return model_;
+}
+
+void FakeDispatcher::FillClusterInfo(v1::GetClusterInfoResponse* info) const { info->set_requests_running(live()); }
+
+absl::StatusOr<uint64_t> FakeDispatcher::Submit(Request request, std::shared_ptr<RequestSink> sink) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (refusal_) return *refusal_;
+  const uint64_t number = entries_.size() + 1;
+  entries_[number] = {.request = std::move(request), .sink = std::move(sink), .cancelled = {}};
+  changed_.notify_all();
+  return number;
+}
+
+void FakeDispatcher::Cancel(uint64_t number, absl::Status status) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Entry& entry = entries_.at(number);
+    if (!entry.sink || entry.cancelled) return;
+    entry.cancelled = status;
+    changed_.notify_all();
+  }
+  thread_.Post([this, number, status] { End(number, status, {}); });
+}
+
+void FakeDispatcher::Resume(uint64_t number) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ++entries_.at(number).resumed;
+  changed_.notify_all();
+}
+
+EdgeHarness::EdgeHarness(ServiceOptions options, ServerOptions server) {
+  server.health_service = kPublicServiceName;
+  auto started = Server::Start(server, {MakePublicService(&dispatcher_, &metrics_, options)});
+  GF_CHECK(started.ok()) << started.status();
+  server_ = *std::move(started);
+  stub_ = Connect({});
+}
+
+std::unique_ptr<v1::Goldfinch::Stub> EdgeHarness::Connect(grpc::ChannelArguments arguments) const {
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  return v1::Goldfinch::NewStub(grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", server_->port()),
+                                                          grpc::InsecureChannelCredentials(), arguments));
+}
+
+double EdgeHarness::Counted(const std::string& name, const std::string& label) const {
+  for (const prometheus::MetricFamily& family : metrics_.registry()->Collect()) {
+    if (family.name != "goldfinch_" + name) continue;
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      for (const auto& entry : metric.label) {
+        if (entry.value == label) return metric.counter.value;
+      }
+    }
+  }
+  GF_CHECK(false) << name << " of " << label;
+}
+
+std::string Answer::text(uint32_t index) const {
+  std::string text;
+  for (const v1::GenerateResponse& response : responses) {
+    if (response.index() == index) text += response.text();
+  }
+  return text;
+}
+
+std::vector<uint32_t> Answer::ids(uint32_t index) const {
+  std::vector<uint32_t> ids;
+  for (const v1::GenerateResponse& response : responses) {
+    if (response.index() != index) continue;
+    for (const v1::Token& token : response.tokens()) ids.push_back(token.id());
+  }
+  return ids;
+}
+
+v1::FinishReason Answer::finish(uint32_t index) const {
+  v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
+  for (const v1::GenerateResponse& response : responses) {
+    if (response.index() != index) continue;
+    // Nothing of a sample comes after its last response.
+    GF_CHECK(reason == v1::FINISH_REASON_UNSPECIFIED) << response.DebugString();
+    reason = response.finish_reason();
+  }
+  return reason;
+}
+
+Answer ReadAll(grpc::ClientReader<v1::GenerateResponse>* reader) {
+  Answer answer;
+  for (v1::GenerateResponse response; reader->Read(&response);) answer.responses.push_back(response);
+  answer.status = reader->Finish();
+  return answer;
+}
+
+}  // namespace goldfinch

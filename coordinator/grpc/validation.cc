@@ -1,0 +1,248 @@
+#include "coordinator/grpc/validation.h"
+
+#include <algorithm>
+#include <limits>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "protos/generate.pb.h"
+#include "tokenizer/tokenizer.h"
+#include "tokenizer/vocabulary.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr int kSamplesMax = 64;
+constexpr int kStopsMax = 64;
+constexpr int kStopBytesMax = 1024;
+constexpr int kStopIdsMax = 1024;
+constexpr int kBiasesMax = 1024;
+constexpr int kBansMax = 65536;
+constexpr int kPriorityMax = 100;
+constexpr int kRequestIdMax = 128;
+constexpr int kContinuationsMax = 64;
+constexpr int32_t kEndOfText = 0;
+
+using Ids = google::protobuf::RepeatedField<uint32_t>;
+
+template <typename... Parts>
+absl::Status Invalid(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(parts...));
+}
+
+absl::Status CheckCount(const char* field, int64_t count, int64_t limit) {
+  if (count <= limit) return absl::OkStatus();
+  return Invalid(field, " has ", count, " entries, the limit is ", limit);
+}
+
+// Before an id is narrowed to 32 bits with a sign.
+absl::Status CheckId(const std::string& field, uint32_t id, const ServedModel& model) {
+  const uint32_t vocab_size = model.info->vocab_size();
+  if (id < vocab_size) return absl::OkStatus();
+  return Invalid(field, " is ", id, ", the vocabulary has ids 0 to ", vocab_size - 1);
+}
+
+absl::StatusOr<std::vector<int32_t>> ToIds(const std::string& field, const Ids& ids, const ServedModel& model) {
+  std::vector<int32_t> result(ids.begin(), ids.end());
+  const uint32_t vocab_size = model.info->vocab_size();
+  const auto bad = std::find_if(ids.begin(), ids.end(), [&](uint32_t id) { return id >= vocab_size; });
+  if (bad == ids.end()) return result;
+  return CheckId(absl::StrCat(field, "[", bad - ids.begin(), "]"), *bad, model);
+}
+
+absl::StatusOr<std::vector<int32_t>> Encode(const std::string& field, const std::string& text,
+                                            const ServedModel& model) {
+  // A text of more bytes than this has too many tokens, whatever they are.
+  const uint64_t tokens_max = model.info->max_model_len();
+  if (text.size() / kTokenBytesMax > tokens_max) {
+    return Invalid(field, " has ", text.size(), " bytes, more than any ", tokens_max,
+                   " tokens, which is max_model_len");
+  }
+  std::vector<int32_t> ids;
+  model.tokenizer->Encode(text, &ids);
+  if (ids.empty()) return Invalid(field, " is empty, it must have at least one token");
+  return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> ToTokens(const std::string& field, const v1::TokenIds& ids,
+                                              const ServedModel& model) {
+  if (ids.ids().empty()) return Invalid(field, " is empty, it must have at least one token");
+  return ToIds(field, ids.ids(), model);
+}
+
+// Of a GenerateRequest or a ScoreRequest.
+template <typename Message>
+absl::StatusOr<std::vector<int32_t>> Prompt(const Message& message, const ServedModel& model) {
+  switch (message.prompt_case()) {
+    case Message::kText:
+      return Encode("text", message.text(), model);
+    case Message::kIds:
+      return ToTokens("ids", message.ids(), model);
+    case Message::PROMPT_NOT_SET:
+      break;
+  }
+  return Invalid("prompt is not set, one of text and ids must be");
+}
+
+absl::Status CheckRequestId(const std::string& id) {
+  if (id.size() > kRequestIdMax) {
+    return Invalid("request_id has ", id.size(), " characters, the limit is ", kRequestIdMax);
+  }
+  const auto bad = std::find_if(id.begin(), id.end(), [](char c) { return !absl::ascii_isprint(c); });
+  if (bad == id.end()) return absl::OkStatus();
+  return Invalid("request_id has byte ", static_cast<int>(static_cast<unsigned char>(*bad)), " at ", bad - id.begin(),
+                 ", it must be printable ASCII");
+}
+
+// What both kinds of requests have.
+template <typename Message>
+absl::StatusOr<Request> Common(const Message& message, const ServedModel& model) {
+  GF_RETURN_IF_ERROR(CheckRequestId(message.request_id()));
+  if (message.priority() < -kPriorityMax || message.priority() > kPriorityMax) {
+    return Invalid("priority is ", message.priority(), ", the limits are ", -kPriorityMax, " and ", kPriorityMax);
+  }
+  if (message.logprobs() > static_cast<uint32_t>(kLogprobsMax)) {
+    return Invalid("logprobs is ", message.logprobs(), ", the limit is ", kLogprobsMax);
+  }
+  Request request;
+  request.id = message.request_id();
+  request.priority = message.priority();
+  GF_ASSIGN_OR_RETURN(request.prompt, Prompt(message, model));
+  return request;
+}
+
+absl::Status CheckLength(size_t prompt_tokens, const std::string& field, int64_t tokens, const ServedModel& model) {
+  const uint64_t limit = model.info->max_model_len();
+  if (prompt_tokens + tokens <= limit) return absl::OkStatus();
+  return Invalid("the prompt has ", prompt_tokens, " tokens and ", field, " ", tokens, ", together ",
+                 prompt_tokens + tokens, ", max_model_len is ", limit);
+}
+
+absl::StatusOr<SamplingOptions> ToSampling(const v1::SamplingOptions& message, bool ignore_eos,
+                                           const ServedModel& model) {
+  GF_RETURN_IF_ERROR(CheckCount("sampling.logit_bias", message.logit_bias_size(), kBiasesMax));
+  GF_RETURN_IF_ERROR(CheckCount("sampling.banned_tokens", message.banned_tokens_size(), kBansMax));
+  SamplingOptions sampling;
+  if (message.has_temperature()) sampling.temperature = message.temperature();
+  if (message.has_top_p()) sampling.top_p = message.top_p();
+  if (message.has_top_k()) sampling.top_k = message.top_k();
+  if (message.has_min_p()) sampling.min_p = message.min_p();
+  if (message.has_presence_penalty()) sampling.presence_penalty = message.presence_penalty();
+  if (message.has_frequency_penalty()) sampling.frequency_penalty = message.frequency_penalty();
+  if (message.has_penalty_decay()) sampling.penalty_decay = message.penalty_decay();
+  for (const auto& [id, bias] : message.logit_bias()) {
+    GF_RETURN_IF_ERROR(CheckId("sampling.logit_bias: the id", id, model));
+    sampling.logit_bias.push_back({static_cast<int32_t>(id), bias});
+  }
+  // A map has no order of its own.
+  std::sort(sampling.logit_bias.begin(), sampling.logit_bias.end(),
+            [](const LogitBias& a, const LogitBias& b) { return a.id < b.id; });
+  GF_ASSIGN_OR_RETURN(sampling.banned_tokens, ToIds("sampling.banned_tokens", message.banned_tokens(), model));
+  if (ignore_eos) sampling.banned_tokens.push_back(kEndOfText);
+  if (absl::Status status = Validate(sampling, *model.vocabulary); !status.ok()) {
+    return Invalid("sampling.", status.message());
+  }
+  return sampling;
+}
+
+absl::StatusOr<TextStream> ToTextStream(const google::protobuf::RepeatedPtrField<std::string>& stops) {
+  GF_RETURN_IF_ERROR(CheckCount("stop", stops.size(), kStopsMax));
+  for (int i = 0; i < stops.size(); ++i) {
+    if (stops[i].empty()) return Invalid("stop[", i, "] is empty");
+    if (stops[i].size() <= kStopBytesMax) continue;
+    return Invalid("stop[", i, "] has ", stops[i].size(), " bytes, the limit is ", kStopBytesMax);
+  }
+  absl::StatusOr<TextStream> text = TextStream::Create(std::vector<std::string>(stops.begin(), stops.end()));
+  if (!text.ok()) return Invalid("stop: ", text.status().message());
+  return text;
+}
+
+// `index` of the request's continuations.
+absl::StatusOr<std::vector<int32_t>> Continuation(const v1::ScoreRequest& message, int index,
+                                                  const ServedModel& model) {
+  const std::string field = absl::StrCat("continuations[", index, "]");
+  const v1::ScoreRequest::Continuation& continuation = message.continuations(index);
+  switch (continuation.continuation_case()) {
+    case v1::ScoreRequest::Continuation::kText:
+      return Encode(field + ".text", continuation.text(), model);
+    case v1::ScoreRequest::Continuation::kIds:
+      return ToTokens(field + ".ids", continuation.ids(), model);
+    case v1::ScoreRequest::Continuation::CONTINUATION_NOT_SET:
+      break;
+  }
+  return Invalid(field, " is not set, one of text and ids must be");
+}
+
+}  // namespace
+
+absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& message, const ServedModel& model) {
+  if (message.n() > kSamplesMax) return Invalid("n is ", message.n(), ", the limit is ", kSamplesMax);
+  GF_RETURN_IF_ERROR(CheckCount("stop_ids", message.stop_ids_size(), kStopIdsMax));
+  Request::Generate generate;
+  if (message.has_max_tokens()) generate.max_tokens = message.max_tokens();
+  generate.samples = message.n() == 0 ? 1 : static_cast<int>(message.n());
+  GF_ASSIGN_OR_RETURN(generate.stop_ids, ToIds("stop_ids", message.stop_ids(), model));
+  GF_ASSIGN_OR_RETURN(generate.sampling, ToSampling(message.sampling(), message.ignore_eos(), model));
+  if (message.has_logprobs()) generate.sampling.logprobs = static_cast<int>(message.logprobs());
+  generate.sampling.seed = message.seed();
+  GF_ASSIGN_OR_RETURN(TextStream text, ToTextStream(message.stop()));
+
+  ValidGenerate valid = {.request = {}, .has_seed = message.has_seed(), .text = std::move(text)};
+  GF_ASSIGN_OR_RETURN(valid.request, Common(message, model));
+  GF_RETURN_IF_ERROR(CheckLength(valid.request.prompt.size(),
+                                 message.has_max_tokens() ? "max_tokens is" : "max_tokens by default",
+                                 generate.max_tokens, model));
+  valid.request.progress = message.progress();
+  valid.request.generate = std::move(generate);
+  return valid;
+}
+
+absl::StatusOr<Request> ValidateScore(const v1::ScoreRequest& message, const ServedModel& model) {
+  GF_RETURN_IF_ERROR(CheckCount("continuations", message.continuations_size(), kContinuationsMax));
+  GF_ASSIGN_OR_RETURN(Request request, Common(message, model));
+  if (request.prompt.size() > model.info->max_model_len()) {
+    return Invalid("the prompt has ", request.prompt.size(), " tokens, max_model_len is ", model.info->max_model_len());
+  }
+  Request::Score score;
+  score.score_prompt = message.score_prompt();
+  score.top_logprobs = static_cast<int>(message.logprobs());
+  score.logits = message.logits();
+  for (int i = 0; i < message.continuations_size(); ++i) {
+    GF_ASSIGN_OR_RETURN(std::vector<int32_t> ids, Continuation(message, i, model));
+    GF_RETURN_IF_ERROR(CheckLength(request.prompt.size(), absl::StrCat("continuations[", i, "]"),
+                                   static_cast<int64_t>(ids.size()), model));
+    score.continuations.push_back(std::move(ids));
+  }
+  if (score.continuations.empty() && !score.score_prompt) {
+    return Invalid("continuations is empty and score_prompt is not set: there is nothing to score");
+  }
+  if (score.continuations.empty() && request.prompt.size() == 1) {
+    return Invalid("score_prompt scores from the second token on, the prompt has 1: there is nothing to score");
+  }
+  request.score = std::move(score);
+  return request;
+}
+
+absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& message, const ServedModel& model,
+                                                  int64_t bytes_max) {
+  GF_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, ToIds("ids", message.ids(), model));
+  int64_t raw_bytes = 0;
+  for (const int32_t id : ids) raw_bytes += static_cast<int64_t>(model.tokenizer->TokenBytes(id).size());
+  // U+FFFD is three bytes for one that is not UTF-8.
+  if (raw_bytes > bytes_max / 4) {
+    return Invalid("ids are tokens of ", raw_bytes, " bytes, the limit is ", bytes_max / 4);
+  }
+  v1::DetokenizeResponse response;
+  if (absl::Status status = model.tokenizer->Decode(ids, response.mutable_raw()); !status.ok()) {
+    return Invalid("ids: ", status.message());
+  }
+  TextStream text;
+  text.Append(response.raw(), response.mutable_text());
+  text.Finish(response.mutable_text());
+  return response;
+}
+
+}  // namespace goldfinch

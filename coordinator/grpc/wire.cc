@@ -1,0 +1,39 @@
+#include "coordinator/grpc/wire.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "google/protobuf/message_lite.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "grpcpp/support/proto_buffer_reader.h"
+#include "grpcpp/support/proto_buffer_writer.h"
+#include "grpcpp/support/status.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr int kBlockBytes = 1 << 20;
+
+}  // namespace
+
+absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message) {
+  grpc::ByteBuffer shared(bytes);  // the reader wants one that it could change
+  grpc::ProtoBufferReader reader(&shared);
+  if (reader.status().ok() && message->ParseFromZeroCopyStream(&reader)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("the ", bytes.Length(), " bytes of the request are no ",
+                                                 message->GetTypeName(), ", or a text in it is not UTF-8"));
+}
+
+void SerializeMessage(const google::protobuf::MessageLite& message, grpc::ByteBuffer* bytes) {
+  const size_t size = message.ByteSizeLong();
+  grpc::ProtoBufferWriter writer(bytes, kBlockBytes, static_cast<int>(size));
+  GF_CHECK(message.SerializeToZeroCopyStream(&writer)) << message.GetTypeName() << " of " << size << " bytes";
+}
+
+grpc::Status ToGrpc(const absl::Status& status) {
+  // Both count the canonical codes alike.
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,27 @@
+// Messages and errors to gRPC's bytes and back. Methods take raw bytes, because gRPC itself answers a message that
+// cannot be parsed with UNIMPLEMENTED, and parses it on one of its few threads.
+#ifndef GOLDFINCH_COORDINATOR_GRPC_WIRE_H_
+#define GOLDFINCH_COORDINATOR_GRPC_WIRE_H_
+
+#include "absl/status/status.h"
+
+namespace google::protobuf {
+class MessageLite;
+}
+
+namespace grpc {
+class ByteBuffer;
+class Status;
+}  // namespace grpc
+
+namespace goldfinch {
+
+// INVALID_ARGUMENT if the bytes are no such message; also if a string in it is not UTF-8.
+absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
+void SerializeMessage(const google::protobuf::MessageLite& message, grpc::ByteBuffer* bytes);
+
+grpc::Status ToGrpc(const absl::Status& status);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_GRPC_WIRE_H_

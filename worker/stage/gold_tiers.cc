@@ -1,0 +1,328 @@
+#include "worker/stage/gold_tiers.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "base/check.h"
+#include "base/status.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr int64_t kPageTokens = 64;
+// Where a page of T2 is larger than keys and values of one layer, a block is rounded up to pages of so many positions.
+constexpr int64_t kSmallPageTokens = 16;
+constexpr GoldTier kTiers[] = {GoldTier::kCompressed, GoldTier::kShared, GoldTier::kFull};
+
+int64_t PagesFor(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+GoldTier Below(GoldTier tier) { return static_cast<GoldTier>(static_cast<int>(tier) - 1); }
+
+}  // namespace
+
+std::optional<GoldTier> ParseGoldTier(std::string_view name) {
+  if (name == "auto" || name == "full") return GoldTier::kFull;
+  if (name == "shared") return GoldTier::kShared;
+  if (name == "compressed") return GoldTier::kCompressed;
+  return std::nullopt;
+}
+
+GoldTiers::GoldTiers(Backend& backend, GoldStage stage)
+    : backend_(backend),
+      stage_(std::move(stage)),
+      layers_(static_cast<int64_t>(stage_.layers.size())),
+      sequences_(stage_.max_sequences) {
+  GF_CHECK_GE(layers_, 1);
+  const int64_t width = stage_.shared.embedding.dim(1), row_bytes = width * SizeOf(backend.activation_dtype());
+  const int64_t shared_bytes = backend.GoldSharedPageBytes(width, stage_.layers, stage_.head_size, kPageTokens);
+  block_bytes_ = RoundUp(shared_bytes, 256);  // as GoldSharedRows has it
+  if (stage_.most == GoldTier::kFull) {
+    const int64_t kv_bytes = 2 * kPageTokens * row_bytes;
+    kv_page_tokens_ = shared_bytes <= kv_bytes ? kPageTokens : kSmallPageTokens;
+    block_bytes_ = RoundUp(std::max(shared_bytes, kv_bytes), kv_page_tokens_ * row_bytes);
+    block_kv_pages_ = block_bytes_ / (kv_page_tokens_ * row_bytes);
+  }
+  spans_.reserve(stage_.max_sequences);
+  gather_.reserve(stage_.max_rows);
+  scatter_.reserve(stage_.max_rows);
+}
+
+absl::Status GoldTiers::Reserve(int64_t bytes, int64_t positions) {
+  GF_CHECK(!pool_) << "reserved before";
+  if (stage_.most == GoldTier::kCompressed) return absl::OkStatus();
+  // Page numbers are 32 bits wide.
+  const int64_t numbers = std::numeric_limits<int32_t>::max() / std::max<int64_t>(block_kv_pages_, 1);
+  int64_t blocks = std::min({bytes / block_bytes_, BlocksFor(stage_.most, positions), numbers});
+  for (; blocks > 0; blocks /= 2) {
+    absl::StatusOr<std::shared_ptr<void>> memory = backend_.Allocate(blocks * block_bytes_, "kept rows of GOLD layers");
+    if (memory.ok()) {
+      memory_ = *std::move(memory);
+      break;
+    }
+    if (memory.status().code() != absl::StatusCode::kResourceExhausted) return memory.status();
+  }
+  if (blocks <= 0) return absl::OkStatus();
+  pool_.emplace(static_cast<int32_t>(blocks));
+  rows_ = {.data = memory_.get(), .pages = blocks, .page_bytes = block_bytes_, .page_tokens = kPageTokens};
+
+  const bool full = stage_.most == GoldTier::kFull;
+  const int64_t most_pages = PagesFor(stage_.max_sequence_tokens);
+  if (full) {
+    // Two views of the blocks: of the same number, a page of keys and the page of values that lies behind the keys.
+    const int64_t width = stage_.shared.embedding.dim(1), behind = kPageTokens / kv_page_tokens_;
+    const Shape shape{blocks * block_kv_pages_ - behind, kv_page_tokens_, width};
+    kv_.keys = {memory_.get(), backend_.activation_dtype(), shape};
+    kv_.values = kv_.keys;
+    kv_.values.data = static_cast<char*>(memory_.get()) + behind * kv_page_tokens_ * width * SizeOf(kv_.keys.dtype);
+  }
+  for (Sequence& sequence : sequences_) {
+    sequence.blocks.reserve(std::min(blocks, most_pages * (full ? layers_ : 1)));
+    if (!full) continue;
+    sequence.kv_pages.resize(layers_);
+    for (std::vector<int32_t>& pages : sequence.kv_pages) {
+      pages.reserve(std::min(blocks / layers_, most_pages) * (kPageTokens / kv_page_tokens_));
+    }
+  }
+  return absl::OkStatus();
+}
+
+int64_t GoldTiers::BlocksFor(GoldTier tier, int64_t tokens) const {
+  switch (tier) {
+    case GoldTier::kCompressed:
+      return 0;
+    case GoldTier::kShared:
+      return PagesFor(tokens);
+    case GoldTier::kFull:
+      return PagesFor(tokens) * layers_;
+  }
+  return 0;
+}
+
+// ---- Who keeps what
+
+void GoldTiers::Open(int slot) {
+  Sequence& sequence = sequences_[slot];
+  GF_CHECK(sequence.blocks.empty());
+  sequence.tier = GoldTier::kCompressed;
+  sequence.settled = stage_.most;
+  sequence.end = 0;
+}
+
+void GoldTiers::Fork(int slot, int copy) {
+  const Sequence& from = sequences_[slot];
+  const int64_t shared_tokens = from.kept / kPageTokens * kPageTokens;
+  if (shared_tokens == 0) return;
+  Sequence& to = sequences_[copy];
+  to.tier = from.tier;
+  to.settled = from.settled;
+  to.end = to.kept = shared_tokens;
+  for (int64_t i = 0; i < BlocksFor(from.tier, shared_tokens); ++i) {
+    pool_->Share(from.blocks[i]);
+    to.blocks.push_back(from.blocks[i]);
+  }
+  if (from.tier != GoldTier::kFull) return;
+  for (int64_t layer = 0; layer < layers_; ++layer) {
+    const std::vector<int32_t>& pages = from.kv_pages[layer];
+    to.kv_pages[layer].assign(pages.begin(), pages.begin() + shared_tokens / kv_page_tokens_);
+  }
+}
+
+void GoldTiers::Close(int slot) { Release(sequences_[slot]); }
+
+void GoldTiers::Release(Sequence& sequence) {
+  for (const int32_t block : sequence.blocks) pool_->Release(block);
+  sequence.blocks.clear();
+  for (std::vector<int32_t>& pages : sequence.kv_pages) pages.clear();
+  sequence.kept = 0;
+  sequence.tier = GoldTier::kCompressed;
+}
+
+// Blocks up to `end`; there must be so many.
+void GoldTiers::Take(Sequence& sequence) {
+  const bool full = sequence.tier == GoldTier::kFull;
+  const int64_t wanted = BlocksFor(sequence.tier, sequence.end);
+  while (static_cast<int64_t>(sequence.blocks.size()) < wanted) {
+    const int32_t block = pool_->Take();
+    if (full) {
+      std::vector<int32_t>& pages = sequence.kv_pages[sequence.blocks.size() % layers_];
+      for (int64_t i = 0; i < kPageTokens / kv_page_tokens_; ++i) {
+        pages.push_back(static_cast<int32_t>(block * block_kv_pages_ + i));
+      }
+    }
+    sequence.blocks.push_back(block);
+  }
+}
+
+// A tier above the sequence's, if one can be had without taking from others; and T2 for a sequence without anything
+// even if others have to go down to T2 for it.
+void GoldTiers::Choose(Sequence& sequence) {
+  for (GoldTier tier = stage_.most; tier > sequence.tier; tier = Below(tier)) {
+    const int64_t need = BlocksFor(tier, sequence.end);
+    if (free_blocks() < (tier <= sequence.settled ? need : 2 * need)) continue;
+    Release(sequence);
+    sequence.tier = sequence.settled = tier;
+    return;
+  }
+  if (sequence.tier != GoldTier::kCompressed) return;
+  const GoldTier settled = std::exchange(sequence.settled, GoldTier::kCompressed);
+  if (settled < GoldTier::kShared) return;
+  const int64_t need = BlocksFor(GoldTier::kShared, sequence.end);
+  int64_t possible = free_blocks();
+  for (const Sequence& other : sequences_) {
+    const auto held = static_cast<int64_t>(other.blocks.size());
+    if (other.tier == GoldTier::kFull) possible += held - held / layers_;
+  }
+  if (possible < need) return;
+  while (free_blocks() < need) {
+    Sequence* other = Largest(GoldTier::kFull);
+    if (other == nullptr) return;  // what it could have given was shared
+    Drop(*other);
+  }
+  sequence.tier = sequence.settled = GoldTier::kShared;
+}
+
+// The blocks that its tier lacks; of others, if none are free, and if it has the most itself, a tier less.
+void GoldTiers::Grow(Sequence& sequence) {
+  while (sequence.tier != GoldTier::kCompressed) {
+    const int64_t missing = BlocksFor(sequence.tier, sequence.end) - static_cast<int64_t>(sequence.blocks.size());
+    if (missing <= free_blocks()) return Take(sequence);
+    Sequence* largest = Largest(GoldTier::kFull);
+    if (largest == nullptr) largest = Largest(GoldTier::kShared);
+    Drop(largest == nullptr ? sequence : *largest);
+  }
+}
+
+GoldTiers::Sequence* GoldTiers::Largest(GoldTier tier) {
+  Sequence* largest = nullptr;
+  for (Sequence& sequence : sequences_) {
+    if (sequence.tier != tier || sequence.blocks.empty()) continue;
+    if (largest == nullptr || sequence.blocks.size() > largest->blocks.size()) largest = &sequence;
+  }
+  return largest;
+}
+
+// Where T2 saves nothing, or what a sequence gives up is shared and so does not become free, T0 is next below T3.
+void GoldTiers::Drop(Sequence& sequence) {
+  const bool to_shared = sequence.tier == GoldTier::kFull && layers_ > 1;
+  Release(sequence);
+  if (to_shared && BlocksFor(GoldTier::kShared, sequence.end) <= free_blocks()) {
+    sequence.tier = GoldTier::kShared;
+    Take(sequence);
+  }
+  sequence.settled = sequence.tier;
+  ++drops_;
+}
+
+// ---- Rows
+
+void GoldTiers::Prepare(RowSpans spans) {
+  if (!pool_) return;
+  for (const RowSpan& span : spans) sequences_[span.slot].end = span.position + span.row_count;
+  for (const RowSpan& span : spans) {
+    Choose(sequences_[span.slot]);
+    Grow(sequences_[span.slot]);
+  }
+  // Not before all have what they get: one may have dropped another.
+  for (const RowSpan& span : spans) {
+    Sequence& sequence = sequences_[span.slot];
+    sequence.derive_from = sequence.kept;
+    if (sequence.tier != GoldTier::kCompressed) sequence.kept = sequence.end;
+  }
+}
+
+RowSpan GoldTiers::Kept(RowSpan span, GoldTier tier, int layer) const {
+  const Sequence& sequence = sequences_[span.slot];
+  if (tier == GoldTier::kShared) span.kept = sequence.blocks.data();
+  if (tier == GoldTier::kFull) span.kept = sequence.kv_pages[layer].data();
+  return span;
+}
+
+void GoldTiers::Derive(RowSpans spans) {
+  for (const GoldTier tier : {GoldTier::kShared, GoldTier::kFull}) {
+    for (int layer = 0; layer < (tier == GoldTier::kFull ? layers_ : 1); ++layer) {
+      spans_.clear();
+      int64_t row = 0;
+      for (RowSpan span : spans) {
+        const Sequence& sequence = sequences_[span.slot];
+        if (sequence.tier != tier || sequence.derive_from == sequence.end) continue;
+        span.row_begin = static_cast<int32_t>(row);
+        span.row_count = static_cast<int32_t>(sequence.end - sequence.derive_from);
+        span.position = sequence.derive_from;
+        spans_.push_back(Kept(span, tier, layer));
+        row += span.row_count;
+      }
+      if (spans_.empty()) break;
+      if (tier == GoldTier::kShared) {
+        backend_.GoldMakeSharedRows(spans_, stage_.shared, stage_.layers, stage_.cache, stage_.head_size, rows_);
+      } else {
+        backend_.GoldMakeKeysValues(spans_, stage_.shared, stage_.layers[layer], stage_.cache, stage_.head_size, kv_);
+      }
+    }
+  }
+}
+
+void GoldTiers::Attend(ConstTensor q, RowSpans spans, int layer, Workspace& workspace, Tensor out) {
+  int runs = 0;
+  bool present[std::size(kTiers)] = {};
+  for (size_t i = 0; i < spans.size(); ++i) {
+    const GoldTier tier = sequences_[spans[i].slot].tier;
+    if (i == 0 || tier != sequences_[spans[i - 1].slot].tier) ++runs;
+    present[static_cast<int>(tier)] = true;
+  }
+  const Workspace::Frame frame(workspace);
+  // Rows of a tier lie together, where they are or, if tiers take turns, in a copy.
+  const bool together = runs <= std::count(std::begin(present), std::end(present), true);
+  ConstTensor from = q;
+  Tensor to = out;
+  if (!together) {
+    gather_.clear();
+    scatter_.clear();
+    for (const GoldTier tier : kTiers) {
+      for (const RowSpan& span : spans) {
+        if (sequences_[span.slot].tier != tier) continue;
+        for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
+          const auto at = static_cast<int64_t>(gather_.size());
+          gather_.push_back({row, at});
+          scatter_.push_back({at, row});
+        }
+      }
+    }
+    const Tensor gathered = workspace.Take(q.shape, q.dtype);
+    backend_.CopyRows(q, gather_, gathered);
+    from = gathered;
+    to = workspace.Take(out.shape, out.dtype);
+  }
+  int64_t begin = 0;  // of the tier's rows in a copy
+  for (const GoldTier tier : kTiers) {
+    if (!present[static_cast<int>(tier)]) continue;
+    spans_.clear();
+    int32_t rows = 0;
+    for (RowSpan span : spans) {
+      if (sequences_[span.slot].tier != tier) continue;
+      if (together && spans_.empty()) begin = span.row_begin;
+      span.row_begin = rows;
+      rows += span.row_count;
+      span = Kept(span, tier, layer);
+      if (tier == GoldTier::kFull) span.pages = span.kept;  // they are keys and values like any others
+      spans_.push_back(span);
+    }
+    AttendTier(tier, Rows(from, begin, rows), spans_, layer, Rows(to, begin, rows));
+    begin += rows;
+  }
+  if (!together) backend_.CopyRows(to, scatter_, out);
+}
+
+void GoldTiers::AttendTier(GoldTier tier, ConstTensor q, RowSpans spans, int layer, Tensor out) {
+  switch (tier) {
+    case GoldTier::kCompressed:
+      return backend_.GoldAttention(q, spans, stage_.shared, stage_.layers[layer], stage_.cache, stage_.head_size, out);
+    case GoldTier::kShared:
+      return backend_.GoldSharedAttention(q, spans, stage_.shared, stage_.layers, layer, rows_, stage_.head_size, out);
+    case GoldTier::kFull:
+      return backend_.KvAttention(q, spans, kv_, stage_.head_size, out);
+  }
+}
+
+}  // namespace goldfinch

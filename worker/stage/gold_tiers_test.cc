@@ -1,0 +1,414 @@
+// Which tier a sequence gets, what becomes of it when memory is short, and that results do not depend on it.
+#include "worker/stage/gold_tiers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/backend.h"
+#include "worker/model/fake_device.h"
+#include "worker/model/model.h"
+#include "worker/model/random_model.h"
+#include "worker/stage/stage.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr int64_t kVocab = 40;
+constexpr int kSlots = 6;
+constexpr GoldTier kT0 = GoldTier::kCompressed, kT2 = GoldTier::kShared, kT3 = GoldTier::kFull;
+
+// A stage of a small model, which may keep so many blocks: pages of T2.
+class Kept {
+ public:
+  struct Setup {
+    std::vector<std::string> layers = {"finch_c2", "gold", "gold"};
+    int64_t width = 128;
+    GoldTier most = kT3;
+    int64_t blocks = 0;
+    DType activations = DType::kF32;
+    bool fake = false;
+    int64_t cache_tokens = 4096;
+  };
+
+  explicit Kept(const Setup& setup) : backend_(MakeCpuBackend(/*threads=*/1)) {
+    if (setup.fake) backend_ = std::make_unique<FakeDevice>(std::move(backend_), setup.activations);
+    auto model = LoadModel(*backend_, OpenTensors(RandomModel({.layers = setup.layers, .width = setup.width})), {});
+    EXPECT_TRUE(model.ok()) << model.status();
+    auto stage = Stage::Create(*backend_, *model,
+                               {.max_sequences = kSlots,
+                                .max_sequence_tokens = 2048,
+                                .cache_tokens = setup.cache_tokens,
+                                .max_step_tokens = 600,
+                                .max_logit_rows = 100,
+                                .cache_dtype = DType::kF32,
+                                .gold_tier = setup.most});
+    EXPECT_TRUE(stage.ok()) << stage.status();
+    stage_ = *std::move(stage);
+    const absl::Status reserved = stage_->ReserveKept(setup.blocks * BlockBytes());
+    EXPECT_TRUE(reserved.ok()) << reserved;
+  }
+
+  Stage& stage() { return *stage_; }
+  const GoldTiers& tiers() const { return *stage_->gold_tiers(); }
+  int64_t BlockBytes() const { return tiers().TierBytes(kT2, 1); }
+  int64_t blocks() const { return tiers().kept_bytes() / BlockBytes(); }
+  GoldTier tier(int slot) const { return tiers().tier(slot); }
+
+  int Open(int64_t tokens = 0) {
+    const int slot = *stage_->Open();
+    if (tokens > 0) Run(slot, tokens);
+    return slot;
+  }
+  // More tokens, the GOLD layers included.
+  void Run(int slot, int64_t tokens) { Forward({{slot, tokens, 1}}); }
+
+  struct Part {
+    int slot;
+    int64_t tokens;
+    int64_t logit_rows;
+  };
+  // Tokens are a function of slot and position. Returns the logits.
+  std::vector<float> Forward(const std::vector<Part>& parts) {
+    std::vector<std::vector<int32_t>> ids;
+    std::vector<Chunk> chunks;
+    for (const Part& part : parts) {
+      const int64_t begin = stage_->position(part.slot);
+      ids.emplace_back();
+      for (int64_t i = begin; i < begin + part.tokens; ++i) {
+        ids.back().push_back(static_cast<int32_t>((i * i + 7 * part.slot + i / 3) % kVocab));
+      }
+    }
+    for (size_t i = 0; i < parts.size(); ++i) chunks.push_back({parts[i].slot, ids[i], parts[i].logit_rows});
+    StageOutput output;
+    const absl::Status status = stage_->Forward(chunks, {}, &output);
+    EXPECT_TRUE(status.ok()) << status;
+    if (!output.logits) return {};
+    std::vector<float> logits(output.logits.shape.elements());
+    backend_->CopyToHost(output.logits, logits.data());
+    return logits;
+  }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Stage> stage_;
+};
+
+TEST(GoldTiersTest, Names) {
+  EXPECT_EQ(ParseGoldTier("auto"), kT3);
+  EXPECT_EQ(ParseGoldTier("full"), kT3);
+  EXPECT_EQ(ParseGoldTier("shared"), kT2);
+  EXPECT_EQ(ParseGoldTier("compressed"), kT0);
+  EXPECT_EQ(ParseGoldTier("T3"), std::nullopt);
+}
+
+TEST(GoldTiersTest, NothingIsKeptWithoutMemory) {
+  for (const GoldTier most : {kT0, kT3}) {
+    Kept kept({.most = most, .blocks = most == kT0 ? 100 : 0});
+    EXPECT_EQ(kept.tier(kept.Open(100)), kT0);
+    EXPECT_EQ(kept.tiers().reserved_bytes(), 0);
+    EXPECT_EQ(kept.tiers().kept_bytes(), 0);
+  }
+}
+
+TEST(GoldTiersTest, StagesWithoutGoldLayersReserveNothing) {
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
+  const auto model = LoadModel(*backend, OpenTensors(RandomModel({.layers = {"finch_c2", "llama"}})), {});
+  const auto stage = Stage::Create(*backend, *model, {});
+  const int64_t before = (*stage)->ReservedBytes();
+  EXPECT_TRUE((*stage)->ReserveKept(int64_t{1} << 30).ok());
+  EXPECT_EQ((*stage)->ReservedBytes(), before);
+  EXPECT_EQ((*stage)->gold_tiers(), nullptr);
+}
+
+// No more than every position in every layer; counted as reserved.
+TEST(GoldTiersTest, ReservesWhatSequencesCanUse) {
+  for (const GoldTier most : {kT2, kT3}) {
+    Kept none({.most = most}), all({.most = most, .blocks = 1'000'000}), few({.most = most, .blocks = 7});
+    const int64_t positions = 4096 + 64 * kSlots;
+    EXPECT_EQ(all.tiers().reserved_bytes(), all.tiers().TierBytes(most, positions));
+    EXPECT_EQ(few.tiers().reserved_bytes(), 7 * few.BlockBytes());
+    EXPECT_EQ(few.stage().ReservedBytes() - none.stage().ReservedBytes(), 7 * few.BlockBytes());
+  }
+}
+
+TEST(GoldTiersTest, MemoryThatCannotBeHadIsDoneWithout) {
+  FakeDevice device(MakeCpuBackend(/*threads=*/1));
+  const auto model = LoadModel(device, OpenTensors(RandomModel({.layers = {"finch_c2", "gold"}})), {});
+  const auto stage = Stage::Create(device, *model, {});
+  device.set_allocations_left(0);
+  const absl::Status status = (*stage)->ReserveKept(1 << 20);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ((*stage)->gold_tiers()->reserved_bytes(), 0);
+}
+
+TEST(GoldTiersTest, BytesOfATier) {
+  Kept kept({.blocks = 4});
+  EXPECT_EQ(kept.tiers().TierBytes(kT0, 1000), 0);
+  EXPECT_EQ(kept.tiers().TierBytes(kT2, 64), kept.BlockBytes());
+  EXPECT_EQ(kept.tiers().TierBytes(kT2, 65), 2 * kept.BlockBytes());
+  EXPECT_EQ(kept.tiers().TierBytes(kT3, 65), 4 * kept.BlockBytes()) << "of two layers";
+  EXPECT_EQ(kept.BlockBytes(), 64 * 2 * 128 * 4) << "keys and values of one layer: more than T2 takes";
+  // Where T2 takes more, small pages of keys and values leave less unused.
+  Kept narrow({.width = 64, .blocks = 4});
+  EXPECT_GT(narrow.BlockBytes(), 64 * 2 * 64 * 4);
+  EXPECT_EQ(narrow.BlockBytes() % (16 * 64 * 4), 0);
+}
+
+// ---- The rule
+
+TEST(GoldTiersTest, TheHighestThatFits) {
+  Kept kept({.blocks = 7});
+  const int first = kept.Open(64);
+  EXPECT_EQ(kept.tier(first), kT3);
+  EXPECT_EQ(kept.blocks(), 2);
+  const int second = kept.Open(190);  // six for T3, three for T2; five are free
+  EXPECT_EQ(kept.tier(second), kT2);
+  EXPECT_EQ(kept.blocks(), 5);
+  const int third = kept.Open(100);
+  EXPECT_EQ(kept.tier(third), kT2);
+  EXPECT_EQ(kept.blocks(), 7);
+  EXPECT_EQ(kept.tiers().drops(), 0);
+}
+
+TEST(GoldTiersTest, APromptThatHasNotEndedKeepsNothing) {
+  Kept kept({.blocks = 4});
+  const int slot = kept.Open();
+  kept.Forward({{slot, 90, 0}});
+  EXPECT_EQ(kept.blocks(), 0);
+  kept.Run(slot, 1);
+  EXPECT_EQ(kept.tier(slot), kT3);
+  EXPECT_EQ(kept.blocks(), 4);
+}
+
+// T2 for one goes before T3 for another, but not before T2.
+TEST(GoldTiersTest, NewSequencesGetT2AtTheCostOfT3) {
+  Kept kept({.blocks = 4});
+  const int first = kept.Open(128);
+  EXPECT_EQ(kept.tier(first), kT3);
+  const int second = kept.Open(100);
+  EXPECT_EQ(kept.tier(first), kT2);
+  EXPECT_EQ(kept.tier(second), kT2);
+  EXPECT_EQ(kept.tiers().drops(), 1);
+  const int third = kept.Open(1);
+  EXPECT_EQ(kept.tier(third), kT0);
+  EXPECT_EQ(kept.tiers().drops(), 1);
+  EXPECT_EQ(kept.blocks(), 4);
+}
+
+// Nobody is dropped for a sequence that does not fit even so.
+TEST(GoldTiersTest, NothingIsDroppedInVain) {
+  Kept kept({.blocks = 6});
+  const int first = kept.Open(192);
+  const int second = kept.Open(256);
+  EXPECT_EQ(kept.tier(first), kT3);
+  EXPECT_EQ(kept.tier(second), kT0);
+  EXPECT_EQ(kept.tiers().drops(), 0);
+}
+
+TEST(GoldTiersTest, GrowthTakesABlockAsNeeded) {
+  Kept kept({.most = kT2, .blocks = 9});
+  const int slot = kept.Open(63);
+  for (int64_t tokens = 64; tokens <= 200; ++tokens) {
+    kept.Run(slot, 1);
+    ASSERT_EQ(kept.blocks(), (tokens + 63) / 64);
+  }
+}
+
+// First what is at T3, the largest of it, then the largest of the others; it may be the one that grows.
+TEST(GoldTiersTest, GrowthTakesFromTheLargest) {
+  Kept kept({.blocks = 10});
+  const int large = kept.Open(192), small = kept.Open(128);
+  EXPECT_EQ(kept.tier(large), kT3);
+  EXPECT_EQ(kept.tier(small), kT3);
+  EXPECT_EQ(kept.blocks(), 10);
+  kept.Run(small, 1);
+  EXPECT_EQ(kept.tier(large), kT2);
+  EXPECT_EQ(kept.tier(small), kT3);
+  EXPECT_EQ(kept.blocks(), 3 + 6);
+  kept.Run(large, 1);
+  EXPECT_EQ(kept.blocks(), 4 + 6);
+  kept.Run(large, 64);  // its own growth is at the cost of what is at T3
+  EXPECT_EQ(kept.tier(large), kT2);
+  EXPECT_EQ(kept.tier(small), kT2);
+  EXPECT_EQ(kept.blocks(), 5 + 3);
+  kept.Run(small, 64 * 2);
+  EXPECT_EQ(kept.blocks(), 5 + 5);
+  kept.Run(small, 64);  // six: none is free
+  EXPECT_EQ(kept.tiers().drops(), 3);
+  EXPECT_NE(kept.tier(large), kept.tier(small)) << "one of five went";
+  kept.Run(kept.tier(small) == kT2 ? small : large, 600);
+  EXPECT_EQ(kept.tier(small), kT0);
+  EXPECT_EQ(kept.tier(large), kT0);
+  EXPECT_EQ(kept.blocks(), 0);
+}
+
+// With one layer T2 is no smaller than T3.
+TEST(GoldTiersTest, OneLayerGoesToT0AtOnce) {
+  Kept kept({.layers = {"finch_c2", "gold"}, .blocks = 3});
+  const int slot = kept.Open(192);
+  EXPECT_EQ(kept.tier(slot), kT3);
+  kept.Run(slot, 1);
+  EXPECT_EQ(kept.tier(slot), kT0);
+  EXPECT_EQ(kept.blocks(), 0);
+}
+
+// Up again only when twice the need is free, so that a sequence does not go up and down with every page of another.
+TEST(GoldTiersTest, PromotionWaitsForPlenty) {
+  Kept kept({.most = kT2, .blocks = 4});
+  const int large = kept.Open(128), other = kept.Open(128);
+  const int late = kept.Open(60);
+  EXPECT_EQ(kept.tier(late), kT0);
+  kept.stage().Close(other);  // two are free: twice the one
+  kept.Run(late, 1);
+  EXPECT_EQ(kept.tier(late), kT2);
+  kept.Run(late, 10);
+  EXPECT_EQ(kept.blocks(), 4);
+  const int last = kept.Open(100);
+  EXPECT_EQ(kept.tier(last), kT0);
+  kept.stage().Close(late);
+  kept.Run(last, 1);
+  EXPECT_EQ(kept.tier(last), kT0) << "two are free and two are needed";
+  kept.stage().Close(large);
+  kept.Run(last, 1);
+  EXPECT_EQ(kept.tier(last), kT2);
+}
+
+TEST(GoldTiersTest, PromotionToT3WaitsForPlenty) {
+  Kept kept({.blocks = 8});
+  const int first = kept.Open(128), second = kept.Open(64 * 3);
+  EXPECT_EQ(kept.tier(first), kT3);
+  EXPECT_EQ(kept.tier(second), kT2);
+  kept.stage().Close(first);  // five are free; twice six are too many
+  kept.Run(second, 0 + 1);
+  EXPECT_EQ(kept.tier(second), kT2);
+  Kept more({.blocks = 20});
+  const int third = more.Open(64 * 9), fourth = more.Open(64 * 2);
+  EXPECT_EQ(more.tier(third), kT3);
+  EXPECT_EQ(more.tier(fourth), kT2);
+  more.stage().Close(third);
+  more.Run(fourth, 1);  // three pages: twelve are twice the need, 18 are free
+  EXPECT_EQ(more.tier(fourth), kT3);
+  EXPECT_EQ(more.blocks(), 6);
+}
+
+TEST(GoldTiersTest, ForksShareFullPages) {
+  Kept kept({.blocks = 20});
+  const int slot = kept.Open(130);
+  EXPECT_EQ(kept.blocks(), 6);
+  const int copy = *kept.stage().Fork(slot);
+  EXPECT_EQ(kept.blocks(), 6);
+  EXPECT_EQ(kept.tier(copy), kT3);
+  kept.Run(copy, 1);
+  EXPECT_EQ(kept.blocks(), 8) << "a last page of its own, of two layers";
+  kept.stage().Close(slot);
+  EXPECT_EQ(kept.blocks(), 6);
+  kept.stage().Close(copy);
+  EXPECT_EQ(kept.blocks(), 0);
+  // Of less than a page there is nothing to share.
+  const int short_slot = kept.Open(60), short_copy = *kept.stage().Fork(short_slot);
+  EXPECT_EQ(kept.tier(short_copy), kT0);
+  kept.Run(short_copy, 1);
+  EXPECT_EQ(kept.tier(short_copy), kT3);
+}
+
+// A sequence that is dropped may free nothing, for all of it is shared.
+TEST(GoldTiersTest, DroppingWhatIsShared) {
+  Kept kept({.blocks = 8});
+  const int slot = kept.Open(256);
+  std::vector<int> all = {slot};
+  for (int i = 0; i < 3; ++i) all.push_back(*kept.stage().Fork(slot));
+  for (int64_t tokens = 0; tokens < 300; tokens += 20) {
+    for (const int each : all) kept.Run(each, 20);
+  }
+  EXPECT_LE(kept.blocks(), 8);
+  for (const int each : all) kept.stage().Close(each);
+  EXPECT_EQ(kept.blocks(), 0);
+}
+
+// ---- Results
+
+// Whatever clients do, in a pool so small that tiers change all the time, beside a stage that keeps nothing.
+void Walk(const Kept::Setup& setup, double tolerance, bool expect_changes) {
+  SCOPED_TRACE(testing::Message() << setup.blocks << " blocks, width " << setup.width << ", " << setup.layers.size()
+                                  << " layers, most " << static_cast<int>(setup.most));
+  Kept kept(setup);
+  Kept::Setup plain_setup = setup;
+  plain_setup.most = kT0;
+  Kept plain(plain_setup);
+  std::minstd_rand random(static_cast<unsigned>(20240717 + setup.blocks));
+  const auto below = [&random](int64_t limit) { return static_cast<int64_t>(random() % limit); };
+  std::vector<bool> open(kSlots);
+  int64_t mixed = 0;
+  for (int step = 0; step < 250; ++step) {
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (!open[slot] || (below(30) != 0 && kept.stage().position(slot) < 500)) continue;
+      kept.stage().Close(slot);
+      plain.stage().Close(slot);
+      open[slot] = false;
+    }
+    if (below(3) == 0 && std::count(open.begin(), open.end(), false) > 0) {
+      const auto parent = static_cast<int>(below(kSlots));
+      const bool fork = open[parent] && below(2) == 0;
+      const int slot = fork ? *kept.stage().Fork(parent) : kept.Open();
+      ASSERT_EQ(slot, fork ? *plain.stage().Fork(parent) : plain.Open());
+      open[slot] = true;
+    }
+    std::vector<Kept::Part> parts;
+    bool seen[3] = {};
+    for (int64_t i = 0, first = below(kSlots); i < kSlots; ++i) {
+      const auto slot = static_cast<int>((first + i) % kSlots);
+      if (!open[slot] || below(3) == 0) continue;
+      const int64_t tokens = 1 + (below(3) == 0 ? below(90) : 0);
+      parts.push_back({slot, tokens, below(5) == 0 ? below(std::min<int64_t>(tokens, 10) + 1) : 1});
+    }
+    if (parts.empty()) continue;
+    const std::vector<float> actual = kept.Forward(parts), expected = plain.Forward(parts);
+    ASSERT_EQ(actual.size(), expected.size());
+    if (tolerance == 0) {
+      ASSERT_EQ(actual, expected) << "step " << step;
+    } else {
+      double error = 0, size = 0;
+      for (size_t i = 0; i < actual.size(); ++i) {
+        error += (actual[i] - expected[i]) * (actual[i] - expected[i]);
+        size += expected[i] * expected[i];
+      }
+      ASSERT_LE(std::sqrt(error), tolerance * std::sqrt(size)) << "step " << step;
+    }
+    for (const Kept::Part& part : parts) seen[static_cast<int>(kept.tier(part.slot))] = true;
+    mixed += std::count(std::begin(seen), std::end(seen), true) > 1 ? 1 : 0;
+    ASSERT_LE(kept.blocks(), setup.blocks);
+  }
+  for (int slot = 0; slot < kSlots; ++slot) {
+    if (open[slot]) kept.stage().Close(slot);
+  }
+  EXPECT_EQ(kept.blocks(), 0);
+  if (!expect_changes) return;
+  EXPECT_GE(kept.tiers().drops(), 10);
+  EXPECT_GE(mixed, 20) << "steps with sequences of different tiers";
+}
+
+TEST(GoldTiersTest, ResultsDoNotDependOnTiers) {
+  const std::vector<std::string> three = {"finch_c2", "gold", "gold", "gold"};
+  for (const int64_t blocks : {5, 12}) {
+    Walk({.layers = three, .width = 128, .blocks = blocks}, 0, /*expect_changes=*/true);
+    Walk({.layers = three, .width = 64, .blocks = blocks}, 0, /*expect_changes=*/true);
+  }
+  Walk({.most = kT2, .blocks = 5}, 0, /*expect_changes=*/false);
+  Walk({.layers = {"finch", "gold"}, .blocks = 4}, 0, /*expect_changes=*/false);
+  Walk({.blocks = 10'000}, 0, /*expect_changes=*/false);
+}
+
+TEST(GoldTiersTest, ResultsOnADeviceDoNotDependOnTiers) {
+  Walk({.blocks = 7, .fake = true}, 0, /*expect_changes=*/true);
+  Walk({.blocks = 7, .activations = DType::kBf16, .fake = true}, 0.02, /*expect_changes=*/true);
+}
+
+}  // namespace
+}  // namespace goldfinch

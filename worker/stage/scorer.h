@@ -1,0 +1,30 @@
+// Log-probabilities of given tokens, as Sampler tells them of drawn ones: of the softmax over the whole vocabulary.
+#ifndef GOLDFINCH_WORKER_STAGE_SCORER_H_
+#define GOLDFINCH_WORKER_STAGE_SCORER_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "base/sampling.h"
+#include "worker/stage/sampler.h"
+
+namespace goldfinch {
+
+// Scores rows of logits, one at a time. Keeps its memory from row to row.
+class Scorer {
+ public:
+  // The logarithm, in double, of the probability of `target` after `position` tokens; `top_count` likeliest sampleable
+  // tokens are in top() then, best first, of equals the lowest id. INTERNAL if a logit is not finite.
+  absl::StatusOr<float> Score(absl::Span<const float> logits, int64_t position, int32_t target, int top_count,
+                              const SamplerVocabulary& vocabulary);
+  absl::Span<const TokenLogprob> top() const { return top_; }
+
+ private:
+  std::vector<TokenLogprob> top_;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_STAGE_SCORER_H_

@@ -1,0 +1,114 @@
+#include "worker/stage_assignment.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "protos/cluster.pb.h"
+
+namespace goldfinch {
+namespace {
+
+using cluster::v1::Form;
+
+// Far above what any machine holds, far below what overflows.
+constexpr uint64_t kSequencesMax = 1 << 20;
+constexpr uint64_t kStepTokensMax = 1 << 20;
+constexpr uint64_t kCacheTokensMax = uint64_t{1} << 36;
+
+absl::Status CheckField(const char* name, uint64_t value, uint64_t low, uint64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("Form.", name, " is ", value, ", it must be in [", low, ", ", high, "]"));
+}
+
+absl::Status CheckLayers(const Form& form, int layers) {
+  const auto& first = form.first_layers();
+  GF_RETURN_IF_ERROR(CheckField("first_layers.size", first.size(), 1, layers));
+  GF_RETURN_IF_ERROR(CheckField("stage", form.stage(), 0, first.size() - 1));
+  GF_RETURN_IF_ERROR(CheckField("first_layers[0]", first[0], 0, 0));
+  for (int i = 1; i < first.size(); ++i) {
+    GF_RETURN_IF_ERROR(
+        CheckField(absl::StrCat("first_layers[", i, "]").c_str(), first[i], uint64_t{first[i - 1]} + 1, layers - 1));
+  }
+  return absl::OkStatus();
+}
+
+StageLinks PlanLinks(const Form& form, const ModelShape& shape) {
+  const int rank = static_cast<int>(form.stage()), stages = form.first_layers_size();
+  StageLinks links;
+  links.hidden_from = rank - 1;
+  if (rank + 1 < stages) links.hidden_to = rank + 1;
+  if (shape.gold_layers() == 0) return links;
+  int boundary = 0;
+  while (boundary + 1 < stages && static_cast<int>(form.first_layers(boundary + 1)) < shape.finch_layers()) ++boundary;
+  if (rank > boundary) links.compressed_from = boundary;
+  for (int to = boundary + 1; rank == boundary && to < stages; ++to) links.compressed_to.push_back(to);
+  return links;
+}
+
+absl::StatusOr<std::vector<bool>> ReadBits(const char* name, const std::string& bytes, int64_t count) {
+  const auto expected = static_cast<uint64_t>((count + 7) / 8);
+  GF_RETURN_IF_ERROR(CheckField(absl::StrCat(name, ".size").c_str(), bytes.size(), expected, expected));
+  std::vector<bool> bits(count);
+  for (int64_t i = 0; i < count; ++i) bits[i] = (static_cast<uint8_t>(bytes[i / 8]) >> (i % 8) & 1) != 0;
+  return bits;
+}
+
+absl::StatusOr<std::shared_ptr<const SamplerVocabulary>> ReadVocabulary(const Form& form, int64_t vocab_size) {
+  GF_ASSIGN_OR_RETURN(std::vector<bool> sampleable, ReadBits("sampleable", form.sampleable(), vocab_size));
+  GF_ASSIGN_OR_RETURN(std::vector<bool> repeats_freely, ReadBits("repeats_freely", form.repeats_freely(), vocab_size));
+  if (std::find(sampleable.begin(), sampleable.end(), true) == sampleable.end()) {
+    return absl::InvalidArgumentError("Form.sampleable has no id");
+  }
+  return std::make_shared<const SamplerVocabulary>(std::move(sampleable), std::move(repeats_freely));
+}
+
+}  // namespace
+
+std::vector<StageTraffic> StageAssignment::Edges(const ModelShape& shape) const {
+  const int64_t hidden_bytes = hidden_rows_max * shape.width * SizeOf(DType::kF32);
+  const int64_t compressed_bytes = options.max_step_tokens * shape.CompressedRowBytes(options.cache_dtype);
+  std::vector<StageTraffic> edges(stages);
+  const auto raise = [&](int peer, int64_t StageTraffic::*most, int64_t bytes) {
+    if (peer >= 0) edges[peer].*most = std::max(edges[peer].*most, bytes);
+  };
+  raise(links.hidden_from, &StageTraffic::receive_bytes_max, hidden_bytes);
+  raise(links.hidden_to, &StageTraffic::send_bytes_max, hidden_bytes);
+  raise(links.compressed_from, &StageTraffic::receive_bytes_max, compressed_bytes);
+  for (const int peer : links.compressed_to) raise(peer, &StageTraffic::send_bytes_max, compressed_bytes);
+  return edges;
+}
+
+absl::StatusOr<StageAssignment> AssignStage(const Form& form, const ModelShape& shape, DType cache_dtype) {
+  GF_RETURN_IF_ERROR(CheckLayers(form, shape.layers()));
+  GF_RETURN_IF_ERROR(CheckField("max_sequences", form.max_sequences(), 1, kSequencesMax));
+  GF_RETURN_IF_ERROR(CheckField("max_sequence_tokens", form.max_sequence_tokens(), 1, kCacheTokensMax));
+  GF_RETURN_IF_ERROR(CheckField("cache_tokens", form.cache_tokens(), 1, kCacheTokensMax));
+  GF_RETURN_IF_ERROR(CheckField("max_step_tokens", form.max_step_tokens(), 1, kStepTokensMax));
+  GF_RETURN_IF_ERROR(CheckField("max_logit_rows", form.max_logit_rows(), 1, kStepTokensMax));
+  StageAssignment plan;
+  plan.generation = form.generation();
+  plan.rank = static_cast<int>(form.stage());
+  plan.stages = form.first_layers_size();
+  plan.first_layer = static_cast<int>(form.first_layers(plan.rank));
+  plan.last_layer = plan.rank + 1 < plan.stages ? static_cast<int>(form.first_layers(plan.rank + 1)) : shape.layers();
+  plan.options = {.max_sequences = static_cast<int>(form.max_sequences()),
+                  .max_sequence_tokens = static_cast<int64_t>(form.max_sequence_tokens()),
+                  .cache_tokens = static_cast<int64_t>(form.cache_tokens()),
+                  .max_step_tokens = form.max_step_tokens(),
+                  .max_logit_rows = form.max_logit_rows(),
+                  .cache_dtype = cache_dtype};
+  plan.links = PlanLinks(form, shape);
+  // The pre-fill rule adds rows of earlier chunks.
+  plan.hidden_rows_max = plan.options.max_step_tokens + int64_t{2} * shape.gold_layers() * plan.options.max_sequences;
+  if (plan.last_layer == shape.layers()) {
+    GF_ASSIGN_OR_RETURN(plan.vocabulary, ReadVocabulary(form, shape.vocab_size));
+  }
+  return plan;
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,52 @@
+// What a Form makes of a worker: its layers, limits and peers. Pure.
+#ifndef GOLDFINCH_WORKER_STAGE_ASSIGNMENT_H_
+#define GOLDFINCH_WORKER_STAGE_ASSIGNMENT_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/sampling.h"
+#include "worker/model/model.h"
+#include "worker/stage/stage.h"
+#include "worker/transport/transport.h"
+
+namespace goldfinch {
+
+namespace cluster::v1 {
+class Form;
+}  // namespace cluster::v1
+
+// With whom a stage exchanges rows, which flow to later stages alone. Each sends compressed rows first, in the order of
+// the stages, then hidden rows; each receives them in that order.
+struct StageLinks {
+  int hidden_from = -1;            // the stage before; -1: this is the first
+  int hidden_to = -1;              // the stage after; -1: this is the last
+  int compressed_from = -1;        // the stage of the last Finch-side layer; -1: none come
+  std::vector<int> compressed_to;  // all later stages, from that one
+
+  bool operator==(const StageLinks&) const = default;
+};
+
+struct StageAssignment {
+  uint64_t generation = 0;
+  int rank = 0;
+  int stages = 0;
+  int first_layer = 0;
+  int last_layer = 0;
+  StageOptions options;
+  StageLinks links;
+  // Rows of hidden numbers that one step may bring to this stage or take from it.
+  int64_t hidden_rows_max = 0;
+  std::shared_ptr<const SamplerVocabulary> vocabulary;  // in the last stage
+
+  std::vector<StageTraffic> Edges(const ModelShape& shape) const;  // [stages]
+};
+
+// INVALID_ARGUMENT names field, value and limit.
+absl::StatusOr<StageAssignment> AssignStage(const cluster::v1::Form& form, const ModelShape& shape, DType cache_dtype);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_STAGE_ASSIGNMENT_H_

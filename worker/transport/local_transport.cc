@@ -1,0 +1,326 @@
+// Channels between stages of one process. Each receiver owns the channel, named in its address; the sender finds it.
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+#include "worker/transport/transport.h"
+
+namespace goldfinch {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+absl::Status Lost(int stage) {
+  return absl::UnavailableError(absl::StrCat("the channel with stage ", stage, " is closed"));
+}
+
+// What is on its way: rows in a slot of the sender's ring.
+struct Message {
+  const void* data = nullptr;
+  int64_t bytes = 0;
+  std::shared_ptr<const Mark> written;  // in the sender's queue
+};
+
+// Messages of one direction between two stages: their places and marks; the devices do the rest. Thread-safe.
+class Channel {
+ public:
+  explicit Channel(int64_t message_bytes_max) : bytes_max_(message_bytes_max) {}
+
+  int64_t bytes_max() const { return bytes_max_; }
+
+  // Keeps the sender's ring for the receiver. False if another has attached, or the channel is closed.
+  bool AttachSender(std::shared_ptr<void> ring) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (attached_ || closed_) return false;
+    attached_ = true;
+    ring_ = std::move(ring);
+    changed_.notify_all();
+    return true;
+  }
+
+  bool WaitForSender(Clock::time_point deadline) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait_until(lock, deadline, [this] { return attached_ || closed_; });
+    return attached_ && !closed_;
+  }
+
+  // Waits for a slot of the ring; false: closed. `left`: in the receiver's queue, the place after its last use; null if
+  // there was none.
+  bool TakeSlot(int* slot, std::shared_ptr<const Mark>* left) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return closed_ || pushed_ - popped_ < Transport::kAheadSends; });
+    if (closed_) return false;
+    *slot = static_cast<int>(pushed_ % Transport::kAheadSends);
+    *left = std::move(left_[*slot]);
+    return true;
+  }
+  // The message in the slot that was taken. False: closed.
+  bool Push(Message message) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    messages_[pushed_++ % Transport::kAheadSends] = std::move(message);
+    changed_.notify_all();
+    return !closed_;
+  }
+
+  // The next message; false: closed. It is the receiver's until Pop, which says where in its queue it has been read.
+  bool Front(Message* message) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return closed_ || pushed_ > popped_; });
+    if (closed_) return false;
+    *message = messages_[popped_ % Transport::kAheadSends];
+    return true;
+  }
+  void Pop(std::shared_ptr<const Mark> left) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    left_[popped_++ % Transport::kAheadSends] = std::move(left);
+    changed_.notify_all();
+  }
+
+  void Close() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closed_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  const int64_t bytes_max_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool attached_ = false;
+  bool closed_ = false;
+  std::shared_ptr<void> ring_;  // the receiver may read it when the sender is gone
+  int64_t pushed_ = 0;
+  int64_t popped_ = 0;
+  std::array<Message, Transport::kAheadSends> messages_;
+  std::array<std::shared_ptr<const Mark>, Transport::kAheadSends> left_;
+};
+
+// Channels of this process by address.
+class Registry {
+ public:
+  static Registry& Get() {
+    static auto& registry = *new Registry;
+    return registry;
+  }
+
+  std::string Add(const std::shared_ptr<Channel>& channel) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::string address = absl::StrCat("local:", ++number_);
+    channels_[address] = channel;
+    return address;
+  }
+  void Remove(const std::string& address) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    channels_.erase(address);
+  }
+  std::shared_ptr<Channel> Find(const std::string& address) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = channels_.find(address);
+    return found == channels_.end() ? nullptr : found->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  int64_t number_ = 0;
+  std::map<std::string, std::shared_ptr<Channel>> channels_;
+};
+
+// The channels of one stage in one generation. Setup and transport share it.
+struct Ends {
+  ~Ends() {
+    Close();
+    for (const std::string& address : addresses) {
+      if (!address.empty()) Registry::Get().Remove(address);
+    }
+  }
+  void Close() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    closed = true;
+    for (const auto& channel : in) {
+      if (channel != nullptr) channel->Close();
+    }
+    for (const auto& channel : out) {
+      if (channel != nullptr) channel->Close();
+    }
+  }
+
+  bool is_closed() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return closed;
+  }
+
+  std::vector<std::string> addresses;        // of `in`
+  std::vector<std::shared_ptr<Channel>> in;  // [stages], null where none send to this one
+  std::vector<std::shared_ptr<void>> rings;  // [stages], of what is sent; slots of the receiver's bytes_max
+
+  std::mutex mutex;
+  bool closed = false;                        // by this stage
+  std::vector<std::shared_ptr<Channel>> out;  // [stages], found by Connect
+};
+
+class LocalTransport : public Transport {
+ public:
+  LocalTransport(std::shared_ptr<Ends> ends, Queue& queue) : ends_(std::move(ends)), queue_(queue) {}
+  // The senders' rings may go once nothing here reads them.
+  ~LocalTransport() override {
+    ends_->Close();
+    if (last_read_ != nullptr) last_read_->Wait();
+  }
+
+  absl::Status Send(int stage, ConstTensor rows) override {
+    Channel& channel = Peer(ends_->out, stage);
+    const int64_t bytes = rows.bytes();
+    GF_CHECK(bytes > 0 && bytes <= channel.bytes_max()) << bytes << " bytes, the limit is " << channel.bytes_max();
+    int slot;
+    std::shared_ptr<const Mark> left;
+    if (!channel.TakeSlot(&slot, &left)) return Fail(Lost(stage));
+    if (left != nullptr) queue_.WaitFor(*left);
+    char* const place = static_cast<char*>(ends_->rings[stage].get()) + slot * SlotBytes(channel.bytes_max());
+    queue_.Copy(rows.data, place, bytes);
+    return channel.Push({place, bytes, queue_.Record()}) ? absl::OkStatus() : Fail(Lost(stage));
+  }
+
+  absl::Status Recv(int stage, Tensor rows) override {
+    GF_CHECK_GT(rows.bytes(), 0);
+    Channel& channel = Peer(ends_->in, stage);
+    Message message;
+    if (!channel.Front(&message)) return Fail(Lost(stage));
+    if (message.bytes != rows.bytes()) {
+      return Fail(absl::InternalError(
+          absl::StrCat("stage ", stage, " sent a message of ", message.bytes, " bytes, expected ", rows.bytes())));
+    }
+    queue_.WaitFor(*message.written);
+    queue_.Copy(message.data, rows.data, message.bytes);
+    last_read_ = queue_.Record();
+    channel.Pop(last_read_);
+    return absl::OkStatus();
+  }
+
+  absl::Status status() const override {
+    return ends_->is_closed() ? absl::UnavailableError("the group has ended") : absl::OkStatus();
+  }
+  void Abort() override { ends_->Close(); }
+
+  // Slots begin at whole pages, so that the CPU commits no more than messages reach.
+  static int64_t SlotBytes(int64_t bytes_max) { return (bytes_max + kPage - 1) / kPage * kPage; }
+
+ private:
+  static constexpr int64_t kPage = 4096;
+
+  static Channel& Peer(const std::vector<std::shared_ptr<Channel>>& channels, int stage) {
+    GF_CHECK(stage >= 0 && stage < static_cast<int>(channels.size()) && channels[stage] != nullptr)
+        << "stage " << stage << " is no peer";
+    return *channels[stage];
+  }
+  absl::Status Fail(absl::Status status) {
+    ends_->Close();
+    return status;
+  }
+
+  const std::shared_ptr<Ends> ends_;
+  Queue& queue_;
+  std::shared_ptr<const Mark> last_read_;
+};
+
+class LocalSetup : public TransportSetup {
+ public:
+  LocalSetup(std::vector<StageTraffic> edges, Backend& backend)
+      : edges_(std::move(edges)), backend_(backend), ends_(std::make_shared<Ends>()) {
+    ends_->addresses.resize(edges_.size());
+    ends_->in.resize(edges_.size());
+    ends_->rings.resize(edges_.size());
+    ends_->out.resize(edges_.size());
+    for (size_t peer = 0; peer < edges_.size(); ++peer) {
+      if (edges_[peer].receive_bytes_max == 0) continue;
+      ends_->in[peer] = std::make_shared<Channel>(edges_[peer].receive_bytes_max);
+      ends_->addresses[peer] = Registry::Get().Add(ends_->in[peer]);
+    }
+  }
+  ~LocalSetup() override {
+    if (!connected_) ends_->Close();
+  }
+
+  absl::Status AllocateRings() {
+    for (size_t peer = 0; peer < edges_.size(); ++peer) {
+      if (edges_[peer].send_bytes_max == 0) continue;
+      const int64_t bytes = Transport::kAheadSends * LocalTransport::SlotBytes(edges_[peer].send_bytes_max);
+      GF_ASSIGN_OR_RETURN(ends_->rings[peer], backend_.Allocate(bytes, "rows to other stages"));
+    }
+    return absl::OkStatus();
+  }
+
+  const std::vector<std::string>& addresses() const override { return ends_->addresses; }
+
+  absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
+                                                     double timeout_seconds) override {
+    GF_CHECK(!connected_);
+    const auto deadline =
+        Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_seconds));
+    if (absl::Status status = Attach(addresses, deadline); !status.ok()) {
+      ends_->Close();
+      return status;
+    }
+    connected_ = true;
+    return std::make_unique<LocalTransport>(ends_, backend_.queue());
+  }
+
+  void Abort() override { ends_->Close(); }
+
+ private:
+  absl::Status Attach(const std::vector<std::string>& addresses, Clock::time_point deadline) {
+    if (addresses.size() != edges_.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(addresses.size(), " addresses for a group of ", edges_.size(), " stages"));
+    }
+    for (size_t peer = 0; peer < addresses.size(); ++peer) {
+      if (edges_[peer].send_bytes_max == 0) continue;
+      std::shared_ptr<Channel> channel = Registry::Get().Find(addresses[peer]);
+      if (channel == nullptr || channel->bytes_max() != edges_[peer].send_bytes_max ||
+          !channel->AttachSender(ends_->rings[peer])) {
+        return absl::UnavailableError(absl::StrCat("stage ", peer, " is not at its address \"", addresses[peer], "\""));
+      }
+      const std::lock_guard<std::mutex> lock(ends_->mutex);
+      if (ends_->closed) channel->Close();
+      ends_->out[peer] = std::move(channel);
+    }
+    for (size_t peer = 0; peer < addresses.size(); ++peer) {
+      if (ends_->in[peer] == nullptr || ends_->in[peer]->WaitForSender(deadline)) continue;
+      return absl::UnavailableError(absl::StrCat("stage ", peer, " has not connected"));
+    }
+    return absl::OkStatus();
+  }
+
+  const std::vector<StageTraffic> edges_;
+  Backend& backend_;
+  const std::shared_ptr<Ends> ends_;
+  bool connected_ = false;
+};
+
+class LocalTransportFactory : public TransportFactory {
+ public:
+  const char* kind() const override { return "local"; }
+  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t /*generation*/, int stage,
+                                                        const std::vector<StageTraffic>& edges,
+                                                        Backend& backend) override {
+    GF_CHECK(stage >= 0 && stage < static_cast<int>(edges.size()) && !edges[stage]);
+    auto setup = std::make_unique<LocalSetup>(edges, backend);
+    GF_RETURN_IF_ERROR(setup->AllocateRings());
+    return setup;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<TransportFactory> MakeLocalTransportFactory() { return std::make_unique<LocalTransportFactory>(); }
+
+}  // namespace goldfinch

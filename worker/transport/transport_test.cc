@@ -1,0 +1,198 @@
+// All transports, on the CPU and on emulated devices.
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "worker/model/fake_device.h"
+#include "worker/transport/fake_nccl.h"
+#include "worker/transport/nccl_transport.h"
+#include "worker/transport/transport_cases.h"
+
+namespace goldfinch {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::HasSubstr;
+
+std::unique_ptr<TransportFactory> Gloo(const std::string& address, double timeout_seconds) {
+  auto factory = MakeGlooTransportFactory(address, timeout_seconds);
+  EXPECT_TRUE(factory.ok()) << factory.status();
+  return *std::move(factory);
+}
+
+std::unique_ptr<Backend> Cpu(int /*stage*/) { return MakeCpuBackend(1); }
+std::unique_ptr<Backend> Fake(int /*stage*/) { return std::make_unique<FakeDevice>(MakeCpuBackend(1)); }
+// Does what it is asked as late as it may.
+std::unique_ptr<Backend> Emulated(int /*stage*/) { return *MakeCudaBackend({}); }
+
+std::unique_ptr<TransportFactory> Local(double /*timeout_seconds*/) { return MakeLocalTransportFactory(); }
+std::unique_ptr<TransportFactory> GlooByNumber(double timeout_seconds) { return Gloo("127.0.0.1", timeout_seconds); }
+std::unique_ptr<TransportFactory> GlooByName(double timeout_seconds) { return Gloo("localhost", timeout_seconds); }
+std::unique_ptr<TransportFactory> Nccl(double timeout_seconds) {
+  return MakeNcclTransportFactory(FakeNccl(), timeout_seconds);
+}
+
+const TransportKind kKinds[] = {
+    {.name = "local_cpu", .make = Local, .open_device = Cpu, .tells_sizes = true},
+    {.name = "local_fake", .make = Local, .open_device = Fake, .tells_sizes = true},
+    {.name = "local_emulated", .make = Local, .open_device = Emulated, .tells_sizes = true},
+    {.name = "gloo_number", .make = GlooByNumber, .open_device = Cpu},
+    {.name = "gloo_name", .make = GlooByName, .open_device = Cpu},
+    {.name = "gloo_emulated", .make = GlooByNumber, .open_device = Emulated},
+    {.name = "nccl_emulated", .make = Nccl, .open_device = Emulated, .tells_losses = false, .late = true},
+};
+INSTANTIATE_TEST_SUITE_P(All, TransportTest, testing::ValuesIn(kKinds),
+                         [](const auto& info) { return info.param.name; });
+
+class NcclTransportTest : public testing::Test {
+ public:
+  ~NcclTransportTest() override { SetFakeNcclFaults({}); }
+};
+
+TEST_F(NcclTransportTest, OneCommunicatorADirection) {
+  const auto factory = Nccl(60);
+  StagePair pair(*factory, Emulated);
+  EXPECT_EQ(pair.setups[0]->addresses(), std::vector<std::string>(2)) << "the receiver names it";
+  EXPECT_EQ(pair.setups[1]->addresses()[0].size(), 128u);
+  EXPECT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  EXPECT_EQ(LiveFakeNcclComms(), 2) << "of two ranks";
+  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.ends[1].Recv(0, Message(200, 1)), absl::OkStatus());
+  pair.ends[0].transport.reset();
+  EXPECT_EQ(LiveFakeNcclComms(), 1);
+  pair.ends[1].transport.reset();
+  EXPECT_EQ(LiveFakeNcclComms(), 0);
+}
+
+TEST_F(NcclTransportTest, TransfersThatHangTimeOut) {
+  const auto factory = Nccl(0.1);
+  StagePair pair(*factory, Emulated);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  SetFakeNcclFaults({.loses_transfers = true});
+  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
+  const absl::Status received = pair.ends[1].Recv(0, Message(200, 1));
+  EXPECT_EQ(received.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(received.message()), HasSubstr("from stage 0 has made no progress for 0.1 s"));
+  absl::Status sent;
+  for (int i = 0; i <= Transport::kAheadSends && sent.ok(); ++i) sent = pair.ends[0].Send(1, Message(200, i));
+  EXPECT_THAT(std::string(sent.message()), HasSubstr("to stage 1 has made no progress for 0.1 s"));
+  EXPECT_EQ(pair.ends[0].transport->status(), sent) << "the first error stays";
+}
+
+TEST_F(NcclTransportTest, ErrorsOfTheLibraryAreFound) {
+  const auto factory = Nccl(60);
+  StagePair pair(*factory, Emulated);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  SetFakeNcclFaults({.async_error = 6});
+  const absl::Status received = pair.ends[1].Recv(0, Message(200, 1));
+  EXPECT_EQ(received.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(received.message()), HasSubstr("some error (what went wrong)"));
+  while (pair.ends[0].transport->status().ok()) std::this_thread::sleep_for(milliseconds(1));  // nobody calls
+  EXPECT_THAT(std::string(pair.ends[0].transport->status().message()), HasSubstr("to stage 1: some error"));
+}
+
+TEST_F(NcclTransportTest, StagesThatShareAGpuAreToldWhatToDo) {
+  SetFakeNcclFaults({.init_error = kNcclInvalidUsage});
+  const auto factory = Nccl(60);
+  StagePair pair(*factory, Emulated);
+  const auto [sender, receiver] = pair.Connect();
+  for (const absl::Status& status : {sender, receiver}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("one stage a GPU"));
+  }
+}
+
+TEST_F(NcclTransportTest, CommunicatorsThatAreNeverMadeTimeOut) {
+  SetFakeNcclFaults({.never_connects = true});
+  const auto factory = Nccl(60);
+  StagePair pair(*factory, Emulated);
+  const auto [sender, receiver] = pair.Connect(0.1);
+  EXPECT_THAT(std::string(sender.message()), HasSubstr("did not connect to stage 1 within 0.1 s"));
+  EXPECT_THAT(std::string(receiver.message()), HasSubstr("did not connect from stage 0 within 0.1 s"));
+}
+
+// The ways are warm before the first Step: a transfer that does not come through is an error of Connect.
+TEST_F(NcclTransportTest, EdgesAreWarmedWhenTheGroupForms) {
+  SetFakeNcclFaults({.loses_transfers = true});
+  const auto factory = Nccl(60);
+  StagePair pair(*factory, Emulated);
+  const auto [sender, receiver] = pair.Connect(0.2);
+  EXPECT_THAT(std::string(sender.message()), HasSubstr("nothing came through to stage 1 within 0.2 s"));
+  EXPECT_THAT(std::string(receiver.message()), HasSubstr("nothing came through from stage 0 within 0.2 s"));
+}
+
+TEST_F(NcclTransportTest, AMissingLibraryIsNamed) {
+  const auto factory = MakeNcclTransportFactory(10);
+  if (factory.ok()) GTEST_SKIP() << "this machine has NCCL";
+  EXPECT_EQ(factory.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(factory.status().message()), HasSubstr("libnccl.so.2"));
+}
+
+// The sender goes, and then the receiver, before the device has read what was received.
+TEST(LocalTransport, RingsStayUntilTheyAreRead) {
+  const auto factory = MakeLocalTransportFactory();
+  StagePair pair(*factory, Emulated);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  for (std::unique_ptr<TransportSetup>& setup : pair.setups) setup.reset();
+  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.ends[1].Queue(0, 200, 0), absl::OkStatus());
+  for (End& end : pair.ends) end.transport.reset();
+  EXPECT_EQ(pair.ends[1].Queued(200, 0), Message(200, 1).values);
+}
+
+// Rings are taken before anybody waits for the group.
+TEST(LocalTransport, NoMemoryIsAnErrorOfSetup) {
+  FakeDevice device(MakeCpuBackend(1));
+  device.set_allocations_left(0);
+  const auto factory = MakeLocalTransportFactory();
+  EXPECT_EQ(factory->Setup(1, 0, {{}, {kBytesMax, 0}}, device).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(GlooTransport, Ipv6) {
+  const auto factory = MakeGlooTransportFactory("::1", 10);
+  if (!factory.ok()) GTEST_SKIP() << "this machine has no IPv6: " << factory.status();
+  StagePair pair(**factory, Cpu);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.ends[1].Recv(0, Message(200, 1)), absl::OkStatus());
+}
+
+TEST(GlooTransport, AnotherGenerationIsNoPeer) {
+  const auto factory = Gloo("127.0.0.1", 10);
+  const std::unique_ptr<Backend> device = Cpu(0);
+  const auto a = *factory->Setup(1, 0, {{}, {1000, 0}}, *device), b = *factory->Setup(2, 1, {{0, 1000}, {}}, *device);
+  absl::Status other;
+  std::thread connect([&] { other = b->Connect({a->addresses()[1], ""}, kConnectSeconds).status(); });
+  const absl::Status status = a->Connect({"", b->addresses()[0]}, kConnectSeconds).status();
+  connect.join();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("generation 2, not of 1"));
+  EXPECT_THAT(std::string(other.message()), HasSubstr("generation 1, not of 2"));
+}
+
+TEST(GlooTransport, SilentPeerTimesOut) {
+  const auto factory = Gloo("127.0.0.1", 0.1);
+  StagePair pair(*factory, Cpu);
+  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+  const absl::Status status = pair.ends[1].Recv(0, Message(100, 0));
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("stage 0"));
+}
+
+TEST(GlooTransport, AddressesAreChecked) {
+  for (const std::string bad : {"no.such.host.invalid", "192.0.2.1", "300.1.1.1", "2001:db8::1", "0.0.0.0", "::"}) {
+    const auto factory = MakeGlooTransportFactory(bad, 1);
+    EXPECT_EQ(factory.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(factory.status().message()), HasSubstr("\"" + bad + "\""));
+  }
+}
+
+}  // namespace
+}  // namespace goldfinch
