@@ -60,8 +60,9 @@ class TidyTest(unittest.TestCase):
         self.assertEqual(self.problems_of(files), ["base/b.cc:2: goldfinch::Edge is defined in base/a.cc, too"])
 
     def test_documents_have_the_limit_of_lines(self):
-        self.assertEqual(self.problems_of({"docs/A.md": "a" * 121 + "\n"}),
-                         ["docs/A.md:1: 121 characters, the limit is 120"])
+        self.assertEqual(self.problems_of({"docs/A.md": "a" * 121 + "\n|" + "a" * 199 + "\n|" + "a" * 200 + "\n"}),
+                         ["docs/A.md:1: 121 characters, the limit is 120",
+                          "docs/A.md:3: 201 characters, the limit is 200"])
 
     def test_lines_have_a_limit(self):
         self.assertEqual(self.problems_of_cc("/" * 120 + "\n"), [])
