@@ -35,7 +35,8 @@ MAY_INCLUDE = {
     "worker/transport": {"base", "kernels"},
     "worker": {"base", "kernels", "protos", "worker/checkpoint", "worker/model", "worker/stage", "worker/transport"},
     "coordinator": {"base", "protos", "tokenizer"},
-    "coordinator/grpc": {"base", "protos", "tokenizer", "coordinator"},
+    "coordinator/calls": {"base", "protos", "tokenizer", "coordinator"},
+    "coordinator/grpc": {"base", "protos", "tokenizer", "coordinator", "coordinator/calls"},
 }
 # Test doubles and their like, which stand where they are used but are of a room above.
 INCLUDE_EXCEPTIONS = set()
