@@ -32,7 +32,7 @@ std::unique_ptr<TransportFactory> Nccl() { return MakeNcclTransportFactory(FakeN
 // A stage on a device of its own.
 struct Place {
   std::unique_ptr<Backend> backend = *MakeCudaBackend({.activation_dtype = DType::kF32});
-  StageAssignment plan;
+  StageAssignment assignment;
   std::unique_ptr<Stage> stage;
   std::unique_ptr<StageRunner> runner;
   std::unique_ptr<TransportSetup> setup;
@@ -54,10 +54,10 @@ class StageRunnerTest : public testing::TestWithParam<std::unique_ptr<TransportF
   std::vector<Place> MakeGroup(const std::vector<int>& first_layers) {
     std::vector<Place> places(first_layers.size());
     const std::unique_ptr<TransportFactory> factory = GetParam()();
-    for (size_t rank = 0; rank < places.size(); ++rank) {
+    for (size_t stage = 0; stage < places.size(); ++stage) {
       Form form;
       form.set_generation(1);
-      form.set_stage(rank);
+      form.set_stage(stage);
       for (const int first : first_layers) form.add_first_layers(first);
       form.set_max_sequences(2);
       form.set_max_sequence_tokens(200);
@@ -66,21 +66,22 @@ class StageRunnerTest : public testing::TestWithParam<std::unique_ptr<TransportF
       form.set_max_logit_rows(20);
       form.set_sampleable(std::string(kVocab / 8, '\xFF'));
       form.set_repeats_freely(std::string(kVocab / 8, '\0'));
-      Place& place = places[rank];
-      place.plan = *AssignStage(form, shape, DType::kBf16);
-      auto model = *LoadModel(*place.backend, checkpoint, {}, place.plan.first_layer, place.plan.last_layer);
-      place.stage = *Stage::Create(*place.backend, std::move(model), place.plan.options);
-      place.runner = *StageRunner::Create(place.plan, *place.backend, *place.stage);
-      place.setup = *factory->Setup(1, static_cast<int>(rank), place.plan.Edges(shape), *place.backend);
+      Place& place = places[stage];
+      place.assignment = *AssignStage(form, shape, DType::kBf16);
+      auto model =
+          *LoadModel(*place.backend, checkpoint, {}, place.assignment.first_layer, place.assignment.last_layer);
+      place.stage = *Stage::Create(*place.backend, std::move(model), place.assignment.options);
+      place.runner = *StageRunner::Create(place.assignment, *place.backend, *place.stage);
+      place.setup = *factory->Setup(1, static_cast<int>(stage), place.assignment.Traffic(shape), *place.backend);
     }
     std::vector<std::thread> threads;
-    for (size_t rank = 0; rank < places.size(); ++rank) {
-      threads.emplace_back([&, rank] {
+    for (size_t stage = 0; stage < places.size(); ++stage) {
+      threads.emplace_back([&, stage] {
         std::vector<std::string> addresses;
-        for (const Place& peer : places) addresses.push_back(peer.setup->addresses()[rank]);
-        auto transport = places[rank].setup->Connect(addresses, 60);
+        for (const Place& peer : places) addresses.push_back(peer.setup->addresses()[stage]);
+        auto transport = places[stage].setup->Connect(addresses, 60);
         ASSERT_TRUE(transport.ok()) << transport.status();
-        places[rank].transport = *std::move(transport);
+        places[stage].transport = *std::move(transport);
       });
     }
     for (std::thread& thread : threads) thread.join();
@@ -176,7 +177,7 @@ TEST_P(StageRunnerTest, AnAbortedGroupLeavesItsDevicesUsable) {
     place.transport.reset();
     place.runner.reset();
     EXPECT_EQ(place.backend->Synchronize(), absl::OkStatus());
-    place.runner = *StageRunner::Create(place.plan, *place.backend, *place.stage);
+    place.runner = *StageRunner::Create(place.assignment, *place.backend, *place.stage);
   }
 }
 

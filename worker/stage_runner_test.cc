@@ -51,15 +51,15 @@ class StageRunnerTest : public testing::TestWithParam<Kind> {
  public:
   void SetUp() override { Make(RandomModel({.layers = {"finch_c2", "gold"}})); }
   void Make(const std::vector<TestTensor>& tensors) {
-    StageAssignment plan;
-    plan.stages = 1;
-    plan.last_layer = kLayers;
-    plan.options = {.max_sequences = 8, .cache_tokens = 1024, .max_step_tokens = 100, .max_logit_rows = 20};
+    StageAssignment assignment;
+    assignment.stages = 1;
+    assignment.last_layer = kLayers;
+    assignment.options = {.max_sequences = 8, .cache_tokens = 1024, .max_step_tokens = 100, .max_logit_rows = 20};
     std::vector<bool> sampleable(kVocab, true), repeats(kVocab, false);
     sampleable[38] = sampleable[7] = false;
-    plan.vocabulary = std::make_shared<const SamplerVocabulary>(sampleable, repeats);
-    stage = *Stage::Create(*backend, *LoadModel(*backend, OpenTensors(tensors), {}), plan.options);
-    runner = *StageRunner::Create(plan, *backend, *stage);
+    assignment.vocabulary = std::make_shared<const SamplerVocabulary>(sampleable, repeats);
+    stage = *Stage::Create(*backend, *LoadModel(*backend, OpenTensors(tensors), {}), assignment.options);
+    runner = *StageRunner::Create(assignment, *backend, *stage);
   }
 
   static void Open(Step& step, uint64_t sequence, uint64_t seed, bool logprobs) {
