@@ -1,4 +1,4 @@
-// Tokens that the back end draws itself are those that the host draws.
+// Back ends that draw tokens themselves draw the tokens that the host draws.
 #include "worker/stage_runner.h"
 
 #include <cstdint>
@@ -38,7 +38,7 @@ std::unique_ptr<Backend> MakeBackend(Kind kind) {
   return device;
 }
 
-// One stage is sent nothing.
+// A single stage sends and receives nothing.
 class NoTransport : public Transport {
  public:
   absl::Status Send(int, ConstTensor) override { return absl::InternalError("sent"); }
@@ -99,7 +99,8 @@ class StageRunnerTest : public testing::TestWithParam<Kind> {
   std::unique_ptr<StageRunner> runner;
 };
 
-// Sequences in pairs: of one the host draws, for it wants log-probabilities. Between them rows that are scored.
+// Sequences come in pairs with the same options, of which one asks for log-probabilities, so that the host draws for
+// it. Rows that are scored lie between them.
 TEST_P(StageRunnerTest, TheDeviceDrawsWhatTheHostDraws) {
   constexpr uint64_t kPairs = 3;
   std::vector<int32_t> next(2 * kPairs, 11);

@@ -101,8 +101,7 @@ void Worker::Received(ToWorker message) {
       refused_ = absl::FailedPreconditionError(message.refused());
       EndGeneration("the coordinator has refused this worker");
     } else if (message.has_end_generation()) {
-      const cluster::v1::EndGeneration& end = message.end_generation();
-      if (end.generation() == generation_->number) EndGeneration(end.reason());
+      if (message.end_generation().generation() == generation_->number) EndGeneration("the coordinator has ended it");
     } else if (tasks_.size() >= kTasksMax) {
       const std::string reason = absl::StrCat("more than ", kTasksMax, " messages wait");
       EndGeneration(reason);

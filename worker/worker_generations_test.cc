@@ -120,7 +120,8 @@ TEST_P(WorkerTest, PingIsAnsweredAndTheEndHeardWhileTheWorkThreadWaits) {
       const auto start = std::chrono::steady_clock::now();
       waiting->Received(FormMessage(0, {0}));
       EXPECT_EQ(waiting.mailbox->Await(FromWorker::kJoined).joined().generation(), generation);
-      EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(15)) << "the worker must not wait for a timeout";
+      EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(15))
+          << "the worker must not wait for a timeout";
     }
   }
 }

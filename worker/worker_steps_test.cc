@@ -22,8 +22,8 @@ using cluster::v1::StepDone;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-// Steps mix chunks of prompts, decoding and scoring. The logits are the same bit for bit whatever the split, and exactly
-// the rows that the pre-fill rule asks for cross each boundary.
+// Steps mix chunks of prompts, decoding and scoring. The logits are the same bit for bit whatever the split, and
+// exactly the rows that the pre-fill rule asks for cross each boundary.
 TEST_P(WorkerTest, LogitsOfEverySplitAreThoseOfOneStage) {
   const std::vector<int32_t> ids = RandomTokens(200, kVocab, 5);
   struct Turn {
