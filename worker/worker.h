@@ -44,18 +44,19 @@ class Welcome;
 //     |-----|   |-------------|     |---------------|     |-----|   |---------------------
 //               Form          End   Form   Disconnected             Form
 //
-// |            | what it counts                 | who raises it        | when it ends | | ---------- |
-// ------------------------------ | -------------------- | --------------------------------------------- | | connection
-// | streams to the coordinator,    | Connected            | Disconnected                                  | | | in this
-// object's life          |                      |                                               | | generation | groups
-// that the coordinator    | the coordinator: the | EndGeneration from either side, the next      | |            | has
-// formed; the number is in   | worker takes the     | Form, a failure here, Connected,              | |            |
-// all messages about a group     | number of each Form  | Disconnected, a refusal, the destructor       |
+// |            | what it counts               | who raises it         | when it ends                        |
+// | ---------- | ---------------------------- | --------------------- | ----------------------------------- |
+// | connection | this worker's streams to the | Connected             | Disconnected                        |
+// |            | coordinator                  |                       |                                     |
+// | generation | the groups that the          | the coordinator, with | EndGeneration from either side, the |
+// |            | coordinator has formed       | each Form             | next Form, Connected, Disconnected, |
+// |            |                              |                       | a refusal, the destructor           |
 //
-// The connection protects a new stream from answers to what an earlier one asked: they are dropped. The generation
-// protects a group from the one before: when it ends, what waits is dropped, what is under way is aborted, and messages
-// with its number are ignored. A number alone does not say whether the generation has ended, and a coordinator that has
-// restarted counts from 1 again; so queued work refers to a Generation object, which knows its end.
+// The connection's number protects a new stream from answers to what an earlier one asked: they are dropped. The
+// generation protects a group from the work of the one before: when it ends, messages that wait are dropped, work that
+// is under way is aborted, and messages that still come with its number are ignored. The number alone is not enough,
+// because it does not say whether the generation has ended, and a coordinator that has restarted counts from 1 again.
+// So queued work refers to a Generation object, which knows its end.
 class Worker {
  public:
   Worker(WorkerOptions options, std::unique_ptr<Backend> backend, std::unique_ptr<TransportFactory> transport);
