@@ -24,10 +24,10 @@ namespace {
 
 using SteadyClock = std::chrono::steady_clock;
 
-constexpr double kPauseMin = 0.1, kPauseMax = 2;        // seconds between two streams
-constexpr double kHandshakeSeconds = 10;                // for the coordinator's first message
-constexpr auto kLook = std::chrono::milliseconds(100);  // how often silence is looked for
-constexpr int kReceiveBytesMax = 256 << 20;             // far above any Step
+constexpr double kPauseMinSeconds = 0.1, kPauseMaxSeconds = 2;  // between two streams
+constexpr double kHandshakeSeconds = 10;                        // within which the coordinator must have answered
+constexpr auto kPollTime = std::chrono::milliseconds(100);      // how often the stream is checked for silence
+constexpr int kReceiveBytesMax = 256 << 20;                     // far more than any Step has
 
 double SecondsSince(SteadyClock::time_point start) {
   return std::chrono::duration<double>(SteadyClock::now() - start).count();
@@ -35,22 +35,22 @@ double SecondsSince(SteadyClock::time_point start) {
 
 }  // namespace
 
-// One stream. Its owner keeps it until it is done; then no callback of gRPC is left that could be the last to let go of
-// it: the channel must not end on a thread that the channel's end waits for.
+// One stream. Trap: the channel's destructor waits for gRPC's threads, so it must not run on one of them. Hence the
+// owner keeps the stream until it is done, and no callback of gRPC releases it last.
 class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorker> {
  public:
-  Stream(const std::shared_ptr<grpc::Channel>& channel, Worker& node)
-      : stub_(cluster::v1::Cluster::NewStub(channel)), node_(node), started_(SteadyClock::now()) {}
+  Stream(const std::shared_ptr<grpc::Channel>& channel, Worker& worker)
+      : stub_(cluster::v1::Cluster::NewStub(channel)), worker_(worker), started_(SteadyClock::now()) {}
 
   void Start(const std::shared_ptr<Stream>& self) {
     stub_->async()->Work(&context_, this);
-    AddHold();  // Send starts writes from outside of the calls below
+    AddHold();  // because Send starts writes outside of gRPC's callbacks
     StartRead(&received_);
-    node_.Connected([self](const FromWorker& message) { self->Send(message); });
+    worker_.Connected([self](const FromWorker& message) { self->Send(message); });
     StartCall();
   }
 
-  // Any thread. Dropped once the stream is closed.
+  // On any thread. Messages are dropped once the stream is closed.
   void Send(const FromWorker& message) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (closed_) return;
@@ -58,7 +58,7 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
     if (unsent_.size() == 1) StartWrite(&unsent_.front());
   }
 
-  // After what has been sent.
+  // Closes the stream after all messages have been written.
   void Close() {
     const std::lock_guard<std::mutex> lock(mutex_);
     closing_ = true;
@@ -66,35 +66,35 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
   }
   void Cancel() { context_.TryCancel(); }
 
-  // Whether it has ended, waiting for it a moment.
+  // Waits at most `time` until the stream has ended, and returns whether it has.
   bool WaitDone(std::chrono::milliseconds time) {
     std::unique_lock<std::mutex> lock(mutex_);
     return changed_.wait_for(lock, time, [this] { return done_; });
   }
-  bool in_touch() {
+  bool answered() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return in_touch_;
+    return answered_;
   }
   double age_seconds() const { return SecondsSince(started_); }
-  // Once it is done.
+  // Valid once the stream has ended.
   grpc::Status status() {
     const std::lock_guard<std::mutex> lock(mutex_);
     return status_;
   }
 
   void OnReadDone(bool ok) override {
-    if (!ok) return LetGo();
+    if (!ok) return StopWriting();
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      in_touch_ = true;
+      answered_ = true;
     }
-    node_.Received(std::move(received_));
+    worker_.Received(std::move(received_));
     received_.Clear();
     StartRead(&received_);
   }
 
   void OnWriteDone(bool ok) override {
-    if (!ok) return LetGo();
+    if (!ok) return StopWriting();
     const std::lock_guard<std::mutex> lock(mutex_);
     unsent_.pop_front();
     if (!unsent_.empty() && !closed_) StartWrite(&unsent_.front());
@@ -115,8 +115,8 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
     StartWritesDone();
     RemoveHold();
   }
-  // The stream is broken: nothing is written any more.
-  void LetGo() {
+  // The stream is broken, so nothing can be written any more.
+  void StopWriting() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (closed_) return;
     closed_ = true;
@@ -124,7 +124,7 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
   }
 
   const std::unique_ptr<cluster::v1::Cluster::Stub> stub_;
-  Worker& node_;
+  Worker& worker_;
   const SteadyClock::time_point started_;
   grpc::ClientContext context_;
   ToWorker received_;
@@ -134,13 +134,13 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
   std::deque<FromWorker> unsent_;  // the first is being written
   bool closing_ = false;
   bool closed_ = false;
-  bool in_touch_ = false;  // the coordinator has said something
+  bool answered_ = false;  // the coordinator has sent a message
   bool done_ = false;
   grpc::Status status_;
 };
 
-ClusterClient::ClusterClient(ClusterClientOptions options, Worker& node)
-    : options_(std::move(options)), node_(node), thread_([this] { Run(); }) {}
+ClusterClient::ClusterClient(ClusterClientOptions options, Worker& worker)
+    : options_(std::move(options)), worker_(worker), thread_([this] { Run(); }) {}
 
 ClusterClient::~ClusterClient() {
   Stop(0);
@@ -178,24 +178,24 @@ bool ClusterClient::Pause(double seconds) {
 void ClusterClient::Run() {
   std::minstd_rand random(std::random_device{}());
   std::uniform_real_distribution<double> jitter(0.5, 1);
-  double pause = kPauseMin;
-  while (!stopping() && node_.refused().ok()) {
+  double pause = kPauseMinSeconds;
+  while (!stopping() && worker_.refused().ok()) {
     const std::shared_ptr<Stream> stream = Dial();
     Follow(*stream);
-    node_.Disconnected();
+    worker_.Disconnected();
     const grpc::Status status = stream->status();
-    if (stream->in_touch()) {
-      pause = kPauseMin;
+    if (stream->answered()) {
+      pause = kPauseMinSeconds;
       Log(absl::StrCat("the stream to ", options_.coordinator,
                        " has ended: ", status.ok() ? "closed" : status.error_message()));
-    } else if (pause == kPauseMin) {  // once, not at every attempt
+    } else if (pause == kPauseMinSeconds) {  // logged once, not at every attempt
       Log(absl::StrCat("no coordinator at ", options_.coordinator, " yet: ", status.error_message()));
     }
-    if (!node_.refused().ok() || !Pause(pause * jitter(random))) break;
-    pause = std::min(2 * pause, kPauseMax);
+    if (!worker_.refused().ok() || !Pause(pause * jitter(random))) break;
+    pause = std::min(2 * pause, kPauseMaxSeconds);
   }
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (!stopping_) status_ = node_.refused();
+  if (!stopping_) status_ = worker_.refused();
   ended_ = true;
   changed_.notify_all();
 }
@@ -203,43 +203,43 @@ void ClusterClient::Run() {
 std::shared_ptr<ClusterClient::Stream> ClusterClient::Dial() {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kReceiveBytesMax);
-  // Heartbeats find a silent coordinator; this is for networks that forget quiet connections.
+  // Keeps connections alive in networks that drop quiet ones. Heartbeats, not this, detect a silent coordinator.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
-  // Each attempt dials anew, at our pace and not at gRPC's.
+  // Makes each attempt a new connection, so that the pauses are ours and not gRPC's.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   const std::shared_ptr<grpc::Channel> channel =
       grpc::CreateCustomChannel(options_.coordinator, options_.credentials, arguments);
-  auto stream = std::make_shared<Stream>(channel, node_);
+  auto stream = std::make_shared<Stream>(channel, worker_);
   stream->Start(stream);
   return stream;
 }
 
 void ClusterClient::Follow(Stream& stream) {
   bool draining = false;
-  while (!stream.WaitDone(kLook)) {
+  while (!stream.WaitDone(kPollTime)) {
     if (stopping() && !draining) {
       draining = true;
       Drain(stream);
     }
-    const bool no_answer = !stream.in_touch() && stream.age_seconds() > kHandshakeSeconds;
-    if (node_.silent() || no_answer) stream.Cancel();
-    if (!node_.refused().ok()) stream.Close();
+    const bool no_answer = !stream.answered() && stream.age_seconds() > kHandshakeSeconds;
+    if (worker_.silent() || no_answer) stream.Cancel();
+    if (!worker_.refused().ok()) stream.Close();
   }
 }
 
 void ClusterClient::Drain(Stream& stream) {
-  node_.Leave();
+  worker_.Leave();
   double drain_seconds = 0;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     drain_seconds = drain_seconds_;
   }
   const SteadyClock::time_point start = SteadyClock::now();
-  while (node_.in_group() && SecondsSince(start) < drain_seconds && !stream.WaitDone(kLook)) {
+  while (worker_.in_group() && SecondsSince(start) < drain_seconds && !stream.WaitDone(kPollTime)) {
   }
   stream.Close();
-  // A coordinator that does not close its side is not waited for.
+  // The coordinator should close its side; if it does not, the stream ends anyway.
   if (!stream.WaitDone(std::chrono::seconds(1))) stream.Cancel();
 }
 

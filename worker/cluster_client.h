@@ -1,4 +1,4 @@
-// A worker's stream to the coordinator, over gRPC.
+// Keeps a worker connected to the coordinator by a gRPC stream.
 #ifndef GOLDFINCH_WORKER_CLUSTER_CLIENT_H_
 #define GOLDFINCH_WORKER_CLUSTER_CLIENT_H_
 
@@ -19,26 +19,26 @@ class ChannelCredentials;
 namespace goldfinch {
 
 struct ClusterClientOptions {
-  std::string coordinator = {};  // HOST:PORT
+  std::string coordinator = {};  // address, as HOST:PORT
   std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr;
-  // Lines for the log: streams that begin and end. May be null.
+  // Takes lines for the log, about streams that begin and end. Called on the client's thread. May be null.
   std::function<void(const std::string& line)> log = nullptr;
 };
 
-// Dials from construction on, and again whenever the stream breaks or the coordinator is silent for longer than it
-// said, for as long as it takes: after 0.1 s at first, then up to 2 s. Thread-safe.
+// Connects from construction on, and again whenever the stream breaks or the coordinator is silent for longer than its
+// heartbeat timeout. It tries for as long as it takes, after a pause that grows from 0.1 s to 2 s. Thread-safe.
 class ClusterClient {
  public:
-  // `node` must outlive the client, which makes all its calls of Connected, Received and Disconnected.
-  ClusterClient(ClusterClientOptions options, Worker& node);
-  // Stop(0).
+  // `worker` must outlive the client, which is the only one to call its Connected, Received and Disconnected.
+  ClusterClient(ClusterClientOptions options, Worker& worker);
+  // Calls Stop(0).
   ~ClusterClient();
 
-  // Tells the coordinator that this worker leaves, waits until it has ended the group, at most so long, and closes the
-  // stream.
+  // Tells the coordinator that this worker leaves, waits at most `drain_seconds` until the coordinator has ended the
+  // generation, and closes the stream.
   void Stop(double drain_seconds);
-  // Blocks until the client has ended: OK after Stop; FAILED_PRECONDITION with the reason if the coordinator refused
-  // this worker.
+  // Blocks until the client has ended. Returns OK after Stop, and FAILED_PRECONDITION with the reason if the
+  // coordinator has refused this worker.
   absl::Status Wait();
 
  private:
@@ -46,16 +46,16 @@ class ClusterClient {
 
   void Run();
   std::shared_ptr<Stream> Dial();
-  // Until the stream has ended, or has to.
+  // Watches the stream until it has ended, and ends it when it has to end.
   void Follow(Stream& stream);
   void Drain(Stream& stream);
-  // False: Stop was called.
+  // Returns false if Stop is called before the pause is over.
   bool Pause(double seconds);
   bool stopping();
   void Log(const std::string& line) const;
 
   const ClusterClientOptions options_;
-  Worker& node_;
+  Worker& worker_;
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -1,4 +1,4 @@
-// Against a gRPC server that the test plays.
+// The client against a gRPC server in which the test plays the coordinator.
 #include "worker/cluster_client.h"
 
 #include <chrono>
@@ -32,15 +32,15 @@ using ::testing::HasSubstr;
 
 constexpr auto kPatience = std::chrono::seconds(60);
 
-// One worker at a time.
+// Serves one worker at a time.
 class Coordinator : public cluster::v1::Cluster::Service {
  public:
   using Stream = grpc::ServerReaderWriter<ToWorker, FromWorker>;
 
-  // Port 0: any.
+  // Port 0 stands for any free port.
   explicit Coordinator(int port = 0) {
     grpc::ServerBuilder builder;
-    // A port that is taken must be an error.
+    // Makes it an error if the port is taken.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddListeningPort(absl::StrCat("127.0.0.1:", port), grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(this);
@@ -112,13 +112,13 @@ class ClusterClientTest : public testing::Test {
  public:
   ClusterClientTest() : path(testing::TempDir() + "/model.safetensors") {
     EXPECT_TRUE(WriteSafetensors(path, RandomModel({.layers = {"finch", "finch"}})).ok());
-    node = std::make_unique<Worker>(WorkerOptions{.name = "w"}, MakeCpuBackend(1), MakeLocalTransportFactory());
+    worker = std::make_unique<Worker>(WorkerOptions{.name = "w"}, MakeCpuBackend(1), MakeLocalTransportFactory());
   }
 
   void Start(int port) {
     client = std::make_unique<ClusterClient>(ClusterClientOptions{.coordinator = absl::StrCat("127.0.0.1:", port),
                                                                   .credentials = grpc::InsecureChannelCredentials()},
-                                             *node);
+                                             *worker);
   }
   ToWorker Welcome(double heartbeat_timeout_seconds) const {
     ToWorker message;
@@ -144,7 +144,7 @@ class ClusterClientTest : public testing::Test {
   }
 
   const std::string path;
-  std::unique_ptr<Worker> node;
+  std::unique_ptr<Worker> worker;
   std::unique_ptr<ClusterClient> client;
 };
 
@@ -171,10 +171,10 @@ TEST_F(ClusterClientTest, AWorkersLife) {
   coordinator.Send(message);
   EXPECT_EQ(coordinator.Await(FromWorker::kPong).pong().number(), 5u);
 
-  // It leaves when the group has ended.
+  // The client ends once the generation has ended.
   std::thread stop([this] { client->Stop(60); });
   EXPECT_TRUE(coordinator.Await(FromWorker::kLeaving).leaving());
-  EXPECT_TRUE(node->in_group());
+  EXPECT_TRUE(worker->in_group());
   message.mutable_end_generation()->set_generation(1);
   coordinator.Send(message);
   stop.join();
@@ -183,7 +183,7 @@ TEST_F(ClusterClientTest, AWorkersLife) {
   EXPECT_EQ(coordinator.streams(), 1);
 }
 
-TEST_F(ClusterClientTest, StopDoesNotWaitForAGroupThatDoesNotEnd) {
+TEST_F(ClusterClientTest, StopDoesNotWaitForAGenerationThatDoesNotEnd) {
   Coordinator coordinator;
   Start(coordinator.port());
   coordinator.Await(FromWorker::kRegister);
@@ -207,7 +207,7 @@ TEST_F(ClusterClientTest, DialsUntilACoordinatorIsThereAndAgainWhenItComesBack) 
     EXPECT_EQ(coordinator->Await(FromWorker::kDescribed).described().error(), "");
     coordinator->Send(Form());
     coordinator->Await(FromWorker::kJoined);
-    EXPECT_TRUE(node->in_group());
+    EXPECT_TRUE(worker->in_group());
     coordinator.reset();
   }
 }

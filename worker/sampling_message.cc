@@ -10,7 +10,7 @@
 namespace goldfinch {
 namespace {
 
-// Too large ones stay too large.
+// Values that are too large for the type become its largest, which Validate refuses.
 int32_t Clamp(uint32_t value) {
   return static_cast<int32_t>(std::min<uint32_t>(value, std::numeric_limits<int32_t>::max()));
 }

@@ -1,4 +1,4 @@
-// How the coordinator says in a message what base/sampling.h says in C++.
+// Reads the sampling options of base/sampling.h from a message of the coordinator.
 #ifndef GOLDFINCH_WORKER_SAMPLING_MESSAGE_H_
 #define GOLDFINCH_WORKER_SAMPLING_MESSAGE_H_
 
@@ -11,7 +11,7 @@ namespace cluster::v1 {
 class Sampling;
 }  // namespace cluster::v1
 
-// Valid for the vocabulary; else INVALID_ARGUMENT that names field, value and limit.
+// Returns options that are valid for the vocabulary. INVALID_ARGUMENT names the bad field, its value and its limit.
 absl::StatusOr<SamplingOptions> ReadSampling(const cluster::v1::Sampling& message, const SamplerVocabulary& vocabulary);
 
 }  // namespace goldfinch

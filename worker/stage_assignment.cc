@@ -14,7 +14,7 @@ namespace {
 
 using cluster::v1::Form;
 
-// Far above what any machine holds, far below what overflows.
+// Limits that no machine reaches, and that are far from overflow in what is computed from them.
 constexpr uint64_t kSequencesMax = 1 << 20;
 constexpr uint64_t kStepTokensMax = 1 << 20;
 constexpr uint64_t kCacheTokensMax = uint64_t{1} << 36;
@@ -38,15 +38,15 @@ absl::Status CheckLayers(const Form& form, int layers) {
 }
 
 StageLinks PlanLinks(const Form& form, const ModelShape& shape) {
-  const int rank = static_cast<int>(form.stage()), stages = form.first_layers_size();
+  const int stage = static_cast<int>(form.stage()), stages = form.first_layers_size();
   StageLinks links;
-  links.hidden_from = rank - 1;
-  if (rank + 1 < stages) links.hidden_to = rank + 1;
+  links.hidden_from = stage - 1;
+  if (stage + 1 < stages) links.hidden_to = stage + 1;
   if (shape.gold_layers() == 0) return links;
   int boundary = 0;
   while (boundary + 1 < stages && static_cast<int>(form.first_layers(boundary + 1)) < shape.finch_layers()) ++boundary;
-  if (rank > boundary) links.compressed_from = boundary;
-  for (int to = boundary + 1; rank == boundary && to < stages; ++to) links.compressed_to.push_back(to);
+  if (stage > boundary) links.compressed_from = boundary;
+  for (int to = boundary + 1; stage == boundary && to < stages; ++to) links.compressed_to.push_back(to);
   return links;
 }
 
@@ -69,18 +69,18 @@ absl::StatusOr<std::shared_ptr<const SamplerVocabulary>> ReadVocabulary(const Fo
 
 }  // namespace
 
-std::vector<StageTraffic> StageAssignment::Edges(const ModelShape& shape) const {
+std::vector<StageTraffic> StageAssignment::Traffic(const ModelShape& shape) const {
   const int64_t hidden_bytes = hidden_rows_max * shape.width * SizeOf(DType::kF32);
   const int64_t compressed_bytes = options.max_step_tokens * shape.CompressedRowBytes(options.cache_dtype);
-  std::vector<StageTraffic> edges(stages);
+  std::vector<StageTraffic> traffic(stages);
   const auto raise = [&](int peer, int64_t StageTraffic::*most, int64_t bytes) {
-    if (peer >= 0) edges[peer].*most = std::max(edges[peer].*most, bytes);
+    if (peer >= 0) traffic[peer].*most = std::max(traffic[peer].*most, bytes);
   };
   raise(links.hidden_from, &StageTraffic::receive_bytes_max, hidden_bytes);
   raise(links.hidden_to, &StageTraffic::send_bytes_max, hidden_bytes);
   raise(links.compressed_from, &StageTraffic::receive_bytes_max, compressed_bytes);
   for (const int peer : links.compressed_to) raise(peer, &StageTraffic::send_bytes_max, compressed_bytes);
-  return edges;
+  return traffic;
 }
 
 absl::StatusOr<StageAssignment> AssignStage(const Form& form, const ModelShape& shape, DType cache_dtype) {
@@ -90,25 +90,28 @@ absl::StatusOr<StageAssignment> AssignStage(const Form& form, const ModelShape& 
   GF_RETURN_IF_ERROR(CheckField("cache_tokens", form.cache_tokens(), 1, kCacheTokensMax));
   GF_RETURN_IF_ERROR(CheckField("max_step_tokens", form.max_step_tokens(), 1, kStepTokensMax));
   GF_RETURN_IF_ERROR(CheckField("max_logit_rows", form.max_logit_rows(), 1, kStepTokensMax));
-  StageAssignment plan;
-  plan.generation = form.generation();
-  plan.rank = static_cast<int>(form.stage());
-  plan.stages = form.first_layers_size();
-  plan.first_layer = static_cast<int>(form.first_layers(plan.rank));
-  plan.last_layer = plan.rank + 1 < plan.stages ? static_cast<int>(form.first_layers(plan.rank + 1)) : shape.layers();
-  plan.options = {.max_sequences = static_cast<int>(form.max_sequences()),
-                  .max_sequence_tokens = static_cast<int64_t>(form.max_sequence_tokens()),
-                  .cache_tokens = static_cast<int64_t>(form.cache_tokens()),
-                  .max_step_tokens = form.max_step_tokens(),
-                  .max_logit_rows = form.max_logit_rows(),
-                  .cache_dtype = cache_dtype};
-  plan.links = PlanLinks(form, shape);
-  // The pre-fill rule adds rows of earlier chunks.
-  plan.hidden_rows_max = plan.options.max_step_tokens + int64_t{2} * shape.gold_layers() * plan.options.max_sequences;
-  if (plan.last_layer == shape.layers()) {
-    GF_ASSIGN_OR_RETURN(plan.vocabulary, ReadVocabulary(form, shape.vocab_size));
+  StageAssignment assignment;
+  assignment.generation = form.generation();
+  assignment.stage = static_cast<int>(form.stage());
+  assignment.stages = form.first_layers_size();
+  assignment.first_layer = static_cast<int>(form.first_layers(assignment.stage));
+  assignment.last_layer = assignment.stage + 1 < assignment.stages
+                              ? static_cast<int>(form.first_layers(assignment.stage + 1))
+                              : shape.layers();
+  assignment.options = {.max_sequences = static_cast<int>(form.max_sequences()),
+                        .max_sequence_tokens = static_cast<int64_t>(form.max_sequence_tokens()),
+                        .cache_tokens = static_cast<int64_t>(form.cache_tokens()),
+                        .max_step_tokens = form.max_step_tokens(),
+                        .max_logit_rows = form.max_logit_rows(),
+                        .cache_dtype = cache_dtype};
+  assignment.links = PlanLinks(form, shape);
+  // The pre-fill rule adds rows of earlier chunks, up to 2G of a sequence.
+  assignment.hidden_rows_max =
+      assignment.options.max_step_tokens + int64_t{2} * shape.gold_layers() * assignment.options.max_sequences;
+  if (assignment.last_layer == shape.layers()) {
+    GF_ASSIGN_OR_RETURN(assignment.vocabulary, ReadVocabulary(form, shape.vocab_size));
   }
-  return plan;
+  return assignment;
 }
 
 }  // namespace goldfinch

@@ -1,4 +1,4 @@
-// What a Form makes of a worker: its layers, limits and peers. Pure.
+// What a Form assigns to a worker: its stage with layers, limits and the stages that it exchanges rows with. Pure.
 #ifndef GOLDFINCH_WORKER_STAGE_ASSIGNMENT_H_
 #define GOLDFINCH_WORKER_STAGE_ASSIGNMENT_H_
 
@@ -18,8 +18,8 @@ namespace cluster::v1 {
 class Form;
 }  // namespace cluster::v1
 
-// With whom a stage exchanges rows, which flow to later stages alone. Each sends compressed rows first, in the order of
-// the stages, then hidden rows; each receives them in that order.
+// The stages that a stage exchanges rows with. Rows flow only to later stages. A stage sends compressed rows first, in
+// the order of the stages, and then hidden rows; it receives them in the same order.
 struct StageLinks {
   int hidden_from = -1;            // the stage before; -1: this is the first
   int hidden_to = -1;              // the stage after; -1: this is the last
@@ -31,20 +31,21 @@ struct StageLinks {
 
 struct StageAssignment {
   uint64_t generation = 0;
-  int rank = 0;
+  int stage = 0;  // which of the `stages` this is
   int stages = 0;
   int first_layer = 0;
-  int last_layer = 0;
+  int last_layer = 0;  // one past the last
   StageOptions options;
   StageLinks links;
-  // Rows of hidden numbers that one step may bring to this stage or take from it.
+  // The most rows of hidden numbers that one step may bring to this stage or take from it.
   int64_t hidden_rows_max = 0;
-  std::shared_ptr<const SamplerVocabulary> vocabulary;  // in the last stage
+  std::shared_ptr<const SamplerVocabulary> vocabulary;  // null except in the last stage
 
-  std::vector<StageTraffic> Edges(const ModelShape& shape) const;  // [stages]
+  // What this stage exchanges with each of the stages: [stages].
+  std::vector<StageTraffic> Traffic(const ModelShape& shape) const;
 };
 
-// INVALID_ARGUMENT names field, value and limit.
+// INVALID_ARGUMENT names the field of Form, its value and its limits.
 absl::StatusOr<StageAssignment> AssignStage(const cluster::v1::Form& form, const ModelShape& shape, DType cache_dtype);
 
 }  // namespace goldfinch

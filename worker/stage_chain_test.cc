@@ -1,5 +1,5 @@
-// Stages whose steps are queued on devices and end later: rows go from device to device, and nobody waits before the
-// end. The devices are emulated, so that all of it happens as late as it may.
+// Stages that queue their steps on devices: rows go from device to device, and the host waits only at the end. The
+// devices are emulated, so that everything happens as late as possible.
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -14,7 +14,6 @@
 #include "worker/model/random_model.h"
 #include "worker/stage_runner.h"
 #include "worker/transport/fake_nccl.h"
-#include "worker/transport/nccl_transport.h"
 #include "worker/transport/transport.h"
 
 namespace goldfinch {
@@ -30,9 +29,9 @@ std::unique_ptr<TransportFactory> Local() { return MakeLocalTransportFactory(); 
 std::unique_ptr<TransportFactory> Nccl() { return MakeNcclTransportFactory(FakeNccl(), 60); }
 
 // A stage on a device of its own.
-struct Place {
+struct DeviceStage {
   std::unique_ptr<Backend> backend = *MakeCudaBackend({.activation_dtype = DType::kF32});
-  StageAssignment plan;
+  StageAssignment assignment;
   std::unique_ptr<Stage> stage;
   std::unique_ptr<StageRunner> runner;
   std::unique_ptr<TransportSetup> setup;
@@ -41,23 +40,23 @@ struct Place {
   std::vector<RunningStep> running;
 };
 
-class StageRunnerTest : public testing::TestWithParam<std::unique_ptr<TransportFactory> (*)()> {
+class StageChainTest : public testing::TestWithParam<std::unique_ptr<TransportFactory> (*)()> {
  public:
   void SetUp() override {
-    const std::string path = testing::TempDir() + "/stage_runner_test.safetensors";
+    const std::string path = testing::TempDir() + "/stage_chain_test.safetensors";
     ASSERT_TRUE(WriteSafetensors(path, RandomModel({.layers = {"finch_c2", "finch_c2", "gold", "gold"}})).ok());
     checkpoint = *Checkpoint::Open(path);
     shape = *ReadModelShape(*checkpoint, {});
   }
 
-  // A group with these first layers, connected.
-  std::vector<Place> MakeGroup(const std::vector<int>& first_layers) {
-    std::vector<Place> places(first_layers.size());
+  // Makes a group whose stages begin with these layers and are connected.
+  std::vector<DeviceStage> MakeGroup(const std::vector<int>& first_layers) {
+    std::vector<DeviceStage> group(first_layers.size());
     const std::unique_ptr<TransportFactory> factory = GetParam()();
-    for (size_t rank = 0; rank < places.size(); ++rank) {
+    for (size_t i = 0; i < group.size(); ++i) {
       Form form;
       form.set_generation(1);
-      form.set_stage(rank);
+      form.set_stage(i);
       for (const int first : first_layers) form.add_first_layers(first);
       form.set_max_sequences(2);
       form.set_max_sequence_tokens(200);
@@ -66,28 +65,29 @@ class StageRunnerTest : public testing::TestWithParam<std::unique_ptr<TransportF
       form.set_max_logit_rows(20);
       form.set_sampleable(std::string(kVocab / 8, '\xFF'));
       form.set_repeats_freely(std::string(kVocab / 8, '\0'));
-      Place& place = places[rank];
-      place.plan = *AssignStage(form, shape, DType::kBf16);
-      auto model = *LoadModel(*place.backend, checkpoint, {}, place.plan.first_layer, place.plan.last_layer);
-      place.stage = *Stage::Create(*place.backend, std::move(model), place.plan.options);
-      place.runner = *StageRunner::Create(place.plan, *place.backend, *place.stage);
-      place.setup = *factory->Setup(1, static_cast<int>(rank), place.plan.Edges(shape), *place.backend);
+      DeviceStage& member = group[i];
+      member.assignment = *AssignStage(form, shape, DType::kBf16);
+      auto model =
+          *LoadModel(*member.backend, checkpoint, {}, member.assignment.first_layer, member.assignment.last_layer);
+      member.stage = *Stage::Create(*member.backend, std::move(model), member.assignment.options);
+      member.runner = *StageRunner::Create(member.assignment, *member.backend, *member.stage);
+      member.setup = *factory->Setup(1, static_cast<int>(i), member.assignment.Traffic(shape), *member.backend);
     }
     std::vector<std::thread> threads;
-    for (size_t rank = 0; rank < places.size(); ++rank) {
-      threads.emplace_back([&, rank] {
+    for (size_t i = 0; i < group.size(); ++i) {
+      threads.emplace_back([&, i] {
         std::vector<std::string> addresses;
-        for (const Place& peer : places) addresses.push_back(peer.setup->addresses()[rank]);
-        auto transport = places[rank].setup->Connect(addresses, 60);
+        for (const DeviceStage& peer : group) addresses.push_back(peer.setup->addresses()[i]);
+        auto transport = group[i].setup->Connect(addresses, 60);
         ASSERT_TRUE(transport.ok()) << transport.status();
-        places[rank].transport = *std::move(transport);
+        group[i].transport = *std::move(transport);
       });
     }
     for (std::thread& thread : threads) thread.join();
-    return places;
+    return group;
   }
 
-  // A prompt in chunks, and tokens that follow one by one; every step's logits are wanted by `logit_rows` of it.
+  // Steps of one sequence: a prompt in chunks, then single tokens. Each asks for the logits of its last tokens.
   static std::vector<Step> Steps() {
     const std::vector<int32_t> ids = RandomTokens(60, kVocab, 5);
     std::vector<Step> steps;
@@ -110,27 +110,27 @@ class StageRunnerTest : public testing::TestWithParam<std::unique_ptr<TransportF
     return steps;
   }
 
-  // All steps on all stages, each stage as fast as its thread goes. The last stage's logits.
-  static std::vector<std::string> Run(std::vector<Place>& places) {
+  // Runs all steps on all stages, each on a thread of its own, and returns the logits of the last stage.
+  static std::vector<std::string> Run(std::vector<DeviceStage>& group) {
     const std::vector<Step> steps = Steps();
     std::vector<std::thread> threads;
-    for (Place& place : places) {
-      threads.emplace_back([&place, &steps] {
-        place.dones.resize(steps.size());
-        place.running.resize(steps.size());
+    for (DeviceStage& member : group) {
+      threads.emplace_back([&member, &steps] {
+        member.dones.resize(steps.size());
+        member.running.resize(steps.size());
         for (size_t i = 0; i < steps.size(); ++i) {
-          ASSERT_EQ(place.runner->Run(steps[i], *place.transport, &place.dones[i], &place.running[i]),
+          ASSERT_EQ(member.runner->Run(steps[i], *member.transport, &member.dones[i], &member.running[i]),
                     absl::OkStatus());
         }
-        for (RunningStep& running : place.running) {
+        for (RunningStep& running : member.running) {
           while (!running.Poll()) std::this_thread::yield();
         }
-        EXPECT_EQ(place.transport->status(), absl::OkStatus());
+        EXPECT_EQ(member.transport->status(), absl::OkStatus());
       });
     }
     for (std::thread& thread : threads) thread.join();
     std::vector<std::string> logits;
-    for (const StepDone& done : places.back().dones) {
+    for (const StepDone& done : group.back().dones) {
       for (const auto& result : done.results()) logits.push_back(result.logits());
     }
     return logits;
@@ -140,20 +140,20 @@ class StageRunnerTest : public testing::TestWithParam<std::unique_ptr<TransportF
   ModelShape shape;
 };
 
-// The same ops on the same rows: the same bits.
-TEST_P(StageRunnerTest, LogitsAreThoseOfOneStage) {
-  std::vector<Place> one = MakeGroup({0});
+// The stages do the same ops on the same rows, so the logits are the same bit for bit.
+TEST_P(StageChainTest, LogitsAreThoseOfOneStage) {
+  std::vector<DeviceStage> one = MakeGroup({0});
   const std::vector<std::string> expected = Run(one);
   ASSERT_EQ(expected.size(), 4u);
   EXPECT_EQ(expected.back().size(), 5 * kVocab * sizeof(float));
   for (const std::vector<int>& split : {std::vector<int>{0, 2}, {0, 1, 3}, {0, 1, 2, 3}}) {
-    std::vector<Place> places = MakeGroup(split);
-    EXPECT_TRUE(Run(places) == expected) << testing::PrintToString(split);
-    for (const Place& place : places) {
-      for (size_t i = 0; i < place.running.size(); ++i) {
+    std::vector<DeviceStage> group = MakeGroup(split);
+    EXPECT_TRUE(Run(group) == expected) << testing::PrintToString(split);
+    for (const DeviceStage& member : group) {
+      for (size_t i = 0; i < member.running.size(); ++i) {
         StepDone done;
-        place.running[i].FillTimes(i == 0 ? std::chrono::steady_clock::time_point() : place.running[i - 1].end(),
-                                   &done);
+        member.running[i].FillTimes(i == 0 ? std::chrono::steady_clock::time_point() : member.running[i - 1].end(),
+                                    &done);
         EXPECT_GE(done.busy_seconds(), 0);
         EXPECT_GE(done.bubble_seconds(), 0);
       }
@@ -161,26 +161,26 @@ TEST_P(StageRunnerTest, LogitsAreThoseOfOneStage) {
   }
 }
 
-// A group ends in the middle of its work, with steps queued and not done; the devices go on to the next one.
-TEST_P(StageRunnerTest, AnAbortedGroupLeavesItsDevicesUsable) {
-  std::vector<Place> places = MakeGroup({0, 2});
+// A group ends while steps are queued and not done; its devices can be used for the next one.
+TEST_P(StageChainTest, AnAbortedGroupLeavesItsDevicesUsable) {
+  std::vector<DeviceStage> group = MakeGroup({0, 2});
   const std::vector<Step> steps = Steps();
   StepDone done;
   RunningStep running;
-  ASSERT_EQ(places[0].runner->Run(steps[0], *places[0].transport, &done, &running), absl::OkStatus());
-  ASSERT_EQ(places[1].runner->Run(steps[0], *places[1].transport, &done, &running), absl::OkStatus());
-  for (Place& place : places) place.transport->Abort();
-  EXPECT_FALSE(places[0].runner->Run(steps[1], *places[0].transport, &done, &running).ok());
-  for (Place& place : places) {
-    EXPECT_FALSE(place.transport->status().ok());
-    place.transport.reset();
-    place.runner.reset();
-    EXPECT_EQ(place.backend->Synchronize(), absl::OkStatus());
-    place.runner = *StageRunner::Create(place.plan, *place.backend, *place.stage);
+  ASSERT_EQ(group[0].runner->Run(steps[0], *group[0].transport, &done, &running), absl::OkStatus());
+  ASSERT_EQ(group[1].runner->Run(steps[0], *group[1].transport, &done, &running), absl::OkStatus());
+  for (DeviceStage& member : group) member.transport->Abort();
+  EXPECT_FALSE(group[0].runner->Run(steps[1], *group[0].transport, &done, &running).ok());
+  for (DeviceStage& member : group) {
+    EXPECT_FALSE(member.transport->status().ok());
+    member.transport.reset();
+    member.runner.reset();
+    EXPECT_EQ(member.backend->Synchronize(), absl::OkStatus());
+    member.runner = *StageRunner::Create(member.assignment, *member.backend, *member.stage);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Transports, StageRunnerTest, testing::Values(Local, Nccl),
+INSTANTIATE_TEST_SUITE_P(Transports, StageChainTest, testing::Values(Local, Nccl),
                          [](const auto& info) { return info.param == Local ? "local" : "nccl"; });
 
 }  // namespace

@@ -15,7 +15,7 @@
 namespace goldfinch {
 namespace {
 
-static_assert(kChannelMessages == Transport::kAheadSends, "as the memory was planned");
+static_assert(kChannelMessages == Transport::kAheadSends, "base/stage_memory.h plans memory for so many messages");
 
 using cluster::v1::ChunkResult;
 using cluster::v1::NewSequence;
@@ -24,7 +24,7 @@ using cluster::v1::StepDone;
 using ChunkMessage = cluster::v1::Chunk;
 using SteadyClock = std::chrono::steady_clock;
 
-// In place of a token: it is for the host to draw, or to say why there is none.
+// Stands in place of a token that the host has to draw, or has to say why it cannot be drawn.
 constexpr int32_t kNotDrawn = -1;
 
 template <class... Parts>
@@ -34,8 +34,8 @@ absl::Status Invalid(const Parts&... parts) {
 
 }  // namespace
 
-StageRunner::StageRunner(const StageAssignment& plan, Backend& backend, Stage& stage)
-    : plan_(plan),
+StageRunner::StageRunner(const StageAssignment& assignment, Backend& backend, Stage& stage)
+    : assignment_(assignment),
       backend_(backend),
       stage_(stage),
       shape_(stage.model().shape),
@@ -43,25 +43,26 @@ StageRunner::StageRunner(const StageAssignment& plan, Backend& backend, Stage& s
       reads_ids_(stage.model().first_layer == 0 || stage.model().has_gold()),
       id_bytes_(shape_.vocab_size <= 65536 ? 2 : 4) {}
 
-absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssignment& plan, Backend& backend,
+absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssignment& assignment, Backend& backend,
                                                                  Stage& stage) {
-  GF_CHECK_EQ(stage.model().first_layer, plan.first_layer);
-  GF_CHECK_EQ(stage.model().last_layer, plan.last_layer);
-  std::unique_ptr<StageRunner> runner(new StageRunner(plan, backend, stage));
-  if (plan.links.hidden_from >= 0) {
+  GF_CHECK_EQ(stage.model().first_layer, assignment.first_layer);
+  GF_CHECK_EQ(stage.model().last_layer, assignment.last_layer);
+  std::unique_ptr<StageRunner> runner(new StageRunner(assignment, backend, stage));
+  if (assignment.links.hidden_from >= 0) {
     GF_RETURN_IF_ERROR(
-        runner->AllocateBuffer({plan.hidden_rows_max, runner->shape_.width}, DType::kF32, &runner->hidden_));
+        runner->AllocateBuffer({assignment.hidden_rows_max, runner->shape_.width}, DType::kF32, &runner->hidden_));
   }
-  if (plan.links.compressed_from >= 0) {
-    const DType dtype = plan.options.cache_dtype;
+  if (assignment.links.compressed_from >= 0) {
+    const DType dtype = assignment.options.cache_dtype;
     const int64_t row_width = CompressedRowWidth(dtype, runner->shape_.compressed);
-    GF_RETURN_IF_ERROR(runner->AllocateBuffer({plan.options.max_step_tokens, row_width}, dtype, &runner->compressed_));
+    GF_RETURN_IF_ERROR(
+        runner->AllocateBuffer({assignment.options.max_step_tokens, row_width}, dtype, &runner->compressed_));
   }
   if (!backend.reads_host_memory() && runner->is_last_) {
-    runner->staging_bytes_ = plan.options.max_logit_rows * runner->shape_.vocab_size * SizeOf(DType::kF32);
+    runner->staging_bytes_ = assignment.options.max_logit_rows * runner->shape_.vocab_size * SizeOf(DType::kF32);
     runner->staging_ = std::make_unique_for_overwrite<char[]>(runner->staging_bytes_);
   }
-  runner->ids_.reserve(plan.options.max_step_tokens);
+  runner->ids_.reserve(assignment.options.max_step_tokens);
   return runner;
 }
 
@@ -88,7 +89,7 @@ bool RunningStep::Poll() {
   return true;
 }
 
-// Time that a receiver behind us costs is no work, either.
+// Time that sends were blocked by a slow receiver is no work, either.
 void RunningStep::FillTimes(Clock::time_point free_since, StepDone* done) const {
   const auto seconds = [](Clock::duration time) { return std::max(0.0, std::chrono::duration<double>(time).count()); };
   const double all = seconds(end_ - std::max(begin_, free_since));
@@ -140,8 +141,8 @@ absl::Status StageRunner::Add(const NewSequence& message, absl::StatusOr<int> sl
   Sequence& sequence = sequences_[message.sequence()];
   sequence.slot = *slot;
   if (!is_last_ || !message.has_sampling()) return absl::OkStatus();
-  GF_ASSIGN_OR_RETURN(SamplingOptions options, ReadSampling(message.sampling(), *plan_.vocabulary));
-  sequence.sampler.emplace(std::move(options), plan_.vocabulary);
+  GF_ASSIGN_OR_RETURN(SamplingOptions options, ReadSampling(message.sampling(), *assignment_.vocabulary));
+  sequence.sampler.emplace(std::move(options), assignment_.vocabulary);
   for (const uint32_t id : message.observed()) {
     if (id >= shape_.vocab_size) {
       return Invalid("observed token ", id, " of sequence ", message.sequence(), " is outside the vocabulary of ",
@@ -173,7 +174,7 @@ absl::Status StageRunner::ReadChunks(const Step& step) {
       return Invalid("position of sequence ", id, " is ", message.position(), ", it has taken ",
                      stage_.position(sequence->slot), " tokens");
     }
-    const int64_t left = plan_.options.max_step_tokens - static_cast<int64_t>(ids_.size());
+    const int64_t left = assignment_.options.max_step_tokens - static_cast<int64_t>(ids_.size());
     if (message.tokens() < 1 || message.tokens() > left) {
       return Invalid("tokens of sequence ", id, " are ", message.tokens(), ", the limit is ", left,
                      " of max_step_tokens, and at least 1");
@@ -193,9 +194,9 @@ absl::Status StageRunner::ReadChunks(const Step& step) {
   return absl::OkStatus();
 }
 
-// Appends them to ids_, whose memory is for all of a step: nothing moves.
+// Appends to ids_, which has memory for a whole step, so that the spans of chunks_ stay valid.
 absl::Status StageRunner::ReadIds(const ChunkMessage& message) {
-  if (!reads_ids_) {  // Stage::Forward wants them counted
+  if (!reads_ids_) {  // Stage::Forward only counts them then
     ids_.insert(ids_.end(), message.tokens(), 0);
     return absl::OkStatus();
   }
@@ -247,14 +248,14 @@ absl::Status StageRunner::Receive(Transport& transport, StepDone* done, RunningS
   if (rows == StageRows{}) return absl::OkStatus();
   if (rows.compressed > 0) {
     const Tensor compressed{compressed_.data, compressed_.dtype, {rows.compressed, compressed_.dim(1)}};
-    GF_RETURN_IF_ERROR(transport.Recv(plan_.links.compressed_from, compressed));
+    GF_RETURN_IF_ERROR(transport.Recv(assignment_.links.compressed_from, compressed));
     input->compressed = compressed;
     done->set_compressed_bytes(compressed.bytes());
     done->set_id_bytes(rows.compressed * id_bytes_);
   }
   if (rows.hidden > 0) {
     const Tensor hidden{hidden_.data, DType::kF32, {rows.hidden, shape_.width}};
-    GF_RETURN_IF_ERROR(transport.Recv(plan_.links.hidden_from, hidden));
+    GF_RETURN_IF_ERROR(transport.Recv(assignment_.links.hidden_from, hidden));
     input->hidden = hidden;
     done->set_hidden_bytes(hidden.bytes());
   }
@@ -273,16 +274,16 @@ ConstTensor StageRunner::OnHost(ConstTensor rows) {
 absl::Status StageRunner::Send(Transport& transport, const StageOutput& output, RunningStep* running) {
   const auto start = SteadyClock::now();
   if (output.compressed) {
-    for (const int to : plan_.links.compressed_to) GF_RETURN_IF_ERROR(transport.Send(to, output.compressed));
+    for (const int to : assignment_.links.compressed_to) GF_RETURN_IF_ERROR(transport.Send(to, output.compressed));
   }
-  if (output.hidden) GF_RETURN_IF_ERROR(transport.Send(plan_.links.hidden_to, output.hidden));
+  if (output.hidden) GF_RETURN_IF_ERROR(transport.Send(assignment_.links.hidden_to, output.hidden));
   running->send_seconds_ = std::chrono::duration<double>(SteadyClock::now() - start).count();
   return absl::OkStatus();
 }
 
 absl::Status StageRunner::FillResults(const Step& step, ConstTensor logits, StepDone* done) {
   DrawOnDevice(step, logits);
-  GF_RETURN_IF_ERROR(backend_.status());  // after a fault, what was drawn is any number
+  GF_RETURN_IF_ERROR(backend_.status());  // after a fault, drawn_ holds anything
   int64_t row = 0;
   for (int i = 0; i < step.chunks_size(); ++i) {
     const ChunkMessage& message = step.chunks(i);
@@ -304,10 +305,10 @@ absl::Status StageRunner::FillResults(const Step& step, ConstTensor logits, Step
 void StageRunner::DrawOnDevice(const Step& step, ConstTensor logits) {
   drawn_.assign(logits ? logits.dim(0) : 0, kNotDrawn);
   if (staging_ == nullptr || !logits || !backend_.can_sample(shape_.vocab_size)) return;
-  const SamplerVocabulary& vocabulary = *plan_.vocabulary;
+  const SamplerVocabulary& vocabulary = *assignment_.vocabulary;
   draws_.clear();
   int64_t row = 0;
-  const auto draw = [&] {  // those before `row`
+  const auto draw = [&] {  // from the rows before `row` that draws_ has
     if (draws_.empty()) return;
     const auto count = static_cast<int64_t>(draws_.size()), first = row - count;
     backend_.Sample(Rows(logits, first, count), vocabulary.limit(), vocabulary.holes(), draws_,
@@ -361,9 +362,9 @@ void StageRunner::SampleInto(absl::Span<const float> logits, Sequence& sequence,
 void StageRunner::ScoreInto(const ChunkMessage& message, absl::Span<const float> logits, ChunkResult* result) {
   const auto first = static_cast<int64_t>(message.position() + message.tokens() - message.logit_rows()) + 1;
   for (int row = 0; row < message.targets_size(); ++row) {
-    const absl::StatusOr<float> logprob = scorer_.Score(logits.subspan(row * shape_.vocab_size, shape_.vocab_size),
-                                                        first + row, static_cast<int32_t>(message.targets(row)),
-                                                        static_cast<int>(message.top_logprobs()), *plan_.vocabulary);
+    const absl::StatusOr<float> logprob = scorer_.Score(
+        logits.subspan(row * shape_.vocab_size, shape_.vocab_size), first + row,
+        static_cast<int32_t>(message.targets(row)), static_cast<int>(message.top_logprobs()), *assignment_.vocabulary);
     if (!logprob.ok()) {
       result->clear_logprobs();
       result->clear_top();

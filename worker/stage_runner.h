@@ -1,4 +1,5 @@
-// Runs the Steps of one generation on one stage: rows in, Forward, rows out, and in the last stage tokens and scores.
+// Runs the steps of one generation on one stage: receives rows, runs Stage::Forward, sends rows on, and in the last
+// stage draws tokens and scores.
 #ifndef GOLDFINCH_WORKER_STAGE_RUNNER_H_
 #define GOLDFINCH_WORKER_STAGE_RUNNER_H_
 
@@ -29,14 +30,15 @@ class Step;
 class StepDone;
 }  // namespace cluster::v1
 
-// A step that the back end may still be at. Times are the host's: for what a device does, when that was seen.
+// A step that the back end may not have finished. For one thread at a time. Times are taken by the host's clock; the
+// end of what a device does is when Poll has seen it.
 class RunningStep {
  public:
-  // Whether all of it is done. Does not wait. Called often, as it notes the times.
+  // Whether the whole step is done. Does not wait. Takes the times, so it has to be called often.
   bool Poll();
-  // When Poll first said so.
+  // When Poll first returned true.
   std::chrono::steady_clock::time_point end() const { return end_; }
-  // Sets busy_seconds and bubble_seconds, once it is done. `free_since`: when the step before was.
+  // Sets busy_seconds and bubble_seconds of a step that is done. `free_since` is when the step before it was done.
   void FillTimes(std::chrono::steady_clock::time_point free_since, cluster::v1::StepDone* done) const;
 
  private:
@@ -44,40 +46,40 @@ class RunningStep {
   using Clock = std::chrono::steady_clock;
 
   Clock::time_point begin_;
-  std::shared_ptr<const Mark> rows_;  // null once its rows are here
+  std::shared_ptr<const Mark> rows_;  // reached when its rows have arrived; null from then on, and without rows
   std::shared_ptr<const Mark> done_;
   Clock::time_point receive_begin_;
   Clock::time_point receive_end_;  // receive_begin_ where there are no rows to receive
-  double send_seconds_ = 0;        // that sends have blocked
+  double send_seconds_ = 0;        // during which sends have blocked
   Clock::time_point end_;
 };
 
-// One thread at a time. Any error ends the generation: its sequences are not at one point any more.
+// For one thread at a time. After any error the generation must end, as its stages no longer agree on the sequences.
 class StageRunner {
  public:
-  // `stage` runs the plan's layers, has no open sequence, and must outlive the runner, as must the back end.
-  // RESOURCE_EXHAUSTED: no memory for rows to come.
-  static absl::StatusOr<std::unique_ptr<StageRunner>> Create(const StageAssignment& plan, Backend& backend,
+  // `stage` has the assignment's layers and no open sequence. It and the back end must outlive the runner.
+  // RESOURCE_EXHAUSTED: there is no memory for rows from other stages.
+  static absl::StatusOr<std::unique_ptr<StageRunner>> Create(const StageAssignment& assignment, Backend& backend,
                                                              Stage& stage);
-  // Closes its sequences.
+  // Closes all sequences that are open.
   ~StageRunner();
   StageRunner(const StageRunner&) = delete;
   StageRunner& operator=(const StageRunner&) = delete;
 
-  // Runs the step, or queues it and leaves the rest to the back end. Fills `done` but for generation, id and seconds;
-  // it is true once `running` is done and neither the transport nor the back end has failed. INVALID_ARGUMENT names
-  // what is wrong with the step; other errors are those of Stage and Transport.
+  // Runs the step, or queues it on the back end and returns before it is done. Fills all of `done` except generation,
+  // id and seconds; the results are valid once `running` is done and neither the transport nor the back end has failed.
+  // INVALID_ARGUMENT names what is wrong with the step; other errors are those of Stage and Transport.
   absl::Status Run(const cluster::v1::Step& step, Transport& transport, cluster::v1::StepDone* done,
                    RunningStep* running);
 
  private:
   struct Sequence {
     int slot = 0;
-    int64_t step = 0;  // the last one that had a chunk of it, by steps_
+    int64_t step = 0;  // the last step that had a chunk of it, counted by steps_
     std::optional<Sampler> sampler = {};
   };
 
-  StageRunner(const StageAssignment& plan, Backend& backend, Stage& stage);
+  StageRunner(const StageAssignment& assignment, Backend& backend, Stage& stage);
   absl::Status AllocateBuffer(const Shape& shape, DType dtype, Tensor* buffer);
 
   absl::StatusOr<Sequence*> Find(uint64_t id, const char* field);
@@ -89,29 +91,29 @@ class StageRunner {
   absl::Status CheckResultFields(const cluster::v1::Chunk& message) const;
   absl::Status Receive(Transport& transport, cluster::v1::StepDone* done, RunningStep* running, StageInput* input);
   absl::Status Send(Transport& transport, const StageOutput& output, RunningStep* running);
-  // The rows where the host can read them, until the next call. Waits for them.
+  // Returns the rows in memory that the host can read; they stay there until the next call. Waits for them.
   ConstTensor OnHost(ConstTensor rows);
   absl::Status FillResults(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
-  // What the back end draws itself, where the host cannot read its memory: into drawn_, one a row of `logits`.
+  // Fills drawn_ with the tokens that the back end draws itself, which it does where the host cannot read its memory.
   void DrawOnDevice(const cluster::v1::Step& step, ConstTensor logits);
-  // Of logits, from row `first` on.
+  // Returns `count` rows of logits from row `first` on.
   absl::Span<const float> RowsOnHost(ConstTensor logits, int64_t first, int64_t count);
   void SampleInto(absl::Span<const float> logits, Sequence& sequence, cluster::v1::ChunkResult* result);
   void ScoreInto(const cluster::v1::Chunk& message, absl::Span<const float> logits, cluster::v1::ChunkResult* result);
   absl::Status Fork(const cluster::v1::Step& step);
 
-  const StageAssignment plan_;
+  const StageAssignment assignment_;
   Backend& backend_;
   Stage& stage_;
   const ModelShape& shape_;
   const bool is_last_;
-  const bool reads_ids_;    // embeds them, or keeps them with compressed rows
+  const bool reads_ids_;    // the stage embeds ids, or keeps them with compressed rows
   const int64_t id_bytes_;  // of one id in a Chunk
 
   std::vector<std::shared_ptr<void>> memory_;
   Tensor hidden_;      // [hidden_rows_max, D]
   Tensor compressed_;  // [max_step_tokens, CompressedRowWidth of D/16]
-  // Of logits; null where the back end reads host memory.
+  // For logits that the host reads; null where the back end reads host memory.
   std::unique_ptr<char[]> staging_;
   int64_t staging_bytes_ = 0;
 
@@ -119,14 +121,15 @@ class StageRunner {
   SamplerScratch scratch_;
   Scorer scorer_;
 
-  // Of the step that runs; kept to reuse their memory.
-  int64_t steps_ = 0;  // so far, this one included
+  int64_t steps_ = 0;  // how many have been run, the current one included
+
+  // Vectors of the current step, kept to reuse their memory.
   std::vector<int32_t> ids_;
   std::vector<Chunk> chunks_;
-  std::vector<Sequence*> owners_;                  // one a chunk
-  std::vector<int32_t> drawn_;                     // one a row of logits: the token, or kNotDrawn
-  std::vector<SampleRow> draws_;                   // of rows that follow each other
-  std::vector<std::vector<LogitChange>> changes_;  // of draws_
+  std::vector<Sequence*> owners_;                  // the sequence of each chunk
+  std::vector<int32_t> drawn_;                     // for each row of logits: the token, or kNotDrawn
+  std::vector<SampleRow> draws_;                   // how to draw from rows that follow each other
+  std::vector<std::vector<LogitChange>> changes_;  // what draws_ refer to
 };
 
 }  // namespace goldfinch

@@ -1,4 +1,4 @@
-// Tokens that the back end draws itself are those that the host draws.
+// Back ends that draw tokens themselves draw the tokens that the host draws.
 #include "worker/stage_runner.h"
 
 #include <cstdint>
@@ -38,7 +38,7 @@ std::unique_ptr<Backend> MakeBackend(Kind kind) {
   return device;
 }
 
-// One stage is sent nothing.
+// A single stage sends and receives nothing.
 class NoTransport : public Transport {
  public:
   absl::Status Send(int, ConstTensor) override { return absl::InternalError("sent"); }
@@ -51,15 +51,15 @@ class StageRunnerTest : public testing::TestWithParam<Kind> {
  public:
   void SetUp() override { Make(RandomModel({.layers = {"finch_c2", "gold"}})); }
   void Make(const std::vector<TestTensor>& tensors) {
-    StageAssignment plan;
-    plan.stages = 1;
-    plan.last_layer = kLayers;
-    plan.options = {.max_sequences = 8, .cache_tokens = 1024, .max_step_tokens = 100, .max_logit_rows = 20};
+    StageAssignment assignment;
+    assignment.stages = 1;
+    assignment.last_layer = kLayers;
+    assignment.options = {.max_sequences = 8, .cache_tokens = 1024, .max_step_tokens = 100, .max_logit_rows = 20};
     std::vector<bool> sampleable(kVocab, true), repeats(kVocab, false);
     sampleable[38] = sampleable[7] = false;
-    plan.vocabulary = std::make_shared<const SamplerVocabulary>(sampleable, repeats);
-    stage = *Stage::Create(*backend, *LoadModel(*backend, OpenTensors(tensors), {}), plan.options);
-    runner = *StageRunner::Create(plan, *backend, *stage);
+    assignment.vocabulary = std::make_shared<const SamplerVocabulary>(sampleable, repeats);
+    stage = *Stage::Create(*backend, *LoadModel(*backend, OpenTensors(tensors), {}), assignment.options);
+    runner = *StageRunner::Create(assignment, *backend, *stage);
   }
 
   static void Open(Step& step, uint64_t sequence, uint64_t seed, bool logprobs) {
@@ -99,7 +99,8 @@ class StageRunnerTest : public testing::TestWithParam<Kind> {
   std::unique_ptr<StageRunner> runner;
 };
 
-// Sequences in pairs: of one the host draws, for it wants log-probabilities. Between them rows that are scored.
+// Sequences come in pairs with the same options, of which one asks for log-probabilities, so that the host draws for
+// it. Rows that are scored lie between them.
 TEST_P(StageRunnerTest, TheDeviceDrawsWhatTheHostDraws) {
   constexpr uint64_t kPairs = 3;
   std::vector<int32_t> next(2 * kPairs, 11);

@@ -1,4 +1,4 @@
-// One worker's behavior in the protocol of protos/cluster.proto, whatever carries the messages.
+// One worker's part in the protocol of protos/cluster.proto, whatever carries its messages.
 #ifndef GOLDFINCH_WORKER_WORKER_H_
 #define GOLDFINCH_WORKER_WORKER_H_
 
@@ -12,20 +12,13 @@
 #include <optional>
 #include <string>
 #include <thread>
-#include <unordered_set>
-#include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "kernels/backend.h"
-#include "worker/describe.h"
-#include "worker/model/model.h"
-#include "worker/model/model_config.h"
-#include "worker/stage/gold_tiers.h"
-#include "worker/stage/stage.h"
-#include "worker/stage_assignment.h"
+#include "worker/stage_loader.h"
 #include "worker/stage_runner.h"
 #include "worker/transport/transport.h"
+#include "worker/worker_options.h"
 
 namespace goldfinch {
 
@@ -38,133 +31,145 @@ class ToWorker;
 class Welcome;
 }  // namespace cluster::v1
 
-struct WorkerOptions {
-  std::string name = {};                 // for people
-  std::string model = {};                // path; empty: where the coordinator says
-  std::string config = {};               // the same
-  int64_t memory_bytes = 0;              // that it may use, for all that base/stage_memory.h plans; 0: any
-  GoldTier gold_tier = GoldTier::kFull;  // the most that GOLD layers keep of a sequence
-  // Memory for it; not set: what is left of memory_bytes; on the CPU kKeptMemoryShare of them at most.
-  std::optional<int64_t> kept_bytes = {};
-  DeviceSpeed speed = {};               // of MeasureDevice
-  double connect_timeout_seconds = 30;  // for a group's stages to reach each other
-  // Lines for the log: the stage's memory, weights that are NaN, why a generation failed. Any thread. May be null.
-  std::function<void(const std::string& line)> log = nullptr;
-};
-
-// Registers, describes the model, and as part of a group runs one stage of it. Thread-safe. One thread of its own does
-// what takes time: reading weights, forming, steps; so no call blocks, and a Ping is answered while a step runs.
+// Registers with the coordinator, describes the model, and runs one stage of a group while it is part of one.
+//
+// Thread-safe. What takes time (reading weights, connecting, steps) is done by a thread of the worker's own, the work
+// thread, so that no call blocks and a Ping is answered while a step runs.
+//
+// All work belongs to a connection, and once a group forms, to a generation of it:
+//
+//   connection 1                                        connection 2
+//   |-----------------------------------------------|   |---------------------------------
+//     Welcome   generation 7        generation 8          Welcome   generation 9
+//     |-----|   |-------------|     |---------------|     |-----|   |---------------------
+//               Form          End   Form   Disconnected             Form
+//
+// |            | what it counts               | who raises it         | when it ends                        |
+// | ---------- | ---------------------------- | --------------------- | ----------------------------------- |
+// | connection | this worker's streams to the | Connected             | Disconnected                        |
+// |            | coordinator                  |                       |                                     |
+// | generation | the groups that the          | the coordinator, with | EndGeneration from either side, the |
+// |            | coordinator has formed       | each Form             | next Form, Connected, Disconnected, |
+// |            |                              |                       | a refusal, the destructor           |
+//
+// The connection's number protects a new stream from answers to what an earlier one asked: they are dropped. The
+// generation protects a group from the work of the one before: when it ends, messages that wait are dropped, work that
+// is under way is aborted, and messages that still come with its number are ignored. The number alone is not enough,
+// because it does not say whether the generation has ended, and a coordinator that has restarted counts from 1 again.
+// So queued work refers to a Generation object, which knows its end.
 class Worker {
  public:
   Worker(WorkerOptions options, std::unique_ptr<Backend> backend, std::unique_ptr<TransportFactory> transport);
-  // Abandons the work. `send` is not called after it.
+  // Abandons the work. `send` is not called any more once this returns.
   ~Worker();
 
-  // A stream to the coordinator is up: registers. `send` takes messages in order, from any thread, must not block or
-  // call the node, and may be called once more just after Disconnected.
+  // A stream to the coordinator has opened: the worker registers. `send` takes messages in order and is called on any
+  // thread; it must not block or call this worker. It may be called once more just after Disconnected.
   void Connected(std::function<void(const cluster::v1::FromWorker& message)> send);
-  // A message from the coordinator. One call at a time, in order.
+  // Takes a message from the coordinator. One call at a time, in the order of the stream.
   void Received(cluster::v1::ToWorker message);
-  // The stream is down: the generation ends. Connected may follow.
+  // The stream is down, which ends the generation. Connected may follow.
   void Disconnected();
 
-  // Tells the coordinator that this worker ends: it will disband the group.
+  // Tells the coordinator that this worker is about to stop; the coordinator then ends the generation.
   void Leave();
-  // Whether it is part of a group, formed or forming.
+  // Whether the worker is part of a group, formed or forming.
   bool in_group() const;
-  // Whether the coordinator has been silent for longer than it allows: the stream should be closed.
+  // Whether the coordinator has been silent for longer than its heartbeat timeout, so that the stream should be closed.
   bool silent() const;
-  // FAILED_PRECONDITION with the reason once the coordinator has refused this worker.
+  // FAILED_PRECONDITION with the reason once the coordinator has refused this worker, else OK.
   absl::Status refused() const;
 
  private:
   using Clock = std::chrono::steady_clock;
   using Send = std::function<void(const cluster::v1::FromWorker& message)>;
 
-  // What the working thread has to do. The message may be empty: end the group.
+  // A generation that this worker is or was part of.
+  struct Generation {
+    uint64_t number = 0;  // Form.generation
+    absl::Status end;     // OK while it lives, then CANCELLED with the reason. Guarded by mutex_.
+  };
+
+  // A message for the work thread; without one, the task is to release what the generation that has ended used.
   struct Task {
-    uint64_t era;
+    std::shared_ptr<Generation> generation;  // the one that was current when the message came
     uint64_t connection;
     std::unique_ptr<cluster::v1::ToWorker> message;
   };
 
-  void Reply(const cluster::v1::FromWorker& message) const;
-  void ReplyFromWork(const cluster::v1::FromWorker& message) const;
-  void Log(const std::string& line) const;
-  void BeginEra();                              // with the mutex held
-  void Enqueue(cluster::v1::ToWorker message);  // the same
+  // ---- On any thread, with mutex_ held.
 
-  // On the working thread.
+  // Ends the current generation, if it has not ended yet: drops its messages, aborts its transport, and leaves the work
+  // thread a task to release the rest. Does not block.
+  void EndGeneration(const std::string& reason);
+  void Enqueue(cluster::v1::ToWorker message);
+
+  // ---- On any thread, without mutex_.
+
+  // Sends over the current stream, if there is one. The coordinator may be in this process, with locks of its own,
+  // which is why mutex_ must not be held.
+  void Reply(const cluster::v1::FromWorker& message) const;
+  void Log(const std::string& line) const;
+
+  // ---- On the work thread.
+
   void Work();
   void Handle(const Task& task);
   void HandleWelcome(const cluster::v1::Welcome& welcome);
-  absl::Status OpenModel(const cluster::v1::Welcome& welcome);
-  absl::Status Form(uint64_t era, const cluster::v1::Form& form);
-  absl::Status LoadStage(const StageAssignment& plan);
-  absl::Status PlanMemory(const StageAssignment& plan);
-  absl::Status VerifyWeights(const StageAssignment& plan);
-  absl::Status Connect(uint64_t era, const cluster::v1::Connect& connect);
-  absl::Status LoadWeights(const StageAssignment& plan);
-  absl::Status ReserveKept(const StageAssignment& plan);
-  absl::Status RunStep(uint64_t era, const cluster::v1::Step& step);
-  // Answers the steps that are done, in order. An error is that of a step that will never be.
+  absl::Status Form(const cluster::v1::Form& form);
+  absl::Status Connect(const cluster::v1::Connect& connect);
+  absl::Status RunStep(const cluster::v1::Step& step);
+  // Answers the pending steps that are done, in order. An error means that a pending step will never be done.
   absl::Status AnswerSteps();
-  // Waits until another step may be queued.
-  absl::Status WaitForRoom(uint64_t era);
-  void Fail(uint64_t era, uint64_t generation, const absl::Status& status);
-  void EndGroup();
-  // Lets Received abort them; false, and they are aborted, if the era is over.
-  bool Publish(uint64_t era, TransportSetup* setup, Transport* transport);
+  // Waits until another step may be queued. CANCELLED if the generation ends meanwhile.
+  absl::Status WaitForRoom();
+  // The work of the generation has failed: releases it, and unless the generation has ended already, ends it and tells
+  // the coordinator.
+  void FailGeneration(const absl::Status& status);
+  // Releases all that belongs to work_generation_. Its peers notice that the transport is gone.
+  void ReleaseGeneration();
+  // Lets EndGeneration abort these; either may be null. Returns Generation::end, in case it came before.
+  absl::Status Publish(TransportSetup* setup, Transport* transport);
+  // As Reply, if the task at hand came over the current stream. A new stream must not get such answers, as the
+  // coordinator does not know yet whose it is.
+  void ReplyFromWork(const cluster::v1::FromWorker& message) const;
 
   const WorkerOptions options_;
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<TransportFactory> transport_factory_;
 
   mutable std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_;  // the work thread: there is a task, the generation has ended, or stopping_
   bool stopping_ = false;
-  std::shared_ptr<const Send> send_;  // null when not connected
+  std::shared_ptr<const Send> send_;  // null while not connected
+  uint64_t connection_ = 0;           // the number of the current or last connection
   absl::Status refused_;
-  double heartbeat_timeout_seconds_ = 0;  // 0: the coordinator has said none yet
+  double heartbeat_timeout_seconds_ = 0;  // 0: the coordinator has not named one yet
   Clock::time_point last_message_;
-  // Ends with the generation: what belongs to an era that is over is dropped.
-  uint64_t era_ = 0;
-  uint64_t generation_ = 0;  // of the last Form
-  uint64_t connection_ = 0;  // how many there have been
-  bool in_group_ = false;
+  std::shared_ptr<Generation> generation_;  // the current or last one; never null
   std::deque<Task> tasks_;
   TransportSetup* live_setup_ = nullptr;
   Transport* live_transport_ = nullptr;
 
-  // Of the working thread.
-  uint64_t work_connection_ = 0;  // that the task at hand came by
-  std::string opened_model_, opened_config_;
-  std::shared_ptr<const Checkpoint> checkpoint_;
-  ModelConfig config_;
-  ModelShape shape_;
-  std::shared_ptr<const Model> measured_;  // of all layers
-  StageMemory memory_;                     // of the stage that is forming or formed
-  int64_t kept_bytes_ = 0;                 // for its kept rows
-  std::string verify_;
-  DType cache_dtype_ = DType::kBf16;
-  std::unordered_set<std::string> verified_;  // tensors
-  std::shared_ptr<const Model> model_;
-  std::unique_ptr<Stage> stage_;  // kept for the next generation, which may want the same
+  // ---- The rest is for the work thread only.
 
-  std::unique_ptr<StageAssignment> plan_;  // of the generation; null: none
+  uint64_t work_connection_ = 0;  // over which the task at hand came
+  StageLoader loader_;
+
+  // The generation that the work thread works for, and what it uses for it; all null if there is none.
+  std::shared_ptr<Generation> work_generation_;
   std::unique_ptr<StageRunner> runner_;
-  std::unique_ptr<TransportSetup> setup_;
-  std::unique_ptr<Transport> transport_;
+  std::unique_ptr<TransportSetup> setup_;  // until the stage is connected
+  std::unique_ptr<Transport> transport_;   // from then on
   std::optional<uint64_t> last_step_;
-  // Queued on the back end, and not answered yet.
+  // A step that is queued on the back end and not answered yet.
   struct PendingStep {
     std::unique_ptr<cluster::v1::FromWorker> answer;
     RunningStep running;
     Clock::time_point begin;
   };
   std::deque<PendingStep> pending_;
-  uint64_t pending_era_ = 0;
-  Clock::time_point free_since_;  // the last answered step was done, or the group was ready
+  Clock::time_point free_since_;  // when the last answered step was done; before the first, when the group was ready
 
   std::thread thread_;
 };

@@ -13,7 +13,7 @@
 #include "kernels/backend.h"
 #include "nlohmann/json.hpp"
 #include "worker/checkpoint/checkpoint.h"
-#include "worker/describe.h"
+#include "worker/checkpoint/fingerprint.h"
 #include "worker/model/model.h"
 #include "worker/model/model_config.h"
 

@@ -28,7 +28,7 @@
 #include "nlohmann/json.hpp"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
-#include "worker/describe.h"
+#include "worker/device_speed.h"
 #include "worker/stage/gold_tiers.h"
 #include "worker/transport/transport.h"
 #include "worker/worker.h"

@@ -19,7 +19,7 @@
 #include "kernels/backend.h"
 #include "spdlog/spdlog.h"
 #include "worker/cluster_client.h"
-#include "worker/describe.h"
+#include "worker/device_speed.h"
 #include "worker/stage/gold_tiers.h"
 #include "worker/transport/transport.h"
 

@@ -89,13 +89,14 @@ LocalCluster::LocalCluster(const std::string& model, int workers, std::function<
   workers_ =
       std::make_unique<EmbeddedWorkers>(*coordinator_, [](const absl::Status& status) { ADD_FAILURE() << status; });
   for (int i = 0; i < workers; ++i) {
-    WorkerOptions node;
-    node.name = absl::StrCat("worker ", i);
-    node.memory_bytes = int64_t{1} << 36;
-    node.speed = {1e9, 1e9};
-    workers_->Add(std::make_unique<Worker>(node, make_backend ? make_backend() : MakeCpuBackend(/*threads=*/1),
-                                           MakeLocalTransportFactory()),
-                  node.name);
+    WorkerOptions worker_options;
+    worker_options.name = absl::StrCat("worker ", i);
+    worker_options.memory_bytes = int64_t{1} << 36;
+    worker_options.speed = {1e9, 1e9};
+    workers_->Add(
+        std::make_unique<Worker>(worker_options, make_backend ? make_backend() : MakeCpuBackend(/*threads=*/1),
+                                 MakeLocalTransportFactory()),
+        worker_options.name);
   }
 }
 

@@ -1,4 +1,4 @@
-// A coordinator and its workers in this process, linked without sockets, and clients to watch.
+// A coordinator and its workers in this process, linked without sockets, and requests that tests can watch.
 #ifndef GOLDFINCH_TESTS_CLUSTER_LOCAL_CLUSTER_H_
 #define GOLDFINCH_TESTS_CLUSTER_LOCAL_CLUSTER_H_
 
@@ -21,7 +21,7 @@
 
 namespace goldfinch {
 
-// Writes down what it gets. Thread-safe.
+// Collects the results of one request. Thread-safe.
 class WatchedRequest : public RequestSink {
  public:
   explicit WatchedRequest(int samples = 1) : tokens_(samples) {}
@@ -32,14 +32,14 @@ class WatchedRequest : public RequestSink {
   Verdict OnScores(int continuation, int64_t first, absl::Span<const OutputToken> tokens, std::string logits) override;
   void OnDone(const absl::Status& status, const RequestUsage& usage) override;
 
-  // Blocks until the request has ended; fails the test after a minute.
+  // Blocks until the request has ended and returns how. Fails the test after a minute.
   absl::Status Wait();
-  // Blocks until so many tokens of the first sample are there, or it has ended.
+  // Blocks until the first sample has `count` tokens or the request has ended.
   void AwaitTokens(size_t count);
-  // Of the first sample.
+  // How many tokens the first sample has.
   size_t token_count();
 
-  // After Wait.
+  // The results, which are complete after Wait.
   const std::vector<int32_t>& tokens(int sample = 0) const { return tokens_[sample]; }
   const std::vector<float>& logits(int continuation) const { return logits_.at(continuation); }
   const std::vector<OutputToken>& scores(int continuation) const { return scores_.at(continuation); }
@@ -48,7 +48,7 @@ class WatchedRequest : public RequestSink {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<std::vector<int32_t>> tokens_;        // by sample
+  std::vector<std::vector<int32_t>> tokens_;        // [samples]
   std::map<int, std::vector<OutputToken>> scores_;  // by continuation
   std::map<int, std::vector<float>> logits_;        // by continuation
   std::optional<absl::Status> status_;
@@ -57,19 +57,19 @@ class WatchedRequest : public RequestSink {
 
 class LocalCluster {
  public:
-  // A model of bytes. `edit` may change the options, which have f32 caches and a stage for each worker. Each worker
-  // gets a back end of `make_backend`; without it, a thread of the CPU.
+  // `model` is the path of a model whose vocabulary is bytes. `edit` may change the options, which have f32 caches and
+  // one stage for each worker. `make_backend` makes each worker's back end; without it, that is one thread of the CPU.
   LocalCluster(const std::string& model, int workers, std::function<void(CoordinatorOptions*)> edit = {},
                std::function<std::unique_ptr<Backend>()> make_backend = {});
 
-  // Blocks until a group is ready; fails the test after a minute.
+  // Blocks until a group is ready. Fails the test after a minute.
   void AwaitReady();
   std::shared_ptr<WatchedRequest> Generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
                                            std::function<void(Request*)> edit = {}, uint64_t* number = nullptr);
   std::shared_ptr<WatchedRequest> Score(const std::vector<int32_t>& prompt,
                                         const std::vector<std::vector<int32_t>>& continuations, bool score_prompt);
   v1::GetClusterInfoResponse Info();
-  // Fails the test unless, once the last Step is done, nothing is held any more.
+  // Fails the test unless all slots, pages and buffers of requests are free once the last step is done.
   void ExpectNothingHeld();
 
   Coordinator& coordinator() { return *coordinator_; }

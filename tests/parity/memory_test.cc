@@ -13,10 +13,10 @@
 #include "kernels/backend.h"
 #include "protos/cluster.pb.h"
 #include "tests/parity/golden_case.h"
-#include "worker/describe.h"
 #include "worker/model/fake_device.h"
 #include "worker/model/model.h"
 #include "worker/model/model_memory.h"
+#include "worker/model_description.h"
 #include "worker/stage/stage.h"
 #include "worker/stage_assignment.h"
 #include "worker/stage_runner.h"
@@ -31,7 +31,7 @@ cluster::v1::Form FormOf(const ModelShape& shape, int first, int last) {
   cluster::v1::Form form;
   form.add_first_layers(0);
   if (first > 0) form.add_first_layers(first);
-  form.set_rank(first > 0 ? 1 : 0);
+  form.set_stage(first > 0 ? 1 : 0);
   if (last < shape.layers()) form.add_first_layers(last);
   form.set_max_sequences(3);
   form.set_max_sequence_tokens(200);
@@ -50,17 +50,17 @@ std::vector<int64_t> Bytes(const StageMemory& memory) {
 }
 
 // Of all peers, to and from: the largest message of each, as the transports keep them.
-int64_t ChannelBytes(const StageAssignment& plan, const ModelShape& shape, DType cache_dtype) {
-  const int64_t hidden = plan.hidden_rows_max * shape.width * SizeOf(DType::kF32);
-  const int64_t compressed = plan.options.max_step_tokens * shape.CompressedRowBytes(cache_dtype);
+int64_t ChannelBytes(const StageAssignment& assignment, const ModelShape& shape, DType cache_dtype) {
+  const int64_t hidden = assignment.hidden_rows_max * shape.width * SizeOf(DType::kF32);
+  const int64_t compressed = assignment.options.max_step_tokens * shape.CompressedRowBytes(cache_dtype);
   std::map<int, int64_t> messages;
   const auto raise = [&messages](int peer, int64_t bytes) {
     if (peer >= 0) messages[peer] = std::max(messages[peer], bytes);
   };
-  raise(plan.links.hidden_from, hidden);
-  raise(plan.links.hidden_to, hidden);
-  raise(plan.links.compressed_from, compressed);
-  for (const int peer : plan.links.compressed_to) raise(peer, compressed);
+  raise(assignment.links.hidden_from, hidden);
+  raise(assignment.links.hidden_to, hidden);
+  raise(assignment.links.compressed_from, compressed);
+  for (const int peer : assignment.links.compressed_to) raise(peer, compressed);
   int64_t sum = 0;
   for (const auto& [peer, bytes] : messages) {
     sum += kChannelMessages * ((bytes + kMessageAlignment - 1) / kMessageAlignment * kMessageAlignment);
@@ -77,33 +77,34 @@ class MemoryTest : public testing::TestWithParam<std::string> {
     const ModelShape& shape = (*measured)->shape;
     const ModelMemory memory = MemoryOf(**measured, cache_dtype, device);
     cluster::v1::Described described;
-    Describe(*golden.checkpoint, shape, golden.config, cache_dtype, memory, &described);
+    DescribeModel(*golden.checkpoint, shape, golden.config, cache_dtype, memory, &described);
     const ModelMemory told = ReadModelMemory(described);
     for (int first = 0; first < shape.layers(); ++first) {
       for (int last = first + 1; last <= shape.layers(); ++last) {
         SCOPED_TRACE(testing::Message() << "layers " << first << " to " << last);
-        const auto plan = AssignStage(FormOf(shape, first, last), shape, cache_dtype);
-        ASSERT_TRUE(plan.ok()) << plan.status();
-        const StageSettings settings = MemorySettings(first, last, plan->options, plan->stages - plan->rank - 1);
+        const auto assignment = AssignStage(FormOf(shape, first, last), shape, cache_dtype);
+        ASSERT_TRUE(assignment.ok()) << assignment.status();
+        const StageSettings settings =
+            MemorySettings(first, last, assignment->options, assignment->stages - assignment->stage - 1);
         const StageMemory planned = PlanStageMemory(memory, settings);
         EXPECT_EQ(Bytes(PlanStageMemory(told, settings)), Bytes(planned)) << "as the coordinator is told";
 
         const auto model = LoadModel(device, golden.checkpoint, golden.config, first, last);
         ASSERT_TRUE(model.ok()) << model.status();
         EXPECT_EQ(device.allocated_bytes(), planned.weights);
-        const auto stage = Stage::Create(device, *model, plan->options);
+        const auto stage = Stage::Create(device, *model, assignment->options);
         ASSERT_TRUE(stage.ok()) << stage.status();
         EXPECT_EQ((*stage)->memory().total() - (*stage)->memory().channels, planned.total() - planned.channels);
         const int64_t others = planned.received_rows + planned.channels + planned.back_end;
         EXPECT_EQ(device.allocated_bytes(), planned.total() - others);
         EXPECT_EQ((*stage)->ReservedBytes(), planned.total() - others - planned.weights);
-        const auto runner = StageRunner::Create(*plan, device, **stage);
+        const auto runner = StageRunner::Create(*assignment, device, **stage);
         ASSERT_TRUE(runner.ok()) << runner.status();
         EXPECT_EQ(device.allocated_bytes(), planned.total() - planned.channels - planned.back_end);
         // With GOLD layers in the stage before, one channel may be counted that is none of its own.
         const bool known = shape.gold_layers() == 0 || first <= shape.finch_layers();
-        EXPECT_GE(planned.channels, ChannelBytes(*plan, shape, cache_dtype));
-        EXPECT_TRUE(!known || planned.channels == ChannelBytes(*plan, shape, cache_dtype)) << planned.channels;
+        EXPECT_GE(planned.channels, ChannelBytes(*assignment, shape, cache_dtype));
+        EXPECT_TRUE(!known || planned.channels == ChannelBytes(*assignment, shape, cache_dtype)) << planned.channels;
       }
     }
   }

@@ -21,7 +21,7 @@
 #include "base/check.h"
 #include "base/status.h"
 #include "kernels/quantize.h"
-#include "worker/describe.h"
+#include "worker/checkpoint/fingerprint.h"
 #include "worker/model/weight_loader.h"
 
 namespace goldfinch {

@@ -13,7 +13,7 @@
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "kernels/quantize.h"
-#include "worker/describe.h"
+#include "worker/checkpoint/fingerprint.h"
 #include "worker/model/fake_device.h"
 #include "worker/model/model.h"
 #include "worker/model/random_model.h"

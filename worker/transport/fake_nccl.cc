@@ -19,12 +19,13 @@
 namespace goldfinch {
 namespace {
 
-// How often a call has to be asked after.
-constexpr int kAsks = 2;
+// How often a communicator has to be polled until it has finished with a call.
+constexpr int kPolls = 2;
 
 struct Comm;
 
-// One side of a transfer. Its work runs with the streams' lock held; `placed` and `place` are the state's.
+// One side of a transfer. Its work runs with the lock of all streams held; `placed` and `place` are guarded by
+// State::mutex.
 struct Transfer {
   Comm* comm = nullptr;
   void* data = nullptr;
@@ -38,13 +39,13 @@ struct Transfer {
 
 struct Pair {
   bool joined[2] = {};
-  std::deque<std::shared_ptr<Transfer>> transfers[2];  // of each rank: the first of one meets the first of the other
+  std::deque<std::shared_ptr<Transfer>> transfers[2];  // by rank: the first of one rank meets the first of the other
 };
 
 struct Comm {
   std::shared_ptr<Pair> pair;
   int rank = 0;
-  int asks = kAsks;
+  int polls_left = kPolls;
   std::shared_ptr<Transfer> to_place;
   std::atomic<bool> aborted = false;
   std::atomic<int> inside = 0;
@@ -56,7 +57,7 @@ struct State {
   int64_t ids = 0;
   int live = 0;
   std::map<std::string, std::shared_ptr<Pair>> pairs;
-  std::vector<std::unique_ptr<Comm>> comms;  // ended ones as well, so that late calls are found
+  std::vector<std::unique_ptr<Comm>> comms;  // ended ones too, so that calls on them are detected
 };
 
 State& Get() {
@@ -64,7 +65,7 @@ State& Get() {
   return state;
 }
 
-// A call of the library.
+// Lives as long as a call on a communicator, and checks that the call is allowed.
 class Inside {
  public:
   explicit Inside(NcclComm comm) : comm_(*static_cast<Comm*>(comm)) {
@@ -81,7 +82,7 @@ class Inside {
   Comm& comm_;
 };
 
-// The other side, once it is in a stream.
+// Returns the other side of a transfer once it is in its stream, else null.
 std::shared_ptr<Transfer> Other(const Transfer& transfer) {
   State& state = Get();
   const std::lock_guard<std::mutex> lock(state.mutex);
@@ -95,7 +96,8 @@ std::shared_ptr<Transfer> Other(const Transfer& transfer) {
   return other->placed && !other->comm->aborted ? other : nullptr;
 }
 
-// Both sides have to be at the head of their streams; the receiver moves the bytes. Different sizes never meet.
+// Does a transfer's work and returns whether it is done. Both sides have to be at the heads of their streams; then the
+// receiver copies the bytes. Sides of different sizes never meet.
 bool Run(Transfer& transfer) {
   if (transfer.done || transfer.comm->aborted) return true;
   transfer.arrived = true;
@@ -117,10 +119,10 @@ int Begin(void* data, size_t count, int type, int rank, int peer, NcclComm handl
   GF_CHECK(type == kNcclBytes && comm->rank == rank && peer == 1 - rank && stream != nullptr);
   State& state = Get();
   const std::lock_guard<std::mutex> lock(state.mutex);
-  GF_CHECK(comm->asks == 0 && comm->to_place == nullptr) << "a communicator that has not finished with a call";
+  GF_CHECK(comm->polls_left == 0 && comm->to_place == nullptr) << "a communicator that has not finished with a call";
   comm->to_place = std::make_shared<Transfer>();
   *comm->to_place = {&*comm, data, count, static_cast<emulation::Stream*>(stream)};
-  comm->asks = kAsks;
+  comm->polls_left = kPolls;
   return kNcclInProgress;
 }
 
@@ -169,14 +171,14 @@ int CommGetAsyncError(NcclComm handle, int* error) {
     if (state.faults.async_error != 0) *error = state.faults.async_error;
     if (state.faults.async_error != 0 || state.faults.never_connects) return kNcclSuccess;
     if (!comm->pair->joined[0] || !comm->pair->joined[1]) return kNcclSuccess;
-    if (comm->asks > 0) --comm->asks;
-    if (comm->asks > 0) return kNcclSuccess;
+    if (comm->polls_left > 0) --comm->polls_left;
+    if (comm->polls_left > 0) return kNcclSuccess;
     *error = kNcclSuccess;
     placed = std::exchange(comm->to_place, nullptr);
     if (placed == nullptr) return kNcclSuccess;
     comm->pair->transfers[comm->rank].push_back(placed);
   }
-  // Not with the lock: work asks for it while the streams' is held.
+  // Without the lock, as Run takes it while the lock of the streams is held.
   const int64_t place = placed->stream->Push([placed] { return Run(*placed); });
   const std::lock_guard<std::mutex> lock(state.mutex);
   placed->place = place;

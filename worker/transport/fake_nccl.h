@@ -1,25 +1,26 @@
-// NCCL for tests: in one process, between emulated devices (kernels/cuda/emulation). It does what the real one may do
-// at its worst: every call is under way for a while, what it queues gets into the stream only when it has been asked
-// after, transfers run as late as they may and never end once the peer is gone. Calls that the real one does not allow
-// end the test: two threads inside a communicator, one that has been ended, one that has not finished with a call.
+// A stand-in for NCCL in tests, for emulated devices (kernels/cuda/emulation) of one process. It behaves as badly as
+// the real library may: every call is in progress for a while, a transfer gets into its stream only after the
+// communicator has been polled, transfers run as late as possible, and they never end once the peer is gone. It aborts
+// the test on calls that the real library does not allow: on a communicator that another thread is inside, that has
+// been ended, or that has not finished with the call before.
 #ifndef GOLDFINCH_WORKER_TRANSPORT_FAKE_NCCL_H_
 #define GOLDFINCH_WORKER_TRANSPORT_FAKE_NCCL_H_
 
-#include "worker/transport/nccl_transport.h"
+#include "worker/transport/nccl_api.h"
 
 namespace goldfinch {
 
 struct FakeNcclFaults {
-  bool never_connects = false;   // communicators are made for ever
+  bool never_connects = false;   // communicators stay in progress for ever
   bool loses_transfers = false;  // no transfer begins any more
-  int async_error = 0;           // that communicators tell of when they are asked
-  int init_error = 0;            // that CommInitRankConfig returns
+  int async_error = 0;           // if not 0, what CommGetAsyncError reports
+  int init_error = 0;            // if not 0, what CommInitRankConfig returns
 };
 
 NcclApi FakeNccl();
-// From now on, for all communicators of the process.
+// Applies to all communicators of the process from now on.
 void SetFakeNcclFaults(const FakeNcclFaults& faults);
-// Communicators that have not been ended.
+// How many communicators have not been ended yet.
 int LiveFakeNcclComms();
 
 }  // namespace goldfinch

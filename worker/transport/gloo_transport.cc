@@ -1,5 +1,5 @@
-// Channels over TCP by Gloo: one connection a pair of stages, unbound buffers, a message a tag. Rows lie in staging
-// memory on their way; for the CPU they are received where they belong.
+// The transport over TCP, by Gloo. Each pair of stages has one connection; each message has an unbound buffer and a tag
+// of its own. Rows pass through staging memory, except that the CPU receives them in place.
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -42,7 +42,7 @@ milliseconds ToMilliseconds(double seconds) {
   return milliseconds(std::max<int64_t>(1, static_cast<int64_t>(seconds * 1000)));
 }
 
-// Gloo throws std::exception for everything.
+// Gloo reports all errors by exceptions.
 template <class Call>
 absl::Status Catch(const std::string& what, Call call) {
   try {
@@ -52,11 +52,11 @@ absl::Status Catch(const std::string& what, Call call) {
   }
 }
 
-// Ends all pairs, those that are being connected too, and what waits for them; their peers notice.
+// Ends all pairs, those that are still connecting included, and all waits for them. The peers notice it.
 //
-// Trap: Pair::close() resets the connection, and Gloo ends the process of a peer whose connection is reset before it
-// was accepted. A wait whose time is out ends all pairs without a reset.
-// What is left: a listener that ends in the microseconds in which a peer looks at its new connection.
+// Trap: Pair::close() would reset the connection, and Gloo ends the process of a peer whose connection is reset before
+// the peer has accepted it. A wait that times out ends all pairs without a reset, so that is what is done here. One
+// race remains: a listener may end in the microseconds in which a peer examines its new connection.
 void EndPairs(gloo::transport::Context& context) {
   char nothing = 0;
   const auto buffer = context.createUnboundBuffer(&nothing, sizeof(nothing));
@@ -66,10 +66,10 @@ void EndPairs(gloo::transport::Context& context) {
   }).IgnoreError();
 }
 
-// Received while the rows before are still on their way to the device.
+// Buffers for messages from one peer: the next message is received while the one before is copied to the device.
 constexpr int kReceives = 2;
 
-// Of one peer, for its messages.
+// Staging memory for the messages to and from one peer.
 struct Staging {
   std::array<std::shared_ptr<void>, Transport::kAheadSends> sends;
   std::array<std::shared_ptr<void>, kReceives> receives;  // null where the back end reads host memory
@@ -77,24 +77,25 @@ struct Staging {
 
 class GlooTransport : public Transport {
  public:
-  GlooTransport(std::shared_ptr<gloo::transport::Context> context, const std::vector<StageTraffic>& edges,
+  GlooTransport(std::shared_ptr<gloo::transport::Context> context, const std::vector<StageTraffic>& traffic,
                 std::vector<Staging> staging, Backend& backend, milliseconds timeout)
       : context_(std::move(context)),
         backend_(backend),
         queue_(backend.queue()),
         timeout_(timeout),
-        channels_(edges.size()) {
-    for (size_t peer = 0; peer < edges.size(); ++peer) {
+        channels_(traffic.size()) {
+    for (size_t peer = 0; peer < traffic.size(); ++peer) {
       Channel& channel = channels_[peer];
-      channel.edge = edges[peer];
+      channel.traffic = traffic[peer];
       channel.staging = std::move(staging[peer]);
-      for (size_t i = 0; i < channel.sends.size() && channel.edge.send_bytes_max > 0; ++i) {
-        channel.sends[i] = context_->createUnboundBuffer(channel.staging.sends[i].get(), channel.edge.send_bytes_max);
+      for (size_t i = 0; i < channel.sends.size() && channel.traffic.send_bytes_max > 0; ++i) {
+        channel.sends[i] =
+            context_->createUnboundBuffer(channel.staging.sends[i].get(), channel.traffic.send_bytes_max);
       }
     }
   }
 
-  // The device is done with the staging memory before that goes.
+  // Waits until the device no longer reads the staging memory.
   ~GlooTransport() override {
     EndPairs(*context_);
     for (const Channel& channel : channels_) {
@@ -107,8 +108,8 @@ class GlooTransport : public Transport {
   absl::Status Send(int stage, ConstTensor rows) override {
     const int64_t bytes = rows.bytes();
     Channel& channel = Peer(stage);
-    GF_CHECK(bytes > 0 && bytes <= channel.edge.send_bytes_max)
-        << bytes << " bytes, the limit is " << channel.edge.send_bytes_max;
+    GF_CHECK(bytes > 0 && bytes <= channel.traffic.send_bytes_max)
+        << bytes << " bytes, the limit is " << channel.traffic.send_bytes_max;
     if (absl::Status ended = status(); !ended.ok()) return Finish(std::move(ended));
     return Finish(Catch(absl::StrCat("send to stage ", stage), [&]() -> absl::Status {
       const int64_t slot = channel.sent % kAheadSends;
@@ -127,8 +128,8 @@ class GlooTransport : public Transport {
   absl::Status Recv(int stage, Tensor rows) override {
     const int64_t bytes = rows.bytes();
     Channel& channel = Peer(stage);
-    GF_CHECK(bytes > 0 && bytes <= channel.edge.receive_bytes_max)
-        << bytes << " bytes, the limit is " << channel.edge.receive_bytes_max;
+    GF_CHECK(bytes > 0 && bytes <= channel.traffic.receive_bytes_max)
+        << bytes << " bytes, the limit is " << channel.traffic.receive_bytes_max;
     if (absl::Status ended = status(); !ended.ok()) return Finish(std::move(ended));
     const int64_t slot = channel.received % kReceives;
     void* place = rows.data;
@@ -136,7 +137,7 @@ class GlooTransport : public Transport {
       if (channel.read[slot] != nullptr) channel.read[slot]->Wait();
       place = channel.staging.receives[slot].get();
     }
-    // When this goes, Gloo has let go of the memory.
+    // Gloo does not touch the memory any more once this is destroyed.
     const std::unique_ptr<gloo::transport::UnboundBuffer> buffer = context_->createUnboundBuffer(place, bytes);
     if (!SetReceiving(buffer.get())) return Finish(Aborted());
     absl::Status status = Catch(absl::StrCat("receive from stage ", stage), [&] {
@@ -171,21 +172,21 @@ class GlooTransport : public Transport {
 
  private:
   struct Channel {
-    StageTraffic edge;
+    StageTraffic traffic;
     Staging staging;
     int64_t sent = 0;
     int64_t received = 0;
     std::array<std::unique_ptr<gloo::transport::UnboundBuffer>, kAheadSends> sends;
-    std::array<std::shared_ptr<const Mark>, kReceives> read;  // out of the staging memory, by the device
+    std::array<std::shared_ptr<const Mark>, kReceives> read;  // where the device has read it
   };
 
-  // With its length in the tag, a message never reaches a buffer of another size, which Gloo would fill in part.
+  // The tag holds the size, so that a message never arrives in a buffer of another size, which Gloo would fill partly.
   static uint64_t Tag(int64_t number, int64_t bytes) {
     return static_cast<uint64_t>(number) << 40 | static_cast<uint64_t>(bytes);
   }
 
   Channel& Peer(int stage) {
-    GF_CHECK(stage >= 0 && stage < static_cast<int>(channels_.size()) && channels_[stage].edge)
+    GF_CHECK(stage >= 0 && stage < static_cast<int>(channels_.size()) && channels_[stage].traffic)
         << "stage " << stage << " is no peer";
     return channels_[stage];
   }
@@ -195,13 +196,13 @@ class GlooTransport : public Transport {
     const std::lock_guard<std::mutex> lock(mutex_);
     return aborted_;
   }
-  // What Abort is to wake. False, and it is nothing, if Abort was called before.
+  // Sets the buffer whose wait Abort ends. Returns false, and sets none, if Abort has been called already.
   bool SetReceiving(gloo::transport::UnboundBuffer* buffer) {
     const std::lock_guard<std::mutex> lock(mutex_);
     receiving_ = aborted_ ? nullptr : buffer;
     return !aborted_;
   }
-  // The first error is final, and the peers are to know it.
+  // Keeps the first error as the final one, and lets the peers fail too.
   absl::Status Finish(absl::Status status) {
     if (status.ok()) return status;
     {
@@ -227,33 +228,33 @@ class GlooTransport : public Transport {
 
 class GlooSetup : public TransportSetup {
  public:
-  GlooSetup(std::shared_ptr<gloo::transport::Context> context, uint64_t generation, std::vector<StageTraffic> edges,
+  GlooSetup(std::shared_ptr<gloo::transport::Context> context, uint64_t generation, std::vector<StageTraffic> traffic,
             Backend& backend, milliseconds timeout)
       : context_(std::move(context)),
         generation_(generation),
-        edges_(std::move(edges)),
+        traffic_(std::move(traffic)),
         backend_(backend),
         timeout_(timeout),
-        staging_(edges_.size()) {}
+        staging_(traffic_.size()) {}
 
   absl::Status AllocateStaging() {
-    for (size_t peer = 0; peer < edges_.size(); ++peer) {
-      const StageTraffic& edge = edges_[peer];
-      if (edge.send_bytes_max > 0) GF_RETURN_IF_ERROR(Allocate(edge.send_bytes_max, staging_[peer].sends));
-      if (edge.receive_bytes_max > 0 && !backend_.reads_host_memory()) {
-        GF_RETURN_IF_ERROR(Allocate(edge.receive_bytes_max, staging_[peer].receives));
+    for (size_t peer = 0; peer < traffic_.size(); ++peer) {
+      const StageTraffic& traffic = traffic_[peer];
+      if (traffic.send_bytes_max > 0) GF_RETURN_IF_ERROR(Allocate(traffic.send_bytes_max, staging_[peer].sends));
+      if (traffic.receive_bytes_max > 0 && !backend_.reads_host_memory()) {
+        GF_RETURN_IF_ERROR(Allocate(traffic.receive_bytes_max, staging_[peer].receives));
       }
     }
     return absl::OkStatus();
   }
 
-  // Listens for every peer. Throws.
+  // Listens for every peer. Throws Gloo's exceptions.
   void Listen() {
-    addresses_.resize(edges_.size());
-    // The time is kept here: Gloo's own would be five times as long to connect.
+    addresses_.resize(traffic_.size());
+    // Gloo would wait five times as long as its timeout to connect, so Watch keeps the time.
     context_->setTimeout(gloo::kNoTimeout);
-    for (size_t peer = 0; peer < edges_.size(); ++peer) {
-      if (!edges_[peer]) continue;
+    for (size_t peer = 0; peer < traffic_.size(); ++peer) {
+      if (!traffic_[peer]) continue;
       const std::vector<char> bytes = context_->createPair(static_cast<int>(peer))->address().bytes();
       addresses_[peer].assign(bytes.begin(), bytes.end());
     }
@@ -263,9 +264,9 @@ class GlooSetup : public TransportSetup {
 
   absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
                                                      double timeout_seconds) override {
-    if (addresses.size() != edges_.size()) {
+    if (addresses.size() != traffic_.size()) {
       return absl::InvalidArgumentError(
-          absl::StrCat(addresses.size(), " addresses for a group of ", edges_.size(), " stages"));
+          absl::StrCat(addresses.size(), " addresses for a group of ", traffic_.size(), " stages"));
     }
     std::thread watch([this, timeout_seconds] { Watch(ToMilliseconds(timeout_seconds)); });
     absl::Status status = ConnectPairs(addresses);
@@ -278,7 +279,7 @@ class GlooSetup : public TransportSetup {
     }
     watch.join();
     GF_RETURN_IF_ERROR(status);
-    return std::make_unique<GlooTransport>(context_, edges_, std::move(staging_), backend_, timeout_);
+    return std::make_unique<GlooTransport>(context_, traffic_, std::move(staging_), backend_, timeout_);
   }
 
   void Abort() override {
@@ -303,13 +304,13 @@ class GlooSetup : public TransportSetup {
     uint64_t stage;
   };
   static constexpr uint64_t kGreetingTag = ~uint64_t{0};
-  // Waits end by abort or by success: the time is kept by Watch.
+  // Longer than any wait: waits end by success or by abort, and Watch keeps the time.
   static constexpr milliseconds kLong = std::chrono::hours(24);
 
-  // All stages go through the pairs in one order, so none waits for one that waits for it.
+  // All stages connect to their peers in the same order, so that no two wait for each other.
   absl::Status ConnectPairs(const std::vector<std::string>& addresses) {
-    for (int peer = 0; peer < static_cast<int>(edges_.size()); ++peer) {
-      if (!edges_[peer]) continue;
+    for (int peer = 0; peer < static_cast<int>(traffic_.size()); ++peer) {
+      if (!traffic_[peer]) continue;
       GF_RETURN_IF_ERROR(Catch(absl::StrCat("connect to stage ", peer), [&] {
         const std::vector<char> bytes(addresses[peer].begin(), addresses[peer].end());
         context_->getPair(peer)->connect(bytes);
@@ -319,7 +320,7 @@ class GlooSetup : public TransportSetup {
     return absl::OkStatus();
   }
 
-  // The other end is this generation's stage, and has accepted the connection.
+  // Makes sure that the other end is that stage of this generation, and that it has accepted the connection.
   absl::Status Greet(int peer) {
     Greeting own = {generation_, static_cast<uint64_t>(context_->rank)}, theirs = {};
     const std::unique_ptr<Buffer> send = context_->createUnboundBuffer(&own, sizeof(own));
@@ -341,7 +342,7 @@ class GlooSetup : public TransportSetup {
     return absl::UnavailableError("too late");
   }
 
-  // What Watch is to wake. False, and it is nothing, if it is too late.
+  // Sets the buffers whose waits Watch ends. Returns false, and sets none, if Watch has ended them already.
   bool SetWaiting(Buffer* sending, Buffer* receiving) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const bool over = aborted_ || late_;
@@ -350,7 +351,7 @@ class GlooSetup : public TransportSetup {
     return !over;
   }
 
-  // Ends what Connect waits for, on Abort or when the time is out.
+  // Ends the waits of Connect on Abort or after the timeout.
   void Watch(milliseconds timeout) {
     std::unique_lock<std::mutex> lock(mutex_);
     late_ = !changed_.wait_for(lock, timeout, [this] { return done_ || aborted_; });
@@ -362,7 +363,7 @@ class GlooSetup : public TransportSetup {
 
   const std::shared_ptr<gloo::transport::Context> context_;
   const uint64_t generation_;
-  const std::vector<StageTraffic> edges_;
+  const std::vector<StageTraffic> traffic_;
   Backend& backend_;
   const milliseconds timeout_;
   std::vector<Staging> staging_;  // [stages]
@@ -385,13 +386,13 @@ class GlooTransportFactory : public TransportFactory {
   const char* kind() const override { return "gloo"; }
 
   absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t generation, int stage,
-                                                        const std::vector<StageTraffic>& edges,
+                                                        const std::vector<StageTraffic>& traffic,
                                                         Backend& backend) override {
-    GF_CHECK(stage >= 0 && stage < static_cast<int>(edges.size()) && !edges[stage]);
+    GF_CHECK(stage >= 0 && stage < static_cast<int>(traffic.size()) && !traffic[stage]);
     std::unique_ptr<GlooSetup> setup;
     GF_RETURN_IF_ERROR(Catch("listen", [&]() -> absl::Status {
-      setup = std::make_unique<GlooSetup>(device_->createContext(stage, static_cast<int>(edges.size())), generation,
-                                          edges, backend, timeout_);
+      setup = std::make_unique<GlooSetup>(device_->createContext(stage, static_cast<int>(traffic.size())), generation,
+                                          traffic, backend, timeout_);
       GF_RETURN_IF_ERROR(setup->AllocateStaging());
       setup->Listen();
       return absl::OkStatus();
@@ -400,11 +401,11 @@ class GlooTransportFactory : public TransportFactory {
   }
 
  private:
-  const std::shared_ptr<gloo::transport::Device> device_;  // with a thread of its own
+  const std::shared_ptr<gloo::transport::Device> device_;  // has a thread of its own
   const milliseconds timeout_;
 };
 
-// "Every interface" is an address that nobody can connect to.
+// Whether the address stands for all interfaces: sockets can have it, but nobody can connect to it.
 bool IsWildcard(const sockaddr& address) {
   if (address.sa_family == AF_INET) {
     return reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr == htonl(INADDR_ANY);
@@ -413,8 +414,8 @@ bool IsWildcard(const sockaddr& address) {
          IN6_IS_ADDR_UNSPECIFIED(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr);
 }
 
-// The first address of the name that sockets of this machine can have, as a number: Gloo takes names too, but does not
-// survive one that cannot be found.
+// Returns the first IP address of the name that belongs to this machine. Gloo takes names too, but ends the process if
+// it cannot resolve one.
 absl::StatusOr<std::string> ResolveOwnAddress(const std::string& name) {
   addrinfo hints = {};
   hints.ai_family = AF_UNSPEC;
@@ -443,7 +444,7 @@ absl::StatusOr<std::string> ResolveOwnAddress(const std::string& name) {
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeGlooTransportFactory(const std::string& address,
                                                                            double timeout_seconds) {
   GF_ASSIGN_OR_RETURN(const std::string number, ResolveOwnAddress(address));
-  // Gloo writes to sockets whose peer may be gone.
+  // Gloo may write to a socket whose peer is gone, which must be an error and not a signal.
   std::signal(SIGPIPE, SIG_IGN);  // NOLINT(cert-err33-c)
   std::shared_ptr<gloo::transport::Device> device;
   const absl::Status status = Catch("device", [&] {

@@ -1,4 +1,5 @@
-// Channels between stages of one process. Each receiver owns the channel, named in its address; the sender finds it.
+// The transport between stages in one process. The receiver makes a channel and gives its number as an address, by
+// which the sender finds the channel.
 #include <array>
 #include <chrono>
 #include <condition_variable>
@@ -24,21 +25,22 @@ absl::Status Lost(int stage) {
   return absl::UnavailableError(absl::StrCat("the channel with stage ", stage, " is closed"));
 }
 
-// What is on its way: rows in a slot of the sender's ring.
+// Rows on their way, in a slot of the sender's ring.
 struct Message {
   const void* data = nullptr;
   int64_t bytes = 0;
-  std::shared_ptr<const Mark> written;  // in the sender's queue
+  std::shared_ptr<const Mark> written;  // the place in the sender's queue where they have been written
 };
 
-// Messages of one direction between two stages: their places and marks; the devices do the rest. Thread-safe.
+// One direction between two stages. It passes on where messages are and the marks to wait for; the devices copy the
+// rows. Thread-safe.
 class Channel {
  public:
   explicit Channel(int64_t message_bytes_max) : bytes_max_(message_bytes_max) {}
 
   int64_t bytes_max() const { return bytes_max_; }
 
-  // Keeps the sender's ring for the receiver. False if another has attached, or the channel is closed.
+  // Keeps the sender's ring alive for the receiver. False if a sender has attached before, or if the channel is closed.
   bool AttachSender(std::shared_ptr<void> ring) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (attached_ || closed_) return false;
@@ -54,8 +56,8 @@ class Channel {
     return attached_ && !closed_;
   }
 
-  // Waits for a slot of the ring; false: closed. `left`: in the receiver's queue, the place after its last use; null if
-  // there was none.
+  // Waits until a slot of the ring is free. Returns false if the channel is closed. `left` is the place in the
+  // receiver's queue after the slot was last read; null if it never was.
   bool TakeSlot(int* slot, std::shared_ptr<const Mark>* left) {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return closed_ || pushed_ - popped_ < Transport::kAheadSends; });
@@ -64,7 +66,7 @@ class Channel {
     *left = std::move(left_[*slot]);
     return true;
   }
-  // The message in the slot that was taken. False: closed.
+  // Passes on the message in the slot that TakeSlot returned. Returns false if the channel is closed.
   bool Push(Message message) {
     const std::lock_guard<std::mutex> lock(mutex_);
     messages_[pushed_++ % Transport::kAheadSends] = std::move(message);
@@ -72,7 +74,8 @@ class Channel {
     return !closed_;
   }
 
-  // The next message; false: closed. It is the receiver's until Pop, which says where in its queue it has been read.
+  // Waits for the next message. Returns false if the channel is closed. The slot belongs to the receiver until Pop, to
+  // which the receiver says where in its queue the message has been read.
   bool Front(Message* message) {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return closed_ || pushed_ > popped_; });
@@ -98,14 +101,14 @@ class Channel {
   std::condition_variable changed_;
   bool attached_ = false;
   bool closed_ = false;
-  std::shared_ptr<void> ring_;  // the receiver may read it when the sender is gone
+  std::shared_ptr<void> ring_;  // kept here, as the receiver may read it after the sender is gone
   int64_t pushed_ = 0;
   int64_t popped_ = 0;
   std::array<Message, Transport::kAheadSends> messages_;
   std::array<std::shared_ptr<const Mark>, Transport::kAheadSends> left_;
 };
 
-// Channels of this process by address.
+// All channels of this process, by their addresses.
 class Registry {
  public:
   static Registry& Get() {
@@ -135,7 +138,7 @@ class Registry {
   std::map<std::string, std::shared_ptr<Channel>> channels_;
 };
 
-// The channels of one stage in one generation. Setup and transport share it.
+// The ends of the channels of one stage in one generation, which its setup and its transport share.
 struct Ends {
   ~Ends() {
     Close();
@@ -159,9 +162,9 @@ struct Ends {
     return closed;
   }
 
-  std::vector<std::string> addresses;        // of `in`
-  std::vector<std::shared_ptr<Channel>> in;  // [stages], null where none send to this one
-  std::vector<std::shared_ptr<void>> rings;  // [stages], of what is sent; slots of the receiver's bytes_max
+  std::vector<std::string> addresses;        // [stages], of `in`
+  std::vector<std::shared_ptr<Channel>> in;  // [stages], null for stages that send nothing to this one
+  std::vector<std::shared_ptr<void>> rings;  // [stages], what is sent; with slots of the receiver's bytes_max
 
   std::mutex mutex;
   bool closed = false;                        // by this stage
@@ -171,7 +174,7 @@ struct Ends {
 class LocalTransport : public Transport {
  public:
   LocalTransport(std::shared_ptr<Ends> ends, Queue& queue) : ends_(std::move(ends)), queue_(queue) {}
-  // The senders' rings may go once nothing here reads them.
+  // Waits until nothing here reads the senders' rings, as they may be freed then.
   ~LocalTransport() override {
     ends_->Close();
     if (last_read_ != nullptr) last_read_->Wait();
@@ -211,7 +214,7 @@ class LocalTransport : public Transport {
   }
   void Abort() override { ends_->Close(); }
 
-  // Slots begin at whole pages, so that the CPU commits no more than messages reach.
+  // Slots begin at page boundaries, so that the system commits no more memory on the CPU than messages fill.
   static int64_t SlotBytes(int64_t bytes_max) { return (bytes_max + kPage - 1) / kPage * kPage; }
 
  private:
@@ -234,15 +237,15 @@ class LocalTransport : public Transport {
 
 class LocalSetup : public TransportSetup {
  public:
-  LocalSetup(std::vector<StageTraffic> edges, Backend& backend)
-      : edges_(std::move(edges)), backend_(backend), ends_(std::make_shared<Ends>()) {
-    ends_->addresses.resize(edges_.size());
-    ends_->in.resize(edges_.size());
-    ends_->rings.resize(edges_.size());
-    ends_->out.resize(edges_.size());
-    for (size_t peer = 0; peer < edges_.size(); ++peer) {
-      if (edges_[peer].receive_bytes_max == 0) continue;
-      ends_->in[peer] = std::make_shared<Channel>(edges_[peer].receive_bytes_max);
+  LocalSetup(std::vector<StageTraffic> traffic, Backend& backend)
+      : traffic_(std::move(traffic)), backend_(backend), ends_(std::make_shared<Ends>()) {
+    ends_->addresses.resize(traffic_.size());
+    ends_->in.resize(traffic_.size());
+    ends_->rings.resize(traffic_.size());
+    ends_->out.resize(traffic_.size());
+    for (size_t peer = 0; peer < traffic_.size(); ++peer) {
+      if (traffic_[peer].receive_bytes_max == 0) continue;
+      ends_->in[peer] = std::make_shared<Channel>(traffic_[peer].receive_bytes_max);
       ends_->addresses[peer] = Registry::Get().Add(ends_->in[peer]);
     }
   }
@@ -251,9 +254,9 @@ class LocalSetup : public TransportSetup {
   }
 
   absl::Status AllocateRings() {
-    for (size_t peer = 0; peer < edges_.size(); ++peer) {
-      if (edges_[peer].send_bytes_max == 0) continue;
-      const int64_t bytes = Transport::kAheadSends * LocalTransport::SlotBytes(edges_[peer].send_bytes_max);
+    for (size_t peer = 0; peer < traffic_.size(); ++peer) {
+      if (traffic_[peer].send_bytes_max == 0) continue;
+      const int64_t bytes = Transport::kAheadSends * LocalTransport::SlotBytes(traffic_[peer].send_bytes_max);
       GF_ASSIGN_OR_RETURN(ends_->rings[peer], backend_.Allocate(bytes, "rows to other stages"));
     }
     return absl::OkStatus();
@@ -278,14 +281,14 @@ class LocalSetup : public TransportSetup {
 
  private:
   absl::Status Attach(const std::vector<std::string>& addresses, Clock::time_point deadline) {
-    if (addresses.size() != edges_.size()) {
+    if (addresses.size() != traffic_.size()) {
       return absl::InvalidArgumentError(
-          absl::StrCat(addresses.size(), " addresses for a group of ", edges_.size(), " stages"));
+          absl::StrCat(addresses.size(), " addresses for a group of ", traffic_.size(), " stages"));
     }
     for (size_t peer = 0; peer < addresses.size(); ++peer) {
-      if (edges_[peer].send_bytes_max == 0) continue;
+      if (traffic_[peer].send_bytes_max == 0) continue;
       std::shared_ptr<Channel> channel = Registry::Get().Find(addresses[peer]);
-      if (channel == nullptr || channel->bytes_max() != edges_[peer].send_bytes_max ||
+      if (channel == nullptr || channel->bytes_max() != traffic_[peer].send_bytes_max ||
           !channel->AttachSender(ends_->rings[peer])) {
         return absl::UnavailableError(absl::StrCat("stage ", peer, " is not at its address \"", addresses[peer], "\""));
       }
@@ -300,7 +303,7 @@ class LocalSetup : public TransportSetup {
     return absl::OkStatus();
   }
 
-  const std::vector<StageTraffic> edges_;
+  const std::vector<StageTraffic> traffic_;
   Backend& backend_;
   const std::shared_ptr<Ends> ends_;
   bool connected_ = false;
@@ -310,10 +313,10 @@ class LocalTransportFactory : public TransportFactory {
  public:
   const char* kind() const override { return "local"; }
   absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t /*generation*/, int stage,
-                                                        const std::vector<StageTraffic>& edges,
+                                                        const std::vector<StageTraffic>& traffic,
                                                         Backend& backend) override {
-    GF_CHECK(stage >= 0 && stage < static_cast<int>(edges.size()) && !edges[stage]);
-    auto setup = std::make_unique<LocalSetup>(edges, backend);
+    GF_CHECK(stage >= 0 && stage < static_cast<int>(traffic.size()) && !traffic[stage]);
+    auto setup = std::make_unique<LocalSetup>(traffic, backend);
     GF_RETURN_IF_ERROR(setup->AllocateRings());
     return setup;
   }

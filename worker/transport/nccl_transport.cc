@@ -1,12 +1,10 @@
-// Channels between CUDA devices by NCCL: a communicator of two for each direction between two stages, in which the
-// sender is rank 0. Sends and receives are on streams of their own, beside the back end's ops, through rings of slots
-// in device memory; marks tie the two together.
+// The transport between CUDA devices, by NCCL. Each direction between two stages has a communicator of two ranks, of
+// which the sender is rank 0. Transfers run on streams of their own, beside the back end's ops, and go through rings of
+// slots in device memory; marks order the two against each other.
 //
-// Communicators do not block: a call that the library has not finished with is asked after until it has. One thread,
-// the watchdog, asks for errors, keeps the time, and alone ends communicators, never while a thread is inside one.
-#include "worker/transport/nccl_transport.h"
-
-#include <dlfcn.h>
+// Communicators do not block: a call returns while it is in progress, and is polled until the library has finished with
+// it. One thread, the watchdog, polls for errors, keeps the time, and is the only one to end communicators, which it
+// never does while another thread is inside a call on the same communicator.
 
 #include <array>
 #include <chrono>
@@ -17,7 +15,6 @@
 #include <mutex>
 #include <string>
 #include <thread>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -25,28 +22,25 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
-#include "kernels/cuda/cuda_library.h"
+#include "worker/transport/nccl_api.h"
+#include "worker/transport/transport.h"
 
 namespace goldfinch {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kVersionMin = 21800;
 constexpr int kSender = 0, kReceiver = 1;  // ranks
 constexpr int kSlots = Transport::kAheadSends;
-// A receive holds its multiprocessors while it waits for the sender, beside the ops; rows of a Step need few.
+// A receive occupies its multiprocessors while it waits for the sender, and the ops lack them; the rows of a step need
+// only a few.
 constexpr int kMultiprocessorsMax = 4;
-constexpr std::chrono::microseconds kAskTime(20);    // while a call is under way
-constexpr std::chrono::milliseconds kWatchTime(5);   // while messages are
-constexpr std::chrono::milliseconds kIdleTime(100);  // else
+constexpr std::chrono::microseconds kPollTime(20);      // between polls while a call is in progress
+constexpr std::chrono::milliseconds kBusyWatchTime(5);  // between the watchdog's rounds while transfers are in progress
+constexpr std::chrono::milliseconds kIdleWatchTime(100);  // between its rounds otherwise
 
 Clock::duration Seconds(double seconds) {
   return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-}
-
-std::string VersionText(int version) {
-  return absl::StrCat(version / 10000, ".", version / 100 % 100, ".", version % 100);
 }
 
 // One direction between this stage and another.
@@ -64,19 +58,19 @@ struct Channel {
   std::shared_ptr<void> ring;
   std::unique_ptr<Queue> queue;
 
-  // Of the thread that sends and receives.
+  // For the thread that sends and receives.
   int64_t messages = 0;
-  std::array<std::shared_ptr<const Mark>, kSlots> slot_free;  // where the slot's last use ends
+  std::array<std::shared_ptr<const Mark>, kSlots> slot_free;  // the end of each slot's last use
 
-  std::mutex library;  // held inside the library
+  std::mutex library;  // held during calls on `comm`
   NcclComm comm = nullptr;
 
-  // With Group::mutex_: ends of transfers that are under way, and since when the first has been the first.
+  // Guarded by Group::mutex_: the ends of transfers in progress, and since when the first of them has been the first.
   std::deque<std::shared_ptr<const Mark>> under_way;
   Clock::time_point first_since;
 };
 
-// The communicators of one stage in one generation.
+// The channels of one stage in one generation. Setup and transport share it.
 class Group {
  public:
   Group(const NcclApi& api, double timeout_seconds, Backend& backend)
@@ -85,13 +79,13 @@ class Group {
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
 
-  // What there is before the peers are known: rings, and the ids that they need, in `addresses` [stages].
-  absl::Status Open(const std::vector<StageTraffic>& edges, Backend& backend, std::vector<std::string>* addresses) {
-    stages_ = edges.size();
+  // Makes what there can be before the peers are known: the rings, and in `addresses` [stages] the ids for the peers.
+  absl::Status Open(const std::vector<StageTraffic>& traffic, Backend& backend, std::vector<std::string>* addresses) {
+    stages_ = traffic.size();
     addresses->resize(stages_);
     for (size_t peer = 0; peer < stages_; ++peer) {
       for (const bool sends : {false, true}) {
-        const int64_t bytes_max = sends ? edges[peer].send_bytes_max : edges[peer].receive_bytes_max;
+        const int64_t bytes_max = sends ? traffic[peer].send_bytes_max : traffic[peer].receive_bytes_max;
         if (bytes_max == 0) continue;
         auto channel = std::make_unique<Channel>(static_cast<int>(peer), sends, bytes_max);
         const int64_t bytes = kSlots * channel->slot_bytes();
@@ -109,6 +103,7 @@ class Group {
     return absl::OkStatus();
   }
 
+  // Connects all channels, as TransportSetup::Connect.
   absl::Status Form(const std::vector<std::string>& addresses, double timeout_seconds) {
     if (addresses.size() != stages_) {
       return absl::InvalidArgumentError(
@@ -163,14 +158,14 @@ class Group {
     return status_;
   }
   void Abort() { Fail(absl::UnavailableError("the group has ended")).IgnoreError(); }
-  // Returns when no communicator is left.
+  // Aborts, and returns when all communicators have ended.
   void End() {
     Abort();
     if (watchdog_.joinable()) watchdog_.join();
   }
 
  private:
-  // The first error is final; the watchdog ends the communicators then. Returns the final one.
+  // Keeps the first error as the final one, upon which the watchdog ends the communicators. Returns the final error.
   absl::Status Fail(absl::Status error) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (status_.ok()) status_ = std::move(error);
@@ -185,8 +180,8 @@ class Group {
     if (detail != nullptr && *detail != '\0') absl::StrAppend(&message, " (", detail, ")");
     if (result == kNcclInvalidUsage) {
       absl::StrAppend(&message,
-                      "; it takes one stage a GPU: stages that share one run in one process (goldfinch serve) or use "
-                      "--transport gloo");
+                      "; NCCL takes one stage a GPU: stages that share a GPU must run in one process, or their "
+                      "workers must use the transport \"gloo\"");
     }
     return absl::UnavailableError(message);
   }
@@ -201,39 +196,40 @@ class Group {
     return *found;
   }
 
-  // A call into the library. Its result, or that of the communicator's end if it has been ended.
+  // Calls the library on the channel's communicator. Returns the call's result, or kNcclInvalidUsage without a call if
+  // an error has ended the group.
   int Enter(Channel& channel, absl::FunctionRef<int()> call) {
-    channel.queue->stream();  // the thread's device
+    channel.queue->stream();  // makes its device the calling thread's device
     const std::lock_guard<std::mutex> lock(channel.library);
-    // With the library's lock, so that no communicator is made after the watchdog has ended all.
+    // Checked with the lock held, so that no communicator is made after the watchdog has ended all of them.
     if (!status().ok()) return kNcclInvalidUsage;
     return call();
   }
-  // Waits until the library has finished with a call that returned `result`.
+  // Waits until the library has finished with a call that has returned `result`. `what` is for the message of an error.
   absl::Status Settle(Channel& channel, const std::string& what, int result, Clock::time_point deadline,
                       double limit_seconds) {
     while (result == kNcclInProgress) {
       if (Clock::now() >= deadline) {
         return absl::UnavailableError(absl::StrCat("NCCL did not ", what, " within ", limit_seconds, " s"));
       }
-      std::this_thread::sleep_for(kAskTime);
-      result = Enter(channel, [&] { return AskError(channel); });
+      std::this_thread::sleep_for(kPollTime);
+      result = Enter(channel, [&] { return PollError(channel); });
     }
     if (result == kNcclSuccess) return absl::OkStatus();
     GF_RETURN_IF_ERROR(status());
     const std::lock_guard<std::mutex> lock(channel.library);
     return ErrorOf(what, channel.comm, result);
   }
-  int AskError(const Channel& channel) {
+  int PollError(const Channel& channel) {
     int error = kNcclSuccess;
     const int result = api_.CommGetAsyncError(channel.comm, &error);
     return result == kNcclSuccess ? error : result;
   }
-  // Sleeps until the mark is reached or something has failed.
+  // Waits until the mark is reached or the group has failed.
   absl::Status WaitFor(const Mark& mark) {
     while (!mark.reached()) {
       GF_RETURN_IF_ERROR(status());
-      std::this_thread::sleep_for(kAskTime);
+      std::this_thread::sleep_for(kPollTime);
     }
     return status();
   }
@@ -246,13 +242,13 @@ class Group {
                            : api_.Recv(slot, count, kNcclBytes, kSender, channel.comm, stream);
     });
   }
-  // The transfer is in the stream once this returns.
+  // Starts a transfer. It is in the stream once this returns, so that marks recorded after it wait for it.
   absl::Status Transfer(Channel& channel, char* slot, int64_t bytes) {
     const int result = BeginTransfer(channel, slot, bytes);
     return Settle(channel, absl::StrCat("queue a transfer ", channel.name()), result,
                   Clock::now() + Seconds(timeout_seconds_), timeout_seconds_);
   }
-  // The end of the transfer that was queued last; the watchdog looks after it.
+  // Returns the end of the transfer that was queued last, and has the watchdog keep its time.
   std::shared_ptr<const Mark> Track(Channel& channel) {
     std::shared_ptr<const Mark> mark = channel.queue->Record();
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -261,7 +257,7 @@ class Group {
     return mark;
   }
 
-  // Every call is begun on all channels before any is waited for, so that stages need no common order.
+  // Begins each call on all channels before it waits for any of them, so that stages need not go in the same order.
   absl::Status FormChannels(Clock::time_point deadline, double limit_seconds) {
     std::vector<int> results;
     for (const auto& channel : channels_) {
@@ -278,15 +274,16 @@ class Group {
       GF_RETURN_IF_ERROR(
           Settle(*channels_[i], absl::StrCat("connect ", channels_[i]->name()), results[i], deadline, limit_seconds));
     }
-    // The first transfer makes the connection, which takes long and may hold up the host: not in the first Step.
-    constexpr int64_t kWarmBytes = 1;
+    // The first transfer of a communicator makes its connection, which takes long and may block the host. So each sends
+    // a byte now, and the first step is not delayed.
+    constexpr int64_t kFirstBytes = 1;
     const std::shared_ptr<const Mark> rings_are_zero = queue_.Record();
     for (size_t i = 0; i < channels_.size(); ++i) {
       channels_[i]->queue->WaitFor(*rings_are_zero);
-      results[i] = BeginTransfer(*channels_[i], channels_[i]->slot(0), kWarmBytes);
+      results[i] = BeginTransfer(*channels_[i], channels_[i]->slot(0), kFirstBytes);
     }
     for (size_t i = 0; i < channels_.size(); ++i) {
-      GF_RETURN_IF_ERROR(Settle(*channels_[i], absl::StrCat("warm the way ", channels_[i]->name()), results[i],
+      GF_RETURN_IF_ERROR(Settle(*channels_[i], absl::StrCat("transfer a first byte ", channels_[i]->name()), results[i],
                                 deadline, limit_seconds));
     }
     for (const auto& channel : channels_) {
@@ -297,7 +294,7 @@ class Group {
           return absl::UnavailableError(
               absl::StrCat("nothing came through ", channel->name(), " within ", limit_seconds, " s"));
         }
-        std::this_thread::sleep_for(kAskTime);
+        std::this_thread::sleep_for(kPollTime);
       }
     }
     return status();
@@ -308,14 +305,14 @@ class Group {
     for (;;) {
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        if (changed_.wait_for(lock, busy ? kWatchTime : kIdleTime, [this] { return !status_.ok(); })) break;
+        if (changed_.wait_for(lock, busy ? kBusyWatchTime : kIdleWatchTime, [this] { return !status_.ok(); })) break;
       }
       busy = false;
       for (const auto& channel : channels_) {
         Finish(Check(*channel, &busy)).IgnoreError();
       }
     }
-    // What callers wait for has its error by now.
+    // Callers find status_ set when their transfers end by what follows.
     for (const auto& channel : channels_) {
       channel->queue->stream();
       const std::lock_guard<std::mutex> lock(channel->library);
@@ -327,9 +324,9 @@ class Group {
   absl::Status Check(Channel& channel, bool* busy) {
     {
       std::unique_lock<std::mutex> lock(channel.library, std::try_to_lock);
-      // Who is inside will see for itself.
+      // If another thread is inside a call, it sees the error itself.
       if (lock.owns_lock() && channel.comm != nullptr) {
-        const int error = AskError(channel);
+        const int error = PollError(channel);
         if (error != kNcclSuccess && error != kNcclInProgress) {
           return ErrorOf(absl::StrCat("go on with transfers ", channel.name()), channel.comm, error);
         }
@@ -357,7 +354,7 @@ class Group {
 
   const NcclApi api_;
   const double timeout_seconds_;
-  Queue& queue_;  // of the ops
+  Queue& queue_;  // the back end's ops
   size_t stages_ = 0;
   std::vector<std::unique_ptr<Channel>> channels_;
 
@@ -405,12 +402,12 @@ class NcclTransportFactory : public TransportFactory {
 
   const char* kind() const override { return "nccl"; }
   absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t /*generation*/, int stage,
-                                                        const std::vector<StageTraffic>& edges,
+                                                        const std::vector<StageTraffic>& traffic,
                                                         Backend& backend) override {
-    GF_CHECK(stage >= 0 && stage < static_cast<int>(edges.size()) && !edges[stage]);
+    GF_CHECK(stage >= 0 && stage < static_cast<int>(traffic.size()) && !traffic[stage]);
     auto group = std::make_shared<Group>(api_, timeout_seconds_, backend);
     std::vector<std::string> addresses;
-    GF_RETURN_IF_ERROR(group->Open(edges, backend, &addresses));
+    GF_RETURN_IF_ERROR(group->Open(traffic, backend, &addresses));
     return std::make_unique<NcclSetup>(std::move(group), std::move(addresses));
   }
 
@@ -420,36 +417,6 @@ class NcclTransportFactory : public TransportFactory {
 };
 
 }  // namespace
-
-absl::StatusOr<NcclApi> OpenNccl() {
-  constexpr char kLibrary[] = "libnccl.so.2";
-  GF_ASSIGN_OR_RETURN(void* const handle, cuda::OpenCudaLibrary(kLibrary));
-  NcclApi api;
-  std::string missing;
-  const auto load = [&](const char* name, auto* function) {
-    *function = reinterpret_cast<std::remove_pointer_t<decltype(function)>>(dlsym(handle, name));
-    if (*function == nullptr) missing = name;
-  };
-  load("ncclGetVersion", &api.GetVersion);
-  load("ncclGetUniqueId", &api.GetUniqueId);
-  load("ncclCommInitRankConfig", &api.CommInitRankConfig);
-  load("ncclCommGetAsyncError", &api.CommGetAsyncError);
-  load("ncclCommAbort", &api.CommAbort);
-  load("ncclSend", &api.Send);
-  load("ncclRecv", &api.Recv);
-  load("ncclGetErrorString", &api.GetErrorString);
-  load("ncclGetLastError", &api.GetLastError);
-  if (!missing.empty()) {
-    return absl::UnavailableError(
-        absl::StrCat(kLibrary, " has no ", missing, ": it is older than ", VersionText(kVersionMin)));
-  }
-  int version = 0;
-  if (api.GetVersion(&version) != kNcclSuccess || version < kVersionMin) {
-    return absl::UnavailableError(
-        absl::StrCat(kLibrary, " is NCCL ", VersionText(version), ", the least is ", VersionText(kVersionMin)));
-  }
-  return api;
-}
 
 std::unique_ptr<TransportFactory> MakeNcclTransportFactory(const NcclApi& api, double timeout_seconds) {
   return std::make_unique<NcclTransportFactory>(api, timeout_seconds);

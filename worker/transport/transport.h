@@ -1,4 +1,9 @@
-// Rows from stage to stage of one group: ordered point-to-point channels between back ends.
+// Transports carry rows between the stages of one group: ordered channels from back end to back end, each in one
+// direction between two stages.
+//
+// How a group connects: every stage calls TransportFactory::Setup, the coordinator passes each stage's addresses on to
+// its peers, and every stage calls TransportSetup::Connect with the addresses of its peers. The Transport that this
+// returns lives for one generation.
 #ifndef GOLDFINCH_WORKER_TRANSPORT_TRANSPORT_H_
 #define GOLDFINCH_WORKER_TRANSPORT_TRANSPORT_H_
 
@@ -14,28 +19,30 @@
 
 namespace goldfinch {
 
-// One generation's end of the channels. Any error is final: every later call fails too, and the group is rebuilt. Its
-// peers then fail as well, as they do when it is destroyed, at the latest when their time is out; what they have not
-// received yet is lost. Its memory is in nobody's use any more once it is destroyed.
+// One stage's ends of the channels in one generation.
 //
-// Rows are in the back end's memory and never empty: who has none to send does not call, and neither does the receiver.
-// Both calls go by the queue of the back end's ops and are for the thread that calls these; status and Abort are for
-// any.
+// Threads: Send and Recv are for the thread that runs the back end's ops; status and Abort are for any thread.
+// Ownership: rows are in the back end's memory. The transport uses no memory of anyone once it is destroyed.
+// Failure: any error is final. All later calls fail too, and a new generation has to form. The peers of a transport
+// that has failed or is destroyed fail as well, at the latest when their timeout ends; rows that they have not received
+// yet are lost.
 class Transport {
  public:
   virtual ~Transport() = default;
 
-  // Takes the rows that the ops queued so far have written; ops queued later may change them. Blocks while the receiver
-  // is more than kAheadSends sends behind. UNAVAILABLE: the peer is lost, or Abort was called.
+  // Sends rows as the ops that have been queued so far leave them; ops that are queued later may change them. The rows
+  // must not be empty: a stage that has none to send makes no call, and neither does the receiver. Blocks while the
+  // receiver is more than kAheadSends sends behind. UNAVAILABLE: the peer is lost, or Abort was called.
   virtual absl::Status Send(int stage, ConstTensor rows) = 0;
-  // The next rows that `stage` sent, for the ops queued later; they must be of this tensor's size. May return before
-  // they are here, and then a transfer that fails is told by status, and what ops made of the rows is worth nothing.
-  // Errors as Send; INTERNAL if the sizes differ, where the transport can tell; others wait until the time is out.
+  // Receives the next rows that `stage` has sent, for ops that are queued later. The tensor must have exactly their
+  // size. May return before the rows have arrived. If the transfer fails after that, only status says so, and what ops
+  // compute from the rows is meaningless. Errors are as for Send; if the sizes differ, the error is INTERNAL where the
+  // transport can tell, and else comes when the timeout ends.
   virtual absl::Status Recv(int stage, Tensor rows) = 0;
-  // The error that ended it, if one has. It is known here before the ops that wait for rows go on without them, so that
-  // a result is good if this is asked after the result was there.
+  // The error that has ended the transport, else OK. It is set before ops that wait for rows are released without them,
+  // so a result is good if status is still OK after the result is there.
   virtual absl::Status status() const = 0;
-  // Ends the generation: unblocks callers, and the ops that wait for rows. Does not block.
+  // Ends the transport: unblocks callers, and releases the ops that wait for rows. Does not block.
   virtual void Abort() = 0;
 
   static constexpr int kAheadSends = 4;
@@ -43,54 +50,59 @@ class Transport {
 
 // What a stage exchanges with another one.
 struct StageTraffic {
-  int64_t send_bytes_max = 0;     // of one Send to it; 0: it gets nothing
-  int64_t receive_bytes_max = 0;  // of one Recv from it; 0: nothing comes
+  int64_t send_bytes_max = 0;     // the largest Send to it; 0: nothing is sent to it
+  int64_t receive_bytes_max = 0;  // the largest Recv from it; 0: nothing comes from it
 
   explicit operator bool() const { return send_bytes_max > 0 || receive_bytes_max > 0; }
   bool operator==(const StageTraffic&) const = default;
 };
 
-// A stage's channels while the group forms: its addresses go to the peers, theirs come here.
+// One stage's ends of the channels while its group forms.
 class TransportSetup {
  public:
   virtual ~TransportSetup() = default;
-  // [stages] where each other stage connects to this one; empty for this stage itself and for stages that exchange no
-  // rows with it or need no address.
+  // [stages] Where each other stage connects to this one: bytes that only the transport reads. Empty for this stage
+  // itself, and for stages that exchange no rows with it or need no address.
   virtual const std::vector<std::string>& addresses() const = 0;
-  // Connects to the peers' `addresses` [stages], each from its addresses()[this stage]. Blocks until all channels are
-  // up, at most `timeout_seconds`. Once.
+  // Connects to the other stages. `addresses` [stages] has what addresses() of each of them says for this stage. Blocks
+  // until all channels are up, at most for `timeout_seconds`. To be called once.
   virtual absl::StatusOr<std::unique_ptr<Transport>> Connect(const std::vector<std::string>& addresses,
                                                              double timeout_seconds) = 0;
-  // Any thread: a Connect under way, or to come, fails.
+  // Makes Connect fail, now or when it is called. For any thread.
   virtual void Abort() = 0;
 };
 
-// Makes the channels of one kind. Thread-safe.
+// Makes the channels of one kind of transport. Thread-safe.
 class TransportFactory {
  public:
   virtual ~TransportFactory() = default;
   virtual const char* kind() const = 0;  // "local", "gloo" or "nccl"
-  // `edges` [stages]: what this stage exchanges with whom. `backend` must outlive the channels. RESOURCE_EXHAUSTED: no
-  // memory for rows on their way.
+  // `traffic` [stages] is what stage `stage` exchanges with each stage. `backend` must outlive the setup and the
+  // transport. RESOURCE_EXHAUSTED: there is no memory for rows on their way.
   virtual absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t generation, int stage,
-                                                                const std::vector<StageTraffic>& edges,
+                                                                const std::vector<StageTraffic>& traffic,
                                                                 Backend& backend) = 0;
 };
 
-// Between stages of this process, whose back ends are of one kind: from device to device, and the host waits for
-// nothing.
+// ---- The kinds of transports ----
+
+// Between stages in this process, whose back ends must be of one kind. Rows are copied from device to device without
+// waiting on the host.
 std::unique_ptr<TransportFactory> MakeLocalTransportFactory();
 
-// Over TCP, by Gloo, which neither encrypts nor asks who connects: the network between workers must be trusted. Rows of
-// a device go through the host's memory.
-// `address`: of the interface that peers reach this machine at; a name or an IP address. INVALID_ARGUMENT names it.
-// `timeout_seconds`: a Send or Recv that makes no progress for so long fails. Ignores SIGPIPE from then on.
+// Over TCP, by Gloo. Gloo neither encrypts nor authenticates, so the network between workers must be trusted. Rows of a
+// device pass through host memory.
+// `address` is a name or IP address of this machine's interface that peers can reach; INVALID_ARGUMENT names it if it
+// is none. A Send or Recv that makes no progress for `timeout_seconds` fails. The process ignores SIGPIPE from then on.
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeGlooTransportFactory(const std::string& address,
                                                                            double timeout_seconds);
 
-// Between CUDA devices, one of each stage, by NCCL, which trusts the network as Gloo does. `timeout_seconds` as there.
-// UNAVAILABLE, with what is missing, if the library cannot be found or is too old.
+// Between CUDA devices, by NCCL, which needs a device for each stage and a trusted network as Gloo does. A transfer
+// that makes no progress for `timeout_seconds` fails. The first form opens the NCCL library: UNAVAILABLE names what is
+// missing if there is none or if it is too old.
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeNcclTransportFactory(double timeout_seconds);
+struct NcclApi;  // worker/transport/nccl_api.h
+std::unique_ptr<TransportFactory> MakeNcclTransportFactory(const NcclApi& api, double timeout_seconds);
 
 }  // namespace goldfinch
 

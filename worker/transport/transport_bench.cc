@@ -1,4 +1,4 @@
-// Rows from one stage to the next, as a pipeline sends them: GB/s, and messages a second.
+// Measures how fast a stage sends rows to the next: bytes and messages per second.
 #include <cstdint>
 #include <functional>
 #include <memory>

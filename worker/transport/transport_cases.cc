@@ -19,11 +19,11 @@ TEST_P(TransportTest, MessagesOfManySizesArriveInOrder) {
   for (int i = 0; i < 300; ++i) sizes.push_back(2 + (i * 7919) % 3000 * 2);
   std::thread sender([&] {
     for (size_t i = 0; i < sizes.size(); ++i) {
-      ASSERT_EQ(group[0]->Send(1, Message(sizes[i], static_cast<int>(i))), absl::OkStatus());
+      ASSERT_EQ(group[0]->Send(1, TestMessage(sizes[i], static_cast<int>(i))), absl::OkStatus());
     }
   });
   for (size_t i = 0; i < sizes.size(); ++i) {
-    EXPECT_EQ(group[1]->Recv(0, Message(sizes[i], static_cast<int>(i))), absl::OkStatus()) << i;
+    EXPECT_EQ(group[1]->Recv(0, TestMessage(sizes[i], static_cast<int>(i))), absl::OkStatus()) << i;
   }
   sender.join();
 }
@@ -32,8 +32,8 @@ TEST_P(TransportTest, BothDirectionsAtOnce) {
   const Group group = Connect(2);
   const auto run = [&](int self) {
     for (int i = 0; i < 200; ++i) {
-      EXPECT_EQ(group[self]->Send(1 - self, Message(2000, 2 * i + self)), absl::OkStatus());
-      EXPECT_EQ(group[self]->Recv(1 - self, Message(2000, 2 * i + 1 - self)), absl::OkStatus());
+      EXPECT_EQ(group[self]->Send(1 - self, TestMessage(2000, 2 * i + self)), absl::OkStatus());
+      EXPECT_EQ(group[self]->Recv(1 - self, TestMessage(2000, 2 * i + 1 - self)), absl::OkStatus());
     }
   };
   std::thread other([&] { run(1); });
@@ -41,23 +41,24 @@ TEST_P(TransportTest, BothDirectionsAtOnce) {
   other.join();
 }
 
-// What one thread queues without waiting is there in the end, in order.
+// One thread may queue messages without waiting; in the end all are there, in order.
 TEST_P(TransportTest, MessagesMayBeQueuedAhead) {
   constexpr int kMessages = 3 * Transport::kAheadSends;
   const Group group = Connect(2);
   for (int i = 0; i < kMessages; ++i) {
-    EXPECT_EQ(group[0]->Send(1, Message(20000, i)), absl::OkStatus());
+    EXPECT_EQ(group[0]->Send(1, TestMessage(20000, i)), absl::OkStatus());
     EXPECT_EQ(group[1]->Queue(0, 20000, i * 32768), absl::OkStatus());
   }
   // The sender is done with all of it before the receiver looks at any.
   EXPECT_EQ(Device(0).Synchronize(), absl::OkStatus());
   for (int i = 0; i < kMessages; ++i) {
-    EXPECT_EQ(group[1]->Queued(20000, i * 32768), Message(20000, i).values) << i;
+    EXPECT_EQ(group[1]->Queued(20000, i * 32768), TestMessage(20000, i).values) << i;
   }
   EXPECT_EQ(group[1]->transport->status(), absl::OkStatus());
 }
 
-// The boundary stage sends rows to every later stage, and each stage hidden rows to the next.
+// As in a pipeline: the first stage sends compressed rows to every later stage, and each stage sends hidden rows to the
+// next.
 TEST_P(TransportTest, FanOutToSeveralPeers) {
   if (GetParam().stages_max < 4) GTEST_SKIP() << "needs 4 stages";
   constexpr int kStages = 4, kSteps = 60;
@@ -66,7 +67,7 @@ TEST_P(TransportTest, FanOutToSeveralPeers) {
   for (int stage = 0; stage < kStages; ++stage) {
     threads.emplace_back([&, stage] {
       for (int step = 0; step < kSteps; ++step) {
-        const Message hidden(6000, 3 * step), compressed(400, 3 * step + 1);
+        const TestMessage hidden(6000, 3 * step), compressed(400, 3 * step + 1);
         if (stage > 0) {
           EXPECT_EQ(group[stage]->Recv(stage - 1, hidden), absl::OkStatus());
           EXPECT_EQ(group[stage]->Recv(0, compressed), absl::OkStatus());
@@ -86,17 +87,17 @@ TEST_P(TransportTest, FanOutToSeveralPeers) {
 TEST_P(TransportTest, SenderMayBeSomeMessagesAhead) {
   const Group group = Connect(2);
   for (int i = 0; i < Transport::kAheadSends; ++i) {
-    EXPECT_EQ(group[0]->Send(1, Message(100000, i)), absl::OkStatus()) << "nobody receives yet";
+    EXPECT_EQ(group[0]->Send(1, TestMessage(100000, i)), absl::OkStatus()) << "nobody receives yet";
   }
   std::promise<void> sent;
   std::thread sender([&] {
-    EXPECT_EQ(group[0]->Send(1, Message(100000, Transport::kAheadSends)), absl::OkStatus());
+    EXPECT_EQ(group[0]->Send(1, TestMessage(100000, Transport::kAheadSends)), absl::OkStatus());
     sent.set_value();
   });
   std::future<void> done = sent.get_future();
   EXPECT_EQ(done.wait_for(milliseconds(50)), std::future_status::timeout) << "no buffer is free";
   for (int i = 0; i <= Transport::kAheadSends; ++i) {
-    EXPECT_EQ(group[1]->Recv(0, Message(100000, i)), absl::OkStatus());
+    EXPECT_EQ(group[1]->Recv(0, TestMessage(100000, i)), absl::OkStatus());
   }
   done.get();
   sender.join();
@@ -107,7 +108,7 @@ TEST_P(TransportTest, AnotherSizeIsAnError) {
   if (!GetParam().tells_sizes) timeout_seconds = 0.2;
   for (const int64_t sent : {100, 300}) {
     const Group group = Connect(2);
-    EXPECT_EQ(group[0]->Send(1, Message(sent, 0)), absl::OkStatus());
+    EXPECT_EQ(group[0]->Send(1, TestMessage(sent, 0)), absl::OkStatus());
     std::vector<uint8_t> inbox;
     const absl::Status status = group[1]->Recv(0, 200, &inbox);
     if (GetParam().tells_sizes) {
@@ -126,16 +127,16 @@ TEST_P(TransportTest, AnotherSizeIsAnError) {
 TEST_P(TransportTest, AbortUnblocksRecv) {
   const Group group = Connect(2);
   std::thread aborter([&] {
-    std::this_thread::sleep_for(milliseconds(20));  // usually Recv has begun; if not, it must fail too
+    std::this_thread::sleep_for(milliseconds(20));  // Recv has usually begun by then; it must fail either way
     group[1]->transport->Abort();
   });
   std::vector<uint8_t> inbox;
   EXPECT_EQ(group[1]->Recv(0, 200, &inbox).code(), absl::StatusCode::kUnavailable);
   aborter.join();
   EXPECT_EQ(group[1]->Recv(0, 200, &inbox).code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(group[1]->Send(0, Message(200, 0)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(group[1]->Send(0, TestMessage(200, 0)).code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(group[1]->transport->status().code(), absl::StatusCode::kUnavailable);
-  group[1]->transport->Abort();  // as often as one likes
+  group[1]->transport->Abort();  // may be called again
 }
 
 TEST_P(TransportTest, AbortBeforeAndAfterRecv) {
@@ -154,19 +155,19 @@ TEST_P(TransportTest, AbortUnblocksSend) {
   });
   absl::Status status;
   for (int i = 0; i <= Transport::kAheadSends && status.ok(); ++i) {
-    status = group[0]->Send(1, Message(kBytesMax, i));
+    status = group[0]->Send(1, TestMessage(kBytesMax, i));
   }
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   aborter.join();
-  EXPECT_FALSE(group[0]->Send(1, Message(200, 0)).ok());
+  EXPECT_FALSE(group[0]->Send(1, TestMessage(200, 0)).ok());
 }
 
-// Once one end has failed, its peers fail too; most without a time-out.
+// Once a stage has failed, its peers fail too, with most transports at once.
 TEST_P(TransportTest, AbortReachesThePeer) {
   if (!GetParam().tells_losses) timeout_seconds = 0.2;
   const Group group = Connect(2);
   group[0]->transport->Abort();
-  EXPECT_FALSE(group[0]->Send(1, Message(200, 0)).ok());
+  EXPECT_FALSE(group[0]->Send(1, TestMessage(200, 0)).ok());
   std::vector<uint8_t> inbox;
   EXPECT_EQ(group[1]->Recv(0, 200, &inbox).code(), absl::StatusCode::kUnavailable);
 }
@@ -186,7 +187,7 @@ TEST_P(TransportTest, ALostPeerIsAnError) {
     receiver.join();
     absl::Status status;  // one or more sends may be taken before the loss is seen
     for (int i = 0; i < 2 * Transport::kAheadSends && status.ok(); ++i) {
-      status = group[1]->Send(0, Message(200, i));
+      status = group[1]->Send(0, TestMessage(200, i));
     }
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   }
@@ -216,7 +217,8 @@ TEST_P(TransportTest, ConnectHasATimeLimit) {
   }
 }
 
-// Each stage goes as soon as it has connected, while others may still be at it: they connect or fail, and live.
+// Each stage's transport ends as soon as it has connected, while others may still be connecting: they succeed or fail,
+// and their processes live on.
 TEST_P(TransportTest, PeersThatGoWhileOthersConnect) {
   if (GetParam().stages_max < 3) GTEST_SKIP() << "needs 3 stages";
   for (int round = 0; round < GetParam().rounds; ++round) {
@@ -250,13 +252,13 @@ TEST_P(TransportTest, PeerThatWentBeforeConnect) {
   EXPECT_EQ(setups[0]->Connect(addresses, 0.5).status().code(), absl::StatusCode::kUnavailable);
 }
 
-// Two stages, where there cannot be more: a group that is aborted in the middle of its work, and the next one.
+// A group is aborted in the middle of its work and the next one forms. Two stages, for machines that have no more.
 TEST_P(TransportTest, PairsFormAgain) {
   for (int generation = 0; generation < 3; ++generation) {
     const Group group = Connect(2);
-    EXPECT_EQ(group[0]->Send(1, Message(200, generation)), absl::OkStatus());
-    EXPECT_EQ(group[1]->Recv(0, Message(200, generation)), absl::OkStatus());
-    EXPECT_EQ(group[0]->Send(1, Message(200, 1)), absl::OkStatus()) << "never received";
+    EXPECT_EQ(group[0]->Send(1, TestMessage(200, generation)), absl::OkStatus());
+    EXPECT_EQ(group[1]->Recv(0, TestMessage(200, generation)), absl::OkStatus());
+    EXPECT_EQ(group[0]->Send(1, TestMessage(200, 1)), absl::OkStatus()) << "never received";
     group[generation % 2]->transport->Abort();
   }
 }
@@ -271,9 +273,9 @@ TEST_P(TransportTest, GroupsFormAgainAndLeaveNoThreads) {
   const int before = Threads();
   for (int generation = 0; generation < 10; ++generation) {
     Group group = Connect(3);
-    EXPECT_EQ(group[0]->Send(2, Message(200, generation)), absl::OkStatus());
-    EXPECT_EQ(group[2]->Recv(0, Message(200, generation)), absl::OkStatus());
-    EXPECT_EQ(group[0]->Send(2, Message(200, 1)), absl::OkStatus()) << "never received";
+    EXPECT_EQ(group[0]->Send(2, TestMessage(200, generation)), absl::OkStatus());
+    EXPECT_EQ(group[2]->Recv(0, TestMessage(200, generation)), absl::OkStatus());
+    EXPECT_EQ(group[0]->Send(2, TestMessage(200, 1)), absl::OkStatus()) << "never received";
     group[generation % 3]->transport->Abort();
   }
   factories.clear();

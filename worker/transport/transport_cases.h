@@ -1,5 +1,5 @@
-// The one body of tests for all transports (transport_cases.cc). A program that links it says which there are, with
-// INSTANTIATE_TEST_SUITE_P of TransportTest.
+// The tests that all transports must pass (transport_cases.cc). A test program links them and names its transports with
+// INSTANTIATE_TEST_SUITE_P(..., TransportTest, ...).
 #ifndef GOLDFINCH_WORKER_TRANSPORT_TRANSPORT_CASES_H_
 #define GOLDFINCH_WORKER_TRANSPORT_TRANSPORT_CASES_H_
 
@@ -27,34 +27,34 @@ struct TransportKind {
   std::string name;
   std::function<std::unique_ptr<TransportFactory>(double timeout_seconds)> make;
   std::function<std::unique_ptr<Backend>(int stage)> open_device;
-  int stages_max = 4;           // tests of more are skipped
-  int rounds = 30;              // of tests that hope to meet a moment
-  bool tells_sizes = false;     // a message of another size is an error at once; else when the time is out
-  bool minds_sizes = true;      // it is an error at all
-  bool tells_losses = true;     // a lost peer is an error at once; else when the time is out
-  bool late = false;            // errors of Recv may come by status, when something has been written
-  bool leaves_threads = false;  // the device's libraries may keep theirs
+  int stages_max = 4;           // tests that need more stages are skipped
+  int rounds = 30;              // of tests that depend on timing
+  bool tells_sizes = false;     // whether a message of another size is an error at once; else it is after the timeout
+  bool minds_sizes = true;      // whether it is an error at all
+  bool tells_losses = true;     // whether a lost peer is an error at once; else it is after the timeout
+  bool late = false;            // whether errors of Recv may come by status only, after something has been written
+  bool leaves_threads = false;  // whether the device's libraries may keep threads
 };
 inline void PrintTo(const TransportKind& kind, std::ostream* out) { *out << kind.name; }
 
-// A message: bytes that its number and size tell.
-struct Message {
-  Message(int64_t bytes, int number) : values(bytes) {
+// A message whose bytes depend on its number and size.
+struct TestMessage {
+  TestMessage(int64_t bytes, int number) : values(bytes) {
     for (int64_t i = 0; i < bytes; ++i) values[i] = static_cast<uint8_t>(i * 7 + number * 13 + bytes);
   }
   std::vector<uint8_t> values;
 };
 
-// A stage of the tests: its transport, and rows in the memory of its back end. One thread at a time.
-class End {
+// A stage with its transport, and rows in the memory of its back end. For one thread at a time.
+class TestStage {
  public:
-  explicit End(Backend& backend)
+  explicit TestStage(Backend& backend)
       : backend_(backend),
         to_send_(*backend.Allocate(kBytesMax, "rows to send")),
         received_(*backend.Allocate(kBytesMax, "rows received")) {}
 
-  // The rows are written before it and overwritten after it, by ops.
-  absl::Status Send(int stage, const Message& message) {
+  // Sends rows that ops write before the Send and overwrite after it.
+  absl::Status Send(int stage, const TestMessage& message) {
     const Tensor rows = Rows(to_send_, static_cast<int64_t>(message.values.size()));
     backend_.CopyFromHost(message.values.data(), rows);
     absl::Status status = transport->Send(stage, rows);
@@ -62,7 +62,7 @@ class End {
     backend_.CopyFromHost(others.data(), rows);
     return status;
   }
-  // What is here once the ops are done, and whether it is good.
+  // Receives rows and reads them once the ops are done. Returns whether they are good.
   absl::Status Recv(int stage, int64_t bytes, std::vector<uint8_t>* values) {
     values->assign(bytes, 0);
     const Tensor rows = Rows(received_, bytes);
@@ -71,13 +71,13 @@ class End {
     backend_.CopyToHost(rows, values->data());
     return status.ok() ? transport->status() : status;
   }
-  absl::Status Recv(int stage, const Message& expected) {
+  absl::Status Recv(int stage, const TestMessage& expected) {
     std::vector<uint8_t> values;
     absl::Status status = Recv(stage, static_cast<int64_t>(expected.values.size()), &values);
     if (status.ok() && values != expected.values) return absl::DataLossError("another message");
     return status;
   }
-  // Without waiting for what it has.
+  // Receives rows to `offset` without waiting for them; Queued reads them.
   absl::Status Queue(int stage, int64_t bytes, int64_t offset) {
     Tensor rows = Rows(received_, bytes);
     rows.data = static_cast<char*>(received_.get()) + offset;
@@ -104,22 +104,22 @@ class End {
 
 class TransportTest : public testing::TestWithParam<TransportKind> {
  public:
-  using Group = std::vector<std::unique_ptr<End>>;
+  using Group = std::vector<std::unique_ptr<TestStage>>;
 
-  // All stages are peers of each other.
+  // Sets up a group in which every stage sends to and receives from every other.
   std::vector<std::unique_ptr<TransportSetup>> Setups(int stages) {
     std::vector<std::unique_ptr<TransportSetup>> setups;
     ++generation;
     for (int stage = 0; stage < stages; ++stage) {
-      std::vector<StageTraffic> edges(stages, StageTraffic{kBytesMax, kBytesMax});
-      edges[stage] = {};
-      auto setup = Factory(stage).Setup(generation, stage, edges, Device(stage));
+      std::vector<StageTraffic> traffic(stages, StageTraffic{kBytesMax, kBytesMax});
+      traffic[stage] = {};
+      auto setup = Factory(stage).Setup(generation, stage, traffic, Device(stage));
       EXPECT_TRUE(setup.ok()) << setup.status();
       setups.push_back(*std::move(setup));
     }
     return setups;
   }
-  // Where `stage` connects to each other.
+  // The addresses at which `stage` connects to each other stage.
   static std::vector<std::string> AddressesFor(const std::vector<std::unique_ptr<TransportSetup>>& setups,
                                                size_t stage) {
     std::vector<std::string> addresses;
@@ -129,7 +129,7 @@ class TransportTest : public testing::TestWithParam<TransportKind> {
   Group Connect(int stages) {
     const auto setups = Setups(stages);
     Group group;
-    for (int stage = 0; stage < stages; ++stage) group.push_back(std::make_unique<End>(Device(stage)));
+    for (int stage = 0; stage < stages; ++stage) group.push_back(std::make_unique<TestStage>(Device(stage)));
     std::vector<std::thread> threads;
     for (int stage = 0; stage < stages; ++stage) {
       EXPECT_TRUE(setups[stage]->addresses()[stage].empty());
@@ -155,18 +155,18 @@ class TransportTest : public testing::TestWithParam<TransportKind> {
 
   uint64_t generation = 0;
   double timeout_seconds = 60;
-  std::vector<std::unique_ptr<Backend>> devices;             // one a stage
-  std::vector<std::unique_ptr<TransportFactory>> factories;  // as in separate processes: one a stage
+  std::vector<std::unique_ptr<Backend>> devices;             // [stages]
+  std::vector<std::unique_ptr<TransportFactory>> factories;  // [stages], as in separate processes
 };
 
-// A pair of stages, of which the first sends to the second.
+// Two stages, of which the first sends to the second.
 struct StagePair {
   StagePair(TransportFactory& factory, const std::function<std::unique_ptr<Backend>(int stage)>& open_device)
-      : devices{open_device(0), open_device(1)}, ends{End(*devices[0]), End(*devices[1])} {
+      : devices{open_device(0), open_device(1)}, stages{TestStage(*devices[0]), TestStage(*devices[1])} {
     setups[0] = *factory.Setup(1, 0, {{}, {kBytesMax, 0}}, *devices[0]);
     setups[1] = *factory.Setup(1, 1, {{0, kBytesMax}, {}}, *devices[1]);
   }
-  // Of the sender, and of the receiver.
+  // Returns how Connect went for the sender and for the receiver.
   std::pair<absl::Status, absl::Status> Connect(double seconds = kConnectSeconds) {
     absl::Status statuses[2];
     const auto connect = [&](int self) {
@@ -175,7 +175,7 @@ struct StagePair {
       addresses[other] = setups[other]->addresses()[self];
       auto transport = setups[self]->Connect(addresses, seconds);
       statuses[self] = transport.status();
-      if (transport.ok()) ends[self].transport = *std::move(transport);
+      if (transport.ok()) stages[self].transport = *std::move(transport);
     };
     std::thread other([&] { connect(1); });
     connect(0);
@@ -184,7 +184,7 @@ struct StagePair {
   }
 
   std::unique_ptr<Backend> devices[2];
-  End ends[2];
+  TestStage stages[2];
   std::unique_ptr<TransportSetup> setups[2];
 };
 

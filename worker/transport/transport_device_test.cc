@@ -1,5 +1,5 @@
-// The transports on CUDA devices: stages on one GPU, on several of one process, and by NCCL with a GPU each. What this
-// machine has too few GPUs for is SKIPPED.
+// The tests of all transports on CUDA devices: with stages on one GPU, on several GPUs of one process, and by NCCL with
+// a GPU each. Tests that need more GPUs than there are are skipped.
 #include <algorithm>
 #include <cstdlib>
 #include <iostream>
@@ -16,7 +16,7 @@
 namespace goldfinch {
 namespace {
 
-// How many, and why no more.
+// Returns how many GPUs can be opened. `why` gets the reason why there are no more.
 int Gpus(std::string* why) {
   int count = 0;
   for (;; ++count) {

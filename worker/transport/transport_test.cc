@@ -1,4 +1,4 @@
-// All transports, on the CPU and on emulated devices.
+// The tests of all transports on the CPU and on emulated devices, and what is special to each.
 #include <chrono>
 #include <memory>
 #include <string>
@@ -13,7 +13,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "worker/model/fake_device.h"
 #include "worker/transport/fake_nccl.h"
-#include "worker/transport/nccl_transport.h"
+#include "worker/transport/nccl_api.h"
 #include "worker/transport/transport_cases.h"
 
 namespace goldfinch {
@@ -30,7 +30,7 @@ std::unique_ptr<TransportFactory> Gloo(const std::string& address, double timeou
 
 std::unique_ptr<Backend> Cpu(int /*stage*/) { return MakeCpuBackend(1); }
 std::unique_ptr<Backend> Fake(int /*stage*/) { return std::make_unique<FakeDevice>(MakeCpuBackend(1)); }
-// Does what it is asked as late as it may.
+// Does its work as late as possible.
 std::unique_ptr<Backend> Emulated(int /*stage*/) { return *MakeCudaBackend({}); }
 
 std::unique_ptr<TransportFactory> Local(double /*timeout_seconds*/) { return MakeLocalTransportFactory(); }
@@ -60,15 +60,15 @@ class NcclTransportTest : public testing::Test {
 TEST_F(NcclTransportTest, OneCommunicatorADirection) {
   const auto factory = Nccl(60);
   StagePair pair(*factory, Emulated);
-  EXPECT_EQ(pair.setups[0]->addresses(), std::vector<std::string>(2)) << "the receiver names it";
+  EXPECT_EQ(pair.setups[0]->addresses(), std::vector<std::string>(2)) << "only the receiver has an address";
   EXPECT_EQ(pair.setups[1]->addresses()[0].size(), 128u);
   EXPECT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
-  EXPECT_EQ(LiveFakeNcclComms(), 2) << "of two ranks";
-  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
-  EXPECT_EQ(pair.ends[1].Recv(0, Message(200, 1)), absl::OkStatus());
-  pair.ends[0].transport.reset();
+  EXPECT_EQ(LiveFakeNcclComms(), 2) << "one for each rank";
+  EXPECT_EQ(pair.stages[0].Send(1, TestMessage(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.stages[1].Recv(0, TestMessage(200, 1)), absl::OkStatus());
+  pair.stages[0].transport.reset();
   EXPECT_EQ(LiveFakeNcclComms(), 1);
-  pair.ends[1].transport.reset();
+  pair.stages[1].transport.reset();
   EXPECT_EQ(LiveFakeNcclComms(), 0);
 }
 
@@ -77,14 +77,14 @@ TEST_F(NcclTransportTest, TransfersThatHangTimeOut) {
   StagePair pair(*factory, Emulated);
   ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
   SetFakeNcclFaults({.loses_transfers = true});
-  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
-  const absl::Status received = pair.ends[1].Recv(0, Message(200, 1));
+  EXPECT_EQ(pair.stages[0].Send(1, TestMessage(200, 1)), absl::OkStatus());
+  const absl::Status received = pair.stages[1].Recv(0, TestMessage(200, 1));
   EXPECT_EQ(received.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(received.message()), HasSubstr("from stage 0 has made no progress for 0.1 s"));
   absl::Status sent;
-  for (int i = 0; i <= Transport::kAheadSends && sent.ok(); ++i) sent = pair.ends[0].Send(1, Message(200, i));
+  for (int i = 0; i <= Transport::kAheadSends && sent.ok(); ++i) sent = pair.stages[0].Send(1, TestMessage(200, i));
   EXPECT_THAT(std::string(sent.message()), HasSubstr("to stage 1 has made no progress for 0.1 s"));
-  EXPECT_EQ(pair.ends[0].transport->status(), sent) << "the first error stays";
+  EXPECT_EQ(pair.stages[0].transport->status(), sent) << "the first error stays";
 }
 
 TEST_F(NcclTransportTest, ErrorsOfTheLibraryAreFound) {
@@ -92,11 +92,11 @@ TEST_F(NcclTransportTest, ErrorsOfTheLibraryAreFound) {
   StagePair pair(*factory, Emulated);
   ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
   SetFakeNcclFaults({.async_error = 6});
-  const absl::Status received = pair.ends[1].Recv(0, Message(200, 1));
+  const absl::Status received = pair.stages[1].Recv(0, TestMessage(200, 1));
   EXPECT_EQ(received.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(received.message()), HasSubstr("some error (what went wrong)"));
-  while (pair.ends[0].transport->status().ok()) std::this_thread::sleep_for(milliseconds(1));  // nobody calls
-  EXPECT_THAT(std::string(pair.ends[0].transport->status().message()), HasSubstr("to stage 1: some error"));
+  while (pair.stages[0].transport->status().ok()) std::this_thread::sleep_for(milliseconds(1));  // without any call
+  EXPECT_THAT(std::string(pair.stages[0].transport->status().message()), HasSubstr("to stage 1: some error"));
 }
 
 TEST_F(NcclTransportTest, StagesThatShareAGpuAreToldWhatToDo) {
@@ -119,8 +119,9 @@ TEST_F(NcclTransportTest, CommunicatorsThatAreNeverMadeTimeOut) {
   EXPECT_THAT(std::string(receiver.message()), HasSubstr("did not connect from stage 0 within 0.1 s"));
 }
 
-// The ways are warm before the first Step: a transfer that does not come through is an error of Connect.
-TEST_F(NcclTransportTest, EdgesAreWarmedWhenTheGroupForms) {
+// Connect makes a transfer on every channel, so that the first step finds them connected: if it does not get through,
+// Connect fails.
+TEST_F(NcclTransportTest, ChannelsAreWarmedWhenTheGroupForms) {
   SetFakeNcclFaults({.loses_transfers = true});
   const auto factory = Nccl(60);
   StagePair pair(*factory, Emulated);
@@ -136,19 +137,19 @@ TEST_F(NcclTransportTest, AMissingLibraryIsNamed) {
   EXPECT_THAT(std::string(factory.status().message()), HasSubstr("libnccl.so.2"));
 }
 
-// The sender goes, and then the receiver, before the device has read what was received.
+// The sender's transport ends, and then the receiver's, before the device has read what was received.
 TEST(LocalTransport, RingsStayUntilTheyAreRead) {
   const auto factory = MakeLocalTransportFactory();
   StagePair pair(*factory, Emulated);
   ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
   for (std::unique_ptr<TransportSetup>& setup : pair.setups) setup.reset();
-  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
-  EXPECT_EQ(pair.ends[1].Queue(0, 200, 0), absl::OkStatus());
-  for (End& end : pair.ends) end.transport.reset();
-  EXPECT_EQ(pair.ends[1].Queued(200, 0), Message(200, 1).values);
+  EXPECT_EQ(pair.stages[0].Send(1, TestMessage(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.stages[1].Queue(0, 200, 0), absl::OkStatus());
+  for (TestStage& stage : pair.stages) stage.transport.reset();
+  EXPECT_EQ(pair.stages[1].Queued(200, 0), TestMessage(200, 1).values);
 }
 
-// Rings are taken before anybody waits for the group.
+// Rings are allocated by Setup, before any stage waits for the group.
 TEST(LocalTransport, NoMemoryIsAnErrorOfSetup) {
   FakeDevice device(MakeCpuBackend(1));
   device.set_allocations_left(0);
@@ -161,8 +162,8 @@ TEST(GlooTransport, Ipv6) {
   if (!factory.ok()) GTEST_SKIP() << "this machine has no IPv6: " << factory.status();
   StagePair pair(**factory, Cpu);
   ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
-  EXPECT_EQ(pair.ends[0].Send(1, Message(200, 1)), absl::OkStatus());
-  EXPECT_EQ(pair.ends[1].Recv(0, Message(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.stages[0].Send(1, TestMessage(200, 1)), absl::OkStatus());
+  EXPECT_EQ(pair.stages[1].Recv(0, TestMessage(200, 1)), absl::OkStatus());
 }
 
 TEST(GlooTransport, AnotherGenerationIsNoPeer) {
@@ -181,7 +182,7 @@ TEST(GlooTransport, SilentPeerTimesOut) {
   const auto factory = Gloo("127.0.0.1", 0.1);
   StagePair pair(*factory, Cpu);
   ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
-  const absl::Status status = pair.ends[1].Recv(0, Message(100, 0));
+  const absl::Status status = pair.stages[1].Recv(0, TestMessage(100, 0));
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr("stage 0"));
 }

@@ -1,14 +1,12 @@
-// What the NCCL transport needs of NCCL: the part of its C interface that has been the same since 2.18. Declared here,
-// as the library is looked for when the program runs; tests give another one.
-#ifndef GOLDFINCH_WORKER_TRANSPORT_NCCL_TRANSPORT_H_
-#define GOLDFINCH_WORKER_TRANSPORT_NCCL_TRANSPORT_H_
+// The functions and types of NCCL that the NCCL transport uses: the part of its C interface that has not changed since
+// version 2.18. They are declared here because the library is opened when the program runs; tests pass a fake one.
+#ifndef GOLDFINCH_WORKER_TRANSPORT_NCCL_API_H_
+#define GOLDFINCH_WORKER_TRANSPORT_NCCL_API_H_
 
 #include <climits>
 #include <cstddef>
-#include <memory>
 
 #include "absl/status/statusor.h"
-#include "worker/transport/transport.h"
 
 namespace goldfinch {
 
@@ -18,15 +16,15 @@ struct NcclUniqueId {
 
 using NcclComm = void*;
 
-// Results that mean something here; others are errors.
+// The results that the transport tells apart; all others are errors.
 constexpr int kNcclSuccess = 0;
 constexpr int kNcclInvalidUsage = 5;
 constexpr int kNcclInProgress = 7;
 
 constexpr int kNcclBytes = 0;  // the data type ncclInt8
 
-// The configuration as of 2.18. Later libraries take what it has, by its size and version, and their defaults for the
-// rest; what was padding then is a number that later ones read, and so is set as unset.
+// The configuration as of version 2.18. Later libraries recognize it by its size and version, and use their defaults
+// for the fields that it lacks. `traffic_class` was padding in 2.18; later libraries read it, so it is marked as unset.
 struct NcclConfig {
   size_t size = sizeof(NcclConfig);
   unsigned magic = 0xcafebeef;
@@ -41,7 +39,7 @@ struct NcclConfig {
 };
 static_assert(sizeof(NcclConfig) == 48);
 
-// Each is nccl... of the same name.
+// Each member is the function of the library that has its name after "nccl".
 struct NcclApi {
   int (*GetVersion)(int* version);
   int (*GetUniqueId)(NcclUniqueId* id);
@@ -54,11 +52,9 @@ struct NcclApi {
   const char* (*GetLastError)(NcclComm comm);
 };
 
-// Of libnccl.so.2; it stays open. UNAVAILABLE as MakeNcclTransportFactory.
+// Opens libnccl.so.2, which stays open. UNAVAILABLE names what is missing: the library, or a newer version of it.
 absl::StatusOr<NcclApi> OpenNccl();
-
-std::unique_ptr<TransportFactory> MakeNcclTransportFactory(const NcclApi& api, double timeout_seconds);
 
 }  // namespace goldfinch
 
-#endif  // GOLDFINCH_WORKER_TRANSPORT_NCCL_TRANSPORT_H_
+#endif  // GOLDFINCH_WORKER_TRANSPORT_NCCL_API_H_

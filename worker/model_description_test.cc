@@ -1,6 +1,5 @@
-#include "worker/describe.h"
+#include "worker/model_description.h"
 
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -20,12 +19,12 @@ cluster::v1::Described DescribeTensors(const std::vector<TestTensor>& tensors, D
   EXPECT_TRUE(measured.ok()) << measured.status();
   const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
   cluster::v1::Described described;
-  Describe(*checkpoint, (*measured)->shape, {.vocabulary = "bytes"}, cache_dtype,
-           MemoryOf(**measured, cache_dtype, *backend), &described);
+  DescribeModel(*checkpoint, (*measured)->shape, {.vocabulary = "bytes"}, cache_dtype,
+                MemoryOf(**measured, cache_dtype, *backend), &described);
   return described;
 }
 
-TEST(Describe, GoldFinch) {
+TEST(ModelDescription, GoldFinch) {
   // D = 64, one head of 64, F = 80, vocabulary 40.
   const RandomModelSpec spec{.layers = {"finch_c2", "finch_c2", "gold"}};
   const std::vector<TestTensor> tensors = RandomModel(spec);
@@ -76,51 +75,13 @@ TEST(Describe, GoldFinch) {
   for (int i = 0; i < 3; ++i) EXPECT_GE(memory.layers(i).weight_bytes(), described.layers(i).weight_bytes());
 }
 
-TEST(Describe, KeysAndValues) {
+TEST(ModelDescription, KeysAndValues) {
   const cluster::v1::Described described = DescribeTensors(RandomModel({.layers = {"finch", "gptalpha"}}), DType::kF32);
   EXPECT_EQ(described.layers(0).cache_bytes_per_token(), 0u);
   EXPECT_EQ(described.layers(1).cache_bytes_per_token(), 2u * 64 * 4);
   EXPECT_GT(described.layers(1).prefill_flops(), 0);
   EXPECT_EQ(described.compressed_bytes_per_token(), 0u);
   EXPECT_EQ(described.gold_shared_bytes(), 0u);
-}
-
-TEST(Fingerprint, TellsModelsApart) {
-  const RandomModelSpec spec{.layers = {"finch_c2", "gold"}};
-  const std::string fingerprint = Fingerprint(*OpenTensors(RandomModel(spec)));
-  EXPECT_EQ(fingerprint.size(), 16u);
-  EXPECT_EQ(fingerprint.find_first_not_of("0123456789abcdef"), std::string::npos);
-  EXPECT_EQ(Fingerprint(*OpenTensors(RandomModel(spec))), fingerprint);
-  EXPECT_EQ(Fingerprint(*OpenTensors(WithSecondNames(RandomModel(spec)))), fingerprint) << "another naming scheme";
-  EXPECT_EQ(Fingerprint(*OpenFileBytes(SafetensorsBytes(RandomModel(spec)))), fingerprint) << "another kind of file";
-
-  std::vector<TestTensor> other = RandomModel(spec);
-  for (float& value : other.front().values) value = -value;
-  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
-  // The last value of a tensor that is longer than a sample.
-  other = RandomModel(spec);
-  ASSERT_GT(other.front().values.size(), 2048u);
-  other.front().values.back() += 1;
-  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
-  other = RandomModel(spec);
-  other.back().name += "2";
-  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
-  other = RandomModel(spec);
-  std::swap(other.front().shape[0], other.front().shape[1]);
-  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
-  other = RandomModel(spec);
-  for (TestTensor& tensor : other) tensor.dtype = DType::kF16;
-  EXPECT_NE(Fingerprint(*OpenTensors(other)), fingerprint);
-}
-
-TEST(MeasureDevice, PlausibleAndQuick) {
-  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
-  const auto speed = MeasureDevice(*backend);
-  ASSERT_TRUE(speed.ok()) << speed.status();
-  EXPECT_GT(speed->flops, 1e6);
-  EXPECT_LT(speed->flops, 1e13);
-  EXPECT_GT(speed->read_bytes_per_second, 1e6);
-  EXPECT_LT(speed->read_bytes_per_second, 1e12);
 }
 
 }  // namespace

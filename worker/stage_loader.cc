@@ -1,0 +1,154 @@
+#include "worker/stage_loader.h"
+
+#include <algorithm>
+#include <optional>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "protos/cluster.pb.h"
+#include "worker/model/model_memory.h"
+#include "worker/model_description.h"
+#include "worker/stage/gold_tiers.h"
+
+namespace goldfinch {
+
+StageLoader::StageLoader(const WorkerOptions& options, Backend& backend) : options_(options), backend_(backend) {}
+
+void StageLoader::Log(const std::string& line) const {
+  if (options_.log) options_.log(line);
+}
+
+// ---- The model ----
+
+absl::Status StageLoader::OpenModel(const cluster::v1::Welcome& welcome, cluster::v1::Described* described) {
+  GF_RETURN_IF_ERROR(ReadSettings(welcome));
+  GF_RETURN_IF_ERROR(OpenFiles(welcome));
+  GF_RETURN_IF_ERROR(CheckCacheDType(*checkpoint_, shape_, cache_dtype_));
+  DescribeModel(*checkpoint_, shape_, config_, cache_dtype_, MemoryOf(*measured_, cache_dtype_, backend_), described);
+  return absl::OkStatus();
+}
+
+absl::Status StageLoader::ReadSettings(const cluster::v1::Welcome& welcome) {
+  const std::optional<DType> cache_dtype = ParseCacheDType(welcome.cache_dtype());
+  if (!cache_dtype) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Welcome.cache_dtype is \"", welcome.cache_dtype(), "\", expected f32, f16, bf16 or int8"));
+  }
+  cache_dtype_ = *cache_dtype;
+  verify_ = welcome.verify();
+  if (verify_ != "all" && verify_ != "finite" && verify_ != "none") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Welcome.verify is \"", verify_, "\", expected all, finite or none"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageLoader::OpenFiles(const cluster::v1::Welcome& welcome) {
+  const std::string& model = options_.model.empty() ? welcome.model() : options_.model;
+  const std::string& config = options_.config.empty() ? welcome.config() : options_.config;
+  if (checkpoint_ != nullptr && model == opened_model_ && config == opened_config_) return absl::OkStatus();
+  stage_.reset();
+  model_.reset();
+  checkpoint_.reset();
+  verified_.clear();
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(model));
+  GF_RETURN_IF_ERROR(CheckMultiplies(backend_, *checkpoint));
+  GF_ASSIGN_OR_RETURN(config_, FindModelConfig(config, model));
+  GF_ASSIGN_OR_RETURN(measured_, MeasureModel(*checkpoint, config_, backend_.reads_host_memory()));
+  shape_ = measured_->shape;
+  checkpoint_ = std::move(checkpoint);
+  opened_model_ = model;
+  opened_config_ = config;
+  return absl::OkStatus();
+}
+
+// ---- The stage ----
+
+absl::StatusOr<StageAssignment> StageLoader::LoadStage(const cluster::v1::Form& form) {
+  if (checkpoint_ == nullptr) return absl::FailedPreconditionError("Form before the model was described");
+  GF_ASSIGN_OR_RETURN(StageAssignment assignment, AssignStage(form, shape_, cache_dtype_));
+  assignment.options.gold_tier = options_.gold_tier;
+  GF_RETURN_IF_ERROR(PlanMemory(assignment));
+  GF_RETURN_IF_ERROR(LoadLayers(assignment));
+  return assignment;
+}
+
+// The coordinator has planned by the same numbers, so a stage fails to fit only if this worker's limit is another one
+// than it registered with.
+absl::Status StageLoader::PlanMemory(const StageAssignment& assignment) {
+  const ModelMemory model = MemoryOf(*measured_, cache_dtype_, backend_);
+  const StageSettings settings = MemorySettings(assignment.first_layer, assignment.last_layer, assignment.options,
+                                                assignment.stages - assignment.stage - 1);
+  memory_ = PlanStageMemory(model, settings);
+  const int64_t limit_bytes = options_.memory_bytes;
+  if (limit_bytes > 0 && memory_.total() > limit_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("layers ", assignment.first_layer, " to ",
+                                                     assignment.last_layer - 1, ": ",
+                                                     MemoryShortage(memory_, limit_bytes)));
+  }
+  int64_t kept_bytes = KeptBytes(model, settings, limit_bytes);
+  if (backend_.reads_host_memory()) {
+    kept_bytes = std::min(kept_bytes, static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(limit_bytes)));
+  }
+  kept_bytes_ = options_.kept_bytes.value_or(kept_bytes);
+  return absl::OkStatus();
+}
+
+absl::Status StageLoader::LoadLayers(const StageAssignment& assignment) {
+  const bool same_layers =
+      model_ != nullptr && model_->first_layer == assignment.first_layer && model_->last_layer == assignment.last_layer;
+  // The generation before may have reserved more for kept rows than there is now.
+  const auto fits = [&] {
+    return stage_->gold_tiers() == nullptr || stage_->gold_tiers()->reserved_bytes() <= kept_bytes_;
+  };
+  if (same_layers && stage_ != nullptr && stage_->options() == assignment.options && fits()) return absl::OkStatus();
+  stage_.reset();  // now, so that the next stage can have its memory
+  if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(assignment));
+  GF_ASSIGN_OR_RETURN(stage_, Stage::Create(backend_, model_, assignment.options));
+  return absl::OkStatus();
+}
+
+absl::Status StageLoader::LoadWeights(const StageAssignment& assignment) {
+  model_.reset();
+  GF_RETURN_IF_ERROR(VerifyWeights(assignment));
+  GF_ASSIGN_OR_RETURN(model_, LoadModel(backend_, checkpoint_, config_, assignment.first_layer, assignment.last_layer));
+  return absl::OkStatus();
+}
+
+// Each tensor is verified once in the life of the process, so that a group that forms again waits for new layers only.
+absl::Status StageLoader::VerifyWeights(const StageAssignment& assignment) {
+  if (verify_ == "none") return absl::OkStatus();
+  const auto needed = [&](std::string_view name) {
+    const std::optional<TensorHome> home = FindTensorHome(shape_, name);
+    return home && StageHas(shape_, assignment.first_layer, assignment.last_layer, *home) &&
+           !verified_.contains(std::string(name));
+  };
+  GF_ASSIGN_OR_RETURN(
+      const std::vector<std::string> non_finite,
+      checkpoint_->Verify({.threads = backend_.threads(), .checksums = verify_ == "all", .tensors = needed}));
+  for (const std::string& name : non_finite) {
+    Log(absl::StrCat(checkpoint_->path(), ": tensor ", name, " has values that are NaN or infinite"));
+  }
+  for (const CheckpointTensor& tensor : checkpoint_->tensors()) {
+    if (needed(tensor.name)) verified_.insert(tensor.name);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageLoader::ReserveKept(const StageAssignment& assignment) {
+  if (stage_->gold_tiers() != nullptr) {
+    // A stage that the generation before has left has its kept rows already.
+    if (stage_->gold_tiers()->reserved_bytes() == 0) GF_RETURN_IF_ERROR(stage_->ReserveKept(kept_bytes_));
+    memory_.kept_rows = stage_->gold_tiers()->reserved_bytes();
+  }
+  Log(absl::StrCat("memory of layers ", assignment.first_layer, " to ", assignment.last_layer - 1, ", ",
+                   assignment.options.max_sequences, " sequences, caches of ", assignment.options.cache_tokens,
+                   " tokens:"));
+  for (const std::string& line : MemoryTable(memory_, options_.memory_bytes)) Log(absl::StrCat("  ", line));
+  return absl::OkStatus();
+}
+
+}  // namespace goldfinch

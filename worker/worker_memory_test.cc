@@ -1,0 +1,99 @@
+// What a worker plans, reports and reserves of its memory.
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "protos/cluster.pb.h"
+#include "worker/worker_test_util.h"
+
+namespace goldfinch {
+namespace {
+
+using cluster::v1::FromWorker;
+using cluster::v1::Step;
+using cluster::v1::StepDone;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+TEST_P(WorkerTest, GoldLayersKeepWhatMemoryAllows) {
+  struct Case {
+    WorkerOptions options;
+    bool keeps;
+  };
+  constexpr int64_t kPlenty = int64_t{1} << 30;
+  const std::vector<Case> cases = {{{}, false},
+                                   {{.memory_bytes = kPlenty}, true},
+                                   {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kShared}, true},
+                                   {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kCompressed}, false},
+                                   {{.memory_bytes = kPlenty, .kept_bytes = 0}, false},
+                                   {{.kept_bytes = kPlenty}, true}};
+  std::vector<float> first;
+  for (const Case& test_case : cases) {
+    workers.clear();
+    workers.push_back(Start(test_case.options));
+    EXPECT_EQ(Welcome(workers.back()).error(), "");
+    for (int round = 0; round < 2; ++round) {  // the second generation finds the stage as it is
+      Form({0});
+      Step step;
+      step.add_open()->set_sequence(1);
+      WantLogits(AddChunk(step, 1, 0, RandomTokens(90, kVocab, 4), 2));
+      const StepDone done = RunStep(step);
+      ASSERT_EQ(done.results_size(), 1);
+      EXPECT_EQ(done.gold_kept_bytes() > 0, test_case.keeps);
+      EXPECT_EQ(done.gold_tier_drops(), 0u);
+      if (first.empty()) first = LogitsOf(done.results(0));
+      EXPECT_EQ(LogitsOf(done.results(0)), first);
+      Step close;
+      close.add_close(1);
+      EXPECT_EQ(RunStep(close).gold_kept_bytes(), 0u);
+      EndGeneration();
+    }
+  }
+}
+
+// A worker reports each use of its memory, and takes nothing if it would need more than it may use.
+TEST_P(WorkerTest, MemoryIsPlannedAndTold) {
+  std::mutex mutex;
+  std::string log;
+  const auto start = [&](int64_t memory_bytes) {
+    workers.push_back(Start({.memory_bytes = memory_bytes, .log = [&](const std::string& line) {
+                               const std::lock_guard<std::mutex> lock(mutex);
+                               log += line + "\n";
+                             }}));
+    Welcome(workers.back());
+    ++generation;
+    workers[0]->Received(FormMessage(0, {0}));
+  };
+  start(int64_t{1} << 40);
+  const cluster::v1::Joined joined = workers[0].mailbox->Await(FromWorker::kJoined).joined();
+  uint64_t sum = 0, kept = 0;  // kept rows are of what is left
+  for (const cluster::v1::MemoryPart& part : joined.memory()) {
+    sum += part.bytes();
+    if (part.name() == "kept rows") kept = part.bytes();
+  }
+  EXPECT_EQ(joined.reserved_bytes(), sum);
+  EXPECT_GT(kept, 0U);
+  ASSERT_GT(joined.memory_size(), 0);
+  EXPECT_EQ(joined.memory(0).name(), "weights");
+  EXPECT_EQ(joined.memory(0).bytes(), joined.weight_bytes());
+  workers.clear();
+  EXPECT_THAT(log, AllOf(HasSubstr("memory of layers 0 to"), HasSubstr("\n  weights"), HasSubstr("\n  activations"),
+                         HasSubstr("\n  in all"), HasSubstr("\n  left")));
+
+  start(static_cast<int64_t>(sum - kept));
+  EXPECT_EQ(workers[0].mailbox->Await(FromWorker::kJoined).joined().generation(), generation);
+  workers.clear();
+  start(static_cast<int64_t>(sum - kept) - 1);
+  EXPECT_THAT(workers[0].mailbox->Await(FromWorker::kEndGeneration).end_generation().reason(),
+              AllOf(HasSubstr("are needed (weights"), HasSubstr("may be used: lower --max-model-len")));
+  workers.clear();
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, WorkerTest, testing::ValuesIn(AllWorkerTestCases()),
+                         [](const auto& info) { return testing::PrintToString(info.param); });
+
+}  // namespace
+}  // namespace goldfinch

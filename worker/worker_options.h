@@ -1,0 +1,33 @@
+// What a worker is told when it starts.
+#ifndef GOLDFINCH_WORKER_WORKER_OPTIONS_H_
+#define GOLDFINCH_WORKER_WORKER_OPTIONS_H_
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "worker/device_speed.h"
+#include "worker/stage/gold_tiers.h"
+
+namespace goldfinch {
+
+struct WorkerOptions {
+  std::string name = {};     // shown to people only
+  std::string model = {};    // path of the checkpoint; empty: the path that the coordinator names
+  std::string config = {};   // path of the model's configuration; empty: the path that the coordinator names
+  int64_t memory_bytes = 0;  // limit on all that base/stage_memory.h plans; 0: no limit
+  GoldTier gold_tier = GoldTier::kFull;  // the most that GOLD layers keep of a sequence
+  // Memory for kept rows. If not set, they take what is left of memory_bytes, and on the CPU at most kKeptMemoryShare
+  // of memory_bytes.
+  std::optional<int64_t> kept_bytes = {};
+  DeviceSpeed speed = {};               // as MeasureDevice returns it
+  double connect_timeout_seconds = 30;  // within which the stages of a new group must have connected to each other
+  // Takes lines for the log: the stage's memory, weights that are NaN, why a generation failed. Called on any thread.
+  // May be null.
+  std::function<void(const std::string& line)> log = nullptr;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_WORKER_OPTIONS_H_
