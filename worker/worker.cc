@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "protos/cluster.pb.h"
+#include "protos/cluster_protocol.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/model/model_memory.h"
 
@@ -19,7 +20,6 @@ using cluster::v1::ToWorker;
 
 namespace {
 
-constexpr uint32_t kProtocol = 2;
 // Steps in flight are a few; a coordinator that sends so many does not wait for answers.
 constexpr size_t kTasksMax = 1024;
 
@@ -75,7 +75,7 @@ void Worker::Connected(std::function<void(const FromWorker& message)> send) {
   }
   FromWorker message;
   cluster::v1::Register& registration = *message.mutable_register_();
-  registration.set_protocol(kProtocol);
+  registration.set_protocol(kClusterProtocol);
   registration.set_name(options_.name);
   registration.set_device(backend_->Describe());
   registration.set_memory_bytes(options_.memory_bytes);
