@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <future>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -21,12 +22,15 @@ namespace goldfinch {
 namespace {
 
 constexpr double kTickSeconds = 0.05;
-// Steps of fewer prompt tokens say little about the rate.
+// Steps with fewer tokens say little about the speed of pre-fill.
 constexpr int64_t kRateTokensMin = 64;
-constexpr int64_t kNarrowVocabulary = 65536;
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// Bytes of a token id in Chunk.ids.
+int IdBytes(int64_t vocab_size) { return vocab_size <= 65536 ? 2 : 4; }
+
+// Bit id % 8 of byte id / 8 is `bit(id)`.
 std::string Bits(int64_t size, absl::FunctionRef<bool(int32_t)> bit) {
   std::string bits((size + 7) / 8, '\0');
   for (int32_t id = 0; id < size; ++id) {
@@ -58,7 +62,7 @@ Coordinator::~Coordinator() {
   thread_.join();
 }
 
-// ---- Any thread ----
+// ---- On any thread ----
 
 void Coordinator::Post(Task task) const {
   {
@@ -70,7 +74,7 @@ void Coordinator::Post(Task task) const {
 
 void Coordinator::Drain(double timeout_seconds) {
   draining_ = true;
-  // The last task to see a request is the one that ends it; so ask after every tick.
+  // Requests end on the coordinator's thread: ask it after every tick.
   const double deadline = Now() + timeout_seconds;
   for (;;) {
     std::promise<int> requests;
@@ -78,8 +82,8 @@ void Coordinator::Drain(double timeout_seconds) {
     const int left = requests.get_future().get();
     if (left == 0) return;
     if (Now() >= deadline) {
-      spdlog::warn("{} requests did not end within {} s (--shutdown-timeout)", left, timeout_seconds);
-      Post([this](double now) { scheduler_.CancelAll(absl::UnavailableError("the server is ending"), now); });
+      spdlog::warn("{} requests did not end within {} s (shutdown timeout)", left, timeout_seconds);
+      Post([this](double now) { scheduler_.CancelAll(absl::UnavailableError("the server is shutting down"), now); });
       return;
     }
     std::unique_lock<std::mutex> lock(mutex_);
@@ -102,10 +106,10 @@ void Coordinator::FillClusterInfo(v1::GetClusterInfoResponse* info) const {
 }
 
 absl::StatusOr<uint64_t> Coordinator::Submit(Request request, std::shared_ptr<RequestSink> sink) {
-  if (draining_) return absl::UnavailableError("the server is ending and takes no new requests");
+  if (draining_) return absl::UnavailableError("the server is shutting down and takes no new requests");
   if (!accepting_) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return absl::UnavailableError(waiting_reason_);
+    return absl::UnavailableError(unavailable_reason_);
   }
   const double estimate = seconds_per_prompt_token_ * static_cast<double>(request.prompt.size());
   if (request.deadline_seconds && estimate > *request.deadline_seconds) {
@@ -139,7 +143,7 @@ uint64_t Coordinator::Connected(std::shared_ptr<WorkerLink> link, const std::str
 
 void Coordinator::Received(uint64_t worker, cluster::v1::FromWorker message) {
   Post([this, worker, message = std::move(message)](double now) mutable {
-    membership_.Received(worker, std::move(message), now);
+    HandleMessage(worker, std::move(message), now);
   });
 }
 
@@ -147,7 +151,7 @@ void Coordinator::Disconnected(uint64_t worker) {
   Post([this, worker](double now) { membership_.Disconnected(worker, now); });
 }
 
-// ---- The coordinator's thread ----
+// ---- On the coordinator's thread ----
 
 void Coordinator::Run() {
   std::vector<Task> tasks;
@@ -172,31 +176,31 @@ void Coordinator::Run() {
       Tick(now);
       Settle(now);
     }
-    for (int group = 0; group < options_.membership.replicas; ++group) SendSteps(group, Now());
+    for (int replica = 0; replica < options_.membership.replicas; ++replica) SendSteps(replica, Now());
     PublishEvents();
     if (stop) break;
   }
-  scheduler_.CancelAll(absl::UnavailableError("the server is ending"), Now());
+  scheduler_.CancelAll(absl::UnavailableError("the server is shutting down"), Now());
   PublishEvents();
   for (const auto& [worker, link] : links_) link->Close();
 }
 
 void Coordinator::Tick(double now) {
   std::vector<bool> idle;
-  for (int group = 0; group < options_.membership.replicas; ++group) {
-    idle.push_back(scheduler_.Load(group).sequences == 0);
-    CheckSteps(group, now);
+  for (int replica = 0; replica < options_.membership.replicas; ++replica) {
+    idle.push_back(scheduler_.Load(replica).sequences == 0);
+    CheckSteps(replica, now);
   }
   membership_.Tick(now, idle);
   if (no_group_since_ >= 0 && now - no_group_since_ > options_.recovery_timeout_seconds) {
     v1::GetClusterInfoResponse info;
     membership_.FillClusterInfo(now, &info);
     const std::string reason =
-        absl::StrCat("no group of workers for ", options_.recovery_timeout_seconds,
-                     " s (--recovery-timeout): ", info.groups_size() > 0 ? info.groups(0).message() : "");
+        absl::StrCat("no group of workers has been ready for ", options_.recovery_timeout_seconds,
+                     " s (recovery timeout): ", info.groups_size() > 0 ? info.groups(0).message() : "");
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      waiting_reason_ = reason;
+      unavailable_reason_ = reason;
     }
     accepting_ = false;
     scheduler_.CancelWaiting(absl::UnavailableError(reason), now);
@@ -204,12 +208,12 @@ void Coordinator::Tick(double now) {
   PublishGauges();
 }
 
-// Does what the membership wants done, until it wants nothing.
+// Carries out the membership's effects, until there are none: handling events may cause more.
 void Coordinator::Settle(double now) {
   for (;;) {
     MembershipEffects effects = membership_.TakeEffects();
     if (effects.sends.empty() && effects.closes.empty() && effects.events.empty() && effects.log.empty()) return;
-    // Parts of these lines are workers' words.
+    // Escaped, because parts of these lines come from workers.
     for (const std::string& line : effects.log) spdlog::info("{}", absl::Utf8SafeCHexEscape(line));
     for (const auto& [worker, message] : effects.sends) {
       const auto link = links_.find(worker);
@@ -221,24 +225,22 @@ void Coordinator::Settle(double now) {
       link->second->Close();
       links_.erase(link);
     }
-    for (MembershipEffects::Event& event : effects.events) HandleEvent(event, now);
+    for (const MembershipEffects::Event& event : effects.events) HandleEvent(event, now);
   }
 }
 
-void Coordinator::HandleEvent(MembershipEffects::Event& event, double now) {
+void Coordinator::HandleEvent(const MembershipEffects::Event& event, double now) {
   switch (event.kind) {
     case MembershipEffects::Event::kModelKnown:
-      return HandleModel(now);
-    case MembershipEffects::Event::kGroupReady:
-      return HandleGroupReady(event.group, now);
-    case MembershipEffects::Event::kGroupLost:
-      return HandleGroupLost(event.group, now);
-    case MembershipEffects::Event::kStepDone:
-      return HandleStepDone(event.group, event.stage, event.step_done, now);
+      return HandleModelKnown(now);
+    case MembershipEffects::Event::kGenerationReady:
+      return HandleGenerationReady(event.replica, now);
+    case MembershipEffects::Event::kGenerationEnded:
+      return HandleGenerationEnded(event.replica, now);
   }
 }
 
-void Coordinator::HandleModel(double now) {
+void Coordinator::HandleModelKnown(double now) {
   const cluster::v1::Described& about = membership_.model();
   const int64_t vocab = about.vocab_size();
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
@@ -264,7 +266,7 @@ void Coordinator::HandleModel(double now) {
   info->set_width(about.width());
   info->set_vocab_size(about.vocab_size());
   info->set_vocabulary((*tokenizer)->vocab_size() <= 257 ? "bytes" : "world");
-  info->set_max_model_len(options_.membership.plan.max_sequence_tokens);
+  info->set_max_model_len(options_.membership.partition.max_sequence_tokens);
   info->set_weight_bytes(weights);
   info->set_state_bytes(membership_.StateBytesPerSequence());
   info->set_cache_bytes_per_token(cache);
@@ -286,67 +288,82 @@ void Coordinator::HandleModel(double now) {
                             Bits(vocab, [&](int32_t id) { return vocabulary.repeats_freely(id); }), now);
 }
 
-void Coordinator::HandleGroupReady(int group, double now) {
-  scheduler_.GroupUp(group, membership_.Capacity(group), now);
-  seconds_per_prompt_token_ = membership_.SecondsPerPromptToken(group);
+void Coordinator::HandleGenerationReady(int replica, double now) {
+  scheduler_.GenerationReady(replica, membership_.Capacity(replica), now);
+  seconds_per_prompt_token_ = membership_.SecondsPerPromptToken(replica);
   no_group_since_ = -1;
   accepting_ = true;
   ready_ = true;
   PublishGauges();
 }
 
-void Coordinator::HandleGroupLost(int group, double now) {
-  steps_[group].clear();
-  scheduler_.GroupLost(group, now);
+void Coordinator::HandleGenerationEnded(int replica, double now) {
+  steps_[replica].clear();
+  scheduler_.GenerationEnded(replica, now);
   if (scheduler_.has_group()) return;
   no_group_since_ = now;
   ready_ = false;
   PublishGauges();
 }
 
-void Coordinator::HandleStepDone(int group, int stage, const cluster::v1::StepDone& done, double now) {
-  metrics_->AddStageSeconds(group, stage, {done.busy_seconds(), done.bubble_seconds(), done.idle_seconds()});
+void Coordinator::HandleMessage(uint64_t worker, cluster::v1::FromWorker message, double now) {
+  if (!message.has_step_done()) return membership_.Received(worker, std::move(message), now);
+  const std::optional<StageOfWorker> from = membership_.ReceivedStepDone(worker, message.step_done(), now);
+  if (from) HandleStepDone(*from, message.mutable_step_done(), now);
+}
+
+void Coordinator::HandleStepDone(const StageOfWorker& from, cluster::v1::StepDone* done, double now) {
+  const auto [replica, stage] = from;
+  metrics_->AddStageSeconds(replica, stage, {done->busy_seconds(), done->bubble_seconds(), done->idle_seconds()});
   if (stage > 0) {
-    metrics_->AddBoundaryBytes(group, stage - 1,
-                               {static_cast<int64_t>(done.hidden_bytes()),
-                                static_cast<int64_t>(done.compressed_bytes()), static_cast<int64_t>(done.id_bytes())});
+    metrics_->AddBoundaryBytes(
+        replica, stage - 1,
+        {static_cast<int64_t>(done->hidden_bytes()), static_cast<int64_t>(done->compressed_bytes()),
+         static_cast<int64_t>(done->id_bytes())});
   }
-  std::deque<StepInFlight>& steps = steps_[group];
-  const auto step =
-      std::find_if(steps.begin(), steps.end(), [&](const StepInFlight& one) { return one.id == done.id(); });
+  std::deque<SentStep>& steps = steps_[replica];
+  const auto step = std::find_if(steps.begin(), steps.end(), [&](const SentStep& one) { return one.id == done->id(); });
   if (step == steps.end() || step->answered[stage]) {
-    return membership_.EndGroup(group, absl::StrCat("stage ", stage, " answered step ", done.id(), " unasked"), now);
+    return membership_.EndGeneration(
+        replica, absl::StrCat("stage ", stage, " sent an unexpected answer to step ", done->id()), now);
   }
   step->answered[stage] = true;
-  last_answers_[group] = now;
-  step->busy_max_seconds = std::max(step->busy_max_seconds, done.busy_seconds());
-  if (membership_.stages(group)[stage].is_last) {
-    const absl::Status status = scheduler_.Apply(group, done, now);
-    if (!status.ok()) return membership_.EndGroup(group, std::string(status.message()), now);
+  step->busy_seconds_max = std::max(step->busy_seconds_max, done->busy_seconds());
+  last_answers_[replica] = now;
+  if (membership_.stages(replica)[stage].is_last) {
+    DecodeStepDone(done, &result_);
+    const absl::Status status = scheduler_.Apply(replica, &result_, now);
+    if (!status.ok()) return membership_.EndGeneration(replica, std::string(status.message()), now);
   }
-  const auto answered_by_all = [](const StepInFlight& one) {
+  ForgetAnsweredSteps(replica);
+}
+
+// Drops the oldest Steps as far as all stages have answered them. Those of prompts alone show the speed of pre-fill.
+void Coordinator::ForgetAnsweredSteps(int replica) {
+  std::deque<SentStep>& steps = steps_[replica];
+  const auto answered_by_all = [](const SentStep& one) {
     return std::find(one.answered.begin(), one.answered.end(), false) == one.answered.end();
   };
   while (!steps.empty() && answered_by_all(steps.front())) {
-    const StepInFlight& front = steps.front();
+    const SentStep& front = steps.front();
     if (front.prefill_tokens >= kRateTokensMin && front.prefill_tokens == front.tokens) {
-      const double measured = front.busy_max_seconds / static_cast<double>(front.tokens);
+      const double measured = front.busy_seconds_max / static_cast<double>(front.tokens);
       seconds_per_prompt_token_ = 0.8 * seconds_per_prompt_token_ + 0.2 * measured;
     }
     steps.pop_front();
   }
 }
 
-void Coordinator::SendSteps(int group, double now) {
-  while (membership_.ready(group)) {
-    const bool planned = scheduler_.NextStep(group, now, &plan_);
+void Coordinator::SendSteps(int replica, double now) {
+  while (membership_.ready(replica)) {
+    const bool planned = scheduler_.NextStep(replica, now, &plan_);
     if (!planned) return;
     metrics_->ObserveStepScheduling(Now() - now);
     metrics_->CountStep();
-    const auto& stages = membership_.stages(group);
+    const auto& stages = membership_.stages(replica);
     StepAudience audience;
-    audience.generation = membership_.generation(group);
-    audience.wide_ids = membership_.model().vocab_size() > kNarrowVocabulary;
+    audience.generation = membership_.generation(replica);
+    audience.id_bytes = IdBytes(membership_.model().vocab_size());
     for (const Membership::StageView& stage : stages) {
       audience.looks_at_ids = stage.looks_at_ids;
       audience.is_last = stage.is_last;
@@ -355,25 +372,25 @@ void Coordinator::SendSteps(int group, double now) {
       const auto link = links_.find(stage.worker);
       if (link != links_.end()) link->second->Send(message);
     }
-    steps_[group].push_back({plan_.id, now, static_cast<int64_t>(plan_.ids.size()), plan_.prefill_tokens,
-                             std::vector<bool>(stages.size())});
+    steps_[replica].push_back({plan_.id, now, static_cast<int64_t>(plan_.ids.size()), plan_.prefill_tokens,
+                               std::vector<bool>(stages.size())});
     now = Now();
   }
 }
 
-// A stage that holds up the oldest Step for too long hangs.
-void Coordinator::CheckSteps(int group, double now) {
-  const std::deque<StepInFlight>& steps = steps_[group];
+// A stage that holds up the oldest Step for too long hangs: its worker is lost.
+void Coordinator::CheckSteps(int replica, double now) {
+  const std::deque<SentStep>& steps = steps_[replica];
   if (steps.empty()) return;
-  // Several Steps are under way, and a stage begins one when it is done with those before.
-  const double since = std::max(steps.front().start, last_answers_[group]);
+  // Several Steps are in flight, and a stage begins one only when it is done with those before.
+  const double since = std::max(steps.front().sent_at, last_answers_[replica]);
   if (now - since <= options_.step_timeout_seconds) return;
   const auto& answered = steps.front().answered;
   const auto stage = std::find(answered.begin(), answered.end(), false) - answered.begin();
-  membership_.LoseStage(group, static_cast<int>(stage),
-                        absl::StrCat("no answer to step ", steps.front().id, " for ", options_.step_timeout_seconds,
-                                     " s (--step-timeout)"),
-                        now);
+  membership_.WorkerLost(
+      membership_.stages(replica)[stage].worker,
+      absl::StrCat("no answer to step ", steps.front().id, " for ", options_.step_timeout_seconds, " s (step timeout)"),
+      now);
 }
 
 // ---- What others see ----
@@ -381,9 +398,9 @@ void Coordinator::CheckSteps(int group, double now) {
 void Coordinator::PublishEvents() {
   const SchedulerEvents events = scheduler_.TakeEvents();
   prompt_tokens_ += events.prompt_tokens;
-  generation_tokens_ += events.generation_tokens;
+  completion_tokens_ += events.completion_tokens;
   if (events.prompt_tokens > 0) metrics_->AddPromptTokens(events.prompt_tokens);
-  if (events.generation_tokens > 0) metrics_->AddGenerationTokens(events.generation_tokens);
+  if (events.completion_tokens > 0) metrics_->AddCompletionTokens(events.completion_tokens);
   for (int64_t i = 0; i < events.recoveries; ++i) metrics_->CountRecovery();
   for (const double seconds : events.first_token_seconds) metrics_->ObserveTimeToFirstToken(seconds);
   for (const double seconds : events.inter_token_seconds) metrics_->ObserveInterTokenLatency(seconds);
@@ -405,15 +422,15 @@ void Coordinator::PublishGauges() {
   metrics_->SetGroupsReady(membership_.groups_ready());
   metrics_->SetWorkersConnected(membership_.workers());
   Metrics::Memory memory;
-  for (int group = 0; group < options_.membership.replicas; ++group) {
-    const GroupLoad load = scheduler_.Load(group);
-    memory.cache_bytes += membership_.CacheBytes(group);
-    memory.gold_kept_bytes += membership_.GoldKeptBytes(group);
+  for (int replica = 0; replica < options_.membership.replicas; ++replica) {
+    const GroupLoad load = scheduler_.Load(replica);
+    memory.cache_bytes += membership_.CacheBytes(replica);
+    memory.gold_kept_bytes += membership_.GoldKeptBytes(replica);
     memory.cache_tokens_reserved += load.cache_tokens_reserved;
     memory.cache_tokens_max += load.cache_tokens_max;
     if (!membership_.has_model()) continue;
     memory.state_bytes += load.sequences * membership_.StateBytesPerSequence();
-    memory.transformer_cache_bytes += membership_.TransformerCacheBytes(group);
+    memory.transformer_cache_bytes += membership_.TransformerCacheBytes(replica);
   }
   metrics_->SetMemory(memory);
 }
@@ -421,24 +438,24 @@ void Coordinator::PublishGauges() {
 void Coordinator::FillCounts(double now, v1::GetClusterInfoResponse* info) const {
   membership_.FillClusterInfo(now, info);
   uint64_t cache_bytes = 0, gold_kept_bytes = 0, transformer_cache_bytes = 0, state_bytes = 0;
-  for (int group = 0; group < options_.membership.replicas; ++group) {
-    const GroupLoad load = scheduler_.Load(group);
-    v1::GroupInfo& to = *info->mutable_groups(group);
+  for (int replica = 0; replica < options_.membership.replicas; ++replica) {
+    const GroupLoad load = scheduler_.Load(replica);
+    v1::GroupInfo& to = *info->mutable_groups(replica);
     to.set_steps_in_flight(load.steps_in_flight);
     to.set_sequences(load.sequences);
     to.set_sequences_max(load.sequences_max);
     to.set_cache_tokens_reserved(load.cache_tokens_reserved);
     to.set_cache_tokens_max(load.cache_tokens_max);
-    cache_bytes += membership_.CacheBytes(group);
-    gold_kept_bytes += membership_.GoldKeptBytes(group);
+    cache_bytes += membership_.CacheBytes(replica);
+    gold_kept_bytes += membership_.GoldKeptBytes(replica);
     if (!membership_.has_model()) continue;
     state_bytes += load.sequences * membership_.StateBytesPerSequence();
-    transformer_cache_bytes += membership_.TransformerCacheBytes(group);
+    transformer_cache_bytes += membership_.TransformerCacheBytes(replica);
   }
   info->set_requests_running(scheduler_.running());
   info->set_requests_waiting(scheduler_.waiting());
   info->set_prompt_tokens(prompt_tokens_);
-  info->set_generation_tokens(generation_tokens_);
+  info->set_generation_tokens(completion_tokens_);
   info->set_cache_bytes(cache_bytes);
   info->set_gold_kept_bytes(gold_kept_bytes);
   info->set_transformer_cache_bytes(transformer_cache_bytes);

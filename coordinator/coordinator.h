@@ -1,5 +1,5 @@
-// The coordinator's core: one thread that owns the scheduler, the membership, time, and the streams to workers. What
-// clients and workers say is put into its queue; nothing else touches its state.
+// The coordinator's core: one thread that owns the scheduler, the membership, the clock and the connections to workers.
+// Everything that clients and workers say is put into its queue; nothing else touches its state.
 #ifndef GOLDFINCH_COORDINATOR_COORDINATOR_H_
 #define GOLDFINCH_COORDINATOR_COORDINATOR_H_
 
@@ -21,6 +21,7 @@
 #include "coordinator/dispatcher.h"
 #include "coordinator/membership.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/step.h"
 #include "coordinator/worker_link.h"
 
 namespace goldfinch {
@@ -29,18 +30,21 @@ class Metrics;
 
 struct CoordinatorOptions {
   MembershipOptions membership;
-  int max_queue = 1024;                  // requests that may wait
-  double step_timeout_seconds = 120;     // no stage has answered for so long: the first that owes an answer is lost
-  double recovery_timeout_seconds = 60;  // without a group for so long, requests end with UNAVAILABLE
+  int max_queue = 1024;  // the most requests that may wait
+  // When no stage of a group has answered a Step for so long, the first worker that owes an answer is lost.
+  double step_timeout_seconds = 120;
+  // When no group has been ready for so long, requests end with UNAVAILABLE.
+  double recovery_timeout_seconds = 60;
 
   std::string served_model_name;
   std::string server_version;
-  std::string vocab;  // file or "bytes"; empty: as OpenTokenizer says
+  std::string vocab;  // a file or "bytes"; empty: chosen by OpenTokenizer
 
-  // Called once by the coordinator's thread when it cannot serve the model (no vocabulary); may be null.
+  // Called by the coordinator's thread when it cannot serve the model because there is no vocabulary; may be null.
   std::function<void(absl::Status)> on_fatal;
 };
 
+// Thread-safe. The constructor starts the coordinator's thread.
 class Coordinator : public Dispatcher, public WorkerListener {
  public:
   // `metrics` must outlive it.
@@ -48,7 +52,8 @@ class Coordinator : public Dispatcher, public WorkerListener {
   // Ends all requests with UNAVAILABLE and closes all links.
   ~Coordinator() override;
 
-  // Takes no more requests, waits for those that run and wait, at most so long, and ends the rest with UNAVAILABLE.
+  // Takes no more requests, waits at most `timeout_seconds` for those that run or wait, and ends the rest with
+  // UNAVAILABLE.
   void Drain(double timeout_seconds);
 
   // Dispatcher.
@@ -66,29 +71,32 @@ class Coordinator : public Dispatcher, public WorkerListener {
 
  private:
   using Task = absl::AnyInvocable<void(double now)>;
-  struct StepInFlight {
+  // A Step that some stage has not answered yet.
+  struct SentStep {
     uint64_t id = 0;
-    double start = 0;
+    double sent_at = 0;  // seconds
     int64_t tokens = 0;
     int64_t prefill_tokens = 0;
-    std::vector<bool> answered;  // by stage
-    double busy_max_seconds = 0;
+    std::vector<bool> answered;   // [stages]
+    double busy_seconds_max = 0;  // of the stages that have answered
   };
 
-  // Any thread.
+  // On any thread.
   void Post(Task task) const;
 
-  // The coordinator's thread.
+  // On the coordinator's thread.
   void Run();
   void Tick(double now);
   void Settle(double now);
-  void HandleEvent(MembershipEffects::Event& event, double now);
-  void HandleModel(double now);
-  void HandleGroupReady(int group, double now);
-  void HandleGroupLost(int group, double now);
-  void HandleStepDone(int group, int stage, const cluster::v1::StepDone& done, double now);
-  void SendSteps(int group, double now);
-  void CheckSteps(int group, double now);
+  void HandleMessage(uint64_t worker, cluster::v1::FromWorker message, double now);
+  void HandleStepDone(const StageOfWorker& from, cluster::v1::StepDone* done, double now);
+  void ForgetAnsweredSteps(int replica);
+  void HandleEvent(const MembershipEffects::Event& event, double now);
+  void HandleModelKnown(double now);
+  void HandleGenerationReady(int replica, double now);
+  void HandleGenerationEnded(int replica, double now);
+  void SendSteps(int replica, double now);
+  void CheckSteps(int replica, double now);
   void PublishEvents();
   void PublishGauges();
   void FillCounts(double now, v1::GetClusterInfoResponse* info) const;
@@ -101,25 +109,26 @@ class Coordinator : public Dispatcher, public WorkerListener {
   mutable std::vector<Task> tasks_;           // guarded by mutex_
   bool stop_ = false;                         // guarded by mutex_
   std::shared_ptr<const ServedModel> model_;  // guarded by mutex_
-  std::string waiting_reason_;                // guarded by mutex_: why no group is ready
+  std::string unavailable_reason_;            // guarded by mutex_: why requests are not accepted
   std::atomic<uint64_t> last_number_ = 0;
   std::atomic<bool> ready_ = false;
-  std::atomic<bool> accepting_ = true;  // a group is ready or may form in time
+  std::atomic<bool> accepting_ = true;  // a group is ready, or may be within the recovery timeout
   std::atomic<bool> draining_ = false;
   std::atomic<double> seconds_per_prompt_token_ = 0;
 
-  // Of the coordinator's thread alone.
+  // Used by the coordinator's thread alone.
   Scheduler scheduler_;
   Membership membership_;
   std::map<uint64_t, std::shared_ptr<WorkerLink>> links_;
-  std::vector<std::deque<StepInFlight>> steps_;  // by group
-  std::vector<double> last_answers_;             // by group: when a stage last answered a Step
-  StepPlan plan_;
+  std::vector<std::deque<SentStep>> steps_;  // [replicas], oldest first
+  std::vector<double> last_answers_;         // [replicas]: when a stage last answered a Step
+  StepPlan plan_;                            // kept for its memory, as is result_
+  StepResult result_;
   double start_ = 0;
-  double no_group_since_ = 0;  // < 0: there is one
+  double no_group_since_ = 0;  // < 0: a group is ready
   double next_tick_ = 0;
   int64_t prompt_tokens_ = 0;
-  int64_t generation_tokens_ = 0;
+  int64_t completion_tokens_ = 0;
 
   std::thread thread_;
 };

@@ -1,4 +1,5 @@
-// What the edge (gRPC services) asks of the coordinator's core, in tokens: it knows nothing of text or of sockets.
+// What the services (coordinator/grpc) ask of the coordinator's core. It deals in tokens and knows neither text nor
+// sockets.
 #ifndef GOLDFINCH_COORDINATOR_DISPATCHER_H_
 #define GOLDFINCH_COORDINATOR_DISPATCHER_H_
 
@@ -22,26 +23,26 @@ class GetModelInfoResponse;
 
 class Tokenizer;
 
-// A validated request. Exactly one of generate and score is set.
+// A validated request. Exactly one of `generate` and `score` is set.
 struct Request {
   struct Generate {
-    int64_t max_tokens = 256;  // of each sample; 0 only reads the prompt
-    int samples = 1;           // sample i draws with sampling.seed + i
+    int64_t max_tokens = 256;  // the most that each sample may have; 0 only reads the prompt
+    int samples = 1;           // sample i uses the seed sampling.seed + i
     SamplingOptions sampling;
-    std::vector<int32_t> stop_ids;  // token 0 always stops, unless it is banned
+    std::vector<int32_t> stop_ids;  // besides token 0, the end of text, which always ends a sample
   };
   struct Score {
-    std::vector<std::vector<int32_t>> continuations;  // none empty
+    std::vector<std::vector<int32_t>> continuations;  // none of them empty
     bool score_prompt = false;
     int top_logprobs = 0;
     bool logits = false;
   };
 
-  std::string id;                          // for logs
-  std::vector<int32_t> prompt;             // at least one token, each in the vocabulary
-  int priority = 0;                        // higher goes first
-  std::optional<double> deadline_seconds;  // from now
-  bool progress = false;                   // call OnProgress
+  std::string id;                          // for logs and metrics
+  std::vector<int32_t> prompt;             // at least one token; all in the vocabulary
+  int priority = 0;                        // higher ones go first
+  std::optional<double> deadline_seconds;  // counted from now
+  bool progress = false;                   // whether OnProgress is called
   std::optional<Generate> generate;
   std::optional<Score> score;
 };
@@ -70,55 +71,57 @@ struct RequestUsage {
   int recoveries = 0;
 };
 
-// What becomes of one request. Called by the coordinator's thread, one call at a time, never within Submit, Cancel or
-// Resume; every call must return at once. OnDone is the last.
+// Receives what becomes of one request. The coordinator's thread calls it, one call at a time, never from within
+// Submit, Cancel or Resume. Every call must return at once. OnDone is the last call.
 class RequestSink {
  public:
   enum class Verdict {
     kContinue,
-    kPause,  // the client does not keep up: nothing more is computed for the request until Resume. What is under way
-             // comes yet: a token a sample, or the scores of the Steps in flight.
+    kPause,  // the client does not keep up: nothing more is computed for the request until Resume. The results of Steps
+             // in flight still come: a token for each sample, or scores.
     kStop,   // this sample ends here; OnSampleDone(kStop) follows
   };
 
   virtual ~RequestSink() = default;
   virtual void OnProgress(int64_t prompt_tokens_done) = 0;
-  // The next token of a sample; also the one that ends it.
+  // The next token of a sample, including the one that ends it.
   virtual Verdict OnToken(int sample, const OutputToken& token) = 0;
   virtual void OnSampleDone(int sample, Finish finish) = 0;
-  // Scored tokens in order: of the prompt (continuation -1), or of a continuation. `first` is the number of the first
-  // one in that text. `logits` is [tokens, vocab] float32 little-endian, or empty. kContinue or kPause.
+  // Scored tokens in their order, of a continuation or, if `continuation` is -1, of the prompt. `first` is the index of
+  // the first one in that text. `logits` is [tokens, vocab] float32 little-endian, or empty. Returns kContinue or
+  // kPause.
   virtual Verdict OnScores(int continuation, int64_t first, absl::Span<const OutputToken> tokens,
                            std::string logits) = 0;
-  // OK: all samples or scores have been delivered.
+  // An OK status means that all samples or scores have been delivered.
   virtual void OnDone(const absl::Status& status, const RequestUsage& usage) = 0;
 };
 
-// The model that is served, once a worker has described it. Immutable.
+// The model that is served. Immutable.
 struct ServedModel {
   std::shared_ptr<const v1::GetModelInfoResponse> info;
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const SamplerVocabulary> vocabulary;
 };
 
-// Thread-safe; no call blocks on work, but FillClusterInfo waits for the coordinator's thread to look.
+// Thread-safe. No call waits for a model to run; FillClusterInfo waits until the coordinator's thread has answered.
 class Dispatcher {
  public:
   virtual ~Dispatcher() = default;
 
-  // Null until the model is known.
+  // Null until a worker has described the model.
   virtual std::shared_ptr<const ServedModel> model() const = 0;
-  // A group is ready, and new requests are taken.
+  // Whether a group is ready and new requests are taken.
   virtual bool ready() const = 0;
   virtual void FillClusterInfo(v1::GetClusterInfoResponse* info) const = 0;
 
-  // Returns a number for Cancel and Resume; the sink's calls follow, OnDone for every request that was taken, with
-  // RESOURCE_EXHAUSTED if the queue is full or the request can never fit the caches. DEADLINE_EXCEEDED: the prompt
-  // alone takes longer than the deadline. UNAVAILABLE: no group, or the server is ending.
+  // Returns a number for Cancel and Resume, and the sink's calls follow. OnDone comes for every request that was taken,
+  // with RESOURCE_EXHAUSTED if the queue is full or the request can never fit a group. Errors, after which the sink is
+  // not called: DEADLINE_EXCEEDED if reading the prompt alone takes longer than the deadline, UNAVAILABLE if no group
+  // is ready or the server is shutting down.
   virtual absl::StatusOr<uint64_t> Submit(Request request, std::shared_ptr<RequestSink> sink) = 0;
-  // Ends the request with `status`. Nothing, if it has ended.
+  // Ends the request with `status`. Does nothing if it has ended.
   virtual void Cancel(uint64_t number, absl::Status status) = 0;
-  // After kPause.
+  // Lets a request go on after kPause. Does nothing if it is not paused.
   virtual void Resume(uint64_t number) = 0;
 };
 

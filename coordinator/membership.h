@@ -1,17 +1,40 @@
-// Which workers there are and which groups they form. Pure: messages, losses and ticks in, effects out; no clock, no
+// Knows the workers, and forms groups of them. Pure: messages, losses and ticks come in, effects go out; no clock, no
 // I/O, no thread.
 //
-// A group is one pipeline, in one of `replicas` places. It forms when there are workers for all its stages, and lives
-// for one generation: when one of its workers is lost, fails or leaves, the generation ends and the workers that are
-// left are spares again. The place then takes spares, each at its old rank where it can, so that it keeps its layers
-// loaded. With too few of them it waits `regroup_wait_seconds` for more, then forms with those there are. A group that
-// is smaller than wanted grows once there are workers enough and it is idle.
+// A replica is an index, 0..replicas-1. Its group is the workers that form its pipeline, and lives for one generation:
+//
+//                          enough spares: send Form
+//      +---------+ ---------------------------------------> +---------+
+//      | waiting |                                          | forming |  all sent Joined: send Connect
+//      +---------+ <-------------- EndGeneration ---------- +---------+
+//           ^                                                    |  all sent Ready: kGenerationReady
+//           |                                                    v
+//           |                                               +---------+
+//           +------- EndGeneration: kGenerationEnded ------ |  ready  |  Steps run
+//                                                           +---------+
+//
+// | a generation ends because                                            | the replica may form again      |
+// |----------------------------------------------------------------------|---------------------------------|
+// | WorkerLost: its stream ended, no message for heartbeat_timeout, not  | at once                         |
+// |   Ready within form_timeout, no answer to a Step, refused, or leaves |                                 |
+// | a worker sent EndGeneration, or its messages do not fit              | after a moment, in which a loss |
+// | the caller calls EndGeneration                                       |   that caused it shows up, too  |
+// | the group is smaller than wanted and idle, and there are more spares | at once                         |
+//
+// A group that fails to become ready is tried again at growing intervals. When a generation ends, the workers that are
+// left become spares. The next group takes spares, each at its previous stage where possible, so that it keeps its
+// layers loaded. If there are too few, the replica waits `regroup_wait_seconds` for more and then forms a smaller
+// group; a replica that has never been ready waits for all its stages.
+//
+// Implementation: membership.cc keeps the workers and ends generations, membership_forming.cc forms groups,
+// membership_info.cc answers questions; membership_state.h has the state that they share.
 #ifndef GOLDFINCH_COORDINATOR_MEMBERSHIP_H_
 #define GOLDFINCH_COORDINATOR_MEMBERSHIP_H_
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,8 +52,8 @@ class GetClusterInfoResponse;
 
 struct MembershipOptions {
   int replicas = 1;
-  int stages = 1;  // wanted in each
-  PartitionOptions plan;
+  int stages = 1;  // of each replica; fewer after losses, and in models of fewer layers
+  PartitionOptions partition;
 
   // What workers are told in Welcome.
   std::string model;
@@ -39,106 +62,122 @@ struct MembershipOptions {
   std::string cache_dtype;
 
   double heartbeat_interval_seconds = 1;
-  double heartbeat_timeout_seconds = 5;  // without a word of a worker, it is lost
-  double form_timeout_seconds = 600;     // loading and verifying weights
-  double regroup_wait_seconds = 1;
+  double heartbeat_timeout_seconds = 5;  // a worker that has sent nothing for so long is lost
+  double form_timeout_seconds = 600;     // for loading and verifying weights
+  double regroup_wait_seconds = 1;       // how long a replica waits for more workers before it forms a smaller group
 };
 
-// What the caller has to do, in this order.
+// What the caller has to do, in the order of the fields.
 struct MembershipEffects {
   struct Event {
-    enum Kind { kModelKnown, kGroupReady, kGroupLost, kStepDone };
+    enum Kind { kModelKnown, kGenerationReady, kGenerationEnded };
     Kind kind;
-    int group = 0;
-    int stage = 0;                         // kStepDone
-    std::string reason = {};               // kGroupLost
-    cluster::v1::StepDone step_done = {};  // kStepDone
+    int replica = 0;
+    std::string reason = {};  // of kGenerationEnded
   };
-  std::vector<std::pair<uint64_t, cluster::v1::ToWorker>> sends;  // to that worker
-  std::vector<uint64_t> closes;                                   // links to close, after the sends
+  std::vector<std::pair<uint64_t, cluster::v1::ToWorker>> sends;  // to the worker of that number
+  std::vector<uint64_t> closes;                                   // connections to close after the sends
   std::vector<Event> events;
-  std::vector<std::string> log;  // for people
+  std::vector<std::string> log;  // for people; holds words of workers
 };
 
+// A worker's part in the present generation of a replica.
+struct StageOfWorker {
+  int replica = 0;
+  int stage = 0;
+};
+
+// Not thread-safe. `now` is in seconds and never goes back. `worker` is the number of a connection; those that have
+// been closed are ignored. After every call that takes `now`, the caller carries out TakeEffects().
 class Membership {
  public:
   explicit Membership(MembershipOptions options);
   ~Membership();
 
-  // `now` is in seconds and never goes back.
   void Connected(uint64_t worker, const std::string& address, double now);
+  // Takes every message but StepDone.
   void Received(uint64_t worker, cluster::v1::FromWorker message, double now);
+  // Counts what a StepDone says of the worker's time, traffic and caches, and says whose answer it is. Nothing if the
+  // worker is not a stage of a ready group of the message's generation: the caller ignores the answer then.
+  std::optional<StageOfWorker> ReceivedStepDone(uint64_t worker, const cluster::v1::StepDone& message, double now);
   void Disconnected(uint64_t worker, double now);
-  // Some times a second. `idle`: by group, nothing runs there.
+  // The worker is dead or hangs: closes its connection, and ends the generation of its group.
+  void WorkerLost(uint64_t worker, const std::string& reason, double now);
+  // Ends the generation of a replica's group, if there is one.
+  void EndGeneration(int replica, const std::string& reason, double now);
+  // Call it several times a second. `idle` says for each replica whether nothing runs there.
   void Tick(double now, const std::vector<bool>& idle);
-  // Ends a group's generation, because of `reason`.
-  void EndGroup(int group, const std::string& reason, double now);
-  // Ends the connection of the worker that runs a stage, which hangs.
-  void LoseStage(int group, int stage, const std::string& reason, double now);
-  // What the sampleable ids are; before the first group can form.
+  // The bit sets of Form. No group forms before this is called; call it after kModelKnown.
   void SetVocabulary(std::string sampleable_bits, std::string repeats_freely_bits, double now);
 
   MembershipEffects TakeEffects() { return std::exchange(effects_, {}); }
 
-  // Set by kModelKnown.
+  // The model, as the first worker has described it; from kModelKnown on.
   const cluster::v1::Described& model() const { return *model_; }
   bool has_model() const { return model_ != nullptr; }
-  bool ready(int group) const;
+  bool ready(int replica) const;
   int groups_ready() const;
   int workers() const { return static_cast<int>(workers_.size()); }
   uint64_t last_generation() const { return last_generation_; }
-  // Of a ready group.
-  GroupCapacity Capacity(int group) const;
-  double SecondsPerPromptToken(int group) const;
-  uint64_t generation(int group) const;
+
+  // These are for replicas whose group is ready.
+  GroupCapacity Capacity(int replica) const;
+  double SecondsPerPromptToken(int replica) const;
+  uint64_t generation(int replica) const;
   struct StageView {
     uint64_t worker;
     bool looks_at_ids;
     bool is_last;
   };
-  const std::vector<StageView>& stages(int group) const;
-  // Of all pages of the group's caches, as its stages last told.
-  int64_t CacheBytes(int group) const;
-  // What GOLD layers keep beside the compressed caches, likewise.
-  int64_t GoldKeptBytes(int group) const;
-  // What a transformer of the model's shape would keep in as many pages; with a model.
-  int64_t TransformerCacheBytes(int group) const;
+  const std::vector<StageView>& stages(int replica) const;
+
+  // Bytes of the cache pages in use, over all stages of the replica, as each last told.
+  int64_t CacheBytes(int replica) const;
+  // Bytes of what GOLD layers keep beside the compressed caches, likewise.
+  int64_t GoldKeptBytes(int replica) const;
+  // Bytes that a transformer of the model's shape would keep for the same positions. From kModelKnown on.
+  int64_t TransformerCacheBytes(int replica) const;
+  // Bytes of the recurrent states of one sequence, over all layers. From kModelKnown on.
   int64_t StateBytesPerSequence() const;
-  // The groups and spares; sequences and requests are not known here.
+  // Sets groups, spare workers and the generation; Membership does not know sequences and requests.
   void FillClusterInfo(double now, v1::GetClusterInfoResponse* info) const;
 
  private:
   struct Worker;
   struct Stage;
-  struct Group;
+  struct Replica;
 
+  // membership.cc
+  Worker* Heard(uint64_t id, bool registers, double now);
   void Send(uint64_t worker, cluster::v1::ToWorker message);
-  void Refuse(uint64_t id, const std::string& why, double now);
-  void Lose(uint64_t id, const std::string& why, double now);
+  void Refuse(uint64_t id, const std::string& reason, double now);
   void HandleRegister(uint64_t id, Worker& worker, const cluster::v1::Register& message, double now);
   void HandleDescribed(uint64_t id, Worker& worker, cluster::v1::Described message, double now);
-  void HandleJoined(Worker& worker, const cluster::v1::Joined& message, double now);
-  void HandleReady(Worker& worker, const cluster::v1::Ready& message, double now);
-  void HandleStepDone(Worker& worker, cluster::v1::StepDone message);
-  // The group of a worker whose message is of this generation, else null.
-  Group* GroupOf(const Worker& worker, uint64_t generation);
+  void HandleEndGeneration(Worker& worker, const cluster::v1::EndGeneration& message, double now);
+  Replica* ReplicaOf(const Worker& worker, uint64_t generation);
+  void EndGeneration(Replica& replica, const std::string& reason, double retry_at, double now);
+  void FindSilentWorkers(double now);
+  void SendPings(double now);
 
+  // membership_forming.cc
   void FormGroups(double now);
   std::vector<uint64_t> Spares() const;
-  std::vector<uint64_t> Seat(const Group& group, std::vector<uint64_t> spares, size_t stages) const;
-  absl::StatusOr<Partition> PlanFor(const Group& group, const std::vector<uint64_t>& members) const;
-  bool Form(Group& group, const std::vector<uint64_t>& members, double now);
-  void Dissolve(Group& group, const std::string& reason, double retry_at, double now);
-  void CheckForming(Group& group, double now);
-  void Grow(Group& group, double now);
+  std::vector<uint64_t> AssignStages(const Replica& replica, std::vector<uint64_t> spares, size_t stages) const;
+  absl::StatusOr<Partition> PartitionFor(const Replica& replica, const std::vector<uint64_t>& members) const;
+  bool Form(Replica& replica, const std::vector<uint64_t>& members, double now);
+  void BecomeStage(Replica& replica, int stage, uint64_t id);
+  void HandleJoined(Worker& worker, const cluster::v1::Joined& message, double now);
+  void HandleReady(Worker& worker, const cluster::v1::Ready& message, double now);
+  void CheckForming(Replica& replica, double now);
+  void Grow(Replica& replica, double now);
 
   const MembershipOptions options_;
   std::unique_ptr<cluster::v1::Described> model_;
   bool has_vocabulary_ = false;
   std::string sampleable_bits_;
   std::string repeats_freely_bits_;
-  std::map<uint64_t, std::unique_ptr<Worker>> workers_;
-  std::vector<std::unique_ptr<Group>> groups_;
+  std::map<uint64_t, std::unique_ptr<Worker>> workers_;  // by connection
+  std::vector<std::unique_ptr<Replica>> replicas_;
   uint64_t last_generation_ = 0;
   double last_tick_ = -1;
   double last_ping_ = -1e9;

@@ -10,6 +10,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
+#include "protos/cluster_protocol.h"
 #include "protos/generate.pb.h"
 
 namespace goldfinch {
@@ -30,14 +31,14 @@ class Cluster {
     MembershipOptions options;
     options.stages = stages;
     options.replicas = replicas;
-    options.plan.max_sequences = 4;
-    options.plan.max_sequence_tokens = 100;
+    options.partition.max_sequences = 4;
+    options.partition.max_sequence_tokens = 100;
     return options;
   }
 
   static FromWorker Register(const std::string& name) {
     FromWorker message;
-    message.mutable_register_()->set_protocol(2);
+    message.mutable_register_()->set_protocol(kClusterProtocol);
     message.mutable_register_()->set_name(name);
     message.mutable_register_()->set_memory_bytes(int64_t{1} << 40);
     message.mutable_register_()->set_flops(1e9);
@@ -107,9 +108,9 @@ class Cluster {
     Settle();
   }
 
-  std::vector<uint64_t> Stages(int group = 0) {
+  std::vector<uint64_t> Stages(int replica = 0) {
     std::vector<uint64_t> workers;
-    for (const auto& stage : membership.stages(group)) workers.push_back(stage.worker);
+    for (const auto& stage : membership.stages(replica)) workers.push_back(stage.worker);
     return workers;
   }
 
@@ -157,12 +158,12 @@ TEST(MembershipTest, ReplicasFormOneAfterTheOther) {
   EXPECT_NE(cluster.membership.generation(0), cluster.membership.generation(1));
 }
 
-TEST(MembershipTest, ASpareTakesTheLostOnesRank) {
+TEST(MembershipTest, ASpareTakesTheLostWorkersStage) {
   Cluster cluster(Cluster::Options(3));
   for (uint64_t id = 1; id <= 4; ++id) cluster.Add(id);
   cluster.membership.Disconnected(2, cluster.now);
   cluster.Settle();
-  EXPECT_EQ(cluster.Count(Event::kGroupLost), 1);
+  EXPECT_EQ(cluster.Count(Event::kGenerationEnded), 1);
   ASSERT_TRUE(cluster.membership.ready(0));
   EXPECT_THAT(cluster.Stages(), ElementsAre(1, 4, 3)) << "the others keep their layers";
   EXPECT_EQ(cluster.membership.generation(0), 2U);
@@ -197,7 +198,7 @@ TEST(MembershipTest, AFirstGroupWaitsForAllItsWorkers) {
   EXPECT_FALSE(cluster.membership.ready(0));
   v1::GetClusterInfoResponse info;
   cluster.membership.FillClusterInfo(cluster.now, &info);
-  EXPECT_EQ(info.groups(0).message(), "waits for workers: 2 of 3");
+  EXPECT_EQ(info.groups(0).message(), "waiting for workers: 2 of 3");
   EXPECT_EQ(info.spare_workers_size(), 2);
 }
 
@@ -210,7 +211,7 @@ TEST(MembershipTest, AWorkerThatFailsEndsTheGenerationAndStays) {
   failed.mutable_end_generation()->set_reason("the peer is lost");
   cluster.membership.Received(2, failed, cluster.now);
   cluster.Settle();
-  EXPECT_EQ(cluster.Count(Event::kGroupLost), 1);
+  EXPECT_EQ(cluster.Count(Event::kGenerationEnded), 1);
   EXPECT_THAT(cluster.events.back().reason, HasSubstr("w2: the peer is lost"));
   EXPECT_TRUE(cluster.sent[1].back().has_end_generation());
   cluster.Tick(0.06);
@@ -319,20 +320,22 @@ TEST(MembershipTest, RefusesWhatDoesNotBelong) {
   EXPECT_THAT(refused(2, {Cluster::Described()}), HasSubstr("first message must be Register"));
   FromWorker old = Cluster::Register("x");
   old.mutable_register_()->set_protocol(0);
-  EXPECT_THAT(refused(3, {old}), HasSubstr("protocol 0"));
+  EXPECT_THAT(refused(3, {old}), HasSubstr("speaks version 0 of the protocol"));
   EXPECT_THAT(refused(4, {Cluster::Register("x"), Cluster::Described("other")}), HasSubstr("fingerprint other"));
   FromWorker huge = Cluster::Described();
   huge.mutable_described()->set_vocab_size(1U << 31);
-  EXPECT_THAT(refused(8, {Cluster::Register("x"), huge}), HasSubstr("makes no sense"));
+  EXPECT_THAT(refused(8, {Cluster::Register("x"), huge}), HasSubstr("vocab_size is 2147483648, expected 1 to"));
   huge = Cluster::Described();
   huge.mutable_described()->mutable_layers(1)->set_weight_bytes(uint64_t{1} << 63);
-  EXPECT_THAT(refused(9, {Cluster::Register("x"), huge}), HasSubstr("makes no sense"));
+  EXPECT_THAT(refused(9, {Cluster::Register("x"), huge}), HasSubstr("layers[1].weight_bytes is 9223372036854775808"));
   huge = Cluster::Described();
   huge.mutable_described()->mutable_memory()->mutable_layers(1)->set_wkv_bytes(uint64_t{1} << 63);
-  EXPECT_THAT(refused(10, {Cluster::Register("x"), huge}), HasSubstr("makes no sense"));
+  EXPECT_THAT(refused(10, {Cluster::Register("x"), huge}),
+              HasSubstr("memory.layers[1].wkv_bytes is 9223372036854775808"));
   FromWorker no_memory = Cluster::Described();
   no_memory.mutable_described()->clear_memory();
-  EXPECT_THAT(refused(11, {Cluster::Register("x"), no_memory}), HasSubstr("makes no sense"));
+  EXPECT_THAT(refused(11, {Cluster::Register("x"), no_memory}),
+              HasSubstr("the number of memory.layers is 0, expected 6"));
   FromWorker cannot;
   cannot.mutable_described()->set_error("m.pth: no such file");
   EXPECT_EQ(refused(5, {Cluster::Register("x"), cannot}), "m.pth: no such file");
@@ -341,23 +344,23 @@ TEST(MembershipTest, RefusesWhatDoesNotBelong) {
   EXPECT_EQ(cluster.membership.workers(), 1);
 }
 
-TEST(MembershipTest, StepDoneIsCountedAndPassedOn) {
+TEST(MembershipTest, SaysWhoseAStepDoneIsAndCountsIt) {
   Cluster cluster(Cluster::Options(2));
   cluster.Add(1);
   cluster.Add(2);
-  FromWorker done;
-  done.mutable_step_done()->set_generation(1);
-  done.mutable_step_done()->set_id(1);
-  done.mutable_step_done()->set_busy_seconds(0.5);
-  done.mutable_step_done()->set_compressed_bytes(128);
-  done.mutable_step_done()->set_cache_bytes(77);
-  done.mutable_step_done()->set_gold_kept_bytes(88);
-  done.mutable_step_done()->set_gold_tier_drops(9);
-  done.mutable_step_done()->set_cache_tokens(64);
-  cluster.membership.Received(2, done, cluster.now);
-  cluster.Settle();
-  ASSERT_EQ(cluster.Count(Event::kStepDone), 1);
-  EXPECT_EQ(cluster.events.back().stage, 1);
+  cluster::v1::StepDone done;
+  done.set_generation(1);
+  done.set_id(1);
+  done.set_busy_seconds(0.5);
+  done.set_compressed_bytes(128);
+  done.set_cache_bytes(77);
+  done.set_gold_kept_bytes(88);
+  done.set_gold_tier_drops(9);
+  done.set_cache_tokens(64);
+  const auto from = cluster.membership.ReceivedStepDone(2, done, cluster.now);
+  ASSERT_TRUE(from.has_value());
+  EXPECT_EQ(from->replica, 0);
+  EXPECT_EQ(from->stage, 1);
   v1::GetClusterInfoResponse info;
   cluster.membership.FillClusterInfo(cluster.now, &info);
   EXPECT_EQ(info.groups(0).stages(1).received().compressed(), 128U);
@@ -368,16 +371,21 @@ TEST(MembershipTest, StepDoneIsCountedAndPassedOn) {
   EXPECT_EQ(info.groups(0).stages(1).gold_kept_bytes(), 88U);
   EXPECT_EQ(info.groups(0).stages(1).gold_tier_drops(), 9U);
   EXPECT_EQ(cluster.membership.TransformerCacheBytes(0), 64'000);
-  done.mutable_step_done()->set_generation(9);
-  cluster.membership.Received(2, done, cluster.now);
+  done.set_generation(9);
+  EXPECT_FALSE(cluster.membership.ReceivedStepDone(2, done, cluster.now).has_value()) << "of another generation";
+  EXPECT_FALSE(cluster.membership.ReceivedStepDone(99, done, cluster.now).has_value()) << "of no worker";
+  cluster.membership.FillClusterInfo(cluster.now, &info);
+  EXPECT_EQ(info.groups(0).steps(), 1U);
+  cluster.membership.Connected(3, "a", cluster.now);
+  EXPECT_FALSE(cluster.membership.ReceivedStepDone(3, done, cluster.now).has_value());
   cluster.Settle();
-  EXPECT_EQ(cluster.Count(Event::kStepDone), 1);
+  EXPECT_THAT(RefusedWith(cluster, 3), HasSubstr("first message must be Register"));
 }
 
 TEST(MembershipTest, ASplitByHandHoldsUntilWorkersAreLost) {
   MembershipOptions options = Cluster::Options(3);
-  options.plan.split = {0, 1, 2};
-  options.plan.split_layers = 6;
+  options.partition.split = {0, 1, 2};
+  options.partition.split_layers = 6;
   Cluster cluster(options);
   for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id);
   EXPECT_THAT(cluster.sent[1][1].form().first_layers(), ElementsAre(0, 1, 2));

@@ -18,10 +18,10 @@ namespace {
 
 using prometheus::Histogram;
 
-constexpr int kScored = 3;  // in `successes_`, after the values of Finish
+constexpr int kScored = 3;  // index into `successes_`, after the values of Finish
 constexpr const char* kFinishNames[] = {"end_of_text", "stop", "length", "scored"};
 
-// A long document takes minutes to read; a word of a small model some milliseconds.
+// Small models answer within milliseconds; reading a long document takes minutes.
 const Histogram::BucketBoundaries& FirstTokenBuckets() {
   static const Histogram::BucketBoundaries buckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
                                                       1,     2.5,    5,     10,   25,    50,   100, 250,  500};
@@ -54,7 +54,7 @@ double Amount(int64_t value) {
   return static_cast<double>(value);
 }
 
-// prometheus-cpp drops a negative amount without a word.
+// Checked here, for prometheus-cpp drops negative amounts silently.
 double Amount(double value) {
   GF_CHECK(value >= 0) << "a counter only grows: " << value;
   return value;
@@ -95,36 +95,42 @@ prometheus::Histogram* Metrics::MakeHistogram(const char* name, const char* help
 Metrics::Metrics(const std::string& model_name)
     : model_name_(model_name),
       registry_(std::make_shared<prometheus::Registry>()),
-      requests_running_(MakeGauge("num_requests_running", "Requests that hold memory of a group")),
-      requests_waiting_(MakeGauge("num_requests_waiting", "Requests in the queue")),
-      prompt_tokens_(MakeCounter("prompt_tokens_total", "Prompt tokens read")),
-      generation_tokens_(MakeCounter("generation_tokens_total", "Tokens drawn")),
+      requests_running_(MakeGauge("num_requests_running", "Requests that are running in a group of workers")),
+      requests_waiting_(MakeGauge("num_requests_waiting", "Requests that are waiting in the queue")),
+      prompt_tokens_(MakeCounter("prompt_tokens_total",
+                                 "Prompt tokens that were read, counted again when they are read again after a loss")),
+      completion_tokens_(MakeCounter("generation_tokens_total", "Completion tokens that were generated")),
       time_to_first_token_(MakeHistogram("time_to_first_token_seconds",
-                                         "From the request to its first token, in the queue too", FirstTokenBuckets())),
-      inter_token_latency_(
-          MakeHistogram("inter_token_latency_seconds", "Between two tokens of a sample", InterTokenBuckets())),
-      request_latency_(MakeHistogram("e2e_request_latency_seconds", "From the request to its end", RequestBuckets())),
-      recoveries_(MakeCounter("request_recoveries_total", "Requests restored after a loss of workers")),
-      group_generation_(MakeGauge("group_generation", "Latest generation of all groups")),
-      groups_ready_(MakeGauge("groups_ready", "Groups that serve")),
-      workers_connected_(MakeGauge("workers_connected", "Workers with an open stream")),
-      cache_bytes_(MakeGauge("cache_bytes", "Resident compressed caches, keys and values")),
-      gold_kept_bytes_(MakeGauge("gold_kept_bytes", "What GOLD layers keep beside the compressed caches")),
-      transformer_cache_bytes_(
-          MakeGauge("transformer_cache_bytes", "Full keys and values of all layers for the same positions")),
-      state_bytes_(MakeGauge("state_bytes", "Recurrent states of running sequences")),
-      cache_tokens_reserved_(MakeGauge("cache_tokens_reserved", "Cache tokens promised to running requests")),
-      cache_tokens_max_(MakeGauge("cache_tokens_max", "Cache tokens that there are")),
-      steps_(MakeCounter("steps_total", "Steps sent to groups")),
-      step_scheduling_(
-          MakeHistogram("step_scheduling_seconds", "Time that the scheduler takes for one Step", SchedulingBuckets())),
-      stage_busy_(MakeCounters("stage_busy_seconds_total", "Time a stage computed")),
-      stage_bubble_(MakeCounters("stage_bubble_seconds_total", "Time a stage with a Step at hand waited for rows")),
-      stage_idle_(MakeCounters("stage_idle_seconds_total", "Time a stage waited for a Step")),
-      boundary_bytes_(MakeCounters("boundary_bytes_total", "Bytes shipped from stage to stage")) {
-  auto* successes = MakeCounters("request_success_total", "Samples, and score requests, that were completed");
+                                         "Seconds from a request to its first token, including its time in the queue",
+                                         FirstTokenBuckets())),
+      inter_token_latency_(MakeHistogram("inter_token_latency_seconds", "Seconds between two tokens of one sample",
+                                         InterTokenBuckets())),
+      request_latency_(
+          MakeHistogram("e2e_request_latency_seconds", "Seconds from a request to its end", RequestBuckets())),
+      recoveries_(MakeCounter("request_recoveries_total", "Requests that were restored after a loss of workers")),
+      group_generation_(MakeGauge("group_generation", "The latest generation of any group of workers")),
+      groups_ready_(MakeGauge("groups_ready", "Groups of workers that are ready to serve")),
+      workers_connected_(MakeGauge("workers_connected", "Workers that are connected to the coordinator")),
+      cache_bytes_(MakeGauge("cache_bytes", "Bytes of the compressed caches and key/value caches in use")),
+      gold_kept_bytes_(
+          MakeGauge("gold_kept_bytes", "Bytes of the rows that GOLD layers keep beside the compressed caches")),
+      transformer_cache_bytes_(MakeGauge(
+          "transformer_cache_bytes", "Bytes that a transformer of the same shape would keep for the same positions")),
+      state_bytes_(MakeGauge("state_bytes", "Bytes of the recurrent states of running sequences")),
+      cache_tokens_reserved_(
+          MakeGauge("cache_tokens_reserved", "Tokens of cache that are reserved for running requests")),
+      cache_tokens_max_(MakeGauge("cache_tokens_max", "Tokens that the caches of all groups can hold")),
+      steps_(MakeCounter("steps_total", "Steps that were sent to groups of workers")),
+      step_scheduling_(MakeHistogram("step_scheduling_seconds", "Seconds that the scheduler takes to plan one Step",
+                                     SchedulingBuckets())),
+      stage_busy_(MakeCounters("stage_busy_seconds_total", "Seconds that a stage spent computing")),
+      stage_bubble_(MakeCounters("stage_bubble_seconds_total",
+                                 "Seconds that a stage with a Step to run waited for rows or for the next stage")),
+      stage_idle_(MakeCounters("stage_idle_seconds_total", "Seconds that a stage waited for a Step")),
+      boundary_bytes_(MakeCounters("boundary_bytes_total", "Bytes that were sent from one stage to the next")) {
+  auto* successes = MakeCounters("request_success_total", "Samples and score requests that were completed");
   for (int i = 0; i < kFinishes; ++i) successes_[i] = &successes->Add({{"finished_reason", kFinishNames[i]}});
-  auto* failures = MakeCounters("request_failure_total", "Requests that ended with an error, or were refused");
+  auto* failures = MakeCounters("request_failure_total", "Requests that were refused or ended with an error");
   for (int i = 1; i < kCodes; ++i) {
     const std::string code = absl::StatusCodeToString(static_cast<absl::StatusCode>(i));
     failures_[i] = &failures->Add({{"code", code}});
@@ -136,7 +142,7 @@ Metrics::~Metrics() = default;
 void Metrics::SetRequestsRunning(int64_t requests) { requests_running_->Set(static_cast<double>(requests)); }
 void Metrics::SetRequestsWaiting(int64_t requests) { requests_waiting_->Set(static_cast<double>(requests)); }
 void Metrics::AddPromptTokens(int64_t tokens) { prompt_tokens_->Increment(Amount(tokens)); }
-void Metrics::AddGenerationTokens(int64_t tokens) { generation_tokens_->Increment(Amount(tokens)); }
+void Metrics::AddCompletionTokens(int64_t tokens) { completion_tokens_->Increment(Amount(tokens)); }
 void Metrics::ObserveTimeToFirstToken(double seconds) { time_to_first_token_->Observe(seconds); }
 void Metrics::ObserveInterTokenLatency(double seconds) { inter_token_latency_->Observe(seconds); }
 void Metrics::ObserveRequestLatency(double seconds) { request_latency_->Observe(seconds); }
@@ -202,9 +208,9 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::s
   try {
     exposer = std::make_unique<prometheus::Exposer>(address);
   } catch (const std::exception& error) {
-    // CivetWeb's own words hold no reason.
+    // CivetWeb's own message has no reason.
     return absl::UnavailableError(
-        absl::StrCat("metrics: cannot listen on ", address, ": the port is taken, or not ours to take"));
+        absl::StrCat("metrics: cannot listen on ", address, ": the port is in use, or this user may not use it"));
   }
   const std::vector<int> ports = exposer->GetListeningPorts();
   GF_CHECK(!ports.empty());

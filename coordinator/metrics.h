@@ -1,4 +1,4 @@
-// What the coordinator counts, for Prometheus: families of the prefix goldfinch_, all with the label model_name.
+// The coordinator's metrics for Prometheus. All names begin with goldfinch_, and all series have the label model_name.
 #ifndef GOLDFINCH_COORDINATOR_METRICS_H_
 #define GOLDFINCH_COORDINATOR_METRICS_H_
 
@@ -27,30 +27,32 @@ class Family;
 
 namespace goldfinch {
 
-// The edge counts failures of requests that Submit did not take; the core counts everything of those that it took.
+// The gRPC services count the failures of requests that Dispatcher::Submit did not take; the coordinator's core counts
+// everything about those that it took.
 //
-// Thread-safe. Every call is an atomic operation or two: label look-ups are done once and kept. Counters only grow; a
-// negative amount is the programmer's error.
+// Thread-safe. A call takes an atomic operation or two: labels are looked up once and kept. A negative amount for a
+// counter is the programmer's error.
 class Metrics {
  public:
-  // What a StepDone says of one stage.
+  // How one stage spent its time, as its StepDone says.
   struct StageSeconds {
     double busy = 0;
     double bubble = 0;
     double idle = 0;
   };
-  // Received over one boundary.
+  // What one stage received from the stage before it.
   struct BoundaryAmounts {
     int64_t hidden_bytes = 0;
     int64_t compressed_bytes = 0;
     int64_t id_bytes = 0;
   };
+  // Sums over all groups.
   struct Memory {
-    int64_t cache_bytes = 0;              // resident, over all groups
-    int64_t gold_kept_bytes = 0;          // beside them
-    int64_t transformer_cache_bytes = 0;  // what full keys and values of all layers would take in as many pages
-    int64_t state_bytes = 0;              // of running sequences
-    int64_t cache_tokens_reserved = 0;    // over all groups
+    int64_t cache_bytes = 0;              // cache pages in use
+    int64_t gold_kept_bytes = 0;          // what GOLD layers keep beside them
+    int64_t transformer_cache_bytes = 0;  // what a transformer of the same shape would keep for the same positions
+    int64_t state_bytes = 0;              // recurrent states of running sequences
+    int64_t cache_tokens_reserved = 0;
     int64_t cache_tokens_max = 0;
   };
 
@@ -60,30 +62,30 @@ class Metrics {
   Metrics& operator=(const Metrics&) = delete;
 
   // ---- Requests ----
-  void SetRequestsRunning(int64_t requests);  // num_requests_running
-  void SetRequestsWaiting(int64_t requests);  // num_requests_waiting
-  void AddPromptTokens(int64_t tokens);  // prompt_tokens_total: read by a group; read again after a loss: counted again
-  void AddGenerationTokens(int64_t tokens);       // generation_tokens_total: drawn and delivered
+  void SetRequestsRunning(int64_t requests);      // num_requests_running
+  void SetRequestsWaiting(int64_t requests);      // num_requests_waiting
+  void AddPromptTokens(int64_t tokens);           // prompt_tokens_total: counted again when read again after a loss
+  void AddCompletionTokens(int64_t tokens);       // generation_tokens_total
   void ObserveTimeToFirstToken(double seconds);   // time_to_first_token_seconds: since Submit
   void ObserveInterTokenLatency(double seconds);  // inter_token_latency_seconds: between tokens of one sample
   void ObserveRequestLatency(double seconds);     // e2e_request_latency_seconds: from Submit to OnDone
-  void CountSuccess(Finish finish);               // request_success_total{finished_reason}: one a sample
-  void CountScored();                             // request_success_total{finished_reason="scored"}: one a request
-  void CountFailure(absl::StatusCode code);       // request_failure_total{code}: refused ones too; not for kOk
-  void CountRecovery();                           // request_recoveries_total: one a request restored
+  void CountSuccess(Finish finish);               // request_success_total{finished_reason}: once for each sample
+  void CountScored();                        // request_success_total{finished_reason="scored"}: once for each request
+  void CountFailure(absl::StatusCode code);  // request_failure_total{code}: also of refused requests; not kOk
+  void CountRecovery();                      // request_recoveries_total: once for each request that is restored
 
   // ---- Groups ----
-  void SetGroupGeneration(uint64_t generation);  // group_generation: the latest of all groups
+  void SetGroupGeneration(uint64_t generation);  // group_generation: the latest of any group
   void SetGroupsReady(int64_t groups);           // groups_ready
   void SetWorkersConnected(int64_t workers);     // workers_connected
-  void SetMemory(const Memory& memory);          // a gauge of each name
+  void SetMemory(const Memory& memory);          // one gauge for each field, of its name
 
   // ---- Steps ----
   void CountStep();                            // steps_total
-  void ObserveStepScheduling(double seconds);  // step_scheduling_seconds: the scheduler's own time for one Step
+  void ObserveStepScheduling(double seconds);  // step_scheduling_seconds: to plan one Step
   // stage_busy_seconds_total, stage_bubble_seconds_total, stage_idle_seconds_total
   void AddStageSeconds(int replica, int stage, const StageSeconds& seconds);
-  // boundary_bytes_total{kind}. `boundary` is the one before stage `boundary` + 1: between stages 0 and 1 is 0.
+  // boundary_bytes_total{kind}. Boundary i lies between stages i and i + 1.
   void AddBoundaryBytes(int replica, int boundary, const BoundaryAmounts& amounts);
 
   const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
@@ -99,8 +101,8 @@ class Metrics {
     prometheus::Counter* compressed = nullptr;
     prometheus::Counter* ids = nullptr;
   };
-  static constexpr int kFinishes = 4;  // of Finish, and "scored"
-  static constexpr int kCodes = 17;    // canonical codes
+  static constexpr int kFinishes = 4;  // the values of Finish, and "scored"
+  static constexpr int kCodes = 17;    // the canonical status codes
 
   prometheus::Counter* MakeCounter(const char* name, const char* help);
   prometheus::Gauge* MakeGauge(const char* name, const char* help);
@@ -113,7 +115,7 @@ class Metrics {
   prometheus::Gauge* requests_running_;
   prometheus::Gauge* requests_waiting_;
   prometheus::Counter* prompt_tokens_;
-  prometheus::Counter* generation_tokens_;
+  prometheus::Counter* completion_tokens_;
   prometheus::Histogram* time_to_first_token_;
   prometheus::Histogram* inter_token_latency_;
   prometheus::Histogram* request_latency_;
@@ -143,11 +145,11 @@ class Metrics {
   std::map<std::pair<int, int>, BoundaryCounters> boundaries_;  // guarded by mutex_, by replica and boundary
 };
 
-// Serves /metrics over HTTP, as long as it lives.
+// Serves /metrics over HTTP for as long as it lives.
 class MetricsServer {
  public:
-  // `host` as for --host: a name or an address; port 0 takes a free one. UNAVAILABLE names host and port if they cannot
-  // be listened on. Keeps the metrics' registry, not the metrics.
+  // `host` is a name or an address; port 0 takes a free port. UNAVAILABLE names host and port if listening there fails.
+  // `metrics` may be destroyed before the server: it keeps their registry.
   static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& host, int port,
                                                               const Metrics& metrics);
   ~MetricsServer();

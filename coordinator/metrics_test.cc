@@ -52,7 +52,7 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   metrics.SetRequestsWaiting(4);
   metrics.AddPromptTokens(5);
   metrics.AddPromptTokens(6);
-  metrics.AddGenerationTokens(7);
+  metrics.AddCompletionTokens(7);
   metrics.ObserveTimeToFirstToken(0.03);
   metrics.ObserveInterTokenLatency(0.5);
   metrics.ObserveRequestLatency(2);

@@ -15,7 +15,7 @@ namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
-// What layers cost, summed up from layer 0 on, so that a range costs two look-ups.
+// What ranges of layers cost. Sums from layer 0 on, so that each range takes two look-ups.
 class Costs {
  public:
   explicit Costs(const cluster::v1::Described& model) : model_(model) {
@@ -28,14 +28,16 @@ class Costs {
     }
   }
 
+  // For one token.
   double PrefillSeconds(int first, int last, const WorkerResources& worker) const {
     return (sums_[last].flops - sums_[first].flops) / worker.flops;
   }
 
+  // For kPromptTokensPerCompletionToken tokens of pre-fill and one of decoding.
   double Seconds(int first, int last, const WorkerResources& worker) const {
     double bytes = sums_[last].decode_bytes - sums_[first].decode_bytes;
     if (last == model_.layers_size()) bytes += static_cast<double>(model_.head_bytes());
-    return kPromptTokens * PrefillSeconds(first, last, worker) + kDecodedTokens * bytes / worker.read_bytes_per_second;
+    return kPromptTokensPerCompletionToken * PrefillSeconds(first, last, worker) + bytes / worker.read_bytes_per_second;
   }
 
  private:
@@ -48,12 +50,12 @@ class Costs {
   std::vector<Sums> sums_;
 };
 
-// The least cache that a group must hold.
+// The smallest cache that a group can do with.
 int64_t CacheTokensMin(const PartitionOptions& options) {
   return options.cache_tokens > 0 ? options.cache_tokens : options.max_sequence_tokens;
 }
 
-// Of layers [first, last) as one stage with the least cache, and so many after it.
+// Layers [first, last) as one stage with the smallest cache.
 StageSettings SettingsOf(const PartitionOptions& options, int first, int last, int later_stages) {
   return {.first_layer = first,
           .last_layer = last,
@@ -64,9 +66,9 @@ StageSettings SettingsOf(const PartitionOptions& options, int first, int last, i
           .max_logit_rows = options.max_logit_rows};
 }
 
-// Tokens of cache that fit beside the rest; negative if the rest does not fit.
-int64_t CacheTokens(const PartitionOptions& options, int first, int last, int later_stages,
-                    const WorkerResources& worker) {
+// How many tokens of cache fit beside everything else; negative if that alone does not fit.
+int64_t CacheTokensMax(const PartitionOptions& options, int first, int last, int later_stages,
+                       const WorkerResources& worker) {
   return CacheTokensThatFit(*worker.model, SettingsOf(options, first, last, later_stages), worker.memory_bytes);
 }
 
@@ -75,9 +77,9 @@ std::string Shortage(const PartitionOptions& options, int first, int last, int l
                      const WorkerResources& worker) {
   const std::string caches =
       options.cache_tokens > 0
-          ? absl::StrCat(options.cache_tokens, " tokens of cache (--cache-tokens)")
-          : absl::StrCat("caches of one sequence of ", options.max_sequence_tokens, " tokens (--max-model-len)");
-  return absl::StrCat("with ", options.max_sequences, " sequences (--max-num-seqs) and ", caches, ", ",
+          ? absl::StrCat(options.cache_tokens, " tokens of cache (cache_tokens)")
+          : absl::StrCat("caches of one sequence of ", options.max_sequence_tokens, " tokens (max_model_len)");
+  return absl::StrCat("with ", options.max_sequences, " sequences (max_num_seqs) and ", caches, ", ",
                       MemoryShortage(PlanStageMemory(*worker.model, SettingsOf(options, first, last, later_stages)),
                                      worker.memory_bytes));
 }
@@ -99,7 +101,9 @@ absl::Status CheckSplit(const PartitionOptions& options, int layers, size_t work
   return absl::OkStatus();
 }
 
-// best[s][l]: the time of the slowest of the first s stages, which run the first l layers.
+// The first layer of each stage; empty if no partition fits the workers' memory. A dynamic program: best[s][l] is the
+// time of the slowest of the first s stages when they run the first l layers, and cut[s][l] the first layer of stage
+// s - 1 then.
 std::vector<int> BalancedSplit(const Costs& costs, int layers, absl::Span<const WorkerResources> workers,
                                const PartitionOptions& options) {
   const int stages = static_cast<int>(workers.size());
@@ -112,7 +116,7 @@ std::vector<int> BalancedSplit(const Costs& costs, int layers, absl::Span<const 
         if (best[s - 1][first] == kNever) continue;
         const double slowest = std::max(best[s - 1][first], costs.Seconds(first, last, workers[s - 1]));
         if (slowest >= best[s][last]) continue;
-        if (CacheTokens(options, first, last, stages - s, workers[s - 1]) < CacheTokensMin(options)) continue;
+        if (CacheTokensMax(options, first, last, stages - s, workers[s - 1]) < CacheTokensMin(options)) continue;
         best[s][last] = slowest;
         cut[s][last] = first;
       }
@@ -133,76 +137,48 @@ absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
     return absl::InvalidArgumentError(absl::StrCat(workers.size(), " stages for a model of ", layers, " layers"));
   }
   const Costs costs(model);
-  Partition plan;
+  Partition partition;
   if (options.split.empty()) {
-    plan.first_layers = BalancedSplit(costs, layers, workers, options);
-    if (plan.first_layers.empty()) {
-      // As one, so that what to save on shows.
+    partition.first_layers = BalancedSplit(costs, layers, workers, options);
+    if (partition.first_layers.empty()) {
+      // The message tells of a single stage on all memory, for that shows which parts are large.
       WorkerResources all = workers[0];
       for (const WorkerResources& worker : workers.subspan(1)) all.memory_bytes += worker.memory_bytes;
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the model does not fit ", workers.size(),
-                       workers.size() == 1 ? " worker: " : " workers, however it is cut: in one stage, ",
-                       Shortage(options, 0, layers, 0, all)));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "the model does not fit ", workers.size(),
+          workers.size() == 1 ? " worker: " : " workers, however its layers are partitioned: as one stage, ",
+          Shortage(options, 0, layers, 0, all)));
     }
   } else {
     GF_RETURN_IF_ERROR(CheckSplit(options, layers, workers.size()));
-    plan.first_layers = options.split;
+    partition.first_layers = options.split;
   }
-  // No more than all sequences at full length can use.
-  plan.cache_tokens_wanted =
+  partition.cache_tokens_wanted =
       options.cache_tokens > 0 ? options.cache_tokens : options.max_sequence_tokens * options.max_sequences;
-  plan.cache_tokens = plan.cache_tokens_wanted;
+  partition.cache_tokens = partition.cache_tokens_wanted;
   for (size_t s = 0; s < workers.size(); ++s) {
-    const int first = plan.first_layers[s];
-    const int last = s + 1 < workers.size() ? plan.first_layers[s + 1] : layers;
+    const int first = partition.first_layers[s];
+    const int last = s + 1 < workers.size() ? partition.first_layers[s + 1] : layers;
     const int later_stages = static_cast<int>(workers.size() - s) - 1;
-    int64_t tokens = CacheTokens(options, first, last, later_stages, workers[s]);
+    int64_t tokens = CacheTokensMax(options, first, last, later_stages, workers[s]);
     if (tokens < CacheTokensMin(options)) {
       return absl::ResourceExhaustedError(
           absl::StrCat("stage ", s, " (layers ", first, "-", last - 1,
                        ") does not fit its worker: ", Shortage(options, first, last, later_stages, workers[s])));
     }
     if (last > layers - static_cast<int>(model.gold_layers())) {
-      // Caches that take all would leave GOLD layers nothing to keep what they derive from them.
-      const auto kept_pages = static_cast<int64_t>(kKeptShare * static_cast<double>(tokens / kCachePageTokens));
+      // Caches that took all the memory would leave none for kept rows.
+      const auto kept_pages = static_cast<int64_t>(kKeptRowsFraction * static_cast<double>(tokens / kCachePageTokens));
       tokens = std::max(CacheTokensMin(options), tokens - kept_pages * kCachePageTokens);
     }
-    if (tokens < plan.cache_tokens) {
-      plan.cache_tokens = tokens;
-      plan.tightest_stage = static_cast<int>(s);
+    if (tokens < partition.cache_tokens) {
+      partition.cache_tokens = tokens;
+      partition.tightest_stage = static_cast<int>(s);
     }
-    plan.seconds_per_prompt_token =
-        std::max(plan.seconds_per_prompt_token, costs.PrefillSeconds(first, last, workers[s]));
+    partition.seconds_per_prompt_token =
+        std::max(partition.seconds_per_prompt_token, costs.PrefillSeconds(first, last, workers[s]));
   }
-  return plan;
-}
-
-ModelMemory ReadModelMemory(const cluster::v1::Described& model) {
-  const cluster::v1::ModelMemory& from = model.memory();
-  ModelMemory memory;
-  for (const cluster::v1::LayerMemory& layer : from.layers()) {
-    memory.layers.push_back({.weight_bytes = static_cast<int64_t>(layer.weight_bytes()),
-                             .table_bytes = static_cast<int64_t>(layer.table_bytes()),
-                             .shift_bytes = static_cast<int64_t>(layer.shift_bytes()),
-                             .wkv_bytes = static_cast<int64_t>(layer.wkv_bytes()),
-                             .cache_bytes_per_token = static_cast<int64_t>(layer.cache_bytes_per_token()),
-                             .activation_bytes = static_cast<int64_t>(layer.activation_bytes())});
-  }
-  memory.gold_layers = static_cast<int>(model.gold_layers());
-  memory.width = model.width();
-  memory.vocab_size = model.vocab_size();
-  memory.compressed_width = model.compressed_width();
-  memory.compressed_row_bytes = static_cast<int64_t>(from.compressed_row_bytes());
-  memory.compressed_bytes_per_token = static_cast<int64_t>(model.compressed_bytes_per_token());
-  memory.embedding_bytes = static_cast<int64_t>(from.embedding_bytes());
-  memory.gold_shared_bytes = static_cast<int64_t>(from.gold_shared_bytes());
-  memory.key_table_bytes = static_cast<int64_t>(from.key_table_bytes());
-  memory.head_bytes = static_cast<int64_t>(from.head_bytes());
-  memory.back_end_bytes = static_cast<int64_t>(from.back_end_bytes());
-  memory.back_end_bytes_per_row = static_cast<int64_t>(from.back_end_bytes_per_row());
-  memory.back_end_bytes_per_logit_row = static_cast<int64_t>(from.back_end_bytes_per_logit_row());
-  return memory;
+  return partition;
 }
 
 }  // namespace goldfinch

@@ -1,4 +1,4 @@
-// Cuts the layers of a model over workers. Pure.
+// Partitions the layers of a model over the workers of a pipeline. Pure.
 #ifndef GOLDFINCH_COORDINATOR_PLANNER_H_
 #define GOLDFINCH_COORDINATOR_PLANNER_H_
 
@@ -15,46 +15,47 @@ namespace cluster::v1 {
 class Described;
 }  // namespace cluster::v1
 
-// What a worker has to offer, in the order of the stages.
+// What one worker offers. The planner takes workers in the order of the stages.
 struct WorkerResources {
-  int64_t memory_bytes = 0;  // that it may use
-  double flops = 0;
+  int64_t memory_bytes = 0;  // that the stage may use, for everything that base/stage_memory.h plans
+  double flops = 0;          // a second
   double read_bytes_per_second = 0;
-  const ModelMemory* model = nullptr;  // as this worker keeps it; must outlive the call
+  const ModelMemory* model = nullptr;  // the model as this worker keeps it; must outlive the call
 };
 
 struct PartitionOptions {
   int max_sequences = 1;
   int64_t max_sequence_tokens = 1;
-  int64_t cache_tokens = 0;  // over all sequences; 0: what memory allows
-  int64_t max_step_tokens = 1;
-  int64_t max_logit_rows = 1;  // of one Step
-  std::vector<int> split;      // first layer of each stage, from 0; empty: balanced
-  int split_layers = 0;        // that the split is for
+  int64_t cache_tokens = 0;     // over all sequences; 0: as many as memory allows
+  int64_t max_step_tokens = 1;  // of one Step
+  int64_t max_logit_rows = 1;   // of one Step
+  std::vector<int> split;       // the first layer of each stage, ascending from 0; empty: balanced
+  int split_layers = 0;         // with `split`: how many layers the model must have
 };
 
 struct Partition {
-  std::vector<int> first_layers;  // of each stage, ascending from 0
-  int64_t cache_tokens = 0;
-  int64_t cache_tokens_wanted = 0;      // of all sequences at full length; more than cache_tokens if memory is short
-  int tightest_stage = 0;               // whose memory bounds cache_tokens then
-  double seconds_per_prompt_token = 0;  // of the slowest stage, if it reached its worker's measured speed
+  std::vector<int> first_layers;    // of each stage, ascending from 0
+  int64_t cache_tokens = 0;         // over all sequences
+  int64_t cache_tokens_wanted = 0;  // of all sequences at full length; more than cache_tokens if memory is short
+  int tightest_stage = 0;           // the stage whose memory limits cache_tokens then
+  // The time of the slowest stage for one token of a prompt, if its worker reached its measured speed.
+  double seconds_per_prompt_token = 0;
 };
 
-// The model's memory as a worker has told of it.
-ModelMemory ReadModelMemory(const cluster::v1::Described& model);
+// The balance aims at requests that read this many prompt tokens for each token that they generate.
+inline constexpr double kPromptTokensPerCompletionToken = 8;
+// The fraction of a GOLD stage's room for caches that is left for kept rows when memory is short.
+inline constexpr double kKeptRowsFraction = 0.25;
 
-// The split whose slowest stage is fastest: a stage's cost is what its layers take on its worker for kPromptTokens of
-// pre-fill and kDecodedTokens of decoding. All that base/stage_memory.h plans for a stage, with the caches of at least
-// one full sequence, must fit its worker's memory. Caches are as large as all sequences can use, or else as the memory
-// of the tightest stage allows. RESOURCE_EXHAUSTED names the parts, the limit and what to change; INVALID_ARGUMENT if a
-// given split does not fit the model or the number of workers.
+// Finds the partition whose slowest stage is fastest. A stage's cost is the time that its layers take on its worker for
+// kPromptTokensPerCompletionToken tokens of pre-fill and one token of decoding. Everything that base/stage_memory.h
+// plans for a stage must fit its worker's memory, with caches of options.cache_tokens or, if that is 0, of at least one
+// sequence of max_sequence_tokens. The caches are as large as all sequences at full length can use, or else as large as
+// the memory of the tightest stage allows.
+// RESOURCE_EXHAUSTED names the parts of the memory, the limit and what to change; INVALID_ARGUMENT means that
+// `options.split` does not fit the model or the number of workers, or that there are more workers than layers.
 absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
                                           absl::Span<const WorkerResources> workers, const PartitionOptions& options);
-
-inline constexpr double kKeptShare = 0.25;  // of what is left for caches: for what GOLD layers keep beside them
-inline constexpr double kPromptTokens = 8;  // typical requests read more than they write
-inline constexpr double kDecodedTokens = 1;
 
 }  // namespace goldfinch
 

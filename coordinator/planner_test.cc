@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "coordinator/model_description.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
@@ -45,8 +46,8 @@ PartitionOptions Options() {
 }
 
 // All workers keep the model alike.
-absl::StatusOr<Partition> PlanFor(const cluster::v1::Described& model, std::vector<WorkerResources> workers,
-                                  const PartitionOptions& options) {
+absl::StatusOr<Partition> PartitionFor(const cluster::v1::Described& model, std::vector<WorkerResources> workers,
+                                       const PartitionOptions& options) {
   const ModelMemory memory = ReadModelMemory(model);
   for (WorkerResources& worker : workers) worker.model = &memory;
   return PartitionLayers(model, workers, options);
@@ -65,40 +66,40 @@ int64_t Needs(const cluster::v1::Described& model, int first, int last, const Pa
 }
 
 TEST(PlannerTest, EqualLayersAreCutInEqualParts) {
-  const auto plan = PlanFor(Model(12, 0), std::vector<WorkerResources>(4, kWorker), Options());
-  ASSERT_TRUE(plan.ok()) << plan.status();
-  EXPECT_THAT(plan->first_layers, ElementsAre(0, 3, 6, 9));
-  EXPECT_EQ(plan->cache_tokens, 200) << "no more than all sequences can use";
-  EXPECT_DOUBLE_EQ(plan->seconds_per_prompt_token, 3 * 2000 / 1e9);
+  const auto partition = PartitionFor(Model(12, 0), std::vector<WorkerResources>(4, kWorker), Options());
+  ASSERT_TRUE(partition.ok()) << partition.status();
+  EXPECT_THAT(partition->first_layers, ElementsAre(0, 3, 6, 9));
+  EXPECT_EQ(partition->cache_tokens, 200) << "no more than all sequences can use";
+  EXPECT_DOUBLE_EQ(partition->seconds_per_prompt_token, 3 * 2000 / 1e9);
 }
 
 TEST(PlannerTest, GoldLayersCostOnlyDecoding) {
   // A Finch layer takes 8 * 2000 + 1000, a GOLD layer 1000: the 6 GOLD layers are lighter than one Finch layer.
-  const auto plan = PlanFor(Model(6, 6), std::vector<WorkerResources>(3, kWorker), Options());
-  ASSERT_TRUE(plan.ok());
-  EXPECT_THAT(plan->first_layers, ElementsAre(0, 2, 4));
+  const auto partition = PartitionFor(Model(6, 6), std::vector<WorkerResources>(3, kWorker), Options());
+  ASSERT_TRUE(partition.ok());
+  EXPECT_THAT(partition->first_layers, ElementsAre(0, 2, 4));
 }
 
 TEST(PlannerTest, AFasterWorkerTakesMoreLayers) {
   WorkerResources fast = kWorker;
   fast.flops *= 3;
   fast.read_bytes_per_second *= 3;
-  const auto plan = PlanFor(Model(8, 0), {fast, kWorker}, Options());
-  ASSERT_TRUE(plan.ok());
-  EXPECT_THAT(plan->first_layers, ElementsAre(0, 6));
+  const auto partition = PartitionFor(Model(8, 0), {fast, kWorker}, Options());
+  ASSERT_TRUE(partition.ok());
+  EXPECT_THAT(partition->first_layers, ElementsAre(0, 6));
 }
 
 TEST(PlannerTest, MemoryBoundsAStage) {
   WorkerResources small = kWorker;
   small.memory_bytes = Needs(Model(8, 0), 0, 2, Options());
-  const auto plan = PlanFor(Model(8, 0), {small, kWorker}, Options());
-  ASSERT_TRUE(plan.ok());
-  EXPECT_THAT(plan->first_layers, ElementsAre(0, 2));
-  const auto never = PlanFor(Model(8, 0), {small, small}, Options());
+  const auto partition = PartitionFor(Model(8, 0), {small, kWorker}, Options());
+  ASSERT_TRUE(partition.ok());
+  EXPECT_THAT(partition->first_layers, ElementsAre(0, 2));
+  const auto never = PartitionFor(Model(8, 0), {small, small}, Options());
   EXPECT_EQ(never.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(never.status().message()),
-              AllOf(HasSubstr("does not fit 2 workers"), HasSubstr("with 2 sequences (--max-num-seqs)"),
-                    HasSubstr("one sequence of 100 tokens (--max-model-len)"), HasSubstr("weights 8000 B"),
+              AllOf(HasSubstr("does not fit 2 workers"), HasSubstr("with 2 sequences (max_num_seqs)"),
+                    HasSubstr("one sequence of 100 tokens (max_model_len)"), HasSubstr("weights 8000 B"),
                     HasSubstr("--gpu-memory-utilization")));
 }
 
@@ -109,24 +110,24 @@ TEST(PlannerTest, TheCacheTakesWhatMemoryIsLeft) {
   WorkerResources worker = kWorker;
   const int64_t page = 64 * 4;
   worker.memory_bytes = Needs(model, 0, 4, options) + 5 * page + page / 2;
-  const auto plan = PlanFor(model, {worker}, options);
-  ASSERT_TRUE(plan.ok()) << plan.status();
-  EXPECT_EQ(plan->cache_tokens, 2 * 64 + 4 * 64)
+  const auto partition = PartitionFor(model, {worker}, options);
+  ASSERT_TRUE(partition.ok()) << partition.status();
+  EXPECT_EQ(partition->cache_tokens, 2 * 64 + 4 * 64)
       << "the two pages that one sequence needs, and five, less a quarter of all for what GOLD layers keep";
-  EXPECT_EQ(plan->cache_tokens_wanted, 2000);
-  EXPECT_EQ(plan->tightest_stage, 0);
-  // Of a pipeline, the stage with the least room: one without caches needs none.
+  EXPECT_EQ(partition->cache_tokens_wanted, 2000);
+  EXPECT_EQ(partition->tightest_stage, 0);
+  // In a pipeline the stage with the least room counts; a stage without caches needs none.
   WorkerResources second = kWorker;
   second.memory_bytes = Needs(model, 2, 4, options) + 5 * page;
-  const auto two = PlanFor(model, {kWorker, second}, options);
+  const auto two = PartitionFor(model, {kWorker, second}, options);
   ASSERT_TRUE(two.ok()) << two.status();
   EXPECT_LT(two->cache_tokens, 2000);
   EXPECT_EQ(two->tightest_stage, 1);
   // Never less than one sequence of full length.
   worker.memory_bytes = Needs(model, 0, 4, options);
-  EXPECT_TRUE(PlanFor(model, {worker}, options).ok());
+  EXPECT_TRUE(PartitionFor(model, {worker}, options).ok());
   --worker.memory_bytes;
-  const std::string error(PlanFor(model, {worker}, options).status().message());
+  const std::string error(PartitionFor(model, {worker}, options).status().message());
   EXPECT_THAT(error, AllOf(HasSubstr("does not fit 1 worker: with 20 sequences"), HasSubstr("weights 4000 B"),
                            HasSubstr("shift states 800 B"), HasSubstr("compressed cache"), HasSubstr("may be used")));
 }
@@ -141,9 +142,9 @@ TEST(PlannerTest, EachWorkerCountsItsOwnWay) {
   first.model = &lean;
   second.model = &wide;
   first.memory_bytes = second.memory_bytes = Needs(model, 2, 8, Options());
-  const auto plan = PartitionLayers(model, std::vector<WorkerResources>{first, second}, Options());
-  ASSERT_TRUE(plan.ok()) << plan.status();
-  EXPECT_THAT(plan->first_layers, ElementsAre(0, 5)) << "three layers of the second's kind weigh as much as six";
+  const auto partition = PartitionLayers(model, std::vector<WorkerResources>{first, second}, Options());
+  ASSERT_TRUE(partition.ok()) << partition.status();
+  EXPECT_THAT(partition->first_layers, ElementsAre(0, 5)) << "three layers of the second's kind weigh as much as six";
 }
 
 TEST(PlannerTest, ASplitByHandIsTakenOrRefused) {
@@ -151,7 +152,7 @@ TEST(PlannerTest, ASplitByHandIsTakenOrRefused) {
   options.split_layers = 8;
   const auto refusal = [&](std::vector<int> split) {
     options.split = std::move(split);
-    return std::string(PlanFor(Model(8, 0), {kWorker, kWorker}, options).status().message());
+    return std::string(PartitionFor(Model(8, 0), {kWorker, kWorker}, options).status().message());
   };
   EXPECT_EQ(refusal({0, 7}), "");
   EXPECT_THAT(refusal({0}), HasSubstr("the split 0 has 1 stages, there are 2 workers"));
@@ -163,12 +164,12 @@ TEST(PlannerTest, ASplitByHandIsTakenOrRefused) {
   options.split_layers = 8;
   WorkerResources small = kWorker;
   small.memory_bytes = Needs(Model(8, 0), 0, 3, Options());
-  EXPECT_THAT(std::string(PlanFor(Model(8, 0), {small, kWorker}, options).status().message()),
+  EXPECT_THAT(std::string(PartitionFor(Model(8, 0), {small, kWorker}, options).status().message()),
               HasSubstr("stage 0 (layers 0-6) does not fit its worker: "));
 }
 
 TEST(PlannerTest, MoreStagesThanLayersAreRefused) {
-  EXPECT_EQ(PlanFor(Model(2, 0), std::vector<WorkerResources>(3, kWorker), Options()).status().code(),
+  EXPECT_EQ(PartitionFor(Model(2, 0), std::vector<WorkerResources>(3, kWorker), Options()).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 

@@ -1,5 +1,5 @@
-// What the scheduler takes for one Step of many sequences: planning it, encoding it for a stage, and taking its
-// results.
+// The time that the scheduler takes for one Step of many sequences: planning it, encoding it for a stage, decoding and
+// applying its results.
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -8,6 +8,7 @@
 
 #include "benchmark/benchmark.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/step.h"
 #include "coordinator/step_encoding.h"
 #include "protos/cluster.pb.h"
 
@@ -22,7 +23,7 @@ struct NullSink : RequestSink {
   void OnDone(const absl::Status&, const RequestUsage&) override {}
 };
 
-// `decoding` sequences that decode and as many that are being read.
+// `decoding` sequences that decode, and as many that read their prompts.
 class Cluster {
  public:
   explicit Cluster(int decoding) : scheduler_(1 << 20) {
@@ -32,7 +33,7 @@ class Cluster {
     capacity.max_sequence_tokens = int64_t{1} << 30;
     capacity.max_step_tokens = decoding + 512;
     capacity.max_logit_rows = 2 * decoding;
-    scheduler_.GroupUp(0, capacity, 0);
+    scheduler_.GenerationReady(0, capacity, 0);
     for (int i = 0; i < decoding; ++i) Submit(1, int64_t{1} << 20);
     for (int i = 0; i < 4; ++i) Step();
     for (int i = 0; i < decoding; ++i) Submit(1 << 16, 1);
@@ -40,7 +41,7 @@ class Cluster {
   }
 
   bool Plan() { return scheduler_.NextStep(0, now_, &plan_); }
-  void Encode() { EncodeStep(plan_, {1, false, true, true}, &encoded_); }
+  void Encode() { EncodeStep(plan_, {1, /*id_bytes=*/2, /*looks_at_ids=*/true, /*is_last=*/true}, &encoded_); }
   void Answer() {
     done_.Clear();
     done_.set_id(plan_.id);
@@ -53,7 +54,8 @@ class Cluster {
   }
   void Apply() {
     now_ += 1;
-    if (!scheduler_.Apply(0, done_, now_).ok()) std::abort();
+    DecodeStepDone(&done_, &result_);
+    if (!scheduler_.Apply(0, &result_, now_).ok()) std::abort();
     scheduler_.TakeEvents();
   }
   size_t chunks() const { return plan_.chunks.size(); }
@@ -78,6 +80,7 @@ class Cluster {
   StepPlan plan_;
   cluster::v1::Step encoded_;
   cluster::v1::StepDone done_;
+  StepResult result_;
   double now_ = 0;
   uint64_t last_ = 0;
 };

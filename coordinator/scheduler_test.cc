@@ -1,36 +1,24 @@
 #include "coordinator/scheduler.h"
 
-#include <algorithm>
 #include <functional>
+#include <map>
 #include <memory>
-#include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/stage_memory.h"
 #include "coordinator/scheduler_test_util.h"
+#include "coordinator/step.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "protos/cluster.pb.h"
 
 namespace goldfinch {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-constexpr GroupCapacity kRoomy{.stages = 1,
-                               .max_sequences = 64,
-                               .cache_tokens = 1 << 20,
-                               .max_sequence_tokens = 1 << 16,
-                               .max_step_tokens = 16,
-                               .max_logit_rows = 64};
-
-GroupCapacity Roomy(int stages) {
-  GroupCapacity capacity = kRoomy;
-  capacity.stages = stages;
-  return capacity;
-}
 
 std::shared_ptr<FakeClient> Client(int samples = 1) { return std::make_shared<FakeClient>(samples); }
 
@@ -41,24 +29,11 @@ std::vector<int64_t> ChunkTokens(const StepPlan& plan) {
   return tokens;
 }
 
-void ExpectNothingLeft(FakeCluster& cluster) {
-  cluster.RunAll();
-  EXPECT_EQ(cluster.scheduler.running(), 0);
-  EXPECT_EQ(cluster.scheduler.waiting(), 0);
-  for (const auto& [index, group] : cluster.groups) {
-    EXPECT_EQ(group->sequences(), 0U);
-    const GroupLoad load = cluster.scheduler.Load(index);
-    EXPECT_EQ(load.sequences, 0);
-    EXPECT_EQ(load.cache_tokens_reserved, 0);
-    EXPECT_EQ(load.steps_in_flight, 0);
-  }
-}
-
 // ---- One request ----
 
 TEST(SchedulerTest, ReadsThePromptInChunksThenDecodes) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto client = Client();
   cluster.Generate(FakePrompt(40), 5, client, [](Request* request) { request->progress = true; });
   cluster.RunAll();
@@ -85,7 +60,7 @@ TEST(SchedulerTest, ChunksOfALongPromptFollowEachOtherThroughTheStages) {
 
 TEST(SchedulerTest, MaxTokensZeroOnlyReadsThePrompt) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto client = Client();
   cluster.Generate(FakePrompt(20), 0, client);
   cluster.RunAll();
@@ -98,7 +73,7 @@ TEST(SchedulerTest, MaxTokensZeroOnlyReadsThePrompt) {
 
 TEST(SchedulerTest, StopIdsAndVerdictsEndASample) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const std::vector<int32_t> answer = FakeAnswer(FakePrompt(8), 0, 6);
   const auto by_id = Client(), by_verdict = Client();
   cluster.Generate(FakePrompt(8), 6, by_id, [&](Request* request) { request->generate->stop_ids = {answer[2]}; });
@@ -116,7 +91,7 @@ TEST(SchedulerTest, StopIdsAndVerdictsEndASample) {
 
 TEST(SchedulerTest, TokenZeroEndsTheText) {
   Scheduler scheduler(1);
-  scheduler.GroupUp(0, kRoomy, 0);
+  scheduler.GenerationReady(0, Roomy(), 0);
   const auto client = Client();
   Request request;
   request.prompt = {1};
@@ -124,10 +99,10 @@ TEST(SchedulerTest, TokenZeroEndsTheText) {
   scheduler.Submit(1, request, client, 0);
   StepPlan plan;
   ASSERT_TRUE(scheduler.NextStep(0, 0, &plan));
-  cluster::v1::StepDone done;
-  done.set_id(plan.id);
-  done.add_results()->set_sequence(plan.chunks[0].sequence);
-  ASSERT_TRUE(scheduler.Apply(0, done, 1).ok());
+  StepResult result;
+  result.id = plan.id;
+  result.chunks.emplace_back().sequence = plan.chunks[0].sequence;
+  ASSERT_TRUE(scheduler.Apply(0, &result, 1).ok());
   EXPECT_EQ(client->finishes[0], Finish::kEndOfText);
 }
 
@@ -135,7 +110,7 @@ TEST(SchedulerTest, TokenZeroEndsTheText) {
 
 TEST(SchedulerTest, DecodingGoesFirstAndPreFillFillsTheRest) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   cluster.Generate(FakePrompt(4), 10, Client());
   cluster.Generate(FakePrompt(4), 10, Client());
   cluster.Plan(0);
@@ -157,7 +132,7 @@ TEST(SchedulerTest, DecodingSequencesAreDealtOverTheStages) {
 
 TEST(SchedulerTest, AShortPromptOvertakesALongOne) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto lengthy = Client(), brief = Client();
   cluster.Generate(FakePrompt(1000), 1, lengthy);
   cluster.Plan(0);
@@ -173,7 +148,7 @@ TEST(SchedulerTest, AShortPromptOvertakesALongOne) {
 
 TEST(SchedulerTest, ALongPromptKeepsHalfOfWhatIsThere) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto lengthy = Client();
   cluster.Generate(FakePrompt(800), 1, lengthy);
   // Short ones without end.
@@ -189,7 +164,7 @@ TEST(SchedulerTest, ALongPromptKeepsHalfOfWhatIsThere) {
 
 TEST(SchedulerTest, HigherPriorityGoesFirst) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto low = Client(), high = Client();
   cluster.Generate(FakePrompt(64), 1, low);
   cluster.Generate(FakePrompt(64), 1, high, [](Request* request) { request->priority = 1; });
@@ -205,7 +180,7 @@ TEST(SchedulerTest, HigherPriorityGoesFirst) {
 
 TEST(SchedulerTest, RequestsWaitForASlotInTheOrderOfTheirArrival) {
   FakeCluster cluster;
-  GroupCapacity capacity = kRoomy;
+  GroupCapacity capacity = Roomy();
   capacity.max_sequences = 2;
   cluster.Up(0, capacity);
   std::vector<std::shared_ptr<FakeClient>> clients;
@@ -218,9 +193,9 @@ TEST(SchedulerTest, RequestsWaitForASlotInTheOrderOfTheirArrival) {
   ExpectNothingLeft(cluster);
 }
 
-TEST(SchedulerTest, RequestsWaitForCachePagesOfTheirWholeCourse) {
+TEST(SchedulerTest, RequestsWaitForCachePagesOfTheirWorstCase) {
   FakeCluster cluster;
-  GroupCapacity capacity = kRoomy;
+  GroupCapacity capacity = Roomy();
   capacity.cache_tokens = 4 * kCachePageTokens;
   cluster.Up(0, capacity);
   // 10 + 129 - 1 positions: three pages.
@@ -245,27 +220,27 @@ TEST(SchedulerTest, AFullQueueRefuses) {
   cluster.Generate(FakePrompt(4), 1, last);
   ASSERT_TRUE(last->status.has_value());
   EXPECT_EQ(last->status->code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(last->status->message()), HasSubstr("2 requests wait already (--max-queue)"));
+  EXPECT_THAT(std::string(last->status->message()), HasSubstr("2 requests are waiting already (max_queue)"));
 }
 
 TEST(SchedulerTest, WhatCanNeverFitIsRefusedAtOnce) {
   FakeCluster cluster;
-  GroupCapacity capacity = kRoomy;
+  GroupCapacity capacity = Roomy();
   capacity.cache_tokens = 128;
   capacity.max_sequences = 2;
   cluster.Up(0, capacity);
   const auto too_long = Client(), too_many = Client(3);
   cluster.Generate(FakePrompt(100), 100, too_long);
   EXPECT_EQ(too_long->status->code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(too_long->status->message()), HasSubstr("256 tokens of cache; there are 2 sequences"));
+  EXPECT_THAT(std::string(too_long->status->message()), HasSubstr("256 tokens of cache; max_num_seqs is 2"));
   cluster.Generate(FakePrompt(1), 1, too_many, [](Request* request) { request->generate->samples = 3; });
   EXPECT_EQ(too_many->status->code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST(SchedulerTest, GroupsShareTheQueue) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
-  cluster.Up(1, kRoomy);
+  cluster.Up(0, Roomy());
+  cluster.Up(1, Roomy());
   for (int i = 0; i < 4; ++i) cluster.Generate(FakePrompt(50, i), 2, Client());
   EXPECT_EQ(cluster.scheduler.Load(0).sequences, 2);
   EXPECT_EQ(cluster.scheduler.Load(1).sequences, 2);
@@ -276,7 +251,7 @@ TEST(SchedulerTest, GroupsShareTheQueue) {
 
 TEST(SchedulerTest, SamplesShareThePromptsWorkAndDrawAsRequestsOfTheirOwn) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto client = Client(3);
   cluster.Generate(FakePrompt(200), 4, client, [](Request* request) {
     request->generate->samples = 3;
@@ -292,7 +267,7 @@ TEST(SchedulerTest, SamplesShareThePromptsWorkAndDrawAsRequestsOfTheirOwn) {
 
 TEST(SchedulerTest, SamplesOfAPromptOfOneToken) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto client = Client(2);
   cluster.Generate({5}, 3, client, [](Request* request) { request->generate->samples = 2; });
   cluster.RunAll();
@@ -300,22 +275,10 @@ TEST(SchedulerTest, SamplesOfAPromptOfOneToken) {
   ExpectNothingLeft(cluster);
 }
 
-void ExpectScores(const FakeClient& client, int continuation, std::vector<int32_t> before,
-                  const std::vector<int32_t>& text) {
-  const auto found = client.scores.find(continuation);
-  ASSERT_NE(found, client.scores.end()) << continuation;
-  ASSERT_EQ(found->second.size(), text.size());
-  for (size_t i = 0; i < text.size(); ++i) {
-    EXPECT_EQ(found->second[i].id, text[i]);
-    EXPECT_EQ(found->second[i].logprob, FakeLogprob(before, text[i]));
-    before.push_back(text[i]);
-  }
-}
-
 TEST(SchedulerTest, ScoresPromptAndContinuations) {
   for (const bool score_prompt : {false, true}) {
     FakeCluster cluster;
-    GroupCapacity capacity = kRoomy;
+    GroupCapacity capacity = Roomy();
     capacity.max_logit_rows = 5;
     cluster.Up(0, capacity);
     const std::vector<int32_t> prompt = FakePrompt(43);
@@ -335,7 +298,7 @@ TEST(SchedulerTest, ScoresPromptAndContinuations) {
 
 TEST(SchedulerTest, ScoresAPromptAlone) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto client = Client(), one = Client();
   const std::vector<int32_t> prompt = FakePrompt(30);
   cluster.Score(prompt, {}, true, client);
@@ -346,11 +309,46 @@ TEST(SchedulerTest, ScoresAPromptAlone) {
   ExpectNothingLeft(cluster);
 }
 
+TEST(SchedulerTest, RawLogitsAreDeliveredWithTheirTokens) {
+  struct LogitsClient : FakeClient {
+    Verdict OnScores(int continuation, int64_t first, absl::Span<const OutputToken> scored,
+                     std::string logits) override {
+      all[continuation] += logits;
+      return FakeClient::OnScores(continuation, first, scored, "");
+    }
+    std::map<int, std::string> all;  // by continuation
+  };
+  for (const bool score_prompt : {false, true}) {
+    FakeCluster cluster;
+    cluster.scheduler.SetModel(/*vocab_size=*/2, 1, 1);
+    cluster.Up(0, Roomy());
+    const auto client = std::make_shared<LogitsClient>();
+    Request request;
+    request.prompt = FakePrompt(3);
+    request.score.emplace();
+    request.score->continuations = {{5, 6}};
+    request.score->score_prompt = score_prompt;
+    request.score->logits = true;
+    cluster.scheduler.Submit(1, std::move(request), client, 0);
+    cluster.Plan(0);
+    // One row of 8 bytes for each position: "0...", "1...", and so on.
+    StepResult::Chunk& answer = cluster.in_flight[0].front().chunks[0];
+    for (size_t row = 0; row < answer.logprobs.size(); ++row) {
+      answer.logits += std::string(8, static_cast<char>('0' + row + 4 - answer.logprobs.size()));
+    }
+    cluster.Answer(0);
+    EXPECT_TRUE(client->status->ok());
+    EXPECT_EQ(client->all[-1], score_prompt ? "0000000011111111" : "");
+    EXPECT_EQ(client->all[0], "2222222233333333");
+    ExpectNothingLeft(cluster);
+  }
+}
+
 // ---- Clients that leave or do not read ----
 
 TEST(SchedulerTest, ACancelledRequestIsClosedByTheNextStepAndItsResultsAreDropped) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto client = Client();
   const uint64_t number = cluster.Generate(FakePrompt(8), 100, client);
   cluster.Plan(0);
@@ -372,13 +370,13 @@ TEST(SchedulerTest, ARequestThatWaitsCanBeCancelled) {
   cluster.scheduler.Cancel(number, absl::CancelledError("gone"), cluster.now);
   cluster.scheduler.Cancel(number, absl::CancelledError("again"), cluster.now);
   EXPECT_EQ(client->status->message(), "gone");
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   ExpectNothingLeft(cluster);
 }
 
-TEST(SchedulerTest, APausedRequestHoldsItsPlaceAndComputesNothing) {
+TEST(SchedulerTest, APausedRequestKeepsItsMemoryAndComputesNothing) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto slow = Client(), other = Client();
   slow->verdict = [&](int, int32_t) {
     return slow->tokens[0].size() == 2 ? RequestSink::Verdict::kPause : RequestSink::Verdict::kContinue;
@@ -396,260 +394,36 @@ TEST(SchedulerTest, APausedRequestHoldsItsPlaceAndComputesNothing) {
   ExpectNothingLeft(cluster);
 }
 
-// ---- Losses ----
-
-TEST(SchedulerTest, ALostGroupsRequestsGoOnInTheNextOne) {
-  FakeCluster cluster;
-  cluster.Up(0, Roomy(2));
-  const auto client = Client(2);
-  cluster.Generate(FakePrompt(50), 12, client, [](Request* request) { request->generate->samples = 2; });
-  while (client->tokens[0].size() < 5) {
-    cluster.Plan(0);
-    cluster.Answer(0);
-  }
-  cluster.Plan(0);
-  cluster.Lose(0);
-  EXPECT_EQ(cluster.scheduler.waiting(), 1);
-  cluster.Up(0, kRoomy);
-  cluster.RunAll();
-  for (int i = 0; i < 2; ++i) EXPECT_EQ(client->tokens[i], FakeAnswer(FakePrompt(50), i, 12));
-  EXPECT_EQ(client->usage.recoveries, 1);
-  ExpectNothingLeft(cluster);
-}
-
-TEST(SchedulerTest, ALostGroupsRequestsGoToAnotherOne) {
-  FakeCluster cluster;
-  cluster.Up(0, kRoomy);
-  const auto client = Client();
-  cluster.Generate(FakePrompt(50), 12, client);
-  cluster.Plan(0);
-  cluster.Up(1, kRoomy);
-  cluster.Lose(0);
-  cluster.RunAll();
-  EXPECT_EQ(client->tokens[0], FakeAnswer(FakePrompt(50), 0, 12));
-  ExpectNothingLeft(cluster);
-}
-
-TEST(SchedulerTest, WhatNoLongerFitsAfterALossIsEnded) {
-  FakeCluster cluster;
-  cluster.Up(0, kRoomy);
-  const auto client = Client(), small = Client();
-  cluster.Generate(FakePrompt(500), 2, client);
-  cluster.Generate(FakePrompt(5), 2, small);
-  cluster.Lose(0);
-  GroupCapacity capacity = kRoomy;
-  capacity.cache_tokens = 128;
-  cluster.Up(0, capacity);
-  EXPECT_EQ(client->status->code(), absl::StatusCode::kResourceExhausted);
-  cluster.RunAll();
-  EXPECT_TRUE(small->status->ok());
-  ExpectNothingLeft(cluster);
-}
-
-TEST(SchedulerTest, WhatBringsEveryGroupDownIsEnded) {
-  FakeCluster cluster;
-  const auto poison = Client(), fine = Client();
-  cluster.Generate(FakePrompt(5), 2, poison);
-  for (int loss = 0; loss < Scheduler::kLossesMax; ++loss) {
-    EXPECT_FALSE(poison->status.has_value());
-    cluster.Up(0, kRoomy);
-    cluster.Plan(0);
-    cluster.Lose(0);
-  }
-  ASSERT_TRUE(poison->status.has_value());
-  EXPECT_EQ(poison->status->code(), absl::StatusCode::kInternal);
-  cluster.Up(0, kRoomy);
-  cluster.Generate(FakePrompt(5), 2, fine);
-  ExpectNothingLeft(cluster);
-  EXPECT_TRUE(fine->status->ok());
-}
-
-TEST(SchedulerTest, ARequestThatGetsFurtherSurvivesAnyNumberOfLosses) {
-  FakeCluster cluster;
-  const auto client = Client();
-  GroupCapacity capacity = kRoomy;
-  capacity.max_step_tokens = 64;
-  cluster.Generate(FakePrompt(5), 20, client);
-  for (int loss = 0; loss < 3 * Scheduler::kLossesMax; ++loss) {
-    cluster.Up(0, capacity);
-    cluster.Plan(0);
-    cluster.Answer(0);
-    cluster.Lose(0);
-  }
-  cluster.Up(0, capacity);
-  cluster.RunAll();
-  EXPECT_EQ(client->tokens[0], FakeAnswer(FakePrompt(5), 0, 20));
-  EXPECT_EQ(client->usage.recoveries, 3 * Scheduler::kLossesMax);
-}
-
-TEST(SchedulerTest, WhatOnlyALostGroupCanHoldWaitsForIt) {
-  FakeCluster cluster(/*max_queue=*/10, /*places=*/2);
-  GroupCapacity small = kRoomy;
-  small.cache_tokens = 128;
-  cluster.Up(0, kRoomy);
-  const auto client = Client();
-  cluster.Generate(FakePrompt(500), 2, client);
-  cluster.Plan(0);
-  cluster.Up(1, small);
-  cluster.Lose(0);
-  cluster.RunAll();
-  EXPECT_FALSE(client->status.has_value());
-  cluster.Up(0, kRoomy);
-  cluster.RunAll();
-  ASSERT_TRUE(client->status.has_value());
-  EXPECT_EQ(client->tokens[0], FakeAnswer(FakePrompt(500), 0, 2));
-  ExpectNothingLeft(cluster);
-}
-
-TEST(SchedulerTest, CacheBytesCountASharedPromptOnceEvenAfterALoss) {
-  FakeCluster cluster;
-  cluster.scheduler.SetModel(1000, 10, 100);
-  cluster.Up(0, kRoomy);
-  const auto client = Client(2);
-  // The second sample goes on alone after the loss.
-  client->verdict = [](int sample, int32_t) {
-    return sample == 0 ? RequestSink::Verdict::kStop : RequestSink::Verdict::kContinue;
-  };
-  cluster.Generate(FakePrompt(101), 8, client, [](Request* request) { request->generate->samples = 2; });
-  while (client->tokens[1].size() < 3) {
-    cluster.Plan(0);
-    cluster.Answer(0);
-  }
-  cluster.Lose(0);
-  cluster.Up(0, kRoomy);
-  cluster.RunAll();
-  ASSERT_TRUE(client->status.has_value());
-  // 100 that are shared; the prompt's last token for each, and seven of the second's answer.
-  EXPECT_EQ(client->usage.cache_bytes, 10 * (100 + 1 + 1 + 7));
-  EXPECT_EQ(client->usage.transformer_cache_bytes, 100 * (100 + 1 + 1 + 7));
-}
-
-// Requests of every kind over several groups, with losses, cancels and clients that pause at random moments: whoever is
-// not cancelled gets what it would have got alone.
-TEST(SchedulerTest, NothingThatHappensChangesAnAnswer) {
-  for (uint32_t seed = 0; seed < 200; ++seed) {
-    SCOPED_TRACE(seed);
-    std::mt19937 random(seed);
-    const auto below = [&](int limit) { return static_cast<int>(random() % limit); };
-    struct Wanted {
-      std::vector<int32_t> prompt, continuation;
-      int64_t tokens = 0;
-      uint64_t number = 0;
-      bool cancelled = false;
-      std::shared_ptr<FakeClient> client;
-    };
-    std::vector<Wanted> all;
-    FakeCluster cluster(/*max_queue=*/100, /*places=*/2);
-    const auto new_group = [&](int index) {
-      GroupCapacity capacity = Roomy(1 + below(4));
-      capacity.max_sequences = 3 + below(8);
-      capacity.cache_tokens = kCachePageTokens * (16 + below(40));
-      capacity.max_logit_rows = 12;
-      cluster.Up(index, capacity);
-    };
-    new_group(0);
-    new_group(1);
-    for (int event = 0; event < 150; ++event) {
-      const int group = below(2);
-      const bool up = cluster.groups.contains(group);
-      switch (below(12)) {
-        case 0:
-        case 1: {
-          Wanted wanted{FakePrompt(1 + below(150), below(100)), {}, 1 + below(12), 0, false, Client(1 + below(3))};
-          const auto paused_at = static_cast<size_t>(below(4));
-          FakeClient* client = wanted.client.get();
-          client->verdict = [client, paused_at](int sample, int32_t) {
-            return client->tokens[sample].size() == paused_at ? RequestSink::Verdict::kPause
-                                                              : RequestSink::Verdict::kContinue;
-          };
-          wanted.number = cluster.Generate(wanted.prompt, wanted.tokens, wanted.client, [&](Request* request) {
-            request->generate->samples = static_cast<int>(client->tokens.size());
-            request->generate->sampling.seed = seed;
-            request->priority = below(2);
-          });
-          all.push_back(wanted);
-          break;
-        }
-        case 2: {
-          Wanted wanted{FakePrompt(1 + below(60), below(100)), FakePrompt(1 + below(20)), 0, 0, false, Client()};
-          wanted.number = cluster.Score(wanted.prompt, {wanted.continuation, {7}}, below(2) == 0, wanted.client);
-          all.push_back(wanted);
-          break;
-        }
-        case 3:
-          if (!all.empty() && below(4) == 0) {
-            Wanted& wanted = all[below(static_cast<int>(all.size()))];
-            wanted.cancelled = true;
-            cluster.scheduler.Cancel(wanted.number, absl::CancelledError(""), cluster.now);
-          }
-          break;
-        case 4:
-          if (below(4) > 0) break;
-          if (up) {
-            cluster.Lose(group);
-          } else {
-            new_group(group);
-          }
-          break;
-        case 5:
-          if (!all.empty()) cluster.scheduler.Resume(all[below(static_cast<int>(all.size()))].number);
-          break;
-        default:
-          if (up && cluster.Plan(group) > 0) cluster.Answer(group);
-      }
-    }
-    for (int group = 0; group < 2; ++group) {
-      if (!cluster.groups.contains(group)) new_group(group);
-    }
-    const auto all_ended = [&] {
-      return std::all_of(all.begin(), all.end(), [](const Wanted& one) { return one.client->status.has_value(); });
-    };
-    for (int round = 0; round < 100 && !all_ended(); ++round) {
-      for (const Wanted& wanted : all) cluster.scheduler.Resume(wanted.number);
-      cluster.RunAll();
-    }
-    ExpectNothingLeft(cluster);
-    for (const Wanted& wanted : all) {
-      ASSERT_TRUE(wanted.client->status.has_value());
-      if (wanted.cancelled || absl::IsInternal(*wanted.client->status)) continue;  // lost too often in a row
-      ASSERT_TRUE(wanted.client->status->ok()) << *wanted.client->status;
-      if (!wanted.continuation.empty()) {
-        ExpectScores(*wanted.client, 0, wanted.prompt, wanted.continuation);
-        continue;
-      }
-      for (size_t i = 0; i < wanted.client->tokens.size(); ++i) {
-        EXPECT_EQ(wanted.client->tokens[i], FakeAnswer(wanted.prompt, seed + i, wanted.tokens));
-      }
-    }
-  }
-}
+// ---- Answers with errors ----
 
 TEST(SchedulerTest, AnAnswerThatDoesNotFitTheStepIsAnError) {
-  const auto apply = [](const std::function<void(cluster::v1::StepDone*)>& edit) {
+  const auto apply = [](const std::function<void(StepResult*)>& edit) {
     FakeCluster cluster;
-    cluster.Up(0, kRoomy);
+    cluster.Up(0, Roomy());
     cluster.Generate(FakePrompt(5), 2, Client());
     cluster.Plan(0);
-    cluster::v1::StepDone done = cluster.in_flight[0].front();
-    edit(&done);
-    return std::string(cluster.scheduler.Apply(0, done, 1).message());
+    StepResult result = cluster.in_flight[0].front();
+    edit(&result);
+    return std::string(cluster.scheduler.Apply(0, &result, 1).message());
   };
-  EXPECT_THAT(apply([](auto* done) { done->set_id(9); }), HasSubstr("step 9 was answered out of order"));
-  EXPECT_THAT(apply([](auto* done) { done->clear_results(); }), HasSubstr("no result for sequence"));
-  EXPECT_THAT(apply([](auto* done) { done->mutable_results(0)->set_sequence(99); }), HasSubstr("no result for"));
-  EXPECT_THAT(apply([](auto* done) { done->add_results(); }), HasSubstr("1 results too many"));
-  EXPECT_THAT(apply([](auto* done) { done->mutable_results(0)->add_logprobs(1); }), HasSubstr("not the token"));
-  EXPECT_THAT(apply([](auto* done) { done->mutable_results(0)->set_token(1U << 31); }), HasSubstr("not the token"));
+  EXPECT_THAT(apply([](StepResult* result) { result->id = 9; }), HasSubstr("step 9 was answered out of order"));
+  EXPECT_THAT(apply([](StepResult* result) { result->chunks.clear(); }), HasSubstr("no result for sequence"));
+  EXPECT_THAT(apply([](StepResult* result) { result->chunks[0].sequence = 99; }), HasSubstr("no result for"));
+  EXPECT_THAT(apply([](StepResult* result) { result->chunks.emplace_back(); }), HasSubstr("1 results too many"));
+  EXPECT_THAT(apply([](StepResult* result) { result->chunks[0].logprobs.push_back(1); }), HasSubstr("has 1 logprobs"));
+  EXPECT_THAT(apply([](StepResult* result) { result->chunks[0].top.resize(2); }), HasSubstr("2 lists of top logprobs"));
+  EXPECT_THAT(apply([](StepResult* result) { result->chunks[0].token = 1U << 31; }),
+              HasSubstr("token 2147483648 is not below vocab_size"));
 }
 
 TEST(SchedulerTest, ASequenceThatCannotGoOnEndsItsRequestAlone) {
   FakeCluster cluster;
-  cluster.Up(0, kRoomy);
+  cluster.Up(0, Roomy());
   const auto broken = Client(), fine = Client();
   cluster.Generate(FakePrompt(5), 2, broken);
   cluster.Generate(FakePrompt(6), 2, fine);
   cluster.Plan(0);
-  cluster.in_flight[0].front().mutable_results(0)->set_error("logits are not finite");
+  cluster.in_flight[0].front().chunks[0].error = "logits are not finite";
   cluster.Answer(0);
   cluster.RunAll();
   EXPECT_EQ(broken->status->code(), absl::StatusCode::kInternal);

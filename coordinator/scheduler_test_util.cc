@@ -51,11 +51,11 @@ void FakeGroup::Open(const StepPlan::NewSequence& sequence, std::vector<int32_t>
   EXPECT_LE(sequences_.size(), static_cast<size_t>(capacity_.max_sequences));
 }
 
-cluster::v1::StepDone FakeGroup::Run(const StepPlan& plan) {
+StepResult FakeGroup::Run(const StepPlan& plan) {
   EXPECT_EQ(plan.id, ++last_step_);
   EXPECT_LE(plan.ids.size(), static_cast<size_t>(capacity_.max_step_tokens));
-  cluster::v1::StepDone done;
-  done.set_id(plan.id);
+  StepResult result;
+  result.id = plan.id;
   for (const uint64_t sequence : plan.close) EXPECT_EQ(sequences_.erase(sequence), 1U) << sequence;
   for (const StepPlan::NewSequence& sequence : plan.open) Open(sequence, {});
   std::set<uint64_t> seen;
@@ -63,13 +63,13 @@ cluster::v1::StepDone FakeGroup::Run(const StepPlan& plan) {
   for (const StepPlan::Chunk& chunk : plan.chunks) {
     EXPECT_TRUE(seen.insert(chunk.sequence).second) << "twice in a Step";
     logit_rows += chunk.logit_rows;
-    RunChunk(plan, chunk, &done);
+    RunChunk(plan, chunk, &result);
   }
   EXPECT_LE(logit_rows, capacity_.max_logit_rows);
-  return done;
+  return result;
 }
 
-void FakeGroup::RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, cluster::v1::StepDone* done) {
+void FakeGroup::RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, StepResult* result) {
   const auto found = sequences_.find(chunk.sequence);
   ASSERT_NE(found, sequences_.end()) << "sequence " << chunk.sequence;
   std::vector<int32_t>& ids = found->second.ids;
@@ -82,18 +82,18 @@ void FakeGroup::RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, clu
   ASSERT_LE(static_cast<int64_t>(ids.size()), capacity_.max_sequence_tokens);
   for (int64_t i = 0; i < chunk.forks; ++i) Open(plan.forks[chunk.forks_begin + i], ids);
   if (chunk.logit_rows == 0) return;
-  cluster::v1::ChunkResult& result = *done->add_results();
-  result.set_sequence(chunk.sequence);
+  StepResult::Chunk& answer = result->chunks.emplace_back();
+  answer.sequence = chunk.sequence;
   if (chunk.sample) {
     ASSERT_EQ(chunk.logit_rows, 1);
     ASSERT_TRUE(found->second.seed.has_value());
-    result.set_token(FakeToken(ids, *found->second.seed));
+    answer.token = static_cast<uint32_t>(FakeToken(ids, *found->second.seed));
     return;
   }
   ASSERT_GE(chunk.targets_begin, 0);
   for (int64_t i = 0; i < chunk.logit_rows; ++i) {
     const size_t row = ids.size() - chunk.logit_rows + i;
-    result.add_logprobs(
+    answer.logprobs.push_back(
         FakeLogprob(absl::MakeConstSpan(ids).subspan(0, row + 1), plan.targets[chunk.targets_begin + i]));
   }
 }
@@ -129,43 +129,43 @@ void FakeClient::OnDone(const absl::Status& end, const RequestUsage& used) {
 
 // ---- FakeCluster ----
 
-void FakeCluster::Up(int group, const GroupCapacity& capacity) {
-  groups[group] = std::make_unique<FakeGroup>(capacity);
-  scheduler.GroupUp(group, capacity, now);
+void FakeCluster::Up(int replica, const GroupCapacity& capacity) {
+  groups[replica] = std::make_unique<FakeGroup>(capacity);
+  scheduler.GenerationReady(replica, capacity, now);
 }
 
-void FakeCluster::Lose(int group) {
-  groups.erase(group);
-  plans.erase(group);
-  in_flight.erase(group);
-  scheduler.GroupLost(group, now);
+void FakeCluster::Lose(int replica) {
+  groups.erase(replica);
+  plans.erase(replica);
+  in_flight.erase(replica);
+  scheduler.GenerationEnded(replica, now);
 }
 
-int FakeCluster::Plan(int group) {
+int FakeCluster::Plan(int replica) {
   StepPlan plan;
-  while (scheduler.NextStep(group, now, &plan)) {
-    in_flight[group].push_back(groups.at(group)->Run(plan));
-    plans[group].push_back(plan);
+  while (scheduler.NextStep(replica, now, &plan)) {
+    in_flight[replica].push_back(groups.at(replica)->Run(plan));
+    plans[replica].push_back(plan);
   }
-  return static_cast<int>(in_flight[group].size());
+  return static_cast<int>(in_flight[replica].size());
 }
 
-void FakeCluster::Answer(int group) {
-  ASSERT_FALSE(in_flight[group].empty());
+void FakeCluster::Answer(int replica) {
+  ASSERT_FALSE(in_flight[replica].empty());
   now += 1;
-  const cluster::v1::StepDone done = in_flight[group].front();
-  in_flight[group].pop_front();
-  plans[group].pop_front();
-  const absl::Status status = scheduler.Apply(group, done, now);
+  StepResult result = std::move(in_flight[replica].front());
+  in_flight[replica].pop_front();
+  plans[replica].pop_front();
+  const absl::Status status = scheduler.Apply(replica, &result, now);
   ASSERT_TRUE(status.ok()) << status.ToString();
 }
 
 void FakeCluster::RunAll() {
   for (int idle = 0; idle < 2;) {
     ++idle;
-    for (const auto& [group, fake] : groups) {
-      if (Plan(group) == 0) continue;
-      Answer(group);
+    for (const auto& [replica, group] : groups) {
+      if (Plan(replica) == 0) continue;
+      Answer(replica);
       idle = 0;
     }
   }
@@ -191,6 +191,42 @@ uint64_t FakeCluster::Score(const std::vector<int32_t>& prompt, const std::vecto
   request.score->score_prompt = score_prompt;
   scheduler.Submit(++last_number, std::move(request), std::move(client), now);
   return last_number;
+}
+
+// ---- Expectations ----
+
+GroupCapacity Roomy(int stages) {
+  return {.stages = stages,
+          .max_sequences = 64,
+          .cache_tokens = 1 << 20,
+          .max_sequence_tokens = 1 << 16,
+          .max_step_tokens = 16,
+          .max_logit_rows = 64};
+}
+
+void ExpectScores(const FakeClient& client, int continuation, std::vector<int32_t> before,
+                  const std::vector<int32_t>& text) {
+  const auto found = client.scores.find(continuation);
+  ASSERT_NE(found, client.scores.end()) << continuation;
+  ASSERT_EQ(found->second.size(), text.size());
+  for (size_t i = 0; i < text.size(); ++i) {
+    EXPECT_EQ(found->second[i].id, text[i]);
+    EXPECT_EQ(found->second[i].logprob, FakeLogprob(before, text[i]));
+    before.push_back(text[i]);
+  }
+}
+
+void ExpectNothingLeft(FakeCluster& cluster) {
+  cluster.RunAll();
+  EXPECT_EQ(cluster.scheduler.running(), 0);
+  EXPECT_EQ(cluster.scheduler.waiting(), 0);
+  for (const auto& [replica, group] : cluster.groups) {
+    EXPECT_EQ(group->sequences(), 0U);
+    const GroupLoad load = cluster.scheduler.Load(replica);
+    EXPECT_EQ(load.sequences, 0);
+    EXPECT_EQ(load.cache_tokens_reserved, 0);
+    EXPECT_EQ(load.steps_in_flight, 0);
+  }
 }
 
 }  // namespace goldfinch

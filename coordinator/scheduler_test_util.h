@@ -1,4 +1,4 @@
-// A group of workers as the scheduler sees it, and a client that writes down what it gets.
+// A group of workers as the scheduler sees it, and a client that records what it gets.
 #ifndef GOLDFINCH_COORDINATOR_SCHEDULER_TEST_UTIL_H_
 #define GOLDFINCH_COORDINATOR_SCHEDULER_TEST_UTIL_H_
 
@@ -13,23 +13,24 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "coordinator/scheduler.h"
-#include "protos/cluster.pb.h"
+#include "coordinator/step.h"
 
 namespace goldfinch {
 
-// The token that the fake model draws after `ids`; never 0.
+// The token that the fake model samples after `ids`; never 0.
 int32_t FakeToken(absl::Span<const int32_t> ids, uint64_t seed);
 float FakeLogprob(absl::Span<const int32_t> ids, int32_t target);
-// What a request of its own gets: `count` tokens after the prompt.
+// What a request that runs alone gets: `count` tokens after the prompt.
 std::vector<int32_t> FakeAnswer(std::vector<int32_t> prompt, uint64_t seed, int64_t count);
 
-// Runs Steps as workers do, and fails the test for a Step that they would refuse.
+// Runs Steps as workers do, and fails the test at a Step that they would refuse.
 class FakeGroup {
  public:
   explicit FakeGroup(const GroupCapacity& capacity) : capacity_(capacity) {}
 
-  cluster::v1::StepDone Run(const StepPlan& plan);
+  StepResult Run(const StepPlan& plan);
   size_t sequences() const { return sequences_.size(); }
   int64_t tokens_run() const { return tokens_run_; }
 
@@ -40,7 +41,7 @@ class FakeGroup {
     size_t observed = 0;
   };
   void Open(const StepPlan::NewSequence& sequence, std::vector<int32_t> ids);
-  void RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, cluster::v1::StepDone* done);
+  void RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, StepResult* result);
 
   const GroupCapacity capacity_;
   std::map<uint64_t, Sequence> sequences_;
@@ -70,14 +71,15 @@ struct FakeClient : RequestSink {
 // A scheduler with one or more fake groups whose Steps take a while.
 class FakeCluster {
  public:
-  explicit FakeCluster(int max_queue = 100, int places = 1) : scheduler(max_queue, places) {}
+  explicit FakeCluster(int max_queue = 100, int replicas = 1) : scheduler(max_queue, replicas) {}
 
-  void Up(int group, const GroupCapacity& capacity);
-  void Lose(int group);
+  // A group becomes ready as this replica.
+  void Up(int replica, const GroupCapacity& capacity);
+  void Lose(int replica);
   // Plans Steps until there is nothing to do; returns how many are in flight.
-  int Plan(int group);
+  int Plan(int replica);
   // The oldest Step's results come back.
-  void Answer(int group);
+  void Answer(int replica);
   // Plans and answers until nothing is left to do.
   void RunAll();
 
@@ -89,13 +91,22 @@ class FakeCluster {
   Scheduler scheduler;
   double now = 0;
   std::map<int, std::unique_ptr<FakeGroup>> groups;
-  std::map<int, std::deque<StepPlan>> plans;                   // in flight; spans in them are not valid any more
-  std::map<int, std::deque<cluster::v1::StepDone>> in_flight;  // results under way
+  std::map<int, std::deque<StepPlan>> plans;        // in flight; their spans are not valid any more
+  std::map<int, std::deque<StepResult>> in_flight;  // results that have not come back yet
   uint64_t last_number = 0;
 };
 
 // 1, 2, ... from `first`, below 200.
 std::vector<int32_t> FakePrompt(int64_t count, int32_t first = 1);
+
+// A capacity that holds everything the tests ask for, with Steps of 16 tokens.
+GroupCapacity Roomy(int stages = 1);
+
+// The continuation's scores have come, each for what follows `before`.
+void ExpectScores(const FakeClient& client, int continuation, std::vector<int32_t> before,
+                  const std::vector<int32_t>& text);
+// Runs what is left, and then nothing holds memory, neither in the scheduler nor in the workers.
+void ExpectNothingLeft(FakeCluster& cluster);
 
 }  // namespace goldfinch
 

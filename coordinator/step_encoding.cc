@@ -1,6 +1,8 @@
 #include "coordinator/step_encoding.h"
 
+#include <algorithm>
 #include <string>
+#include <utility>
 
 #include "protos/cluster.pb.h"
 
@@ -32,12 +34,12 @@ void EncodeNew(const StepPlan::NewSequence& sequence, bool is_last, cluster::v1:
   out->mutable_observed()->Assign(sequence.observed.begin(), sequence.observed.end());
 }
 
-void EncodeIds(absl::Span<const int32_t> ids, bool wide, std::string* out) {
-  const size_t width = wide ? 4 : 2;
-  out->resize(ids.size() * width);
+// Little-endian.
+void EncodeIds(absl::Span<const int32_t> ids, int id_bytes, std::string* out) {
+  out->resize(ids.size() * id_bytes);
   char* to = out->data();
   for (const int32_t id : ids) {
-    for (size_t byte = 0; byte < width; ++byte) *to++ = static_cast<char>(static_cast<uint32_t>(id) >> (8 * byte));
+    for (int byte = 0; byte < id_bytes; ++byte) *to++ = static_cast<char>(static_cast<uint32_t>(id) >> (8 * byte));
   }
 }
 
@@ -47,7 +49,7 @@ void EncodeChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, const StepA
   out->set_position(chunk.position);
   out->set_tokens(static_cast<uint32_t>(chunk.tokens));
   if (audience.looks_at_ids) {
-    EncodeIds(absl::MakeConstSpan(plan.ids).subspan(chunk.ids_begin, chunk.tokens), audience.wide_ids,
+    EncodeIds(absl::MakeConstSpan(plan.ids).subspan(chunk.ids_begin, chunk.tokens), audience.id_bytes,
               out->mutable_ids());
   }
   out->set_logit_rows(static_cast<uint32_t>(chunk.logit_rows));
@@ -63,6 +65,25 @@ void EncodeChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, const StepA
   out->set_logits(chunk.logits);
 }
 
+void DecodeChunk(cluster::v1::ChunkResult* from, StepResult::Chunk* to) {
+  to->sequence = from->sequence();
+  to->token = from->token();
+  to->logprobs.assign(from->logprobs().begin(), from->logprobs().end());
+  to->top.resize(from->top_size());
+  for (int row = 0; row < from->top_size(); ++row) {
+    const cluster::v1::TopLogprobs& top = from->top(row);
+    to->top[row].clear();
+    for (int i = 0; i < std::min(top.ids_size(), top.logprobs_size()); ++i) {
+      to->top[row].push_back({static_cast<int32_t>(top.ids(i)), top.logprobs(i)});
+    }
+  }
+  // mutable_ of an empty string would allocate one.
+  to->error.clear();
+  to->logits.clear();
+  if (!from->error().empty()) to->error = std::move(*from->mutable_error());
+  if (!from->logits().empty()) to->logits = std::move(*from->mutable_logits());
+}
+
 }  // namespace
 
 void EncodeStep(const StepPlan& plan, const StepAudience& audience, cluster::v1::Step* step) {
@@ -73,6 +94,12 @@ void EncodeStep(const StepPlan& plan, const StepAudience& audience, cluster::v1:
   for (const StepPlan::NewSequence& sequence : plan.open) EncodeNew(sequence, audience.is_last, step->add_open());
   step->mutable_chunks()->Reserve(static_cast<int>(plan.chunks.size()));
   for (const StepPlan::Chunk& chunk : plan.chunks) EncodeChunk(plan, chunk, audience, step->add_chunks());
+}
+
+void DecodeStepDone(cluster::v1::StepDone* done, StepResult* result) {
+  result->id = done->id();
+  result->chunks.resize(done->results_size());
+  for (int i = 0; i < done->results_size(); ++i) DecodeChunk(done->mutable_results(i), &result->chunks[i]);
 }
 
 }  // namespace goldfinch

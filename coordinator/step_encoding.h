@@ -1,27 +1,32 @@
-// A Step as the stages are told it.
+// Steps as the messages that workers understand.
 #ifndef GOLDFINCH_COORDINATOR_STEP_ENCODING_H_
 #define GOLDFINCH_COORDINATOR_STEP_ENCODING_H_
 
 #include <cstdint>
 
-#include "coordinator/scheduler.h"
+#include "coordinator/step.h"
 
 namespace goldfinch {
 
 namespace cluster::v1 {
 class Step;
+class StepDone;
 }  // namespace cluster::v1
 
-// Whom a Step is for.
+// The stage that a Step is written for.
 struct StepAudience {
   uint64_t generation = 0;
-  bool wide_ids = false;      // token ids take 4 bytes, not 2: vocab_size > 65,536
-  bool looks_at_ids = false;  // the first stage, and those with GOLD layers
-  bool is_last = false;       // the one that samples and scores
+  int id_bytes = 2;           // of a token id in Chunk.ids: 2 or 4
+  bool looks_at_ids = false;  // the first stage and every stage with GOLD layers; others get no ids
+  bool is_last = false;       // the stage that samples and scores; others get no sampling options and no targets
 };
 
-// `step` is cleared first.
+// Overwrites `step`.
 void EncodeStep(const StepPlan& plan, const StepAudience& audience, cluster::v1::Step* step);
+
+// Overwrites `result` with the last stage's results, reusing its memory. Moves logits and errors out of `done`. Nothing
+// is checked here: Scheduler::Apply knows what was asked for.
+void DecodeStepDone(cluster::v1::StepDone* done, StepResult* result);
 
 }  // namespace goldfinch
 

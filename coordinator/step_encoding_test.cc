@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/step.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
@@ -45,7 +46,7 @@ class StepEncodingTest : public ::testing::Test {
   cluster::v1::Step Encode(bool looks_at_ids, bool is_last, bool wide = false) {
     cluster::v1::Step step;
     step.add_close(99);  // of the Step before
-    EncodeStep(plan_, {7, wide, looks_at_ids, is_last}, &step);
+    EncodeStep(plan_, {7, wide ? 4 : 2, looks_at_ids, is_last}, &step);
     return step;
   }
 
@@ -90,6 +91,56 @@ TEST_F(StepEncodingTest, OtherStagesAreToldWhatTheyNeed) {
 TEST_F(StepEncodingTest, IdsOfLargeVocabulariesTakeFourBytes) {
   plan_.ids[0] = 0x12345678;
   EXPECT_EQ(Encode(true, false, true).chunks(0).ids(), std::string("\x78\x56\x34\x12\3\0\0\0", 8));
+}
+
+TEST(StepDecodingTest, AStepDoneBecomesPlainDataAndMemoryIsUsedAgain) {
+  cluster::v1::StepDone done;
+  done.set_id(8);
+  cluster::v1::ChunkResult& sampled = *done.add_results();
+  sampled.set_sequence(4);
+  sampled.set_token(0xffffffff);
+  cluster::v1::ChunkResult& scored = *done.add_results();
+  scored.set_sequence(6);
+  scored.add_logprobs(-1);
+  scored.add_logprobs(-2);
+  scored.add_top()->add_ids(42);
+  scored.mutable_top(0)->add_logprobs(-0.5);
+  scored.mutable_top(0)->add_ids(43);  // without its logprob: dropped
+  scored.add_top();
+  scored.set_logits("abcdefgh");
+  StepResult result;
+  result.chunks.resize(3);
+  result.chunks[0].error = "of the Step before";
+  result.chunks[0].logits = "of the Step before";
+  result.chunks[0].logprobs = {7};
+  result.chunks[0].top.resize(1);
+  DecodeStepDone(&done, &result);
+  EXPECT_EQ(result.id, 8U);
+  ASSERT_EQ(result.chunks.size(), 2U);
+  EXPECT_EQ(result.chunks[0].sequence, 4U);
+  EXPECT_EQ(result.chunks[0].token, 0xffffffff) << "checked by the scheduler";
+  EXPECT_EQ(result.chunks[0].error, "");
+  EXPECT_EQ(result.chunks[0].logits, "");
+  EXPECT_TRUE(result.chunks[0].logprobs.empty());
+  EXPECT_TRUE(result.chunks[0].top.empty());
+  EXPECT_EQ(result.chunks[1].sequence, 6U);
+  EXPECT_THAT(result.chunks[1].logprobs, ElementsAre(-1, -2));
+  ASSERT_EQ(result.chunks[1].top.size(), 2U);
+  ASSERT_EQ(result.chunks[1].top[0].size(), 1U);
+  EXPECT_EQ(result.chunks[1].top[0][0].id, 42);
+  EXPECT_EQ(result.chunks[1].top[0][0].logprob, -0.5);
+  EXPECT_TRUE(result.chunks[1].top[1].empty());
+  EXPECT_EQ(result.chunks[1].logits, "abcdefgh");
+  EXPECT_EQ(done.results(1).logits(), "") << "moved";
+}
+
+TEST(StepDecodingTest, AnErrorIsKept) {
+  cluster::v1::StepDone done;
+  done.add_results()->set_error("logits are not finite");
+  StepResult result;
+  DecodeStepDone(&done, &result);
+  ASSERT_EQ(result.chunks.size(), 1U);
+  EXPECT_EQ(result.chunks[0].error, "logits are not finite");
 }
 
 }  // namespace

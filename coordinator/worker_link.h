@@ -1,4 +1,4 @@
-// The coordinator's end of a worker's stream, and what it wants to hear of it.
+// The coordinator's end of the connection to a worker, whatever carries the messages.
 #ifndef GOLDFINCH_COORDINATOR_WORKER_LINK_H_
 #define GOLDFINCH_COORDINATOR_WORKER_LINK_H_
 
@@ -13,22 +13,23 @@ class FromWorker;
 class ToWorker;
 }  // namespace cluster::v1
 
-// Thread-safe. Nothing blocks: messages are queued.
+// Sends to one worker. Thread-safe. No call blocks: messages are queued.
 class WorkerLink {
  public:
   virtual ~WorkerLink() = default;
   virtual void Send(const cluster::v1::ToWorker& message) = 0;
-  // Ends the stream after what has been sent. The listener's Disconnected follows, if it has not been called.
+  // Ends the connection after the messages that have been sent. The listener's Disconnected follows, unless it has been
+  // called before.
   virtual void Close() = 0;
 };
 
-// Thread-safe; no call blocks on work or calls the link back.
+// Hears from all workers. Thread-safe. No call blocks for long or calls a link.
 class WorkerListener {
  public:
   virtual ~WorkerListener() = default;
-  // Returns the number of this connection, never used again. `address` is for people: "10.0.0.7:41233".
+  // Returns the number of this connection, which is never used again. `address` is for people: "10.0.0.7:41233".
   virtual uint64_t Connected(std::shared_ptr<WorkerLink> link, const std::string& address) = 0;
-  // In the stream's order.
+  // Call it in the order in which the worker sent the messages.
   virtual void Received(uint64_t worker, cluster::v1::FromWorker message) = 0;
   virtual void Disconnected(uint64_t worker) = 0;
 };

@@ -13,7 +13,7 @@
 namespace goldfinch {
 namespace {
 
-// For the World vocabulary 2 leave 9 % of the cells empty; 16 leave 7 % and take six times as long.
+// With the World vocabulary, 2 open blocks leave 9 % of the cells empty; 16 leave 7 % and take six times as long.
 constexpr size_t kOpenBlocksMax = 2;
 
 // A set of the values 0..255.
@@ -38,11 +38,11 @@ ByteSet XorEach(const ByteSet& set, uint8_t label) {
   return result;
 }
 
-// 256 cells that may still take children.
+// A block of 256 cells that can still take children.
 struct Block {
   uint32_t begin;
   ByteSet cells_taken = {};
-  ByteSet bases_taken = {};  // Values of `children` in use, less `begin`.
+  ByteSet bases_taken = {};  // The values of `children` in use, minus `begin`.
 };
 
 // The first base at which all of `labels` find a free cell in `block`.
@@ -65,7 +65,7 @@ ByteTrie::ByteTrie(std::vector<Entry> entries) {
   cells_.resize(kRootChildren);
   std::deque<Block> open;  // The newest at the back.
 
-  // Finds a place for children over `labels`, opens a block if there is none, and returns their parent's `children`.
+  // Finds room for children over `labels`, in a new block if need be, and returns the `children` of their parent.
   const auto place = [&](const std::vector<uint8_t>& labels) {
     std::optional<uint8_t> base;
     auto block = open.begin();
@@ -96,7 +96,7 @@ ByteTrie::ByteTrie(std::vector<Entry> entries) {
 
     labels.clear();
     for (size_t i = node.begin; i < node.end; ++i) {
-      GF_CHECK_GT(entries[i].text.size(), node.depth) << "a text is empty or there twice";
+      GF_CHECK_GT(entries[i].text.size(), node.depth) << "a text is empty or occurs twice";
       const auto label = static_cast<uint8_t>(entries[i].text[node.depth]);
       if (labels.empty() || labels.back() != label) labels.push_back(label);
     }

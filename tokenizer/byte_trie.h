@@ -20,10 +20,10 @@ class ByteTrie {
     const char* end;  // One past the match.
   };
 
-  // The texts must be distinct and not empty; the trie keeps no reference to them.
+  // The texts must be distinct and not empty. The trie keeps no reference to them.
   explicit ByteTrie(std::vector<Entry> entries);
 
-  // The longest text that [begin, end) begins with; begin < end.
+  // Finds the longest text of the trie that [begin, end) begins with. Requires begin < end.
   Match Longest(const char* begin, const char* end) const {
     Match match = {0, begin};
     uint32_t children = kRootChildren;
@@ -47,9 +47,10 @@ class ByteTrie {
     uint16_t id = 0;
   };
   static constexpr uint16_t kNoLabel = 256;
-  static constexpr uint32_t kBlockCells =
-      256;                                    // A node's children lie in one block, as `^ byte` changes the low 8 bits.
-  static constexpr uint32_t kNoChildren = 0;  // Block 0 stays empty: leaves point there and fail without a test.
+  // All children of a node lie in one block, because `^ byte` changes only the low 8 bits.
+  static constexpr uint32_t kBlockCells = 256;
+  // Block 0 stays empty: leaves point there, so a look-up beyond a leaf fails without a test of its own.
+  static constexpr uint32_t kNoChildren = 0;
   static constexpr uint32_t kRootChildren = kBlockCells;
 
   class Builder;

@@ -68,8 +68,8 @@ TEST(ByteTrieTest, AgreesWithTryingEveryLength) {
 }
 
 TEST(ByteTrieDeathTest, RefusesEmptyAndEqualTexts) {
-  EXPECT_DEATH(ByteTrie({{"", 1}}), "empty or there twice");
-  EXPECT_DEATH(ByteTrie({{"ab", 1}, {"ab", 2}}), "empty or there twice");
+  EXPECT_DEATH(ByteTrie({{"", 1}}), "empty or occurs twice");
+  EXPECT_DEATH(ByteTrie({{"ab", 1}, {"ab", 2}}), "empty or occurs twice");
 }
 
 }  // namespace

@@ -24,8 +24,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& voca
   GF_ASSIGN_OR_RETURN(const std::string path, FindVocabulary(vocab, model_path));
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::FromFile(path));
   if (vocab_size > 0 && tokenizer->vocab_size() > vocab_size) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": has ids up to ", tokenizer->vocab_size() - 1,
-                                                   ", the model's vocabulary is ", vocab_size));
+    return absl::InvalidArgumentError(absl::StrCat(path, ": the vocabulary has ids up to ", tokenizer->vocab_size() - 1,
+                                                   ", the model has only ", vocab_size, " ids"));
   }
   return tokenizer;
 }

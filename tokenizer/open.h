@@ -1,4 +1,4 @@
-// Which tokenizer a model wants, and what drawing tokens has to know of it.
+// Opens the tokenizer that a model needs, and derives from it what the sampler has to know.
 #ifndef GOLDFINCH_TOKENIZER_OPEN_H_
 #define GOLDFINCH_TOKENIZER_OPEN_H_
 
@@ -12,13 +12,15 @@
 
 namespace goldfinch {
 
-// `vocab`: a file or "bytes"; empty: bytes for models of 256 or 257 tokens or whose config says so (`configured`), else
-// the World vocabulary beside the model. INVALID_ARGUMENT if it has ids that the model has not; a `vocab_size` of 0 is
-// unknown.
+// `vocab` is a vocabulary file or "bytes". If it is empty, the model decides: the byte vocabulary if its config says so
+// (`configured` is "bytes") or if the config says nothing and `vocab_size` is 256 or 257; else the World vocabulary,
+// which FindVocabulary looks for. A `vocab_size` of 0 means that it is unknown. INVALID_ARGUMENT if the vocabulary has
+// ids that the model does not have.
 absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& vocab, const std::string& model_path,
                                                          const std::string& configured, int64_t vocab_size);
 
-// Of a model with `vocab_size` > 0 logits. Ids without text have no meaning, but for the end of text.
+// What the sampler has to know of the ids of a model with `vocab_size` > 0 logits. Ids without a text are never
+// sampled, except for the end of text.
 std::shared_ptr<const SamplerVocabulary> MakeSamplerVocabulary(const Tokenizer& tokenizer, int64_t vocab_size);
 
 }  // namespace goldfinch

@@ -33,7 +33,7 @@ TEST(OpenTokenizer, RefusesIdsThatTheModelLacks) {
   EXPECT_TRUE(OpenTokenizer(path, "", "", 0).ok());
   const absl::Status status = OpenTokenizer(path, "", "", 257).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(std::string(status.message()), path + ": has ids up to 257, the model's vocabulary is 257");
+  EXPECT_EQ(std::string(status.message()), path + ": the vocabulary has ids up to 257, the model has only 257 ids");
 }
 
 TEST(MakeSamplerVocabulary, IdsWithTextAndTheEndOfText) {

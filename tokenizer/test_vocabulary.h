@@ -1,4 +1,4 @@
-// What tests, fuzz targets and benchmarks of the tokenizer share.
+// Shared by the tests, fuzz targets and benchmarks of the tokenizer.
 #ifndef GOLDFINCH_TOKENIZER_TEST_VOCABULARY_H_
 #define GOLDFINCH_TOKENIZER_TEST_VOCABULARY_H_
 
@@ -13,7 +13,7 @@
 
 namespace goldfinch {
 
-// From the root of the repository or of a test's run files. `./dev test` fetches it; it may be missing.
+// Relative to the root of the repository or of a test's run files. `./dev test` fetches the file; it may be missing.
 inline constexpr char kWorldVocabularyPath[] = "third_party/world_vocab/rwkv_vocab_v20230424.txt";
 
 // The 256 lines that every vocabulary needs: byte b is id b + 1, as in the World vocabulary.

@@ -32,13 +32,13 @@ TextStream::TextStream(absl::Span<const std::string> stop_strings) : states_(1) 
       }
       state = child;
     }
-    if (!states_[state].stop) {  // Of equal stop strings the first counts.
+    if (!states_[state].stop) {  // If stop strings are equal, the first one counts.
       states_[state].stop = static_cast<uint32_t>(i);
       states_[state].stop_size = states_[state].size;
     }
   }
 
-  // Breadth first, as a state's `fail` is shorter than the state.
+  // Breadth first, because the `fail` of a state is shorter than the state.
   std::vector<uint32_t> order = {0};
   for (size_t i = 0; i < order.size(); ++i) {
     const uint32_t parent = order[i];
@@ -117,7 +117,7 @@ void TextStream::Emit(size_t held, std::string* text) {
   const size_t end = pending_.size() - held;
   text->append(pending_, sent_, end - sent_);
   sent_ = end;
-  // Not each time: that would move what is held at each token.
+  // Not in every call, because that would move what is held back with every token.
   if (sent_ >= held) {
     pending_.erase(0, sent_);
     sent_ = 0;

@@ -1,4 +1,5 @@
-// From the bytes of tokens to text that can be sent while it is made: whole UTF-8 characters, cut at stop strings.
+// Turns the bytes of tokens into text that can be sent while it is generated: whole UTF-8 characters, up to a stop
+// string.
 #ifndef GOLDFINCH_TOKENIZER_TEXT_STREAM_H_
 #define GOLDFINCH_TOKENIZER_TEXT_STREAM_H_
 
@@ -15,12 +16,12 @@
 
 namespace goldfinch {
 
-// One stream of text. What it emits is valid UTF-8 at every moment and does not depend on how the bytes were cut into
+// One stream of text. Its output is valid UTF-8 at every moment and does not depend on how the bytes were cut into
 // calls. A broken character becomes U+FFFD (one for each maximal subpart) as soon as it is known to be broken. Stop
-// strings are found in that text, whatever tokens they came in: the one that is complete first ends the stream, the
-// longest if two are complete at the same place. Held back are only an incomplete character and the longest end of the
-// text that some stop string begins with. Time is linear in the bytes fed and in the stop strings' bytes. Not
-// thread-safe.
+// strings are found in the decoded text, however tokens cut them: the one that is complete first ends the stream, or
+// the longest one if several are complete at the same byte. The stream holds back only an incomplete character and the
+// longest end of the text that a stop string begins with. It takes time linear in the bytes of the text and of the stop
+// strings. Not thread-safe.
 class TextStream {
  public:
   // INVALID_ARGUMENT if a stop string is empty or not valid UTF-8.
@@ -28,22 +29,22 @@ class TextStream {
   // Without stop strings.
   TextStream() : TextStream(absl::Span<const std::string>()) {}
 
-  // Takes the next bytes and appends to `text` what can be sent now. Bytes after a stop are dropped.
+  // Takes the next bytes and appends to `text` what can be sent now. Bytes after a stop string are dropped.
   void Append(std::string_view bytes, std::string* text);
-  // Appends what was held back; an incomplete character becomes U+FFFD. Call once, at the end.
+  // Appends what was held back; an incomplete character becomes U+FFFD. Call it once, at the end.
   void Finish(std::string* text);
 
-  // The index of the stop string that ended the text, which was emitted up to where that string began.
+  // The index of the stop string that ended the text. The output ends where that string began.
   std::optional<size_t> stop() const { return stop_; }
 
  private:
-  // The Aho-Corasick automaton of the stop strings: a state is the longest end of the text that one of them begins
-  // with.
+  // The Aho-Corasick automaton of the stop strings. A state stands for the longest end of the text that one of them
+  // begins with.
   struct State {
     char byte = 0;             // The last byte of that end.
-    uint32_t size = 0;         // Bytes.
-    uint32_t fail = 0;         // The state of the longest shorter end.
-    uint32_t first_child = 0;  // 0 is none: the root is nobody's child.
+    uint32_t size = 0;         // The bytes of that end.
+    uint32_t fail = 0;         // The state of the next shorter end that a stop string begins with.
+    uint32_t first_child = 0;  // 0: none, for the root is nobody's child.
     uint32_t next_sibling = 0;
     std::optional<uint32_t> stop = std::nullopt;  // The longest stop string that this end ends with.
     uint32_t stop_size = 0;
@@ -54,16 +55,16 @@ class TextStream {
   uint32_t Child(uint32_t state, char byte) const;
   // The state after `state` and `byte`.
   uint32_t Next(uint32_t state, char byte) const;
-  // Adds whole characters to `pending_`. At a stop, cuts the stop string off it and drops the rest.
+  // Adds whole characters to `pending_`. If that completes a stop string, cuts it off and drops the rest.
   void AddText(std::string_view text);
-  // Appends `pending_` to `text`, but for what was sent and for the last `held` bytes.
+  // Appends `pending_` to `text`, without what was sent before and without the last `held` bytes.
   void Emit(size_t held, std::string* text);
 
   std::vector<State> states_;  // [0] is the root, the empty end.
   uint32_t state_ = 0;
   Utf8Scanner scanner_;
-  std::string character_;  // The bytes of an incomplete one.
-  std::string pending_;    // Decoded text, of which the first `sent_` bytes were emitted; the rest is held back.
+  std::string character_;  // The bytes of an incomplete character.
+  std::string pending_;    // Decoded text; its first `sent_` bytes were emitted, the rest is held back.
   size_t sent_ = 0;
   std::optional<size_t> stop_;
 };

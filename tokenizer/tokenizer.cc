@@ -37,13 +37,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromText(std::string_view 
 }
 
 void Tokenizer::Encode(std::string_view text, std::vector<int32_t>* ids) const {
-  std::array<int32_t, 1024> block;  // Spares the vector's bounds check at each token.
+  std::array<int32_t, 1024> block;  // Saves the vector's capacity check for every token.
   size_t size = 0;
   const char* p = text.data();
   const char* const end = p + text.size();
   while (p != end) {
     const ByteTrie::Match match = trie_.Longest(p, end);
-    // Every single byte is a token, so that a match is at least one byte.
+    // Every single byte is a token, so a match has at least one byte.
     block[size++] = match.id;
     p = match.end;
     if (size == block.size()) {

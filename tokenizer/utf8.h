@@ -1,4 +1,4 @@
-// UTF-8, one byte at a time.
+// Reading UTF-8 one byte at a time, and writing it.
 #ifndef GOLDFINCH_TOKENIZER_UTF8_H_
 #define GOLDFINCH_TOKENIZER_UTF8_H_
 
@@ -8,8 +8,8 @@
 
 namespace goldfinch {
 
-// Finds the characters of a stream of bytes. Knows an error at the first byte that cannot go on, so that each maximal
-// subpart of a broken character is one error (Unicode 15, section 3.9; the practice of browsers and of Python).
+// Finds the characters in a stream of bytes. It reports an error at the first byte that cannot continue a character, so
+// each maximal subpart of a broken character is one error (Unicode 15, section 3.9, as browsers and Python do it).
 class Utf8Scanner {
  public:
   enum class Step {
@@ -20,19 +20,20 @@ class Utf8Scanner {
   };
 
   Step Feed(char c);
-  // True between characters.
+  // Whether the bytes so far end with a whole character.
   bool at_start() const { return missing_ == 0; }
 
  private:
   int missing_ = 0;  // Bytes that the character still needs.
-  // The next byte's range: narrower than 80..BF after E0, ED, F0 and F4, for overlong forms, surrogates and > U+10FFFF.
+  // The range of the next byte. It is narrower than 80..BF after E0, ED, F0 and F4, which excludes overlong forms,
+  // surrogates and code points above U+10FFFF.
   uint8_t next_min_ = 0x80;
   uint8_t next_max_ = 0xbf;
 };
 
 bool IsValidUtf8(std::string_view text);
 
-// Appends the UTF-8 of a code point. False, and nothing appended, if it is a surrogate or above U+10FFFF.
+// Appends the UTF-8 of a code point. Returns false and appends nothing if it is a surrogate or above U+10FFFF.
 bool AppendUtf8(uint32_t code, std::string* text);
 
 }  // namespace goldfinch

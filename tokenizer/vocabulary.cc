@@ -28,14 +28,14 @@ constexpr char kVocabularyFileName[] = "rwkv_vocab_v20230424.txt";
 constexpr size_t kFileBytesMax = size_t{128} << 20;
 constexpr int kSingleBytes = 256;
 
-// Untrusted text for an error message: escaped and short.
+// Untrusted text for an error message, escaped and cut.
 std::string Quoted(std::string_view text) {
   constexpr size_t kShownBytes = 40;
   return absl::StrCat("\"", absl::CHexEscape({text.data(), std::min(text.size(), kShownBytes)}),
                       text.size() > kShownBytes ? "..." : "", "\"");
 }
 
-// Digits only: no sign, no space.
+// Accepts digits alone: no sign, no space.
 std::optional<int64_t> ParseDecimal(std::string_view text) {
   int64_t value = 0;
   const char* const end = text.data() + text.size();
@@ -44,7 +44,7 @@ std::optional<int64_t> ParseDecimal(std::string_view text) {
   return value;
 }
 
-// Parses a Python str or bytes literal. One use for each literal.
+// Parses one Python str or bytes literal.
 class LiteralParser {
  public:
   explicit LiteralParser(std::string_view literal) : rest_(literal) {}
@@ -127,7 +127,7 @@ class LiteralParser {
         if (kind >= '0' && kind <= '7') return AddCode(1, 1, 3, 8, text);
         break;
     }
-    // Python keeps the backslash of an escape that it does not know, with a warning; in a vocabulary it is damage.
+    // Python warns of an escape that it does not know and keeps its backslash; in a vocabulary it means damage.
     // \N{...} needs the table of Unicode names, which Python's repr never uses.
     return absl::InvalidArgumentError(
         absl::StrCat("unknown escape ", Quoted(rest_.substr(0, 2)), is_bytes_ ? " in a bytes literal" : ""));
@@ -166,7 +166,7 @@ class LiteralParser {
   bool is_bytes_ = false;
 };
 
-// Splits a line into id, text and length, and checks each. `*text` is the caller's, to be used again for each line.
+// Splits a line into id, text and length, and checks each. The caller keeps `text`, so that its memory is reused.
 absl::Status ParseLine(std::string_view line, int32_t* id, std::string* text) {
   const size_t first = line.find(' ');
   const size_t last = line.rfind(' ');
@@ -208,7 +208,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
     text.append(block, size);
     if (text.size() > kFileBytesMax) {
       return absl::InvalidArgumentError(
-          absl::StrCat(path, ": larger than ", kFileBytesMax, " bytes: not a vocabulary"));
+          absl::StrCat(path, ": larger than ", kFileBytesMax, " bytes, which no vocabulary is"));
     }
   }
   if (std::ferror(file.get()) != 0) return FileError(path, errno);
@@ -250,10 +250,10 @@ absl::StatusOr<Vocabulary> Vocabulary::FromText(std::string_view text, std::stri
       return error(status.message());
     }
     if (!vocabulary.TokenBytes(id).empty()) {
-      return error(absl::StrCat("id ", id, " is already that of ", Quoted(vocabulary.TokenBytes(id))));
+      return error(absl::StrCat("id ", id, " has the text ", Quoted(vocabulary.TokenBytes(id)), " already"));
     }
     if (const auto [it, inserted] = id_of_text.emplace(token, id); !inserted) {
-      return error(absl::StrCat("text ", Quoted(token), " is already that of token ", it->second));
+      return error(absl::StrCat("the text ", Quoted(token), " belongs to token ", it->second, " already"));
     }
     if (token.size() == 1) single_bytes.set(static_cast<uint8_t>(token[0]));
     vocabulary.Add(id, token);
@@ -274,17 +274,16 @@ void Vocabulary::Add(int32_t id, std::string_view text) {
   bytes_.append(text);
 }
 
-absl::StatusOr<std::string> FindVocabulary(const std::string& flag, const std::string& model_path) {
-  if (!flag.empty()) return flag;
+absl::StatusOr<std::string> FindVocabulary(const std::string& vocab, const std::string& model_path) {
+  if (!vocab.empty()) return vocab;
   const std::filesystem::path model(model_path);
-  std::error_code ignored;  // A path that cannot be looked at is a path without a file.
+  std::error_code ignored;  // A path that cannot be read counts as a path without a file.
   for (const std::filesystem::path& directory : {model, model.parent_path()}) {
     const std::filesystem::path candidate = directory / kVocabularyFileName;
     if (std::filesystem::is_regular_file(candidate, ignored)) return candidate.string();
   }
-  return absl::NotFoundError(absl::StrCat("no vocabulary for ", model_path, ": pass --vocab, or put ",
-                                          kVocabularyFileName,
-                                          " beside the model; `pip download rwkv` has the file inside its wheel"));
+  return absl::NotFoundError(absl::StrCat("vocab is not set, and there is no ", kVocabularyFileName, " in or beside ",
+                                          model_path, "; `pip download rwkv` fetches a wheel that contains the file"));
 }
 
 }  // namespace goldfinch

@@ -88,9 +88,9 @@ INSTANTIATE_TEST_SUITE_P(
                     BadLine{"300 '\xc3\xa9' 1", "length is 1, the text has 2 bytes"},
                     BadLine{"300 '' 0", "the text is empty"}, BadLine{"300 b'' 0", "the text is empty"},
                     BadLine{"300 '" + std::string(129, '=') + "' 129", "the text has 129 bytes, the limit is 128"},
-                    BadLine{"299 'ab' 2", R"(id 299 is already that of "fine")"},
-                    BadLine{"300 'fine' 4", R"(text "fine" is already that of token 299)"},
-                    BadLine{"300 b'\\n' 1", R"(text "\n" is already that of token 11)"}));
+                    BadLine{"299 'ab' 2", R"(id 299 has the text "fine" already)"},
+                    BadLine{"300 'fine' 4", R"(the text "fine" belongs to token 299 already)"},
+                    BadLine{"300 b'\\n' 1", R"(the text "\n" belongs to token 11 already)"}));
 
 INSTANTIATE_TEST_SUITE_P(Literals, BadLineTest,
                          testing::Values(BadLine{"300 ab 2", R"(the literal does not begin with ', ", b' or b")"},
@@ -193,7 +193,7 @@ TEST_F(VocabularyFileTest, IsFoundInsideOrBesideTheModel) {
   const absl::Status missing = FindVocabulary("", model_file).status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(missing.message()),
-              AllOf(HasSubstr(model_file), HasSubstr("--vocab"), HasSubstr("pip download rwkv")));
+              AllOf(HasSubstr(model_file), HasSubstr("vocab is not set"), HasSubstr("pip download rwkv")));
 
   const std::string path = Write("rwkv_vocab_v20230424.txt", "any");
   EXPECT_EQ(FindVocabulary("", model_file).value(), path);

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "protos/cluster.pb.h"
+#include "protos/cluster_protocol.h"
 #include "worker/stage_assignment.h"
 
 namespace goldfinch {
@@ -18,7 +19,6 @@ using cluster::v1::ToWorker;
 
 namespace {
 
-constexpr uint32_t kProtocol = 2;
 // Only a few steps are ever in flight; a coordinator that sends this many messages does not wait for answers.
 constexpr size_t kTasksMax = 1024;
 
@@ -80,7 +80,7 @@ void Worker::Connected(std::function<void(const FromWorker& message)> send) {
   }
   FromWorker message;
   cluster::v1::Register& registration = *message.mutable_register_();
-  registration.set_protocol(kProtocol);
+  registration.set_protocol(kClusterProtocol);
   registration.set_name(options_.name);
   registration.set_device(backend_->Describe());
   registration.set_memory_bytes(options_.memory_bytes);

@@ -72,7 +72,7 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   membership.form_timeout_seconds = options.form_timeout_seconds;
   membership.regroup_wait_seconds = options.regroup_wait_seconds;
   // A row for every sequence that decodes, and some for scoring beside them.
-  membership.plan.max_logit_rows = options.max_num_seqs + kScoredRows;
+  membership.partition.max_logit_rows = options.max_num_seqs + kScoredRows;
 
   if (options.heartbeat_timeout_seconds < 2 * options.heartbeat_interval_seconds) {
     return UsageError(absl::StrCat("--heartbeat-timeout is ", options.heartbeat_timeout_seconds,
@@ -80,16 +80,16 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
                                    options.heartbeat_interval_seconds, " s"));
   }
 
-  PartitionOptions& plan = membership.plan;
-  plan.max_sequences = static_cast<int>(options.max_num_seqs);
-  plan.max_sequence_tokens = options.max_model_len;
-  plan.cache_tokens = options.cache_tokens;
-  plan.max_step_tokens = std::max(options.max_step_tokens, options.max_num_seqs);
+  PartitionOptions& partition = membership.partition;
+  partition.max_sequences = static_cast<int>(options.max_num_seqs);
+  partition.max_sequence_tokens = options.max_model_len;
+  partition.cache_tokens = options.cache_tokens;
+  partition.max_step_tokens = std::max(options.max_step_tokens, options.max_num_seqs);
   if (!options.split.empty()) {
-    if (!ParseSplit(options.split, &plan.split, &plan.split_layers)) {
+    if (!ParseSplit(options.split, &partition.split, &partition.split_layers)) {
       return UsageError(absl::StrCat("--split is ", options.split));
     }
-    const int stages = static_cast<int>(plan.split.size());
+    const int stages = static_cast<int>(partition.split.size());
     if (options.stages != 1 && options.stages != stages) {
       return UsageError(absl::StrCat("--split has ", stages, " stages, --pipeline-parallel-size is ", options.stages));
     }

@@ -21,11 +21,11 @@ using Clock = std::chrono::steady_clock;
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 void Sized(CoordinatorOptions* options) {
-  PartitionOptions& plan = options->membership.plan;
-  plan.max_sequences = 64;
-  plan.max_sequence_tokens = 1 << 16;
-  plan.cache_tokens = 1 << 20;
-  plan.max_step_tokens = 512;
+  PartitionOptions& partition = options->membership.partition;
+  partition.max_sequences = 64;
+  partition.max_sequence_tokens = 1 << 16;
+  partition.cache_tokens = 1 << 20;
+  partition.max_step_tokens = 512;
   options->max_queue = 1 << 20;
 }
 

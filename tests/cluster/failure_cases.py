@@ -252,7 +252,7 @@ class FailureTest(ClusterTest):
         self.assertEqual(len(streams.errors), len(REQUESTS))
         for error in streams.errors:
             self.assertIsInstance(error, goldfinch.UnavailableError)
-            self.assertIn("--recovery-timeout", str(error))
+            self.assertIn("recovery timeout", str(error))
         with self.assertRaises(goldfinch.UnavailableError):
             self.client.generate("x", max_tokens=1)
         # Workers that come bring it back.

@@ -78,12 +78,12 @@ LocalCluster::LocalCluster(const std::string& model, int workers, std::function<
   options.membership.verify = "none";
   options.membership.cache_dtype = "f32";
   options.membership.stages = workers;
-  options.membership.plan.max_logit_rows = 64;
+  options.membership.partition.max_logit_rows = 64;
   options.membership.regroup_wait_seconds = 0.05;
-  options.membership.plan.max_sequences = 16;
-  options.membership.plan.max_sequence_tokens = 4096;
-  options.membership.plan.cache_tokens = 16384;
-  options.membership.plan.max_step_tokens = 48;
+  options.membership.partition.max_sequences = 16;
+  options.membership.partition.max_sequence_tokens = 4096;
+  options.membership.partition.cache_tokens = 16384;
+  options.membership.partition.max_step_tokens = 48;
   if (edit) edit(&options);
   coordinator_ = std::make_unique<Coordinator>(options, &metrics_);
   workers_ =

@@ -90,8 +90,8 @@ TEST(LocalClusterTest, OnlyCompressedRowsIdsAndTheTailCrossToTheGoldStage) {
     SCOPED_TRACE(dtype);
     LocalCluster cluster(kDemoModel, 2, [dtype = dtype](CoordinatorOptions* options) {
       options->membership.cache_dtype = dtype;
-      options->membership.plan.split = {0, 4};
-      options->membership.plan.split_layers = kDemoLayers;
+      options->membership.partition.split = {0, 4};
+      options->membership.partition.split_layers = kDemoLayers;
     });
     cluster.AwaitReady();
     const std::vector<int32_t> prompt = Text(std::string(1000, 'a'));
@@ -161,7 +161,7 @@ TEST(LocalClusterTest, ReplicasShareTheWorkAndStandInForEachOther) {
   LocalCluster cluster(kDemoModel, 4, [](CoordinatorOptions* options) {
     options->membership.stages = 2;
     options->membership.replicas = 2;
-    options->membership.plan.max_sequences = 4;
+    options->membership.partition.max_sequences = 4;
   });
   const auto both_ready = [&] {
     const v1::GetClusterInfoResponse info = cluster.Info();
@@ -224,7 +224,7 @@ TEST(LocalClusterTest, WithoutWorkersRequestsEndWhenTheTimeIsOut) {
   });
   const auto request = cluster.Generate({1}, 1);
   EXPECT_EQ(request->Wait().code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(request->Wait().message()), HasSubstr("--recovery-timeout"));
+  EXPECT_THAT(std::string(request->Wait().message()), HasSubstr("recovery timeout"));
   EXPECT_EQ(cluster.Generate({1}, 1)->Wait().code(), absl::StatusCode::kUnavailable);
 }
 

@@ -287,11 +287,11 @@ void Pipelines(TestBed& bed) {
     if (!bed.bench.Wants(name)) continue;
     const auto sized = [&](CoordinatorOptions* options) {
       options->membership.cache_dtype = "bf16";
-      options->membership.plan.max_sequences = 1;
-      options->membership.plan.max_sequence_tokens = tokens + 64;
-      options->membership.plan.cache_tokens = tokens + 64;
+      options->membership.partition.max_sequences = 1;
+      options->membership.partition.max_sequence_tokens = tokens + 64;
+      options->membership.partition.cache_tokens = tokens + 64;
       // Chunks enough to keep every stage at work.
-      options->membership.plan.max_step_tokens = bed.bench.Size(bed.options.chunk_tokens / 4, 16);
+      options->membership.partition.max_step_tokens = bed.bench.Size(bed.options.chunk_tokens / 4, 16);
     };
     LocalCluster cluster(bed.path, stages, sized, [&] { return OpenOne(bed.options); });
     cluster.AwaitReady();

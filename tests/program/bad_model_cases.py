@@ -387,7 +387,7 @@ class VocabularyTest(ModelTest):
 
     def test_more_tokens_than_the_model_has(self):
         path = self.write("vocab.txt", f"{self.BYTES}300 'the' 3\n")
-        self.refuses(*generate("And ", vocab=path), says=[path, "ids up to 300", "the model's vocabulary is 257"])
+        self.refuses(*generate("And ", vocab=path), says=[path, "ids up to 300", "the model has only 257 ids"])
 
     def test_none_for_a_world_model(self):
         path = self.write("config.json", '{"vocabulary": "world"}')

@@ -1,0 +1,97 @@
+// Membership: what others ask of it.
+#include <algorithm>
+
+#include "coordinator/membership.h"
+#include "coordinator/membership_state.h"
+#include "protos/generate.pb.h"
+
+namespace goldfinch {
+
+bool Membership::ready(int replica) const { return replicas_[replica]->state == Replica::State::kReady; }
+
+int Membership::groups_ready() const {
+  return static_cast<int>(std::count_if(replicas_.begin(), replicas_.end(),
+                                        [](const auto& replica) { return replica->state == Replica::State::kReady; }));
+}
+
+GroupCapacity Membership::Capacity(int index) const {
+  const Replica& replica = *replicas_[index];
+  return {static_cast<int>(replica.stages.size()), options_.partition.max_sequences,
+          replica.partition.cache_tokens,          options_.partition.max_sequence_tokens,
+          options_.partition.max_step_tokens,      options_.partition.max_logit_rows};
+}
+
+double Membership::SecondsPerPromptToken(int replica) const {
+  return replicas_[replica]->partition.seconds_per_prompt_token;
+}
+
+uint64_t Membership::generation(int replica) const { return replicas_[replica]->generation; }
+
+const std::vector<Membership::StageView>& Membership::stages(int replica) const { return replicas_[replica]->views; }
+
+int64_t Membership::CacheBytes(int index) const {
+  int64_t bytes = 0;
+  for (const Stage& stage : replicas_[index]->stages) bytes += stage.cache_bytes;
+  return bytes;
+}
+
+int64_t Membership::GoldKeptBytes(int index) const {
+  int64_t bytes = 0;
+  for (const Stage& stage : replicas_[index]->stages) bytes += stage.gold_kept_bytes;
+  return bytes;
+}
+
+int64_t Membership::TransformerCacheBytes(int index) const {
+  int64_t tokens = 0;  // the same in every stage that has caches
+  for (const Stage& stage : replicas_[index]->stages) tokens = std::max(tokens, stage.cache_tokens);
+  return tokens * static_cast<int64_t>(model_->transformer_cache_bytes_per_token());
+}
+
+int64_t Membership::StateBytesPerSequence() const {
+  int64_t bytes = 0;
+  for (const auto& layer : model_->layers()) bytes += static_cast<int64_t>(layer.state_bytes());
+  return bytes;
+}
+
+void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) const {
+  for (const auto& replica : replicas_) {
+    v1::GroupInfo& out = *info->add_groups();
+    out.set_replica(replica->index);
+    out.set_state(replica->state == Replica::State::kReady     ? v1::READY
+                  : replica->state == Replica::State::kForming ? v1::FORMING
+                                                               : v1::WAITING_FOR_WORKERS);
+    out.set_generation(replica->generation);
+    out.set_steps(replica->steps);
+    out.set_message(replica->message);
+    for (const Stage& stage : replica->stages) {
+      const Worker& worker = *workers_.at(stage.worker);
+      v1::StageInfo& to = *out.add_stages();
+      to.set_worker(worker.registration.name());
+      to.set_address(worker.address);
+      to.set_device(worker.registration.device());
+      to.set_first_layer(stage.first_layer);
+      to.set_last_layer(stage.last_layer);
+      to.set_weight_bytes(stage.weight_bytes);
+      to.set_memory_bytes(worker.registration.memory_bytes());
+      to.set_reserved_bytes(stage.reserved_bytes);
+      to.set_gold_kept_bytes(stage.gold_kept_bytes);
+      to.set_gold_tier_drops(stage.gold_tier_drops);
+      to.set_busy_seconds(stage.busy_seconds);
+      to.set_bubble_seconds(stage.bubble_seconds);
+      to.set_idle_seconds(stage.idle_seconds);
+      to.mutable_received()->set_hidden(stage.hidden_bytes);
+      to.mutable_received()->set_compressed(stage.compressed_bytes);
+      to.mutable_received()->set_ids(stage.id_bytes);
+      to.set_heartbeat_age_seconds(now - worker.last_heard);
+      for (const auto& [name, bytes] : stage.memory) {
+        v1::MemoryPart& part = *to.add_memory();
+        part.set_name(name);
+        part.set_bytes(bytes);
+      }
+    }
+  }
+  for (uint64_t id : Spares()) info->add_spare_workers(workers_.at(id)->registration.name());
+  info->set_group_generation(last_generation_);
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,84 @@
+// Membership's private state, for its own source files alone: workers, stages, and replicas with their groups.
+#ifndef GOLDFINCH_COORDINATOR_MEMBERSHIP_STATE_H_
+#define GOLDFINCH_COORDINATOR_MEMBERSHIP_STATE_H_
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/stage_memory.h"
+#include "coordinator/membership.h"
+#include "protos/cluster.pb.h"
+
+namespace goldfinch {
+
+// How long a replica waits after a worker's EndGeneration: the loss that caused it may be about to show up.
+inline constexpr double kRetrySeconds = 0.05;
+
+// One connection. A worker is registered, then described, and from then on a spare or a stage of a group.
+struct Membership::Worker {
+  std::string address;
+  bool registered = false;
+  cluster::v1::Register registration;
+  bool described = false;
+  ModelMemory memory;  // what the model takes of this worker's memory
+  double last_heard = 0;
+
+  Replica* replica = nullptr;  // null: it is no stage
+  int stage = 0;
+  // Where it was a stage last; -1: nowhere.
+  int old_replica = -1;
+  int old_stage = 0;
+  int failures = 0;  // times that it failed to become a stage, since it last was part of a ready group
+
+  bool spare() const { return described && replica == nullptr; }
+};
+
+// One stage of a group, with what its worker last told.
+struct Membership::Stage {
+  uint64_t worker = 0;
+  int first_layer = 0;
+  int last_layer = 0;  // one after the last
+  bool joined = false;
+  bool ready = false;
+
+  // From Joined:
+  std::vector<std::string> addresses;  // [stages]
+  int64_t weight_bytes = 0;
+  int64_t reserved_bytes = 0;
+  std::vector<std::pair<std::string, int64_t>> memory;  // (use, bytes)
+
+  // From StepDone, the latest values:
+  int64_t cache_bytes = 0, cache_tokens = 0;
+  int64_t gold_kept_bytes = 0;
+  int64_t gold_tier_drops = 0;
+  // From StepDone, summed over this generation:
+  double busy_seconds = 0, bubble_seconds = 0, idle_seconds = 0;
+  int64_t hidden_bytes = 0, compressed_bytes = 0, id_bytes = 0;
+};
+
+// A replica and its present group.
+struct Membership::Replica {
+  enum class State { kWaiting, kForming, kReady };
+
+  int index = 0;
+  State state = State::kWaiting;
+  double since = 0;                             // when it entered this state
+  double retry_at = 0;                          // kWaiting: it does not form before this
+  bool was_ready = false;                       // some generation of it has been ready
+  int failures = 0;                             // groups in a row that did not become ready
+  std::string message = "waiting for workers";  // for people; empty when ready
+
+  // The group, or what the last one was.
+  uint64_t generation = 0;
+  Partition partition;
+  uint64_t steps = 0;  // that are done
+  // Empty while it waits.
+  std::vector<Stage> stages;
+  std::vector<StageView> views;  // [stages]
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_MEMBERSHIP_STATE_H_
