@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
+#include "base/token_ids.h"
 #include "coordinator/metrics.h"
 #include "coordinator/step_encoding.h"
 #include "protos/cluster.pb.h"
@@ -23,7 +24,6 @@ namespace {
 constexpr double kTickSeconds = 0.05;
 // Steps of fewer prompt tokens say little about the rate.
 constexpr int64_t kRateTokensMin = 64;
-constexpr int64_t kNarrowVocabulary = 65536;
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -346,7 +346,7 @@ void Coordinator::SendSteps(int group, double now) {
     const auto& stages = membership_.stages(group);
     StepAudience audience;
     audience.generation = membership_.generation(group);
-    audience.wide_ids = membership_.model().vocab_size() > kNarrowVocabulary;
+    audience.id_bytes = IdBytes(static_cast<int64_t>(membership_.model().vocab_size()));
     for (const Membership::StageView& stage : stages) {
       audience.looks_at_ids = stage.looks_at_ids;
       audience.is_last = stage.is_last;

@@ -99,7 +99,7 @@ TEST(PlannerTest, MemoryBoundsAStage) {
   EXPECT_THAT(std::string(never.status().message()),
               AllOf(HasSubstr("does not fit 2 workers"), HasSubstr("with 2 sequences (--max-num-seqs)"),
                     HasSubstr("one sequence of 100 tokens (--max-model-len)"), HasSubstr("weights 8000 B"),
-                    HasSubstr("--gpu-memory-utilization")));
+                    HasSubstr("gpu_memory_utilization")));
 }
 
 TEST(PlannerTest, TheCacheTakesWhatMemoryIsLeft) {

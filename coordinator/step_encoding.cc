@@ -32,12 +32,11 @@ void EncodeNew(const StepPlan::NewSequence& sequence, bool is_last, cluster::v1:
   out->mutable_observed()->Assign(sequence.observed.begin(), sequence.observed.end());
 }
 
-void EncodeIds(absl::Span<const int32_t> ids, bool wide, std::string* out) {
-  const size_t width = wide ? 4 : 2;
-  out->resize(ids.size() * width);
+void EncodeIds(absl::Span<const int32_t> ids, int id_bytes, std::string* out) {
+  out->resize(ids.size() * id_bytes);
   char* to = out->data();
   for (const int32_t id : ids) {
-    for (size_t byte = 0; byte < width; ++byte) *to++ = static_cast<char>(static_cast<uint32_t>(id) >> (8 * byte));
+    for (int byte = 0; byte < id_bytes; ++byte) *to++ = static_cast<char>(static_cast<uint32_t>(id) >> (8 * byte));
   }
 }
 
@@ -47,7 +46,7 @@ void EncodeChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, const StepA
   out->set_position(chunk.position);
   out->set_tokens(static_cast<uint32_t>(chunk.tokens));
   if (audience.looks_at_ids) {
-    EncodeIds(absl::MakeConstSpan(plan.ids).subspan(chunk.ids_begin, chunk.tokens), audience.wide_ids,
+    EncodeIds(absl::MakeConstSpan(plan.ids).subspan(chunk.ids_begin, chunk.tokens), audience.id_bytes,
               out->mutable_ids());
   }
   out->set_logit_rows(static_cast<uint32_t>(chunk.logit_rows));

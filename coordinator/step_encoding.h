@@ -15,7 +15,7 @@ class Step;
 // Whom a Step is for.
 struct StepAudience {
   uint64_t generation = 0;
-  bool wide_ids = false;      // token ids take 4 bytes, not 2: vocab_size > 65,536
+  int id_bytes = 2;           // IdBytes of the vocabulary
   bool looks_at_ids = false;  // the first stage, and those with GOLD layers
   bool is_last = false;       // the one that samples and scores
 };
