@@ -18,13 +18,13 @@ namespace cluster::v1 {
 class Form;
 }  // namespace cluster::v1
 
-// With whom a stage exchanges rows, which flow to later stages alone. Each sends compressed rows first, in the order of
-// the stages, then hidden rows; each receives them in that order.
+// The stages that a stage exchanges rows with; rows flow only to later stages. Each stage sends compressed rows first,
+// in the order of the stages, and then hidden rows; each receives them in that order.
 struct StageLinks {
   int hidden_from = -1;            // the stage before; -1: this is the first
   int hidden_to = -1;              // the stage after; -1: this is the last
-  int compressed_from = -1;        // the stage of the last Finch-side layer; -1: none come
-  std::vector<int> compressed_to;  // all later stages, from that one
+  int compressed_from = -1;        // the stage with the boundary; -1: no compressed rows come
+  std::vector<int> compressed_to;  // all later stages, if this stage has the boundary
 
   bool operator==(const StageLinks&) const = default;
 };
@@ -37,8 +37,7 @@ struct StageAssignment {
   int last_layer = 0;
   StageOptions options;
   StageLinks links;
-  // Rows of hidden numbers that one step may bring to this stage or take from it.
-  int64_t hidden_rows_max = 0;
+  int64_t hidden_rows_max = 0;  // the most hidden rows that one step receives or sends: StepRowsMax
   std::shared_ptr<const SamplerVocabulary> vocabulary;  // in the last stage
 
   std::vector<StageTraffic> Edges(const ModelShape& shape) const;  // [stages]

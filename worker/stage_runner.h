@@ -1,4 +1,5 @@
-// Runs the Steps of one generation on one stage: rows in, Forward, rows out, and in the last stage tokens and scores.
+// Runs the steps of one generation on one stage: receives rows, runs Stage::Forward, sends rows on, and draws tokens
+// and computes scores in the last stage.
 #ifndef GOLDFINCH_WORKER_STAGE_RUNNER_H_
 #define GOLDFINCH_WORKER_STAGE_RUNNER_H_
 
@@ -29,14 +30,15 @@ class Step;
 class StepDone;
 }  // namespace cluster::v1
 
-// A step that the back end may still be at. Times are the host's: for what a device does, when that was seen.
+// A step that the back end may not have finished yet. Times are the host's; for what a device does, they are the times
+// at which the host noticed.
 class RunningStep {
  public:
-  // Whether all of it is done. Does not wait. Called often, as it notes the times.
+  // Whether all of it is done. Does not wait. To be called often, as the call takes down the times.
   bool Poll();
-  // When Poll first said so.
+  // When Poll first returned true.
   std::chrono::steady_clock::time_point end() const { return end_; }
-  // Sets busy_seconds and bubble_seconds, once it is done. `free_since`: when the step before was.
+  // Sets busy_seconds and bubble_seconds, once the step is done. `free_since`: when the step before was done.
   void FillTimes(std::chrono::steady_clock::time_point free_since, cluster::v1::StepDone* done) const;
 
  private:
@@ -48,15 +50,15 @@ class RunningStep {
   std::shared_ptr<const Mark> done_;
   Clock::time_point receive_begin_;
   Clock::time_point receive_end_;  // receive_begin_ where there are no rows to receive
-  double send_seconds_ = 0;        // that sends have blocked
+  double send_seconds_ = 0;        // how long sends have blocked
   Clock::time_point end_;
 };
 
-// One thread at a time. Any error ends the generation: its sequences are not at one point any more.
+// One thread at a time. Any error ends the generation, as its stages are not at the same point any more.
 class StageRunner {
  public:
-  // `stage` runs the plan's layers, has no open sequence, and must outlive the runner, as must the back end.
-  // RESOURCE_EXHAUSTED: no memory for rows to come.
+  // `stage` runs the plan's layers and has no open sequence. The stage and the back end must outlive the runner.
+  // RESOURCE_EXHAUSTED if there is no memory for rows from other stages.
   static absl::StatusOr<std::unique_ptr<StageRunner>> Create(const StageAssignment& plan, Backend& backend,
                                                              Stage& stage);
   // Closes its sequences.
@@ -64,16 +66,16 @@ class StageRunner {
   StageRunner(const StageRunner&) = delete;
   StageRunner& operator=(const StageRunner&) = delete;
 
-  // Runs the step, or queues it and leaves the rest to the back end. Fills `done` but for generation, id and seconds;
-  // it is true once `running` is done and neither the transport nor the back end has failed. INVALID_ARGUMENT names
-  // what is wrong with the step; other errors are those of Stage and Transport.
+  // Runs the step, or queues it at the back end. Fills `done` except for generation, id and seconds; its contents are
+  // valid once `running` is done and neither the transport nor the back end has failed. INVALID_ARGUMENT names what is
+  // wrong with the step; other errors are those of Stage and Transport.
   absl::Status Run(const cluster::v1::Step& step, Transport& transport, cluster::v1::StepDone* done,
                    RunningStep* running);
 
  private:
   struct Sequence {
     int slot = 0;
-    int64_t step = 0;  // the last one that had a chunk of it, by steps_
+    int64_t step = 0;  // the last step that had a chunk of the sequence, as counted by steps_
     std::optional<Sampler> sampler = {};
   };
 
@@ -89,12 +91,12 @@ class StageRunner {
   absl::Status CheckResultFields(const cluster::v1::Chunk& message) const;
   absl::Status Receive(Transport& transport, cluster::v1::StepDone* done, RunningStep* running, StageInput* input);
   absl::Status Send(Transport& transport, const StageOutput& output, RunningStep* running);
-  // The rows where the host can read them, until the next call. Waits for them.
+  // Returns the rows in memory that the host can read, valid until the next call. Waits for them.
   ConstTensor OnHost(ConstTensor rows);
   absl::Status FillResults(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
-  // What the back end draws itself, where the host cannot read its memory: into drawn_, one a row of `logits`.
+  // Draws tokens at the back end where the host cannot read its memory, into drawn_, one for each row of `logits`.
   void DrawOnDevice(const cluster::v1::Step& step, ConstTensor logits);
-  // Of logits, from row `first` on.
+  // `count` rows of logits from row `first` on, in memory that the host can read.
   absl::Span<const float> RowsOnHost(ConstTensor logits, int64_t first, int64_t count);
   void SampleInto(absl::Span<const float> logits, Sequence& sequence, cluster::v1::ChunkResult* result);
   void ScoreInto(const cluster::v1::Chunk& message, absl::Span<const float> logits, cluster::v1::ChunkResult* result);
@@ -105,13 +107,13 @@ class StageRunner {
   Stage& stage_;
   const ModelShape& shape_;
   const bool is_last_;
-  const bool reads_ids_;    // embeds them, or keeps them with compressed rows
-  const int64_t id_bytes_;  // of one id in a Chunk
+  const bool reads_ids_;    // StageExtent::reads_ids
+  const int64_t id_bytes_;  // bytes of one id in a Chunk
 
   std::vector<std::shared_ptr<void>> memory_;
   Tensor hidden_;      // [hidden_rows_max, D]
   Tensor compressed_;  // [max_step_tokens, CompressedRowWidth of D/16]
-  // Of logits; null where the back end reads host memory.
+  // Host memory for logits; null where the back end reads host memory.
   std::unique_ptr<char[]> staging_;
   int64_t staging_bytes_ = 0;
 
@@ -119,14 +121,14 @@ class StageRunner {
   SamplerScratch scratch_;
   Scorer scorer_;
 
-  // Of the step that runs; kept to reuse their memory.
-  int64_t steps_ = 0;  // so far, this one included
+  // Scratch vectors of the current step, kept to reuse their memory.
+  int64_t steps_ = 0;  // steps so far, this one included
   std::vector<int32_t> ids_;
   std::vector<Chunk> chunks_;
-  std::vector<Sequence*> owners_;                  // one a chunk
-  std::vector<int32_t> drawn_;                     // one a row of logits: the token, or kNotDrawn
-  std::vector<SampleRow> draws_;                   // of rows that follow each other
-  std::vector<std::vector<LogitChange>> changes_;  // of draws_
+  std::vector<Sequence*> owners_;                  // the sequence of each chunk
+  std::vector<int32_t> drawn_;                     // one for each row of logits: the token, or kNotDrawn
+  std::vector<SampleRow> draws_;                   // draws of consecutive rows
+  std::vector<std::vector<LogitChange>> changes_;  // what draws_ point to
 };
 
 }  // namespace goldfinch

@@ -396,9 +396,10 @@ absl::Status Worker::LoadWeights(const StageAssignment& plan) {
 // Each tensor once in a process: a group that forms again waits for new layers only.
 absl::Status Worker::VerifyWeights(const StageAssignment& plan) {
   if (verify_ == "none") return absl::OkStatus();
+  const StageExtent extent = shape_.Extent(plan.first_layer, plan.last_layer);
   const auto needed = [&](std::string_view name) {
     const std::optional<TensorHome> home = FindTensorHome(shape_, name);
-    return home && StageHas(shape_, plan.first_layer, plan.last_layer, *home) && !verified_.contains(std::string(name));
+    return home && StageHas(extent, *home) && !verified_.contains(std::string(name));
   };
   GF_ASSIGN_OR_RETURN(
       const std::vector<std::string> non_finite,

@@ -930,7 +930,7 @@ TEST_P(WorkerTest, BadStepsEndTheGeneration) {
   const std::vector<Case> cases = {
       {{"close", "77"}, [](Step& step, auto&) { step.add_close(77); }},
       {{"open", "sequence 1"}, [](Step& step, auto&) { step.add_open()->set_sequence(1); }},
-      {{"--max-num-seqs"},
+      {{"max_sequences"},
        [](Step& step, auto&) {
          for (int i = 10; i < 20; ++i) step.add_open()->set_sequence(i);
        }},
@@ -1088,7 +1088,7 @@ TEST_P(WorkerTest, MemoryIsPlannedAndTold) {
   workers.clear();
   start(static_cast<int64_t>(sum - kept) - 1);
   EXPECT_THAT(workers[0].mailbox->Await(FromWorker::kEndGeneration).end_generation().reason(),
-              AllOf(HasSubstr("are needed (weights"), HasSubstr("may be used: lower --max-model-len")));
+              AllOf(HasSubstr("are needed (weights"), HasSubstr("may be used: lower max_model_len")));
   workers.clear();
 }
 

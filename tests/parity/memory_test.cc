@@ -31,7 +31,7 @@ cluster::v1::Form FormOf(const ModelShape& shape, int first, int last) {
   cluster::v1::Form form;
   form.add_first_layers(0);
   if (first > 0) form.add_first_layers(first);
-  form.set_rank(first > 0 ? 1 : 0);
+  form.set_stage(first > 0 ? 1 : 0);
   if (last < shape.layers()) form.add_first_layers(last);
   form.set_max_sequences(3);
   form.set_max_sequence_tokens(200);
