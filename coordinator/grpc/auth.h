@@ -1,4 +1,4 @@
-// API keys: who may call the public service.
+// API keys, which say who may call the public service.
 #ifndef GOLDFINCH_COORDINATOR_GRPC_AUTH_H_
 #define GOLDFINCH_COORDINATOR_GRPC_AUTH_H_
 
@@ -18,14 +18,14 @@ class ServerContextBase;
 
 namespace goldfinch {
 
-// Immutable and thread-safe. Keys are kept as SHA-256, and a comparison looks at all of them, in constant time.
+// Immutable and thread-safe. Keys are kept as SHA-256 digests, and a comparison looks at all of them in constant time.
 class ApiKeys {
  public:
   static constexpr size_t kCharactersMin = 16;
   static constexpr size_t kCharactersMax = 512;
 
-  // One key a line, of printable characters; empty lines and those that begin with '#' are comments. Errors name the
-  // file and the line, never the key.
+  // The file has one key a line, of printable characters; empty lines and lines that begin with '#' are comments.
+  // Errors name the file and the line, never the key.
   static absl::StatusOr<std::unique_ptr<const ApiKeys>> FromFile(const std::string& path);
 
   bool Has(std::string_view key) const;
@@ -38,8 +38,8 @@ class ApiKeys {
   std::vector<Digest> digests_;
 };
 
-// UNAUTHENTICATED says what is missing in the call's metadata `authorization: Bearer KEY`. OK if `keys` is null: then
-// all may call.
+// UNAUTHENTICATED says what is wrong with the call's metadata, which must have `authorization: Bearer KEY`. OK if
+// `keys` is null: then everybody may call.
 absl::Status Authorize(const ApiKeys* keys, const grpc::ServerContextBase& context);
 
 }  // namespace goldfinch

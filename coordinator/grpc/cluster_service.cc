@@ -27,7 +27,7 @@ std::string AddressOf(const std::string& peer) {
   return absl::StrReplaceAll(address, {{"%5B", "["}, {"%5D", "]"}, {"%25", "%"}});
 }
 
-// The queue of one stream. Its reactor is used until Finish has been called, which is not before `Ended` or Close.
+// The queue of one stream. Its reactor is used until Finish, which is called after Ended or Close.
 class Link final : public WorkerLink {
  public:
   Link(Reactor* reactor, grpc::CallbackServerContext* context, int64_t queue_bytes_max)
@@ -51,7 +51,7 @@ class Link final : public WorkerLink {
     WriteNext();
   }
 
-  // From the stream.
+  // The stream calls it.
   void WriteDone(bool ok) {
     const std::lock_guard<std::mutex> lock(mutex_);
     writing_ = false;
@@ -62,7 +62,7 @@ class Link final : public WorkerLink {
     Finish();
   }
 
-  // From the stream: nothing more comes from the worker.
+  // The stream calls it when nothing more comes from the worker.
   void Ended() {
     const std::lock_guard<std::mutex> lock(mutex_);
     Drop();
@@ -70,14 +70,14 @@ class Link final : public WorkerLink {
     WriteNext();
   }
 
-  // From the stream: the context is about to go.
+  // The stream calls it when the context is about to be destroyed.
   void Gone() {
     const std::lock_guard<std::mutex> lock(mutex_);
     context_ = nullptr;
   }
 
  private:
-  // All under mutex_.
+  // All of these are called with mutex_ held.
   void WriteNext() {
     if (writing_ || finished_) return;
     if (queue_.empty()) {
@@ -88,7 +88,7 @@ class Link final : public WorkerLink {
     reactor_->StartWrite(&queue_.front());
   }
 
-  // But for the one under way.
+  // Drops the messages that wait, except the one that is being written.
   void Drop() {
     while (queue_.size() > (writing_ ? 1 : 0)) {
       queued_bytes_ -= static_cast<int64_t>(queue_.back().ByteSizeLong());
@@ -107,7 +107,7 @@ class Link final : public WorkerLink {
                  queued_bytes_, bytes, queue_bytes_max_);
     closing_ = true;
     Drop();
-    // The write under way and the read end with an error.
+    // The read and the write under way then end with an error.
     if (context_ != nullptr) context_->TryCancel();
   }
 
@@ -117,7 +117,7 @@ class Link final : public WorkerLink {
 
   std::mutex mutex_;
   // Guarded by mutex_.
-  grpc::CallbackServerContext* context_;  // null: the stream has ended
+  grpc::CallbackServerContext* context_;  // null once the stream has ended
   std::deque<ToWorker> queue_;            // the first is under way if `writing_`
   int64_t queued_bytes_ = 0;
   bool writing_ = false;

@@ -1,4 +1,4 @@
-// goldfinch.cluster.v1.Cluster: workers' streams, handed to a WorkerListener.
+// The gRPC service that workers dial, goldfinch.cluster.v1.Cluster. It hands their streams to a WorkerListener.
 #ifndef GOLDFINCH_COORDINATOR_GRPC_CLUSTER_SERVICE_H_
 #define GOLDFINCH_COORDINATOR_GRPC_CLUSTER_SERVICE_H_
 
@@ -14,14 +14,14 @@ namespace goldfinch {
 class WorkerListener;
 
 struct ClusterServiceOptions {
-  // Messages that wait for one worker; a worker that lets more pile up is cut off. A Step of a long prompt's chunk is
-  // some 20 KB, so that only a worker that has long been silent gets there.
+  // The most bytes of messages that wait for one worker; beyond it the worker's stream is closed. The step of a long
+  // prompt's chunk takes about 20 KB, so only a worker that has been silent for long gets there.
   int64_t queue_bytes_max = int64_t{256} << 20;
 };
 
-// The listener outlives the service; the service outlives the server that it is registered with. Links may be kept for
-// as long as one likes: of a stream that has ended they do nothing. The listener's Disconnected comes exactly once for
-// each Connected, after the last Received.
+// The listener must outlive the service, and the service the server that it is registered with. A link may be kept for
+// as long as one likes: when its stream has ended, it does nothing. The listener's Disconnected is called exactly once
+// for each Connected, after the last Received.
 std::shared_ptr<grpc::Service> MakeClusterService(WorkerListener* listener, const ClusterServiceOptions& options);
 
 }  // namespace goldfinch

@@ -1,21 +1,24 @@
-// A call's stream, over gRPC.
+// The stream of a call, over gRPC.
 #ifndef GOLDFINCH_COORDINATOR_GRPC_REACTOR_STREAM_H_
 #define GOLDFINCH_COORDINATOR_GRPC_REACTOR_STREAM_H_
 
 #include <memory>
 #include <utility>
 
-#include "coordinator/grpc/call.h"
+#include "coordinator/calls/call.h"
 #include "coordinator/grpc/wire.h"
+#include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/server_callback.h"
 
 namespace goldfinch {
 
-// Belongs to gRPC from the handler's return on, and deletes itself when gRPC is done with it, which is not before End.
+// Belongs to gRPC once the handler has returned it, and deletes itself when gRPC is done with it, which is after End.
 class ReactorStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public CallStream {
  public:
-  // Before anything else. From here on the stream keeps the call.
+  // gRPC keeps `context` valid until OnDone.
+  explicit ReactorStream(grpc::CallbackServerContext* context) : context_(context) {}
+  // Must be called first. The stream keeps the call alive.
   void Attach(std::shared_ptr<Call> call) { call_ = std::move(call); }
 
   void Write(const google::protobuf::MessageLite& message) override {
@@ -24,6 +27,7 @@ class ReactorStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, p
     StartWrite(&bytes_);
   }
   void End(const absl::Status& status) override { Finish(ToGrpc(status)); }
+  void Abort() override { context_->TryCancel(); }
 
   void OnWriteDone(bool ok) override { call_->WriteDone(ok); }
   void OnCancel() override { call_->ClientGone(); }
@@ -33,8 +37,9 @@ class ReactorStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, p
   }
 
  private:
+  grpc::CallbackServerContext* const context_;
   std::shared_ptr<Call> call_;
-  grpc::ByteBuffer bytes_;  // of the write under way
+  grpc::ByteBuffer bytes_;  // what the write under way sends
 };
 
 }  // namespace goldfinch

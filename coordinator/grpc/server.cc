@@ -18,11 +18,11 @@
 namespace goldfinch {
 namespace {
 
-// Reflection is the one service that holds a thread a call.
+// Threads of the synchronous services: reflection is the only one, and each of its calls holds a thread.
 constexpr int kThreadsMax = 8;
 constexpr int kPingIntervalMinMs = 5000;  // clients that ping more often are disconnected
 
-// An IPv6 address in brackets.
+// Puts an IPv6 address in brackets.
 std::string HostPort(const std::string& host, int port) {
   const bool bare_ipv6 = absl::StrContains(host, ":") && !absl::StartsWith(host, "[");
   return absl::StrCat(bare_ipv6 ? absl::StrCat("[", host, "]") : host, ":", port);
@@ -36,7 +36,7 @@ void SetLimits(const ServerOptions& options, grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(options.keepalive_seconds * 1000));
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kPingIntervalMinMs);
-  // Else two servers could have one port, and each half of the clients.
+  // Otherwise two servers could share a port, and each would get half of the clients.
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder->SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
   builder->SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
@@ -56,10 +56,10 @@ Server::~Server() { Shutdown(0); }
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       std::vector<std::shared_ptr<grpc::Service>> services) {
-  // When the last of its objects has gone, gRPC cleans up, and that waits up to 10 s for what is still closing. Nobody
-  // gains by it: one reference is kept.
+  // When its last object is destroyed, gRPC cleans up, which waits up to 10 s for connections that are still closing.
+  // One reference is kept so that this never happens.
   [[maybe_unused]] static const bool initialized = (grpc_init(), true);
-  // Both are for the whole process, and may be said again.
+  // Both apply to the whole process, and calling them again does no harm.
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 
@@ -85,7 +85,7 @@ void Server::SetReady(bool ready) {
 }
 
 void Server::Shutdown(double timeout_seconds) {
-  if (server_ == nullptr) return;  // it did not start
+  if (server_ == nullptr) return;  // the server has not started
   server_->GetHealthCheckService()->SetServingStatus(false);
   const std::chrono::duration<double> timeout(timeout_seconds);
   server_->Shutdown(std::chrono::system_clock::now() +

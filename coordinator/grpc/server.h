@@ -1,4 +1,4 @@
-// A gRPC server with what every server of ours has: health, reflection, limits, an orderly end.
+// A gRPC server with health checks, reflection, limits and an orderly shutdown.
 #ifndef GOLDFINCH_COORDINATOR_GRPC_SERVER_H_
 #define GOLDFINCH_COORDINATOR_GRPC_SERVER_H_
 
@@ -19,34 +19,35 @@ namespace goldfinch {
 
 struct ServerOptions {
   std::string host = "127.0.0.1";
-  int port = 0;                                               // 0: a free one
+  int port = 0;                                               // 0 takes a free port
   std::shared_ptr<grpc::ServerCredentials> credentials = {};  // null: plain text
-  int64_t request_bytes_max = int64_t{64} << 20;              // of one message; longer ones: RESOURCE_EXHAUSTED
-  // gRPC's own buffers, over all connections; beyond it gRPC reads less, and refuses calls. 0: no limit.
+  int64_t request_bytes_max = int64_t{64} << 20;              // a longer message gets RESOURCE_EXHAUSTED
+  // The most memory of gRPC's own buffers over all connections. Beyond it gRPC reads less and refuses calls. 0: no
+  // limit.
   int64_t buffer_bytes_max = int64_t{1} << 30;
-  int streams_max = 4096;  // calls at a time of one connection
-  // A peer that does not answer pings for 20 s (found after 20 s more at most) is gone, and its calls are cancelled.
+  int streams_max = 4096;  // the most calls at a time of one connection
+  // A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
   double keepalive_seconds = 20;
-  // The service whose health SetReady tells, besides "", which serves from start to end.
+  // The service whose health SetReady sets. The health of "", which means the process, is SERVING until Shutdown.
   std::string health_service = {};
 };
 
 // Serves from Start to Shutdown. Thread-safe.
 class Server {
  public:
-  // UNAVAILABLE names host and port if they cannot be listened on; a port that another server has is an error.
+  // UNAVAILABLE names host and port if the server cannot listen on them, also if another server has the port.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        std::vector<std::shared_ptr<grpc::Service>> services);
-  // Shutdown(0).
+  // Calls Shutdown(0).
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
   int port() const { return port_; }
-  // At first it is not.
+  // The server is not ready at first.
   void SetReady(bool ready);
-  // Takes no more calls, waits for those under way, cancels what is left after so long, and returns when all have
-  // ended. Watchers of the health are told first. Again: returns at once.
+  // Tells the watchers of its health, takes no more calls, waits for those under way, cancels the rest after
+  // `timeout_seconds`, and returns when all have ended. A second call returns at once.
   void Shutdown(double timeout_seconds);
 
  private:

@@ -1,18 +1,20 @@
 #include "coordinator/grpc/service.h"
 
+#include <chrono>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/status.h"
+#include "coordinator/calls/call.h"
+#include "coordinator/calls/generate_call.h"
+#include "coordinator/calls/score_call.h"
+#include "coordinator/calls/validation.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/grpc/auth.h"
-#include "coordinator/grpc/call.h"
-#include "coordinator/grpc/generate_call.h"
 #include "coordinator/grpc/reactor_stream.h"
-#include "coordinator/grpc/score_call.h"
-#include "coordinator/grpc/validation.h"
 #include "coordinator/grpc/wire.h"
 #include "coordinator/metrics.h"
 #include "grpcpp/server_context.h"
@@ -22,8 +24,8 @@
 namespace goldfinch {
 namespace {
 
-// A request of more bytes is worked on elsewhere: it would take some milliseconds of one of gRPC's few threads. The
-// tokenizer does more than 100 MB a second.
+// A larger request is handled on a thread of CallEnvironment::tokenizing, for it would take some milliseconds of one of
+// gRPC's few threads. The tokenizer handles more than 100 MB a second.
 constexpr size_t kInlineBytes = size_t{256} << 10;
 
 template <template <class> class... Methods>
@@ -45,28 +47,34 @@ using Context = grpc::CallbackServerContext;
 using grpc::ByteBuffer;
 using StreamReactor = grpc::ServerWriteReactor<ByteBuffer>;
 
+std::optional<std::chrono::system_clock::time_point> DeadlineOf(const Context& context) {
+  const std::chrono::system_clock::time_point deadline = context.deadline();
+  if (deadline == std::chrono::system_clock::time_point::max()) return std::nullopt;
+  return deadline;
+}
+
 class PublicService final : public Base {
  public:
   PublicService(Dispatcher* dispatcher, Metrics* metrics, const ServiceOptions& options)
       : bytes_max_(options.message_bytes_max), api_keys_(options.api_keys) {
-    edge_.dispatcher = dispatcher;
-    edge_.metrics = metrics;
-    edge_.stall_timeout_seconds = options.stall_timeout_seconds;
+    environment_.dispatcher = dispatcher;
+    environment_.metrics = metrics;
+    environment_.stall_timeout_seconds = options.stall_timeout_seconds;
   }
 
   StreamReactor* Generate(Context* context, const ByteBuffer* request) override {
-    return Stream<GenerateCall>(context, request);
+    return Stream<GenerateCall, v1::GenerateRequest>(context, request);
   }
 
   StreamReactor* Score(Context* context, const ByteBuffer* request) override {
-    return Stream<ScoreCall>(context, request);
+    return Stream<ScoreCall, v1::ScoreRequest>(context, request);
   }
 
   grpc::ServerUnaryReactor* Tokenize(Context* context, const ByteBuffer* bytes, ByteBuffer* answer) override {
     return Unary<v1::TokenizeRequest, v1::TokenizeResponse>(
         context, bytes, answer, bytes->Length() > kInlineBytes,
         [this](const v1::TokenizeRequest& request, v1::TokenizeResponse* response) -> absl::Status {
-          const std::shared_ptr<const ServedModel> model = edge_.dispatcher->model();
+          const std::shared_ptr<const ServedModel> model = environment_.dispatcher->model();
           if (model == nullptr) return NoModel();
           std::vector<int32_t> ids;
           model->tokenizer->Encode(request.text(), &ids);
@@ -79,7 +87,7 @@ class PublicService final : public Base {
     return Unary<v1::DetokenizeRequest, v1::DetokenizeResponse>(
         context, bytes, answer, bytes->Length() > kInlineBytes,
         [this](const v1::DetokenizeRequest& request, v1::DetokenizeResponse* response) -> absl::Status {
-          const std::shared_ptr<const ServedModel> model = edge_.dispatcher->model();
+          const std::shared_ptr<const ServedModel> model = environment_.dispatcher->model();
           if (model == nullptr) return NoModel();
           GF_ASSIGN_OR_RETURN(*response, goldfinch::Detokenize(request, *model, bytes_max_));
           return absl::OkStatus();
@@ -90,7 +98,7 @@ class PublicService final : public Base {
     return Unary<v1::GetModelInfoRequest, v1::GetModelInfoResponse>(
         context, bytes, answer, false,
         [this](const v1::GetModelInfoRequest&, v1::GetModelInfoResponse* response) -> absl::Status {
-          const std::shared_ptr<const ServedModel> model = edge_.dispatcher->model();
+          const std::shared_ptr<const ServedModel> model = environment_.dispatcher->model();
           if (model == nullptr) return NoModel();
           *response = *model->info;
           return absl::OkStatus();
@@ -98,34 +106,37 @@ class PublicService final : public Base {
   }
 
   grpc::ServerUnaryReactor* GetClusterInfo(Context* context, const ByteBuffer* bytes, ByteBuffer* answer) override {
-    // Elsewhere: it may wait for the coordinator's thread.
+    // On another thread, because it may wait for the coordinator's thread.
     return Unary<v1::GetClusterInfoRequest, v1::GetClusterInfoResponse>(
         context, bytes, answer, true,
         [this](const v1::GetClusterInfoRequest&, v1::GetClusterInfoResponse* response) -> absl::Status {
-          edge_.dispatcher->FillClusterInfo(response);
+          environment_.dispatcher->FillClusterInfo(response);
           return absl::OkStatus();
         });
   }
 
  private:
-  template <typename CallType>
+  // gRPC keeps `context` and `request` valid until the stream's OnDone.
+  template <typename CallType, typename Message>
   StreamReactor* Stream(Context* context, const ByteBuffer* request) {
-    auto* stream = new ReactorStream;
-    const auto call = std::make_shared<CallType>(&edge_, context, request, stream);
+    auto* stream = new ReactorStream(context);
+    const auto read = [request](Message* message) { return ParseMessage(*request, message); };
+    const auto call = std::make_shared<CallType>(&environment_, DeadlineOf(*context), read, stream);
     stream->Attach(call);
     if (const absl::Status status = Authorize(api_keys_.get(), *context); !status.ok()) {
       call->Refuse(status);
     } else if (request->Length() > kInlineBytes) {
-      edge_.tokenizing.Post([call] { call->Begin(); });
+      environment_.tokenizing.Post([call] { call->Begin(); });
     } else {
       call->Begin();
     }
     return stream;
   }
 
-  // `bytes` and `answer` live until the reactor has finished.
+  // Answers with the result of `work`, which runs on another thread if it may take a while. gRPC keeps `bytes` and
+  // `answer` valid until the reactor has finished.
   template <typename Request, typename Response, typename Work>
-  grpc::ServerUnaryReactor* Unary(Context* context, const ByteBuffer* bytes, ByteBuffer* answer, bool elsewhere,
+  grpc::ServerUnaryReactor* Unary(Context* context, const ByteBuffer* bytes, ByteBuffer* answer, bool takes_long,
                                   Work work) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     if (const absl::Status status = Authorize(api_keys_.get(), *context); !status.ok()) {
@@ -140,8 +151,8 @@ class PublicService final : public Base {
       if (status.ok()) SerializeMessage(response, answer);
       reactor->Finish(ToGrpc(status));
     };
-    if (elsewhere) {
-      edge_.tokenizing.Post(run);
+    if (takes_long) {
+      environment_.tokenizing.Post(run);
     } else {
       run();
     }
@@ -149,7 +160,7 @@ class PublicService final : public Base {
   }
 
   const int64_t bytes_max_;
-  CallEnvironment edge_;
+  CallEnvironment environment_;
   const std::shared_ptr<const ApiKeys> api_keys_;
 };
 

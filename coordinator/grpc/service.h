@@ -1,4 +1,4 @@
-// goldfinch.v1.Goldfinch, the public service, over a Dispatcher.
+// The public gRPC service, goldfinch.v1.Goldfinch, over a Dispatcher.
 #ifndef GOLDFINCH_COORDINATOR_GRPC_SERVICE_H_
 #define GOLDFINCH_COORDINATOR_GRPC_SERVICE_H_
 
@@ -16,18 +16,19 @@ class Dispatcher;
 class Metrics;
 
 struct ServiceOptions {
-  // A call whose client takes nothing for so long ends with RESOURCE_EXHAUSTED. Long enough for a client that thinks,
-  // short enough that a client that is stuck does not hold memory of the group for long.
+  // A call whose client takes nothing for so long ends with RESOURCE_EXHAUSTED. This is long enough for a client that
+  // is busy, and short enough that a client that hangs does not hold memory of the workers for long.
   double stall_timeout_seconds = 60;
-  int64_t message_bytes_max = int64_t{64} << 20;  // of an answer that is not streamed; requests: ServerOptions
-  std::shared_ptr<const ApiKeys> api_keys = {};   // null: all may call
+  // The most bytes of an answer that is not streamed. ServerOptions limits the requests.
+  int64_t message_bytes_max = int64_t{64} << 20;
+  std::shared_ptr<const ApiKeys> api_keys = {};  // null: everybody may call
 };
 
 // The name that health checks ask for.
 inline constexpr char kPublicServiceName[] = "goldfinch.v1.Goldfinch";
 
 // The dispatcher and the metrics outlive the service; the service outlives the server that it is registered with.
-// Thread-safe; calls block no thread of gRPC's. Logs a line at the end of every call of Generate and Score.
+// Thread-safe; no call blocks a thread of gRPC. A line is logged at the end of every call of Generate and Score.
 std::shared_ptr<grpc::Service> MakePublicService(Dispatcher* dispatcher, Metrics* metrics,
                                                  const ServiceOptions& options);
 

@@ -37,19 +37,19 @@ Scores ReadAll(grpc::ClientReader<v1::ScoreResponse>* reader) {
 }
 
 TEST(Score, StreamsThePartsInOrder) {
-  EdgeHarness edge;
+  ServiceHarness harness;
   grpc::ClientContext context;
   v1::ScoreRequest message = SimpleScore();
   message.set_score_prompt(true);
   message.set_request_id("s");
-  const auto reader = edge.stub().Score(&context, message);
-  const uint64_t number = edge.dispatcher().Next();
-  EXPECT_TRUE(edge.dispatcher().RequestOf(number).score->score_prompt);
-  edge.dispatcher().Scores(number, -1, 1, {{.id = 1, .logprob = -1.0f}, {.id = 2, .logprob = -2.0f}}, "aaaabbbb");
-  edge.dispatcher().Scores(number, -1, 3, {{.id = 3, .logprob = -3.0f, .top = {{9, -0.5f}}}}, "cccc");
-  edge.dispatcher().Scores(number, 0, 0, {{.id = 4, .logprob = -4.0f}}, "dddd");
-  edge.dispatcher().Scores(number, 1, 0, {{.id = 5, .logprob = -5.0f}}, "eeee");
-  edge.dispatcher().Done(number, absl::OkStatus(), {.prompt_tokens = 5});
+  const auto reader = harness.stub().Score(&context, message);
+  const uint64_t number = harness.dispatcher().Next();
+  EXPECT_TRUE(harness.dispatcher().RequestOf(number).score->score_prompt);
+  harness.dispatcher().Scores(number, -1, 1, {{.id = 1, .logprob = -1.0f}, {.id = 2, .logprob = -2.0f}}, "aaaabbbb");
+  harness.dispatcher().Scores(number, -1, 3, {{.id = 3, .logprob = -3.0f, .top = {{9, -0.5f}}}}, "cccc");
+  harness.dispatcher().Scores(number, 0, 0, {{.id = 4, .logprob = -4.0f}}, "dddd");
+  harness.dispatcher().Scores(number, 1, 0, {{.id = 5, .logprob = -5.0f}}, "eeee");
+  harness.dispatcher().Done(number, absl::OkStatus(), {.prompt_tokens = 5});
   const Scores scores = ReadAll(reader.get());
   ASSERT_TRUE(scores.status.ok()) << scores.status.error_message();
 
@@ -84,16 +84,16 @@ TEST(Score, StreamsThePartsInOrder) {
 }
 
 TEST(Score, MuchAtATimeIsCutIntoMessagesThatAnyClientTakes) {
-  EdgeHarness edge;
+  ServiceHarness harness;
   grpc::ClientContext context;
-  const auto reader = edge.stub().Score(&context, SimpleScore());
-  const uint64_t number = edge.dispatcher().Next();
+  const auto reader = harness.stub().Score(&context, SimpleScore());
+  const uint64_t number = harness.dispatcher().Next();
   constexpr int kTokens = 40;
   const std::string row(262'144, 'x');
   std::string logits;
   for (int i = 0; i < kTokens; ++i) logits += row;
   EXPECT_EQ(
-      edge.dispatcher().Scores(number, 0, 0, std::vector<OutputToken>(kTokens, {.id = 1, .logprob = 0.0f}), logits),
+      harness.dispatcher().Scores(number, 0, 0, std::vector<OutputToken>(kTokens, {.id = 1, .logprob = 0.0f}), logits),
       Verdict::kPause);
   int tokens = 0;
   v1::ScoreResponse response;
@@ -104,29 +104,29 @@ TEST(Score, MuchAtATimeIsCutIntoMessagesThatAnyClientTakes) {
     tokens += response.tokens_size();
   }
   EXPECT_EQ(tokens, kTokens);
-  EXPECT_TRUE(edge.dispatcher().WaitResumed(number, 1, 60));
-  edge.dispatcher().Done(number, absl::OkStatus());
+  EXPECT_TRUE(harness.dispatcher().WaitResumed(number, 1, 60));
+  harness.dispatcher().Done(number, absl::OkStatus());
   EXPECT_TRUE(ReadAll(reader.get()).status.ok());
 }
 
 TEST(Score, Refusals) {
-  EdgeHarness edge;
+  ServiceHarness harness;
   grpc::ClientContext context;
   v1::ScoreRequest message = SimpleScore();
   message.clear_continuations();
-  const grpc::Status status = ReadAll(edge.stub().Score(&context, message).get()).status;
+  const grpc::Status status = ReadAll(harness.stub().Score(&context, message).get()).status;
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(status.error_message(), "continuations is empty and score_prompt is not set: there is nothing to score");
 }
 
 TEST(Unary, Tokenize) {
-  EdgeHarness edge;
+  ServiceHarness harness;
   for (const int copies : {1, 200'000}) {  // at once, and elsewhere
     grpc::ClientContext context;
     v1::TokenizeRequest request;
     for (int i = 0; i < copies; ++i) request.mutable_text()->append(" the");
     v1::TokenizeResponse response;
-    const grpc::Status status = edge.stub().Tokenize(&context, request, &response);
+    const grpc::Status status = harness.stub().Tokenize(&context, request, &response);
     ASSERT_TRUE(status.ok()) << status.error_message();
     ASSERT_EQ(response.ids_size(), copies);
     EXPECT_EQ(response.ids(copies - 1), 257u);
@@ -134,50 +134,50 @@ TEST(Unary, Tokenize) {
 }
 
 TEST(Unary, Detokenize) {
-  EdgeHarness edge;
+  ServiceHarness harness;
   v1::DetokenizeRequest request;
   v1::DetokenizeResponse response;
   request.add_ids(260);
   grpc::ClientContext context;
-  ASSERT_TRUE(edge.stub().Detokenize(&context, request, &response).ok());
+  ASSERT_TRUE(harness.stub().Detokenize(&context, request, &response).ok());
   EXPECT_EQ(response.raw(), "caf\xc3");
   EXPECT_EQ(response.text(), "caf\xef\xbf\xbd");
   request.add_ids(270);
   grpc::ClientContext other;
-  const grpc::Status status = edge.stub().Detokenize(&other, request, &response);
+  const grpc::Status status = harness.stub().Detokenize(&other, request, &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(status.error_message(), "ids[1] is 270, the vocabulary has ids 0 to 269");
 }
 
 TEST(Unary, ModelAndClusterInfo) {
-  EdgeHarness edge;
+  ServiceHarness harness;
   v1::GetModelInfoResponse model;
   grpc::ClientContext first;
-  ASSERT_TRUE(edge.stub().GetModelInfo(&first, {}, &model).ok());
+  ASSERT_TRUE(harness.stub().GetModelInfo(&first, {}, &model).ok());
   EXPECT_EQ(model.name(), "test");
   EXPECT_EQ(model.max_model_len(), 1000u);
   v1::GetClusterInfoResponse cluster;
   grpc::ClientContext second;
-  ASSERT_TRUE(edge.stub().GetClusterInfo(&second, {}, &cluster).ok());
+  ASSERT_TRUE(harness.stub().GetClusterInfo(&second, {}, &cluster).ok());
   EXPECT_EQ(cluster.requests_running(), 0u);
 
-  edge.dispatcher().SetModel(nullptr);
+  harness.dispatcher().SetModel(nullptr);
   grpc::ClientContext third, fourth, fifth, sixth;
-  EXPECT_EQ(edge.stub().GetModelInfo(&third, {}, &model).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(harness.stub().GetModelInfo(&third, {}, &model).error_code(), grpc::StatusCode::UNAVAILABLE);
   v1::TokenizeResponse ids;
-  EXPECT_EQ(edge.stub().Tokenize(&fourth, {}, &ids).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(harness.stub().Tokenize(&fourth, {}, &ids).error_code(), grpc::StatusCode::UNAVAILABLE);
   v1::DetokenizeResponse text;
-  EXPECT_EQ(edge.stub().Detokenize(&fifth, {}, &text).error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_TRUE(edge.stub().GetClusterInfo(&sixth, {}, &cluster).ok());
+  EXPECT_EQ(harness.stub().Detokenize(&fifth, {}, &text).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(harness.stub().GetClusterInfo(&sixth, {}, &cluster).ok());
 }
 
 TEST(Limits, AnOversizedMessageIsRefused) {
-  EdgeHarness edge({}, {.request_bytes_max = 10'000});
+  ServiceHarness harness({}, {.request_bytes_max = 10'000});
   v1::TokenizeRequest request;
   v1::TokenizeResponse response;
   request.set_text(std::string(20'000, 'x'));
   grpc::ClientContext context;
-  const grpc::Status status = edge.stub().Tokenize(&context, request, &response);
+  const grpc::Status status = harness.stub().Tokenize(&context, request, &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(status.error_message(), HasSubstr("10000"));
 }
@@ -203,7 +203,7 @@ class KeysTest : public testing::Test {
     return first;
   }
 
-  EdgeHarness edge_{{.api_keys = Keys()}};
+  ServiceHarness environment_{{.api_keys = Keys()}};
   bool allowed_ = false;  // the requests will reach the dispatcher
 
  private:
@@ -211,33 +211,33 @@ class KeysTest : public testing::Test {
     switch (method) {
       case 0: {
         v1::GetModelInfoResponse response;
-        return edge_.stub().GetModelInfo(context, {}, &response);
+        return environment_.stub().GetModelInfo(context, {}, &response);
       }
       case 1: {
         v1::GetClusterInfoResponse response;
-        return edge_.stub().GetClusterInfo(context, {}, &response);
+        return environment_.stub().GetClusterInfo(context, {}, &response);
       }
       case 2: {
         v1::TokenizeResponse response;
-        return edge_.stub().Tokenize(context, {}, &response);
+        return environment_.stub().Tokenize(context, {}, &response);
       }
       case 3: {
         v1::DetokenizeResponse response;
-        return edge_.stub().Detokenize(context, {}, &response);
+        return environment_.stub().Detokenize(context, {}, &response);
       }
       case 4: {
-        const auto reader = edge_.stub().Score(context, SimpleScore());
-        if (allowed_) edge_.dispatcher().Done(edge_.dispatcher().Next(), absl::OkStatus());
+        const auto reader = environment_.stub().Score(context, SimpleScore());
+        if (allowed_) environment_.dispatcher().Done(environment_.dispatcher().Next(), absl::OkStatus());
         return ReadAll(reader.get()).status;
       }
       default: {
         v1::GenerateRequest message;
         message.set_text("x");
-        const auto reader = edge_.stub().Generate(context, message);
+        const auto reader = environment_.stub().Generate(context, message);
         if (allowed_) {
-          const uint64_t number = edge_.dispatcher().Next();
-          edge_.dispatcher().SampleDone(number, 0, Finish::kLength);
-          edge_.dispatcher().Done(number, absl::OkStatus());
+          const uint64_t number = environment_.dispatcher().Next();
+          environment_.dispatcher().SampleDone(number, 0, Finish::kLength);
+          environment_.dispatcher().Done(number, absl::OkStatus());
         }
         return goldfinch::ReadAll(reader.get()).status;
       }
@@ -249,8 +249,8 @@ TEST_F(KeysTest, EveryMethodWantsAKey) {
   const grpc::Status status = Call({});
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
   EXPECT_EQ(status.error_message(), "no API key: the metadata `authorization: Bearer KEY` is missing");
-  EXPECT_EQ(edge_.Counted("request_failure_total", "UNAUTHENTICATED"), 2);
-  EXPECT_EQ(edge_.dispatcher().live(), 0);
+  EXPECT_EQ(environment_.Counted("request_failure_total", "UNAUTHENTICATED"), 2);
+  EXPECT_EQ(environment_.dispatcher().live(), 0);
 }
 
 TEST_F(KeysTest, AWrongKeyIsNoKey) {

@@ -142,7 +142,7 @@ void FakeDispatcher::Resume(uint64_t number) {
   changed_.notify_all();
 }
 
-EdgeHarness::EdgeHarness(ServiceOptions options, ServerOptions server) {
+ServiceHarness::ServiceHarness(ServiceOptions options, ServerOptions server) {
   server.health_service = kPublicServiceName;
   auto started = Server::Start(server, {MakePublicService(&dispatcher_, &metrics_, options)});
   GF_CHECK(started.ok()) << started.status();
@@ -150,13 +150,13 @@ EdgeHarness::EdgeHarness(ServiceOptions options, ServerOptions server) {
   stub_ = Connect({});
 }
 
-std::unique_ptr<v1::Goldfinch::Stub> EdgeHarness::Connect(grpc::ChannelArguments arguments) const {
+std::unique_ptr<v1::Goldfinch::Stub> ServiceHarness::Connect(grpc::ChannelArguments arguments) const {
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return v1::Goldfinch::NewStub(grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", server_->port()),
                                                           grpc::InsecureChannelCredentials(), arguments));
 }
 
-double EdgeHarness::Counted(const std::string& name, const std::string& label) const {
+double ServiceHarness::Counted(const std::string& name, const std::string& label) const {
   for (const prometheus::MetricFamily& family : metrics_.registry()->Collect()) {
     if (family.name != "goldfinch_" + name) continue;
     for (const prometheus::ClientMetric& metric : family.metric) {
@@ -189,7 +189,7 @@ v1::FinishReason Answer::finish(uint32_t index) const {
   v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
   for (const v1::GenerateResponse& response : responses) {
     if (response.index() != index) continue;
-    // Nothing of a sample comes after its last response.
+    // No response of a sample follows its last one.
     GF_CHECK(reason == v1::FINISH_REASON_UNSPECIFIED) << response.DebugString();
     reason = response.finish_reason();
   }
@@ -201,6 +201,23 @@ Answer ReadAll(grpc::ClientReader<v1::GenerateResponse>* reader) {
   for (v1::GenerateResponse response; reader->Read(&response);) answer.responses.push_back(response);
   answer.status = reader->Finish();
   return answer;
+}
+
+std::vector<int32_t> Ids(const std::string& text) {
+  std::vector<int32_t> ids;
+  for (const char c : text) ids.push_back(static_cast<unsigned char>(c) + 1);
+  return ids;
+}
+
+v1::GenerateRequest Simple() {
+  v1::GenerateRequest message;
+  message.set_text("hello");
+  return message;
+}
+
+grpc::Status ErrorOf(ServiceHarness& harness, const v1::GenerateRequest& message) {
+  grpc::ClientContext context;
+  return ReadAll(harness.stub().Generate(&context, message).get()).status;
 }
 
 }  // namespace goldfinch

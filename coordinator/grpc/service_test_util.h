@@ -1,4 +1,4 @@
-// A server on a port of its own over a dispatcher that does what the test says.
+// A server on its own port, over a dispatcher that does what the test says.
 #ifndef GOLDFINCH_COORDINATOR_GRPC_SERVICE_TEST_UTIL_H_
 #define GOLDFINCH_COORDINATOR_GRPC_SERVICE_TEST_UTIL_H_
 
@@ -13,23 +13,24 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator/calls/test_model.h"
+#include "coordinator/calls/work_queue.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/grpc/server.h"
 #include "coordinator/grpc/service.h"
-#include "coordinator/grpc/test_model.h"
-#include "coordinator/grpc/work_queue.h"
 #include "coordinator/metrics.h"
+#include "grpcpp/client_context.h"
 #include "grpcpp/support/channel_arguments.h"
 #include "protos/generate.grpc.pb.h"
 
 namespace goldfinch {
 
 // Keeps the contract of Dispatcher: sinks are called by one thread, and never within Submit, Cancel or Resume. The
-// calls of the test wait until that thread has made them. What a test waits for comes, or the test runs into its time
-// limit.
+// test's calls wait until that thread has made them. If what a test waits for does not happen, the test runs into its
+// time limit.
 class FakeDispatcher : public Dispatcher {
  public:
-  // What Submit returns; then nothing is taken.
+  // From now on Submit takes no request and returns this.
   void Refuse(absl::Status status);
   void SetModel(std::shared_ptr<const ServedModel> model);
 
@@ -45,9 +46,9 @@ class FakeDispatcher : public Dispatcher {
                               const std::string& logits = "");
   void Done(uint64_t number, const absl::Status& status, const RequestUsage& usage = {});
 
-  // As what the request was ended from outside.
+  // Waits until the request has been cancelled, and returns the status that Cancel was given.
   absl::Status WaitCancelled(uint64_t number);
-  // Waits until it has been resumed so often, at most so long. Whether it was.
+  // Waits, at most `seconds`, until the request has been resumed so often. Returns whether it has.
   bool WaitResumed(uint64_t number, int times, double seconds);
   int Resumed(uint64_t number);
   int live() const;
@@ -62,12 +63,12 @@ class FakeDispatcher : public Dispatcher {
  private:
   struct Entry {
     Request request;
-    std::shared_ptr<RequestSink> sink;  // null: ended
+    std::shared_ptr<RequestSink> sink;  // null once the request has ended
     std::optional<absl::Status> cancelled;
     int resumed = 0;
   };
 
-  // Runs it on the fake's thread, with the request's sink.
+  // Runs `call` on the fake's thread, with the request's sink.
   void Deliver(uint64_t number, const std::function<void(RequestSink&)>& call);
   void End(uint64_t number, const absl::Status& status, const RequestUsage& usage);
 
@@ -81,16 +82,16 @@ class FakeDispatcher : public Dispatcher {
 };
 
 // A client and a server.
-class EdgeHarness {
+class ServiceHarness {
  public:
-  explicit EdgeHarness(ServiceOptions options = {}, ServerOptions server = {});
+  explicit ServiceHarness(ServiceOptions options = {}, ServerOptions server = {});
 
   FakeDispatcher& dispatcher() { return dispatcher_; }
   v1::Goldfinch::Stub& stub() { return *stub_; }
   Server& server() { return *server_; }
-  // Another client, with a connection of its own.
+  // Another client, with its own connection.
   std::unique_ptr<v1::Goldfinch::Stub> Connect(grpc::ChannelArguments arguments) const;
-  // The number of the metric `name` of the label value `label`.
+  // The value of the metric `name` with the label value `label`.
   double Counted(const std::string& name, const std::string& label) const;
 
  private:
@@ -100,7 +101,7 @@ class EdgeHarness {
   std::unique_ptr<v1::Goldfinch::Stub> stub_;
 };
 
-// What a stream of Generate came to.
+// All responses of a stream of Generate, and its status.
 struct Answer {
   std::vector<v1::GenerateResponse> responses;
   grpc::Status status;
@@ -110,8 +111,25 @@ struct Answer {
   v1::FinishReason finish(uint32_t index = 0) const;
 };
 
-// Reads to the end.
+// Reads the stream to its end.
 Answer ReadAll(grpc::ClientReader<v1::GenerateResponse>* reader);
+
+// Ids of single bytes.
+std::vector<int32_t> Ids(const std::string& text);
+// A request to continue "hello".
+v1::GenerateRequest Simple();
+
+// One call of Generate and its reader.
+struct Stream {
+  Stream(ServiceHarness& harness, const v1::GenerateRequest& message)
+      : reader(harness.stub().Generate(&context, message)) {}
+
+  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader;
+};
+
+// The status of a call of Generate.
+grpc::Status ErrorOf(ServiceHarness& harness, const v1::GenerateRequest& message);
 
 }  // namespace goldfinch
 

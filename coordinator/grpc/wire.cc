@@ -18,7 +18,7 @@ constexpr int kBlockBytes = 1 << 20;
 }  // namespace
 
 absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message) {
-  grpc::ByteBuffer shared(bytes);  // the reader wants one that it could change
+  grpc::ByteBuffer shared(bytes);  // the reader's constructor takes a mutable buffer; the bytes are shared, not copied
   grpc::ProtoBufferReader reader(&shared);
   if (reader.status().ok() && message->ParseFromZeroCopyStream(&reader)) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("the ", bytes.Length(), " bytes of the request are no ",
@@ -32,7 +32,7 @@ void SerializeMessage(const google::protobuf::MessageLite& message, grpc::ByteBu
 }
 
 grpc::Status ToGrpc(const absl::Status& status) {
-  // Both count the canonical codes alike.
+  // gRPC and abseil number the canonical codes alike.
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
 }
 

@@ -1,5 +1,5 @@
-// Messages and errors to gRPC's bytes and back. Methods take raw bytes, because gRPC itself answers a message that
-// cannot be parsed with UNIMPLEMENTED, and parses it on one of its few threads.
+// Turns messages and errors into gRPC's and back. The service's methods take raw bytes, because gRPC would answer a
+// message that cannot be parsed with UNIMPLEMENTED, and would parse it on one of its few threads.
 #ifndef GOLDFINCH_COORDINATOR_GRPC_WIRE_H_
 #define GOLDFINCH_COORDINATOR_GRPC_WIRE_H_
 
@@ -16,7 +16,7 @@ class Status;
 
 namespace goldfinch {
 
-// INVALID_ARGUMENT if the bytes are no such message; also if a string in it is not UTF-8.
+// INVALID_ARGUMENT if the bytes are not such a message, or if a string in it is not UTF-8.
 absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
 void SerializeMessage(const google::protobuf::MessageLite& message, grpc::ByteBuffer* bytes);
 

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Checks what compilers and formatters do not: rooms, guards, dead files, line length, tabs, nameless TODOs.
+"""Checks what compilers and formatters do not.
+
+Rooms and what they include, header guards, dead files, lengths of lines and files, tabs, TODOs without a name, and
+types that two files define.
 
 Prints `path:line: problem` for each, and fails if there is one. `tidy.py [ROOT]`; the default is this repository.
 """
@@ -9,24 +12,44 @@ import re
 import subprocess
 import sys
 
-LINE_LENGTH_MAX = 120
+import cpp
 
-# What a room may include, besides itself. Rooms that are not named here may include anything.
+LINE_LENGTH_MAX = 120
+TABLE_ROW_LENGTH_MAX = 200  # a row of a Markdown table cannot be broken
+
+FILE_LENGTH_MAX = 500
+
+# Longer files that hold one thing, and the length that each may have.
+LONGER_FILES = {}
+
+# What a room may include, besides itself. A file is in the room whose path is the longest one above it:
+# kernels/cpu/wkv.h is in kernels. Rooms that are not named here may include anything.
 MAY_INCLUDE = {
     "base": set(),
     "protos": set(),
     "tokenizer": {"base"},
     "kernels": {"base"},
-    "worker": {"base", "kernels", "protos"},
+    "worker/checkpoint": {"base", "kernels"},
+    "worker/model": {"base", "kernels", "worker/checkpoint"},
+    "worker/stage": {"base", "kernels", "worker/checkpoint", "worker/model"},
+    "worker/transport": {"base", "kernels"},
+    "worker": {"base", "kernels", "protos", "worker/checkpoint", "worker/model", "worker/stage", "worker/transport"},
     "coordinator": {"base", "protos", "tokenizer"},
+    "coordinator/calls": {"base", "protos", "tokenizer", "coordinator"},
+    "coordinator/grpc": {"base", "protos", "tokenizer", "coordinator", "coordinator/calls"},
 }
+# Test doubles and their like, which stand where they are used but are of a room above.
+INCLUDE_EXCEPTIONS = set()
 ROOMS = set(MAY_INCLUDE) | {"clients", "tests"}
 
+# Two files may define these: exactly one of the two is in any program.
+ALTERNATIVE_TYPES = {"goldfinch::cuda::LaunchShape"}
+
 CPP = {".h", ".cc", ".cu", ".cuh"}
-SOURCES = CPP | {".bzl", ".proto", ".py", ".sh"}
+SOURCES = CPP | {".bzl", ".md", ".proto", ".py", ".sh", ".yml"}
 SOURCE_NAMES = {"BUILD", "WORKSPACE", ".bazelrc", "dev", "run"}
 
-INCLUDE = re.compile(r'\s*#\s*include\s+"([^"/]+)/')
+INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 NAMELESS_TODO = re.compile(r"\bTODO\b(?!\([\w#][^)]*\))")
 
 
@@ -44,8 +67,9 @@ def is_source(path):
 
 def check_line(path, line):
     """Yields the problems of one line."""
-    if len(line) > LINE_LENGTH_MAX:
-        yield f"{len(line)} characters, the limit is {LINE_LENGTH_MAX}"
+    limit = TABLE_ROW_LENGTH_MAX if path.suffix == ".md" and line.startswith("|") else LINE_LENGTH_MAX
+    if len(line) > limit:
+        yield f"{len(line)} characters, the limit is {limit}"
     if "\t" in line:
         yield "tab"
     if NAMELESS_TODO.search(line):
@@ -54,11 +78,22 @@ def check_line(path, line):
         yield from check_include(path, line)
 
 
+def room_of(path):
+    """The room of a file, or None if it is in none: a file of kernels/cpu is in kernels."""
+    for folder in path.parents:
+        if str(folder) in ROOMS:
+            return str(folder)
+    return None
+
+
 def check_include(path, line):
     match = INCLUDE.match(line)
-    room, included = path.parts[0], match and match[1]
-    if included in ROOMS and room in MAY_INCLUDE and included not in MAY_INCLUDE[room] | {room}:
-        yield f"{room} may not include {included}"
+    if not match:
+        return
+    room, included = room_of(path), room_of(pathlib.PurePosixPath(match[1]))
+    if included and room in MAY_INCLUDE and included not in MAY_INCLUDE[room] | {room}:
+        if (str(path), match[1]) not in INCLUDE_EXCEPTIONS:
+            yield f"{room} may not include {included}"
 
 
 def guard_of(path):
@@ -86,6 +121,12 @@ def check_alive(root, path):
     yield "no BUILD file above it"
 
 
+def check_length(path, text):
+    lines, limit = len(text.splitlines()), LONGER_FILES.get(str(path), FILE_LENGTH_MAX)
+    if lines > limit:
+        yield f"{lines} lines, the limit is {limit}: does it hold two things?"
+
+
 def check_file(root, path):
     """Yields (line number, problem)."""
     text = (root / path).read_text(encoding="utf-8")
@@ -93,16 +134,35 @@ def check_file(root, path):
         for problem in check_line(path, line):
             yield number, problem
     if path.suffix in CPP:
-        for problem in check_alive(root, path):
+        for problem in [*check_alive(root, path), *check_length(path, text)]:
             yield 1, problem
     if path.suffix in {".h", ".cuh"}:
         for problem in check_guard(path, text):
             yield 1, problem
 
 
+def check_types(root, paths):
+    """Yields a problem for every type that two files define in one namespace.
+
+    Linked into one program they are one symbol, and which of their constructors it gets is up to the linker.
+    """
+    homes = {}
+    for path in paths:
+        if path.suffix not in CPP:
+            continue
+        for found in cpp.types_of((root / path).read_text(encoding="utf-8")):
+            if found.local or found.name in ALTERNATIVE_TYPES:
+                continue
+            home = homes.setdefault(found.name, path)
+            if home != path:
+                yield f"{path}:{found.line}: {found.name} is defined in {home}, too"
+
+
 def check_tree(root):
     """Returns every problem of the tree as `path:line: problem`."""
-    return [f"{path}:{line}: {problem}" for path in source_files(root) for line, problem in check_file(root, path)]
+    paths = source_files(root)
+    problems = [f"{path}:{line}: {problem}" for path in paths for line, problem in check_file(root, path)]
+    return problems + list(check_types(root, paths))
 
 
 def main():

@@ -39,6 +39,31 @@ class TidyTest(unittest.TestCase):
         self.assertEqual(self.problems_of_cc(line, "coordinator"),
                          ["coordinator/stage.cc:1: coordinator may not include kernels"])
 
+    def test_rooms_within_rooms_keep_theirs(self):
+        files = {"worker/BUILD": "", "worker/model/BUILD": '"a.cc"', "worker/stage/BUILD": '"b.cc"',
+                 "base/BUILD": '"c.cc"',
+                 "worker/model/a.cc": '#include "worker/stage/stage.h"\n#include "worker/checkpoint/names.h"\n',
+                 "worker/stage/b.cc": '#include "worker/model/model.h"\n#include "worker/worker.h"\n',
+                 "base/c.cc": '#include <string>\n#include "absl/strings/str_cat.h"\n'}
+        self.assertEqual(self.problems_of(files), ["worker/model/a.cc:1: worker/model may not include worker/stage",
+                                                   "worker/stage/b.cc:2: worker/stage may not include worker"])
+
+    def test_files_have_a_limit(self):
+        self.assertEqual(self.problems_of_cc("\n" * 500), [])
+        self.assertEqual(self.problems_of_cc("\n" * 501),
+                         ["worker/stage.cc:1: 501 lines, the limit is 500: does it hold two things?"])
+
+    def test_types_have_one_home(self):
+        files = {"base/BUILD": '"a.cc", "b.cc"',
+                 "base/a.cc": "namespace goldfinch {\nstruct Edge {};\nnamespace {\nstruct Mine {};\n}\n}\n",
+                 "base/b.cc": "namespace goldfinch {\nclass Edge final : public Base {\n};\nstruct Mine {};\n}\n"}
+        self.assertEqual(self.problems_of(files), ["base/b.cc:2: goldfinch::Edge is defined in base/a.cc, too"])
+
+    def test_documents_have_the_limit_of_lines(self):
+        self.assertEqual(self.problems_of({"docs/A.md": "a" * 121 + "\n|" + "a" * 199 + "\n|" + "a" * 200 + "\n"}),
+                         ["docs/A.md:1: 121 characters, the limit is 120",
+                          "docs/A.md:3: 201 characters, the limit is 200"])
+
     def test_lines_have_a_limit(self):
         self.assertEqual(self.problems_of_cc("/" * 120 + "\n"), [])
         self.assertEqual(self.problems_of_cc("/" * 121 + "\n"), ["worker/stage.cc:1: 121 characters, the limit is 120"])

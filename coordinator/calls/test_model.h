@@ -1,6 +1,6 @@
 // A served model for tests: single bytes and a few words.
-#ifndef GOLDFINCH_COORDINATOR_GRPC_TEST_MODEL_H_
-#define GOLDFINCH_COORDINATOR_GRPC_TEST_MODEL_H_
+#ifndef GOLDFINCH_COORDINATOR_CALLS_TEST_MODEL_H_
+#define GOLDFINCH_COORDINATOR_CALLS_TEST_MODEL_H_
 
 #include <memory>
 #include <string>
@@ -34,4 +34,4 @@ inline std::shared_ptr<const ServedModel> MakeTestModel() {
 
 }  // namespace goldfinch
 
-#endif  // GOLDFINCH_COORDINATOR_GRPC_TEST_MODEL_H_
+#endif  // GOLDFINCH_COORDINATOR_CALLS_TEST_MODEL_H_

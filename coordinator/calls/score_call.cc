@@ -1,31 +1,29 @@
-#include "coordinator/grpc/score_call.h"
+#include "coordinator/calls/score_call.h"
 
 #include <utility>
 
 #include "base/check.h"
 #include "base/status.h"
-#include "coordinator/grpc/generate_call.h"
-#include "coordinator/grpc/validation.h"
-#include "coordinator/grpc/wire.h"
+#include "coordinator/calls/generate_call.h"
+#include "coordinator/calls/validation.h"
 
 namespace goldfinch {
 namespace {
 
-constexpr int64_t kBufferBytes = int64_t{4} << 20;   // that wait for the transport
-constexpr int64_t kMessageBytes = int64_t{1} << 20;  // clients take 4 MiB by default
-constexpr int64_t kTokenBytes = 16;                  // of a token or a likely one, about
+constexpr int64_t kBufferBytes = int64_t{4} << 20;   // the most that wait for the client
+constexpr int64_t kMessageBytes = int64_t{1} << 20;  // gRPC clients accept 4 MiB by default
+constexpr int64_t kTokenBytes = 16;                  // about what a token or an alternative takes
 
-// The texts of a request by number, the prompt first.
+// Which text of the request a response is about: -1 for the prompt, else the number of the continuation.
 int64_t NumberOf(const v1::ScoreResponse& response) {
   return response.has_prompt() ? -1 : static_cast<int64_t>(response.continuation());
 }
 
 }  // namespace
 
-absl::StatusOr<Request> ScoreCall::Prepare(const grpc::ByteBuffer& message, std::shared_ptr<const ServedModel> model,
-                                           int64_t* buffer_max) {
+absl::StatusOr<Request> ScoreCall::Prepare(std::shared_ptr<const ServedModel> model, int64_t* buffer_max) {
   v1::ScoreRequest request;
-  GF_RETURN_IF_ERROR(ParseMessage(message, &request));
+  GF_RETURN_IF_ERROR(read_(&request));
   *buffer_max = kBufferBytes;
   return ValidateScore(request, *model);
 }

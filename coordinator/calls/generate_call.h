@@ -1,15 +1,17 @@
-// goldfinch.v1.Goldfinch.Generate, one call of it: tokens become text and messages.
-#ifndef GOLDFINCH_COORDINATOR_GRPC_GENERATE_CALL_H_
-#define GOLDFINCH_COORDINATOR_GRPC_GENERATE_CALL_H_
+// One call of Generate: tokens become text and messages.
+#ifndef GOLDFINCH_COORDINATOR_CALLS_GENERATE_CALL_H_
+#define GOLDFINCH_COORDINATOR_CALLS_GENERATE_CALL_H_
 
 #include <cstdint>
 #include <deque>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "coordinator/grpc/call.h"
+#include "absl/functional/any_invocable.h"
+#include "coordinator/calls/call.h"
 #include "protos/generate.pb.h"
 #include "tokenizer/text_stream.h"
 
@@ -17,9 +19,11 @@ namespace goldfinch {
 
 class GenerateCall final : public Call {
  public:
-  GenerateCall(CallEnvironment* edge, grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
-               CallStream* stream)
-      : Call(edge, "Generate", context, message, stream) {}
+  // Reads what the client sent. Begin calls it once.
+  using Read = absl::AnyInvocable<absl::Status(v1::GenerateRequest* message)>;
+
+  GenerateCall(CallEnvironment* environment, Deadline deadline, Read read, CallStream* stream)
+      : Call(environment, "Generate", deadline, stream), read_(std::move(read)) {}
 
   void OnProgress(int64_t prompt_tokens_done) override;
   Verdict OnToken(int sample, const OutputToken& token) override;
@@ -29,19 +33,19 @@ class GenerateCall final : public Call {
  private:
   struct Sample {
     TextStream text;
-    v1::GenerateResponse next;  // what has come since the last message
+    v1::GenerateResponse next;  // what was delivered since the last message
     bool queued = false;        // in `queue_`
   };
 
-  absl::StatusOr<Request> Prepare(const grpc::ByteBuffer& message, std::shared_ptr<const ServedModel> model,
-                                  int64_t* buffer_max) override;
+  absl::StatusOr<Request> Prepare(std::shared_ptr<const ServedModel> model, int64_t* buffer_max) override;
   const google::protobuf::MessageLite& message() const override { return message_; }
   bool TakeMessage() override;
-  // Puts the next response into `message_`, and says whether there is one.
+  // Puts the next response into `message_`. Returns false if there is none.
   bool TakeResponse();
   void Queue(int index);
 
-  v1::GenerateResponse message_;  // of the write under way, or else under mutex_
+  Read read_;
+  v1::GenerateResponse message_;  // belongs to the write under way; guarded by mutex_ while there is none
 
   // Set by Prepare.
   std::shared_ptr<const ServedModel> model_;
@@ -58,10 +62,10 @@ class GenerateCall final : public Call {
   bool usage_sent_ = false;
 };
 
-// For the messages of both streaming methods.
+// Parts of the messages of both streaming calls.
 v1::Token ToMessage(const OutputToken& token);
 v1::Usage ToMessage(const RequestUsage& usage);
 
 }  // namespace goldfinch
 
-#endif  // GOLDFINCH_COORDINATOR_GRPC_GENERATE_CALL_H_
+#endif  // GOLDFINCH_COORDINATOR_CALLS_GENERATE_CALL_H_

@@ -1,6 +1,6 @@
-// Threads for what must not run on the coordinator's thread or on gRPC's.
-#ifndef GOLDFINCH_COORDINATOR_GRPC_WORK_QUEUE_H_
-#define GOLDFINCH_COORDINATOR_GRPC_WORK_QUEUE_H_
+// Threads for work that would hold up the coordinator's thread or a door's.
+#ifndef GOLDFINCH_COORDINATOR_CALLS_WORK_QUEUE_H_
+#define GOLDFINCH_COORDINATOR_CALLS_WORK_QUEUE_H_
 
 #include <chrono>
 #include <condition_variable>
@@ -14,13 +14,13 @@
 
 namespace goldfinch {
 
-// Runs tasks, begun in the order in which they were posted. Thread-safe; tasks may post.
+// Runs tasks; they begin in the order in which they were posted. Thread-safe; tasks may post tasks.
 class WorkQueue {
  public:
   using Task = absl::AnyInvocable<void()>;
 
   explicit WorkQueue(int threads);
-  // Runs what has been posted, but drops what is not due yet.
+  // Runs all tasks that have been posted, and drops those of PostAfter that are not due yet.
   ~WorkQueue();
   WorkQueue(const WorkQueue&) = delete;
   WorkQueue& operator=(const WorkQueue&) = delete;
@@ -43,4 +43,4 @@ class WorkQueue {
 
 }  // namespace goldfinch
 
-#endif  // GOLDFINCH_COORDINATOR_GRPC_WORK_QUEUE_H_
+#endif  // GOLDFINCH_COORDINATOR_CALLS_WORK_QUEUE_H_

@@ -1,4 +1,4 @@
-#include "coordinator/grpc/work_queue.h"
+#include "coordinator/calls/work_queue.h"
 
 #include <utility>
 
@@ -48,14 +48,14 @@ void WorkQueue::Run() {
         tasks_.pop_front();
         lock.unlock();
         task();
-      }  // what the task holds is released without the lock too
+      }  // what the task holds is released without the lock, too
       lock.lock();
     } else if (stop_) {
       return;
     } else if (later_.empty()) {
       changed_.wait(lock);
     } else {
-      // A copy: another thread may take the entry meanwhile.
+      // A copy of the time, because another thread may take the entry meanwhile.
       const Clock::time_point due = later_.begin()->first;
       changed_.wait_until(lock, due);
     }

@@ -1,4 +1,4 @@
-#include "coordinator/grpc/call.h"
+#include "coordinator/calls/call.h"
 
 #include <random>
 #include <utility>
@@ -8,26 +8,24 @@
 #include "absl/strings/str_format.h"
 #include "base/check.h"
 #include "coordinator/metrics.h"
-#include "grpcpp/server_context.h"
 #include "spdlog/spdlog.h"
 
 namespace goldfinch {
 namespace {
 
-// A client's clock for the deadline runs a little ahead of the server's: its end of the call comes first.
+// The client's timer for the deadline may fire a little before the server's: its cancellation then arrives first.
 constexpr double kDeadlineSlackSeconds = 0.05;
 
-// As a value of key=value: an id that could pass for more than one word is quoted.
+// The value of a key=value pair in the log. An id that could be read as several words is quoted.
 std::string LogValue(const std::string& text) {
   if (!text.empty() && text.find_first_of(" \"=\\") == std::string::npos) return text;
   return absl::StrCat("\"", absl::CEscape(text), "\"");
 }
 
-// Nothing if the client set none.
-std::optional<double> DeadlineSeconds(const grpc::CallbackServerContext& context) {
-  const std::chrono::system_clock::time_point deadline = context.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) return std::nullopt;
-  return std::chrono::duration<double>(deadline - std::chrono::system_clock::now()).count();
+// The seconds that are left; nothing if the client set no deadline.
+std::optional<double> SecondsUntil(const std::optional<std::chrono::system_clock::time_point>& deadline) {
+  if (!deadline) return std::nullopt;
+  return std::chrono::duration<double>(*deadline - std::chrono::system_clock::now()).count();
 }
 
 }  // namespace
@@ -39,18 +37,17 @@ uint64_t RandomNumber() {
   return uint64_t{device()} << 32 | device();
 }
 
-Call::Call(CallEnvironment* edge, const char* method, grpc::CallbackServerContext* context,
-           const grpc::ByteBuffer* message, CallStream* stream)
-    : edge_(edge), method_(method), context_(context), message_(message), stream_(stream) {}
+Call::Call(CallEnvironment* environment, const char* method, Deadline deadline, CallStream* stream)
+    : environment_(environment), method_(method), deadline_(deadline), stream_(stream) {}
 
 void Call::Begin() {
-  std::shared_ptr<const ServedModel> model = edge_->dispatcher->model();
+  std::shared_ptr<const ServedModel> model = environment_->dispatcher->model();
   if (model == nullptr) return Refuse(NoModel());
   int64_t buffer_max = 0;
-  absl::StatusOr<Request> request = Prepare(*message_, std::move(model), &buffer_max);
+  absl::StatusOr<Request> request = Prepare(std::move(model), &buffer_max);
   if (!request.ok()) return Refuse(request.status());
   if (request->id.empty()) request->id = absl::StrFormat("%016x", RandomNumber());
-  request->deadline_seconds = DeadlineSeconds(*context_);
+  request->deadline_seconds = SecondsUntil(deadline_);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     id_ = request->id;
@@ -61,7 +58,7 @@ void Call::Begin() {
 
 void Call::Refuse(const absl::Status& status) {
   GF_CHECK(!status.ok());
-  edge_->metrics->CountFailure(status.code());
+  environment_->metrics->CountFailure(status.code());
   const std::lock_guard<std::mutex> lock(mutex_);
   GF_CHECK(!done_);
   done_ = status;
@@ -69,7 +66,7 @@ void Call::Refuse(const absl::Status& status) {
 }
 
 void Call::Submit(Request request) {
-  const absl::StatusOr<uint64_t> number = edge_->dispatcher->Submit(std::move(request), shared_from_this());
+  const absl::StatusOr<uint64_t> number = environment_->dispatcher->Submit(std::move(request), shared_from_this());
   if (!number.ok()) return Refuse(number.status());
   std::optional<absl::Status> cancel;
   {
@@ -77,8 +74,8 @@ void Call::Submit(Request request) {
     number_ = *number;
     cancel = cancel_;
   }
-  // What could not be said before there was a number.
-  if (cancel) edge_->dispatcher->Cancel(*number, *cancel);
+  // A cancellation may have arrived before the dispatcher had given the request a number.
+  if (cancel) environment_->dispatcher->Cancel(*number, *cancel);
   ResumeIfDrained();
 }
 
@@ -94,7 +91,7 @@ void Call::Wake() {
   // After a stall the write under way may never end, but the request does.
   if (scheduled_ || (writing_ && !stalled_)) return;
   scheduled_ = true;
-  edge_->writing.Post([self = shared_from_this()] { self->Pump(); });
+  environment_->writing.Post([self = shared_from_this()] { self->Pump(); });
 }
 
 RequestSink::Verdict Call::PauseIfFull() {
@@ -113,9 +110,9 @@ void Call::Pump() {
     if (!TakeMessage()) return FinishIfDone();
     writing_ = true;
     write_start_ = Clock::now();
-    if (!watched_) Watch(edge_->stall_timeout_seconds);
+    if (!watched_) Watch(environment_->stall_timeout_seconds);
   }
-  // The coordinator's thread may want the lock meanwhile. The stream cannot end before the write.
+  // Without the lock, which the coordinator's thread may want meanwhile. The stream cannot end before this write does.
   stream_->Write(message());
 }
 
@@ -127,7 +124,7 @@ void Call::WriteDone(bool ok) {
     if (!ok) gone_ = true;
   }
   if (!ok) Cancel(GoneStatus());
-  // This thread is gRPC's: it may go on with the next write.
+  // This thread belongs to the door: it may go on with the next write.
   Pump();
   ResumeIfDrained();
 }
@@ -140,7 +137,7 @@ void Call::ResumeIfDrained() {
     paused_ = false;
     number = *number_;
   }
-  edge_->dispatcher->Resume(number);
+  environment_->dispatcher->Resume(number);
 }
 
 void Call::ClientGone() {
@@ -153,7 +150,7 @@ void Call::ClientGone() {
 }
 
 absl::Status Call::GoneStatus() const {
-  const std::optional<double> seconds = DeadlineSeconds(*context_);
+  const std::optional<double> seconds = SecondsUntil(deadline_);
   if (seconds && *seconds < kDeadlineSlackSeconds) return absl::DeadlineExceededError("the deadline has passed");
   return absl::CancelledError("the client has gone");
 }
@@ -166,7 +163,7 @@ void Call::Cancel(absl::Status status) {
     cancel_ = status;
     number = number_;
   }
-  if (number) edge_->dispatcher->Cancel(*number, std::move(status));
+  if (number) environment_->dispatcher->Cancel(*number, std::move(status));
 }
 
 void Call::FinishIfDone() {
@@ -192,13 +189,13 @@ void Call::Log() const {
 
 void Call::Watch(double seconds) {
   watched_ = true;
-  edge_->writing.PostAfter(seconds, [weak = weak_from_this()] {
+  environment_->writing.PostAfter(seconds, [weak = weak_from_this()] {
     if (const std::shared_ptr<Call> self = weak.lock()) self->CheckStall();
   });
 }
 
 void Call::CheckStall() {
-  const double timeout = edge_->stall_timeout_seconds;
+  const double timeout = environment_->stall_timeout_seconds;
   const absl::Status status =
       absl::ResourceExhaustedError(absl::StrCat("the client does not read: it has taken nothing for ", timeout, " s"));
   {
@@ -208,7 +205,7 @@ void Call::CheckStall() {
     const double waited = std::chrono::duration<double>(Clock::now() - write_start_).count();
     if (stalled_) {
       // Not even the status has gone through.
-      context_->TryCancel();
+      stream_->Abort();
       return;
     }
     if (waited < timeout) return Watch(timeout - waited);

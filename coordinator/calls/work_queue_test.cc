@@ -1,4 +1,4 @@
-#include "coordinator/grpc/work_queue.h"
+#include "coordinator/calls/work_queue.h"
 
 #include <chrono>
 #include <future>

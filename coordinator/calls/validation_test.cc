@@ -1,4 +1,4 @@
-#include "coordinator/grpc/validation.h"
+#include "coordinator/calls/validation.h"
 
 #include <cmath>
 #include <functional>
@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "coordinator/grpc/test_model.h"
+#include "coordinator/calls/test_model.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

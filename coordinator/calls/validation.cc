@@ -1,4 +1,4 @@
-#include "coordinator/grpc/validation.h"
+#include "coordinator/calls/validation.h"
 
 #include <algorithm>
 #include <limits>
@@ -38,7 +38,7 @@ absl::Status CheckCount(const char* field, int64_t count, int64_t limit) {
   return Invalid(field, " has ", count, " entries, the limit is ", limit);
 }
 
-// Before an id is narrowed to 32 bits with a sign.
+// Called before an id is narrowed to a signed 32-bit number.
 absl::Status CheckId(const std::string& field, uint32_t id, const ServedModel& model) {
   const uint32_t vocab_size = model.info->vocab_size();
   if (id < vocab_size) return absl::OkStatus();
@@ -55,7 +55,7 @@ absl::StatusOr<std::vector<int32_t>> ToIds(const std::string& field, const Ids& 
 
 absl::StatusOr<std::vector<int32_t>> Encode(const std::string& field, const std::string& text,
                                             const ServedModel& model) {
-  // A text of more bytes than this has too many tokens, whatever they are.
+  // A longer text has too many tokens, whatever they are.
   const uint64_t tokens_max = model.info->max_model_len();
   if (text.size() / kTokenBytesMax > tokens_max) {
     return Invalid(field, " has ", text.size(), " bytes, more than any ", tokens_max,
@@ -73,7 +73,7 @@ absl::StatusOr<std::vector<int32_t>> ToTokens(const std::string& field, const v1
   return ToIds(field, ids.ids(), model);
 }
 
-// Of a GenerateRequest or a ScoreRequest.
+// `message` is a GenerateRequest or a ScoreRequest.
 template <typename Message>
 absl::StatusOr<std::vector<int32_t>> Prompt(const Message& message, const ServedModel& model) {
   switch (message.prompt_case()) {
@@ -97,7 +97,7 @@ absl::Status CheckRequestId(const std::string& id) {
                  ", it must be printable ASCII");
 }
 
-// What both kinds of requests have.
+// The fields that both kinds of requests have.
 template <typename Message>
 absl::StatusOr<Request> Common(const Message& message, const ServedModel& model) {
   GF_RETURN_IF_ERROR(CheckRequestId(message.request_id()));
@@ -137,7 +137,7 @@ absl::StatusOr<SamplingOptions> ToSampling(const v1::SamplingOptions& message, b
     GF_RETURN_IF_ERROR(CheckId("sampling.logit_bias: the id", id, model));
     sampling.logit_bias.push_back({static_cast<int32_t>(id), bias});
   }
-  // A map has no order of its own.
+  // A protobuf map has no defined order.
   std::sort(sampling.logit_bias.begin(), sampling.logit_bias.end(),
             [](const LogitBias& a, const LogitBias& b) { return a.id < b.id; });
   GF_ASSIGN_OR_RETURN(sampling.banned_tokens, ToIds("sampling.banned_tokens", message.banned_tokens(), model));
@@ -160,7 +160,7 @@ absl::StatusOr<TextStream> ToTextStream(const google::protobuf::RepeatedPtrField
   return text;
 }
 
-// `index` of the request's continuations.
+// `index` says which of the request's continuations it is.
 absl::StatusOr<std::vector<int32_t>> Continuation(const v1::ScoreRequest& message, int index,
                                                   const ServedModel& model) {
   const std::string field = absl::StrCat("continuations[", index, "]");
@@ -231,7 +231,7 @@ absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& m
   GF_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, ToIds("ids", message.ids(), model));
   int64_t raw_bytes = 0;
   for (const int32_t id : ids) raw_bytes += static_cast<int64_t>(model.tokenizer->TokenBytes(id).size());
-  // U+FFFD is three bytes for one that is not UTF-8.
+  // A byte that is not UTF-8 becomes U+FFFD, which takes three.
   if (raw_bytes > bytes_max / 4) {
     return Invalid("ids are tokens of ", raw_bytes, " bytes, the limit is ", bytes_max / 4);
   }

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "base/check.h"
-#include "coordinator/grpc/test_model.h"
-#include "coordinator/grpc/validation.h"
+#include "coordinator/calls/test_model.h"
+#include "coordinator/calls/validation.h"
 
 namespace goldfinch {
 namespace {

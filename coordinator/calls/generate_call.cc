@@ -1,18 +1,17 @@
-#include "coordinator/grpc/generate_call.h"
+#include "coordinator/calls/generate_call.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "base/check.h"
 #include "base/status.h"
-#include "coordinator/grpc/validation.h"
-#include "coordinator/grpc/wire.h"
+#include "coordinator/calls/validation.h"
 #include "tokenizer/tokenizer.h"
 
 namespace goldfinch {
 namespace {
 
-// Tokens of an answer that wait for the transport. Every sample brings one a Step, and one more after a pause.
+// The most tokens of an answer that wait for the client. Every sample adds one a step, and one more after a pause.
 constexpr int64_t kBufferTokens = 64;
 constexpr int64_t kBufferTokensPerSample = 4;
 
@@ -55,10 +54,9 @@ v1::Usage ToMessage(const RequestUsage& usage) {
   return message;
 }
 
-absl::StatusOr<Request> GenerateCall::Prepare(const grpc::ByteBuffer& message, std::shared_ptr<const ServedModel> model,
-                                              int64_t* buffer_max) {
+absl::StatusOr<Request> GenerateCall::Prepare(std::shared_ptr<const ServedModel> model, int64_t* buffer_max) {
   v1::GenerateRequest request;
-  GF_RETURN_IF_ERROR(ParseMessage(message, &request));
+  GF_RETURN_IF_ERROR(read_(&request));
   GF_ASSIGN_OR_RETURN(ValidGenerate valid, ValidateGenerate(request, *model));
   Request::Generate& generate = *valid.request.generate;
   if (!valid.has_seed) generate.sampling.seed = RandomNumber();
@@ -125,10 +123,10 @@ bool GenerateCall::TakeMessage() {
 }
 
 bool GenerateCall::TakeResponse() {
-  // A sample's last response is the last of all if it is the last sample's: it waits for the usage, which is due now.
+  // The last sample's last response is the last of the stream: it waits for the usage, which OnDone brings shortly.
   if (samples_left_ == 0 && !done_) return false;
   if (progress_) {
-    // Nothing stands beside the progress: the first response goes ahead of it.
+    // A progress message holds nothing else, so the first response, which names the request, goes ahead of it.
     if (!first_sent_) return true;
     message_.mutable_progress()->set_prompt_tokens_done(*progress_);
     message_.mutable_progress()->set_prompt_tokens(prompt_tokens_);

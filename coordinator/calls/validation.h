@@ -1,0 +1,41 @@
+// Turns the messages of generate.proto into requests in tokens. Every limit that the proto documents is enforced here,
+// and nowhere else. Errors are INVALID_ARGUMENT and name the field, its value and the limit.
+#ifndef GOLDFINCH_COORDINATOR_CALLS_VALIDATION_H_
+#define GOLDFINCH_COORDINATOR_CALLS_VALIDATION_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/dispatcher.h"
+#include "tokenizer/text_stream.h"
+
+namespace goldfinch {
+
+namespace v1 {
+class DetokenizeRequest;
+class DetokenizeResponse;
+class GenerateRequest;
+class ScoreRequest;
+}  // namespace v1
+
+// The request's `id` is the client's and may be empty; its deadline is not set.
+struct ValidGenerate {
+  Request request;
+  bool has_seed = false;  // if not, the caller draws a seed
+  TextStream text;        // turns the tokens of one sample into text; every sample gets a copy
+};
+
+// All functions are pure and thread-safe. They take time and memory linear in the message; a prompt that can never fit
+// is refused before it is tokenized. They rely on the protobuf parser having checked that texts are UTF-8.
+
+absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& message, const ServedModel& model);
+absl::StatusOr<Request> ValidateScore(const v1::ScoreRequest& message, const ServedModel& model);
+// INVALID_ARGUMENT if text and raw bytes together take more than `bytes_max`.
+absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& message, const ServedModel& model,
+                                                  int64_t bytes_max);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_CALLS_VALIDATION_H_
