@@ -201,8 +201,8 @@ TEST(StageMemoryTest, TableAndShortageNameEachPart) {
   EXPECT_EQ(MemoryTable(memory, 0).size(), table.size() - 1) << "no limit, nothing left";
   EXPECT_THAT(
       MemoryShortage(memory, 1'000'000),
-      AllOf(HasSubstr("MB are needed (weights 12 MB, "), HasSubstr("), 1 MB may be used"), HasSubstr("--max-num-seqs"),
-            HasSubstr("--max-model-len"), HasSubstr("--gpu-memory-utilization"), HasSubstr("more workers")));
+      AllOf(HasSubstr("MB are needed (weights 12 MB, "), HasSubstr("), 1 MB may be used"), HasSubstr("max_sequences"),
+            HasSubstr("max_model_len"), HasSubstr("gpu_memory_utilization"), HasSubstr("more workers")));
 }
 
 }  // namespace

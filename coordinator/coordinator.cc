@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
+#include "base/token_ids.h"
 #include "coordinator/metrics.h"
 #include "coordinator/step_encoding.h"
 #include "protos/cluster.pb.h"
@@ -363,7 +364,7 @@ void Coordinator::SendSteps(int replica, double now) {
     const auto& stages = membership_.stages(replica);
     StepAudience audience;
     audience.generation = membership_.generation(replica);
-    audience.id_bytes = IdBytes(membership_.model().vocab_size());
+    audience.id_bytes = IdBytes(static_cast<int64_t>(membership_.model().vocab_size()));
     for (const Membership::StageView& stage : stages) {
       audience.looks_at_ids = stage.looks_at_ids;
       audience.is_last = stage.is_last;

@@ -100,7 +100,7 @@ TEST(PlannerTest, MemoryBoundsAStage) {
   EXPECT_THAT(std::string(never.status().message()),
               AllOf(HasSubstr("does not fit 2 workers"), HasSubstr("with 2 sequences (max_num_seqs)"),
                     HasSubstr("one sequence of 100 tokens (max_model_len)"), HasSubstr("weights 8000 B"),
-                    HasSubstr("--gpu-memory-utilization")));
+                    HasSubstr("gpu_memory_utilization")));
 }
 
 TEST(PlannerTest, TheCacheTakesWhatMemoryIsLeft) {

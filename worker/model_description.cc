@@ -5,6 +5,7 @@
 
 #include "protos/cluster.pb.h"
 #include "worker/checkpoint/fingerprint.h"
+#include "worker/model/state_parts.h"
 
 namespace goldfinch {
 namespace {
@@ -17,15 +18,14 @@ int64_t MatrixElements(const Shape& shape) {
 }
 
 void DescribeLayer(const ModelShape& shape, int index, DType cache_dtype, cluster::v1::LayerDescription* layer) {
-  const TimeMixKind& kind = *shape.kinds[index];
-  layer->set_kind(kind.name);
-  int64_t state_floats = 0;
-  if (kind.has_wkv) state_floats += shape.width * shape.head_size;
-  if (kind.has_shift) state_floats += 2 * shape.width;
-  // The tail rows, which the first GOLD layer may need.
-  if (index == shape.finch_layers() - 1) state_floats += int64_t{2} * shape.gold_layers() * shape.width;
-  layer->set_state_bytes(state_floats * 4);
-  if (kind.has_kv_cache) layer->set_cache_bytes_per_token(2 * shape.width * SizeOf(cache_dtype));
+  layer->set_kind(shape.kinds[index]->name);
+  int64_t state_bytes = 0, cache_bytes_per_token = 0;
+  for (const StatePart& part : LayerStateParts(shape, cache_dtype, index)) {
+    if (part.in_compressed_cache()) continue;  // described once for the model
+    (part.per_token() ? cache_bytes_per_token : state_bytes) += part.bytes();
+  }
+  layer->set_state_bytes(state_bytes);
+  layer->set_cache_bytes_per_token(cache_bytes_per_token);
 }
 
 void DescribeMemory(const ModelMemory& memory, cluster::v1::ModelMemory* message) {

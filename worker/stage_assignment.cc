@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/stage_extent.h"
 #include "base/status.h"
 #include "protos/cluster.pb.h"
 
@@ -37,16 +38,17 @@ absl::Status CheckLayers(const Form& form, int layers) {
   return absl::OkStatus();
 }
 
-StageLinks PlanLinks(const Form& form, const ModelShape& shape) {
-  const int stage = static_cast<int>(form.stage()), stages = form.first_layers_size();
+StageLinks PlanLinks(const std::vector<StageExtent>& pipeline, int stage) {
+  const int stages = static_cast<int>(pipeline.size());
   StageLinks links;
-  links.hidden_from = stage - 1;
-  if (stage + 1 < stages) links.hidden_to = stage + 1;
-  if (shape.gold_layers() == 0) return links;
-  int boundary = 0;
-  while (boundary + 1 < stages && static_cast<int>(form.first_layers(boundary + 1)) < shape.finch_layers()) ++boundary;
-  if (stage > boundary) links.compressed_from = boundary;
-  for (int to = boundary + 1; stage == boundary && to < stages; ++to) links.compressed_to.push_back(to);
+  if (pipeline[stage].receives_hidden()) links.hidden_from = stage - 1;
+  if (pipeline[stage].sends_hidden()) links.hidden_to = stage + 1;
+  for (int before = 0; pipeline[stage].receives_compressed() && before < stage; ++before) {
+    if (pipeline[before].sends_compressed()) links.compressed_from = before;
+  }
+  for (int later = stage + 1; pipeline[stage].sends_compressed() && later < stages; ++later) {
+    links.compressed_to.push_back(later);
+  }
   return links;
 }
 
@@ -94,21 +96,24 @@ absl::StatusOr<StageAssignment> AssignStage(const Form& form, const ModelShape& 
   assignment.generation = form.generation();
   assignment.stage = static_cast<int>(form.stage());
   assignment.stages = form.first_layers_size();
-  assignment.first_layer = static_cast<int>(form.first_layers(assignment.stage));
-  assignment.last_layer = assignment.stage + 1 < assignment.stages
-                              ? static_cast<int>(form.first_layers(assignment.stage + 1))
-                              : shape.layers();
+  const std::vector<int> first_layers(form.first_layers().begin(), form.first_layers().end());
+  std::vector<StageExtent> pipeline;
+  for (int stage = 0; stage < assignment.stages; ++stage) {
+    pipeline.push_back(StageExtentAt(first_layers, stage, shape.layers(), shape.finch_layers()));
+  }
+  const StageExtent& extent = pipeline[assignment.stage];
+  assignment.first_layer = extent.first_layer;
+  assignment.last_layer = extent.last_layer;
   assignment.options = {.max_sequences = static_cast<int>(form.max_sequences()),
                         .max_sequence_tokens = static_cast<int64_t>(form.max_sequence_tokens()),
                         .cache_tokens = static_cast<int64_t>(form.cache_tokens()),
                         .max_step_tokens = form.max_step_tokens(),
                         .max_logit_rows = form.max_logit_rows(),
                         .cache_dtype = cache_dtype};
-  assignment.links = PlanLinks(form, shape);
-  // The pre-fill rule adds rows of earlier chunks, up to 2G of a sequence.
+  assignment.links = PlanLinks(pipeline, assignment.stage);
   assignment.hidden_rows_max =
-      assignment.options.max_step_tokens + int64_t{2} * shape.gold_layers() * assignment.options.max_sequences;
-  if (assignment.last_layer == shape.layers()) {
+      StepRowsMax(assignment.options.max_step_tokens, assignment.options.max_sequences, shape.gold_layers());
+  if (extent.has_head()) {
     GF_ASSIGN_OR_RETURN(assignment.vocabulary, ReadVocabulary(form, shape.vocab_size));
   }
   return assignment;

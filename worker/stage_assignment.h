@@ -23,8 +23,8 @@ class Form;
 struct StageLinks {
   int hidden_from = -1;            // the stage before; -1: this is the first
   int hidden_to = -1;              // the stage after; -1: this is the last
-  int compressed_from = -1;        // the stage of the last Finch-side layer; -1: none come
-  std::vector<int> compressed_to;  // all later stages, from that one
+  int compressed_from = -1;        // the stage with the boundary; -1: no compressed rows come
+  std::vector<int> compressed_to;  // all later stages, if this stage has the boundary
 
   bool operator==(const StageLinks&) const = default;
 };
@@ -37,7 +37,7 @@ struct StageAssignment {
   int last_layer = 0;  // one past the last
   StageOptions options;
   StageLinks links;
-  // The most rows of hidden numbers that one step may bring to this stage or take from it.
+  // The most hidden rows that one step receives or sends: StepRowsMax.
   int64_t hidden_rows_max = 0;
   std::shared_ptr<const SamplerVocabulary> vocabulary;  // null except in the last stage
 

@@ -121,10 +121,10 @@ absl::Status StageLoader::LoadWeights(const StageAssignment& assignment) {
 // Each tensor is verified once in the life of the process, so that a group that forms again waits for new layers only.
 absl::Status StageLoader::VerifyWeights(const StageAssignment& assignment) {
   if (verify_ == "none") return absl::OkStatus();
+  const StageExtent extent = shape_.Extent(assignment.first_layer, assignment.last_layer);
   const auto needed = [&](std::string_view name) {
     const std::optional<TensorHome> home = FindTensorHome(shape_, name);
-    return home && StageHas(shape_, assignment.first_layer, assignment.last_layer, *home) &&
-           !verified_.contains(std::string(name));
+    return home && StageHas(extent, *home) && !verified_.contains(std::string(name));
   };
   GF_ASSIGN_OR_RETURN(
       const std::vector<std::string> non_finite,

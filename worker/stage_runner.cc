@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "base/token_ids.h"
 #include "protos/cluster.pb.h"
 #include "worker/sampling_message.h"
 
@@ -39,14 +40,14 @@ StageRunner::StageRunner(const StageAssignment& assignment, Backend& backend, St
       backend_(backend),
       stage_(stage),
       shape_(stage.model().shape),
-      is_last_(stage.model().is_last()),
-      reads_ids_(stage.model().first_layer == 0 || stage.model().has_gold()),
-      id_bytes_(shape_.vocab_size <= 65536 ? 2 : 4) {}
+      is_last_(stage.extent().is_last()),
+      reads_ids_(stage.extent().reads_ids()),
+      id_bytes_(IdBytes(shape_.vocab_size)) {}
 
 absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssignment& assignment, Backend& backend,
                                                                  Stage& stage) {
-  GF_CHECK_EQ(stage.model().first_layer, assignment.first_layer);
-  GF_CHECK_EQ(stage.model().last_layer, assignment.last_layer);
+  GF_CHECK_EQ(stage.extent().first_layer, assignment.first_layer);
+  GF_CHECK_EQ(stage.extent().last_layer, assignment.last_layer);
   std::unique_ptr<StageRunner> runner(new StageRunner(assignment, backend, stage));
   if (assignment.links.hidden_from >= 0) {
     GF_RETURN_IF_ERROR(

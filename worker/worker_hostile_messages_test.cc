@@ -91,7 +91,7 @@ TEST_P(WorkerTest, BadStepsEndTheGeneration) {
   const std::vector<Case> cases = {
       {{"close", "77"}, [](Step& step, auto&) { step.add_close(77); }},
       {{"open", "sequence 1"}, [](Step& step, auto&) { step.add_open()->set_sequence(1); }},
-      {{"--max-num-seqs"},
+      {{"max_sequences"},
        [](Step& step, auto&) {
          for (int i = 10; i < 20; ++i) step.add_open()->set_sequence(i);
        }},

@@ -88,7 +88,7 @@ TEST_P(WorkerTest, MemoryIsPlannedAndTold) {
   workers.clear();
   start(static_cast<int64_t>(sum - kept) - 1);
   EXPECT_THAT(workers[0].mailbox->Await(FromWorker::kEndGeneration).end_generation().reason(),
-              AllOf(HasSubstr("are needed (weights"), HasSubstr("may be used: lower --max-model-len")));
+              AllOf(HasSubstr("are needed (weights"), HasSubstr("may be used: lower max_model_len")));
   workers.clear();
 }
 

@@ -108,16 +108,16 @@ struct TimeMixKind {
 absl::Span<const TimeMixKind> TimeMixKinds();
 
 ChannelMixWeights LoadChannelMix(WeightLoader& loader, int64_t width);
-// Whether it keeps the last input row.
-bool HasShift(const ChannelMixWeights& weights);
+// Whether the channel mix of the tensors "<prefix>*" keeps its last input row.
+bool ChannelMixHasShift(const Checkpoint& checkpoint, const std::string& prefix);
 
-// What one layer keeps between calls: a part of the stage's memory. Parts that its kind does not keep are empty.
+// What a layer's forward pass sees of the state of all sequences (worker/stage/sequence_state.h owns it). Parts that
+// its kind does not keep are empty.
 struct LayerState {
   Tensor time_shift;     // [slots, D] fp32
   Tensor channel_shift;  // [slots, D] fp32
   Tensor wkv;            // [slots, H, N, N] fp32
   KvCache kv;
-  Tensor mix_table;  // [vocab, 2, 2m] fp32: see GoldKvWeights
 };
 
 // What the layers of one call share.

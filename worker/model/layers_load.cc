@@ -234,6 +234,8 @@ ChannelMixWeights LoadChannelMix(WeightLoader& loader, int64_t width) {
   return w;
 }
 
-bool HasShift(const ChannelMixWeights& weights) { return std::holds_alternative<RwkvChannelMix>(weights); }
+bool ChannelMixHasShift(const Checkpoint& checkpoint, const std::string& prefix) {
+  return !Has(checkpoint, prefix, "w1.weight");
+}
 
 }  // namespace goldfinch

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/status.h"
+#include "worker/model/state_parts.h"
 #include "worker/model/weight_loader.h"
 
 namespace goldfinch {
@@ -80,6 +81,15 @@ absl::StatusOr<int64_t> HeadSizeFromTensors(const Checkpoint& checkpoint, int la
   return head_size;
 }
 
+// Bytes of the parts that `counts` is true of.
+int64_t SumStateParts(const ModelShape& shape, DType cache_dtype, bool (*counts)(const StatePart& part)) {
+  int64_t bytes = 0;
+  for (int layer = 0; layer < shape.layers(); ++layer) {
+    for (const StatePart& part : LayerStateParts(shape, cache_dtype, layer)) bytes += counts(part) ? part.bytes() : 0;
+  }
+  return bytes;
+}
+
 }  // namespace
 
 int ModelShape::finch_layers() const {
@@ -90,25 +100,16 @@ int ModelShape::finch_layers() const {
 }
 
 int64_t ModelShape::StateBytes() const {
-  int64_t floats = 0;
-  for (const TimeMixKind* kind : kinds) {
-    if (kind->has_wkv) floats += width * head_size;
-    if (kind->has_shift) floats += 2 * width;  // time mix and channel mix
-  }
-  floats += 2 * gold_layers() * width;  // the newest Finch-side rows
-  return floats * static_cast<int64_t>(sizeof(float));
+  // Parts that are one a sequence are not of the cache's type.
+  return SumStateParts(*this, DType::kF32, [](const StatePart& part) { return !part.per_token(); });
 }
 
 int64_t ModelShape::CacheBytesPerToken(DType cache_dtype) const {
-  int64_t bytes = 0;
-  for (const TimeMixKind* kind : kinds) {
-    if (kind->has_kv_cache) bytes += 2 * width * SizeOf(cache_dtype);
-  }
-  return bytes + CompressedBytesPerToken(cache_dtype);
+  return SumStateParts(*this, cache_dtype, [](const StatePart& part) { return part.per_token(); });
 }
 
 int64_t ModelShape::CompressedBytesPerToken(DType cache_dtype) const {
-  return gold_layers() > 0 ? CompressedRowBytes(cache_dtype) + (vocab_size <= 65536 ? 2 : 4) : 0;
+  return SumStateParts(*this, cache_dtype, [](const StatePart& part) { return part.in_compressed_cache(); });
 }
 
 std::optional<DType> ParseCacheDType(std::string_view name) {
@@ -161,6 +162,7 @@ absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const Mo
       return Invalid(checkpoint, absl::StrCat("layer ", layer, " (tensors ", prefix, "*) is of no known kind"));
     }
     shape.kinds.push_back(found);
+    shape.channel_shifts.push_back(ChannelMixHasShift(checkpoint, BlockPrefix(layer) + "ffn."));
   }
   for (int layer = shape.finch_layers(); layer < layers; ++layer) {
     if (!shape.kinds[layer]->reads_gold_cache) {
@@ -196,17 +198,16 @@ std::optional<TensorHome> FindTensorHome(const ModelShape& shape, std::string_vi
   return TensorHome{Part::kLayer, layer};
 }
 
-bool StageHas(const ModelShape& shape, int first_layer, int last_layer, const TensorHome& home) {
-  const bool gold = last_layer > shape.finch_layers();
+bool StageHas(const StageExtent& stage, const TensorHome& home) {
   switch (home.part) {
     case TensorHome::Part::kLayer:
-      return home.layer >= first_layer && home.layer < last_layer;
+      return stage.has_layer(home.layer);
     case TensorHome::Part::kEmbedding:
-      return first_layer == 0 || gold;
+      return stage.has_embedding();
     case TensorHome::Part::kGoldShared:
-      return gold;
+      return stage.has_gold();
     case TensorHome::Part::kHead:
-      return last_layer == shape.layers();
+      return stage.has_head();
   }
   return false;
 }
@@ -216,6 +217,7 @@ namespace {
 // The tensors of the model's layers and what goes with them, in a fixed order.
 absl::Status ReadTensors(WeightLoader& loader, const ModelConfig& config, Model& model) {
   const ModelShape& shape = model.shape;
+  const StageExtent extent = model.extent();
   const int64_t width = shape.width;
   model.layers.clear();
   model.bytes = {};
@@ -225,7 +227,7 @@ absl::Status ReadTensors(WeightLoader& loader, const ModelConfig& config, Model&
   const auto taken = [&loader, &seen] { return loader.weight_bytes() - std::exchange(seen, loader.weight_bytes()); };
   for (int index = 0; index < shape.layers(); ++index) {
     const std::string block = BlockPrefix(index);
-    if (index < model.first_layer || index >= model.last_layer) {
+    if (!extent.has_layer(index)) {
       loader.IgnorePrefix(block);
       continue;
     }
@@ -254,22 +256,22 @@ absl::Status ReadTensors(WeightLoader& loader, const ModelConfig& config, Model&
 
   // Tensors outside the layers: read by the stages that need them, known to all.
   loader.SetPrefix("");
-  if (model.first_layer == 0 || model.has_gold()) {
+  if (extent.has_embedding()) {
     model.embedding = loader.Raw("emb.weight", {shape.vocab_size, width});
     model.ln0 = loader.Norm("blocks.0.ln0", width);
     model.bytes.embedding = taken();
   }
-  if (model.has_boundary()) {
+  if (extent.has_boundary()) {
     model.compress = loader.Linear("w_kv_cache_a.weight", shape.compressed, width);
     model.bytes.layers[shape.finch_layers() - 1] += taken();
   }
-  if (model.has_gold()) {
+  if (extent.has_gold()) {
     const int64_t in = width + shape.compressed;
     model.key_x0 = loader.LinearColumns("w_kv_cache_b.weight", width, in, 0, width);
     model.key_compressed = loader.LinearColumns("w_kv_cache_b.weight", width, in, width, in);
     model.bytes.gold_shared = taken();
   }
-  if (model.is_last()) {
+  if (extent.has_head()) {
     model.ln_out = loader.Norm("ln_out", width);
     model.head = loader.Linear("head.weight", shape.vocab_size, width);
     model.bytes.head = taken();

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/stage_extent.h"
 #include "kernels/backend.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/model/layers.h"
@@ -25,6 +26,7 @@ struct ModelShape {
   int head_size = 0;                      // N
   int64_t compressed = 0;                 // numbers a token in the compressed cache; 0 without GOLD layers
   std::vector<const TimeMixKind*> kinds;  // one a layer, entries of TimeMixKinds()
+  std::vector<bool> channel_shifts = {};  // one a layer: whether its channel mix keeps its last input row
 
   int layers() const { return static_cast<int>(kinds.size()); }
   int heads() const { return static_cast<int>(width / head_size); }
@@ -32,15 +34,20 @@ struct ModelShape {
   int finch_layers() const;
   int gold_layers() const { return layers() - finch_layers(); }
 
-  // Of one sequence, whatever its length.
+  // The layers [first_layer, last_layer) as a stage of this model.
+  StageExtent Extent(int first_layer, int last_layer) const {
+    return {layers(), finch_layers(), first_layer, last_layer};
+  }
+
+  // Bytes of one sequence's state (worker/model/state_parts.h), but for what grows with its tokens.
   int64_t StateBytes() const;
   // Of a row of the compressed cache, in its pages and from stage to stage; 0 without GOLD layers.
   int64_t CompressedRowBytes(DType cache_dtype) const {
     return compressed == 0 ? 0 : BytesOf(cache_dtype, CompressedRowWidth(cache_dtype, compressed));
   }
-  // Of one token in the compressed cache, id and row; 0 without GOLD layers.
+  // Bytes of one token in the compressed cache, id and row; 0 without GOLD layers.
   int64_t CompressedBytesPerToken(DType cache_dtype) const;
-  // Of one token in all caches.
+  // Bytes of one token in all caches.
   int64_t CacheBytesPerToken(DType cache_dtype) const;
   // Of one token in a transformer of this shape: keys and values of every layer, 2 bytes a number.
   int64_t TransformerBytesPerToken() const { return int64_t{2} * layers() * width * 2; }
@@ -69,8 +76,8 @@ struct TensorHome {
 
 // None: no part that is known.
 std::optional<TensorHome> FindTensorHome(const ModelShape& shape, std::string_view name);
-// Whether the stage of layers [first_layer, last_layer) has that part.
-bool StageHas(const ModelShape& shape, int first_layer, int last_layer, const TensorHome& home);
+// Whether the stage has that part.
+bool StageHas(const StageExtent& stage, const TensorHome& home);
 
 // What weights take: of a back end's memory, and of the mapped file where they are read in place.
 struct WeightBytes {
@@ -104,11 +111,7 @@ struct Model {
   NormWeights ln_out;     // in the last stage
   Matrix head;            // [vocab, D]; in the last stage
 
-  bool has_gold() const { return last_layer > shape.finch_layers(); }
-  bool has_boundary() const {  // from the last Finch-side layer to the first GOLD layer
-    return shape.gold_layers() > 0 && first_layer < shape.finch_layers() && last_layer >= shape.finch_layers();
-  }
-  bool is_last() const { return last_layer == shape.layers(); }
+  StageExtent extent() const { return shape.Extent(first_layer, last_layer); }
 
   WeightBytes bytes;
   std::shared_ptr<const Checkpoint> checkpoint;  // weights may point into it

@@ -4,22 +4,40 @@
 #include <variant>
 
 #include "worker/model/layers.h"
+#include "worker/model/state_parts.h"
 
 namespace goldfinch {
 namespace {
 
-LayerMemory MemoryOfLayer(const ModelShape& shape, const TimeMixKind& kind, const Layer& layer, DType cache_dtype,
+// Into the fields of the plan that have it; tail rows and the compressed cache are planned from the model's sizes.
+void AddStatePart(const StatePart& part, LayerMemory* memory) {
+  switch (part.kind) {
+    case StatePartKind::kTimeShift:
+    case StatePartKind::kChannelShift:
+      memory->shift_bytes += part.bytes();
+      break;
+    case StatePartKind::kWkv:
+      memory->wkv_bytes += part.bytes();
+      break;
+    case StatePartKind::kKeys:
+    case StatePartKind::kValues:
+      memory->cache_bytes_per_token += part.bytes();
+      break;
+    case StatePartKind::kTailRows:
+    case StatePartKind::kIds:
+    case StatePartKind::kRows:
+      break;
+  }
+}
+
+LayerMemory MemoryOfLayer(const ModelShape& shape, int index, const Layer& layer, DType cache_dtype,
                           DType activation_dtype) {
-  const int64_t row_bytes = shape.width * SizeOf(DType::kF32);
   LayerMemory memory;
-  if (kind.has_shift) memory.shift_bytes += row_bytes;
-  if (HasShift(layer.channel_mix)) memory.shift_bytes += row_bytes;
-  if (kind.has_wkv) memory.wkv_bytes = row_bytes * shape.head_size;
-  if (kind.has_kv_cache) memory.cache_bytes_per_token = 2 * shape.width * SizeOf(cache_dtype);
+  for (const StatePart& part : LayerStateParts(shape, cache_dtype, index)) AddStatePart(part, &memory);
   if (const auto* gold = std::get_if<GoldWeights>(&layer.time_mix)) {
     memory.table_bytes = shape.vocab_size * 2 * gold->kv.mix_down.out() * SizeOf(DType::kF32);
   }
-  const int64_t normed = 2 * shape.width;  // the rows that the two mixers take
+  const int64_t normed = 2 * shape.width;  // the normed input rows of the two mixers
   memory.activation_bytes =
       (std::max(ActivationElements(layer.time_mix, shape.width), ActivationElements(layer.channel_mix, shape.width)) +
        normed) *
@@ -34,8 +52,8 @@ ModelMemory MemoryOf(const Model& model, DType cache_dtype, const Backend& backe
   ModelMemory memory;
   memory.layers.resize(shape.layers());
   for (int i = model.first_layer; i < model.last_layer; ++i) {
-    memory.layers[i] = MemoryOfLayer(shape, *shape.kinds[i], model.layers[i - model.first_layer], cache_dtype,
-                                     backend.activation_dtype());
+    memory.layers[i] =
+        MemoryOfLayer(shape, i, model.layers[i - model.first_layer], cache_dtype, backend.activation_dtype());
     memory.layers[i].weight_bytes = model.bytes.layers[i];
   }
   memory.gold_layers = shape.gold_layers();

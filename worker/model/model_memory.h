@@ -1,4 +1,4 @@
-// What a model's parts take of a device's memory, for PlanStageMemory.
+// How much of a device's memory the parts of a model take: the input of PlanStageMemory.
 #ifndef GOLDFINCH_WORKER_MODEL_MODEL_MEMORY_H_
 #define GOLDFINCH_WORKER_MODEL_MODEL_MEMORY_H_
 
@@ -8,7 +8,7 @@
 
 namespace goldfinch {
 
-// `model` may be loaded or measured; what other stages have of it is left empty.
+// `model` may be loaded or only measured. Fields of layers that it does not have are left 0.
 ModelMemory MemoryOf(const Model& model, DType cache_dtype, const Backend& backend);
 
 }  // namespace goldfinch

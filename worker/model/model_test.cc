@@ -87,9 +87,9 @@ TEST(ModelTest, ShapeOfAMixedModel) {
   EXPECT_STREQ(shape.kinds[0]->name, "finch_c2");
   EXPECT_STREQ(shape.kinds[1]->name, "finch");
   EXPECT_STREQ(shape.kinds[2]->name, "gold");
-  EXPECT_TRUE((*model)->has_boundary());
-  EXPECT_TRUE((*model)->has_gold());
-  EXPECT_TRUE((*model)->is_last());
+  EXPECT_TRUE((*model)->extent().has_boundary());
+  EXPECT_TRUE((*model)->extent().has_gold());
+  EXPECT_TRUE((*model)->extent().is_last());
 }
 
 TEST(ModelTest, KindsAreSeenInTheTensors) {
@@ -109,6 +109,7 @@ TEST(ModelTest, BytesOfTheReleasedModel) {
     return &*std::find_if(TimeMixKinds().begin(), TimeMixKinds().end(), [&](const auto& k) { return k.name == name; });
   };
   for (int layer = 0; layer < 24; ++layer) shape.kinds.push_back(kind(layer < 16 ? "finch_c2" : "gold"));
+  shape.channel_shifts.assign(24, true);
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kBf16), 258);
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kF32), 514);
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kInt8), 132) << "one scale a row";
@@ -118,6 +119,7 @@ TEST(ModelTest, BytesOfTheReleasedModel) {
   shape.vocab_size = 65537;
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kBf16), 260) << "ids of 4 bytes";
   shape.kinds.assign(24, kind("llama"));
+  shape.channel_shifts.assign(24, false);
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kBf16), 196608);
   EXPECT_EQ(shape.StateBytes(), 0);
 }
@@ -161,14 +163,14 @@ TEST(ModelTest, PartsOfAModelLoadOnlyWhatTheyNeed) {
   EXPECT_FALSE(second->embedding);
   EXPECT_TRUE(second->compress);
   EXPECT_FALSE(second->key_x0);
-  EXPECT_TRUE(second->has_boundary());
-  EXPECT_FALSE(second->has_gold());
+  EXPECT_TRUE(second->extent().has_boundary());
+  EXPECT_FALSE(second->extent().has_gold());
   const auto third = part(2, 3);
   EXPECT_TRUE(third->embedding) << "values come from the embedding";
   EXPECT_FALSE(third->compress);
   EXPECT_TRUE(third->key_x0);
   EXPECT_FALSE(third->head);
-  EXPECT_FALSE(third->has_boundary());
+  EXPECT_FALSE(third->extent().has_boundary());
   const auto last = part(3, -1);
   EXPECT_EQ(last->first_layer, 3);
   EXPECT_EQ(last->last_layer, 4);

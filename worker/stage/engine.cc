@@ -55,11 +55,11 @@ absl::Status Engine::CheckLength(int64_t prompt_tokens, int64_t max_tokens) cons
   if (prompt_tokens == 0) return absl::InvalidArgumentError("the prompt is empty");
   if (prompt_tokens > options_.max_model_len) {
     return absl::InvalidArgumentError(
-        absl::StrCat("prompt has ", prompt_tokens, " tokens, --max-model-len is ", options_.max_model_len));
+        absl::StrCat("prompt has ", prompt_tokens, " tokens, max_model_len is ", options_.max_model_len));
   }
   if (max_tokens > options_.max_model_len - prompt_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat("prompt has ", prompt_tokens, " tokens and --max-tokens is ",
-                                                   max_tokens, ", together more than --max-model-len, which is ",
+    return absl::InvalidArgumentError(absl::StrCat("prompt has ", prompt_tokens, " tokens and max_tokens is ",
+                                                   max_tokens, ", together more than max_model_len, which is ",
                                                    options_.max_model_len));
   }
   return absl::OkStatus();

@@ -1,4 +1,5 @@
-// A whole model on one machine: opens the checkpoint, runs all layers in one stage, feeds prompts in chunks.
+// A whole model in one stage: opens the checkpoint, runs all layers on one device, and reads prompts in chunks. For the
+// program's local commands, which need no server.
 #ifndef GOLDFINCH_WORKER_STAGE_ENGINE_H_
 #define GOLDFINCH_WORKER_STAGE_ENGINE_H_
 
@@ -22,21 +23,22 @@ namespace goldfinch {
 struct EngineOptions {
   std::string model_path;
   std::string config_path;          // empty: config.json beside the model, if there
-  int64_t max_model_len = 1 << 20;  // tokens, prompt and output together, of one sequence
-  StageOptions stage;               // cache_tokens is set from max_model_len and max_sequences
-  int64_t memory_bytes = 0;         // that may be used, for all that base/stage_memory.h plans; 0: any
-  int64_t kept_bytes = 0;           // for Stage::ReserveKept; less if memory_bytes leave less
+  int64_t max_model_len = 1 << 20;  // the most tokens of a sequence, prompt and output together
+  StageOptions stage;               // Load sets cache_tokens and max_sequence_tokens from max_model_len
+  int64_t memory_bytes = 0;         // the limit of all that base/stage_memory.h plans; 0: no limit
+  int64_t kept_bytes = 0;           // the limit of Stage::ReserveKept, which gets less if memory_bytes leave less
 };
 
 // Not thread-safe.
 class Engine {
  public:
-  // Checks names, shapes and settings. A back end that reads host memory makes it quick for any size: no weight is
-  // read; others get a copy of each. RESOURCE_EXHAUSTED, before anything is read, names what does not fit.
+  // Checks names, shapes and settings. Quick for a model of any size on a back end that reads host memory, as no weight
+  // is read; other back ends get a copy of each weight. RESOURCE_EXHAUSTED, before anything is read, says what does not
+  // fit.
   static absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineOptions& options, std::unique_ptr<Backend> backend);
 
-  // Reads every weight once. DATA_LOSS if a checksum is wrong (looked at only with `checksums`: files can be saved
-  // without); else the names of tensors that have values that are NaN or infinite. `progress` may be null.
+  // Reads every weight once. DATA_LOSS if a checksum is wrong, which is checked only with `checksums`, as files can be
+  // saved without; else the names of tensors with values that are NaN or infinite. `progress` may be null.
   absl::StatusOr<std::vector<std::string>> VerifyWeights(
       bool checksums, const std::function<void(int64_t done, int64_t all)>& progress) const;
 
@@ -46,18 +48,18 @@ class Engine {
   Stage& stage() { return *stage_; }
   const EngineOptions& options() const { return options_; }
 
-  // INVALID_ARGUMENT unless a sequence of so many prompt tokens and then `max_tokens` more fits --max-model-len.
+  // INVALID_ARGUMENT unless a sequence of so many prompt tokens and then `max_tokens` more fits max_model_len.
   absl::Status CheckLength(int64_t prompt_tokens, int64_t max_tokens) const;
 
-  // Runs ids through the sequence in `slot` in chunks of stage.max_step_tokens; the GOLD layers run for the last
-  // chunk's tail only. Returns the logits [vocab] of the last token, valid until the next call. `progress` is called
-  // after each chunk with the tokens done.
+  // Runs ids through the sequence in `slot`, in chunks of stage.max_step_tokens; the GOLD layers run only for the last
+  // rows (worker/stage/prefill_rule.h). Returns the logits [vocab] of the last token, valid until the next call.
+  // `progress` is called after each chunk with the number of tokens done.
   absl::StatusOr<absl::Span<const float>> Prefill(int slot, absl::Span<const int32_t> ids,
                                                   absl::FunctionRef<void(int64_t tokens)> progress);
-  // One more token; its logits.
+  // Runs one more token and returns its logits.
   absl::StatusOr<absl::Span<const float>> Decode(int slot, int32_t id);
-  // Runs ids with logits for every one: the slower path, GOLD layers on all rows. `use` gets the logits [rows, vocab]
-  // of each chunk and the number of its first token.
+  // Runs ids with logits for every one, which is slower as the GOLD layers run all rows. `use` gets the logits
+  // [rows, vocab] of each chunk and the index of its first token.
   absl::Status Score(int slot, absl::Span<const int32_t> ids,
                      absl::FunctionRef<absl::Status(int64_t first, absl::Span<const float> logits)> use);
 
@@ -70,7 +72,7 @@ class Engine {
   std::unique_ptr<Backend> backend_;
   std::shared_ptr<const Model> model_;
   std::unique_ptr<Stage> stage_;
-  std::vector<float> logits_;  // where the back end's memory cannot be read
+  std::vector<float> logits_;  // a copy, where the host cannot read the back end's memory
 };
 
 }  // namespace goldfinch

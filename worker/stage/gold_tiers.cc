@@ -5,18 +5,18 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "base/cache_page.h"
 #include "base/check.h"
 #include "base/status.h"
 
 namespace goldfinch {
 namespace {
 
-constexpr int64_t kPageTokens = 64;
-// Where a page of T2 is larger than keys and values of one layer, a block is rounded up to pages of so many positions.
+// Where a page of shared rows is larger than keys and values of one layer, a block is rounded up to pages of so many
+// positions.
 constexpr int64_t kSmallPageTokens = 16;
 constexpr GoldTier kTiers[] = {GoldTier::kCompressed, GoldTier::kShared, GoldTier::kFull};
 
-int64_t PagesFor(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 GoldTier Below(GoldTier tier) { return static_cast<GoldTier>(static_cast<int>(tier) - 1); }
 
@@ -36,11 +36,11 @@ GoldTiers::GoldTiers(Backend& backend, GoldStage stage)
       sequences_(stage_.max_sequences) {
   GF_CHECK_GE(layers_, 1);
   const int64_t width = stage_.shared.embedding.dim(1), row_bytes = width * SizeOf(backend.activation_dtype());
-  const int64_t shared_bytes = backend.GoldSharedPageBytes(width, stage_.layers, stage_.head_size, kPageTokens);
+  const int64_t shared_bytes = backend.GoldSharedPageBytes(width, stage_.layers, stage_.head_size, kCachePageTokens);
   block_bytes_ = RoundUp(shared_bytes, 256);  // as GoldSharedRows has it
   if (stage_.most == GoldTier::kFull) {
-    const int64_t kv_bytes = 2 * kPageTokens * row_bytes;
-    kv_page_tokens_ = shared_bytes <= kv_bytes ? kPageTokens : kSmallPageTokens;
+    const int64_t kv_bytes = 2 * kCachePageTokens * row_bytes;
+    kv_page_tokens_ = shared_bytes <= kv_bytes ? kCachePageTokens : kSmallPageTokens;
     block_bytes_ = RoundUp(std::max(shared_bytes, kv_bytes), kv_page_tokens_ * row_bytes);
     block_kv_pages_ = block_bytes_ / (kv_page_tokens_ * row_bytes);
   }
@@ -65,13 +65,13 @@ absl::Status GoldTiers::Reserve(int64_t bytes, int64_t positions) {
   }
   if (blocks <= 0) return absl::OkStatus();
   pool_.emplace(static_cast<int32_t>(blocks));
-  rows_ = {.data = memory_.get(), .pages = blocks, .page_bytes = block_bytes_, .page_tokens = kPageTokens};
+  rows_ = {.data = memory_.get(), .pages = blocks, .page_bytes = block_bytes_, .page_tokens = kCachePageTokens};
 
   const bool full = stage_.most == GoldTier::kFull;
-  const int64_t most_pages = PagesFor(stage_.max_sequence_tokens);
+  const int64_t most_pages = CachePagesFor(stage_.max_sequence_tokens);
   if (full) {
     // Two views of the blocks: of the same number, a page of keys and the page of values that lies behind the keys.
-    const int64_t width = stage_.shared.embedding.dim(1), behind = kPageTokens / kv_page_tokens_;
+    const int64_t width = stage_.shared.embedding.dim(1), behind = kCachePageTokens / kv_page_tokens_;
     const Shape shape{blocks * block_kv_pages_ - behind, kv_page_tokens_, width};
     kv_.keys = {memory_.get(), backend_.activation_dtype(), shape};
     kv_.values = kv_.keys;
@@ -82,7 +82,7 @@ absl::Status GoldTiers::Reserve(int64_t bytes, int64_t positions) {
     if (!full) continue;
     sequence.kv_pages.resize(layers_);
     for (std::vector<int32_t>& pages : sequence.kv_pages) {
-      pages.reserve(std::min(blocks / layers_, most_pages) * (kPageTokens / kv_page_tokens_));
+      pages.reserve(std::min(blocks / layers_, most_pages) * (kCachePageTokens / kv_page_tokens_));
     }
   }
   return absl::OkStatus();
@@ -93,9 +93,9 @@ int64_t GoldTiers::BlocksFor(GoldTier tier, int64_t tokens) const {
     case GoldTier::kCompressed:
       return 0;
     case GoldTier::kShared:
-      return PagesFor(tokens);
+      return CachePagesFor(tokens);
     case GoldTier::kFull:
-      return PagesFor(tokens) * layers_;
+      return CachePagesFor(tokens) * layers_;
   }
   return 0;
 }
@@ -112,7 +112,7 @@ void GoldTiers::Open(int slot) {
 
 void GoldTiers::Fork(int slot, int copy) {
   const Sequence& from = sequences_[slot];
-  const int64_t shared_tokens = from.kept / kPageTokens * kPageTokens;
+  const int64_t shared_tokens = from.kept / kCachePageTokens * kCachePageTokens;
   if (shared_tokens == 0) return;
   Sequence& to = sequences_[copy];
   to.tier = from.tier;
@@ -139,7 +139,7 @@ void GoldTiers::Release(Sequence& sequence) {
   sequence.tier = GoldTier::kCompressed;
 }
 
-// Blocks up to `end`; there must be so many.
+// Takes the blocks that the sequence lacks up to `end`; they must be free.
 void GoldTiers::Take(Sequence& sequence) {
   const bool full = sequence.tier == GoldTier::kFull;
   const int64_t wanted = BlocksFor(sequence.tier, sequence.end);
@@ -147,7 +147,7 @@ void GoldTiers::Take(Sequence& sequence) {
     const int32_t block = pool_->Take();
     if (full) {
       std::vector<int32_t>& pages = sequence.kv_pages[sequence.blocks.size() % layers_];
-      for (int64_t i = 0; i < kPageTokens / kv_page_tokens_; ++i) {
+      for (int64_t i = 0; i < kCachePageTokens / kv_page_tokens_; ++i) {
         pages.push_back(static_cast<int32_t>(block * block_kv_pages_ + i));
       }
     }
@@ -155,8 +155,8 @@ void GoldTiers::Take(Sequence& sequence) {
   }
 }
 
-// A tier above the sequence's, if one can be had without taking from others; and T2 for a sequence without anything
-// even if others have to go down to T2 for it.
+// Gives the sequence a higher tier if one can be had without taking from others. A sequence without kept rows gets the
+// shared tier even if others have to go down from the full tier to the shared one for it.
 void GoldTiers::Choose(Sequence& sequence) {
   for (GoldTier tier = stage_.most; tier > sequence.tier; tier = Below(tier)) {
     const int64_t need = BlocksFor(tier, sequence.end);
@@ -183,7 +183,8 @@ void GoldTiers::Choose(Sequence& sequence) {
   sequence.tier = sequence.settled = GoldTier::kShared;
 }
 
-// The blocks that its tier lacks; of others, if none are free, and if it has the most itself, a tier less.
+// Takes the blocks that the sequence's tier lacks. Where too few are free, the sequence with the most blocks of the
+// highest tier, which may be this one, gives up its tier.
 void GoldTiers::Grow(Sequence& sequence) {
   while (sequence.tier != GoldTier::kCompressed) {
     const int64_t missing = BlocksFor(sequence.tier, sequence.end) - static_cast<int64_t>(sequence.blocks.size());
@@ -203,7 +204,8 @@ GoldTiers::Sequence* GoldTiers::Largest(GoldTier tier) {
   return largest;
 }
 
-// Where T2 saves nothing, or what a sequence gives up is shared and so does not become free, T0 is next below T3.
+// From the full tier a sequence goes to the shared tier; but to the compressed tier where shared rows save nothing, or
+// where the blocks that it gives up are shared with others and so do not become free.
 void GoldTiers::Drop(Sequence& sequence) {
   const bool to_shared = sequence.tier == GoldTier::kFull && layers_ > 1;
   Release(sequence);
@@ -224,7 +226,7 @@ void GoldTiers::Prepare(RowSpans spans) {
     Choose(sequences_[span.slot]);
     Grow(sequences_[span.slot]);
   }
-  // Not before all have what they get: one may have dropped another.
+  // Only when all have their tiers, as one may have dropped another.
   for (const RowSpan& span : spans) {
     Sequence& sequence = sequences_[span.slot];
     sequence.derive_from = sequence.kept;
@@ -272,7 +274,7 @@ void GoldTiers::Attend(ConstTensor q, RowSpans spans, int layer, Workspace& work
     present[static_cast<int>(tier)] = true;
   }
   const Workspace::Frame frame(workspace);
-  // Rows of a tier lie together, where they are or, if tiers take turns, in a copy.
+  // Rows of a tier must lie together: they do in place, or else in a copy.
   const bool together = runs <= std::count(std::begin(present), std::end(present), true);
   ConstTensor from = q;
   Tensor to = out;
@@ -294,7 +296,7 @@ void GoldTiers::Attend(ConstTensor q, RowSpans spans, int layer, Workspace& work
     from = gathered;
     to = workspace.Take(out.shape, out.dtype);
   }
-  int64_t begin = 0;  // of the tier's rows in a copy
+  int64_t begin = 0;  // where the tier's rows begin in `from`
   for (const GoldTier tier : kTiers) {
     if (!present[static_cast<int>(tier)]) continue;
     spans_.clear();

@@ -1,7 +1,8 @@
-// What the GOLD layers of a stage attend to. Of every position the compressed cache has the id and the row c; keys and
-// values are rebuilt from these (tier T0). Memory that is left is spent on keeping more of a sequence: what all layers
-// derive from ids and c before it is spread over D columns (T2), or keys and values themselves (T3). What is kept can
-// be derived again at any time, so it is dropped when others need its place. docs/decisions/0013-gold-tiers.md has the
+// What the GOLD layers of a stage attend to. The compressed cache has the id and the row c of every position, and keys
+// and values can be rebuilt from these (the compressed tier). Memory that is left is spent on kept rows, which make
+// attention faster: what all layers derive from ids and c before it is spread over D columns (the shared tier), or keys
+// and values themselves (the full tier). Kept rows can be derived again at any time, so they are dropped when other
+// sequences need their place, and they are no part of a sequence's state. docs/decisions/0013-gold-tiers.md has the
 // rule.
 #ifndef GOLDFINCH_WORKER_STAGE_GOLD_TIERS_H_
 #define GOLDFINCH_WORKER_STAGE_GOLD_TIERS_H_
@@ -19,64 +20,65 @@
 
 namespace goldfinch {
 
-// By what is kept of a position, ascending.
+// Ascending by what is kept of a position.
 enum class GoldTier : uint8_t {
-  kCompressed,  // T0: ids and c alone
-  kShared,      // T2: and what Backend::GoldMakeSharedRows derives, once for all layers
-  kFull,        // T3: and keys and values of every layer
+  kCompressed,  // nothing beside the compressed cache
+  kShared,      // the shared rows, which Backend::GoldMakeSharedRows derives once for all layers
+  kFull,        // keys and values of every layer
 };
-// The most that --gold-tier allows: "compressed", "shared", "full", or "auto", which is "full".
+// The highest tier that a user allows: "compressed", "shared", "full", or "auto", which is "full".
 std::optional<GoldTier> ParseGoldTier(std::string_view name);
 
-// Of the memory that a process may use, the most that it gives to what is kept on a CPU, unless it is told otherwise.
+// The largest share of the memory that a process may use that goes to kept rows on a CPU, unless the user sets it.
 inline constexpr double kKeptMemoryShare = 0.25;
 
 // The GOLD side of one stage.
 struct GoldStage {
   GoldSharedWeights shared;
-  std::vector<GoldKvWeights> layers;  // of the stage, at least one
+  std::vector<GoldKvWeights> layers;  // the stage's GOLD layers, at least one
   GoldCache cache;
   int head_size = 0;
   int max_sequences = 0;
   int64_t max_sequence_tokens = 0;
-  int64_t max_rows = 0;  // of one Attend
-  GoldTier most = GoldTier::kFull;
+  int64_t max_rows = 0;             // of one Attend
+  GoldTier most = GoldTier::kFull;  // the highest tier
 };
 
 // Sequences are known by their slots. One thread at a time. Allocates nothing after Reserve.
 class GoldTiers {
  public:
-  // `backend` must outlive the object. Everything is at T0 until memory is reserved.
+  // `backend` must outlive the object. All sequences are at the compressed tier until memory is reserved.
   GoldTiers(Backend& backend, GoldStage stage);
 
-  // Takes memory for kept rows, at most `bytes` and at most what `positions` need at the highest tier; a half of it, a
-  // quarter and so on where the back end has not so much, for there is always T0. Once. Errors as Allocate otherwise.
+  // Takes memory for kept rows, once: at most `bytes`, and at most what `positions` need at the highest tier. Where the
+  // back end does not have so much it takes a half, a quarter and so on, as the compressed tier needs none. Other
+  // errors are those of Backend::Allocate.
   absl::Status Reserve(int64_t bytes, int64_t positions);
 
   // A new sequence in the slot, which is free.
   void Open(int slot);
-  // `copy`, which is open and new, goes on from where `slot` is: full pages of what is kept are shared; what is in the
-  // last one is derived again.
+  // `copy`, which is open and new, goes on from where `slot` is: full pages of kept rows are shared, and the rows of
+  // the last page are derived again.
   void Fork(int slot, int copy);
   void Close(int slot);
 
-  // The spans are the next that Derive and Attend get, all in one call. Chooses tiers. Never fails: with no memory a
-  // sequence is at T0.
+  // Chooses the tiers of the sequences for a step whose spans these are, all of them in one call; Derive and Attend
+  // follow with the same spans. Never fails: a sequence that gets no memory is at the compressed tier.
   void Prepare(RowSpans spans);
-  // What the tiers of the spans of the last Prepare lack: ops alone, which may be called again (Backend::Submit). All
-  // positions up to the spans' ends are in the cache.
+  // Derives the kept rows that the tiers chosen by the last Prepare lack. Only queues ops, so it may be called again
+  // (Backend::Submit). All positions up to the spans' ends must be in the compressed cache.
   void Derive(RowSpans spans);
-  // GOLD attention with layer `layer` of the stage, as Backend::GoldAttention: each sequence by its tier. Takes two
-  // tensors like q from the workspace for the time of the call.
+  // GOLD attention with layer `layer` of the stage, as Backend::GoldAttention, for each sequence by its tier. Takes two
+  // tensors of q's shape from the workspace for the time of the call.
   void Attend(ConstTensor q,  // [rows, D] act
               RowSpans spans, int layer, Workspace& workspace,
               Tensor out);  // [rows, D] act
 
-  // Of a sequence that is open.
+  // The tier of a sequence that is open.
   GoldTier tier(int slot) const { return sequences_[slot].tier; }
-  // What so many tokens of one sequence take at a tier.
+  // Bytes of kept rows for so many tokens of one sequence at a tier.
   int64_t TierBytes(GoldTier tier, int64_t tokens) const { return BlocksFor(tier, tokens) * block_bytes_; }
-  // In use, and reserved.
+  // Bytes of kept rows in use, and reserved for them.
   int64_t kept_bytes() const { return pool_ ? (pool_->pages() - pool_->free_pages()) * block_bytes_ : 0; }
   int64_t reserved_bytes() const { return pool_ ? pool_->pages() * block_bytes_ : 0; }
   // How often a sequence has lost a tier.
@@ -85,13 +87,13 @@ class GoldTiers {
  private:
   struct Sequence {
     GoldTier tier = GoldTier::kCompressed;
-    // What it may take as soon as it fits: tiers above only if there is plenty.
+    // The tier that it takes as soon as it fits; it takes higher ones only if there is twice the memory for them.
     GoldTier settled = GoldTier::kCompressed;
-    int64_t end = 0;                             // positions that have been attended to, the call at hand included
-    int64_t kept = 0;                            // positions [0, kept) are derived, those of the next Derive included
-    int64_t derive_from = 0;                     // the first of these
-    std::vector<int32_t> blocks;                 // T2: one a page; T3: one a page and layer, page after page
-    std::vector<std::vector<int32_t>> kv_pages;  // T3: of each layer, in the view of keys
+    int64_t end = 0;              // positions that have been attended to, those of this step included
+    int64_t kept = 0;             // positions [0, kept) have kept rows, those of the next Derive included
+    int64_t derive_from = 0;      // the first position of the next Derive
+    std::vector<int32_t> blocks;  // shared tier: one a page; full tier: one a page and layer, page after page
+    std::vector<std::vector<int32_t>> kv_pages;  // full tier: page table of each layer, in the view of keys
   };
 
   int64_t BlocksFor(GoldTier tier, int64_t tokens) const;
@@ -108,19 +110,19 @@ class GoldTiers {
   Backend& backend_;
   const GoldStage stage_;
   const int64_t layers_;
-  // A block holds a page of T2, or of T3 keys and values of one layer.
+  // A block holds a page of shared rows, or a page of keys and values of one layer.
   int64_t block_bytes_ = 0;
   int64_t kv_page_tokens_ = 0;
-  int64_t block_kv_pages_ = 0;  // pages of keys or of values in a block, and what else fits
+  int64_t block_kv_pages_ = 0;  // how many pages of keys or of values, of kv_page_tokens_, fit a block
 
   std::shared_ptr<void> memory_;
-  std::optional<PagePool> pool_;  // of blocks; none until they are reserved
+  std::optional<PagePool> pool_;  // the blocks; empty until they are reserved
   GoldSharedRows rows_;
   KvCache kv_;
   std::vector<Sequence> sequences_;  // by slot
   int64_t drops_ = 0;
 
-  // Of the call that runs; kept to reuse their memory.
+  // Scratch vectors of the current call, kept to reuse their memory.
   std::vector<RowSpan> spans_;
   std::vector<RowCopy> gather_, scatter_;
 };

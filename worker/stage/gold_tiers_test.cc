@@ -22,15 +22,15 @@ namespace {
 
 constexpr int64_t kVocab = 40;
 constexpr int kSlots = 6;
-constexpr GoldTier kT0 = GoldTier::kCompressed, kT2 = GoldTier::kShared, kT3 = GoldTier::kFull;
+constexpr GoldTier kCompressed = GoldTier::kCompressed, kShared = GoldTier::kShared, kFull = GoldTier::kFull;
 
-// A stage of a small model, which may keep so many blocks: pages of T2.
+// A stage of a small model that has so many blocks for kept rows: pages of shared rows.
 class Kept {
  public:
   struct Setup {
     std::vector<std::string> layers = {"finch_c2", "gold", "gold"};
     int64_t width = 128;
-    GoldTier most = kT3;
+    GoldTier most = kFull;
     int64_t blocks = 0;
     DType activations = DType::kF32;
     bool fake = false;
@@ -57,7 +57,7 @@ class Kept {
 
   Stage& stage() { return *stage_; }
   const GoldTiers& tiers() const { return *stage_->gold_tiers(); }
-  int64_t BlockBytes() const { return tiers().TierBytes(kT2, 1); }
+  int64_t BlockBytes() const { return tiers().TierBytes(kShared, 1); }
   int64_t blocks() const { return tiers().kept_bytes() / BlockBytes(); }
   GoldTier tier(int slot) const { return tiers().tier(slot); }
 
@@ -101,17 +101,17 @@ class Kept {
 };
 
 TEST(GoldTiersTest, Names) {
-  EXPECT_EQ(ParseGoldTier("auto"), kT3);
-  EXPECT_EQ(ParseGoldTier("full"), kT3);
-  EXPECT_EQ(ParseGoldTier("shared"), kT2);
-  EXPECT_EQ(ParseGoldTier("compressed"), kT0);
+  EXPECT_EQ(ParseGoldTier("auto"), kFull);
+  EXPECT_EQ(ParseGoldTier("full"), kFull);
+  EXPECT_EQ(ParseGoldTier("shared"), kShared);
+  EXPECT_EQ(ParseGoldTier("compressed"), kCompressed);
   EXPECT_EQ(ParseGoldTier("T3"), std::nullopt);
 }
 
 TEST(GoldTiersTest, NothingIsKeptWithoutMemory) {
-  for (const GoldTier most : {kT0, kT3}) {
-    Kept kept({.most = most, .blocks = most == kT0 ? 100 : 0});
-    EXPECT_EQ(kept.tier(kept.Open(100)), kT0);
+  for (const GoldTier most : {kCompressed, kFull}) {
+    Kept kept({.most = most, .blocks = most == kCompressed ? 100 : 0});
+    EXPECT_EQ(kept.tier(kept.Open(100)), kCompressed);
     EXPECT_EQ(kept.tiers().reserved_bytes(), 0);
     EXPECT_EQ(kept.tiers().kept_bytes(), 0);
   }
@@ -129,7 +129,7 @@ TEST(GoldTiersTest, StagesWithoutGoldLayersReserveNothing) {
 
 // No more than every position in every layer; counted as reserved.
 TEST(GoldTiersTest, ReservesWhatSequencesCanUse) {
-  for (const GoldTier most : {kT2, kT3}) {
+  for (const GoldTier most : {kShared, kFull}) {
     Kept none({.most = most}), all({.most = most, .blocks = 1'000'000}), few({.most = most, .blocks = 7});
     const int64_t positions = 4096 + 64 * kSlots;
     EXPECT_EQ(all.tiers().reserved_bytes(), all.tiers().TierBytes(most, positions));
@@ -150,12 +150,12 @@ TEST(GoldTiersTest, MemoryThatCannotBeHadIsDoneWithout) {
 
 TEST(GoldTiersTest, BytesOfATier) {
   Kept kept({.blocks = 4});
-  EXPECT_EQ(kept.tiers().TierBytes(kT0, 1000), 0);
-  EXPECT_EQ(kept.tiers().TierBytes(kT2, 64), kept.BlockBytes());
-  EXPECT_EQ(kept.tiers().TierBytes(kT2, 65), 2 * kept.BlockBytes());
-  EXPECT_EQ(kept.tiers().TierBytes(kT3, 65), 4 * kept.BlockBytes()) << "of two layers";
-  EXPECT_EQ(kept.BlockBytes(), 64 * 2 * 128 * 4) << "keys and values of one layer: more than T2 takes";
-  // Where T2 takes more, small pages of keys and values leave less unused.
+  EXPECT_EQ(kept.tiers().TierBytes(kCompressed, 1000), 0);
+  EXPECT_EQ(kept.tiers().TierBytes(kShared, 64), kept.BlockBytes());
+  EXPECT_EQ(kept.tiers().TierBytes(kShared, 65), 2 * kept.BlockBytes());
+  EXPECT_EQ(kept.tiers().TierBytes(kFull, 65), 4 * kept.BlockBytes()) << "of two layers";
+  EXPECT_EQ(kept.BlockBytes(), 64 * 2 * 128 * 4) << "keys and values of one layer: more than shared rows take";
+  // Where shared rows take more, small pages of keys and values leave less unused.
   Kept narrow({.width = 64, .blocks = 4});
   EXPECT_GT(narrow.BlockBytes(), 64 * 2 * 64 * 4);
   EXPECT_EQ(narrow.BlockBytes() % (16 * 64 * 4), 0);
@@ -166,13 +166,13 @@ TEST(GoldTiersTest, BytesOfATier) {
 TEST(GoldTiersTest, TheHighestThatFits) {
   Kept kept({.blocks = 7});
   const int first = kept.Open(64);
-  EXPECT_EQ(kept.tier(first), kT3);
+  EXPECT_EQ(kept.tier(first), kFull);
   EXPECT_EQ(kept.blocks(), 2);
-  const int second = kept.Open(190);  // six for T3, three for T2; five are free
-  EXPECT_EQ(kept.tier(second), kT2);
+  const int second = kept.Open(190);  // the full tier needs six, the shared tier three; five are free
+  EXPECT_EQ(kept.tier(second), kShared);
   EXPECT_EQ(kept.blocks(), 5);
   const int third = kept.Open(100);
-  EXPECT_EQ(kept.tier(third), kT2);
+  EXPECT_EQ(kept.tier(third), kShared);
   EXPECT_EQ(kept.blocks(), 7);
   EXPECT_EQ(kept.tiers().drops(), 0);
 }
@@ -183,21 +183,21 @@ TEST(GoldTiersTest, APromptThatHasNotEndedKeepsNothing) {
   kept.Forward({{slot, 90, 0}});
   EXPECT_EQ(kept.blocks(), 0);
   kept.Run(slot, 1);
-  EXPECT_EQ(kept.tier(slot), kT3);
+  EXPECT_EQ(kept.tier(slot), kFull);
   EXPECT_EQ(kept.blocks(), 4);
 }
 
-// T2 for one goes before T3 for another, but not before T2.
-TEST(GoldTiersTest, NewSequencesGetT2AtTheCostOfT3) {
+// The shared tier for one goes before the full tier for another, but not before the shared tier.
+TEST(GoldTiersTest, NewSequencesGetTheSharedTierAtTheCostOfTheFullOne) {
   Kept kept({.blocks = 4});
   const int first = kept.Open(128);
-  EXPECT_EQ(kept.tier(first), kT3);
+  EXPECT_EQ(kept.tier(first), kFull);
   const int second = kept.Open(100);
-  EXPECT_EQ(kept.tier(first), kT2);
-  EXPECT_EQ(kept.tier(second), kT2);
+  EXPECT_EQ(kept.tier(first), kShared);
+  EXPECT_EQ(kept.tier(second), kShared);
   EXPECT_EQ(kept.tiers().drops(), 1);
   const int third = kept.Open(1);
-  EXPECT_EQ(kept.tier(third), kT0);
+  EXPECT_EQ(kept.tier(third), kCompressed);
   EXPECT_EQ(kept.tiers().drops(), 1);
   EXPECT_EQ(kept.blocks(), 4);
 }
@@ -207,13 +207,13 @@ TEST(GoldTiersTest, NothingIsDroppedInVain) {
   Kept kept({.blocks = 6});
   const int first = kept.Open(192);
   const int second = kept.Open(256);
-  EXPECT_EQ(kept.tier(first), kT3);
-  EXPECT_EQ(kept.tier(second), kT0);
+  EXPECT_EQ(kept.tier(first), kFull);
+  EXPECT_EQ(kept.tier(second), kCompressed);
   EXPECT_EQ(kept.tiers().drops(), 0);
 }
 
 TEST(GoldTiersTest, GrowthTakesABlockAsNeeded) {
-  Kept kept({.most = kT2, .blocks = 9});
+  Kept kept({.most = kShared, .blocks = 9});
   const int slot = kept.Open(63);
   for (int64_t tokens = 64; tokens <= 200; ++tokens) {
     kept.Run(slot, 1);
@@ -221,80 +221,80 @@ TEST(GoldTiersTest, GrowthTakesABlockAsNeeded) {
   }
 }
 
-// First what is at T3, the largest of it, then the largest of the others; it may be the one that grows.
+// The largest at the full tier goes down first, then the largest of the others; it may be the one that grows.
 TEST(GoldTiersTest, GrowthTakesFromTheLargest) {
   Kept kept({.blocks = 10});
   const int large = kept.Open(192), small = kept.Open(128);
-  EXPECT_EQ(kept.tier(large), kT3);
-  EXPECT_EQ(kept.tier(small), kT3);
+  EXPECT_EQ(kept.tier(large), kFull);
+  EXPECT_EQ(kept.tier(small), kFull);
   EXPECT_EQ(kept.blocks(), 10);
   kept.Run(small, 1);
-  EXPECT_EQ(kept.tier(large), kT2);
-  EXPECT_EQ(kept.tier(small), kT3);
+  EXPECT_EQ(kept.tier(large), kShared);
+  EXPECT_EQ(kept.tier(small), kFull);
   EXPECT_EQ(kept.blocks(), 3 + 6);
   kept.Run(large, 1);
   EXPECT_EQ(kept.blocks(), 4 + 6);
-  kept.Run(large, 64);  // its own growth is at the cost of what is at T3
-  EXPECT_EQ(kept.tier(large), kT2);
-  EXPECT_EQ(kept.tier(small), kT2);
+  kept.Run(large, 64);  // its own growth is at the cost of the one at the full tier
+  EXPECT_EQ(kept.tier(large), kShared);
+  EXPECT_EQ(kept.tier(small), kShared);
   EXPECT_EQ(kept.blocks(), 5 + 3);
   kept.Run(small, 64 * 2);
   EXPECT_EQ(kept.blocks(), 5 + 5);
   kept.Run(small, 64);  // six: none is free
   EXPECT_EQ(kept.tiers().drops(), 3);
   EXPECT_NE(kept.tier(large), kept.tier(small)) << "one of five went";
-  kept.Run(kept.tier(small) == kT2 ? small : large, 600);
-  EXPECT_EQ(kept.tier(small), kT0);
-  EXPECT_EQ(kept.tier(large), kT0);
+  kept.Run(kept.tier(small) == kShared ? small : large, 600);
+  EXPECT_EQ(kept.tier(small), kCompressed);
+  EXPECT_EQ(kept.tier(large), kCompressed);
   EXPECT_EQ(kept.blocks(), 0);
 }
 
-// With one layer T2 is no smaller than T3.
-TEST(GoldTiersTest, OneLayerGoesToT0AtOnce) {
+// With one layer the shared tier is no smaller than the full tier.
+TEST(GoldTiersTest, OneLayerGoesToTheCompressedTierAtOnce) {
   Kept kept({.layers = {"finch_c2", "gold"}, .blocks = 3});
   const int slot = kept.Open(192);
-  EXPECT_EQ(kept.tier(slot), kT3);
+  EXPECT_EQ(kept.tier(slot), kFull);
   kept.Run(slot, 1);
-  EXPECT_EQ(kept.tier(slot), kT0);
+  EXPECT_EQ(kept.tier(slot), kCompressed);
   EXPECT_EQ(kept.blocks(), 0);
 }
 
 // Up again only when twice the need is free, so that a sequence does not go up and down with every page of another.
 TEST(GoldTiersTest, PromotionWaitsForPlenty) {
-  Kept kept({.most = kT2, .blocks = 4});
+  Kept kept({.most = kShared, .blocks = 4});
   const int large = kept.Open(128), other = kept.Open(128);
   const int late = kept.Open(60);
-  EXPECT_EQ(kept.tier(late), kT0);
+  EXPECT_EQ(kept.tier(late), kCompressed);
   kept.stage().Close(other);  // two are free: twice the one
   kept.Run(late, 1);
-  EXPECT_EQ(kept.tier(late), kT2);
+  EXPECT_EQ(kept.tier(late), kShared);
   kept.Run(late, 10);
   EXPECT_EQ(kept.blocks(), 4);
   const int last = kept.Open(100);
-  EXPECT_EQ(kept.tier(last), kT0);
+  EXPECT_EQ(kept.tier(last), kCompressed);
   kept.stage().Close(late);
   kept.Run(last, 1);
-  EXPECT_EQ(kept.tier(last), kT0) << "two are free and two are needed";
+  EXPECT_EQ(kept.tier(last), kCompressed) << "two are free and two are needed";
   kept.stage().Close(large);
   kept.Run(last, 1);
-  EXPECT_EQ(kept.tier(last), kT2);
+  EXPECT_EQ(kept.tier(last), kShared);
 }
 
-TEST(GoldTiersTest, PromotionToT3WaitsForPlenty) {
+TEST(GoldTiersTest, PromotionToTheFullTierWaitsForPlenty) {
   Kept kept({.blocks = 8});
   const int first = kept.Open(128), second = kept.Open(64 * 3);
-  EXPECT_EQ(kept.tier(first), kT3);
-  EXPECT_EQ(kept.tier(second), kT2);
+  EXPECT_EQ(kept.tier(first), kFull);
+  EXPECT_EQ(kept.tier(second), kShared);
   kept.stage().Close(first);  // five are free; twice six are too many
   kept.Run(second, 0 + 1);
-  EXPECT_EQ(kept.tier(second), kT2);
+  EXPECT_EQ(kept.tier(second), kShared);
   Kept more({.blocks = 20});
   const int third = more.Open(64 * 9), fourth = more.Open(64 * 2);
-  EXPECT_EQ(more.tier(third), kT3);
-  EXPECT_EQ(more.tier(fourth), kT2);
+  EXPECT_EQ(more.tier(third), kFull);
+  EXPECT_EQ(more.tier(fourth), kShared);
   more.stage().Close(third);
   more.Run(fourth, 1);  // three pages: twelve are twice the need, 18 are free
-  EXPECT_EQ(more.tier(fourth), kT3);
+  EXPECT_EQ(more.tier(fourth), kFull);
   EXPECT_EQ(more.blocks(), 6);
 }
 
@@ -304,18 +304,18 @@ TEST(GoldTiersTest, ForksShareFullPages) {
   EXPECT_EQ(kept.blocks(), 6);
   const int copy = *kept.stage().Fork(slot);
   EXPECT_EQ(kept.blocks(), 6);
-  EXPECT_EQ(kept.tier(copy), kT3);
+  EXPECT_EQ(kept.tier(copy), kFull);
   kept.Run(copy, 1);
   EXPECT_EQ(kept.blocks(), 8) << "a last page of its own, of two layers";
   kept.stage().Close(slot);
   EXPECT_EQ(kept.blocks(), 6);
   kept.stage().Close(copy);
   EXPECT_EQ(kept.blocks(), 0);
-  // Of less than a page there is nothing to share.
+  // A fork shares nothing of less than a page.
   const int short_slot = kept.Open(60), short_copy = *kept.stage().Fork(short_slot);
-  EXPECT_EQ(kept.tier(short_copy), kT0);
+  EXPECT_EQ(kept.tier(short_copy), kCompressed);
   kept.Run(short_copy, 1);
-  EXPECT_EQ(kept.tier(short_copy), kT3);
+  EXPECT_EQ(kept.tier(short_copy), kFull);
 }
 
 // A sequence that is dropped may free nothing, for all of it is shared.
@@ -340,7 +340,7 @@ void Walk(const Kept::Setup& setup, double tolerance, bool expect_changes) {
                                   << " layers, most " << static_cast<int>(setup.most));
   Kept kept(setup);
   Kept::Setup plain_setup = setup;
-  plain_setup.most = kT0;
+  plain_setup.most = kCompressed;
   Kept plain(plain_setup);
   std::minstd_rand random(static_cast<unsigned>(20240717 + setup.blocks));
   const auto below = [&random](int64_t limit) { return static_cast<int64_t>(random() % limit); };
@@ -400,7 +400,7 @@ TEST(GoldTiersTest, ResultsDoNotDependOnTiers) {
     Walk({.layers = three, .width = 128, .blocks = blocks}, 0, /*expect_changes=*/true);
     Walk({.layers = three, .width = 64, .blocks = blocks}, 0, /*expect_changes=*/true);
   }
-  Walk({.most = kT2, .blocks = 5}, 0, /*expect_changes=*/false);
+  Walk({.most = kShared, .blocks = 5}, 0, /*expect_changes=*/false);
   Walk({.layers = {"finch", "gold"}, .blocks = 4}, 0, /*expect_changes=*/false);
   Walk({.blocks = 10'000}, 0, /*expect_changes=*/false);
 }

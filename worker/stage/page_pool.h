@@ -1,4 +1,4 @@
-// Which pages of the caches are in use, and by how many sequences.
+// Counts which pages of the caches are in use, and by how many sequences.
 #ifndef GOLDFINCH_WORKER_STAGE_PAGE_POOL_H_
 #define GOLDFINCH_WORKER_STAGE_PAGE_POOL_H_
 
@@ -9,8 +9,8 @@
 
 namespace goldfinch {
 
-// Pages are indices; forked sequences share them by count. Not thread-safe. Reserves its memory at construction and
-// touches it only as far as pages have been used; allocates nothing after.
+// Pages are indices from 0 on, and forked sequences share them by count. Not thread-safe. Reserves its memory at
+// construction, touches it only as far as pages have been used, and allocates nothing later.
 class PagePool {
  public:
   explicit PagePool(int32_t pages) : pages_(pages) {
@@ -50,7 +50,7 @@ class PagePool {
 
   const int32_t pages_;
   int32_t used_pages_ = 0;
-  std::vector<int32_t> uses_;  // of every page that has been taken before: sequences that hold it
+  std::vector<int32_t> uses_;  // the number of sequences that hold a page, for every page that was ever taken
   std::vector<int32_t> free_;  // those of them that nobody holds
 };
 

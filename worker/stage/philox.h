@@ -1,5 +1,6 @@
 // Philox4x32-10, the counter-based random number generator of Salmon, Moraes, Dror and Shaw ("Parallel random numbers:
-// as easy as 1, 2, 3", 2011). A pure function: whoever has the key and the counter has the numbers, on any machine.
+// as easy as 1, 2, 3", 2011). It is a pure function of key and counter: no state is kept, and every machine draws the
+// same numbers.
 #ifndef GOLDFINCH_WORKER_STAGE_PHILOX_H_
 #define GOLDFINCH_WORKER_STAGE_PHILOX_H_
 
@@ -23,10 +24,10 @@ constexpr PhiloxCounter Philox(PhiloxCounter counter, PhiloxKey key) {
   return counter;
 }
 
-// What the numbers are for. Each purpose has a stream of its own, so that a new one changes no draw of the others.
+// What the numbers are used for. Each purpose has a stream of its own, so that a new purpose changes no draw of others.
 enum class PhiloxPurpose : uint32_t { kSampling = 0 };
 
-// Uniform in [0, 1), a multiple of 2^-53.
+// A number that is uniform in [0, 1): a multiple of 2^-53.
 constexpr double PhiloxUniform(uint64_t seed, uint64_t position, PhiloxPurpose purpose) {
   const PhiloxCounter bits = Philox(
       {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), static_cast<uint32_t>(purpose), 0},

@@ -30,17 +30,17 @@ std::set<int64_t> Range(int64_t begin, int64_t end) {
   return range;
 }
 
-TEST(GoldRowsTest, NoLogitsNoRows) {
-  EXPECT_EQ(PlanGoldRows(0, 100, 0, 4).count(), 0);
-  EXPECT_EQ(PlanGoldRows(99, 100, 0, 4).count(), 0);
+TEST(PrefillRuleTest, NoLogitsNoRows) {
+  EXPECT_EQ(ApplyPrefillRule(0, 100, 0, 4).count(), 0);
+  EXPECT_EQ(ApplyPrefillRule(99, 100, 0, 4).count(), 0);
 }
 
-TEST(GoldRowsTest, ExactlyTheRowsThatTheLogitsDependOn) {
+TEST(PrefillRuleTest, ExactlyTheRowsThatTheLogitsDependOn) {
   for (int layers = 1; layers <= 5; ++layers) {
     for (int64_t end = 1; end <= 26; ++end) {
       for (int64_t wanted = 1; wanted <= end; ++wanted) {
         for (int64_t gold_position = 0; gold_position <= end - wanted; ++gold_position) {
-          const GoldRows rows = PlanGoldRows(gold_position, end, wanted, layers);
+          const GoldInputRows rows = ApplyPrefillRule(gold_position, end, wanted, layers);
           ASSERT_EQ(Range(rows.begin, rows.end), RowsNeeded(Range(end - wanted, end), gold_position, layers))
               << layers << " layers, end " << end << ", wanted " << wanted << ", gold position " << gold_position;
           if (rows.warm_up) {
@@ -56,7 +56,7 @@ TEST(GoldRowsTest, ExactlyTheRowsThatTheLogitsDependOn) {
   }
 }
 
-TEST(GoldRowsTest, RowsBeforeTheChunkAreAmongTheNewest) {
+TEST(PrefillRuleTest, RowsBeforeTheChunkAreAmongTheNewest) {
   std::minstd_rand random(1);
   const auto below = [&random](int64_t limit) { return static_cast<int64_t>(random() % limit); };
   for (int round = 0; round < 2000; ++round) {
@@ -65,7 +65,7 @@ TEST(GoldRowsTest, RowsBeforeTheChunkAreAmongTheNewest) {
     for (int chunk = 0; chunk < 12; ++chunk) {
       const int64_t count = 1 + below(below(3) == 0 ? 30 : 3), end = position + count;
       const int64_t wanted = below(2) == 0 ? below(count + 1) : below(2);
-      const GoldRows rows = PlanGoldRows(gold_position, end, wanted, layers);
+      const GoldInputRows rows = ApplyPrefillRule(gold_position, end, wanted, layers);
       if (wanted > 0) {
         ASSERT_GE(rows.begin, std::max<int64_t>(0, position - int64_t{2} * layers));
         ASSERT_LE(rows.count(), wanted + int64_t{2} * layers);

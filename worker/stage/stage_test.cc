@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/cache_page.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
@@ -25,7 +26,6 @@ using ::testing::HasSubstr;
 
 constexpr int64_t kVocab = 40;
 constexpr int64_t kWidth = 64;
-constexpr int64_t kPageTokens = 64;
 
 std::vector<int32_t> Tokens(int64_t count, uint64_t seed = 5) { return RandomTokens(count, kVocab, seed); }
 
@@ -90,7 +90,7 @@ TEST_P(StageTest, SlotsAreGivenUntilAllAreTaken) {
   EXPECT_EQ(Open(), 2);
   const absl::Status full = stage->Open().status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(full.message()), AllOf(HasSubstr("all 3"), HasSubstr("--max-num-seqs")));
+  EXPECT_THAT(std::string(full.message()), AllOf(HasSubstr("all 3"), HasSubstr("max_sequences")));
   EXPECT_EQ(stage->Fork(1).status().code(), absl::StatusCode::kResourceExhausted);
   stage->Close(1);
   EXPECT_EQ(Open(), 1);
@@ -273,7 +273,7 @@ TEST_P(StageTest, RecurrentModelsNeedNoCache) {
 
 TEST_P(StageTest, CachesGrowByPagesAndAreReleased) {
   const ModelShape& shape = stage->model().shape;
-  const int64_t page_bytes = kPageTokens * shape.CacheBytesPerToken(DType::kF32);
+  const int64_t page_bytes = kCachePageTokens * shape.CacheBytesPerToken(DType::kF32);
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kF32), 4 * kWidth / 16 + 2);
   const int slot = Open();
   EXPECT_EQ(stage->CacheBytes(), 0);
@@ -300,7 +300,7 @@ TEST_P(StageTest, CacheBytesOfKeysAndValues) {
   options.cache_dtype = DType::kBf16;
   Make({"llama", "gptalpha", "finch"}, options);
   Logits(Open(), Tokens(2));
-  EXPECT_EQ(stage->CacheBytes(), kPageTokens * 2 * 2 * 2 * kWidth);  // layers, keys and values, bytes, channels
+  EXPECT_EQ(stage->CacheBytes(), kCachePageTokens * 2 * 2 * 2 * kWidth);  // layers, keys and values, bytes, channels
 }
 
 TEST_P(StageTest, KeysAndValuesAreNotKeptIn8Bits) {
@@ -319,7 +319,7 @@ TEST_P(StageTest, ForksOver8BitRows) {
   const std::vector<int32_t> ids = Tokens(90);
   const int slot = Open();
   Logits(slot, {ids.begin(), ids.begin() + 80}, 0);
-  EXPECT_EQ(stage->CacheBytes(), 2 * kPageTokens * (2 + kWidth / 16 + 2)) << "ids, numbers, scales";
+  EXPECT_EQ(stage->CacheBytes(), 2 * kCachePageTokens * (2 + kWidth / 16 + 2)) << "ids, numbers, scales";
   const int copy = *stage->Fork(slot);
   const std::vector<int32_t> end(ids.begin() + 80, ids.end());
   const auto expected = Logits(slot, end);
@@ -408,9 +408,10 @@ TEST_P(StageTest, InputRowsAreWhatTheStageBeforePutsOut) {
 TEST_P(StageTest, ReservedBytesAreStatesCachesAndActivations) {
   StageOptions options = Options();
   const int64_t before = stage->ReservedBytes();
-  options.cache_tokens += 10 * kPageTokens;
+  options.cache_tokens += 10 * kCachePageTokens;
   Make({"finch_c2", "gold"}, options);
-  EXPECT_EQ(stage->ReservedBytes() - before, 10 * kPageTokens * (2 + 4 * kWidth / 16)) << "ids and compressed rows";
+  EXPECT_EQ(stage->ReservedBytes() - before, 10 * kCachePageTokens * (2 + 4 * kWidth / 16))
+      << "ids and compressed rows";
   const int64_t cached = stage->ReservedBytes();
   ++options.max_sequences;
   Make({"finch_c2", "gold"}, options);

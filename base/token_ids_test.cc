@@ -1,0 +1,15 @@
+#include "base/token_ids.h"
+
+#include "gtest/gtest.h"
+
+namespace goldfinch {
+namespace {
+
+TEST(TokenIdsTest, IdsTakeTwoBytesWhereTheLargestFits) {
+  EXPECT_EQ(IdBytes(1), 2);
+  EXPECT_EQ(IdBytes(65536), 2) << "the largest id is 65535";
+  EXPECT_EQ(IdBytes(65537), 4);
+}
+
+}  // namespace
+}  // namespace goldfinch

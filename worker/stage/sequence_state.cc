@@ -1,0 +1,202 @@
+#include "worker/stage/sequence_state.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/cache_page.h"
+#include "base/check.h"
+#include "base/status.h"
+
+namespace goldfinch {
+namespace {
+
+// [count, ...] for [...]: `shape` has at most three axes.
+Shape Prepend(int64_t count, const Shape& shape) {
+  switch (shape.rank()) {
+    case 0:
+      return {count};
+    case 1:
+      return {count, shape[0]};
+    case 2:
+      return {count, shape[0], shape[1]};
+    default:
+      GF_CHECK_EQ(shape.rank(), 3);
+      return {count, shape[0], shape[1], shape[2]};
+  }
+}
+
+// The first rows of a page.
+Tensor FirstRows(Tensor page, int64_t rows) {
+  page.shape = Prepend(rows, page.shape.WithoutFirstAxis());
+  return page;
+}
+
+}  // namespace
+
+SequenceStates::SequenceStates(Backend& backend, const SequenceStateOptions& options)
+    : backend_(backend),
+      sequences_(options.max_sequences),
+      pool_(static_cast<int32_t>(CachePagesToReserve(options.cache_tokens, options.max_sequences))) {}
+
+absl::StatusOr<std::unique_ptr<SequenceStates>> SequenceStates::Create(Backend& backend, const Model& model,
+                                                                       const SequenceStateOptions& options) {
+  GF_CHECK_GE(options.max_sequences, 1);
+  GF_CHECK_GE(options.cache_tokens, 1);
+  constexpr int64_t kPagesMax = std::numeric_limits<int32_t>::max();  // page tables hold 32 bits
+  const int64_t tokens_max = (kPagesMax - 1 - options.max_sequences) * kCachePageTokens;
+  if (options.cache_tokens > tokens_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cache_tokens is ", options.cache_tokens, ", the limit is ", tokens_max));
+  }
+  std::unique_ptr<SequenceStates> states(new SequenceStates(backend, options));
+  states->layers_.resize(model.layers.size());
+  for (const StatePart& part : StageStateParts(model.shape, options.cache_dtype, model.extent())) {
+    GF_RETURN_IF_ERROR(states->Allocate(part, model));
+  }
+  for (Sequence& sequence : states->sequences_) sequence.pages.reserve(states->PagesFor(options.max_sequence_tokens));
+  return states;
+}
+
+absl::Status SequenceStates::Allocate(const StatePart& part, const Model& model) {
+  const auto slots = static_cast<int64_t>(sequences_.size());
+  Part& added = parts_.emplace_back(Part{.part = part, .tensor = {}, .initial = {}});
+  added.tensor.dtype = part.dtype;
+  added.tensor.shape =
+      part.per_token() ? Prepend(pool_.pages(), Prepend(kCachePageTokens, part.shape)) : Prepend(slots, part.shape);
+  GF_ASSIGN_OR_RETURN(std::shared_ptr<void> memory, backend_.Allocate(added.tensor.bytes(), Name(part.kind)));
+  added.tensor.data = memory.get();
+  memory_.push_back(std::move(memory));
+  reserved_bytes_ += added.tensor.bytes();
+  if (part.per_token()) page_bytes_ += kCachePageTokens * part.bytes();
+  if (part.kind == StatePartKind::kWkv) added.initial = model.layers[part.layer - model.first_layer].initial_wkv;
+  SetView(added, model.first_layer);
+  return absl::OkStatus();
+}
+
+void SequenceStates::SetView(const Part& part, int first_layer) {
+  const auto layer = [&]() -> LayerState& { return layers_[part.part.layer - first_layer]; };
+  switch (part.part.kind) {
+    case StatePartKind::kTimeShift:
+      layer().time_shift = part.tensor;
+      break;
+    case StatePartKind::kChannelShift:
+      layer().channel_shift = part.tensor;
+      break;
+    case StatePartKind::kWkv:
+      layer().wkv = part.tensor;
+      break;
+    case StatePartKind::kKeys:
+      layer().kv.keys = part.tensor;
+      break;
+    case StatePartKind::kValues:
+      layer().kv.values = part.tensor;
+      break;
+    case StatePartKind::kTailRows:
+      tail_rows_ = part.tensor;
+      tail_rows_.shape = {part.tensor.dim(0) * part.tensor.dim(1), part.tensor.dim(2)};
+      break;
+    case StatePartKind::kIds:
+      gold_cache_.ids = part.tensor;
+      break;
+    case StatePartKind::kRows:
+      gold_cache_.c = part.tensor;
+      break;
+  }
+}
+
+absl::Status SequenceStates::FullError() const {
+  return absl::ResourceExhaustedError(absl::StrCat("the caches are full: ", pages() * kCachePageTokens, " positions"));
+}
+
+const SequenceStates::Sequence& SequenceStates::at(int slot) const {
+  GF_CHECK(slot >= 0 && slot < static_cast<int>(sequences_.size()) && sequences_[slot].open) << "slot " << slot;
+  return sequences_[slot];
+}
+
+int64_t SequenceStates::PagesFor(int64_t tokens) const { return page_bytes_ > 0 ? CachePagesFor(tokens) : 0; }
+
+int64_t SequenceStates::MissingPages(int slot, int64_t tokens) const {
+  const Sequence& sequence = at(slot);
+  return PagesFor(sequence.position + tokens) - static_cast<int64_t>(sequence.pages.size());
+}
+
+void SequenceStates::Advance(int slot, int64_t tokens) {
+  for (int64_t missing = MissingPages(slot, tokens); missing > 0; --missing) {
+    sequences_[slot].pages.push_back(pool_.Take());
+  }
+  sequences_[slot].position += tokens;
+}
+
+void SequenceStates::AdvanceGold(int slot) { sequences_[slot].gold_position = at(slot).position; }
+
+absl::StatusOr<int> SequenceStates::Open() {
+  const auto free = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.open; });
+  if (free == sequences_.end()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("all ", sequences_.size(), " slots for sequences (max_sequences) are taken"));
+  }
+  const int slot = static_cast<int>(free - sequences_.begin());
+  free->open = true;
+  for (const Part& part : parts_) {
+    if (part.part.per_token()) continue;
+    if (part.initial) {
+      backend_.Copy(part.initial, Slice(part.tensor, slot));
+    } else {
+      backend_.Zero(Slice(part.tensor, slot));
+    }
+  }
+  return slot;
+}
+
+absl::StatusOr<int> SequenceStates::Fork(int slot) {
+  const bool partial = at(slot).position % kCachePageTokens != 0 && !at(slot).pages.empty();
+  if (partial && free_pages() == 0) return FullError();
+  GF_ASSIGN_OR_RETURN(const int copy, Open());
+  const Sequence& from = sequences_[slot];
+  Sequence& to = sequences_[copy];
+  to.position = from.position;
+  to.gold_position = from.gold_position;
+  to.pages.assign(from.pages.begin(), from.pages.end());
+  // Both sequences go on writing into a last page that is not full, so each needs its own.
+  if (partial) to.pages.back() = pool_.Take();
+  for (size_t i = 0; i < to.pages.size(); ++i) {
+    if (to.pages[i] == from.pages[i]) pool_.Share(to.pages[i]);
+  }
+  for (const Part& part : parts_) {
+    if (!part.part.per_token()) {
+      backend_.Copy(Slice(part.tensor, slot), Slice(part.tensor, copy));
+    } else if (partial) {
+      backend_.Copy(Slice(part.tensor, from.pages.back()), Slice(part.tensor, to.pages.back()));
+    }
+  }
+  return copy;
+}
+
+void SequenceStates::Close(int slot) {
+  GF_CHECK(at(slot).open);
+  Sequence& sequence = sequences_[slot];
+  for (const int32_t page : sequence.pages) pool_.Release(page);
+  sequence.pages.clear();
+  sequence.position = sequence.gold_position = 0;
+  sequence.open = false;
+}
+
+void SequenceStates::Walk(int slot,
+                          absl::FunctionRef<void(const StatePart& part, int64_t begin, Tensor values)> use) const {
+  const Sequence& sequence = at(slot);
+  for (const Part& part : parts_) {
+    if (!part.part.per_token()) {
+      use(part.part, 0, Slice(part.tensor, slot));
+      continue;
+    }
+    for (size_t i = 0; i < sequence.pages.size(); ++i) {
+      const int64_t begin = static_cast<int64_t>(i) * kCachePageTokens;
+      const int64_t rows = std::min(kCachePageTokens, sequence.position - begin);
+      use(part.part, begin, FirstRows(Slice(part.tensor, sequence.pages[i]), rows));
+    }
+  }
+}
+
+}  // namespace goldfinch

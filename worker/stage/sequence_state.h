@@ -1,0 +1,114 @@
+// The state of a stage's sequences: everything that the stage remembers of a sequence from one step to the next, and
+// the one place that its bytes live in. Allocation, opening, forking, closing and counting are loops over the parts
+// that worker/model/state_parts.h lists, so that a new part needs no other line here.
+//
+// Parts that a sequence has one of, whatever its length, lie in tensors over slots; parts that it has one of for each
+// token lie in pages of kCachePageTokens positions, which forked sequences share as long as they are full. The kept
+// rows of GOLD tiers are not state: worker/stage/gold_tiers.h derives them from ids and compressed rows.
+#ifndef GOLDFINCH_WORKER_STAGE_SEQUENCE_STATE_H_
+#define GOLDFINCH_WORKER_STAGE_SEQUENCE_STATE_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "worker/model/layers.h"
+#include "worker/model/model.h"
+#include "worker/model/state_parts.h"
+#include "worker/stage/page_pool.h"
+
+namespace goldfinch {
+
+struct SequenceStateOptions {
+  int max_sequences = 1;            // slots
+  int64_t max_sequence_tokens = 1;  // of one sequence: its page table is reserved
+  int64_t cache_tokens = 1;         // positions that the pages hold, over all sequences
+  DType cache_dtype = DType::kBf16;
+};
+
+// One thread at a time. Operations on tensors are queued at the back end. Allocates nothing after Create.
+class SequenceStates {
+ public:
+  // One sequence. Closed ones are all zero.
+  struct Sequence {
+    bool open = false;
+    int64_t position = 0;        // tokens that it has taken
+    int64_t gold_position = 0;   // the GOLD layers have run all positions before it
+    std::vector<int32_t> pages;  // page i holds positions from i * kCachePageTokens on
+  };
+  // A part of all sequences.
+  struct Part {
+    StatePart part;
+    Tensor tensor;        // [slots, ...] or, where it is per token, [pages, kCachePageTokens, ...]
+    ConstTensor initial;  // the value for a new sequence; empty: zeros
+  };
+
+  // `backend` and the model's weights, which hold the initial states, must outlive the object. RESOURCE_EXHAUSTED if
+  // memory cannot be had, INVALID_ARGUMENT if cache_tokens are too many.
+  static absl::StatusOr<std::unique_ptr<SequenceStates>> Create(Backend& backend, const Model& model,
+                                                                const SequenceStateOptions& options);
+
+  // A free slot with the state of an empty sequence. RESOURCE_EXHAUSTED if all are taken.
+  absl::StatusOr<int> Open();
+  // A new sequence that is at the same point as the one in `slot`; full pages are shared. RESOURCE_EXHAUSTED if there
+  // is no slot, or no page for the last, partly filled one.
+  absl::StatusOr<int> Fork(int slot);
+  void Close(int slot);
+
+  // The slot must be one that Open or Fork gave.
+  const Sequence& at(int slot) const;
+  // Pages that the sequence lacks for so many tokens more.
+  int64_t MissingPages(int slot, int64_t tokens) const;
+  // The sequence takes so many tokens: moves its position, and takes the pages that it lacks. They must be free.
+  void Advance(int slot, int64_t tokens);
+  // The GOLD layers have run all of the sequence's positions.
+  void AdvanceGold(int slot);
+
+  // All parts, in the order of their layers.
+  absl::Span<const Part> parts() const { return parts_; }
+  // Walks the state of one sequence, part by part, and within a part that is per token page by page. `values` are the
+  // part's rows of positions [begin, begin + values.dim(0)), or for other parts its value, with `begin` 0.
+  void Walk(int slot, absl::FunctionRef<void(const StatePart& part, int64_t begin, Tensor values)> use) const;
+
+  // Views for the forward pass. Layers count from the stage's first one.
+  const LayerState& layer(int index) const { return layers_[index]; }
+  const GoldCache& gold_cache() const { return gold_cache_; }
+  Tensor tail_rows() const { return tail_rows_; }  // [slots * 2G, D] fp32; empty without the boundary
+
+  // Pages are taken only if some part is per token.
+  int64_t pages() const { return pool_.pages(); }
+  int64_t free_pages() const { return pool_.free_pages(); }
+  int64_t page_bytes() const { return page_bytes_; }
+  int64_t used_pages() const { return pages() - free_pages(); }
+  // Bytes of all tensors.
+  int64_t reserved_bytes() const { return reserved_bytes_; }
+  // RESOURCE_EXHAUSTED, that says how many positions there are.
+  absl::Status FullError() const;
+
+ private:
+  SequenceStates(Backend& backend, const SequenceStateOptions& options);
+  absl::Status Allocate(const StatePart& part, const Model& model);
+  void SetView(const Part& part, int first_layer);
+  int64_t PagesFor(int64_t tokens) const;
+
+  Backend& backend_;
+  std::vector<std::shared_ptr<void>> memory_;
+  int64_t reserved_bytes_ = 0;
+  int64_t page_bytes_ = 0;  // over all parts
+  std::vector<Part> parts_;
+  std::vector<Sequence> sequences_;  // by slot
+  PagePool pool_;
+
+  std::vector<LayerState> layers_;
+  GoldCache gold_cache_;
+  Tensor tail_rows_;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_STAGE_SEQUENCE_STATE_H_
