@@ -53,7 +53,8 @@ void DescribeLayer(const ModelShape& shape, int index, DType cache_dtype, cluste
   layer->set_kind(kind.name);
   int64_t state_floats = 0;
   if (kind.has_wkv) state_floats += shape.width * shape.head_size;
-  if (kind.has_shift) state_floats += 2 * shape.width;
+  if (kind.has_shift) state_floats += shape.width;
+  if (shape.channel_kinds[index]->has_shift) state_floats += shape.width;
   // The newest rows that the first GOLD layer may need.
   if (index == shape.finch_layers() - 1) state_floats += int64_t{2} * shape.gold_layers() * shape.width;
   layer->set_state_bytes(state_floats * 4);

@@ -9,6 +9,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/types/span.h"
+#include "base/check.h"
 #include "base/status.h"
 #include "worker/model/weight_loader.h"
 
@@ -93,7 +95,10 @@ int64_t ModelShape::StateBytes() const {
   int64_t floats = 0;
   for (const TimeMixKind* kind : kinds) {
     if (kind->has_wkv) floats += width * head_size;
-    if (kind->has_shift) floats += 2 * width;  // time mix and channel mix
+    if (kind->has_shift) floats += width;
+  }
+  for (const ChannelMixKind* kind : channel_kinds) {
+    if (kind->has_shift) floats += width;
   }
   floats += 2 * gold_layers() * width;  // the newest Finch-side rows
   return floats * static_cast<int64_t>(sizeof(float));
@@ -161,6 +166,12 @@ absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const Mo
       return Invalid(checkpoint, absl::StrCat("layer ", layer, " (tensors ", prefix, "*) is of no known kind"));
     }
     shape.kinds.push_back(found);
+    const std::string ffn = BlockPrefix(layer) + "ffn.";
+    const absl::Span<const ChannelMixKind> channel_kinds = ChannelMixKinds();
+    const auto channel = std::find_if(channel_kinds.begin(), channel_kinds.end(),
+                                      [&](const ChannelMixKind& kind) { return kind.matches(checkpoint, ffn); });
+    GF_CHECK(channel != channel_kinds.end()) << "the last channel mix matches everything";
+    shape.channel_kinds.push_back(&*channel);
   }
   for (int layer = shape.finch_layers(); layer < layers; ++layer) {
     if (!shape.kinds[layer]->reads_gold_cache) {
@@ -247,7 +258,7 @@ absl::Status ReadTensors(WeightLoader& loader, const ModelConfig& config, Model&
       layer.initial_wkv = loader.Floats(transposed, {heads, n, n});
     }
     loader.SetPrefix(block + "ffn.");
-    layer.channel_mix = LoadChannelMix(loader, width);
+    layer.channel_mix = shape.channel_kinds[index]->load(loader, width);
     model.layers.push_back(std::move(layer));
     model.bytes.layers[index] = taken();
   }

@@ -1,29 +1,30 @@
 #include "worker/model/model_memory.h"
 
 #include <algorithm>
-#include <variant>
+#include <any>
 
 #include "worker/model/layers.h"
 
 namespace goldfinch {
 namespace {
 
-LayerMemory MemoryOfLayer(const ModelShape& shape, const TimeMixKind& kind, const Layer& layer, DType cache_dtype,
+LayerMemory MemoryOfLayer(const ModelShape& shape, int index, const Layer& layer, DType cache_dtype,
                           DType activation_dtype) {
+  const TimeMixKind& kind = *shape.kinds[index];
+  const ChannelMixKind& channel_kind = *shape.channel_kinds[index];
   const int64_t row_bytes = shape.width * SizeOf(DType::kF32);
   LayerMemory memory;
   if (kind.has_shift) memory.shift_bytes += row_bytes;
-  if (HasShift(layer.channel_mix)) memory.shift_bytes += row_bytes;
+  if (channel_kind.has_shift) memory.shift_bytes += row_bytes;
   if (kind.has_wkv) memory.wkv_bytes = row_bytes * shape.head_size;
   if (kind.has_kv_cache) memory.cache_bytes_per_token = 2 * shape.width * SizeOf(cache_dtype);
-  if (const auto* gold = std::get_if<GoldWeights>(&layer.time_mix)) {
+  if (const auto* gold = std::any_cast<GoldWeights>(&layer.time_mix)) {
     memory.table_bytes = shape.vocab_size * 2 * gold->kv.mix_down.out() * SizeOf(DType::kF32);
   }
-  const int64_t normed = 2 * shape.width;  // the rows that the two mixers take
-  memory.activation_bytes =
-      (std::max(ActivationElements(layer.time_mix, shape.width), ActivationElements(layer.channel_mix, shape.width)) +
-       normed) *
-      SizeOf(activation_dtype);
+  const int64_t normed = 2 * shape.width;  // the normed rows, which are the input of the two mixes
+  const int64_t mixed =
+      std::max(kind.activations(layer.time_mix, shape.width), channel_kind.activations(layer.channel_mix, shape.width));
+  memory.activation_bytes = (mixed + normed) * SizeOf(activation_dtype);
   return memory;
 }
 
@@ -34,8 +35,8 @@ ModelMemory MemoryOf(const Model& model, DType cache_dtype, const Backend& backe
   ModelMemory memory;
   memory.layers.resize(shape.layers());
   for (int i = model.first_layer; i < model.last_layer; ++i) {
-    memory.layers[i] = MemoryOfLayer(shape, *shape.kinds[i], model.layers[i - model.first_layer], cache_dtype,
-                                     backend.activation_dtype());
+    memory.layers[i] =
+        MemoryOfLayer(shape, i, model.layers[i - model.first_layer], cache_dtype, backend.activation_dtype());
     memory.layers[i].weight_bytes = model.bytes.layers[i];
   }
   memory.gold_layers = shape.gold_layers();

@@ -1,9 +1,9 @@
 #include "worker/stage/stage.h"
 
 #include <algorithm>
+#include <any>
 #include <limits>
 #include <utility>
-#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
@@ -78,7 +78,7 @@ absl::Status Stage::AllocateMemory() {
     if (kind.has_shift) {
       GF_ASSIGN_OR_RETURN(states_[i].time_shift, AllocateTensor({slots, width}, DType::kF32, "shift states"));
     }
-    if (HasShift(model_->layers[i].channel_mix)) {
+    if (shape_.channel_kinds[model_->first_layer + i]->has_shift) {
       GF_ASSIGN_OR_RETURN(states_[i].channel_shift, AllocateTensor({slots, width}, DType::kF32, "shift states"));
     }
     if (kind.has_wkv) {
@@ -89,7 +89,7 @@ absl::Status Stage::AllocateMemory() {
       GF_ASSIGN_OR_RETURN(states_[i].kv.keys, AllocateTensor(pages, options_.cache_dtype, "key cache"));
       GF_ASSIGN_OR_RETURN(states_[i].kv.values, AllocateTensor(pages, options_.cache_dtype, "value cache"));
     }
-    if (const auto* gold = std::get_if<GoldWeights>(&model_->layers[i].time_mix)) {
+    if (const auto* gold = std::any_cast<GoldWeights>(&model_->layers[i].time_mix)) {
       GF_ASSIGN_OR_RETURN(states_[i].mix_table,
                           AllocateTensor({shape_.vocab_size, 2, gold->kv.mix_down.out()}, DType::kF32, "mix table"));
     }
@@ -134,7 +134,7 @@ void Stage::MakeGoldTiers() {
                  .max_rows = GoldRowsMax(),
                  .most = options_.gold_tier};
   for (size_t i = 0; i < states_.size(); ++i) {
-    const auto* weights = std::get_if<GoldWeights>(&model_->layers[i].time_mix);
+    const auto* weights = std::any_cast<GoldWeights>(&model_->layers[i].time_mix);
     if (weights == nullptr) continue;
     gold.layers.push_back(weights->kv);  // shared by stages, each of which has a table of its own
     gold.layers.back().mix_table = states_[i].mix_table;
@@ -392,8 +392,8 @@ Tensor Stage::RunFinchLayers(const StageInput& input) {
     const Layer& layer = model_->layers[index - model_->first_layer];
     const LayerState& state = states_[index - model_->first_layer];
     const Workspace::Frame frame(*workspace_);
-    TimeMixForward(context, layer.time_mix, Norm(hidden, layer.ln1), state, hidden);
-    ChannelMixForward(context, layer.channel_mix, Norm(hidden, layer.ln2), state, hidden);
+    shape_.kinds[index]->forward(context, layer.time_mix, Norm(hidden, layer.ln1), state, hidden);
+    shape_.channel_kinds[index]->forward(context, layer.channel_mix, Norm(hidden, layer.ln2), state, hidden);
   }
   return hidden;
 }
@@ -444,7 +444,7 @@ void Stage::FillTables() {
     backend_.GoldKeyTableRows(new_ids_, model.embedding, model.ln0, model.key_x0, key_table_);
     for (size_t i = 0; i < states_.size(); ++i) {
       if (!states_[i].mix_table) continue;
-      const GoldKvWeights& kv = std::get<GoldWeights>(model.layers[i].time_mix).kv;
+      const GoldKvWeights& kv = std::any_cast<GoldWeights>(&model.layers[i].time_mix)->kv;
       backend_.GoldMixTableRows(new_ids_, model.embedding, model.ln0, kv.mix_lora, kv.mix_down, states_[i].mix_table);
     }
   });
@@ -503,10 +503,10 @@ void Stage::RunGoldLayers(Tensor* hidden) {
     Tensor x = Norm(*hidden, layer.ln1);
     SpendFirstRows(x, &LayerState::time_shift, state, hidden, &x);
     const LayerContext context{backend_, *workspace_, shape_.head_size, gold_spans_, gold_tiers_.get(), index - first};
-    TimeMixForward(context, layer.time_mix, x, state, *hidden);
+    shape_.kinds[index]->forward(context, layer.time_mix, x, state, *hidden);
     x = Norm(*hidden, layer.ln2);
     SpendFirstRows(x, &LayerState::channel_shift, state, hidden, &x);
-    ChannelMixForward(context, layer.channel_mix, x, state, *hidden);
+    shape_.channel_kinds[index]->forward(context, layer.channel_mix, x, state, *hidden);
   }
 }
 
