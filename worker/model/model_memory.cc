@@ -1,7 +1,7 @@
 #include "worker/model/model_memory.h"
 
 #include <algorithm>
-#include <variant>
+#include <any>
 
 #include "worker/model/layers.h"
 #include "worker/model/state_parts.h"
@@ -34,14 +34,13 @@ LayerMemory MemoryOfLayer(const ModelShape& shape, int index, const Layer& layer
                           DType activation_dtype) {
   LayerMemory memory;
   for (const StatePart& part : LayerStateParts(shape, cache_dtype, index)) AddStatePart(part, &memory);
-  if (const auto* gold = std::get_if<GoldWeights>(&layer.time_mix)) {
+  if (const auto* gold = std::any_cast<GoldWeights>(&layer.time_mix)) {
     memory.table_bytes = shape.vocab_size * 2 * gold->kv.mix_down.out() * SizeOf(DType::kF32);
   }
-  const int64_t normed = 2 * shape.width;  // the normed input rows of the two mixers
-  memory.activation_bytes =
-      (std::max(ActivationElements(layer.time_mix, shape.width), ActivationElements(layer.channel_mix, shape.width)) +
-       normed) *
-      SizeOf(activation_dtype);
+  const int64_t normed = 2 * shape.width;  // the normed rows, which are the input of the two mixes
+  const int64_t mixed = std::max(shape.kinds[index]->activations(layer.time_mix, shape.width),
+                                 shape.channel_kinds[index]->activations(layer.channel_mix, shape.width));
+  memory.activation_bytes = (mixed + normed) * SizeOf(activation_dtype);
   return memory;
 }
 
