@@ -21,9 +21,11 @@
 // `GF_ASSIGN_OR_RETURN(auto value, Expression());` where Expression returns absl::StatusOr.
 #define GF_ASSIGN_OR_RETURN(declaration, expression) \
   GF_ASSIGN_OR_RETURN_INNER_(GF_STATUS_CONCAT_(gf_statusor_, __LINE__), declaration, expression)
+// NOLINTBEGIN(bugprone-macro-parentheses): a declaration cannot be in parentheses.
 #define GF_ASSIGN_OR_RETURN_INNER_(name, declaration, expression) \
   auto name = (expression);                                       \
   if (!name.ok()) return name.status();                           \
   declaration = *std::move(name)
+// NOLINTEND(bugprone-macro-parentheses)
 
 #endif  // GOLDFINCH_BASE_STATUS_H_

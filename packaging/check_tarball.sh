@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Whether a tarball of ./dev dist runs by itself: unpacked elsewhere, with an empty environment, and where the system
-# has nothing but glibc.
+# Checks that a tarball of ./dev dist runs by itself: unpacked in another folder, with an empty environment, and on a
+# system that has nothing but glibc.
 set -euo pipefail
 
 readonly GLIBC_MAX=2.36
@@ -50,6 +50,14 @@ check_generate() {
   say "generate writes: $said"
 }
 
+# The folder is named goldfinch-VERSION-linux-x86_64.
+check_version() {
+  local said
+  said=$(env -i "$root/bin/goldfinch" --version) || fail "--version fails"
+  [[ ${root##*/} == "${said/ /-}-linux-x86_64" ]] || fail "--version says $said, the folder is ${root##*/}"
+  [[ -s $root/LICENSE ]] || fail "there is no LICENSE"
+}
+
 check_empty_environment() {
   cd "$root"
   env -i bin/goldfinch --help >/dev/null || fail "--help fails"
@@ -95,6 +103,7 @@ main() {
   root=$(echo "$work"/goldfinch-*)
   check_libraries
   check_glibc
+  check_version
   check_empty_environment
   check_bare_root
   say "$1 runs by itself"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs built programs with every library that they need but glibc's, so that they run on any Linux with glibc 2.36 or
+# Packs built programs with every library that they need except glibc, so that they run on any Linux with glibc 2.36 or
 # newer: ./dev dist. The same inputs give the same file, byte for byte.
 set -euo pipefail
 
@@ -19,7 +19,7 @@ fail() {
   exit 1
 }
 
-# What every system has of its own, and must: libraries of glibc belong to its loader.
+# Libraries of glibc belong to the loader of the system: every system must use its own.
 is_glibc() {
   case $1 in
     linux-vdso.so.* | ld-linux-* | libc.so.* | libm.so.* | libmvec.so.* | libdl.so.* | libpthread.so.* | librt.so.* | \
@@ -28,7 +28,7 @@ is_glibc() {
   esac
 }
 
-# labels: of everything that goes into bin/.
+# labels: prints the Bazel labels of the programs that go into bin/.
 labels() {
   echo //clients/cli:goldfinch
   awk '!/^#/ && NF { print $2 }' tests/gpu/programs.txt
@@ -43,7 +43,7 @@ add_programs() {
   done < <(labels)
 }
 
-# needed FILES...: "name path" of each library that the loader takes for them, once.
+# needed FILES...: prints "name path" of each library that the loader takes for them, once.
 needed() {
   local output
   output=$(ldd "$@")
@@ -61,7 +61,7 @@ add_libraries() {
   done <<<"$list"
 }
 
-# The old kind of run path goes before LD_LIBRARY_PATH, which on machines with GPUs often names other versions.
+# The old kind of run path has precedence over LD_LIBRARY_PATH, which on machines with GPUs often names other versions.
 make_relocatable() {
   strip --strip-unneeded "$root"/lib/*
   strip "$root"/bin/*
@@ -69,7 +69,7 @@ make_relocatable() {
   patchelf --force-rpath --set-rpath "\$ORIGIN/../lib" "$root"/bin/*
 }
 
-# package_of FILE: the Debian package that installed it, under either name of /lib.
+# package_of FILE: prints the Debian package that installed it, under either name of /lib.
 package_of() {
   local file
   for file in "/usr$1" "$1" "$(readlink -f "$1")" "${1#/usr}"; do
@@ -78,11 +78,11 @@ package_of() {
   return 1
 }
 
-add_licence() {
+add_license() {
   install -D -m 644 "/usr/share/doc/$1/copyright" "$root/licenses/$1/copyright"
 }
 
-add_licences() {
+add_licenses() {
   local name package
   command -v dpkg >/dev/null || fail "licenses come from Debian's packages; this system has no dpkg"
   for name in "${!origin[@]}"; do
@@ -90,22 +90,22 @@ add_licences() {
       "$PWD"/* | "$bazel_bin"/* | */_solib_* | */bazel-out/*) continue ;;  # ours
     esac
     package=$(package_of "${origin[$name]}") || fail "no package has ${origin[$name]}: what is its license?"
-    add_licence "$package"
+    add_license "$package"
   done
-  for package in "$@"; do add_licence "$package"; done
+  for package in "$@"; do add_license "$package"; done
   if [[ -e $root/lib/libgoldfinch_cuda.so ]]; then
     echo "lib/libgoldfinch_cuda.so holds NVIDIA's CUDA runtime (libcudart_static), under the CUDA Toolkit's EULA:" \
       "https://docs.nvidia.com/cuda/eula/" | install -D -m 644 /dev/stdin "$root/licenses/cuda/NOTICE"
   fi
 }
 
-# What counts the tokens of run_all.sh's long prompt; bytes do where it could not be had.
+# run_all.sh counts the tokens of its long prompt with the vocabulary, or in bytes where it could not be fetched.
 add_vocabulary() {
   local file=third_party/world_vocab/rwkv_vocab_v20230424.txt
   [[ -e $file ]] || return 0
   install -D -m 644 "$file" "$root/$file"
   install -D -m 644 /usr/share/common-licenses/Apache-2.0 "$root/licenses/world_vocab/Apache-2.0"
-  echo "$file is out of the PyPI package rwkv, under the Apache License 2.0" |
+  echo "$file is a file of the PyPI package rwkv, under the Apache License 2.0" |
     install -m 644 /dev/stdin "$root/licenses/world_vocab/NOTICE"
 }
 
@@ -117,7 +117,7 @@ add_data() {
     "$root/tests/gpu"
   install -m 644 tests/demo_model/goldfinch.py tests/demo_model/config.json "$root/tests/demo_model"
   add_vocabulary
-  install -m 644 CHANGELOG.md "$root/CHANGELOG.md"
+  install -m 644 CHANGELOG.md LICENSE "$root"
 }
 
 pack() {
@@ -151,7 +151,7 @@ main() {
   add_programs
   add_libraries
   make_relocatable
-  add_licences "$@"
+  add_licenses "$@"
   add_data
   pack
 }

@@ -9,6 +9,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "base/version.h"
 #include "clients/cli/commands.h"
 #include "clients/cli/flags.h"
 #include "clients/cli/options.h"
@@ -36,6 +37,7 @@ int Main(int argc, char** argv) {
 
   CLI::App app("Goldfinch Serving: runs GoldFinch models, and the models they are compared with.", "goldfinch");
   app.require_subcommand(1);
+  app.set_version_flag("--version", std::string("goldfinch ") + kVersion, "Print the version and exit");
   app.failure_message(CLI::FailureMessage::simple);
   GenerateOptions generate;
   InspectOptions inspect;

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/credentials.h"
 #include "base/status.h"
+#include "base/version.h"
 #include "clients/cli/device.h"
 #include "clients/cli/embedded_workers.h"
 #include "clients/cli/serve_commands.h"
@@ -36,7 +37,6 @@
 namespace goldfinch {
 namespace {
 
-constexpr char kVersion[] = "0.1.0";
 constexpr double kReadyPollSeconds = 0.02;
 constexpr int64_t kScoredRows = 64;  // of a step
 // Far above any Step's answer: raw logits are 16 MB at most.

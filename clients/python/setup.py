@@ -1,6 +1,7 @@
-"""Makes the messages' Python out of generate.proto; everything else of the package is in pyproject.toml.
+"""Builds what pyproject.toml cannot name: the version, the license file, and the messages of generate.proto.
 
-A checkout has the .proto in ../../protos; a source distribution takes a copy along.
+All three are files of the repository's root. In a source distribution the package's own folder has copies of them, in
+the same places.
 """
 
 import importlib.metadata
@@ -13,16 +14,21 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-PROTO = "generate.proto"
+PROTO = "protos/generate.proto"
 HERE = pathlib.Path(__file__).resolve().parent
+# Every source distribution has PKG-INFO, and no checkout does.
+ROOT = HERE if (HERE / "PKG-INFO").is_file() else HERE.parents[1]
 MESSAGES = ("generate_pb2.py", "generate_pb2.pyi")
 
 
-def proto_folder():
-    for folder in (HERE / "protos", HERE.parents[1] / "protos"):
-        if (folder / PROTO).is_file():
-            return folder
-    raise FileNotFoundError(f"{PROTO} is neither in {HERE / 'protos'} nor in the checkout's protos")
+def read_version():
+    return (ROOT / "VERSION").read_text(encoding="ascii").strip()
+
+
+def copy_license():
+    """A license file must lie in the package's folder (license-files of pyproject.toml)."""
+    if ROOT != HERE:
+        shutil.copyfile(ROOT / "LICENSE", HERE / "LICENSE")
 
 
 def protobuf_requirement():
@@ -37,23 +43,29 @@ class BuildMessages(build_py):
         folder = HERE if self.editable_mode else pathlib.Path(self.build_lib)
         folder.mkdir(parents=True, exist_ok=True)
         # Known to protobuf as goldfinch/generate.proto: another package may have a generate.proto too.
-        flags = [f"--proto_path=goldfinch={proto_folder()}", f"--python_out={folder}", f"--pyi_out={folder}"]
-        subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, f"goldfinch/{PROTO}"], check=True)
+        source = (ROOT / PROTO).parent
+        flags = [f"--proto_path=goldfinch={source}", f"--python_out={folder}", f"--pyi_out={folder}"]
+        subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, "goldfinch/generate.proto"], check=True)
 
     def get_outputs(self, include_bytecode=True):
         made = [str(pathlib.Path(self.build_lib) / "goldfinch" / name) for name in MESSAGES]
         return super().get_outputs(include_bytecode) + made
 
 
-class SdistWithProto(sdist):
+class CompleteSdist(sdist):
+    """Adds the files of the repository's root; the license file is already there."""
+
     def make_release_tree(self, base_dir, files):
         super().make_release_tree(base_dir, files)
-        folder = pathlib.Path(base_dir) / "protos"
-        folder.mkdir(exist_ok=True)
-        shutil.copy(proto_folder() / PROTO, folder / PROTO)
+        for name in ("VERSION", PROTO):
+            target = pathlib.Path(base_dir) / name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(ROOT / name, target)
 
 
+copy_license()
 setup(
-    cmdclass={"build_py": BuildMessages, "sdist": SdistWithProto},
+    version=read_version(),
+    cmdclass={"build_py": BuildMessages, "sdist": CompleteSdist},
     install_requires=["grpcio>=1.51", protobuf_requirement()],
 )

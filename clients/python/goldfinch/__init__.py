@@ -1,5 +1,7 @@
 """Client of Goldfinch Serving: `Client` blocks, `AsyncClient` is for asyncio. See README.md."""
 
+import importlib.metadata
+
 from goldfinch._aio import AsyncClient, AsyncStream
 from goldfinch._client import Client, Stream
 from goldfinch._errors import (
@@ -28,6 +30,8 @@ from goldfinch._types import (
 from goldfinch.generate_pb2 import GetClusterInfoResponse as ClusterInfo
 from goldfinch.generate_pb2 import GetModelInfoResponse as ModelInfo
 
+__version__ = importlib.metadata.version("goldfinch")
+
 __all__ = [
     "AsyncClient",
     "AsyncStream",
@@ -54,4 +58,5 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "Usage",
+    "__version__",
 ]
