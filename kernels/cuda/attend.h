@@ -1,9 +1,9 @@
 // Causal softmax attention of a call's rows over positions that are given a part at a time: all of a paged cache at
-// once (kv_attention.cu), or rebuilt chunks of it one after the other (gold_attention.cu). kv_attention.cu defines it.
+// once (kv_attention.cu), or chunks whose keys and values are rebuilt one after the other (gold_attention.cu).
 //
-// A task is a tile of query rows of one span and a run of positions. It leaves, per row and head, a maximum, a sum and
-// a weighted sum of values in a slot; tasks of later parts go on from what the slot holds, so that the slots do not
-// grow with the number of parts. At the end the slots of a row are merged by log-sum-exp.
+// A task is a tile of query rows of one span and a run of positions. For each row and head it leaves a maximum, a sum
+// and a weighted sum of values in a slot; tasks of later parts continue from what the slot holds, so that the number of
+// slots does not grow with the number of parts. At the end the slots of a row are merged by log-sum-exp.
 #ifndef GOLDFINCH_KERNELS_CUDA_ATTEND_H_
 #define GOLDFINCH_KERNELS_CUDA_ATTEND_H_
 
@@ -17,19 +17,19 @@
 
 namespace goldfinch::cuda {
 
-// Where the keys and values of a part lie.
+// Where the keys and values of a part are stored.
 struct StoredKeys {
   const void* keys = nullptr;    // rows of D
   const void* values = nullptr;  // rows of D
   DType dtype = DType::kBf16;
-  int64_t page_tokens = 0;  // 0: positions of a part follow each other from `AttendPart::first_row` on
-  // [rows, 4]: scale and mean * scale of the key, and of the value, where norms are unfinished.
+  int64_t page_tokens = 0;  // 0: no pages; a part's positions follow each other from AttendPart::first_row on
+  // [rows, 4]: scale and mean * scale of the key, then of the value. With unfinished norms only.
   const float* row_factors = nullptr;
 };
 
-// Keys and values whose LayerNorm is still to be done: with x as stored, the key is (x - mean) * scale * weight + bias,
-// with mean and scale of its row. The weight goes into the query, the bias of keys makes no difference to a softmax;
-// both of values come after the sum.
+// Keys and values whose LayerNorm is still to be done: where x is stored, the key is (x - mean) * scale * weight +
+// bias, with the mean and scale of its row. The key norm's weight goes into the query, and its bias makes no difference
+// to a softmax; the value norm's weight and bias come after the sum.
 struct UnfinishedNorms {
   NormWeights key;
   NormWeights value;
@@ -37,42 +37,44 @@ struct UnfinishedNorms {
   explicit operator bool() const { return static_cast<bool>(key.weight); }
 };
 
-// Positions [begin, end) of a span's sequence; a span is in one part of a call at most, and each part follows the last.
+// Positions [begin, end) of a span's sequence. A call of Add has at most one part of a span, and a span's parts follow
+// each other from call to call.
 struct AttendPart {
   int span = 0;
   int64_t begin = 0;
   int64_t end = 0;
-  int64_t first_row = 0;  // of StoredKeys, without pages: where position `begin` is
+  int64_t first_row = 0;  // without pages: the row of StoredKeys that has position `begin`
 };
 
-// A tile of query rows over a run of positions; nothing is done for an empty run.
+// A tile of query rows and a run of positions. Nothing is done for an empty run.
 struct AttendTask {
   int32_t span = 0;
   int32_t row = 0;       // of q
   int32_t rows = 0;      // 1 at least
-  int32_t resumes = 0;   // the slots hold what came before
-  int64_t position = 0;  // of the first row in its sequence
+  int32_t resumes = 0;   // 1 if the slots hold the result of earlier parts
+  int64_t position = 0;  // of the first row, in its sequence
   int64_t begin = 0;
   int64_t end = 0;
-  int64_t first_row = 0;  // of `begin`, without pages
-  int64_t slot_row = 0;   // of the slots: where the first row of the tile is
+  int64_t first_row = 0;  // without pages: the row of StoredKeys that has position `begin`
+  int64_t slot_row = 0;   // the slot of the tile's first row; those of the others follow
 };
 
 class Attention {
  public:
-  // The arguments must outlive it. `spans` are also given as the device has them, with page tables if keys lie in
-  // pages. The caller has a Frame that ends after it.
-  // `part_positions`: of a part, at most.
+  // The arguments must outlive it. `device_spans` are `spans` as the device has them, with page tables if keys are in
+  // pages. A part has at most `part_positions` positions. Takes scratch memory until the caller's Frame ends, so that
+  // must be after its own end.
   Attention(Context& context, ConstTensor q, RowSpans spans, const DeviceSpan* device_spans, int head_size,
             DType key_dtype, const UnfinishedNorms& norms, Tensor out,
             int64_t part_positions = std::numeric_limits<int32_t>::max());
 
-  // Every row that sees them attends to these positions.
+  // Queues the attention of every row to those of these positions that it sees.
   void Add(const StoredKeys& stored, absl::Span<const AttendPart> parts);
+  // Queues the merge of all parts into `out`.
   void Finish();
 
  private:
-  // How a tile is done: see kv_attention.cu.
+  // How a tile is computed: see attend.cu.
   enum Kind { kMatrix64, kMatrix32, kMatrix16, kStream4, kStream1, kPlain, kKinds };
   struct Tile {
     Kind kind;
@@ -80,7 +82,7 @@ class Attention {
     int row;
     int rows;
     int64_t position;
-    int64_t slot_row;  // of its first slot
+    int64_t slot_row;  // as in AttendTask
     int slots_used = 0;
   };
 
@@ -105,14 +107,15 @@ class Attention {
   float* values_ = nullptr;      // [slot rows, D]
   float* maxima_ = nullptr;      // [slot rows, heads], in units of log 2
   float* sums_ = nullptr;        // [slot rows, heads]
-  float* offsets_ = nullptr;  // [slot rows, heads]: what the means of values add to every column, if norms are undone
+  float* offsets_ = nullptr;  // [slot rows, heads]: what the means of values add to every column; unfinished norms only
 };
 
-// The least power of two that is not below the count; 0 of 0.
+// The smallest power of two that is not below the count; 0 if the count is 0.
 int64_t PowerOfTwoFrom(int64_t count);
 
-// The spans in order, cut so that each list has at most so many rows: slots take memory by the row.
+// Cuts the spans, in order, into lists of at most `rows_max` rows: slots take memory for each row.
 std::vector<std::vector<RowSpan>> CutRows(RowSpans spans, int64_t rows_max);
+// The rows of a list for queries of that width.
 int64_t AttentionRowsMax(int64_t width);
 
 }  // namespace goldfinch::cuda

@@ -1,6 +1,6 @@
-// What the CUDA attention kernels have that the common tests do not reach: tiles of every number of query rows, the
-// paths for 16-bit types and heads of 64 and 128, positions split over blocks and over chunks, faults that rows must
-// not see. Built over the emulation and over the device; without a device that one's tests are SKIPPED.
+// Tests paths of the CUDA attention kernels that the common tests do not reach: tiles of every number of query rows,
+// 16-bit types with heads of 64 and 128, positions split over blocks and over chunks, faults that rows must not see.
+// Built over the emulation and over the device; the tests of the latter are SKIPPED if there is no device.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -112,7 +112,7 @@ TEST_P(CudaAttentionTest, TilesOfEveryNumberOfRows) {
   }
 }
 
-// At each position where a tile of 16 rows and a tile of 64 positions may meet.
+// Begins at every position at which a tile of 16 rows may meet a tile of 64 positions.
 TEST_P(CudaAttentionTest, DiagonalsAnywhere) {
   for (int64_t position : {0, 1, 15, 16, 17, 47, 48, 55, 63, 64, 65}) {
     KvInputs(*this, {{position, 19}}, 64, 64, 16).Check("19 rows from " + std::to_string(position));
@@ -153,7 +153,7 @@ TEST_P(CudaAttentionTest, PeakedScores) {
   }
 }
 
-// Checks rows that have nothing to do with a fault against the others' expected values, and that the others are NaN.
+// Checks that faulty rows are NaN, and that the others have their expected values.
 void CheckFault(const Values& actual, const Values& expected, int64_t width, const std::vector<bool>& faulty,
                 double tolerance, const std::string& what) {
   for (size_t row = 0; row < faulty.size(); ++row) {
@@ -192,7 +192,7 @@ TEST_P(CudaAttentionTest, FaultsStayWithTheRowsThatSeeThem) {
   }
 }
 
-// --- GOLD -----------------------------------------------------------------------------------------------------------
+// --- GOLD ------------------------------------------------------------------------------------------------------------
 
 struct GoldInputs {
   GoldInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, const GoldSizes& sizes, int64_t page_tokens = 16,
@@ -221,8 +221,8 @@ struct GoldInputs {
     return expected;
   }
 
-  // By GoldAttention, or by tier T2.
-  Values Actual(bool kept = false) const {
+  // By GoldAttention, or by GoldSharedAttention over shared rows.
+  Values Actual(bool shared_rows = false) const {
     const Paging& paging = sequences.paging;
     std::vector<Values> id_values;
     id_values.reserve(ids.size());
@@ -234,7 +234,7 @@ struct GoldInputs {
     const Tensor out = t.device.New(t.act(), rows), q_rows = t.device.Put(q, rows, t.act());
     const GoldSharedWeights shared = PutGoldShared(t.device, layer, t.weight_dtype());
     const GoldKvWeights weights = PutGoldWeights(t.device, layer, t.weight_dtype());
-    if (!kept) {
+    if (!shared_rows) {
       t.device->GoldAttention(q_rows, sequences.spans, shared, weights, cache, layer.head_size, out);
       return t.device.Get(out);
     }
@@ -254,8 +254,8 @@ struct GoldInputs {
     return t.device.Get(out);
   }
 
-  void Check(const std::string& what, bool kept = false) const {
-    ExpectClose(Actual(kept), Expected(), layer.head_size, t.tolerance(),
+  void Check(const std::string& what, bool shared_rows = false) const {
+    ExpectClose(Actual(shared_rows), Expected(), layer.head_size, t.tolerance(),
                 what + ", width " + std::to_string(width) + ", head size " + std::to_string(layer.head_size));
   }
 
@@ -270,7 +270,7 @@ struct GoldInputs {
   std::vector<Values> c;
 };
 
-// A multiprocessor has 24 positions of a chunk: 96 emulated.
+// A chunk has 24 positions for each multiprocessor: 96 in the emulation.
 TEST_P(CudaAttentionTest, GoldOfSeveralChunks) {
   const int64_t length = slow() ? 250 : 9000;
   for (int rows : {1, 2, 9, 17, 40}) {
@@ -296,8 +296,8 @@ TEST_P(CudaAttentionTest, GoldOfEveryRank) {
 TEST_P(CudaAttentionTest, GoldOf8BitRows) {
   const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 64};
   GoldInputs in(*this, {{40, 9}, {0, 1}, {150, 2}}, sizes, 37, DType::kInt8);
-  for (bool kept : {false, true}) in.Check(kept ? "8 bits, kept" : "8 bits", kept);
-  // One number that is none makes its whole row none, and no other.
+  for (bool shared_rows : {false, true}) in.Check(shared_rows ? "8 bits, shared rows" : "8 bits", shared_rows);
+  // A NaN makes its whole compressed row NaN, and no other row.
   const Values expected = in.Expected();
   in.c[0][45 * in.c_width + 3] = kNan;
   std::vector<bool> faulty(12);
@@ -316,10 +316,11 @@ TEST_P(CudaAttentionTest, GoldOfLargerHeadsAndWidths) {
       .Check("rope");
 }
 
-// --- Kept rows ------------------------------------------------------------------------------------------------------
+// --- Shared rows
+// -------------------------------------------------------------------------------------------------------
 
-// Tiles of 16 rows; splits of 64 positions, of which there are 16 blocks at a time emulated.
-TEST_P(CudaAttentionTest, KeptTilesOfEveryNumberOfRows) {
+// Tiles have 16 rows and splits 64 positions; the emulation runs 16 blocks at a time.
+TEST_P(CudaAttentionTest, SharedRowsTilesOfEveryNumberOfRows) {
   const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 24};
   for (int rows : {1, 2, 9, 16, 17}) {
     GoldInputs(*this, {{70, rows}}, sizes).Check(std::to_string(rows) + " rows", true);
@@ -329,7 +330,7 @@ TEST_P(CudaAttentionTest, KeptTilesOfEveryNumberOfRows) {
   }
 }
 
-TEST_P(CudaAttentionTest, KeptSplitsMerge) {
+TEST_P(CudaAttentionTest, SharedRowsSplitsMerge) {
   const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 8, .lora_rank = 8};
   const int64_t length = slow() ? 300 : 9000;
   GoldInputs(*this, {{length, 1}}, sizes).Check("one row", true);
@@ -343,8 +344,8 @@ TEST_P(CudaAttentionTest, KeptSplitsMerge) {
   }
 }
 
-TEST_P(CudaAttentionTest, KeptRowsTakeASmallPartOfT3) {
-  if (!halves()) GTEST_SKIP() << "of 16-bit activations";
+TEST_P(CudaAttentionTest, SharedRowsTakeASmallPartOfTheFullTier) {
+  if (!halves()) GTEST_SKIP() << "for 16-bit activations";
   const int64_t width = 2048, mix_rank = 32, lora_rank = 64, page_tokens = 64;
   const Tensor mix_up{nullptr, weight_dtype(), {2, mix_rank, width}};
   const Matrix up{Tensor{nullptr, weight_dtype(), {lora_rank, width}}, Matrix::Layout::kInOut};
@@ -362,7 +363,7 @@ TEST_P(CudaAttentionTest, GoldFaultsStayWithTheRowsThatSeeThem) {
   for (int rows : {1, 3, 9, 20}) {
     for (int64_t fault : {95, 101}) {
       if (fault >= 95 + rows) continue;
-      // A compressed row goes into keys alone, a row of the embedding into values too.
+      // A compressed row goes into keys only, a row of the embedding into values too.
       for (bool in_embedding : {false, true}) {
         GoldInputs in(*this, {{95, rows}}, {.width = width, .head_size = 64, .mix_rank = 16, .lora_rank = 16});
         const int32_t id = 99;
@@ -376,10 +377,10 @@ TEST_P(CudaAttentionTest, GoldFaultsStayWithTheRowsThatSeeThem) {
         }
         std::vector<bool> faulty(rows);
         for (int row = 0; row < rows; ++row) faulty[row] = 95 + row >= fault;
-        for (bool kept : {false, true}) {
-          CheckFault(in.Actual(kept), expected, width, faulty, tolerance(),
+        for (bool shared_rows : {false, true}) {
+          CheckFault(in.Actual(shared_rows), expected, width, faulty, tolerance(),
                      std::string(in_embedding ? "embedding" : "c") + " at " + std::to_string(fault) + " of " +
-                         std::to_string(rows) + (kept ? " rows, kept" : " rows"));
+                         std::to_string(rows) + (shared_rows ? " rows, shared rows" : " rows"));
         }
       }
     }
@@ -420,7 +421,7 @@ TEST_P(CudaAttentionTest, GoldMakeKeysValuesOfSeveralChunks) {
       ExpectClose(actual_keys, expected_keys, sizes.width, rounded, "keys of " + what, 1);
       ExpectClose(actual_values, expected_values, sizes.width, rounded, "values of " + what, 1);
     }
-    // Positions before the spans' were not asked for.
+    // Positions before those of the spans were not asked for.
     for (double x : Slot(keys, static_cast<int>(paging.Row(0, 149)), sizes.width)) EXPECT_TRUE(std::isnan(x));
   }
 }

@@ -17,7 +17,7 @@ std::string Environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-// Patterns of folders.
+// The folders to look in, as glob patterns.
 std::vector<std::string> Folders() {
   std::vector<std::string> folders;
   const std::string given = Environment("GOLDFINCH_CUDA_LIBRARIES");
@@ -38,7 +38,7 @@ std::vector<std::string> Folders() {
   for (const char* prefix : {"/usr/local", "/usr", "/opt/*", "/opt/*/.venv", "/opt/*/venv"})
     prefixes.emplace_back(prefix);
   for (const std::string& prefix : prefixes) {
-    // A folder for each library in the packages of CUDA 12, one for all in those of 13.
+    // The packages of CUDA 12 have a folder for each library, those of CUDA 13 one for all.
     for (const char* packages :
          {"/lib/python3*/site-packages", "/lib/python3*/dist-packages", "/lib/python3/dist-packages"}) {
       folders.push_back(absl::StrCat(prefix, packages, "/nvidia/*/lib"));

@@ -1,9 +1,9 @@
-// What device code is written with. Kernels (*.cu) include this and nothing of CUDA's own, so that they compile twice:
+// The vocabulary of device code. Kernels (*.cu) include this header and no header of CUDA, so that they compile twice:
 // with nvcc for the device, and with the host compiler for the emulation, which runs them on the CPU in unit tests
 // (kernels/cuda/emulation/emulation.h).
 //
-// So kernels keep to these rules: shared memory is dynamic alone (DynamicShared); warps are whole (blocks of a multiple
-// of 32 threads) and warp operations are called by all 32 lanes; kernels start by Launch.
+// Therefore all kernels follow these rules: shared memory is always dynamic (DynamicShared); blocks have a multiple of
+// 32 threads; all 32 lanes of a warp call its warp operations; kernels are started by Launch.
 #ifndef GOLDFINCH_KERNELS_CUDA_DEVICE_H_
 #define GOLDFINCH_KERNELS_CUDA_DEVICE_H_
 
@@ -21,7 +21,7 @@
 
 namespace goldfinch::cuda {
 
-// Given by both of the headers above:
+// Both of the headers above define:
 //
 //   bf16_t, f16_t            storage types
 //   threadIdx, blockIdx, blockDim, gridDim, __syncthreads(), __syncwarp(), atomicAdd, __threadfence()
@@ -40,8 +40,7 @@ namespace goldfinch::cuda {
 //   void CopyAsyncCommit(), CopyAsyncWait<N>()                      until at most the N newest groups are under way
 //   void Launch(stream, kernel, LaunchShape, arguments...)
 
-// --- Small things that need no device
-// ---------------------------------------------------------------------------------
+// --- Small things that need no device --------------------------------------------------------------------------------
 
 constexpr int kWarp = 32;
 
@@ -50,7 +49,7 @@ __host__ __device__ constexpr T CeilDiv(T a, T b) {
   return (a + b - 1) / b;
 }
 
-// N elements that are loaded and stored at once; addresses are multiples of its size.
+// N elements that are loaded and stored at once. Addresses must be multiples of the size.
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Vec {
   T v[N];
@@ -94,8 +93,9 @@ __device__ inline float BlockSum(float x, float* scratch) {
   return WarpSum(lane < warps ? scratch[lane] : 0.f);
 }
 
-// Index of the span that has the row: spans are in order and cover every row.
-__device__ inline int FindSpan(const DeviceSpan* spans, int count, int row) {
+// Index of the span that contains the row. Spans, or other structs with a row_begin, are in order and cover every row.
+template <typename Span>
+__device__ inline int FindSpan(const Span* spans, int count, int row) {
   int low = 0, high = count - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;

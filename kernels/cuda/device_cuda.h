@@ -1,4 +1,4 @@
-// What device.h promises, on a device: included by device.h alone.
+// The device's part of device.h, which alone includes this.
 #ifndef GOLDFINCH_KERNELS_CUDA_DEVICE_CUDA_H_
 #define GOLDFINCH_KERNELS_CUDA_DEVICE_CUDA_H_
 
@@ -17,13 +17,10 @@ using bf16_t = __nv_bfloat16;
 using f16_t = __half;
 using Stream = cudaStream_t;
 
-struct LaunchShape {
-  dim3 grid;
-  dim3 block;
-  size_t shared_bytes = 0;
-};
+using LaunchShape = LaunchShapeOf<dim3>;
 
-// Remembers the first failure for Synchronize, and lets `function` use more than 48 KB of shared memory (runtime.h).
+// PrepareLaunch lets `function` use more than 48 KB of shared memory; FinishLaunch remembers the first failure for
+// Runtime::Synchronize.
 void PrepareLaunch(const void* function, const LaunchShape& shape);
 void FinishLaunch(cudaError_t error);
 
@@ -55,7 +52,7 @@ __device__ inline float ToFloat(T x) {
   }
 }
 
-// Whole words, however the compiler would move the parts.
+// In words of 16 bytes, whatever the compiler would make of the parts.
 template <typename V>
 __device__ inline V LoadBits(const V* from) {
   V value;
@@ -188,7 +185,7 @@ __device__ inline void Mma16816(float (&d)[4], const uint32_t (&a)[4], const uin
 }
 
 __device__ inline void CopyAsync16(void* shared, const void* global, bool there) {
-  // Where nothing is read the address must still be one that could be.
+  // The address must be valid even where nothing is read.
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)), "l"(global),
                "r"(there ? 16 : 0)
                : "memory");

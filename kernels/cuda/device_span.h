@@ -1,4 +1,4 @@
-// A sequence's rows in a call, as kernels see them.
+// The rows of one sequence in a call, for kernels.
 #ifndef GOLDFINCH_KERNELS_CUDA_DEVICE_SPAN_H_
 #define GOLDFINCH_KERNELS_CUDA_DEVICE_SPAN_H_
 
@@ -13,7 +13,7 @@ struct DeviceSpan {
   int32_t row_count;
   int64_t position;
   const int32_t* pages;  // device memory; null where the op has no pages
-  const int32_t* kept;   // likewise
+  const int32_t* kept;   // likewise, for pages of the shared or full tier
 };
 
 }  // namespace goldfinch::cuda

@@ -16,9 +16,9 @@ namespace goldfinch::cuda {
 namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what the library's guide advises for Hopper
-constexpr size_t kPlansMax = 4096;                    // shapes differ by their rows alone
+constexpr size_t kPreparedMax = 4096;                 // shapes differ by their rows alone
 
-// The library's functions, by the names they have in it.
+// The library's functions, by their names without the prefix.
 struct Library {
   decltype(&::cublasLtCreate) Create;
   decltype(&::cublasLtDestroy) Destroy;
@@ -74,7 +74,7 @@ cudaDataType TypeOf(DType dtype) {
   }
 }
 
-// What a plan depends on: shapes, types, and how addresses are aligned.
+// What the choice of an algorithm depends on: shapes, types, and how addresses are aligned.
 using Key = std::array<int64_t, 17>;
 struct KeyHash {
   size_t operator()(const Key& key) const {
@@ -115,21 +115,22 @@ class CublasLtGemm : public GemmRunner {
   void Run(const Gemm& gemm) override {
     if (gemm.rows == 0 || gemm.columns == 0 || gemm.batch == 0) return;
     const auto stream = static_cast<cudaStream_t>(runtime_.stream());
-    const Plan& plan = PlanFor(gemm);
-    if (plan.plain) return RunPlainGemm(stream, gemm);
+    const Prepared& product = PreparedFor(gemm);
+    if (product.plain) return RunPlainGemm(stream, gemm);
     if (gemm.bias != nullptr) {
-      Check(library_.MatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &gemm.bias,
+      Check(library_.MatmulDescSetAttribute(product.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &gemm.bias,
                                             sizeof(gemm.bias)),
             gemm);
     }
     const float alpha = 1, beta = gemm.accumulate ? 1 : 0;
-    Check(library_.Matmul(handle_, plan.operation, &alpha, gemm.weight, plan.weight, gemm.x, plan.x, &beta, gemm.out,
-                          plan.out, gemm.out, plan.out, &plan.algorithm, workspace_.get(), kWorkspaceBytes, stream),
+    Check(library_.Matmul(handle_, product.operation, &alpha, gemm.weight, product.weight, gemm.x, product.x, &beta,
+                          gemm.out, product.out, gemm.out, product.out, &product.algorithm, workspace_.get(),
+                          kWorkspaceBytes, stream),
           gemm);
   }
 
  private:
-  struct Plan {
+  struct Prepared {
     cublasLtMatmulDesc_t operation = nullptr;
     cublasLtMatrixLayout_t weight = nullptr;
     cublasLtMatrixLayout_t x = nullptr;
@@ -138,7 +139,7 @@ class CublasLtGemm : public GemmRunner {
     bool plain = false;  // the library has no kernel for it
   };
 
-  // A failure is of our arguments, or of a device that has failed already.
+  // A failure means wrong arguments, unless the device has failed already.
   void Check(cublasStatus_t status, const Gemm& gemm) const {
     if (status == CUBLAS_STATUS_SUCCESS || !runtime_.Synchronize().ok()) return;
     GF_CHECK(false) << "cuBLASLt: " << library_.GetStatusString(status) << ", rows " << gemm.rows << ", columns "
@@ -147,13 +148,13 @@ class CublasLtGemm : public GemmRunner {
   }
 
   void Forget() {
-    for (auto& [key, plan] : plans_) {
-      if (plan.operation != nullptr) library_.MatmulDescDestroy(plan.operation);
-      for (cublasLtMatrixLayout_t layout : {plan.weight, plan.x, plan.out}) {
+    for (auto& [key, product] : prepared_) {
+      if (product.operation != nullptr) library_.MatmulDescDestroy(product.operation);
+      for (cublasLtMatrixLayout_t layout : {product.weight, product.x, product.out}) {
         if (layout != nullptr) library_.MatrixLayoutDestroy(layout);
       }
     }
-    plans_.clear();
+    prepared_.clear();
   }
 
   cublasLtMatrixLayout_t Layout(const Gemm& gemm, DType dtype, int64_t rows, int64_t columns, int64_t ld,
@@ -170,9 +171,9 @@ class CublasLtGemm : public GemmRunner {
     return layout;
   }
 
-  // The library counts in columns: the transposed product, out^T = weight^T x^T, of which each row-major matrix is the
-  // transpose already.
-  const Plan& PlanFor(const Gemm& g) {
+  // The library's matrices are column-major. It computes out^T = weight^T x^T, and a row-major matrix is the transpose
+  // of a column-major one.
+  const Prepared& PreparedFor(const Gemm& g) {
     GF_CHECK(g.out_dtype == g.in_dtype || g.out_dtype == DType::kF32);
     GF_CHECK(g.bias == nullptr || g.out_dtype == DType::kF32);
     const uint32_t alignments[] = {AlignmentOf(g.weight), AlignmentOf(g.x), AlignmentOf(g.out)};
@@ -193,22 +194,24 @@ class CublasLtGemm : public GemmRunner {
                      alignments[0],
                      alignments[1],
                      alignments[2]};
-    if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
-    if (plans_.size() >= kPlansMax) Forget();
-    Plan& plan = plans_[key];
-    Check(library_.MatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), g);
+    if (const auto found = prepared_.find(key); found != prepared_.end()) return found->second;
+    if (prepared_.size() >= kPreparedMax) Forget();
+    Prepared& product = prepared_[key];
+    Check(library_.MatmulDescCreate(&product.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), g);
     const cublasOperation_t transpose = g.out_in ? CUBLAS_OP_T : CUBLAS_OP_N;
-    Check(library_.MatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof(transpose)),
-          g);
+    Check(
+        library_.MatmulDescSetAttribute(product.operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof(transpose)),
+        g);
     if (g.bias != nullptr) {
       const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-      Check(library_.MatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof(epilogue)),
+      Check(library_.MatmulDescSetAttribute(product.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                            sizeof(epilogue)),
             g);
     }
-    plan.weight = g.out_in ? Layout(g, g.in_dtype, g.inner, g.columns, g.ldweight, g.weight_stride)
-                           : Layout(g, g.in_dtype, g.columns, g.inner, g.ldweight, g.weight_stride);
-    plan.x = Layout(g, g.in_dtype, g.inner, g.rows, g.ldx, g.x_stride);
-    plan.out = Layout(g, g.out_dtype, g.columns, g.rows, g.ldout, g.out_stride);
+    product.weight = g.out_in ? Layout(g, g.in_dtype, g.inner, g.columns, g.ldweight, g.weight_stride)
+                              : Layout(g, g.in_dtype, g.columns, g.inner, g.ldweight, g.weight_stride);
+    product.x = Layout(g, g.in_dtype, g.inner, g.rows, g.ldx, g.x_stride);
+    product.out = Layout(g, g.out_dtype, g.columns, g.rows, g.ldout, g.out_stride);
 
     cublasLtMatmulPreference_t preference = nullptr;
     Check(library_.MatmulPreferenceCreate(&preference), g);
@@ -220,25 +223,25 @@ class CublasLtGemm : public GemmRunner {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignments[1]);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignments[2]);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignments[2]);
-    // Sums of parts are fp32 too.
+    // Partial sums must be fp32 too.
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
     cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
-    const cublasStatus_t status =
-        library_.MatmulAlgoGetHeuristic(handle_, plan.operation, plan.weight, plan.x, plan.out, plan.out, preference,
-                                        /*requestedAlgoCount=*/1, &result, &found);
+    const cublasStatus_t status = library_.MatmulAlgoGetHeuristic(handle_, product.operation, product.weight, product.x,
+                                                                  product.out, product.out, preference,
+                                                                  /*requestedAlgoCount=*/1, &result, &found);
     library_.MatmulPreferenceDestroy(preference);
-    plan.plain = status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && found == 0);
-    if (!plan.plain) Check(status, g);
-    plan.algorithm = result.algo;
-    return plan;
+    product.plain = status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && found == 0);
+    if (!product.plain) Check(status, g);
+    product.algorithm = result.algo;
+    return product;
   }
 
   Runtime& runtime_;
   Library library_ = {};
   cublasLtHandle_t handle_ = nullptr;
   std::shared_ptr<void> workspace_;
-  std::unordered_map<Key, Plan, KeyHash> plans_;
+  std::unordered_map<Key, Prepared, KeyHash> prepared_;
 };
 
 }  // namespace

@@ -1,16 +1,16 @@
-// Rows of the tables by id that rebuilding keys and values starts from. They are made once an id: products of many
-// rows at a time through the matrix library are enough.
+// Rows of the tables by id that rebuilding keys and values starts from. The rows of an id are made once, so products of
+// many rows at a time through the matrix library are fast enough.
 #include <algorithm>
 #include <cstdint>
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/gold_rows.h"
+#include "kernels/cuda/gold_inputs.h"
 #include "kernels/cuda/ops.h"
 
 namespace goldfinch::cuda {
 namespace {
 
-constexpr int64_t kChunkFloats = int64_t{1} << 23;  // of scratch, for the rows of ids made at once
+constexpr int64_t kScratchFloats = int64_t{1} << 23;  // for the rows of ids that are made at once
 
 // x0 = LN0(emb[id]).
 template <typename Emb, typename To>
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-// Rows 2i and 2i + 1: the shares of xo = rms(x0) that an id has in the mix at its own position and at the next.
+// Rows 2i and 2i + 1: what xo = rms(x0) of an id contributes to the mix at its own position, and at the next.
 template <typename Emb, typename To>
 __global__ void __launch_bounds__(kRowThreads)
     SharesKernel(const int32_t* ids, const Emb* embedding, const float* weight, const float* bias, const float* mix,
@@ -52,13 +52,13 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-// table[id] = rows made of the id's input by make_rows(ids, count, x), times the weight. `per_id` rows an id.
+// table[id] = the `per_id` rows of x that make_rows(ids, count, x) makes for the id, times the weight.
 template <typename MakeRows>
 void FillTable(Context& context, absl::Span<const int32_t> ids, const Matrix& weight, int per_id, Tensor table,
                MakeRows make_rows) {
   const auto stream = static_cast<Stream>(context.stream());
   const int64_t in = weight.in(), out = weight.out();
-  const auto at_once = static_cast<size_t>(std::max<int64_t>(1, kChunkFloats / per_id / (in + out)));
+  const auto at_once = static_cast<size_t>(std::max<int64_t>(1, kScratchFloats / per_id / (in + out)));
   for (size_t begin = 0; begin < ids.size(); begin += at_once) {
     const Context::Frame frame(context);
     const absl::Span<const int32_t> chunk = ids.subspan(begin, at_once);

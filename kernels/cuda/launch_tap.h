@@ -1,4 +1,5 @@
-// Who looks at what is queued before the device gets it. That is how a step is told from others (context.h).
+// Lets one object see what is about to be queued before the device gets it. That is how a submission is compared with
+// earlier ones (context.h).
 #ifndef GOLDFINCH_KERNELS_CUDA_LAUNCH_TAP_H_
 #define GOLDFINCH_KERNELS_CUDA_LAUNCH_TAP_H_
 
@@ -10,11 +11,20 @@
 
 namespace goldfinch::cuda {
 
+// The blocks of a launch, their threads and their dynamic shared memory. Dim3 is CUDA's dim3, or the emulation's.
+template <typename Dim3>
+struct LaunchShapeOf {
+  Dim3 grid;
+  Dim3 block;
+  size_t shared_bytes = 0;
+};
+
 class LaunchTap {
  public:
   enum class Work : int64_t { kKernel, kProduct, kCopy, kZero };
 
-  // Of work that is about to be queued, told from all other work by the values. False: it must not be queued.
+  // Called for work that is about to be queued; the values tell it from all other work. If this returns false, the work
+  // must not be queued.
   template <typename... Values>
   bool Pass(Work work, const Values&... values) {
     if (!dry_) {
@@ -32,8 +42,8 @@ class LaunchTap {
   ~LaunchTap() = default;
   virtual void BeforeWork() = 0;
 
-  bool dry_ = false;       // work is noted and not queued
-  std::vector<char> log_;  // what was noted: equal logs are equal work
+  bool dry_ = false;       // work is only noted in log_, not queued
+  std::vector<char> log_;  // equal logs mean equal work
 
  private:
   template <typename Value>
@@ -49,7 +59,7 @@ class LaunchTap {
   }
 };
 
-// Of the launches of this thread (device.h); null: nobody looks.
+// The tap that sees the launches of this thread (device.h), or null.
 inline thread_local LaunchTap* launch_tap = nullptr;
 
 }  // namespace goldfinch::cuda

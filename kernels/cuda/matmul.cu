@@ -1,6 +1,5 @@
-// Matrix products. Many rows go to the matrix units (gemm.h), in the weight's type; for a few rows, where reading the
-// weight is all the time there is, kernels of our own read it once and do the epilogue too. A weight of 2048 x 7168 in
-// bf16 is 29 MB: 9.8 us at 3 TB/s.
+// Matrix products. Many rows go to the matrix units (gemm.h), in the weight's type. With a few rows all the time goes
+// to reading the weight: kernels of our own read it once and do the epilogue too (docs/cuda-predictions.md).
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
@@ -86,8 +85,7 @@ struct Finish {
   }
 };
 
-// --- A few rows
-// -------------------------------------------------------------------------------------------------------
+// --- A few rows ------------------------------------------------------------------------------------------------------
 
 constexpr int kWarpColumns = 2;  // of the weight, that one warp takes at once: halves the reads of x
 
@@ -221,10 +219,9 @@ void StartFewRows(Context& context, const X* x, const W* weight, bool out_in, in
   }
 }
 
-// --- Many rows
-// --------------------------------------------------------------------------------------------------------
+// --- Many rows -------------------------------------------------------------------------------------------------------
 
-// The epilogue on its own, of sums of type Sum, which may lie where the output does.
+// The epilogue alone. The sums, of type Sum, may be in the same memory as the output.
 template <typename Sum, typename Act, int V>
 __global__ void FinishKernel(const Sum* sums, int64_t count, Finish<Act> finish) {
   for (int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * V; i < count;
@@ -259,7 +256,7 @@ void ManyRows(Context& context, ConstTensor x, Matrix weight, const Epilogue& ep
   gemm.ldweight = gemm.out_in ? inner : columns;
   gemm.ldout = columns;
   const bool plain = epilogue.activation == Activation::kNone && !epilogue.multiply;
-  // Sums beyond fp16's range would be infinite in fp16; whoever stores them at last cuts them.
+  // Sums beyond fp16's range would be infinite in fp16; the epilogue stores the largest fp16 number instead.
   const bool narrow_sums = dtype != DType::kF16;
   const bool fits = (out.dtype == dtype && narrow_sums && !epilogue.bias) || out.dtype == DType::kF32;
   if (plain && fits) {
@@ -270,8 +267,8 @@ void ManyRows(Context& context, ConstTensor x, Matrix weight, const Epilogue& ep
     context.RunGemm(gemm);
     return;
   }
-  // Sums in the output itself where it is as good a place as any; else in the weight's type where the output is of 16
-  // bits or a factor of the sum is, for these round as much.
+  // Sums are stored in the output itself if that loses nothing; else in fp32, or in the weight's type if the factor
+  // that they are multiplied with is of that type, because it is rounded as much.
   const bool in_place = out.dtype == dtype && narrow_sums && !epilogue.accumulate && epilogue.multiply.data != out.data;
   Tensor sums = out;
   if (!in_place) {

@@ -1,5 +1,6 @@
-// The CUDA kernels behind CudaBackend. Arguments as in backend.h; shapes have been checked by the caller; tensors are
-// in device memory. Each is queued.
+// The ops of CudaBackend, each with the file that has its kernels. Arguments are those of backend.h; the caller has
+// checked shapes; tensors are in device memory. All ops only queue their work, but for Sample, which waits for its
+// tokens.
 #ifndef GOLDFINCH_KERNELS_CUDA_OPS_H_
 #define GOLDFINCH_KERNELS_CUDA_OPS_H_
 
@@ -37,7 +38,7 @@ void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSh
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out);
 void GoldMakeKeysValues(Context& context, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
                         const GoldCache& cache, int head_size, const KvCache& kv);
-// gold_kept.cu, gold_attention.cu
+// gold_shared.cu
 int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens, DType act);
 void GoldMakeSharedRows(Context& context, RowSpans spans, const GoldSharedWeights& shared,
                         absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,

@@ -1,5 +1,5 @@
-// Rotary embedding. Bound by memory: every row is read and written once, in 16-byte pieces; 8192 rows of 2048 in bf16
-// are 67 MB, 22 us at 3 TB/s. A block turns one row, so that angles are computed once for all of its heads.
+// Rotary embedding. Bound by memory: every row is read and written once, in 16-byte pieces (docs/cuda-predictions.md).
+// A block rotates one row, so that angles are computed once for all of its heads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -13,7 +13,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The angle in [-pi, pi]. Two pi in two parts: the fused products leave 2^-52 of what the angle's own rounding leaves.
+// The angle in [-pi, pi]. Two pi is in two parts, so that the error of the fused products is 2^-52 of that which the
+// angle's own rounding has made.
 __device__ inline double ReduceAngle(double angle) {
   constexpr double kTurnHigh = 0x1.921fb54442d18p2, kTurnLow = 0x1.1a62633145c07p-52;
   constexpr double kTurns = 0x1.45f306dc9c883p-3;  // in a radian

@@ -13,8 +13,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Where the rows of a kernel come from and go to; a row is copied by one block.
-// to[map.to(i)] = from[map.from(i)], converted; V elements at a time.
+// Copies and converts a row, V elements at a time, with the threads of one block.
 template <typename From, typename To, int V>
 __device__ void CopyRow(const From* from, To* to, int64_t width) {
   for (int64_t i = int64_t{threadIdx.x} * V; i < width; i += int64_t{blockDim.x} * V) {
@@ -72,14 +71,14 @@ __global__ void __launch_bounds__(kThreads) QuantizeKernel(const From* from, int
   if (lane < 2) to[width + lane] = static_cast<uint8_t>(stored >> (8 * lane));
 }
 
-// Row `row` of a call: its place in pages.
+// The row of a paged cache for row `row` of a call.
 __device__ inline int64_t PageRow(const DeviceSpan* spans, int span_count, int row, int64_t page_tokens) {
   const DeviceSpan span = spans[FindSpan(spans, span_count, row)];
   const int64_t position = span.position + row - span.row_begin;
   return span.pages[position / page_tokens] * page_tokens + position % page_tokens;
 }
 
-// Row `blockIdx.x` of a call into its place in pages.
+// A block copies a row of a call to its place in the pages.
 template <typename From, typename To, int V>
 __global__ void AppendKernel(const From* from, const DeviceSpan* spans, int span_count, int64_t width,
                              int64_t page_tokens, To* pages) {
@@ -101,7 +100,7 @@ __global__ void AppendIdsKernel(const int32_t* ids, const DeviceSpan* spans, int
   pages[PageRow(spans, span_count, row, page_tokens)] = static_cast<Id>(ids[row]);
 }
 
-// How many elements are moved at once: 16 bytes of the wider type, if rows allow it.
+// Whether rows can be moved 16 bytes at a time.
 bool MovesVectors(int64_t width, const void* a, const void* b) {
   return width % 8 == 0 && reinterpret_cast<uintptr_t>(a) % 16 == 0 && reinterpret_cast<uintptr_t>(b) % 16 == 0;
 }
@@ -167,7 +166,7 @@ void CopyRows(Context& context, ConstTensor from, absl::Span<const RowCopy> copi
   const Context::Frame frame(context);
   const int64_t width = from.dim(1);
   if (from.data == to.data) {
-    // Rows that move up over others: all are read before any is written.
+    // Rows may overwrite others that are still to be copied: all are read before any is written.
     const int64_t bytes = width * SizeOf(from.dtype);
     Tensor aside{nullptr, from.dtype, {static_cast<int64_t>(copies.size()), width}};
     aside.data = context.Scratch(bytes * static_cast<int64_t>(copies.size()));

@@ -14,7 +14,7 @@
 namespace goldfinch::cuda {
 namespace {
 
-// The first failure of this process's device, whatever told of it: a fault leaves nothing of the device to be used.
+// The first failure, whichever call reported it: after a fault the process can no longer use the device.
 std::atomic<cudaError_t> first_error = cudaSuccess;
 
 void Note(cudaError_t error) {
@@ -22,7 +22,7 @@ void Note(cudaError_t error) {
   if (error != cudaSuccess) first_error.compare_exchange_strong(none, error);
 }
 
-// Each thread has a device that its calls go to.
+// The device that the thread's calls go to; CUDA has one for each thread.
 thread_local int device_of_thread = -1;
 
 std::string Text(cudaError_t error) { return absl::StrCat(cudaGetErrorName(error), ": ", cudaGetErrorString(error)); }
@@ -33,8 +33,7 @@ void UseDevice(int device) {
   device_of_thread = device;
 }
 
-// --- Queues
-// ----------------------------------------------------------------------------------------------------
+// --- Queues ----------------------------------------------------------------------------------------------------------
 
 class CudaMark : public Mark {
  public:
@@ -45,7 +44,7 @@ class CudaMark : public Mark {
   bool reached() const override {
     const cudaError_t error = cudaEventQuery(event_);
     if (error == cudaErrorNotReady) {
-      cudaGetLastError();  // it is no error
+      cudaGetLastError();  // clears it: this is not an error
       return false;
     }
     Note(error);
@@ -69,7 +68,7 @@ class CudaQueue : public Queue {
     stream_ = own_;
   }
   ~CudaQueue() override {
-    if (own_ != nullptr) cudaStreamDestroy(own_);  // what is queued is still done
+    if (own_ != nullptr) cudaStreamDestroy(own_);  // what is queued is still executed
   }
 
   std::shared_ptr<const Mark> Record() override {
@@ -92,7 +91,7 @@ class CudaQueue : public Queue {
   }
 
  private:
-  // Events are used again once nobody else holds them; there are as many as were ever held at once.
+  // Events are reused once nobody else holds them, so there are as many as were ever held at the same time.
   std::shared_ptr<CudaMark> FreeMark() {
     for (std::shared_ptr<CudaMark>& mark : marks_) {
       if (mark.use_count() > 1) continue;
@@ -108,8 +107,8 @@ class CudaQueue : public Queue {
   std::vector<std::shared_ptr<CudaMark>> marks_;
 };
 
-// Lets the devices of this process that are in use read and write each other's memory, where they can; elsewhere copies
-// between them go through the host.
+// Lets the device and the others that this process uses read and write each other's memory, where the hardware can; if
+// it cannot, copies between them go through the host.
 void LinkDevices(int device) {
   static auto& mutex = *new std::mutex;
   static auto& opened = *new std::vector<int>;
@@ -124,20 +123,20 @@ void LinkDevices(int device) {
       if (can == 0) continue;
       UseDevice(from);
       const cudaError_t error = cudaDeviceEnablePeerAccess(to, 0);
-      if (error != cudaSuccess) cudaGetLastError();  // copies are slower then, and no less right
+      if (error != cudaSuccess) cudaGetLastError();  // copies are slower then, but still correct
     }
   }
   UseDevice(device);
   opened.push_back(device);
 }
 
-// Pinned memory in two halves, through which the host's arrays go: one is filled while the device reads the other.
+// The host's arrays go through pinned memory in two halves: one is filled while the device reads the other.
 constexpr int64_t kHalfBytes = int64_t{4} << 20;
 
 class CudaGraph : public Runtime::Graph {
  public:
   CudaGraph(cudaStream_t stream, cudaGraphExec_t graph) : stream_(stream), graph_(graph) {}
-  // One that is under way is freed when it is done (CUDA driver API, cuGraphExecDestroy).
+  // A graph that is still running is freed when it is done (CUDA driver API, cuGraphExecDestroy).
   ~CudaGraph() override { cudaGraphExecDestroy(graph_); }
   void Launch() override { Note(cudaGraphLaunch(graph_, stream_)); }
 
@@ -209,13 +208,13 @@ class CudaRuntime : public Runtime {
         Note(error);
         return absl::InternalError(absl::StrCat("CUDA device ", device_, " failed: ", Text(error)));
       }
-      cudaGetLastError();  // running out of memory is no fault of the device
+      cudaGetLastError();  // clears it: running out of memory does not mean that the device failed
       return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes for ", std::string(purpose),
                                                        " on CUDA device ", device_, ": ", Text(error), ", ",
                                                        FreeBytes(), " of ", facts_.memory_bytes, " bytes are free"));
     }
     Note(cudaMemsetAsync(memory, 0, std::max<int64_t>(bytes, 1), stream_));
-    // Freeing waits for the device, so that what is queued may still use it.
+    // Freeing waits for the device, so queued work may still use the memory.
     return std::shared_ptr<void>(memory, [device = device_](void* p) {
       int current = 0;
       cudaGetDevice(&current);
@@ -247,7 +246,7 @@ class CudaRuntime : public Runtime {
     }
   }
 
-  // Through pinned memory: one half lands while the other is copied out.
+  // Through pinned memory: one half is filled by the device while the other is copied out.
   void CopyToHost(const void* device, void* host, int64_t bytes) override {
     const auto start = [&](int64_t part) {
       const int64_t begin = part * kHalfBytes, size = std::min(kHalfBytes, bytes - begin);
@@ -299,7 +298,7 @@ class CudaRuntime : public Runtime {
     if (error == cudaSuccess) error = cudaGraphInstantiate(&launched, graph, 0);
     if (graph != nullptr) cudaGraphDestroy(graph);
     if (error == cudaSuccess) return std::make_unique<CudaGraph>(stream_, launched);
-    cudaGetLastError();  // the work itself can still be done
+    cudaGetLastError();  // clears it: the work itself can still be done
     return nullptr;
   }
 
@@ -309,7 +308,7 @@ class CudaRuntime : public Runtime {
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<CudaQueue> queue_;
   char* pinned_ = nullptr;
-  char* landing_ = nullptr;  // as pinned_, of what comes from the device
+  char* landing_ = nullptr;  // as pinned_, for copies from the device
   cudaEvent_t landed_[2] = {};
   cudaEvent_t left_[2] = {};  // when the half was last left
   int half_ = 0;
@@ -321,7 +320,7 @@ class CudaRuntime : public Runtime {
 void PrepareLaunch(const void* function, const LaunchShape& shape) {
   constexpr size_t kAlwaysAllowed = 48 << 10;
   if (shape.shared_bytes < kAlwaysAllowed) return;
-  // A function has its limit on each device.
+  // The limit is set for each function and device.
   static thread_local auto& allowed = *new std::map<std::pair<const void*, int>, size_t>;
   size_t& bytes = allowed[{function, device_of_thread}];
   if (shape.shared_bytes <= bytes) return;

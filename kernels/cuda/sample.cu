@@ -1,16 +1,16 @@
-// Sampling, one block a row. Steps as in kernels/cpu/sample.cc, with e^x by the same arithmetic.
+// Sampling; a block has a row. The steps are those of kernels/cpu/sample.cc, with e^x by the same arithmetic.
 //
-// Sums are of whole numbers: weights, which are at most 1, in units of 2^-44. So they do not depend on the order, every
-// run draws the same token, and the error of a sum of 2^16 weights is 2^-28 of the largest one: below that of e^x.
+// Weights, which are at most 1, are summed as whole numbers in units of 2^-44. So sums do not depend on the order,
+// every run draws the same token, and the error of a sum of 2^16 weights is 2^-28 of the largest one, below that of
+// e^x.
 //
-// Instead of sorting, the last score to keep is found by looking at masses and counts in 16 buckets: of distance from
-// the best at first (most logits lie in two or three of them, which is why bits of floats would be a poor start), then
-// of the ordered bits of the scores in the one bucket that holds the border, which nearly always fits in shared memory.
-// Buckets are private to threads: equal scores, of which there may be many, would wait for each other in atomics.
+// Instead of sorting, the last score to keep is found from the masses and counts of 16 buckets. The first buckets are
+// by distance from the best score (most logits are in two or three of them; by the bits of floats it would be worse),
+// the next ones by the ordered bits of the scores in the one bucket that contains the border, which nearly always fits
+// in shared memory. Each thread has buckets of its own: with atomics, equal scores, of which there may be many, would
+// wait for each other.
 //
-// Bound by memory: the logits are read once and copied with the changes made to them; the copy is read three times (the
-// best, the buckets, the draw) and once more for cuts. 256 rows of 65536 are 67 MB: 0.13 ms at 3 TB/s if nothing of the
-// copies stays in the L2 cache, 0.05 ms if all does. One row is latency: about 40 us.
+// Bound by memory; predictions: docs/cuda-predictions.md.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -28,10 +28,10 @@ constexpr int kScoresPerThreadMin = 16;  // fewer threads where there are few lo
 constexpr int kWarpsMax = kThreadsMax / kWarp;
 constexpr int kBuckets = 16;
 constexpr int kListMax = 6144;
-constexpr int kParts = kWarp;  // of a search by id
-constexpr int kPadding = 32;   // of rows of scores, which then are aligned
+constexpr int kParts = kWarp;  // of the ids, in a search by id
+constexpr int kPadding = 32;   // rows of scores are padded to a multiple of this, and so are aligned
 
-// A thread's bucket: the count above, the mass below.
+// A thread's bucket is one word: the count in the upper bits, the mass in the lower.
 constexpr int kMassBits = 44, kCountShift = 54;
 static_assert(kSampleVocabMax / kThreadsMax < int64_t{1} << (64 - kCountShift), "a thread's count fits");
 static_assert(kSampleVocabMax / kThreadsMax <= int64_t{1} << (kCountShift - kMassBits - 1), "a thread's mass fits");
@@ -39,10 +39,10 @@ constexpr uint64_t kMassMask = (uint64_t{1} << kCountShift) - 1;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// A change of one logit. Those of the same logit are chained in their order.
+// A change to one logit. Changes to the same logit form a chain, in their order.
 struct Change {
   double amount;
-  int32_t id;    // -1 if it is not the first of its logit
+  int32_t id;    // -1 if it is not the first in its chain
   int32_t next;  // index of the next one, or -1
 };
 
@@ -63,7 +63,7 @@ struct Shared {
   uint64_t counts[kBuckets];
   uint64_t parts[kParts];
   int32_t list_count;
-  alignas(16) float list[kListMax];  // scores of the bucket that holds the border
+  alignas(16) float list[kListMax];  // scores of the bucket that contains the border
 };
 
 __device__ inline uint32_t FloatBits(float x) {
@@ -78,7 +78,7 @@ __device__ inline float BitsFloat(uint32_t bits) {
   return x;
 }
 
-// Whole numbers in the order of the floats. (No -0 comes here.)
+// Whole numbers in the same order as the floats, of which none is -0.
 __device__ inline uint32_t OrderedBits(float x) {
   const uint32_t bits = FloatBits(x);
   return bits ^ (bits >> 31 != 0 ? 0xFFFFFFFF : 0x80000000);
@@ -111,11 +111,11 @@ __device__ T WarpReduce(T x, Combine combine) {
   return x;
 }
 
-// Over the block, for every thread.
+// Combines a value of every thread of the block; every thread gets the result.
 template <typename Combine>
 __device__ uint64_t BlockReduce(uint64_t x, Shared& shared, Combine combine) {
   x = WarpReduce(x, combine);
-  __syncthreads();  // of the last use
+  __syncthreads();  // the last result has been read
   if (threadIdx.x % kWarp == 0) shared.reduced[threadIdx.x / kWarp] = x;
   __syncthreads();
   x = shared.reduced[0];
@@ -130,10 +130,10 @@ struct Larger {
   __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a < b ? b : a; }
 };
 
-// So many loads of a thread are under way at once: latency is what one row alone waits for.
+// Loads of a thread that are under way at once: a single row takes as long as its latency.
 constexpr int kUnroll = 4;
 
-// Calls use(index, score) for all; `count` is a multiple of 4, `scores` are aligned.
+// Calls use(index, score) for all scores. `count` is a multiple of 4, `scores` are aligned.
 template <typename Use>
 __device__ void ForEachScore(const float* scores, int count, Use use) {
   const int step = static_cast<int>(blockDim.x) * 4;
@@ -155,7 +155,7 @@ __device__ void ForEachScore(const float* scores, int count, Use use) {
   }
 }
 
-// The logits as scores, -infinity from `limit` on. False, for every thread, if one of them is not finite.
+// Copies the logits as scores, -infinity from `limit` on. Returns false, to every thread, if one is not finite.
 template <int V>
 __device__ bool CopyLogits(const float* logits, int vocab, int limit, int stride, float* scores, Shared& shared) {
   uint64_t bad = 0;
@@ -183,7 +183,7 @@ __device__ bool CopyLogits(const float* logits, int vocab, int limit, int stride
   return BlockReduce(bad, shared, Larger()) == 0;
 }
 
-// After it, the block sees the scores.
+// Ends with a barrier, after which the block sees the scores.
 __device__ void ChangeScores(const Row& row, const Change* changes, const int32_t* banned, const int32_t* holes,
                              int hole_count, int limit, float* scores) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -205,7 +205,7 @@ __device__ void ChangeScores(const Row& row, const Change* changes, const int32_
 
 struct Best {
   float score;
-  int32_t id;  // of equals the lowest
+  int32_t id;  // the lowest of equal scores
 };
 
 __device__ Best FindBest(const float* scores, int count, Shared& shared) {
@@ -220,7 +220,7 @@ __device__ Best FindBest(const float* scores, int count, Shared& shared) {
           static_cast<int32_t>(0xFFFFFFFF - static_cast<uint32_t>(best))};
 }
 
-// Masses and counts of buckets, for the block. bucket(score) is that of a score, or negative: none.
+// Sets the masses and counts of all buckets. bucket(score) is the bucket of a score, or negative if it has none.
 template <typename Bucket>
 __device__ void FillBuckets(const float* scores, int count, float best, Shared& shared, Bucket bucket) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -248,7 +248,7 @@ __device__ void FillBuckets(const float* scores, int count, float best, Shared& 
   __syncthreads();
 }
 
-// What may be kept, and what is above the buckets that are looked at.
+// The limits of what may be kept, and what is above the buckets that are searched.
 struct Border {
   double mass_needed;
   int64_t count_max;

@@ -1,5 +1,5 @@
-// Steps on CUDA (Backend::Submit): run once, run again, captured and replayed, they compute what their ops do alone.
-// Run over the emulation, and over a device where there is one.
+// Submissions on CUDA (Backend::Submit): whether run once, run again, captured or replayed, they compute what their ops
+// compute alone. Runs over the emulation, and over a device if there is one.
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -19,7 +19,7 @@ constexpr int kHeadSize = 16;
 constexpr int64_t kPageTokens = 4;
 constexpr int64_t kPages = 40;
 
-// What decoding does to host arrays: ids, positions and page tables change from step to step.
+// Changes host arrays as decoding does: ids, positions and page tables differ from step to step.
 class Decoder {
  public:
   Decoder(std::unique_ptr<Backend> backend, int sequences)
@@ -88,11 +88,11 @@ class Decoder {
   KvCache cache_;
 };
 
-class StepsTest : public testing::Test {
+class SubmissionsTest : public testing::Test {
  protected:
   void SetUp() override {
     const auto backend = MakeCudaBackend({});
-    if (!backend.ok()) GTEST_SKIP() << "no test of steps on a device: " << backend.status().message();
+    if (!backend.ok()) GTEST_SKIP() << "no test of submissions on a device: " << backend.status().message();
   }
   static std::unique_ptr<Backend> Make() { return *MakeCudaBackend({.activation_dtype = DType::kBf16}); }
   static Values Alone(Decoder& decoder) {
@@ -107,8 +107,8 @@ class StepsTest : public testing::Test {
   }
 };
 
-// Nine rows more than few: products go to the library.
-TEST_F(StepsTest, ComputeWhatTheirOpsDo) {
+// Nine rows, so that products go to the library.
+TEST_F(SubmissionsTest, ComputeWhatTheirOpsDo) {
   for (const int sequences : {1, 9}) {
     Decoder alone(Make(), sequences), once(Make(), sequences), repeated(Make(), sequences);
     for (int i = 0; i < 14; ++i) {
@@ -122,7 +122,7 @@ TEST_F(StepsTest, ComputeWhatTheirOpsDo) {
   }
 }
 
-TEST_F(StepsTest, AreOneCopyAndOneLaunchOnceTheyRepeat) {
+TEST_F(SubmissionsTest, AreOneCopyAndOneLaunchOnceTheyRepeat) {
   Decoder decoder(Make(), 3);
   Step(decoder, true);
   EXPECT_GT(decoder.counters().launches, 10);
@@ -137,7 +137,7 @@ TEST_F(StepsTest, AreOneCopyAndOneLaunchOnceTheyRepeat) {
   }
 }
 
-TEST_F(StepsTest, AnotherAddressIsAnotherStep) {
+TEST_F(SubmissionsTest, AnotherAddressIsAnotherSubmission) {
   Decoder alone(Make(), 2), repeated(Make(), 2);
   for (int round = 0; round < 3; ++round) {
     for (int i = 0; i < 4; ++i) ExpectSame(Step(repeated, true), Alone(alone), "after a move");
@@ -147,7 +147,7 @@ TEST_F(StepsTest, AnotherAddressIsAnotherStep) {
   }
 }
 
-TEST_F(StepsTest, TheOldestAreForgotten) {
+TEST_F(SubmissionsTest, TheOldestAreForgotten) {
   Device device(Make());
   constexpr int kSteps = 100;  // more than are kept
   const Tensor tensor = device.New({kSteps});
@@ -168,8 +168,8 @@ TEST_F(StepsTest, TheOldestAreForgotten) {
   EXPECT_EQ(CountersOf(*device).captures, kSteps + 1);
 }
 
-// Page tables of megabytes, and more than one a step.
-TEST_F(StepsTest, ArraysOfAnySize) {
+// Page tables of megabytes, several in one submission.
+TEST_F(SubmissionsTest, ArraysOfAnySize) {
   Device device(Make());
   Random random(3);
   constexpr int64_t kTablePages = 300'000;
@@ -194,16 +194,16 @@ TEST_F(StepsTest, ArraysOfAnySize) {
   EXPECT_GE(CountersOf(*device).graph_launches, 1);
 }
 
-using StepsDeathTest = StepsTest;
+using SubmissionsDeathTest = SubmissionsTest;
 
-TEST_F(StepsDeathTest, WhatAStepMustNotDo) {
+TEST_F(SubmissionsDeathTest, WhatASubmissionMustNotDo) {
   Device device(Make());
   const Tensor tensor = device.New({4});
   float host[4] = {};
-  EXPECT_DEATH(device->Submit(false, [&] { device->Submit(false, [] {}); }), "a step within a step");
+  EXPECT_DEATH(device->Submit(false, [&] { device->Submit(false, [] {}); }), "a submission within a submission");
   EXPECT_DEATH(device->Submit(false, [&] { device->CopyToHost(tensor, host); }), "a copy to the host within a step");
   EXPECT_DEATH(device->Submit(false, [&] { device->CopyFromHost(host, tensor); }), "a copy from the host within");
-  EXPECT_DEATH(device->Submit(false, [&] { (void)device->Synchronize(); }), "a wait within a step");
+  EXPECT_DEATH(device->Submit(false, [&] { (void)device->Synchronize(); }), "a wait within a submission");
   const Tensor rows = device.New({2, 4});
   const Tensor table = device.Put(Values(8, 0), {2, 4});
   int calls = 0;

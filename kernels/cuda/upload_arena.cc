@@ -67,7 +67,7 @@ void UploadArena::Copy(int64_t begin, int64_t end) {
   ++copies_;
 }
 
-// What was put keeps its place in the old block; what follows starts a larger one.
+// Arrays that were put already keep their place in the old block; later ones go to a larger block.
 void UploadArena::Grow(int64_t bytes) {
   Flush();
   if (block_.device != nullptr) outgrown_.push_back(std::exchange(block_, {}));

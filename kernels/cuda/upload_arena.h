@@ -1,4 +1,4 @@
-// Arrays of the host on their way to the device: gathered in pinned memory, sent together.
+// Gathers small arrays of the host in pinned memory and sends them to the device together.
 #ifndef GOLDFINCH_KERNELS_CUDA_UPLOAD_ARENA_H_
 #define GOLDFINCH_KERNELS_CUDA_UPLOAD_ARENA_H_
 
@@ -10,35 +10,35 @@
 
 namespace goldfinch::cuda {
 
-// Works in rounds. What a round puts has its address on the device at once, is there for work that is queued after
-// Flush, and stays until the next round's Flush. A round whose arrays have the sizes of the last one's, in the same
-// order, gives them the same addresses, whatever tables it has. Memory grows to what the largest round needs; CHECKs
-// that it can be had.
+// Works in rounds. An array that is put in a round has its address on the device at once; its contents are there for
+// work that is queued after Flush, and stay until the next round's Flush. If a round's arrays have the same sizes, in
+// the same order, as those of the round before, they get the same addresses, whatever its tables are. Memory grows to
+// what the largest round needs; CHECKs that it can be allocated.
 class UploadArena {
  public:
   explicit UploadArena(Runtime& runtime) : runtime_(runtime) {}
   UploadArena(const UploadArena&) = delete;
   UploadArena& operator=(const UploadArena&) = delete;
 
-  // Starts a round. Where the host is kRounds ahead of the device's copies it waits.
+  // Starts a round. Waits if the host is kRounds ahead of the device's copies.
   void Begin();
-  // Addresses in device memory, aligned to 64 bytes.
+  // Return the address in device memory, aligned to 64 bytes.
   const void* PutArray(const void* host, int64_t bytes);
   const void* PutTable(const void* host, int64_t bytes);
-  // Queues the copy of what was put since the last Flush.
+  // Queues the copy of everything put since the last Flush.
   void Flush();
 
-  // Queued so far.
+  // How many copies have been queued so far.
   int64_t copies() const { return copies_; }
 
  private:
-  // A Forward is up to three: new rows of tables, layers, sampling.
+  // A Forward takes up to three rounds: new rows of tables, layers, sampling.
   static constexpr int kRounds = 4;
 
-  // Arrays lie from the middle of it on, tables before the middle, the newest first: one copy sends both.
+  // Arrays are placed from the middle upwards and tables from the middle downwards, so that one copy sends both.
   struct Block {
     std::shared_ptr<void> host[kRounds];  // [2 * half_bytes_], staging memory
-    std::shared_ptr<void> device;         // the same; released first, which waits for copies
+    std::shared_ptr<void> device;         // the same size; released first, and that waits for copies
   };
   // Offsets from the middle.
   struct Range {
@@ -53,7 +53,7 @@ class UploadArena {
   Runtime& runtime_;
   int64_t half_bytes_ = 0;
   Block block_;
-  std::vector<Block> outgrown_;                // this round's work may use them
+  std::vector<Block> outgrown_;                // this round's work may still use them
   std::shared_ptr<const Mark> read_[kRounds];  // the device has read the last of these rounds
   int round_ = 0;
   Range put_;

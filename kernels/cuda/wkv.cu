@@ -1,22 +1,13 @@
-// Linear attention (WKV). Three paths; an H100's 3 TB/s, 132 multiprocessors and 1.755 GHz are assumed below, and time
-// is per head (of 64) and token.
+// Linear attention (WKV), in three ways. Predictions: docs/cuda-predictions.md.
 //
 // Row by row (wkv_recurrence.h): decoding, spans of fewer than 16 rows, fp32 activations, other head sizes. One pass
-// over the state, 2 x 16 KB, in 16-byte loads that are all on their way at once; r, k, w, v and out are 640 bytes more.
-// 128 sequences of 32 heads: 137 MB, 46 us at 3 TB/s. A warp issues some 500 instructions, a fifth of that time.
-// Predicted: 50 us, 12 ns.
+// over the state, in 16-byte loads that are all under way at once.
 //
-// By chunks (wkv_chunk.h): spans of 16 rows and more, fp16 and bf16. With bf16:
-//   memory: 640 bytes, 0.21 ns
-//   issue: a chunk of 16 rows takes some 740 warp instructions to prepare and 4 x 260 to use, 111 a token: 0.12 ns
-//   exponentials: 3 an element, 192 of 16 a clock: 0.05 ns
-//   matrix units: 80 products of 16 x 8 x 16 a chunk, 20 kFLOP a token: 0.03 ns
-// Predicted: 0.28 ns for 8 sequences of 8192 rows and 32 heads, 256 blocks, of which a multiprocessor has but two to
-// hide latency with. fp16's products are three for one, its factors two, and two blocks fit: 0.4 ns.
+// By chunks (wkv_chunk.h): spans of 16 rows and more, fp16 and bf16.
 //
-// By segments: where heads and sequences are too few for all multiprocessors. The states are made first, k, w and v
-// read twice: 384 bytes more, 0.34 ns in all; a scan moves 4 x 16 KB for each segment of a head, through L2, 8 us with
-// its launches. Predicted: 0.45 ns for one sequence of 8192 rows and 32 heads, 12 segments of 704 rows.
+// By segments: by chunks where there are too few heads and sequences for all multiprocessors. Sequences are cut into
+// segments; a first pass makes what each segment adds to the state, a scan makes the states that the segments begin
+// with, and a second pass makes the outputs.
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
@@ -50,14 +41,13 @@ void RunRows(Context& context, const WkvTensors<T>& x, bool aligned, const Devic
          x, spans);
 }
 
-// --- By chunks
-// -------------------------------------------------------------------------------------------------------
+// --- By chunks -------------------------------------------------------------------------------------------------------
 
 constexpr int kChunkedRowsMin = kChunkRows;  // of a span: fewer are no more work row by row
-constexpr int64_t kSegmentRowsMin = 256;     // with fewer, starting kernels is most of the time
+constexpr int64_t kSegmentRowsMin = 256;     // with fewer, most of the time goes to starting kernels
 
-// How many segments a span is cut into. One, unless a single block would be at the longest span when all others have
-// long been done: twice as long, for the states of segments are work of their own.
+// How many segments a span is cut into. It is one, unless the longest span would keep one block busy for at least twice
+// as long as all the work takes if it is spread over the device: the states of segments are additional work.
 struct SegmentRule {
   bool cut = false;
   int64_t rows = kSegmentRowsMin;  // of a segment, at least
@@ -65,7 +55,7 @@ struct SegmentRule {
   int64_t Segments(int64_t span_rows) const { return cut ? std::max<int64_t>(1, span_rows / rows) : 1; }
 };
 
-// `blocks`: that run at once.
+// `blocks` run at once.
 SegmentRule ChooseSegments(RowSpans spans, int64_t heads, int64_t multiprocessors, int64_t blocks) {
   int64_t longest = 0, all = 0;
   for (const RowSpan& span : spans) {
@@ -80,7 +70,7 @@ void RunChunks(Context& context, const WkvTensors<T>& x, RowSpans spans) {
   const auto stream = static_cast<Stream>(context.stream());
   const int64_t state_size = int64_t{x.heads} * kStateSize, decay_size = int64_t{x.heads} * kChunkHeadSize;
   const SegmentRule rule = ChooseSegments(spans, x.heads, context.multiprocessors(),
-                                          ChunkShared<T, false>::kBlocks * context.multiprocessors());
+                                          WkvChunkShared<T, false>::kBlocks * context.multiprocessors());
   std::vector<WkvSegment> states, outputs;
   std::vector<WkvScan> scans;
   for (const RowSpan& span : spans) {
@@ -115,7 +105,7 @@ void RunChunks(Context& context, const WkvTensors<T>& x, RowSpans spans) {
   const auto run = [&](auto states_only, const WkvSegment* from, size_t count) {
     constexpr bool kStates = decltype(states_only)::value;
     Launch(stream, x.one_minus_decay_keys ? WkvChunksKernel<T, kStates, true> : WkvChunksKernel<T, kStates, false>,
-           {dim3(static_cast<unsigned>(count * x.heads)), dim3(kChunkThreads), sizeof(ChunkShared<T, kStates>)}, x,
+           {dim3(static_cast<unsigned>(count * x.heads)), dim3(kChunkThreads), sizeof(WkvChunkShared<T, kStates>)}, x,
            from);
   };
   if (!scans.empty()) {

@@ -1,4 +1,4 @@
-// Linear attention row by row in fp32: what decoding, short spans, fp32 activations and odd head sizes take.
+// Linear attention row by row in fp32: for decoding, short spans, fp32 activations and head sizes other than 64.
 #ifndef GOLDFINCH_KERNELS_CUDA_WKV_RECURRENCE_H_
 #define GOLDFINCH_KERNELS_CUDA_WKV_RECURRENCE_H_
 
@@ -23,8 +23,7 @@ struct WkvTensors {
   bool accumulate;
 };
 
-// --- States that registers hold
-// ---------------------------------------------------------------------------------------
+// --- States that registers hold --------------------------------------------------------------------------------------
 
 // A warp has 16 value columns of one head for all rows of a span: lane 4 g + c has columns 4 c .. 4 c + 3 of keys R g
 // to R g + R - 1, so that all of a state is on its way at once, 16 bytes a load, and no row needs a barrier.
@@ -115,8 +114,7 @@ __global__ void __launch_bounds__(R / 2 * kWarp) WkvRowsKernel(const WkvTensors<
   for (int i = 0; i < R; ++i) *reinterpret_cast<Vec<float, 4>*>(head_state + i * kHeadSize) = s[i];
 }
 
-// --- Any head size
-// ----------------------------------------------------------------------------------------------------
+// --- Any head size ---------------------------------------------------------------------------------------------------
 
 constexpr int kAnyThreads = 128;
 

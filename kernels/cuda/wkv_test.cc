@@ -1,6 +1,6 @@
-// Linear attention as CUDA does it: chunks, segments, and row by row. What every back end must do is in
-// backend_recurrence_test.cc; these cases aim at the borders between the kernels and within them. Run over the
-// emulation, whose few multiprocessors cut even short sequences into segments, and over a device, where there is one.
+// Linear attention of the CUDA back end: by chunks, by segments, and row by row. backend_recurrence_test.cc tests what
+// every back end must do; these cases are for the borders between kernels and within them. Runs over the emulation,
+// whose few multiprocessors cut even short sequences into segments, and over a device if there is one.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -124,7 +124,7 @@ class WkvTest : public testing::TestWithParam<DType> {
   std::unique_ptr<Device> device_;
 };
 
-// One row fewer and more than chunks (16), tiles (64) and several of them.
+// One row fewer and one more than chunks (16), tiles (64) and several tiles.
 TEST_P(WkvTest, BorderRows) {
   for (int rows : {1, 15, 16, 17, 31, 33, 63, 64, 65, 129, 200}) {
     Check(Draw({rows}, 1, -6, 1), std::to_string(rows) + " rows");
@@ -179,7 +179,7 @@ TEST_P(WkvTest, SlowAndFastDecays) {
       Check(in, "decay " + std::to_string(fast) + ", share " + std::to_string(share) + ", keys of it");
     }
   }
-  // A key that fades but once in a chunk, in each of its rows: what is before is gone, what comes after stays.
+  // A key that fades in only one row of a chunk, whichever it is: what is before that row is gone, what follows stays.
   for (double fast : {4.2, 7., 60.}) {
     WkvInputs in = Draw({64}, 1, -9, -7);
     for (int64_t row = 0; row < in.rows; ++row) {
@@ -189,7 +189,7 @@ TEST_P(WkvTest, SlowAndFastDecays) {
   }
 }
 
-// About where a chunk goes from one form to the other: 2^-80 is exp(-exp(1.243) 16).
+// Decays near the limit at which a chunk changes from one form to the other: 2^-80 is exp(-exp(1.243) 16).
 TEST_P(WkvTest, DecaysAboutTheLimitOfAChunk) {
   WkvInputs in = Draw({100}, 1, 1.1, 1.4);
   in.constant_decay = true;
@@ -203,7 +203,7 @@ TEST_P(WkvTest, NothingFades) {
   Check(Draw({100}, 1, -90, -80), "w -90");
 }
 
-// Sums of many products are far out of fp16's range, as single ones are.
+// Single products and sums of many are far out of fp16's range.
 TEST_P(WkvTest, LargeStates) {
   WkvInputs in = Draw({200}, 1, -12, -6);
   for (double& k : in.k) k *= 64;
@@ -214,7 +214,7 @@ TEST_P(WkvTest, LargeStates) {
   Check(in, "large states");
 }
 
-// Keys and receptances at the ends of what fp16 can be, within one chunk.
+// The smallest and largest keys and receptances of fp16, within one chunk.
 TEST_P(WkvTest, FactorsOfEverySize) {
   WkvInputs in = Draw({80}, 1, -3, 1);
   for (int64_t i = 0; i < in.rows * 64; ++i) {
@@ -227,7 +227,7 @@ TEST_P(WkvTest, FactorsOfEverySize) {
   Check(in, "factors of every size");
 }
 
-// NaN in one number reaches what depends on it: rows after it, of its head, and no masked product.
+// A NaN reaches what depends on it, the later rows of its head, and nothing by way of a masked product.
 TEST_P(WkvTest, NanStaysWhereItBelongs) {
   constexpr int64_t kHeads = 2, kSize = 64, kWidth = kHeads * kSize, kHead = 1;
   const std::vector<int> counts = {3, 75};
@@ -280,7 +280,7 @@ TEST_P(WkvTest, NanStaysWhereItBelongs) {
   }
 }
 
-// NaN that the state of a segment carries to those after it.
+// The state of a segment carries a NaN to the segments after it.
 TEST_P(WkvTest, NanPassesSegments) {
   WkvInputs in = Draw({600}, 1, -9, -7);
   const WkvResults clean = Run(in);

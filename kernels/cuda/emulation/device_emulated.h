@@ -1,4 +1,4 @@
-// What device.h promises, emulated: included by device.h alone.
+// The emulation's part of device.h, which alone includes this.
 #ifndef GOLDFINCH_KERNELS_CUDA_EMULATION_DEVICE_EMULATED_H_
 #define GOLDFINCH_KERNELS_CUDA_EMULATION_DEVICE_EMULATED_H_
 
@@ -15,7 +15,7 @@
 #include "kernels/cuda/emulation/stream.h"
 #include "kernels/cuda/launch_tap.h"
 
-// CUDA's own words, as it spells them.
+// CUDA's own names.
 #define __global__
 #define __device__
 #define __host__
@@ -43,11 +43,7 @@ struct f16_t {
   uint16_t bits;
 };
 
-struct LaunchShape {
-  dim3 grid;
-  dim3 block;
-  size_t shared_bytes = 0;
-};
+using LaunchShape = LaunchShapeOf<dim3>;
 
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, void (*kernel)(Parameters...), const LaunchShape& shape, Arguments&&... arguments) {
@@ -108,7 +104,7 @@ inline uint16_t FloatToHalf(float x) {
   int exponent;
   std::frexp(x, &exponent);
   exponent = x == 0 ? -13 : std::max(exponent, -13);
-  // In units of the last digit; the hidden digit, where it is set, carries into the exponent.
+  // In units of the last binary digit; the hidden digit, if it is set, carries into the exponent.
   const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(x, 11 - exponent)));
   return static_cast<uint16_t>(sign | ((static_cast<uint32_t>(exponent + 13) << 10) + units));
 }
@@ -195,7 +191,7 @@ T* DynamicShared() {
   return static_cast<T*>(emulation::Shared());
 }
 
-// The 8x8 matrices, whose rows the lanes name.
+// Each lane gives the address of one row of the four 8x8 matrices.
 inline void LdMatrix4(uint32_t (&r)[4], const void* shared_row) {
   GF_CHECK_EQ(reinterpret_cast<uintptr_t>(shared_row) % 16, 0u);
   const char* all = emulation::Exchange("LdMatrix4", &shared_row, sizeof(shared_row));

@@ -35,7 +35,7 @@ constexpr unsigned kThreadsMax = 1024;
 constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kPage = 4096;
 
-// Stacks live as long as the process: a fiber takes the one of its number. Each block starts its threads anew.
+// Stacks live as long as the process; fiber i always has stack i. Each block starts its threads anew.
 char* StackOf(unsigned thread) {
   static char* const stacks = [] {
     void* memory = mmap(nullptr, kThreadsMax * kStackBytes, PROT_READ | PROT_WRITE,
@@ -46,7 +46,7 @@ char* StackOf(unsigned thread) {
   return stacks + thread * kStackBytes;
 }
 
-// A fiber's stack is not the stack allocator's to give or take.
+// Gives a fiber a stack that exists already, and does not free it.
 struct BorrowedStack {
   context::stack_context allocate() { return {}; }
   void deallocate(context::stack_context&) {}
@@ -59,7 +59,7 @@ struct Copy {
   size_t zeros;
 };
 
-// Who waits at it goes on when the count of its rounds has grown.
+// A thread that waits at the barrier goes on when the number of rounds has grown.
 struct Barrier {
   int arrived = 0;
   uint64_t rounds = 0;
@@ -110,7 +110,7 @@ const void* scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
 #endif
 
-// From a thread to the scheduler. `ends`: it does not come back.
+// Switches from a thread to the scheduler. With `ends` the thread is not resumed.
 void LeaveThread(bool ends) {
 #if GF_EMULATION_ASAN
   void* fake = nullptr;
@@ -187,7 +187,7 @@ void CheckProgress(bool progress) {
   }
 }
 
-// Runs every lane of the warp that can run up to where it waits next, in some order; false if none can.
+// Runs every lane of the warp that is able to, in some order, up to where it waits next. Returns false if none is.
 bool StepWarp(unsigned warp) {
   bool progress = false;
   const unsigned first = Random() % kLanes, stride = Random() % kLanes | 1;  // odd: visits all
@@ -197,7 +197,7 @@ bool StepWarp(unsigned warp) {
     if (thread.done || (thread.waits_at != nullptr && thread.waits_at->rounds == thread.waits_round)) continue;
     progress = true;
     ResumeThread(thread, number);
-    // Those that have ended are waited for no longer.
+    // Nobody waits for lanes that have ended.
     if (thread.done && block->alive > 0 && block->barrier.arrived == block->alive) Pass(block->barrier);
   }
   return progress;
@@ -213,7 +213,7 @@ void RunBlock(const std::function<void()>& kernel) {
   while (block->alive > 0) {
     bool progress = false;
     for (unsigned i = warps; i > 1; --i) std::swap(order[i - 1], order[Random() % i]);
-    // Warps go side by side, or one runs as far ahead of the others as barriers let it.
+    // Warps run side by side, or one runs as far ahead of the others as barriers let it.
     const bool ahead = Random() % 4 != 0;
     for (const unsigned warp : order) {
       while (StepWarp(warp)) {
@@ -225,16 +225,15 @@ void RunBlock(const std::function<void()>& kernel) {
   }
 }
 
-// --- Device memory
-// ----------------------------------------------------------------------------------------------------
+// --- Device memory ---------------------------------------------------------------------------------------------------
 
-// By the address that was given out.
+// By the address that the caller has.
 std::map<void*, size_t>& Mappings() {
   static auto& mappings = *new std::map<void*, size_t>;
   return mappings;
 }
 int accesses = 0;
-// Each allocation costs a call of the system to close and one to open: whole models are closed now and then.
+// Each allocation takes a system call to close and one to open, which is slow for whole models.
 constexpr size_t kAlwaysClosed = 100;
 constexpr uint32_t kSeldom = 64;
 bool open = false;
@@ -325,13 +324,13 @@ void CopyAsyncWait(size_t newest) {
 void* Allocate(size_t bytes) {
   const std::lock_guard<std::recursive_mutex> lock(AccessMutex());
 #if GF_EMULATION_ASAN
-  constexpr size_t kMost = size_t{1} << 36;  // what the sanitizer is asked for beyond that, it calls an error
+  constexpr size_t kMost = size_t{1} << 36;  // the sanitizer reports an error for requests beyond this
   void* memory = nullptr;
   if (bytes > kMost || posix_memalign(&memory, 256, std::max<size_t>(bytes, 1)) != 0) return nullptr;
   return std::memset(memory, 0, std::max<size_t>(bytes, 1));
 #else
   const size_t pages = std::max<size_t>(1, (bytes + kPage - 1) / kPage) * kPage;
-  // A page on either side that nobody may touch; the memory ends where the upper one begins.
+  // There is a page on either side that nobody may touch; the memory ends where the upper one begins.
   void* memory = mmap(nullptr, pages + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
   void* const first = static_cast<char*>(memory) + kPage;

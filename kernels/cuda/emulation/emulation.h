@@ -1,14 +1,14 @@
 // Runs device code on the CPU, for tests: the logic of a kernel is tested on machines without a GPU, under the address
 // sanitizer too. It says nothing of speed, and little of the memory model.
 //
-// Every thread of a block is a fiber. A fiber runs until it meets a barrier or a warp operation, then others do, in an
-// order that changes all the time (seeded, so repeatable); blocks run one after the other. What it shows:
+// Every thread of a block is a fiber. A fiber runs until it reaches a barrier or a warp operation; then others run, in
+// an order that always changes (it is seeded, so it can be repeated). Blocks run one after the other. This finds:
 //   - a missing barrier: threads run far ahead of each other;
-//   - use of shared memory that nothing wrote: it is NaN at first;
-//   - use of asynchronous copies before they were waited for: they happen as late as they may;
-//   - warp operations and barriers that not all threads reach: a message and an end;
-//   - reads and writes outside of allocations: by the address sanitizer, or by the pages around them;
-//   - the host touching device memory: it cannot be read or written but by kernels and copies.
+//   - use of shared memory that was not written: it is NaN at first;
+//   - use of asynchronous copies before they were waited for: they happen as late as possible;
+//   - warp operations and barriers that not all threads reach: the program ends with a message;
+//   - reads and writes outside of allocations: by the address sanitizer, or because the pages around are protected;
+//   - the host touching device memory: only kernels and copies can read or write it.
 #ifndef GOLDFINCH_KERNELS_CUDA_EMULATION_EMULATION_H_
 #define GOLDFINCH_KERNELS_CUDA_EMULATION_EMULATION_H_
 
@@ -25,7 +25,7 @@ struct Dim3 {
   constexpr Dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}  // NOLINT: as CUDA's dim3
 };
 
-// Of the thread that runs.
+// Indices of the thread that runs.
 struct Index {
   Dim3 thread;
   Dim3 block;
@@ -37,16 +37,15 @@ extern const Index* index;
 // Runs the kernel in every thread of every block. The block must have a multiple of 32 threads, 1024 at most.
 void Run(const Dim3& grid, const Dim3& block, size_t shared_bytes, const std::function<void()>& kernel);
 
-// --- For device code: see device.h
-// ------------------------------------------------------------------------------------
+// --- For device code: see device.h -----------------------------------------------------------------------------------
 
 void* Shared();
 void BlockBarrier();
 void WarpBarrier();
 
 constexpr size_t kExchangeBytes = 32;
-// Every lane of the warp gives `bytes` and gets the place of all lanes' bytes, kExchangeBytes apart, until the warp's
-// next exchange but one. `operation` must be the same in all lanes.
+// Every lane of the warp gives `bytes`, and gets a pointer to the bytes of all lanes, kExchangeBytes apart, which is
+// valid until the warp's next exchange but one. `operation` must be the same in all lanes.
 const char* Exchange(const char* operation, const void* given, size_t bytes);
 int Lane();
 
@@ -54,13 +53,12 @@ void CopyAsync(void* to, const void* from, size_t bytes, size_t zeros);
 void CopyAsyncCommit();
 void CopyAsyncWait(size_t newest);
 
-// --- Device memory
-// ----------------------------------------------------------------------------------------------------
+// --- Device memory ---------------------------------------------------------------------------------------------------
 
-// Zeroed; null if it cannot be had.
+// Zeroed; null if there is not enough memory.
 void* Allocate(size_t bytes);
 void Free(void* memory);
-// While one lives, the host may touch device memory, and no other thread may; Run wants one.
+// As long as one exists, its thread may touch device memory, and no other thread may. Run needs one.
 class Access {
  public:
   Access();

@@ -1,6 +1,6 @@
-// Streams of the emulation. Work in a stream runs as late as it may: when the host waits for a place in it, asks
-// whether that is reached, or does so of another stream that waits for it. What does not wait for what it needs, or
-// frees it too soon, finds old bytes or none.
+// Streams of the emulation. Work in a stream runs as late as possible: when the host waits for a place in it, asks
+// whether the place is reached, or does either for another stream that waits for this one. So code that does not wait
+// for what it needs, or frees memory too soon, finds old bytes or none.
 #ifndef GOLDFINCH_KERNELS_CUDA_EMULATION_STREAM_H_
 #define GOLDFINCH_KERNELS_CUDA_EMULATION_STREAM_H_
 
@@ -15,26 +15,26 @@ namespace goldfinch::emulation {
 // Thread-safe.
 class Stream {
  public:
-  // Does its work and returns true, or returns false as long as it cannot go on; then it is called again later.
+  // Does its work and returns true. Returns false if it cannot go on yet; then it is called again later.
   using Work = std::function<bool()>;
 
-  // The place after it.
+  // Returns the place after the work.
   int64_t Push(Work work);
-  // After all that was pushed.
+  // The place after everything that was pushed.
   int64_t end() const;
-  // Runs what lies before the place, as far as it goes. Whether all of that is done.
+  // Runs the work before the place, as far as it can. Returns whether all of it is done.
   bool RunTo(int64_t place);
-  // The same until it is done.
+  // Runs until the work before the place is done.
   void WaitFor(int64_t place);
 
  private:
   std::deque<Work> work_;
   int64_t done_ = 0;
-  bool running_ = false;  // work that runs may lead back here
+  bool running_ = false;  // running work may call the stream again
 };
 
-// In the stream of a launch; at once if it is null. While the thread records, it is kept instead, and what it refers to
-// must live until it is done.
+// Puts work in the stream of a launch; runs it at once if the stream is null. While the thread records, the work is
+// only recorded, and what it refers to must live until the recorded work has been done.
 void Queue(void* stream, std::function<void()> work);
 void BeginRecording();
 std::vector<std::function<void()>> EndRecording();

@@ -1,6 +1,7 @@
-// What the GOLD kernels share: rows of the input x0 = LN0(emb[id]), and products with a layer's weights.
-#ifndef GOLDFINCH_KERNELS_CUDA_GOLD_ROWS_H_
-#define GOLDFINCH_KERNELS_CUDA_GOLD_ROWS_H_
+// What keys and values of GOLD are made from, for all kernels that make them: rows of a chunk, input rows
+// x0 = LN0(emb[id]), rows of the compressed cache; and products with a layer's weights.
+#ifndef GOLDFINCH_KERNELS_CUDA_GOLD_INPUTS_H_
+#define GOLDFINCH_KERNELS_CUDA_GOLD_INPUTS_H_
 
 #include <cstdint>
 
@@ -12,20 +13,20 @@ namespace goldfinch::cuda {
 
 constexpr float kLayerNormEpsilon = 1e-5f;
 constexpr float kRmsEpsilon = 1e-8f;
-constexpr int kRowThreads = 256;  // of a block that has a row
+constexpr int kRowThreads = 256;  // of a block that computes one row
 
 inline LaunchShape RowShape(int64_t rows) {
   return {dim3(static_cast<unsigned>(rows)), dim3(kRowThreads), kWarp * sizeof(float)};
 }
 
-// Row of a chunk of positions that is rebuilt.
+// A row of a chunk of positions that is rebuilt.
 struct ChunkRow {
   int32_t id;       // -1 at position -1
   int32_t prev_id;  // of the row before; -1 where there is none or it is not needed
-  int64_t stored;   // row of the cache; -1 at position -1
-  int64_t kept;     // row of what is kept beside it; -1 where that is not asked for
+  int64_t stored;   // row of the compressed cache, or of shared rows if it is rebuilt from these; -1 at position -1
+  int64_t kept;     // row of the tier that is filled; -1 if none is, or only_before
   int64_t position;
-  int32_t only_before;  // it is there for the row after it to look back to
+  int32_t only_before;  // 1 if the row is there only for the next one to look back to
 };
 
 struct RowMoments {
@@ -33,7 +34,7 @@ struct RowMoments {
   float scale;  // 1 / sqrt(variance + epsilon)
 };
 
-// Over `width` values that value(i) gives, in two passes: a variance as a difference of squares would lose digits.
+// Over the values value(0) to value(width - 1), in two passes: a variance as a difference of squares would lose digits.
 // `scratch` [32] shared; all threads of the block call.
 template <typename Value>
 __device__ inline RowMoments MomentsOf(int64_t width, float* scratch, Value value) {
@@ -53,7 +54,7 @@ __device__ inline float RmsScale(float square_sum, int64_t width) {
   return 1 / (sqrtf(square_sum / static_cast<float>(width)) + kRmsEpsilon);
 }
 
-// What makes x0 and xo = rms(x0) of a row of the embedding.
+// The statistics that turn a row of the embedding into x0 and xo = rms(x0).
 struct InputRow {
   RowMoments moments;
   float rms_scale;
@@ -76,7 +77,7 @@ __device__ inline InputRow InputRowOf(const Emb* from, const float* weight, cons
   return row;
 }
 
-// Rows of the compressed cache, as CompressedRowWidth has them.
+// Rows c of the compressed cache, laid out as CompressedRowWidth says.
 struct CompressedRows {
   const void* data;
   DType dtype;
@@ -95,7 +96,7 @@ struct CompressedRows {
   }
 };
 
-// to [rows, out] fp32 = x [rows, in], of the weight's type, times the weight (+ to).
+// to [rows, out] fp32 = x [rows, in] times the weight, + `to` if it accumulates. x is of the weight's type.
 inline void RunProduct(Context& context, const void* x, const Matrix& weight, int64_t rows, float* to,
                        bool accumulate) {
   const int64_t in = weight.in(), out = weight.out();
@@ -117,4 +118,4 @@ inline void RunProduct(Context& context, const void* x, const Matrix& weight, in
 
 }  // namespace goldfinch::cuda
 
-#endif  // GOLDFINCH_KERNELS_CUDA_GOLD_ROWS_H_
+#endif  // GOLDFINCH_KERNELS_CUDA_GOLD_INPUTS_H_
