@@ -32,7 +32,7 @@ def copy_license():
 
 
 def protobuf_requirement():
-    """Generated code runs with the protobuf that it was made for, and with that of the next major version."""
+    """Generated code runs with the protobuf version that generated it, and with the next major version."""
     version = importlib.metadata.version("protobuf")
     return f"protobuf>={version},<{int(version.split('.')[0]) + 2}"
 

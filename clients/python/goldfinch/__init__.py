@@ -1,4 +1,4 @@
-"""Client of Goldfinch Serving: `Client` blocks, `AsyncClient` is for asyncio. See README.md."""
+"""Client for Goldfinch Serving: `Client` blocks, `AsyncClient` is for asyncio. See README.md."""
 
 import importlib.metadata
 
