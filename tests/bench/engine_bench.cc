@@ -38,7 +38,7 @@
 #include "dnnl.h"
 #include "nlohmann/json.hpp"
 #include "tests/bench/ceilings.h"
-#include "tests/bench/figures.h"
+#include "tests/bench/harness.h"
 #include "tests/bench/model_costs.h"
 #include "worker/model/fake_device.h"
 #include "worker/stage/engine.h"
@@ -70,12 +70,6 @@ struct Options {
 
   bool Has(const std::string& part) const { return std::find(parts.begin(), parts.end(), part) != parts.end(); }
 };
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
 
 // A memory figure of this process ("VmHWM": the most so far), in bytes.
 int64_t MemoryOf(const std::string& field) {
@@ -116,7 +110,7 @@ double OneDnnFlopsPerSecond(int64_t width, bool quantized) {
   return 2.0 * static_cast<double>(kStep * width * out) / seconds;
 }
 
-// Of one position, in all GOLD layers, as tier T3 keeps keys and values on a CPU.
+// Bytes of one position in all GOLD layers, as the full tier keeps keys and values on a CPU.
 double KeyValueBytes(const ModelShape& shape) {
   return 2.0 * sizeof(float) * static_cast<double>(shape.width * shape.gold_layers());
 }
@@ -420,8 +414,8 @@ absl::Status ModelBench::Tiers() {
     double flops;
   };
   for (const auto& [option, name, tier, flops] :
-       {Tier{"full", "T3", GoldTier::kFull, 0}, Tier{"shared", "T2", GoldTier::kShared, costs_.gold_spread_flops},
-        Tier{"compressed", "T0", GoldTier::kCompressed, costs_.gold_rebuild_flops}}) {
+       {Tier{"full", "full", GoldTier::kFull, 0}, Tier{"shared", "shared", GoldTier::kShared, costs_.gold_spread_flops},
+        Tier{"compressed", "compressed", GoldTier::kCompressed, costs_.gold_rebuild_flops}}) {
     const double product = OneDnnFlopsPerSecond(shape_.width, /*quantized=*/false);
     GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                         Load(2, options_.context + 2 * kStep + kDecodesInTurns, option));
@@ -489,12 +483,7 @@ absl::Status Run(const Options& options) {
   std::printf("missed: %s\n", missed.empty() ? "nothing" : absl::StrJoin(missed, "; ").c_str());
   json["figures"] = figures.Json();
   json["missed"] = missed;
-  if (options.json.empty()) return absl::OkStatus();
-  std::ofstream file(options.json);
-  file << json.dump(2) << "\n";
-  file.close();
-  if (!file) return absl::UnavailableError(absl::StrCat(options.json, ": cannot be written"));
-  return absl::OkStatus();
+  return WriteJson(options.json, json);
 }
 
 }  // namespace
