@@ -1,18 +1,15 @@
-// What this machine can do, for benches to compare with.
+// What this machine can do at most, for benches to compare with.
 #ifndef GOLDFINCH_TESTS_BENCH_CEILINGS_H_
 #define GOLDFINCH_TESTS_BENCH_CEILINGS_H_
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
+
+#include "tests/bench/harness.h"
 
 namespace goldfinch {
 
-inline double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// Seconds of the fastest of a few runs: the ceilings should not be lowered by what else the machine did.
+// Seconds of the fastest of a few runs, so that other work on the machine does not lower a ceiling.
 template <class Run>
 double Fastest(int runs, Run run) {
   double best = 1e30;
@@ -24,10 +21,10 @@ double Fastest(int runs, Run run) {
   return best;
 }
 
-// The most that the threads read, each its own part of a buffer again and again: with the widest vectors that the
-// processor has, in huge pages if there are any, along one stream a thread or several, with prefetches far ahead or
-// none, whichever is fastest. `bytes` should be what the measured program reads before it reads anything again, so that
-// caches help it as much as they help here; memory of that size is taken for the time of the call.
+// The most bytes a second that the threads read, each its own part of a buffer again and again: with the widest vectors
+// of the processor, in huge pages if there are any, along one stream a thread or several, with or without prefetching,
+// whichever is fastest. `bytes` should be what the measured program reads before it reads anything again, so that
+// caches help it as much as they help here. The call takes that much memory while it runs.
 double ReadBytesPerSecond(int threads, int64_t bytes);
 
 }  // namespace goldfinch

@@ -275,13 +275,14 @@ def parse_llama_bench(text):
 def parse_engine_bench(text):
     """(pre-fill, decode) in tokens/s, and the shape, out of engine_bench's JSON of one model."""
     report = json.loads(text)
-    ((name, shape),) = report["models"].items()
+    ((_, shape),) = report["models"].items()
 
     def rate(start):
-        rows = [row for row in report["figures"] if row.startswith(start) and row.endswith("tokens/s")]
-        if len(rows) != 1:
-            raise ValueError(f"engine_bench gave {len(rows)} rates of {start}")
-        return report["figures"][rows[0]][name]
+        figures = [figure for figure in report["figures"] if figure["quantity"].startswith(start)]
+        rates = [figure["value"] for figure in figures if figure["quantity"].endswith("tokens/s")]
+        if len(rates) != 1:
+            raise ValueError(f"engine_bench gave {len(rates)} rates of {start}")
+        return rates[0]
 
     return rate("pre-fill, "), rate("decode, "), shape
 

@@ -131,14 +131,14 @@ class ReportsTest(unittest.TestCase):
 
     def test_engine_bench(self):
         shape = {"layers": 24, "width": 2048}
-        figures = {
-            "pre-fill, 512 tokens, tokens/s": {"int8": 300.5},
-            "pre-fill, of that product": {"int8": 0.7},
-            "decode, 64 to 112 tokens of context, tokens/s": {"int8": 17.5},
-        }
+        figures = [
+            {"quantity": "pre-fill, 512 tokens, tokens/s", "column": "int8", "value": 300.5},
+            {"quantity": "pre-fill, of that product", "column": "int8", "value": 0.7},
+            {"quantity": "decode, 64 to 112 tokens of context, tokens/s", "column": "int8", "value": 17.5},
+        ]
         report = {"models": {"int8": shape}, "figures": figures}
         self.assertEqual(compare_ggml.parse_engine_bench(json.dumps(report)), (300.5, 17.5, shape))
-        del figures["pre-fill, 512 tokens, tokens/s"]
+        del figures[0]
         with self.assertRaisesRegex(ValueError, "0 rates of pre-fill"):
             compare_ggml.parse_engine_bench(json.dumps(report))
 

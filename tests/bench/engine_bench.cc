@@ -21,7 +21,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <memory>
 #include <random>
@@ -35,10 +34,10 @@
 #include "absl/strings/str_join.h"
 #include "base/check.h"
 #include "base/status.h"
-#include "dnnl.h"
 #include "nlohmann/json.hpp"
 #include "tests/bench/ceilings.h"
-#include "tests/bench/figures.h"
+#include "tests/bench/harness.h"
+#include "tests/bench/machine.h"
 #include "tests/bench/model_costs.h"
 #include "worker/model/fake_device.h"
 #include "worker/stage/engine.h"
@@ -71,52 +70,7 @@ struct Options {
   bool Has(const std::string& part) const { return std::find(parts.begin(), parts.end(), part) != parts.end(); }
 };
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
-
-// A memory figure of this process ("VmHWM": the most so far), in bytes.
-int64_t MemoryOf(const std::string& field) {
-  std::ifstream status("/proc/self/status");
-  std::string line;
-  while (std::getline(status, line)) {
-    if (line.starts_with(field + ":")) return std::stoll(line.substr(field.size() + 1)) * 1024;
-  }
-  return 0;
-}
-
-// The most so far is what is in use from now on. False where the system does not do that.
-bool ForgetPeakMemory() {
-  std::ofstream file("/proc/self/clear_refs");
-  file << "5" << std::flush;
-  return file.good();
-}
-
-// oneDNN's product of the shape that pre-fill has most of, [512, D] times [D, 3.5 D]: of fp32, or of u8 by s8.
-double OneDnnFlopsPerSecond(int64_t width, bool quantized) {
-  const int64_t out = width * 7 / 2;
-  double seconds = 0;
-  if (quantized) {
-    // Column by column, as BLAS has it: the transposed product.
-    std::vector<uint8_t> x(kStep * width, 3);
-    std::vector<int8_t> w(out * width, 2);
-    std::vector<int32_t> y(kStep * out);
-    const int32_t offset = 0;
-    seconds = Fastest(8, [&] {
-      dnnl_gemm_u8s8s32('N', 'T', 'F', kStep, out, width, 1.f, x.data(), width, 0, w.data(), width, 0, 0.f, y.data(),
-                        out, &offset);
-    });
-  } else {
-    std::vector<float> x(kStep * width, 0.5f), w(out * width, 0.25f), y(kStep * out);
-    seconds = Fastest(
-        8, [&] { dnnl_sgemm('N', 'T', kStep, out, width, 1.f, x.data(), width, w.data(), width, 0.f, y.data(), out); });
-  }
-  return 2.0 * static_cast<double>(kStep * width * out) / seconds;
-}
-
-// Of one position, in all GOLD layers, as tier T3 keeps keys and values on a CPU.
+// Bytes of one position in all GOLD layers, as the full tier keeps keys and values on a CPU.
 double KeyValueBytes(const ModelShape& shape) {
   return 2.0 * sizeof(float) * static_cast<double>(shape.width * shape.gold_layers());
 }
@@ -289,7 +243,7 @@ absl::Status ModelBench::Decode(Engine& engine) {
   const bool kept =
       engine.stage().gold_tiers() != nullptr && engine.stage().gold_tiers()->tier(slot) == GoldTier::kFull;
   engine.stage().Close(slot);
-  const double peak = forgot_peak_ ? static_cast<double>(MemoryOf("VmHWM")) : kNotMeasured;
+  const double peak = forgot_peak_ ? static_cast<double>(ProcessBytes("VmHWM")) : kNotMeasured;
 
   GF_ASSIGN_OR_RETURN(const double share, ShareNotZero());
   double touched =
@@ -313,7 +267,7 @@ absl::Status ModelBench::Decode(Engine& engine) {
 
 absl::Status ModelBench::Prompts(Engine& engine) {
   const Aim aim = quantized() ? Aim{.low = 220} : Aim{.low = 80};
-  double product = OneDnnFlopsPerSecond(shape_.width, quantized());
+  double product = OneDnnFlopsPerSecond(kStep, shape_.width, quantized());
   for (const int64_t tokens : options_.prompts) {
     std::vector<double> seconds;
     do {
@@ -325,7 +279,7 @@ absl::Status ModelBench::Prompts(Engine& engine) {
     prompt_rate_ = static_cast<double>(tokens) / Median(seconds);
     Add(absl::StrCat("pre-fill, ", tokens, " tokens, tokens/s"), prompt_rate_, 1, aim);
   }
-  product = std::max(product, OneDnnFlopsPerSecond(shape_.width, quantized()));
+  product = std::max(product, OneDnnFlopsPerSecond(kStep, shape_.width, quantized()));
   Add("oneDNN's product, fp32 or u8s8, GFLOP/s", product / 1e9, 0);
   Add("pre-fill, of that product", prompt_rate_ * costs_.prefill_flops / product, 2,
       quantized() ? Aim{} : Aim{.low = 0.7});
@@ -420,9 +374,9 @@ absl::Status ModelBench::Tiers() {
     double flops;
   };
   for (const auto& [option, name, tier, flops] :
-       {Tier{"full", "T3", GoldTier::kFull, 0}, Tier{"shared", "T2", GoldTier::kShared, costs_.gold_spread_flops},
-        Tier{"compressed", "T0", GoldTier::kCompressed, costs_.gold_rebuild_flops}}) {
-    const double product = OneDnnFlopsPerSecond(shape_.width, /*quantized=*/false);
+       {Tier{"full", "full", GoldTier::kFull, 0}, Tier{"shared", "shared", GoldTier::kShared, costs_.gold_spread_flops},
+        Tier{"compressed", "compressed", GoldTier::kCompressed, costs_.gold_rebuild_flops}}) {
+    const double product = OneDnnFlopsPerSecond(kStep, shape_.width, /*quantized=*/false);
     GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                         Load(2, options_.context + 2 * kStep + kDecodesInTurns, option));
     GF_ASSIGN_OR_RETURN(const int near, OpenAt(*engine, kStep));
@@ -436,7 +390,7 @@ absl::Status ModelBench::Tiers() {
     const GoldTiers& tiers = *engine->stage().gold_tiers();
     const bool at_tier = tiers.tier(near) == tier && tiers.tier(far) == tier;
     const double position = at_tier ? Median(seconds) / static_cast<double>(options_.context) : kNotMeasured;
-    double least = flops / std::max(product, OneDnnFlopsPerSecond(shape_.width, /*quantized=*/false));
+    double least = flops / std::max(product, OneDnnFlopsPerSecond(kStep, shape_.width, /*quantized=*/false));
     if (flops == 0) {
       const double bytes = KeyValueBytes(shape_);
       const double read = bytes * static_cast<double>(options_.context);
@@ -489,12 +443,7 @@ absl::Status Run(const Options& options) {
   std::printf("missed: %s\n", missed.empty() ? "nothing" : absl::StrJoin(missed, "; ").c_str());
   json["figures"] = figures.Json();
   json["missed"] = missed;
-  if (options.json.empty()) return absl::OkStatus();
-  std::ofstream file(options.json);
-  file << json.dump(2) << "\n";
-  file.close();
-  if (!file) return absl::UnavailableError(absl::StrCat(options.json, ": cannot be written"));
-  return absl::OkStatus();
+  return WriteJson(options.json, json);
 }
 
 }  // namespace

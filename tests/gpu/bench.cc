@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <iostream>
 #include <utility>
 
@@ -41,23 +40,9 @@ void AddBenchFlags(CLI::App& app, BenchOptions& options) {
   app.add_option("--filter", options.filter, "only quantities whose name has this in it");
 }
 
-bool WriteJson(const BenchOptions& options, const nlohmann::json& json) {
-  if (options.json.empty()) return true;
-  std::ofstream file(options.json);
-  file << json.dump(2) << "\n";
-  if (file.flush()) return true;
-  std::cerr << "cannot write " << options.json << "\n";
-  return false;
-}
-
-double Median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
-
-std::string Thousands(int64_t count) {
-  if (count % (1 << 20) == 0) return absl::StrCat(count >> 20, "M");
-  return count % 1024 == 0 ? absl::StrCat(count >> 10, "k") : absl::StrCat(count);
+int ExitStatus(const absl::Status& status) {
+  if (!status.ok()) std::cerr << status.message() << "\n";
+  return status.ok() ? 0 : 1;
 }
 
 const std::vector<uint32_t>& RandomBits() {
@@ -138,7 +123,14 @@ void Memory::Fill(const Tensor& tensor, double low, double high) {
 
 Bench::Bench(Backend& backend, const BenchOptions& options) : backend_(backend), options_(options) {
   absl::PrintF("%s\n", backend.Describe());
-  absl::PrintF("%-48s %10s %18s %10s %6s  %-30s %s\n", "quantity", "measured", "rate", "floor", "ratio", "aim", "");
+  Print("quantity", "measured", "rate", "floor", "ratio", "aim", "");
+}
+
+void Bench::Print(const std::string& name, const std::string& measured, const std::string& rate,
+                  const std::string& floor, const std::string& ratio, const std::string& aim,
+                  const std::string& verdict) const {
+  absl::PrintF("%-48s %10s %18s %10s %6s  %-30s %s\n", name, measured, rate, floor, ratio, aim, verdict);
+  std::fflush(stdout);
 }
 
 int Bench::Sets(double bytes) const {
@@ -168,12 +160,11 @@ void Bench::MeasureCeilings() {
   Add("product 8192^3 bf16", seconds, {.operations = operations}, {});
 }
 
-void Bench::Add(const std::string& name, double seconds, const Work& work, const Aim& aim) {
+void Bench::Add(const std::string& name, double seconds, const Work& work, const Goal& goal) {
   const double floor = std::max(copied_per_second_ > 0 ? work.bytes / copied_per_second_ : 0,
                                 operations_per_second_ > 0 ? work.operations / operations_per_second_ : 0);
   const double ratio = floor / seconds;
-  std::string rate, aim_text, verdict;
-  bool met = true;
+  std::string rate;
   if (work.tokens > 0) {
     rate = absl::StrFormat("%.0f tokens/s", work.tokens / seconds);
   } else if (work.units > 0) {
@@ -183,64 +174,59 @@ void Bench::Add(const std::string& name, double seconds, const Work& work, const
   } else if (work.bytes > 0) {
     rate = absl::StrFormat("%.0f GB/s", work.bytes / seconds / 1e9);
   }
-  switch (aim.kind) {
-    case Aim::Kind::kNone:
+  double compared = 0;
+  std::string unit;
+  switch (goal.kind) {
+    case Goal::Kind::kNone:
       break;
-    case Aim::Kind::kCeiling:
-      aim_text = absl::StrFormat(">= %.0f %% of %s", aim.limit * 100, aim.of);
-      met = ratio >= aim.limit;
+    case Goal::Kind::kRatio:
+      compared = ratio;
+      unit = absl::StrCat(" of ", goal.of);
       break;
-    case Aim::Kind::kSeconds:
-      aim_text = absl::StrFormat("<= %.0f ms", aim.limit * 1e3);
-      met = seconds <= aim.limit;
+    case Goal::Kind::kMilliseconds:
+      compared = seconds * 1e3;
+      unit = " ms";
       break;
-    case Aim::Kind::kNanosecondsPerHeadAndToken:
-      aim_text = absl::StrFormat("<= %.2f ns/head/token", aim.limit);
-      met = seconds / work.units * 1e9 <= aim.limit;
+    case Goal::Kind::kNanosecondsPerHeadAndToken:
+      compared = seconds / work.units * 1e9;
+      unit = " ns/head/token";
       break;
-    case Aim::Kind::kTimesAnother:
-      aim_text = absl::StrFormat("<= %.4g of %s, is %.2f", aim.limit, aim.of, seconds / aim.another);
-      met = seconds <= aim.limit * aim.another;
+    case Goal::Kind::kTimesAnother:
+      compared = seconds / goal.another_seconds;
+      unit = absl::StrFormat(" of %s, is %.2f", goal.of, compared);
       break;
   }
-  if (!aim_text.empty()) verdict = met ? "met" : "MISSED";
-  absl::PrintF("%-48s %7.3f ms %18s %7.3f ms %6.2f  %-30s %s\n", name, seconds * 1e3, rate, floor * 1e3, ratio,
-               aim_text, verdict);
-  std::fflush(stdout);
-  json_.push_back({{"quantity", name},
-                   {"seconds", seconds},
-                   {"bytes", work.bytes},
-                   {"operations", work.operations},
-                   {"units", work.units},
-                   {"tokens", work.tokens},
-                   {"floor_seconds", floor},
-                   {"ratio", ratio},
-                   {"aim", aim_text},
-                   {"verdict", verdict}});
+  const std::string verdict = goal.aim.Verdict(compared);
+  const std::string aim = goal.aim ? absl::StrCat(goal.aim.Text(), unit) : "";
+  Print(name, absl::StrFormat("%.3f ms", seconds * 1e3), rate, absl::StrFormat("%.3f ms", floor * 1e3),
+        absl::StrFormat("%.2f", ratio), aim, verdict);
+  figures_.Add(name, kColumn, seconds * 1e3, 3, {},
+               {{"seconds", seconds},
+                {"bytes", work.bytes},
+                {"operations", work.operations},
+                {"units", work.units},
+                {"tokens", work.tokens},
+                {"floor_seconds", floor},
+                {"ratio", ratio},
+                {"aim", aim},
+                {"verdict", verdict}});
 }
 
 void Bench::AddValue(const std::string& name, double value, const std::string& unit, const std::string& detail,
-                     double aim) {
-  const bool met = value >= aim;
-  const std::string aim_text = absl::StrFormat(">= %.4g %s", aim, unit), verdict = met ? "met" : "MISSED";
-  absl::PrintF("%-48s %10s %18s %10s %6s  %-30s %s\n", name, absl::StrFormat("%.4g %s", value, unit), detail, "", "",
-               aim_text, verdict);
-  std::fflush(stdout);
-  json_.push_back({{"quantity", name},
-                   {"value", value},
-                   {"unit", unit},
-                   {"detail", detail},
-                   {"aim", aim_text},
-                   {"verdict", verdict}});
+                     double least) {
+  const Aim aim = {.low = least};
+  Print(name, absl::StrFormat("%.4g %s", value, unit), detail, "", "", absl::StrCat(aim.Text(), " ", unit),
+        aim.Verdict(value));
+  figures_.Add(name, kColumn, value, 4, aim, {{"unit", unit}, {"detail", detail}});
 }
 
 void Bench::NotMeasured(const std::string& name, absl::string_view why) {
   absl::PrintF("%-48s not measured: %s\n", name, why);
   std::fflush(stdout);
-  json_.push_back({{"quantity", name}, {"not_measured", std::string(why)}});
+  figures_.NotMeasured(name, kColumn, std::string(why));
 }
 
-nlohmann::json Bench::Json() const { return {{"device", backend_.Describe()}, {"quantities", json_}}; }
+nlohmann::json Bench::Json() const { return {{"device", backend_.Describe()}, {"quantities", figures_.Json()}}; }
 
 void Bench::CheckOutput(const std::string& name, const Tensor& out) {
   if (out.data == nullptr) return;

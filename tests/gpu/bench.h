@@ -1,10 +1,9 @@
-// What the benches of a device share: the ceilings of the device, measured in the same run; how a time is taken; and
-// one table, in which every quantity stands beside what it is held against.
+// What the benches of a device share beside tests/bench/harness.h: the ceilings of the device, measured in the same
+// run, how a time is taken, and one table, in which every quantity stands beside what it is held against.
 #ifndef GOLDFINCH_TESTS_GPU_BENCH_H_
 #define GOLDFINCH_TESTS_GPU_BENCH_H_
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -15,6 +14,7 @@
 #include "base/check.h"
 #include "kernels/backend.h"
 #include "nlohmann/json.hpp"
+#include "tests/bench/harness.h"
 
 namespace goldfinch {
 
@@ -26,15 +26,9 @@ struct BenchOptions {
 };
 
 void AddBenchFlags(CLI::App& app, BenchOptions& options);
-// Writes to --json, if it was given. False, and an error is printed: that cannot be done.
-bool WriteJson(const BenchOptions& options, const nlohmann::json& json);
+// What a program's main returns; prints an error.
+int ExitStatus(const absl::Status& status);
 
-inline double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-double Median(std::vector<double> values);
-// "64k", "1M", or the number itself.
-std::string Thousands(int64_t count);
 // A million random 32-bit numbers, the same in every run.
 const std::vector<uint32_t>& RandomBits();
 
@@ -66,19 +60,21 @@ class Memory {
   uint64_t next_ = 0;
 };
 
-// What a measured time is held against.
-struct Aim {
-  enum class Kind { kNone, kCeiling, kSeconds, kNanosecondsPerHeadAndToken, kTimesAnother };
+// Which of a time's quantities has an aim.
+struct Goal {
+  enum class Kind { kNone, kRatio, kMilliseconds, kNanosecondsPerHeadAndToken, kTimesAnother };
   Kind kind = Kind::kNone;
-  double limit = 0;     // of the ceiling at least, of the others at most
-  double another = 0;   // seconds
-  const char* of = "";  // the name of the ceiling, or of the other
+  Aim aim = {};
+  double another_seconds = 0;  // for kTimesAnother
+  const char* of = "";         // the name of the ceiling, or of the other quantity
 
-  static Aim Ceiling(double part, const char* of = "a copy") { return {Kind::kCeiling, part, 0, of}; }
-  static Aim Seconds(double seconds) { return {Kind::kSeconds, seconds}; }
-  static Aim Nanoseconds(double nanoseconds) { return {Kind::kNanosecondsPerHeadAndToken, nanoseconds}; }
-  static Aim Times(double times, double another, const char* of = "T3") {
-    return {Kind::kTimesAnother, times, another, of};
+  // At least this part of the speed of a ceiling.
+  static Goal Ceiling(double part, const char* of = "a copy") { return {Kind::kRatio, {.low = part}, 0, of}; }
+  static Goal Seconds(double seconds) { return {Kind::kMilliseconds, {.high = seconds * 1e3}}; }
+  static Goal Nanoseconds(double nanoseconds) { return {Kind::kNanosecondsPerHeadAndToken, {.high = nanoseconds}}; }
+  // At most so many times what another quantity takes.
+  static Goal Times(double times, double another_seconds, const char* of = "full") {
+    return {Kind::kTimesAnother, {.high = times}, another_seconds, of};
   }
 };
 
@@ -86,8 +82,8 @@ struct Aim {
 struct Work {
   double bytes = 0;  // each input read once, each output written once
   double operations = 0;
-  double units = 0;   // tokens times heads, for Aim::Nanoseconds
-  double tokens = 0;  // of a model: the rate is then given in tokens
+  double units = 0;   // tokens times heads, for Goal::Nanoseconds
+  double tokens = 0;  // if it is a model's run: the rate is then given in tokens
 };
 
 class Bench {
@@ -135,30 +131,35 @@ class Bench {
   }
 
   // A row of the table.
-  void Add(const std::string& name, double seconds, const Work& work, const Aim& aim);
-  // A row of something that is no time: `value` in `unit`, at least `aim`.
-  void AddValue(const std::string& name, double value, const std::string& unit, const std::string& detail, double aim);
+  void Add(const std::string& name, double seconds, const Work& work, const Goal& goal);
+  // A row of something that is not a time: `value` in `unit`, at least `least`.
+  void AddValue(const std::string& name, double value, const std::string& unit, const std::string& detail,
+                double least);
   // A row that says why there is no figure.
   void NotMeasured(const std::string& name, absl::string_view why);
 
   template <typename Run>
   double Measure(const std::string& name, const Memory& memory, int sets, const Tensor& out, const Work& work,
-                 const Aim& aim, Run run) {
+                 const Goal& goal, Run run) {
     const double seconds = Time(name, memory, sets, out, run);
-    if (seconds > 0) Add(name, seconds, work, aim);
+    if (seconds > 0) Add(name, seconds, work, goal);
     return seconds;
   }
 
   nlohmann::json Json() const;
 
  private:
+  static constexpr char kColumn[] = "device";
+
   void CheckOutput(const std::string& name, const Tensor& out);
+  void Print(const std::string& name, const std::string& measured, const std::string& rate, const std::string& floor,
+             const std::string& ratio, const std::string& aim, const std::string& verdict) const;
 
   Backend& backend_;
   const BenchOptions options_;
   double copied_per_second_ = 0;
   double operations_per_second_ = 0;
-  nlohmann::json json_ = nlohmann::json::array();
+  Figures figures_{{kColumn}};
 };
 
 }  // namespace goldfinch

@@ -41,7 +41,7 @@ struct WkvInputs {
   Tensor r, k, v, w, out;
 };
 
-void WkvPrefill(Bench& bench, int64_t batch, int64_t width, const Aim& aim) {
+void WkvPrefill(Bench& bench, int64_t batch, int64_t width, const Goal& goal) {
   const int64_t tokens = bench.Size(8192, 40), rows = batch * tokens, heads = width / kHeadSize;
   const std::string name = absl::StrCat("WKV pre-fill B=", batch, " T=", tokens, " D=", width);
   if (!bench.Wants(name)) return;
@@ -56,14 +56,14 @@ void WkvPrefill(Bench& bench, int64_t batch, int64_t width, const Aim& aim) {
   for (int64_t i = 0; i < batch; ++i) {
     spans.push_back({static_cast<int32_t>(i), static_cast<int32_t>(i * tokens), static_cast<int32_t>(tokens), 0});
   }
-  bench.Measure(name, memory, sets, inputs[0].out, {.bytes = bytes, .units = static_cast<double>(rows * heads)}, aim,
+  bench.Measure(name, memory, sets, inputs[0].out, {.bytes = bytes, .units = static_cast<double>(rows * heads)}, goal,
                 [&](int set) {
                   const WkvInputs& in = inputs[set];
                   bench.backend().WkvForward(in.r, in.k, in.v, in.w, bonus, spans, state, {}, in.out);
                 });
 }
 
-void WkvDecode(Bench& bench, int64_t width, const Aim& aim) {
+void WkvDecode(Bench& bench, int64_t width, const Goal& goal) {
   const int64_t sequences = bench.Size(128, 3), heads = width / kHeadSize;
   const std::string name = absl::StrCat("WKV decode, ", sequences, " sequences D=", width);
   if (!bench.Wants(name)) return;
@@ -80,7 +80,7 @@ void WkvDecode(Bench& bench, int64_t width, const Aim& aim) {
       spans[set].push_back({static_cast<int32_t>(set * sequences + i), static_cast<int32_t>(i), 1, 0});
     }
   }
-  bench.Measure(name, memory, sets, in.out, {.bytes = bytes}, aim, [&](int set) {
+  bench.Measure(name, memory, sets, in.out, {.bytes = bytes}, goal, [&](int set) {
     bench.backend().WkvForward(in.r, in.k, in.v, in.w, bonus, spans[set], state, {}, in.out);
   });
 }
@@ -91,7 +91,7 @@ struct RowsInOut {
   Tensor out;
 };
 
-void DdLerp(Bench& bench, int64_t full_rows, int64_t width, const Aim& aim) {
+void DdLerp(Bench& bench, int64_t full_rows, int64_t width, const Goal& goal) {
   const int64_t rows = bench.Size(full_rows, 20);
   const std::string name = absl::StrCat("ddlerp and LoRA, 5 targets, ", rows, " rows D=", width);
   if (!bench.Wants(name)) return;
@@ -112,12 +112,12 @@ void DdLerp(Bench& bench, int64_t full_rows, int64_t width, const Aim& aim) {
                                  .mix = memory.F32({kTargets, width}, 0, 1)};
   const RowSpan span{0, 0, static_cast<int32_t>(rows), 0};
   const Work work{.bytes = bytes, .operations = 4 * elements * kTargets * kMixRank};
-  bench.Measure(name, memory, sets, inputs[0].out, work, aim, [&](int set) {
+  bench.Measure(name, memory, sets, inputs[0].out, work, goal, [&](int set) {
     bench.backend().DdLerp(inputs[set].x, {&span, 1}, shift, weights, inputs[set].out);
   });
 }
 
-void TokenShift(Bench& bench, int64_t full_rows, int64_t width, const Aim& aim) {
+void TokenShift(Bench& bench, int64_t full_rows, int64_t width, const Goal& goal) {
   const int64_t rows = bench.Size(full_rows, 20), targets = 2;
   const std::string name = absl::StrCat("TokenShift, 2 targets, ", rows, " rows D=", width);
   if (!bench.Wants(name)) return;
@@ -131,13 +131,13 @@ void TokenShift(Bench& bench, int64_t full_rows, int64_t width, const Aim& aim) 
   }
   const Tensor shift = memory.F32({1, width}), mix = memory.F32({targets, width}, 0, 1);
   const RowSpan span{0, 0, static_cast<int32_t>(rows), 0};
-  bench.Measure(name, memory, sets, inputs[0].out, {.bytes = bytes}, aim, [&](int set) {
+  bench.Measure(name, memory, sets, inputs[0].out, {.bytes = bytes}, goal, [&](int set) {
     bench.backend().TokenShift(inputs[set].x, {&span, 1}, shift, mix, inputs[set].out);
   });
 }
 
 // `groups` 1: a LayerNorm, of the residual stream, which is fp32.
-void Norm(Bench& bench, int64_t full_rows, int64_t width, int groups, bool gated, const Aim& aim) {
+void Norm(Bench& bench, int64_t full_rows, int64_t width, int groups, bool gated, const Goal& goal) {
   const int64_t rows = bench.Size(full_rows, 20);
   const std::string name =
       absl::StrCat(groups == 1 ? "LayerNorm of fp32" : "GroupNorm", gated ? ", gate, " : ", ", rows, " rows D=", width);
@@ -154,7 +154,7 @@ void Norm(Bench& bench, int64_t full_rows, int64_t width, int groups, bool gated
     in.out = memory.New(bench.act(), {rows, width});
   }
   const NormWeights norm = memory.Norm(width);
-  bench.Measure(name, memory, sets, inputs[0].out, {.bytes = bytes}, aim, [&](int set) {
+  bench.Measure(name, memory, sets, inputs[0].out, {.bytes = bytes}, goal, [&](int set) {
     bench.backend().GroupNorm(inputs[set].x, groups, norm, 1e-5F, inputs[set].gate, inputs[set].out);
   });
 }
@@ -231,7 +231,7 @@ struct GoldModel {
   GoldCache cache;
 };
 
-// The pool's positions as tier T2 keeps them, for all layers of the model.
+// The pool's positions as the shared tier keeps them, for all layers of the model.
 GoldSharedRows KeepAll(Memory& memory, Bench& bench, const Pool& pool, const GoldModel& model) {
   Backend& backend = bench.backend();
   GoldSharedRows rows{.pages = pool.pages(), .page_tokens = kPageTokens};
@@ -266,20 +266,20 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
     const auto sets = static_cast<int>(std::max<int64_t>(1, pool.positions() / length));
     const std::string where = absl::StrCat(what, ", ", Thousands(length), " positions, 1 row, ");
     const double t3 = bench.Measure(
-        where + "T3", memory, sets, out, {.bytes = KeyValueBytes(length, width)}, aims ? Aim::Ceiling(0.85) : Aim(),
+        where + "full", memory, sets, out, {.bytes = KeyValueBytes(length, width)}, aims ? Goal::Ceiling(0.85) : Goal(),
         [&](int set) {
           const RowSpan span = pool.Newest(set, length, 1);
           backend.GoldMakeKeysValues({&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, kv);
           backend.KvAttention(q, {&span, 1}, kv, kHeadSize, out);
         });
-    bench.Measure(where + "T2", memory, sets, out, model.Attend(length, 1, bench.act_bytes()),
-                  aims && t3 > 0 ? Aim::Times(1.0, t3) : Aim(), [&](int set) {
+    bench.Measure(where + "shared", memory, sets, out, model.Attend(length, 1, bench.act_bytes()),
+                  aims && t3 > 0 ? Goal::Times(1.0, t3) : Goal(), [&](int set) {
                     const RowSpan span = pool.Newest(set, length, 1);
                     backend.GoldMakeSharedRows({&span, 1}, model.shared, model.layers, model.cache, kHeadSize, kept);
                     backend.GoldSharedAttention(q, {&span, 1}, model.shared, model.layers, 0, kept, kHeadSize, out);
                   });
-    bench.Measure(where + "T0", memory, sets, out, model.Rebuild(length, bench.act_bytes()),
-                  aims && t3 > 0 ? Aim::Times(1.5, t3) : Aim(), [&](int set) {
+    bench.Measure(where + "compressed", memory, sets, out, model.Rebuild(length, bench.act_bytes()),
+                  aims && t3 > 0 ? Goal::Times(1.5, t3) : Goal(), [&](int set) {
                     const RowSpan span = pool.Newest(set, length, 1);
                     backend.GoldAttention(q, {&span, 1}, model.shared, model.layers[0], model.cache, kHeadSize, out);
                   });
@@ -303,7 +303,7 @@ void GoldAttention(Bench& bench, int64_t width, const std::vector<int64_t>& leng
 }
 
 // What a long prompt's pre-fill ends with: a few rows through every GOLD layer over all positions.
-void GoldTail(Bench& bench, int64_t width, const Aim& aim) {
+void GoldTail(Bench& bench, int64_t width, const Goal& goal) {
   const int64_t length = bench.Size(int64_t{1} << 20, 256), rows = 9;
   constexpr int kLayers = 8;
   const std::string name = absl::StrCat("GOLD tail, ", kLayers, " layers of ", rows, " rows, ", Thousands(length));
@@ -316,7 +316,7 @@ void GoldTail(Bench& bench, int64_t width, const Aim& aim) {
   work.bytes *= kLayers;
   work.operations *= kLayers;
   const RowSpan span = pool.Newest(0, length, rows);
-  bench.Measure(name, memory, 1, out, work, aim, [&](int) {
+  bench.Measure(name, memory, 1, out, work, goal, [&](int) {
     for (const GoldKvWeights& layer : model.layers) {
       bench.backend().GoldAttention(q, {&span, 1}, model.shared, layer, model.cache, kHeadSize, out);
     }
@@ -325,7 +325,7 @@ void GoldTail(Bench& bench, int64_t width, const Aim& aim) {
   work = model.Attend(length, rows, bench.act_bytes());
   work.bytes *= kLayers;
   work.operations *= kLayers;
-  bench.Measure(name + ", T2", memory, 1, out, work, aim, [&](int) {
+  bench.Measure(name + ", shared tier", memory, 1, out, work, goal, [&](int) {
     for (int layer = 0; layer < kLayers; ++layer) {
       bench.backend().GoldSharedAttention(q, {&span, 1}, model.shared, model.layers, layer, kept, kHeadSize, out);
     }
@@ -426,14 +426,14 @@ void Launching(Bench& bench, int64_t width) {
 // --- The table -------------------------------------------------------------------------------------------------------
 
 void RowKernels(Bench& bench, int64_t rows, int64_t width, bool aims) {
-  const Aim aim = aims ? Aim::Ceiling(0.75) : Aim();
+  const Goal goal = aims ? Goal::Ceiling(0.75) : Goal();
   const int groups = static_cast<int>(width / kHeadSize);
-  DdLerp(bench, rows, width, aim);
-  Norm(bench, rows, width, groups, /*gated=*/true, aim);
-  Norm(bench, rows, width, groups, /*gated=*/false, aim);
-  Norm(bench, rows, width, 1, /*gated=*/true, aim);
-  Norm(bench, rows, width, 1, /*gated=*/false, aim);
-  TokenShift(bench, rows, width, aim);
+  DdLerp(bench, rows, width, goal);
+  Norm(bench, rows, width, groups, /*gated=*/true, goal);
+  Norm(bench, rows, width, groups, /*gated=*/false, goal);
+  Norm(bench, rows, width, 1, /*gated=*/true, goal);
+  Norm(bench, rows, width, 1, /*gated=*/false, goal);
+  TokenShift(bench, rows, width, goal);
 }
 
 void Run(Bench& bench) {
@@ -441,12 +441,12 @@ void Run(Bench& bench) {
   const auto positions = [&](int64_t full) { return bench.Size(full, 256); };
   const int64_t width = bench.Size(2048, 128);
 
-  WkvPrefill(bench, 1, width, Aim::Nanoseconds(0.5));
-  WkvPrefill(bench, 8, width, Aim::Nanoseconds(0.5));
-  WkvDecode(bench, width, Aim::Ceiling(0.8));
+  WkvPrefill(bench, 1, width, Goal::Nanoseconds(0.5));
+  WkvPrefill(bench, 8, width, Goal::Nanoseconds(0.5));
+  WkvDecode(bench, width, Goal::Ceiling(0.8));
   RowKernels(bench, 8192, width, /*aims=*/true);
   GoldAttention(bench, width, {positions(32 << 10), positions(128 << 10), positions(1 << 20)}, /*aims=*/true);
-  GoldTail(bench, width, Aim::Seconds(0.06));
+  GoldTail(bench, width, Goal::Seconds(0.06));
 
   for (int64_t rows : {1, 8, 64, 4096}) {
     const int64_t some_rows = std::min(rows, bench.Size(4096, 70));
@@ -490,7 +490,7 @@ int Main(int argc, char** argv) {
     Run(bench);
     json = bench.Json();
   }
-  return WriteJson(options, json) ? 0 : 1;
+  return ExitStatus(WriteJson(options.json, json));
 }
 
 }  // namespace

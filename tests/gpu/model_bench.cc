@@ -75,8 +75,7 @@ struct TestBed {
   }
 };
 
-// What GOLD layers keep of a sequence: the compressed cache alone (T0), what all layers share (T2), keys and values
-// (T3).
+// A tier of what GOLD layers keep of a sequence, and its name in the table.
 struct Tier {
   GoldTier tier;
   const char* name;
@@ -92,7 +91,7 @@ class SingleStage {
   const absl::Status& status() const { return stage_.status(); }
   Stage& stage() { return **stage_; }
 
-  // For tiers above T0: a share of the memory that is left.
+  // The part of the memory that is left which tiers above the compressed one may take.
   void ReserveKept(double share) {
     Check(stage().ReserveKept(static_cast<int64_t>(share * static_cast<double>(backend_.FreeBytes()))));
   }
@@ -193,17 +192,17 @@ void Prefill(TestBed& bed) {
     }
     const std::string name = absl::StrCat("pre-fill, one prompt, ", Thousands(lengths[i]));
     const Work work{.operations = bed.costs.prefill_flops * tokens, .tokens = tokens};
-    bed.bench.Add(name, Median(seconds), work, Aim::Ceiling(0.7, "the product"));
+    bed.bench.Add(name, Median(seconds), work, Goal::Ceiling(0.7, "the product"));
     if (i == 0) {
       first_token_seconds = Median(seconds) / tokens;
     } else {
       bed.bench.Add(absl::StrCat(name, ", flat"), Median(seconds), work,
-                    Aim::Times(1.03, first_token_seconds * tokens, "8k's rate"));
+                    Goal::Times(1.03, first_token_seconds * tokens, "8k's rate"));
     }
   }
 }
 
-void DecodeTogether(TestBed& bed, int sequences, const Aim& aim) {
+void DecodeTogether(TestBed& bed, int sequences, const Goal& goal) {
   const std::string name = absl::StrCat("decode, ", sequences, sequences == 1 ? " sequence" : " sequences", ", short");
   if (!bed.bench.Wants(name)) return;
   constexpr int64_t kContext = 16, kSteps = 64;
@@ -223,7 +222,7 @@ void DecodeTogether(TestBed& bed, int sequences, const Aim& aim) {
   // One sequence is held against its weights alone, as its state is a three-hundredth of them.
   const double state_bytes = sequences == 1 ? 0 : 2.0 * sequences * static_cast<double>(bed.shape.StateBytes());
   bed.bench.Add(name, seconds,
-                {.bytes = bed.costs.decode_bytes + state_bytes, .tokens = static_cast<double>(sequences)}, aim);
+                {.bytes = bed.costs.decode_bytes + state_bytes, .tokens = static_cast<double>(sequences)}, goal);
 }
 
 // Each tier at each length: what a decoded token takes, and what is kept for it.
@@ -231,7 +230,7 @@ void DecodeLong(TestBed& bed) {
   const std::vector<int64_t> lengths = {bed.bench.Size(128 << 10, 128), bed.bench.Size(1 << 20, 320)};
   std::vector<double> full_seconds(lengths.size()), full_bytes(lengths.size());
   for (const Tier& tier :
-       {Tier{GoldTier::kCompressed, "T0"}, Tier{GoldTier::kFull, "T3"}, Tier{GoldTier::kShared, "T2"}}) {
+       {Tier{GoldTier::kCompressed, "compressed"}, Tier{GoldTier::kFull, "full"}, Tier{GoldTier::kShared, "shared"}}) {
     const std::string name = absl::StrCat("decode at ", Thousands(lengths.back()), ", ", tier.name);
     if (!bed.bench.Wants("decode at")) continue;
     StageOptions options = OneSequence(bed, lengths.back() + 4096);
@@ -259,10 +258,10 @@ void DecodeLong(TestBed& bed) {
       const bool shared = tier.tier == GoldTier::kShared && full_seconds[i] > 0;
       bed.bench.Add(absl::StrFormat("%s, %.0f MB kept", where, bytes / 1e6), seconds,
                     {.bytes = bed.costs.decode_bytes + bytes, .tokens = 1},
-                    shared ? Aim::Times(1, full_seconds[i], "T3") : Aim());
+                    shared ? Goal::Times(1, full_seconds[i], "full") : Goal());
       if (shared) {
-        bed.bench.AddValue(absl::StrCat("kept at ", Thousands(lengths[i]), ", T3 / T2"), full_bytes[i] / kept, "x", "",
-                           8);
+        bed.bench.AddValue(absl::StrCat("kept at ", Thousands(lengths[i]), ", full / shared"), full_bytes[i] / kept,
+                           "x", "", 8);
       }
       if (tier.tier == GoldTier::kFull) {
         full_seconds[i] = seconds;
@@ -308,7 +307,7 @@ void Pipelines(TestBed& bed) {
     bed.bench.Add(
         name, median,
         {.operations = bed.costs.prefill_flops * static_cast<double>(tokens), .tokens = static_cast<double>(tokens)},
-        stages == 1 || single_seconds == 0 ? Aim() : Aim::Times(1.05, single_seconds, "S = 1"));
+        stages == 1 || single_seconds == 0 ? Goal() : Goal::Times(1.05, single_seconds, "S = 1"));
     nlohmann::json entry = {{"stages", stages}, {"tokens", tokens}, {"seconds", median}};
     const v1::GetClusterInfoResponse info = cluster.Info();
     for (const v1::StageInfo& stage : info.groups(0).stages()) {
@@ -374,8 +373,8 @@ void StageTimes(TestBed& bed) {
 void Run(TestBed& bed) {
   bed.bench.MeasureCeilings();
   Prefill(bed);
-  DecodeTogether(bed, 1, Aim::Ceiling(0.75));
-  DecodeTogether(bed, static_cast<int>(bed.bench.Size(256, 3)), Aim::Ceiling(0.6));
+  DecodeTogether(bed, 1, Goal::Ceiling(0.75));
+  DecodeTogether(bed, static_cast<int>(bed.bench.Size(256, 3)), Goal::Ceiling(0.6));
   DecodeLong(bed);
   StageTimes(bed);
   bed.model = nullptr;  // the stages of the service load their own weights
@@ -431,7 +430,7 @@ absl::Status RunWith(const Options& options, std::unique_ptr<Backend> backend) {
                    {"decode_bytes", bed.costs.decode_bytes}};
   json["stage_times"] = bed.stage_times;
   json["pipelines"] = bed.pipelines;
-  return WriteJson(options.bench, json) ? absl::OkStatus() : absl::UnavailableError("--json was not written");
+  return WriteJson(options.bench.json, json);
 }
 
 int Main(int argc, char** argv) {
@@ -459,7 +458,7 @@ int Main(int argc, char** argv) {
   if (!backend.ok()) {
     absl::PrintF("SKIPPED: %s\n", backend.status().message());
     const nlohmann::json json = {{"skipped", std::string(backend.status().message())}};
-    return WriteJson(options.bench, json) ? 0 : 1;
+    return ExitStatus(WriteJson(options.bench.json, json));
   }
   const absl::Status status = RunWith(options, *std::move(backend));
   if (!status.ok()) std::fprintf(stderr, "model_bench: %s\n", std::string(status.message()).c_str());

@@ -1,4 +1,4 @@
-#include "tests/bench/figures.h"
+#include "tests/bench/harness.h"
 
 #include <limits>
 
@@ -59,7 +59,12 @@ TEST(FiguresTest, WhatWasNotMeasuredIsMissed) {
 TEST(FiguresTest, Json) {
   Figures figures({"a", "b"});
   figures.Add("row", "b", 1.25, 0);
-  EXPECT_EQ(figures.Json().dump(), R"({"row":{"b":1.25}})");
+  figures.Add("held", "a", 2, 0, {.high = 1}, {{"bytes", 7}});
+  figures.NotMeasured("row", "a", "no memory");
+  EXPECT_EQ(figures.Json(), nlohmann::json::parse(R"([
+      {"quantity": "row", "column": "a", "not_measured": "no memory"},
+      {"quantity": "row", "column": "b", "value": 1.25},
+      {"quantity": "held", "column": "a", "value": 2.0, "aim": "<= 1", "verdict": "MISSED", "bytes": 7}])"));
 }
 
 }  // namespace
