@@ -62,9 +62,9 @@ TEST(FiguresTest, Json) {
   figures.Add("held", "a", 2, 0, {.high = 1}, {{"bytes", 7}});
   figures.NotMeasured("row", "a", "no memory");
   EXPECT_EQ(figures.Json(), nlohmann::json::parse(R"([
+      {"quantity": "held", "column": "a", "value": 2.0, "aim": "<= 1", "verdict": "MISSED", "bytes": 7},
       {"quantity": "row", "column": "a", "not_measured": "no memory"},
-      {"quantity": "row", "column": "b", "value": 1.25},
-      {"quantity": "held", "column": "a", "value": 2.0, "aim": "<= 1", "verdict": "MISSED", "bytes": 7}])"));
+      {"quantity": "row", "column": "b", "value": 1.25}])"));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <iostream>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -126,6 +127,12 @@ Bench::Bench(Backend& backend, const BenchOptions& options) : backend_(backend),
   Print("quantity", "measured", "rate", "floor", "ratio", "aim", "");
 }
 
+void Bench::Record(const std::string& name, double value, int decimals, Aim aim, nlohmann::json details) {
+  const int times = ++times_recorded_[name];
+  figures_.Add(times == 1 ? name : absl::StrCat(name, " (", times, ")"), kColumn, value, decimals, aim,
+               std::move(details));
+}
+
 void Bench::Print(const std::string& name, const std::string& measured, const std::string& rate,
                   const std::string& floor, const std::string& ratio, const std::string& aim,
                   const std::string& verdict) const {
@@ -200,16 +207,16 @@ void Bench::Add(const std::string& name, double seconds, const Work& work, const
   const std::string aim = goal.aim ? absl::StrCat(goal.aim.Text(), unit) : "";
   Print(name, absl::StrFormat("%.3f ms", seconds * 1e3), rate, absl::StrFormat("%.3f ms", floor * 1e3),
         absl::StrFormat("%.2f", ratio), aim, verdict);
-  figures_.Add(name, kColumn, seconds * 1e3, 3, {},
-               {{"seconds", seconds},
-                {"bytes", work.bytes},
-                {"operations", work.operations},
-                {"units", work.units},
-                {"tokens", work.tokens},
-                {"floor_seconds", floor},
-                {"ratio", ratio},
-                {"aim", aim},
-                {"verdict", verdict}});
+  Record(name, seconds * 1e3, 3, {},
+         {{"seconds", seconds},
+          {"bytes", work.bytes},
+          {"operations", work.operations},
+          {"units", work.units},
+          {"tokens", work.tokens},
+          {"floor_seconds", floor},
+          {"ratio", ratio},
+          {"aim", aim},
+          {"verdict", verdict}});
 }
 
 void Bench::AddValue(const std::string& name, double value, const std::string& unit, const std::string& detail,
@@ -217,13 +224,13 @@ void Bench::AddValue(const std::string& name, double value, const std::string& u
   const Aim aim = {.low = least};
   Print(name, absl::StrFormat("%.4g %s", value, unit), detail, "", "", absl::StrCat(aim.Text(), " ", unit),
         aim.Verdict(value));
-  figures_.Add(name, kColumn, value, 4, aim, {{"unit", unit}, {"detail", detail}});
+  Record(name, value, 4, aim, {{"unit", unit}, {"detail", detail}});
 }
 
 void Bench::NotMeasured(const std::string& name, absl::string_view why) {
   absl::PrintF("%-48s not measured: %s\n", name, why);
   std::fflush(stdout);
-  figures_.NotMeasured(name, kColumn, std::string(why));
+  Record(name, std::numeric_limits<double>::quiet_NaN(), 0, {}, {{"not_measured", std::string(why)}});
 }
 
 nlohmann::json Bench::Json() const { return {{"device", backend_.Describe()}, {"quantities", figures_.Json()}}; }

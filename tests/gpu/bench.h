@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -152,6 +153,8 @@ class Bench {
   static constexpr char kColumn[] = "device";
 
   void CheckOutput(const std::string& name, const Tensor& out);
+  // Adds to `figures_`; a name that was measured before, as small sizes can be equal, gets a number.
+  void Record(const std::string& name, double value, int decimals, Aim aim, nlohmann::json details);
   void Print(const std::string& name, const std::string& measured, const std::string& rate, const std::string& floor,
              const std::string& ratio, const std::string& aim, const std::string& verdict) const;
 
@@ -160,6 +163,7 @@ class Bench {
   double copied_per_second_ = 0;
   double operations_per_second_ = 0;
   Figures figures_{{kColumn}};
+  std::map<std::string, int> times_recorded_;
 };
 
 }  // namespace goldfinch

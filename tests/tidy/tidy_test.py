@@ -45,7 +45,10 @@ class TidyTest(unittest.TestCase):
                  "worker/model/a.cc": '#include "worker/stage/stage.h"\n#include "worker/checkpoint/names.h"\n',
                  "worker/stage/b.cc": '#include "worker/model/model.h"\n#include "worker/worker.h"\n',
                  "base/c.cc": '#include <string>\n#include "absl/strings/str_cat.h"\n'}
+        files["worker/model/BUILD"] += '"a_test.cc"'
+        files["worker/model/a_test.cc"] = '#include "worker/stage/stage.h"\n#include "coordinator/scheduler.h"\n'
         self.assertEqual(self.problems_of(files), ["worker/model/a.cc:1: worker/model may not include worker/stage",
+                                                   "worker/model/a_test.cc:2: worker/model may not include coordinator",
                                                    "worker/stage/b.cc:2: worker/stage may not include worker"])
 
     def test_files_have_a_limit(self):
