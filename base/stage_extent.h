@@ -23,6 +23,13 @@ constexpr int64_t StepRowsMax(int64_t max_step_tokens, int64_t max_sequences, in
   return max_step_tokens + TokenShiftReach(gold_layers) * max_sequences;
 }
 
+// Rows of the largest message of hidden rows: a step's, or, if Finch-side layers hand side rows on, the rows and then
+// the side rows of its tokens.
+constexpr int64_t HiddenRowsMax(int64_t max_step_tokens, int64_t max_sequences, int gold_layers, bool uses_side_rows) {
+  return std::max(StepRowsMax(max_step_tokens, max_sequences, gold_layers),
+                  uses_side_rows ? 2 * max_step_tokens : int64_t{0});
+}
+
 struct StageExtent {
   int model_layers = 0;
   int finch_layers = 0;  // of the model: layers before the first GOLD layer
@@ -60,6 +67,9 @@ struct StageExtent {
   bool receives_hidden() const { return !is_first(); }
   bool receives_gold_hidden() const { return !is_first() && first_layer >= finch_layers; }
   bool sends_hidden() const { return !is_last(); }
+  // Side rows, in a model whose kinds use them, follow the hidden rows between stages with Finch-side layers.
+  bool receives_side() const { return receives_hidden() && first_layer < finch_layers; }
+  bool sends_side() const { return sends_hidden() && last_layer < finch_layers; }
   // Compressed rows come from the stage with the boundary, and go from it to every later stage.
   bool receives_compressed() const { return has_gold() && !has_boundary(); }
   bool sends_compressed() const { return has_boundary() && !is_last(); }

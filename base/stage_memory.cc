@@ -44,7 +44,8 @@ int64_t ActivationBytes(const ModelMemory& model, const StageSettings& settings)
   }
   // The residual stream and what is made of it outside the layers is fp32.
   const int64_t logits = ExtentOf(model, settings).has_head() ? model.vocab_size : 0;
-  const int64_t floats = (tokens + rows) * model.width + 2 * tokens * model.compressed_width +
+  const int64_t side_rows = model.uses_side_rows ? tokens : 0;
+  const int64_t floats = (tokens + rows + side_rows) * model.width + 2 * tokens * model.compressed_width +
                          settings.max_logit_rows * (model.width + logits);
   constexpr int64_t kRounding = 64 * 1024;  // every tensor is rounded up to 64 bytes
   return rows * layer_bytes + floats * kFloat + kRounding;
@@ -111,7 +112,9 @@ StageMemory PlanStageMemory(const ModelMemory& model, const StageSettings& setti
     memory.kept_rows = settings.kept_bytes;
   }
   memory.activations = ActivationBytes(model, settings);
-  const int64_t hidden_bytes = rows * model.width * kFloat;
+  const int64_t hidden_bytes =
+      HiddenRowsMax(settings.max_step_tokens, settings.max_sequences, model.gold_layers, model.uses_side_rows) *
+      model.width * kFloat;
   const int64_t compressed_bytes = settings.max_step_tokens * model.compressed_row_bytes;
   if (stage.receives_hidden()) memory.received_rows += hidden_bytes;
   if (stage.receives_compressed()) memory.received_rows += compressed_bytes;

@@ -30,6 +30,7 @@ struct ModelMemory {
   int gold_layers = 0;  // the last ones
   int64_t width = 0;    // D
   int64_t vocab_size = 0;
+  bool uses_side_rows = false;             // Finch-side layers hand a second row of every token on, fp32
   int64_t compressed_width = 0;            // numbers in a row of the compressed cache
   int64_t compressed_row_bytes = 0;        // bytes of such a row
   int64_t compressed_bytes_per_token = 0;  // the row and the id

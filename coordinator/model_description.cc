@@ -111,6 +111,7 @@ ModelMemory ReadModelMemory(const cluster::v1::Described& model) {
   memory.gold_layers = static_cast<int>(model.gold_layers());
   memory.width = model.width();
   memory.vocab_size = model.vocab_size();
+  memory.uses_side_rows = from.uses_side_rows();
   memory.compressed_width = model.compressed_width();
   memory.compressed_row_bytes = static_cast<int64_t>(from.compressed_row_bytes());
   memory.compressed_bytes_per_token = static_cast<int64_t>(model.compressed_bytes_per_token());

@@ -111,8 +111,8 @@ absl::StatusOr<StageAssignment> AssignStage(const Form& form, const ModelShape& 
                         .max_logit_rows = form.max_logit_rows(),
                         .cache_dtype = cache_dtype};
   assignment.links = PlanLinks(pipeline, assignment.stage);
-  assignment.hidden_rows_max =
-      StepRowsMax(assignment.options.max_step_tokens, assignment.options.max_sequences, shape.gold_layers());
+  assignment.hidden_rows_max = HiddenRowsMax(assignment.options.max_step_tokens, assignment.options.max_sequences,
+                                             shape.gold_layers(), shape.uses_side_rows());
   if (extent.has_head()) {
     GF_ASSIGN_OR_RETURN(assignment.vocabulary, ReadVocabulary(form, shape.vocab_size));
   }

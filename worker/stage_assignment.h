@@ -37,7 +37,7 @@ struct StageAssignment {
   int last_layer = 0;  // one past the last
   StageOptions options;
   StageLinks links;
-  // The most hidden rows that one step receives or sends: StepRowsMax.
+  // The most hidden rows that one step receives or sends: HiddenRowsMax of base/stage_extent.h.
   int64_t hidden_rows_max = 0;
   std::shared_ptr<const SamplerVocabulary> vocabulary;  // null except in the last stage
 

@@ -1,5 +1,3 @@
-#include "clients/cli/load_test_plan.h"
-
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -8,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/check.h"
+#include "clients/cli/load_test_plan.h"
 
 namespace goldfinch {
 

@@ -1,10 +1,9 @@
-#include "clients/cli/load_test_plan.h"
-
 #include <algorithm>
 #include <cmath>
 #include <set>
 
 #include "absl/status/status.h"
+#include "clients/cli/load_test_plan.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

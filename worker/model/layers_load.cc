@@ -283,6 +283,15 @@ constexpr TimeMixKind kTimeMixKinds[] = {
     Line<LlamaWeights>({.name = "llama", .tmix = "llama", .has_kv_cache = true, .matches = IsLlama, .load = LoadLlama}),
 };
 
+// GOLD layers run for some rows of a step only, so they get no side rows.
+constexpr bool NoGoldKindUsesSideRows() {
+  for (const TimeMixKind& kind : kTimeMixKinds) {
+    if (kind.reads_gold_cache && kind.uses_side_rows) return false;
+  }
+  return true;
+}
+static_assert(NoGoldKindUsesSideRows());
+
 constexpr ChannelMixKind kChannelMixKinds[] = {
     ChannelLine<LlamaChannelMix>({.name = "llama", .matches = IsLlamaChannelMix, .load = LoadLlamaChannelMix}),
     ChannelLine<RwkvChannelMix>(

@@ -101,6 +101,10 @@ int ModelShape::finch_layers() const {
   return layers();
 }
 
+bool ModelShape::uses_side_rows() const {
+  return std::any_of(kinds.begin(), kinds.end(), [](const TimeMixKind* kind) { return kind->uses_side_rows; });
+}
+
 int64_t ModelShape::StateBytes() const {
   // Parts that are one a sequence are not of the cache's type.
   return SumStateParts(*this, DType::kF32, [](const StatePart& part) { return !part.per_token(); });

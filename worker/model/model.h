@@ -34,6 +34,8 @@ struct ModelShape {
   // Layers before the first GOLD layer; all of them without GOLD.
   int finch_layers() const;
   int gold_layers() const { return layers() - finch_layers(); }
+  // Whether layers hand side rows on (LayerContext::side).
+  bool uses_side_rows() const;
 
   // The layers [first_layer, last_layer) as a stage of this model.
   StageExtent Extent(int first_layer, int last_layer) const {

@@ -57,6 +57,7 @@ ModelMemory MemoryOf(const Model& model, DType cache_dtype, const Backend& backe
   }
   memory.gold_layers = shape.gold_layers();
   memory.width = shape.width;
+  memory.uses_side_rows = shape.uses_side_rows();
   memory.vocab_size = shape.vocab_size;
   memory.compressed_width = shape.compressed;
   memory.compressed_row_bytes = shape.CompressedRowBytes(cache_dtype);

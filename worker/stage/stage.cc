@@ -189,6 +189,7 @@ StageRows Stage::InputRows(absl::Span<const Chunk> chunks) const {
       rows.hidden += gold_spans_.EntryRows(GoldInputRowsOf(chunk));
     } else if (extent_.receives_hidden()) {
       rows.hidden += tokens;
+      if (shape_.uses_side_rows() && extent_.receives_side()) rows.hidden += tokens;
     }
     if (extent_.receives_compressed()) rows.compressed += tokens;
   }

@@ -47,8 +47,8 @@ struct Chunk {
 
 // What the stage before sends for a Forward, in the back end's memory. The first stage gets none.
 struct StageInput {
-  // [rows, D] fp32; overwritten. A row of every token; to a stage whose layers are all GOLD, the rows of the pre-fill
-  // rule.
+  // [rows, D] fp32; overwritten. A row of every token, and then a side row of every token if the model's kinds use
+  // them; to a stage whose layers are all GOLD, the rows of the pre-fill rule alone.
   Tensor hidden;
   // [tokens, CompressedRowWidth of D/16] of cache_dtype; only to a stage whose layers are all GOLD.
   ConstTensor compressed;

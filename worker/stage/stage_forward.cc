@@ -62,13 +62,21 @@ Tensor Stage::Norm(ConstTensor x, const NormWeights& norm) {
 }
 
 Tensor Stage::RunFinchLayers(const StageInput& input) {
-  Tensor hidden = input.hidden;
+  if (extent_.receives_gold_hidden()) return input.hidden;
+  const auto tokens = static_cast<int64_t>(ids_.size());
+  const bool has_side = shape_.uses_side_rows();
+  // The rows of all tokens and, behind them, the side rows.
+  const Tensor all =
+      extent_.is_first() ? workspace_->Take({has_side ? 2 * tokens : tokens, shape_.width}) : input.hidden;
+  Tensor hidden = all, side = {};
+  hidden.shape = {tokens, shape_.width};
+  if (has_side) side = Tensor{static_cast<char*>(all.data) + hidden.bytes(), DType::kF32, hidden.shape};
   if (extent_.is_first()) {
-    hidden = workspace_->Take({static_cast<int64_t>(ids_.size()), shape_.width});
     backend_.Embed(model_->embedding, ids_, hidden);
     backend_.GroupNorm(hidden, 1, model_->ln0, kLayerNormEpsilon, {}, hidden);
   }
-  const LayerContext context{backend_, *workspace_, shape_.head_size, spans_};
+  const LayerContext context{
+      .backend = backend_, .workspace = *workspace_, .head_size = shape_.head_size, .spans = spans_, .side = side};
   for (int index = extent_.first_layer; index < extent_.finch_end(); ++index) {
     const Layer& layer = model_->layers[index - extent_.first_layer];
     const LayerState& state = sequences_->layer(index - extent_.first_layer);
@@ -76,7 +84,7 @@ Tensor Stage::RunFinchLayers(const StageInput& input) {
     shape_.kinds[index]->forward(context, layer.time_mix, Norm(hidden, layer.ln1), state, hidden);
     shape_.channel_kinds[index]->forward(context, layer.channel_mix, Norm(hidden, layer.ln2), state, hidden);
   }
-  return hidden;
+  return has_side && extent_.sends_side() ? all : hidden;
 }
 
 // The compressed rows c = W_a x, rounded to the cache's type once, here: so every stage stores the same bits.
