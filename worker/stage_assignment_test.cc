@@ -12,7 +12,7 @@ namespace goldfinch {
 namespace {
 
 ModelShape Shape(const std::vector<std::string>& layers) {
-  ModelShape shape{.width = 64, .vocab_size = 12, .head_size = 64, .compressed = 4, .kinds = {}};
+  ModelShape shape{.width = 64, .vocab_size = 12, .head_size = 64, .compressed = 4, .kinds = {}, .channel_kinds = {}};
   for (const std::string& name : layers) {
     for (const TimeMixKind& kind : TimeMixKinds()) {
       if (name == kind.name) shape.kinds.push_back(&kind);

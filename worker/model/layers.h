@@ -1,11 +1,12 @@
-// The layer kinds as data: how each is recognized, loaded and computed. A new architecture is a new struct, one line in
-// TimeMixKinds and one forward function.
+// The layer kinds as data: how each is recognized, loaded and computed. A new kind is a struct for its weights, a line
+// in TimeMixKinds or ChannelMixKinds (layers_load.cc) with the functions that recognize and load it, and one forward
+// function (layers_forward.cc). Nothing else knows kinds by name.
 #ifndef GOLDFINCH_WORKER_MODEL_LAYERS_H_
 #define GOLDFINCH_WORKER_MODEL_LAYERS_H_
 
+#include <any>
 #include <cstdint>
 #include <string>
-#include <variant>
 
 #include "absl/types/span.h"
 #include "kernels/backend.h"
@@ -15,15 +16,14 @@
 
 namespace goldfinch {
 
-class GoldTiers;
-
+// ---- Weights ----
 // D = model width, N = head size, H = D / N heads, m = LoRA rank (read from each tensor), F = channel mix width.
 
 // Eagle, RWKV-5.0 to 5.2 (arXiv 2404.05892 section 4.1.1).
 struct EagleWeights {
-  ConstTensor mix;                // [4, D] k, v, r, g (without gate [3, D]): weight of prev(x)
+  ConstTensor mix;                // [4, D] k, v, r, g, or [3, D] without a gate: the weight of prev(x)
   Matrix key, value, receptance;  // [D, D]
-  Matrix gate;                    // [D, D]; RWKV-5.0 has none
+  Matrix gate;                    // [D, D]; empty in RWKV-5.0
   Matrix output;                  // [D, D]
   ConstTensor decay;              // [1, D]: w
   ConstTensor bonus;              // [H, N]: u
@@ -65,21 +65,18 @@ struct GptAlphaWeights {
   DdLerpWeights shift;               // 3 targets: r, k, v
   Matrix query, key, value, output;  // [D, D]
   NormWeights ln_query, ln_key, ln_value, ln_x;
-  double rope_base = 0;  // 0: none
+  double rope_base = 0;  // 0: no rotary embedding
 };
 
 // Llama-like attention.
 struct LlamaWeights {
   Matrix query, key, value, output;  // [D, D]
-  double rope_base = 0;              // 0: none
+  double rope_base = 0;              // 0: no rotary embedding
 };
 
-using TimeMixWeights =
-    std::variant<EagleWeights, FinchWeights, FinchC2Weights, GoldWeights, GptAlphaWeights, LlamaWeights>;
-
-// All RWKV channel mixers: relu(x_k W_k)^2 W_v, gated by sigmoid(x_r W_r).
+// The channel mix of all RWKV models and of GOLD: relu(x_k W_k)^2 W_v, gated by sigmoid(x_r W_r).
 struct RwkvChannelMix {
-  ConstTensor mix;    // [2, D] k, r: weight of prev(x)
+  ConstTensor mix;    // [2, D] k, r: the weight of prev(x)
   Matrix key;         // [F, D]
   Matrix value;       // [D, F]
   Matrix receptance;  // [D, D]
@@ -91,33 +88,26 @@ struct LlamaChannelMix {
   Matrix down;      // w2 [D, F]
 };
 
-using ChannelMixWeights = std::variant<RwkvChannelMix, LlamaChannelMix>;
-
-struct TimeMixKind {
-  const char* name;       // "finch_c2"
-  const char* tmix;       // its name in the authors' configs: "x060c2"
-  bool has_shift;         // keeps the last input row
-  bool has_wkv;           // keeps a recurrent state
-  bool has_kv_cache;      // keeps keys and values of every token
-  bool reads_gold_cache;  // attends to the compressed cache
-  // Whether the tensors "<prefix>*" are of this kind. Kinds are tried in the order of the table.
-  bool (*matches)(const Checkpoint& checkpoint, const std::string& prefix);
-  TimeMixWeights (*load)(WeightLoader& loader, int64_t width, int head_size, const ModelConfig& config);
-};
-
-absl::Span<const TimeMixKind> TimeMixKinds();
-
-ChannelMixWeights LoadChannelMix(WeightLoader& loader, int64_t width);
-// Whether the channel mix of the tensors "<prefix>*" keeps its last input row.
-bool ChannelMixHasShift(const Checkpoint& checkpoint, const std::string& prefix);
+// ---- What a forward function gets ----
 
 // What a layer's forward pass sees of the state of all sequences (worker/stage/sequence_state.h owns it). Parts that
-// its kind does not keep are empty.
+// its kinds do not keep are empty.
 struct LayerState {
   Tensor time_shift;     // [slots, D] fp32
   Tensor channel_shift;  // [slots, D] fp32
   Tensor wkv;            // [slots, H, N, N] fp32
   KvCache kv;
+};
+
+// The attention of a stage's GOLD layers over its compressed cache, whatever the stage keeps beside the cache.
+class GoldAttention {
+ public:
+  virtual ~GoldAttention() = default;
+  // Causal attention of each row over its sequence's positions up to its own, for GOLD layer `layer` of the stage. May
+  // take workspace for the time of the call.
+  virtual void Attend(ConstTensor q,  // [rows, D] act
+                      RowSpans spans, int layer, Workspace& workspace,
+                      Tensor out) = 0;  // [rows, D] act
 };
 
 // What the layers of one call share.
@@ -126,21 +116,61 @@ struct LayerContext {
   Workspace& workspace;
   int head_size;
   RowSpans spans;
-  GoldTiers* gold_tiers = nullptr;  // of GOLD layers, and
-  int gold_layer = 0;               // which of the stage's GOLD layers it is
+  GoldAttention* gold_attention = nullptr;  // for GOLD layers
+  int gold_layer = 0;                       // which of the stage's GOLD layers this one is
+  // [rows, D] fp32, if a kind of the model has uses_side_rows: what an earlier layer wrote for these rows. The first
+  // layer of such a kind writes it, later ones read it; it crosses layers and stages (RWKV-7's first values).
+  Tensor side = {};
 };
 
-// residual += TimeMix(x), x = LN1(residual). x is of the back end's type of activations, the residual fp32. Uses the
-// workspace; gives back what it took.
-void TimeMixForward(const LayerContext& context, const TimeMixWeights& weights, ConstTensor x, const LayerState& state,
-                    Tensor residual);
-// residual += ChannelMix(x), x = LN2(residual).
-void ChannelMixForward(const LayerContext& context, const ChannelMixWeights& weights, ConstTensor x,
-                       const LayerState& state, Tensor residual);
+// residual += mix(x), x the normed residual. x is of the back end's type of activations, the residual is fp32. A
+// forward function gives back the workspace that it took. The weights are of the type that the kind's load returned.
+using MixForward = void (*)(const LayerContext& context, const std::any& weights, ConstTensor x,
+                            const LayerState& state, Tensor residual);
 
-// How many activations of workspace a row of these takes at most.
-int64_t ActivationElements(const TimeMixWeights& weights, int64_t width);
-int64_t ActivationElements(const ChannelMixWeights& weights, int64_t width);
+// ---- Kinds ----
+
+struct TimeMixKind {
+  const char* name = "";          // "finch_c2"
+  const char* tmix = "";          // its name in the authors' configs: "x060c2"
+  bool has_shift = false;         // keeps the last input row
+  bool has_wkv = false;           // keeps a recurrent state
+  bool has_kv_cache = false;      // keeps keys and values of every token
+  bool reads_gold_cache = false;  // attends to the compressed cache; only the last layers may
+  bool uses_side_rows = false;    // writes or reads LayerContext::side; not with reads_gold_cache
+  // Whether the tensors "<prefix>*" are of this kind. Kinds are tried in the order of the table.
+  bool (*matches)(const Checkpoint& checkpoint, const std::string& prefix) = nullptr;
+  std::any (*load)(WeightLoader& loader, int64_t width, int head_size, const ModelConfig& config) = nullptr;
+  MixForward forward = nullptr;
+  // The most activations of workspace that a row takes.
+  int64_t (*activations)(const std::any& weights, int64_t width) = nullptr;
+};
+
+struct ChannelMixKind {
+  const char* name = "";   // "rwkv"
+  bool has_shift = false;  // keeps the last input row
+  bool (*matches)(const Checkpoint& checkpoint, const std::string& prefix) = nullptr;
+  std::any (*load)(WeightLoader& loader, int64_t width) = nullptr;
+  MixForward forward = nullptr;
+  int64_t (*activations)(const std::any& weights, int64_t width) = nullptr;
+};
+
+// In the order in which they are tried; the last channel mix matches everything.
+absl::Span<const TimeMixKind> TimeMixKinds();
+absl::Span<const ChannelMixKind> ChannelMixKinds();
+
+// The forward functions, a line a kind, for the tables.
+void Forward(const LayerContext&, const EagleWeights&, ConstTensor x, const LayerState&, Tensor residual);
+void Forward(const LayerContext&, const FinchWeights&, ConstTensor x, const LayerState&, Tensor residual);
+void Forward(const LayerContext&, const FinchC2Weights&, ConstTensor x, const LayerState&, Tensor residual);
+void Forward(const LayerContext&, const GoldWeights&, ConstTensor x, const LayerState&, Tensor residual);
+void Forward(const LayerContext&, const GptAlphaWeights&, ConstTensor x, const LayerState&, Tensor residual);
+void Forward(const LayerContext&, const LlamaWeights&, ConstTensor x, const LayerState&, Tensor residual);
+void Forward(const LayerContext&, const RwkvChannelMix&, ConstTensor x, const LayerState&, Tensor residual);
+void Forward(const LayerContext&, const LlamaChannelMix&, ConstTensor x, const LayerState&, Tensor residual);
+// The most activations of workspace that a row of it takes.
+template <class Weights>
+int64_t Activations(const Weights& weights, int64_t width);
 
 }  // namespace goldfinch
 

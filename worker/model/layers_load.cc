@@ -40,7 +40,7 @@ void LoadLora(WeightLoader& loader, const std::string& name, int64_t width, Matr
 bool IsEagle(const Checkpoint& file, const std::string& prefix) { return Has(file, prefix, "time_mix_k"); }
 
 // RWKV-5.0 and 5.1 have one decay and one bonus per head, the bonus as its logarithm under the name time_first.
-TimeMixWeights LoadEagle(WeightLoader& loader, int64_t width, int head_size, const ModelConfig&) {
+std::any LoadEagle(WeightLoader& loader, int64_t width, int head_size, const ModelConfig&) {
   EagleWeights w;
   const int64_t heads = width / head_size;
   const bool has_gate = loader.Has("gate.weight");
@@ -84,7 +84,7 @@ bool IsFinch(const Checkpoint& file, const std::string& prefix) {
   return Has(file, prefix, "time_maa_w1") && Has(file, prefix, "gate.weight");
 }
 
-TimeMixWeights LoadFinch(WeightLoader& loader, int64_t width, int head_size, const ModelConfig&) {
+std::any LoadFinch(WeightLoader& loader, int64_t width, int head_size, const ModelConfig&) {
   FinchWeights w;
   w.shift = LoadDdLerp(loader, width, "time_maa_w1", "time_maa_w2",
                        {"time_maa_w", "time_maa_k", "time_maa_v", "time_maa_r", "time_maa_g"});
@@ -108,7 +108,7 @@ bool IsFinchC2(const Checkpoint& file, const std::string& prefix) {
          (Has(file, prefix, "time_maa_w1") && Has(file, prefix, "time_decay_w1") && !Has(file, prefix, "gate.weight"));
 }
 
-TimeMixWeights LoadFinchC2(WeightLoader& loader, int64_t width, int head_size, const ModelConfig& config) {
+std::any LoadFinchC2(WeightLoader& loader, int64_t width, int head_size, const ModelConfig& config) {
   FinchC2Weights w;
   // One of its tensors without the others is an error, not an ablation.
   const bool has_v2 = loader.Has("time_maa_v2") || loader.Has("time_value2_w1") || loader.Has("time_value2_w2");
@@ -140,7 +140,7 @@ TimeMixWeights LoadFinchC2(WeightLoader& loader, int64_t width, int head_size, c
 
 bool IsGold(const Checkpoint& file, const std::string& prefix) { return Has(file, prefix, "time_maa_kv_w1"); }
 
-TimeMixWeights LoadGold(WeightLoader& loader, int64_t width, int, const ModelConfig& config) {
+std::any LoadGold(WeightLoader& loader, int64_t width, int, const ModelConfig& config) {
   GoldWeights w;
   w.shift = LoadDdLerp(loader, width, "time_maa_q_w1", "time_maa_q_w2", {"time_maa_q"});
   w.query = loader.Linear("query.weight", width, width);
@@ -165,7 +165,7 @@ TimeMixWeights LoadGold(WeightLoader& loader, int64_t width, int, const ModelCon
 
 bool IsGptAlpha(const Checkpoint& file, const std::string& prefix) { return Has(file, prefix, "ln_r.weight"); }
 
-TimeMixWeights LoadGptAlpha(WeightLoader& loader, int64_t width, int, const ModelConfig& config) {
+std::any LoadGptAlpha(WeightLoader& loader, int64_t width, int, const ModelConfig& config) {
   GptAlphaWeights w;
   w.shift = LoadDdLerp(loader, width, "time_maa_w1", "time_maa_w2", {"time_maa_r", "time_maa_k", "time_maa_v"});
   w.query = loader.Linear("query.weight", width, width);
@@ -184,7 +184,7 @@ TimeMixWeights LoadGptAlpha(WeightLoader& loader, int64_t width, int, const Mode
 
 bool IsLlama(const Checkpoint& file, const std::string& prefix) { return Has(file, prefix, "wq.weight"); }
 
-TimeMixWeights LoadLlama(WeightLoader& loader, int64_t width, int, const ModelConfig& config) {
+std::any LoadLlama(WeightLoader& loader, int64_t width, int, const ModelConfig& config) {
   LlamaWeights w;
   w.query = loader.Linear("wq.weight", width, width);
   w.key = loader.Linear("wk.weight", width, width);
@@ -194,29 +194,23 @@ TimeMixWeights LoadLlama(WeightLoader& loader, int64_t width, int, const ModelCo
   return w;
 }
 
-// name, tmix, has_shift, has_wkv, has_kv_cache, reads_gold_cache, matches, load
-constexpr TimeMixKind kTimeMixKinds[] = {
-    {"gold", "gold", true, false, false, true, IsGold, LoadGold},
-    {"gptalpha", "gptalpha", true, false, true, false, IsGptAlpha, LoadGptAlpha},
-    {"finch", "x060", true, true, false, false, IsFinch, LoadFinch},
-    {"finch_c2", "x060c2", true, true, false, false, IsFinchC2, LoadFinchC2},
-    {"eagle", "x052", true, true, false, false, IsEagle, LoadEagle},
-    {"llama", "llama", false, false, true, false, IsLlama, LoadLlama},
-};
+// --- Channel mixes --------------------------------------------------------------------------------------------------
 
-}  // namespace
+bool IsLlamaChannelMix(const Checkpoint& file, const std::string& prefix) { return Has(file, prefix, "w1.weight"); }
 
-absl::Span<const TimeMixKind> TimeMixKinds() { return kTimeMixKinds; }
+std::any LoadLlamaChannelMix(WeightLoader& loader, int64_t width) {
+  LlamaChannelMix w;
+  const int64_t hidden = loader.Dim("w1.weight", 0);
+  w.gate = loader.Linear("w1.weight", hidden, width);
+  w.up = loader.Linear("w3.weight", hidden, width);
+  w.down = loader.Linear("w2.weight", width, hidden);
+  return w;
+}
 
-ChannelMixWeights LoadChannelMix(WeightLoader& loader, int64_t width) {
-  if (loader.Has("w1.weight")) {
-    LlamaChannelMix w;
-    const int64_t hidden = loader.Dim("w1.weight", 0);
-    w.gate = loader.Linear("w1.weight", hidden, width);
-    w.up = loader.Linear("w3.weight", hidden, width);
-    w.down = loader.Linear("w2.weight", width, hidden);
-    return w;
-  }
+// Tried last: what lacks its tensors is told so by name.
+bool IsRwkvChannelMix(const Checkpoint&, const std::string&) { return true; }
+
+std::any LoadRwkvChannelMix(WeightLoader& loader, int64_t width) {
   RwkvChannelMix w;
   const int64_t hidden = loader.Dim("key.weight", 0);
   if (loader.Has("time_mix_k")) {  // Eagle weighs x, later kinds weigh prev(x)
@@ -234,8 +228,70 @@ ChannelMixWeights LoadChannelMix(WeightLoader& loader, int64_t width) {
   return w;
 }
 
-bool ChannelMixHasShift(const Checkpoint& checkpoint, const std::string& prefix) {
-  return !Has(checkpoint, prefix, "w1.weight");
+// --- The tables -----------------------------------------------------------------------------------------------------
+
+template <class Weights>
+void ForwardAny(const LayerContext& context, const std::any& weights, ConstTensor x, const LayerState& state,
+                Tensor residual) {
+  Forward(context, *std::any_cast<Weights>(&weights), x, state, residual);
 }
+
+template <class Weights>
+int64_t ActivationsAny(const std::any& weights, int64_t width) {
+  return Activations(*std::any_cast<Weights>(&weights), width);
+}
+
+// The line of a kind, with the functions that its weights' type decides.
+template <class Weights, class Kind>
+constexpr Kind WithWeights(Kind kind) {
+  kind.forward = ForwardAny<Weights>;
+  kind.activations = ActivationsAny<Weights>;
+  return kind;
+}
+template <class Weights>
+constexpr TimeMixKind Line(TimeMixKind kind) {
+  return WithWeights<Weights>(kind);
+}
+template <class Weights>
+constexpr ChannelMixKind ChannelLine(ChannelMixKind kind) {
+  return WithWeights<Weights>(kind);
+}
+
+constexpr TimeMixKind kTimeMixKinds[] = {
+    Line<GoldWeights>({.name = "gold",
+                       .tmix = "gold",
+                       .has_shift = true,
+                       .reads_gold_cache = true,
+                       .matches = IsGold,
+                       .load = LoadGold}),
+    Line<GptAlphaWeights>({.name = "gptalpha",
+                           .tmix = "gptalpha",
+                           .has_shift = true,
+                           .has_kv_cache = true,
+                           .matches = IsGptAlpha,
+                           .load = LoadGptAlpha}),
+    Line<FinchWeights>(
+        {.name = "finch", .tmix = "x060", .has_shift = true, .has_wkv = true, .matches = IsFinch, .load = LoadFinch}),
+    Line<FinchC2Weights>({.name = "finch_c2",
+                          .tmix = "x060c2",
+                          .has_shift = true,
+                          .has_wkv = true,
+                          .matches = IsFinchC2,
+                          .load = LoadFinchC2}),
+    Line<EagleWeights>(
+        {.name = "eagle", .tmix = "x052", .has_shift = true, .has_wkv = true, .matches = IsEagle, .load = LoadEagle}),
+    Line<LlamaWeights>({.name = "llama", .tmix = "llama", .has_kv_cache = true, .matches = IsLlama, .load = LoadLlama}),
+};
+
+constexpr ChannelMixKind kChannelMixKinds[] = {
+    ChannelLine<LlamaChannelMix>({.name = "llama", .matches = IsLlamaChannelMix, .load = LoadLlamaChannelMix}),
+    ChannelLine<RwkvChannelMix>(
+        {.name = "rwkv", .has_shift = true, .matches = IsRwkvChannelMix, .load = LoadRwkvChannelMix}),
+};
+
+}  // namespace
+
+absl::Span<const TimeMixKind> TimeMixKinds() { return kTimeMixKinds; }
+absl::Span<const ChannelMixKind> ChannelMixKinds() { return kChannelMixKinds; }
 
 }  // namespace goldfinch

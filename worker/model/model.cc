@@ -9,6 +9,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/types/span.h"
+#include "base/check.h"
 #include "base/status.h"
 #include "worker/model/state_parts.h"
 #include "worker/model/weight_loader.h"
@@ -162,7 +164,12 @@ absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const Mo
       return Invalid(checkpoint, absl::StrCat("layer ", layer, " (tensors ", prefix, "*) is of no known kind"));
     }
     shape.kinds.push_back(found);
-    shape.channel_shifts.push_back(ChannelMixHasShift(checkpoint, BlockPrefix(layer) + "ffn."));
+    const std::string ffn = BlockPrefix(layer) + "ffn.";
+    const absl::Span<const ChannelMixKind> channel_kinds = ChannelMixKinds();
+    const auto channel = std::find_if(channel_kinds.begin(), channel_kinds.end(),
+                                      [&](const ChannelMixKind& kind) { return kind.matches(checkpoint, ffn); });
+    GF_CHECK(channel != channel_kinds.end()) << "the last channel mix matches everything";
+    shape.channel_kinds.push_back(&*channel);
   }
   for (int layer = shape.finch_layers(); layer < layers; ++layer) {
     if (!shape.kinds[layer]->reads_gold_cache) {
@@ -249,7 +256,7 @@ absl::Status ReadTensors(WeightLoader& loader, const ModelConfig& config, Model&
       layer.initial_wkv = loader.Floats(transposed, {heads, n, n});
     }
     loader.SetPrefix(block + "ffn.");
-    layer.channel_mix = LoadChannelMix(loader, width);
+    layer.channel_mix = shape.channel_kinds[index]->load(loader, width);
     model.layers.push_back(std::move(layer));
     model.bytes.layers[index] = taken();
   }

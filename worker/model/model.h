@@ -2,6 +2,7 @@
 #ifndef GOLDFINCH_WORKER_MODEL_MODEL_H_
 #define GOLDFINCH_WORKER_MODEL_MODEL_H_
 
+#include <any>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -23,10 +24,10 @@ namespace goldfinch {
 struct ModelShape {
   int64_t width = 0;  // D
   int64_t vocab_size = 0;
-  int head_size = 0;                      // N
-  int64_t compressed = 0;                 // numbers a token in the compressed cache; 0 without GOLD layers
-  std::vector<const TimeMixKind*> kinds;  // one a layer, entries of TimeMixKinds()
-  std::vector<bool> channel_shifts = {};  // one a layer: whether its channel mix keeps its last input row
+  int head_size = 0;                                 // N
+  int64_t compressed = 0;                            // numbers a token in the compressed cache; 0 without GOLD layers
+  std::vector<const TimeMixKind*> kinds;             // one a layer, entries of TimeMixKinds()
+  std::vector<const ChannelMixKind*> channel_kinds;  // one a layer, entries of ChannelMixKinds()
 
   int layers() const { return static_cast<int>(kinds.size()); }
   int heads() const { return static_cast<int>(width / head_size); }
@@ -91,8 +92,8 @@ struct WeightBytes {
 
 struct Layer {
   NormWeights ln1, ln2;
-  TimeMixWeights time_mix;
-  ChannelMixWeights channel_mix;
+  std::any time_mix;        // of the type that the layer's TimeMixKind loads
+  std::any channel_mix;     // of the type that its ChannelMixKind loads
   ConstTensor initial_wkv;  // [H, N, N], of state-tuned models; else empty
 };
 

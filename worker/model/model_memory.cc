@@ -1,7 +1,7 @@
 #include "worker/model/model_memory.h"
 
 #include <algorithm>
-#include <variant>
+#include <any>
 
 #include "worker/model/layers.h"
 #include "worker/model/state_parts.h"
@@ -32,16 +32,17 @@ void AddStatePart(const StatePart& part, LayerMemory* memory) {
 
 LayerMemory MemoryOfLayer(const ModelShape& shape, int index, const Layer& layer, DType cache_dtype,
                           DType activation_dtype) {
+  const TimeMixKind& kind = *shape.kinds[index];
+  const ChannelMixKind& channel_kind = *shape.channel_kinds[index];
   LayerMemory memory;
   for (const StatePart& part : LayerStateParts(shape, cache_dtype, index)) AddStatePart(part, &memory);
-  if (const auto* gold = std::get_if<GoldWeights>(&layer.time_mix)) {
+  if (const auto* gold = std::any_cast<GoldWeights>(&layer.time_mix)) {
     memory.table_bytes = shape.vocab_size * 2 * gold->kv.mix_down.out() * SizeOf(DType::kF32);
   }
-  const int64_t normed = 2 * shape.width;  // the normed input rows of the two mixers
-  memory.activation_bytes =
-      (std::max(ActivationElements(layer.time_mix, shape.width), ActivationElements(layer.channel_mix, shape.width)) +
-       normed) *
-      SizeOf(activation_dtype);
+  const int64_t normed = 2 * shape.width;  // the normed rows, which are the input of the two mixes
+  const int64_t mixed =
+      std::max(kind.activations(layer.time_mix, shape.width), channel_kind.activations(layer.channel_mix, shape.width));
+  memory.activation_bytes = (mixed + normed) * SizeOf(activation_dtype);
   return memory;
 }
 

@@ -104,12 +104,17 @@ TEST(ModelTest, KindsAreSeenInTheTensors) {
 
 // The figures that the papers and the README give, for L24 D2048.
 TEST(ModelTest, BytesOfTheReleasedModel) {
-  ModelShape shape{.width = 2048, .vocab_size = 65536, .head_size = 64, .compressed = 128, .kinds = {}};
+  ModelShape shape{
+      .width = 2048, .vocab_size = 65536, .head_size = 64, .compressed = 128, .kinds = {}, .channel_kinds = {}};
   const auto kind = [](const std::string& name) {
     return &*std::find_if(TimeMixKinds().begin(), TimeMixKinds().end(), [&](const auto& k) { return k.name == name; });
   };
+  const auto channel_kind = [](const std::string& name) {
+    return &*std::find_if(ChannelMixKinds().begin(), ChannelMixKinds().end(),
+                          [&](const auto& k) { return k.name == name; });
+  };
   for (int layer = 0; layer < 24; ++layer) shape.kinds.push_back(kind(layer < 16 ? "finch_c2" : "gold"));
-  shape.channel_shifts.assign(24, true);
+  shape.channel_kinds.assign(24, channel_kind("rwkv"));
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kBf16), 258);
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kF32), 514);
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kInt8), 132) << "one scale a row";
@@ -119,7 +124,7 @@ TEST(ModelTest, BytesOfTheReleasedModel) {
   shape.vocab_size = 65537;
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kBf16), 260) << "ids of 4 bytes";
   shape.kinds.assign(24, kind("llama"));
-  shape.channel_shifts.assign(24, false);
+  shape.channel_kinds.assign(24, channel_kind("llama"));
   EXPECT_EQ(shape.CacheBytesPerToken(DType::kBf16), 196608);
   EXPECT_EQ(shape.StateBytes(), 0);
 }

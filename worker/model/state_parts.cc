@@ -33,7 +33,7 @@ std::vector<StatePart> LayerStateParts(const ModelShape& shape, DType cache_dtyp
     parts.push_back({layer, kind, dtype, part_shape});
   };
   if (time_mix.has_shift) add(StatePartKind::kTimeShift, DType::kF32, {shape.width});
-  if (shape.channel_shifts[layer]) add(StatePartKind::kChannelShift, DType::kF32, {shape.width});
+  if (shape.channel_kinds[layer]->has_shift) add(StatePartKind::kChannelShift, DType::kF32, {shape.width});
   if (time_mix.has_wkv) add(StatePartKind::kWkv, DType::kF32, {shape.heads(), n, n});
   if (time_mix.has_kv_cache) {
     add(StatePartKind::kKeys, cache_dtype, {shape.width});

@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/backend.h"
+#include "worker/model/layers.h"
 #include "worker/model/workspace.h"
 #include "worker/stage/page_pool.h"
 
@@ -45,7 +46,7 @@ struct GoldStage {
 };
 
 // Sequences are known by their slots. One thread at a time. Allocates nothing after Reserve.
-class GoldTiers {
+class GoldTiers final : public GoldAttention {
  public:
   // `backend` must outlive the object. All sequences are at the compressed tier until memory is reserved.
   GoldTiers(Backend& backend, GoldStage stage);
@@ -72,7 +73,7 @@ class GoldTiers {
   // tensors of q's shape from the workspace for the time of the call.
   void Attend(ConstTensor q,  // [rows, D] act
               RowSpans spans, int layer, Workspace& workspace,
-              Tensor out);  // [rows, D] act
+              Tensor out) override;  // [rows, D] act
 
   // The tier of a sequence that is open.
   GoldTier tier(int slot) const { return sequences_[slot].tier; }

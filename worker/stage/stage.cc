@@ -1,8 +1,8 @@
 #include "worker/stage/stage.h"
 
 #include <algorithm>
+#include <any>
 #include <utility>
-#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
@@ -79,7 +79,7 @@ absl::Status Stage::AllocateMemory() {
 
 absl::Status Stage::AllocateTables() {
   for (int index = extent_.gold_begin(); index < extent_.last_layer; ++index) {
-    const auto& gold = std::get<GoldWeights>(model_->layers[index - extent_.first_layer].time_mix);
+    const auto& gold = *std::any_cast<GoldWeights>(&model_->layers[index - extent_.first_layer].time_mix);
     const Shape table_shape = {shape_.vocab_size, 2, gold.kv.mix_down.out()};
     GF_ASSIGN_OR_RETURN(const Tensor table, AllocateTensor(table_shape, DType::kF32, "mix table"));
     mix_tables_.push_back(table);
@@ -101,7 +101,7 @@ void Stage::MakeGoldTiers() {
                  .most = options_.gold_tier};
   for (int index = extent_.gold_begin(); index < extent_.last_layer; ++index) {
     // The weights are shared by stages, each of which has a table of its own.
-    gold.layers.push_back(std::get<GoldWeights>(model_->layers[index - extent_.first_layer].time_mix).kv);
+    gold.layers.push_back(std::any_cast<GoldWeights>(&model_->layers[index - extent_.first_layer].time_mix)->kv);
     gold.layers.back().mix_table = mix_tables_[index - extent_.gold_begin()];
   }
   gold_tiers_ = std::make_unique<GoldTiers>(backend_, std::move(gold));

@@ -1,6 +1,6 @@
 // The ops of a Stage::Forward, from the rows that come in to those that go out.
 #include <algorithm>
-#include <variant>
+#include <any>
 
 #include "worker/stage/stage.h"
 
@@ -25,7 +25,7 @@ void Stage::FillTables() {
     const Model& model = *model_;
     backend_.GoldKeyTableRows(new_ids_, model.embedding, model.ln0, model.key_x0, key_table_);
     for (int index = extent_.gold_begin(); index < extent_.last_layer; ++index) {
-      const GoldKvWeights& kv = std::get<GoldWeights>(model.layers[index - extent_.first_layer].time_mix).kv;
+      const GoldKvWeights& kv = std::any_cast<GoldWeights>(&model.layers[index - extent_.first_layer].time_mix)->kv;
       backend_.GoldMixTableRows(new_ids_, model.embedding, model.ln0, kv.mix_lora, kv.mix_down,
                                 mix_tables_[index - extent_.gold_begin()]);
     }
@@ -73,8 +73,8 @@ Tensor Stage::RunFinchLayers(const StageInput& input) {
     const Layer& layer = model_->layers[index - extent_.first_layer];
     const LayerState& state = sequences_->layer(index - extent_.first_layer);
     const Workspace::Frame frame(*workspace_);
-    TimeMixForward(context, layer.time_mix, Norm(hidden, layer.ln1), state, hidden);
-    ChannelMixForward(context, layer.channel_mix, Norm(hidden, layer.ln2), state, hidden);
+    shape_.kinds[index]->forward(context, layer.time_mix, Norm(hidden, layer.ln1), state, hidden);
+    shape_.channel_kinds[index]->forward(context, layer.channel_mix, Norm(hidden, layer.ln2), state, hidden);
   }
   return hidden;
 }
@@ -134,11 +134,11 @@ void Stage::RunGoldLayers(Tensor* hidden) {
     Tensor x = Norm(*hidden, layer.ln1);
     SpendRows(shift++, x, state.time_shift, hidden, &x);
     context.spans = gold_spans_.at(shift);
-    TimeMixForward(context, layer.time_mix, x, state, *hidden);
+    shape_.kinds[index]->forward(context, layer.time_mix, x, state, *hidden);
     x = Norm(*hidden, layer.ln2);
     SpendRows(shift++, x, state.channel_shift, hidden, &x);
     context.spans = gold_spans_.at(shift);
-    ChannelMixForward(context, layer.channel_mix, x, state, *hidden);
+    shape_.channel_kinds[index]->forward(context, layer.channel_mix, x, state, *hidden);
   }
 }
 
