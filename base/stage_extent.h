@@ -2,8 +2,8 @@
 // it holds, the state that it keeps, and the rows that it exchanges with other stages. Pure.
 //
 // A model is `finch_layers` recurrent or ordinary layers, the Finch side, and then GOLD layers up to `model_layers`; a
-// model without GOLD layers is all Finch side. The last Finch-side layer is the boundary: its stage makes the
-// compressed row of every token, which every stage with GOLD layers keeps together with the id.
+// model without GOLD layers is all Finch side. The boundary lies between the two: the stage of the last Finch-side
+// layer makes the compressed row of every token, which every stage with GOLD layers keeps together with the id.
 #ifndef GOLDFINCH_BASE_STAGE_EXTENT_H_
 #define GOLDFINCH_BASE_STAGE_EXTENT_H_
 

@@ -32,7 +32,7 @@ enum class StatePartKind : uint8_t {
 const char* Name(StatePartKind kind);
 
 // A part is named in the whole model by its layer and kind. The compressed cache and the tail rows are parts of the
-// boundary, the last Finch-side layer, which makes them; every stage with GOLD layers has the same compressed cache.
+// last Finch-side layer, which makes them; every stage with GOLD layers has the same compressed cache.
 struct StatePart {
   int layer = 0;  // of the model
   StatePartKind kind = StatePartKind::kTimeShift;
