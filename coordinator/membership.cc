@@ -191,9 +191,9 @@ Membership::Replica* Membership::ReplicaOf(const Worker& worker, uint64_t genera
   return worker.replica != nullptr && worker.replica->generation == generation ? worker.replica : nullptr;
 }
 
-void Membership::EndGeneration(int index, const std::string& reason, double now) {
-  Replica& replica = *replicas_[index];
-  if (replica.state != Replica::State::kWaiting) EndGeneration(replica, reason, now + kRetrySeconds, now);
+void Membership::EndGeneration(int replica, const std::string& reason, double now) {
+  Replica& found = *replicas_[replica];
+  if (found.state != Replica::State::kWaiting) EndGeneration(found, reason, now + kRetrySeconds, now);
 }
 
 // The replica does not form again before `retry_at`.

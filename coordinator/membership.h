@@ -87,22 +87,23 @@ struct StageOfWorker {
   int stage = 0;
 };
 
-// Not thread-safe. `now` is in seconds and never goes back. `worker` is the number of a connection; those that have
-// been closed are ignored. After every call that takes `now`, the caller carries out TakeEffects().
+// Not thread-safe. `now` is in seconds and never goes back. A worker's id is the number of its connection; ids of
+// connections that have been closed are ignored. After every call that takes `now`, the caller carries out
+// TakeEffects().
 class Membership {
  public:
   explicit Membership(MembershipOptions options);
   ~Membership();
 
-  void Connected(uint64_t worker, const std::string& address, double now);
+  void Connected(uint64_t id, const std::string& address, double now);
   // Takes every message but StepDone.
-  void Received(uint64_t worker, cluster::v1::FromWorker message, double now);
+  void Received(uint64_t id, cluster::v1::FromWorker message, double now);
   // Counts what a StepDone says of the worker's time, traffic and caches, and says whose answer it is. Nothing if the
   // worker is not a stage of a ready group of the message's generation: the caller ignores the answer then.
-  std::optional<StageOfWorker> ReceivedStepDone(uint64_t worker, const cluster::v1::StepDone& message, double now);
-  void Disconnected(uint64_t worker, double now);
+  std::optional<StageOfWorker> ReceivedStepDone(uint64_t id, const cluster::v1::StepDone& message, double now);
+  void Disconnected(uint64_t id, double now);
   // The worker is dead or hangs: closes its connection, and ends the generation of its group.
-  void WorkerLost(uint64_t worker, const std::string& reason, double now);
+  void WorkerLost(uint64_t id, const std::string& reason, double now);
   // Ends the generation of a replica's group, if there is one.
   void EndGeneration(int replica, const std::string& reason, double now);
   // Call it several times a second. `idle` says for each replica whether nothing runs there.
@@ -165,7 +166,7 @@ class Membership {
   std::vector<uint64_t> AssignStages(const Replica& replica, std::vector<uint64_t> spares, size_t stages) const;
   absl::StatusOr<Partition> PartitionFor(const Replica& replica, const std::vector<uint64_t>& members) const;
   bool Form(Replica& replica, const std::vector<uint64_t>& members, double now);
-  void BecomeStage(Replica& replica, int stage, uint64_t id);
+  void BecomeStage(Replica& replica, int index, uint64_t id);
   void HandleJoined(Worker& worker, const cluster::v1::Joined& message, double now);
   void HandleReady(Worker& worker, const cluster::v1::Ready& message, double now);
   void CheckForming(Replica& replica, double now);

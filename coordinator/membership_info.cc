@@ -14,11 +14,11 @@ int Membership::groups_ready() const {
                                         [](const auto& replica) { return replica->state == Replica::State::kReady; }));
 }
 
-GroupCapacity Membership::Capacity(int index) const {
-  const Replica& replica = *replicas_[index];
-  return {static_cast<int>(replica.stages.size()), options_.partition.max_sequences,
-          replica.partition.cache_tokens,          options_.partition.max_sequence_tokens,
-          options_.partition.max_step_tokens,      options_.partition.max_logit_rows};
+GroupCapacity Membership::Capacity(int replica) const {
+  const Replica& ready = *replicas_[replica];
+  return {static_cast<int>(ready.stages.size()), options_.partition.max_sequences,
+          ready.partition.cache_tokens,          options_.partition.max_sequence_tokens,
+          options_.partition.max_step_tokens,    options_.partition.max_logit_rows};
 }
 
 double Membership::SecondsPerPromptToken(int replica) const {
@@ -29,21 +29,21 @@ uint64_t Membership::generation(int replica) const { return replicas_[replica]->
 
 const std::vector<Membership::StageView>& Membership::stages(int replica) const { return replicas_[replica]->views; }
 
-int64_t Membership::CacheBytes(int index) const {
+int64_t Membership::CacheBytes(int replica) const {
   int64_t bytes = 0;
-  for (const Stage& stage : replicas_[index]->stages) bytes += stage.cache_bytes;
+  for (const Stage& stage : replicas_[replica]->stages) bytes += stage.cache_bytes;
   return bytes;
 }
 
-int64_t Membership::GoldKeptBytes(int index) const {
+int64_t Membership::GoldKeptBytes(int replica) const {
   int64_t bytes = 0;
-  for (const Stage& stage : replicas_[index]->stages) bytes += stage.gold_kept_bytes;
+  for (const Stage& stage : replicas_[replica]->stages) bytes += stage.gold_kept_bytes;
   return bytes;
 }
 
-int64_t Membership::TransformerCacheBytes(int index) const {
+int64_t Membership::TransformerCacheBytes(int replica) const {
   int64_t tokens = 0;  // the same in every stage that has caches
-  for (const Stage& stage : replicas_[index]->stages) tokens = std::max(tokens, stage.cache_tokens);
+  for (const Stage& stage : replicas_[replica]->stages) tokens = std::max(tokens, stage.cache_tokens);
   return tokens * static_cast<int64_t>(model_->transformer_cache_bytes_per_token());
 }
 
