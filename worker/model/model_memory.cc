@@ -32,8 +32,6 @@ void AddStatePart(const StatePart& part, LayerMemory* memory) {
 
 LayerMemory MemoryOfLayer(const ModelShape& shape, int index, const Layer& layer, DType cache_dtype,
                           DType activation_dtype) {
-  const TimeMixKind& kind = *shape.kinds[index];
-  const ChannelMixKind& channel_kind = *shape.channel_kinds[index];
   LayerMemory memory;
   for (const StatePart& part : LayerStateParts(shape, cache_dtype, index)) AddStatePart(part, &memory);
   if (const auto* gold = std::any_cast<GoldWeights>(&layer.time_mix)) {
