@@ -1,6 +1,6 @@
-// What the CUDA attention kernels have that the common tests do not reach: tiles of every number of query rows, the
-// paths for 16-bit types and heads of 64 and 128, positions split over blocks and over chunks, faults that rows must
-// not see. Built over the emulation and over the device; without a device that one's tests are SKIPPED.
+// What the common tests do not reach in the CUDA attention kernels: tiles of every number of query rows, the paths for
+// 16-bit types and heads of 64 and 128, positions split over blocks and over chunks, and NaNs that rows must not see.
+// Built for the emulation and for a device; without a device the tests of the latter are skipped.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,43 +11,22 @@
 
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_cases.h"
+#include "kernels/paged_test_util.h"
 
 namespace goldfinch {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// Rows of one sequence in a call.
-struct Chunk {
-  int64_t position = 0;
-  int rows = 1;
-};
-
 class CudaAttentionTest : public BackendTest {
  public:
   bool halves() const { return act() != DType::kF32; }
 };
 
-// Sequences of a call, in pages.
+// The sequences of a call, in pages.
 struct Sequences {
-  Sequences(Random& random, const std::vector<Chunk>& chunks, int64_t page_tokens)
-      : paging(random, page_tokens, Lengths(chunks)) {
-    std::vector<int> counts;
-    counts.reserve(chunks.size());
-    for (const Chunk& chunk : chunks) counts.push_back(chunk.rows);
-    rows = RowCount(counts);
-    spans = MakeSpans(random, counts, static_cast<int>(chunks.size()));
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      spans[i].position = chunks[i].position;
-      spans[i].pages = spans[i].kept = paging.table(static_cast<int>(i));
-    }
-  }
-  static std::vector<int64_t> Lengths(const std::vector<Chunk>& chunks) {
-    std::vector<int64_t> lengths;
-    lengths.reserve(chunks.size());
-    for (const Chunk& chunk : chunks) lengths.push_back(chunk.position + chunk.rows);
-    return lengths;
-  }
+  Sequences(TestRandom& random, const std::vector<TestChunk>& chunks, int64_t page_tokens)
+      : paging(random, page_tokens, Lengths(chunks)), spans(SpansOf(random, chunks, paging)), rows(RowCount(chunks)) {}
 
   const Paging paging;
   std::vector<RowSpan> spans;
@@ -58,8 +37,8 @@ int64_t LengthOf(const RowSpan& span) { return span.position + span.row_count; }
 
 // Stored keys and values of every sequence, and attention over them on the device.
 struct KvInputs {
-  KvInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, int64_t width, int head_size, int64_t page_tokens,
-           double query_deviation = 1)
+  KvInputs(CudaAttentionTest& t, const std::vector<TestChunk>& chunks, int64_t width, int head_size,
+           int64_t page_tokens, double query_deviation = 1)
       : t(t), sequences(t.random, chunks, page_tokens), width(width), head_size(head_size) {
     q = t.random.Normal(sequences.rows * width, query_deviation, t.act());
     for (const RowSpan& span : sequences.spans) {
@@ -112,7 +91,7 @@ TEST_P(CudaAttentionTest, TilesOfEveryNumberOfRows) {
   }
 }
 
-// At each position where a tile of 16 rows and a tile of 64 positions may meet.
+// Rows at each position where the borders of a tile of 16 rows and a tile of 64 positions can coincide.
 TEST_P(CudaAttentionTest, DiagonalsAnywhere) {
   for (int64_t position : {0, 1, 15, 16, 17, 47, 48, 55, 63, 64, 65}) {
     KvInputs(*this, {{position, 19}}, 64, 64, 16).Check("19 rows from " + std::to_string(position));
@@ -120,7 +99,7 @@ TEST_P(CudaAttentionTest, DiagonalsAnywhere) {
 }
 
 TEST_P(CudaAttentionTest, WideRows) {
-  // Several warps, several blocks, and a last warp whose lanes are not all used.
+  // Sizes with several warps, with several blocks, and with a last warp that does not use all its lanes.
   for (int64_t heads : {7, 20, slow() ? 34 : 66}) {
     KvInputs(*this, {{33, 1}, {20, 2}}, 64 * heads, 64, 16).Check(std::to_string(heads) + " heads");
   }
@@ -137,7 +116,7 @@ TEST_P(CudaAttentionTest, SplitsMerge) {
   KvInputs(*this, {{length, 1}}, 64, 64, 64).Check("one row");
   KvInputs(*this, {{length, 3}}, 64, 64, 64).Check("three rows");
   if (halves()) KvInputs(*this, {{length, 9}}, 64, 64, 64).Check("nine rows");
-  // The first split has all the weight, or the last.
+  // Either the first split or the last one has all the weight.
   for (bool first : {true, false}) {
     KvInputs in(*this, {{length, 1}}, 64, 64, 64);
     in.q.assign(64, 4);
@@ -153,7 +132,7 @@ TEST_P(CudaAttentionTest, PeakedScores) {
   }
 }
 
-// Checks rows that have nothing to do with a fault against the others' expected values, and that the others are NaN.
+// Expects the rows that cannot see a NaN to have the expected values, and the others to be NaN.
 void CheckFault(const Values& actual, const Values& expected, int64_t width, const std::vector<bool>& faulty,
                 double tolerance, const std::string& what) {
   for (size_t row = 0; row < faulty.size(); ++row) {
@@ -195,8 +174,8 @@ TEST_P(CudaAttentionTest, FaultsStayWithTheRowsThatSeeThem) {
 // --- GOLD -----------------------------------------------------------------------------------------------------------
 
 struct GoldInputs {
-  GoldInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, const GoldSizes& sizes, int64_t page_tokens = 16,
-             std::optional<DType> c_type = {})
+  GoldInputs(CudaAttentionTest& t, const std::vector<TestChunk>& chunks, const GoldSizes& sizes,
+             int64_t page_tokens = 16, std::optional<DType> c_type = {})
       : t(t),
         c_dtype(c_type.value_or(t.cache_dtype())),
         layer(RandomGoldLayer(t.random, sizes, t.weight_dtype())),
@@ -221,7 +200,7 @@ struct GoldInputs {
     return expected;
   }
 
-  // By GoldAttention, or by tier T2.
+  // With GoldAttention, or with GoldSharedAttention.
   Values Actual(bool kept = false) const {
     const Paging& paging = sequences.paging;
     std::vector<Values> id_values;
@@ -270,14 +249,14 @@ struct GoldInputs {
   std::vector<Values> c;
 };
 
-// A multiprocessor has 24 positions of a chunk: 96 emulated.
+// A multiprocessor takes 24 positions of a chunk, so that the emulated device takes 96.
 TEST_P(CudaAttentionTest, GoldOfSeveralChunks) {
   const int64_t length = slow() ? 250 : 9000;
   for (int rows : {1, 2, 9, 17, 40}) {
     GoldInputs(*this, {{length, rows}}, {.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 64})
         .Check(std::to_string(rows) + " rows");
   }
-  // Chunks with parts of several spans.
+  // Chunks that contain parts of several spans.
   GoldInputs(*this, {{40, 9}, {0, 1}, {length / 2, 1}, {0, 17}, {7, 3}, {length / 3, 2}, {95, 1}},
              {.width = 128, .head_size = 64, .mix_rank = 8, .lora_rank = 8}, 37)
       .Check("several spans");
@@ -297,7 +276,7 @@ TEST_P(CudaAttentionTest, GoldOf8BitRows) {
   const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 64};
   GoldInputs in(*this, {{40, 9}, {0, 1}, {150, 2}}, sizes, 37, DType::kInt8);
   for (bool kept : {false, true}) in.Check(kept ? "8 bits, kept" : "8 bits", kept);
-  // One number that is none makes its whole row none, and no other.
+  // A NaN or infinity makes its whole row NaN, and no other row.
   const Values expected = in.Expected();
   in.c[0][45 * in.c_width + 3] = kNan;
   std::vector<bool> faulty(12);
@@ -318,7 +297,7 @@ TEST_P(CudaAttentionTest, GoldOfLargerHeadsAndWidths) {
 
 // --- Kept rows ------------------------------------------------------------------------------------------------------
 
-// Tiles of 16 rows; splits of 64 positions, of which there are 16 blocks at a time emulated.
+// Tiles of 16 rows and splits of 64 positions; the emulated device runs 16 blocks of them at a time.
 TEST_P(CudaAttentionTest, KeptTilesOfEveryNumberOfRows) {
   const GoldSizes sizes{.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 24};
   for (int rows : {1, 2, 9, 16, 17}) {
@@ -334,7 +313,7 @@ TEST_P(CudaAttentionTest, KeptSplitsMerge) {
   const int64_t length = slow() ? 300 : 9000;
   GoldInputs(*this, {{length, 1}}, sizes).Check("one row", true);
   GoldInputs(*this, {{length, 9}, {3, 2}, {length / 3, 1}}, sizes).Check("several spans", true);
-  // One position has all the weight: each query is like its key.
+  // One position has all the weight, because each query is like its key.
   for (int64_t at : {int64_t{2}, length - 2}) {
     GoldInputs in(*this, {{length, 1}}, sizes);
     const reference::KeysValues kv = reference::GoldMakeKeysValues(in.layer, in.ids[0], in.c[0]);
@@ -362,7 +341,7 @@ TEST_P(CudaAttentionTest, GoldFaultsStayWithTheRowsThatSeeThem) {
   for (int rows : {1, 3, 9, 20}) {
     for (int64_t fault : {95, 101}) {
       if (fault >= 95 + rows) continue;
-      // A compressed row goes into keys alone, a row of the embedding into values too.
+      // A compressed row affects only keys, a row of the embedding also values.
       for (bool in_embedding : {false, true}) {
         GoldInputs in(*this, {{95, rows}}, {.width = width, .head_size = 64, .mix_rank = 16, .lora_rank = 16});
         const int32_t id = 99;
@@ -420,7 +399,7 @@ TEST_P(CudaAttentionTest, GoldMakeKeysValuesOfSeveralChunks) {
       ExpectClose(actual_keys, expected_keys, sizes.width, rounded, "keys of " + what, 1);
       ExpectClose(actual_values, expected_values, sizes.width, rounded, "values of " + what, 1);
     }
-    // Positions before the spans' were not asked for.
+    // Positions before those of the spans were not asked for.
     for (double x : Slot(keys, static_cast<int>(paging.Row(0, 149)), sizes.width)) EXPECT_TRUE(std::isnan(x));
   }
 }

@@ -1,4 +1,4 @@
-// What the steps (Backend::Submit) of a CUDA back end have cost the host.
+// What a CUDA back end has queued so far: the host's cost of its submissions.
 #ifndef GOLDFINCH_KERNELS_CUDA_CUDA_COUNTERS_H_
 #define GOLDFINCH_KERNELS_CUDA_CUDA_COUNTERS_H_
 
@@ -7,9 +7,9 @@
 namespace goldfinch {
 
 struct CudaCounters {
-  int64_t launches = 0;  // kernels, products, copies and zeroings, each queued by itself
+  int64_t launches = 0;  // kernels, products, copies and zeroings that were queued one by one
   int64_t uploads = 0;   // copies of arrays from the host
-  int64_t captures = 0;  // of steps as graphs
+  int64_t captures = 0;  // submissions captured as graphs
   int64_t graph_launches = 0;
 };
 

@@ -17,7 +17,7 @@ std::string Environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-// Patterns of folders.
+// Glob patterns of folders, in the order of the search.
 std::vector<std::string> Folders() {
   std::vector<std::string> folders;
   const std::string given = Environment("GOLDFINCH_CUDA_LIBRARIES");
@@ -26,7 +26,7 @@ std::vector<std::string> Folders() {
     if (end > begin) folders.push_back(given.substr(begin, end - begin));
     begin = end + 1;
   }
-  folders.emplace_back();  // the system's
+  folders.emplace_back();  // stands for the system's own folders
   const std::string cuda_home = Environment("CUDA_HOME");
   if (!cuda_home.empty()) folders.push_back(cuda_home + "/lib64");
   folders.emplace_back("/usr/local/cuda/lib64");
@@ -38,7 +38,7 @@ std::vector<std::string> Folders() {
   for (const char* prefix : {"/usr/local", "/usr", "/opt/*", "/opt/*/.venv", "/opt/*/venv"})
     prefixes.emplace_back(prefix);
   for (const std::string& prefix : prefixes) {
-    // A folder for each library in the packages of CUDA 12, one for all in those of 13.
+    // The packages of CUDA 12 have a folder for each library, those of CUDA 13 one folder for all.
     for (const char* packages :
          {"/lib/python3*/site-packages", "/lib/python3*/dist-packages", "/lib/python3/dist-packages"}) {
       folders.push_back(absl::StrCat(prefix, packages, "/nvidia/*/lib"));

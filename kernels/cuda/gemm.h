@@ -1,5 +1,5 @@
-// Matrix products on the device's matrix units. gemm_cublaslt.cu does them with cuBLASLt; emulation/gemm_emulated.cc
-// plainly.
+// Matrix products on the device's matrix units. gemm_cublaslt.cu implements them with cuBLASLt,
+// emulation/gemm_emulated.cc in plain code.
 #ifndef GOLDFINCH_KERNELS_CUDA_GEMM_H_
 #define GOLDFINCH_KERNELS_CUDA_GEMM_H_
 
@@ -20,7 +20,7 @@ struct Gemm {
   const void* x = nullptr;
   const void* weight = nullptr;  // [columns, inner] if out_in, else [inner, columns]
   void* out = nullptr;
-  const float* bias = nullptr;  // [columns] or null; with an fp32 out alone
+  const float* bias = nullptr;  // [columns] or null; only with an fp32 out
   DType in_dtype = DType::kBf16;
   DType out_dtype = DType::kBf16;
   bool out_in = true;
@@ -29,7 +29,7 @@ struct Gemm {
   int64_t columns = 0;
   int64_t inner = 0;
   int64_t ldx = 0;       // elements from row to row
-  int64_t ldweight = 0;  // likewise, of the weight as it is stored
+  int64_t ldweight = 0;  // likewise for the weight as it is stored
   int64_t ldout = 0;
   int64_t batch = 1;
   int64_t x_stride = 0;  // elements from product to product
@@ -40,11 +40,12 @@ struct Gemm {
 class GemmRunner {
  public:
   virtual ~GemmRunner() = default;
-  // Queues it. Plans are made once a shape and kept.
+  // Queues the product. The library's plan for a shape is made once and kept.
   virtual void Run(const Gemm& gemm) = 0;
 };
 
-// `runtime` must outlive it. UNAVAILABLE if the library cannot be found, with where it was looked for.
+// `runtime` must outlive the runner. UNAVAILABLE if the library cannot be found; the message says where it was looked
+// for.
 absl::StatusOr<std::unique_ptr<GemmRunner>> MakeGemmRunner(Runtime& runtime);
 
 }  // namespace goldfinch::cuda

@@ -1,4 +1,5 @@
-// A product without matrix units, one thread a number of the result: for shapes that the library has no kernel for.
+// A product without matrix units, one thread for each number of the result: for shapes that the library has no kernel
+// for.
 #ifndef GOLDFINCH_KERNELS_CUDA_GEMM_PLAIN_H_
 #define GOLDFINCH_KERNELS_CUDA_GEMM_PLAIN_H_
 

@@ -1,4 +1,4 @@
-// Who looks at what is queued before the device gets it. That is how a step is told from others (context.h).
+// Sees work before it is queued on the device. That is how a submission is recognized (context.h).
 #ifndef GOLDFINCH_KERNELS_CUDA_LAUNCH_TAP_H_
 #define GOLDFINCH_KERNELS_CUDA_LAUNCH_TAP_H_
 
@@ -14,7 +14,8 @@ class LaunchTap {
  public:
   enum class Work : int64_t { kKernel, kProduct, kCopy, kZero };
 
-  // Of work that is about to be queued, told from all other work by the values. False: it must not be queued.
+  // Announces work that is about to be queued; the values distinguish it from all other work. If it returns false, the
+  // work must not be queued.
   template <typename... Values>
   bool Pass(Work work, const Values&... values) {
     if (!dry_) {
@@ -32,8 +33,8 @@ class LaunchTap {
   ~LaunchTap() = default;
   virtual void BeforeWork() = 0;
 
-  bool dry_ = false;       // work is noted and not queued
-  std::vector<char> log_;  // what was noted: equal logs are equal work
+  bool dry_ = false;       // work is noted in the log and not queued
+  std::vector<char> log_;  // equal logs mean equal work
 
  private:
   template <typename Value>
@@ -49,7 +50,7 @@ class LaunchTap {
   }
 };
 
-// Of the launches of this thread (device.h); null: nobody looks.
+// The tap that launches of this thread go through (device.h), or null.
 inline thread_local LaunchTap* launch_tap = nullptr;
 
 }  // namespace goldfinch::cuda

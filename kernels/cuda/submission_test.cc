@@ -1,5 +1,5 @@
-// Steps on CUDA (Backend::Submit): run once, run again, captured and replayed, they compute what their ops do alone.
-// Run over the emulation, and over a device where there is one.
+// Submissions on CUDA (ComputeDevice::Submit): run once, run again, captured and replayed, they compute what their ops
+// do alone. Runs on the emulation, and on a device if there is one.
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -19,7 +19,7 @@ constexpr int kHeadSize = 16;
 constexpr int64_t kPageTokens = 4;
 constexpr int64_t kPages = 40;
 
-// What decoding does to host arrays: ids, positions and page tables change from step to step.
+// A decode step as a submission: ids, positions and page tables on the host change from one to the next.
 class Decoder {
  public:
   Decoder(std::unique_ptr<Backend> backend, int sequences)
@@ -75,7 +75,7 @@ class Decoder {
 
  private:
   Device device_;
-  Random random_;
+  TestRandom random_;
   const int sequences_;
   std::vector<std::vector<int32_t>> tables_;
   int32_t next_page_ = 0;
@@ -92,7 +92,7 @@ class StepsTest : public testing::Test {
  protected:
   void SetUp() override {
     const auto backend = MakeCudaBackend({});
-    if (!backend.ok()) GTEST_SKIP() << "no test of steps on a device: " << backend.status().message();
+    if (!backend.ok()) GTEST_SKIP() << "no test of submissions on a device: " << backend.status().message();
   }
   static std::unique_ptr<Backend> Make() { return *MakeCudaBackend({.activation_dtype = DType::kBf16}); }
   static Values Alone(Decoder& decoder) {
@@ -107,14 +107,14 @@ class StepsTest : public testing::Test {
   }
 };
 
-// Nine rows more than few: products go to the library.
+// With nine rows, products go to the library.
 TEST_F(StepsTest, ComputeWhatTheirOpsDo) {
   for (const int sequences : {1, 9}) {
     Decoder alone(Make(), sequences), once(Make(), sequences), repeated(Make(), sequences);
     for (int i = 0; i < 14; ++i) {
       const Values expected = Alone(alone);
-      ExpectSame(Step(once, false), expected, "a step");
-      ExpectSame(Step(repeated, true), expected, "a step that repeats");
+      ExpectSame(Step(once, false), expected, "a submission");
+      ExpectSame(Step(repeated, true), expected, "a submission that repeats");
     }
     EXPECT_EQ(once.counters().graph_launches, 0);
     EXPECT_EQ(repeated.counters().captures, 1);
@@ -149,7 +149,7 @@ TEST_F(StepsTest, AnotherAddressIsAnotherStep) {
 
 TEST_F(StepsTest, TheOldestAreForgotten) {
   Device device(Make());
-  constexpr int kSteps = 100;  // more than are kept
+  constexpr int kSteps = 100;  // more than Context keeps
   const Tensor tensor = device.New({kSteps});
   const auto zero = [&](int count) {
     device->Submit(true, [&] { device->Zero({tensor.data, DType::kF32, {count}}); });
@@ -168,10 +168,10 @@ TEST_F(StepsTest, TheOldestAreForgotten) {
   EXPECT_EQ(CountersOf(*device).captures, kSteps + 1);
 }
 
-// Page tables of megabytes, and more than one a step.
+// Page tables of megabytes, more than one in a submission.
 TEST_F(StepsTest, ArraysOfAnySize) {
   Device device(Make());
-  Random random(3);
+  TestRandom random(3);
   constexpr int64_t kTablePages = 300'000;
   const Tensor keys = device.Put(Values(2 * kWidth, 0), {2, 1, kWidth}, DType::kBf16);
   const KvCache cache{keys, device.Put(Values(2 * kWidth, 0), {2, 1, kWidth}, DType::kBf16)};
@@ -200,10 +200,11 @@ TEST_F(StepsDeathTest, WhatAStepMustNotDo) {
   Device device(Make());
   const Tensor tensor = device.New({4});
   float host[4] = {};
-  EXPECT_DEATH(device->Submit(false, [&] { device->Submit(false, [] {}); }), "a step within a step");
-  EXPECT_DEATH(device->Submit(false, [&] { device->CopyToHost(tensor, host); }), "a copy to the host within a step");
+  EXPECT_DEATH(device->Submit(false, [&] { device->Submit(false, [] {}); }), "a submission within a submission");
+  EXPECT_DEATH(device->Submit(false, [&] { device->CopyToHost(tensor, host); }),
+               "a copy to the host within a submission");
   EXPECT_DEATH(device->Submit(false, [&] { device->CopyFromHost(host, tensor); }), "a copy from the host within");
-  EXPECT_DEATH(device->Submit(false, [&] { (void)device->Synchronize(); }), "a wait within a step");
+  EXPECT_DEATH(device->Submit(false, [&] { (void)device->Synchronize(); }), "a wait within a submission");
   const Tensor rows = device.New({2, 4});
   const Tensor table = device.Put(Values(8, 0), {2, 4});
   int calls = 0;

@@ -67,7 +67,7 @@ void UploadArena::Copy(int64_t begin, int64_t end) {
   ++copies_;
 }
 
-// What was put keeps its place in the old block; what follows starts a larger one.
+// What was put already stays in the old block; the next array starts a larger one.
 void UploadArena::Grow(int64_t bytes) {
   Flush();
   if (block_.device != nullptr) outgrown_.push_back(std::exchange(block_, {}));

@@ -1,6 +1,6 @@
-// Linear attention as CUDA does it: chunks, segments, and row by row. What every back end must do is in
-// backend_recurrence_test.cc; these cases aim at the borders between the kernels and within them. Run over the
-// emulation, whose few multiprocessors cut even short sequences into segments, and over a device, where there is one.
+// Linear attention on CUDA: by chunks, by segments, and row by row. backend_recurrence_test.cc tests what every back
+// end must do; these cases test the borders between the kernels and within them. They run on the emulation, whose few
+// multiprocessors divide even short sequences into segments, and on a device if there is one.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -46,7 +46,7 @@ class WkvTest : public testing::TestWithParam<DType> {
     device_ = std::make_unique<Device>(*std::move(backend));
   }
 
-  // Relative L2, as cuda_cases.h has them.
+  // Relative L2 errors, as in cuda_cases.h.
   double tolerance() const { return GetParam() == DType::kF32 ? 1e-5 : GetParam() == DType::kF16 ? 2e-3 : 1.5e-2; }
 
   WkvInputs Draw(const std::vector<int>& counts, int64_t heads, double decay_low, double decay_high) {
@@ -106,7 +106,7 @@ class WkvTest : public testing::TestWithParam<DType> {
     }
   }
 
-  // `actual` is NaN where it should be, and `clean` elsewhere.
+  // Expects `actual` to be NaN where it should be, and equal to `clean` elsewhere.
   void CheckNan(const Values& actual, const Values& clean, const std::vector<bool>& nan, int64_t width,
                 const std::string& what) {
     Values rest = actual, clean_rest = clean;
@@ -120,18 +120,18 @@ class WkvTest : public testing::TestWithParam<DType> {
     ExpectClose(rest, clean_rest, width, tolerance(), what);
   }
 
-  Random random_{20240712};
+  TestRandom random_{20240712};
   std::unique_ptr<Device> device_;
 };
 
-// One row fewer and more than chunks (16), tiles (64) and several of them.
+// One row fewer and one more than chunks (16), tiles (64) and several of them.
 TEST_P(WkvTest, BorderRows) {
   for (int rows : {1, 15, 16, 17, 31, 33, 63, 64, 65, 129, 200}) {
     Check(Draw({rows}, 1, -6, 1), std::to_string(rows) + " rows");
   }
 }
 
-// Row by row and by chunks in one call, in any order.
+// Spans that are processed row by row and by chunks in one call, in any order.
 TEST_P(WkvTest, SpansOfManyLengths) {
   Check(Draw({5, 70, 1, 16, 130, 15, 1, 64, 17}, 3, -6, 1), "spans of many lengths");
 }
@@ -149,8 +149,8 @@ TEST_P(WkvTest, EveryOption) {
   }
 }
 
-// Long sequences are cut into segments: an even number of rows, whole tiles or not, beside short ones, and with decays
-// from none to all.
+// Long sequences are divided into segments: with an even number of rows, with whole tiles or not, beside short
+// sequences, and with decays from none to complete.
 TEST_P(WkvTest, Segments) {
   Check(Draw({1100}, 1, -6, 1), "one long sequence");
   WkvInputs in = Draw({1024, 3}, 1, -12, 4);
@@ -165,7 +165,7 @@ TEST_P(WkvTest, Segments) {
   Check(in, "constant decays");
 }
 
-// Keys that fade at once beside keys that stay, in the same row and the next, and whole chunks of either.
+// Keys that decay at once beside keys that stay, in the same row and in the next one, and whole chunks of either.
 TEST_P(WkvTest, SlowAndFastDecays) {
   for (double fast : {2., 4., 30., 60., 1000.}) {
     for (double share : {1., 0.5, 0.03}) {
@@ -179,7 +179,7 @@ TEST_P(WkvTest, SlowAndFastDecays) {
       Check(in, "decay " + std::to_string(fast) + ", share " + std::to_string(share) + ", keys of it");
     }
   }
-  // A key that fades but once in a chunk, in each of its rows: what is before is gone, what comes after stays.
+  // A key that decays completely in one row of a chunk, for each row: earlier rows are forgotten, later ones stay.
   for (double fast : {4.2, 7., 60.}) {
     WkvInputs in = Draw({64}, 1, -9, -7);
     for (int64_t row = 0; row < in.rows; ++row) {
@@ -189,7 +189,7 @@ TEST_P(WkvTest, SlowAndFastDecays) {
   }
 }
 
-// About where a chunk goes from one form to the other: 2^-80 is exp(-exp(1.243) 16).
+// Decays near the limit between the two forms of a chunk: 2^-80 is exp(-exp(1.243) 16).
 TEST_P(WkvTest, DecaysAboutTheLimitOfAChunk) {
   WkvInputs in = Draw({100}, 1, 1.1, 1.4);
   in.constant_decay = true;
@@ -203,7 +203,7 @@ TEST_P(WkvTest, NothingFades) {
   Check(Draw({100}, 1, -90, -80), "w -90");
 }
 
-// Sums of many products are far out of fp16's range, as single ones are.
+// Sums of many products, and single products, far beyond fp16's range.
 TEST_P(WkvTest, LargeStates) {
   WkvInputs in = Draw({200}, 1, -12, -6);
   for (double& k : in.k) k *= 64;
@@ -214,7 +214,7 @@ TEST_P(WkvTest, LargeStates) {
   Check(in, "large states");
 }
 
-// Keys and receptances at the ends of what fp16 can be, within one chunk.
+// Keys and receptances at both ends of fp16's range within one chunk.
 TEST_P(WkvTest, FactorsOfEverySize) {
   WkvInputs in = Draw({80}, 1, -3, 1);
   for (int64_t i = 0; i < in.rows * 64; ++i) {
@@ -227,7 +227,7 @@ TEST_P(WkvTest, FactorsOfEverySize) {
   Check(in, "factors of every size");
 }
 
-// NaN in one number reaches what depends on it: rows after it, of its head, and no masked product.
+// A NaN reaches what depends on it: later rows of its head, but no masked product.
 TEST_P(WkvTest, NanStaysWhereItBelongs) {
   constexpr int64_t kHeads = 2, kSize = 64, kWidth = kHeads * kSize, kHead = 1;
   const std::vector<int> counts = {3, 75};
@@ -280,7 +280,7 @@ TEST_P(WkvTest, NanStaysWhereItBelongs) {
   }
 }
 
-// NaN that the state of a segment carries to those after it.
+// A NaN that the state of a segment carries to the segments after it.
 TEST_P(WkvTest, NanPassesSegments) {
   WkvInputs in = Draw({600}, 1, -9, -7);
   const WkvResults clean = Run(in);
@@ -294,7 +294,7 @@ TEST_P(WkvTest, NanPassesSegments) {
   CheckNan(actual.state, clean.state, state_nan, 64, "state");
 }
 
-// Heads of any size, and tensors that begin anywhere.
+// Heads of any size, and tensors of any alignment.
 TEST_P(WkvTest, HeadSizesOfNoKernelsOwn) {
   for (int64_t head_size : {16, 48, 112, 128, 144, 256}) {
     WkvInputs in = Draw({1, 3}, 1, -6, 1);

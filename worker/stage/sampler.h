@@ -26,7 +26,7 @@
 #include "absl/types/span.h"
 #include "base/sampling.h"
 #include "kernels/backend.h"
-#include "kernels/cpu/sample.h"
+#include "kernels/sampling.h"
 
 namespace goldfinch {
 
@@ -45,12 +45,12 @@ struct Token {
   absl::Span<const TokenLogprob> top;
 };
 
-using cpu::TokenDistribution;  // what step 5 draws from
+using sampling::TokenDistribution;  // what step 5 draws from
 
 // Memory of one call, reused by the next; what is in it is Sampler's own affair. One a thread serves any number of
 // samplers: 12 bytes a logit.
 struct SamplerScratch {
-  cpu::SampleScratch row;
+  sampling::SampleScratch row;
   std::vector<LogitChange> changes;
   std::vector<TokenLogprob> top;
 };
@@ -59,7 +59,7 @@ struct SamplerScratch {
 //
 // Sample changes nothing: Observe takes every token of the answer, be it drawn here or replayed after a loss. So a
 // draw is a function of (logits, options, tokens observed, position), to the bit, on every machine
-// (kernels/cpu/sample.h).
+// (kernels/sampling.h).
 class Sampler {
  public:
   // `options` must be valid for the vocabulary: CHECKed.

@@ -1,4 +1,4 @@
-// What device.h promises, emulated: included by device.h alone.
+// The emulation of what device.h declares; only device.h includes it.
 #ifndef GOLDFINCH_KERNELS_CUDA_EMULATION_DEVICE_EMULATED_H_
 #define GOLDFINCH_KERNELS_CUDA_EMULATION_DEVICE_EMULATED_H_
 
@@ -15,7 +15,7 @@
 #include "kernels/cuda/emulation/stream.h"
 #include "kernels/cuda/launch_tap.h"
 
-// CUDA's own words, as it spells them.
+// CUDA's own names, spelled as CUDA does.
 #define __global__
 #define __device__
 #define __host__
@@ -108,7 +108,7 @@ inline uint16_t FloatToHalf(float x) {
   int exponent;
   std::frexp(x, &exponent);
   exponent = x == 0 ? -13 : std::max(exponent, -13);
-  // In units of the last digit; the hidden digit, where it is set, carries into the exponent.
+  // In units of the last digit. The hidden digit, if it is set, carries into the exponent.
   const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(x, 11 - exponent)));
   return static_cast<uint16_t>(sign | ((static_cast<uint32_t>(exponent + 13) << 10) + units));
 }
@@ -195,7 +195,7 @@ T* DynamicShared() {
   return static_cast<T*>(emulation::Shared());
 }
 
-// The 8x8 matrices, whose rows the lanes name.
+// Loads 8x8 matrices; each lane passes the address of a row.
 inline void LdMatrix4(uint32_t (&r)[4], const void* shared_row) {
   GF_CHECK_EQ(reinterpret_cast<uintptr_t>(shared_row) % 16, 0u);
   const char* all = emulation::Exchange("LdMatrix4", &shared_row, sizeof(shared_row));

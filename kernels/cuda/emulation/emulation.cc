@@ -35,7 +35,7 @@ constexpr unsigned kThreadsMax = 1024;
 constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kPage = 4096;
 
-// Stacks live as long as the process: a fiber takes the one of its number. Each block starts its threads anew.
+// Stacks are kept until the process ends: a fiber takes the stack with its number. Each block starts new fibers.
 char* StackOf(unsigned thread) {
   static char* const stacks = [] {
     void* memory = mmap(nullptr, kThreadsMax * kStackBytes, PROT_READ | PROT_WRITE,
@@ -46,7 +46,7 @@ char* StackOf(unsigned thread) {
   return stacks + thread * kStackBytes;
 }
 
-// A fiber's stack is not the stack allocator's to give or take.
+// Keeps the fiber library from allocating or freeing stacks.
 struct BorrowedStack {
   context::stack_context allocate() { return {}; }
   void deallocate(context::stack_context&) {}
@@ -59,7 +59,7 @@ struct Copy {
   size_t zeros;
 };
 
-// Who waits at it goes on when the count of its rounds has grown.
+// A fiber that waits at it continues when the count of its rounds has grown.
 struct Barrier {
   int arrived = 0;
   uint64_t rounds = 0;
@@ -80,9 +80,9 @@ struct Thread {
   uint64_t waits_round = 0;
   int exchanges = 0;
   bool done = false;
-  std::vector<std::vector<Copy>> copies = {{}};  // groups; the last one is not committed
+  std::vector<std::vector<Copy>> copies = {{}};  // groups of copies; the last one is not committed
   context::fiber fiber;
-  context::fiber* scheduler = nullptr;  // to go on with when it waits; on its stack
+  context::fiber* scheduler = nullptr;  // what continues when this fiber waits; on its stack
 };
 
 struct Block {
@@ -110,7 +110,7 @@ const void* scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
 #endif
 
-// From a thread to the scheduler. `ends`: it does not come back.
+// Switches from a thread to the scheduler. `ends`: the thread does not continue.
 void LeaveThread(bool ends) {
 #if GF_EMULATION_ASAN
   void* fake = nullptr;
@@ -187,17 +187,17 @@ void CheckProgress(bool progress) {
   }
 }
 
-// Runs every lane of the warp that can run up to where it waits next, in some order; false if none can.
+// Runs every lane of the warp that can run, in some order, until it waits next. Returns false if none can run.
 bool StepWarp(unsigned warp) {
   bool progress = false;
-  const unsigned first = Random() % kLanes, stride = Random() % kLanes | 1;  // odd: visits all
+  const unsigned first = Random() % kLanes, stride = Random() % kLanes | 1;  // odd, so that all are visited
   for (unsigned i = 0; i < kLanes; ++i) {
     const unsigned number = warp * kLanes + (first + i * stride) % kLanes;
     Thread& thread = block->threads[number];
     if (thread.done || (thread.waits_at != nullptr && thread.waits_at->rounds == thread.waits_round)) continue;
     progress = true;
     ResumeThread(thread, number);
-    // Those that have ended are waited for no longer.
+    // Lanes that have ended are not waited for.
     if (thread.done && block->alive > 0 && block->barrier.arrived == block->alive) Pass(block->barrier);
   }
   return progress;
@@ -213,7 +213,7 @@ void RunBlock(const std::function<void()>& kernel) {
   while (block->alive > 0) {
     bool progress = false;
     for (unsigned i = warps; i > 1; --i) std::swap(order[i - 1], order[Random() % i]);
-    // Warps go side by side, or one runs as far ahead of the others as barriers let it.
+    // Warps run side by side, or one runs as far ahead of the others as barriers allow.
     const bool ahead = Random() % 4 != 0;
     for (const unsigned warp : order) {
       while (StepWarp(warp)) {
@@ -225,16 +225,16 @@ void RunBlock(const std::function<void()>& kernel) {
   }
 }
 
-// --- Device memory
-// ----------------------------------------------------------------------------------------------------
+// --- Device memory --------------------------------------------------------------------------------------------------
 
-// By the address that was given out.
+// Allocations by the address that was returned.
 std::map<void*, size_t>& Mappings() {
   static auto& mappings = *new std::map<void*, size_t>;
   return mappings;
 }
 int accesses = 0;
-// Each allocation costs a call of the system to close and one to open: whole models are closed now and then.
+// Protecting all allocations when an Access ends takes a system call for each. With more than kAlwaysClosed of them, as
+// in tests of whole models, it is done only once in kSeldom times.
 constexpr size_t kAlwaysClosed = 100;
 constexpr uint32_t kSeldom = 64;
 bool open = false;
@@ -325,13 +325,13 @@ void CopyAsyncWait(size_t newest) {
 void* Allocate(size_t bytes) {
   const std::lock_guard<std::recursive_mutex> lock(AccessMutex());
 #if GF_EMULATION_ASAN
-  constexpr size_t kMost = size_t{1} << 36;  // what the sanitizer is asked for beyond that, it calls an error
+  constexpr size_t kMost = size_t{1} << 36;  // the sanitizer reports larger requests as errors
   void* memory = nullptr;
   if (bytes > kMost || posix_memalign(&memory, 256, std::max<size_t>(bytes, 1)) != 0) return nullptr;
   return std::memset(memory, 0, std::max<size_t>(bytes, 1));
 #else
   const size_t pages = std::max<size_t>(1, (bytes + kPage - 1) / kPage) * kPage;
-  // A page on either side that nobody may touch; the memory ends where the upper one begins.
+  // One protected page on either side; the memory ends where the upper one begins.
   void* memory = mmap(nullptr, pages + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
   void* const first = static_cast<char*>(memory) + kPage;

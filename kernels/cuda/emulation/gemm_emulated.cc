@@ -1,4 +1,4 @@
-// Products of the emulation: small ones by the kernel that a device has for odd shapes, others in double.
+// Products of the emulation: small ones with the kernel that a device uses for odd shapes, others in double.
 #include <cmath>
 #include <vector>
 
@@ -28,7 +28,7 @@ void Store(float value, DType dtype, int64_t index, void* data) {
       static_cast<float*>(data)[index] = value;
       return;
     case DType::kF16:
-      // As the library stores it.
+      // Rounded as the library does.
       static_cast<f16_t*>(data)[index] = std::abs(value) >= 65520
                                              ? f16_t{static_cast<uint16_t>(value > 0 ? 0x7C00 : 0xFC00)}
                                              : FromFloat<f16_t>(value);

@@ -1,4 +1,4 @@
-// Devices of the emulation: memory and streams. Each that is opened is a device of its own.
+// Devices of the emulation: memory and streams. Each call of OpenRuntime makes a device of its own.
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -65,7 +65,7 @@ class Device {
       const std::lock_guard<std::mutex> lock(mutex_);
       streams = streams_;
     }
-    // Work that waits for a peer who never comes does not end: what it still uses is the test's to find.
+    // Work that waits for a peer that never comes does not end. If it still uses memory, the test will show it.
     for (const auto& stream : streams) stream->RunTo(stream->end());
   }
 
@@ -146,7 +146,7 @@ class EmulatedRuntime : public Runtime {
     const std::shared_ptr<const std::vector<std::function<void()>>> work_;
   };
 
-  // Few multiprocessors, so that small tests split work as large ones do on a device.
+  // Few multiprocessors, so that small tests split work in the way that large ones do on a device.
   const DeviceFacts facts_{"emulated", 8, 0, 4, 227 << 10, int64_t{1} << 40};
   const std::shared_ptr<Device> device_;
   const std::shared_ptr<emulation::Stream> stream_;

@@ -10,7 +10,7 @@
 namespace goldfinch::emulation {
 namespace {
 
-// Of all streams: work of one runs others.
+// One lock for all streams, because the work of one runs others.
 std::recursive_mutex& Mutex() {
   static auto& mutex = *new std::recursive_mutex;
   return mutex;

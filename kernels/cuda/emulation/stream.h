@@ -1,6 +1,6 @@
-// Streams of the emulation. Work in a stream runs as late as it may: when the host waits for a place in it, asks
-// whether that is reached, or does so of another stream that waits for it. What does not wait for what it needs, or
-// frees it too soon, finds old bytes or none.
+// Streams of the emulation. Work in a stream runs as late as possible: when the host waits for a place in the stream,
+// or asks whether it is reached, or does so for another stream that waits for this one. Code that does not wait for its
+// inputs, or frees them too soon, therefore finds old bytes or none.
 #ifndef GOLDFINCH_KERNELS_CUDA_EMULATION_STREAM_H_
 #define GOLDFINCH_KERNELS_CUDA_EMULATION_STREAM_H_
 
@@ -12,29 +12,29 @@
 
 namespace goldfinch::emulation {
 
-// Thread-safe.
+// Any thread may call.
 class Stream {
  public:
-  // Does its work and returns true, or returns false as long as it cannot go on; then it is called again later.
+  // Does its work and returns true, or returns false if it cannot proceed yet; then it is called again later.
   using Work = std::function<bool()>;
 
-  // The place after it.
+  // Returns the place after the work.
   int64_t Push(Work work);
-  // After all that was pushed.
+  // The place after everything that was pushed.
   int64_t end() const;
-  // Runs what lies before the place, as far as it goes. Whether all of that is done.
+  // Runs the work before the place, as far as it can proceed. Returns whether all of it is done.
   bool RunTo(int64_t place);
-  // The same until it is done.
+  // The same, until all of it is done.
   void WaitFor(int64_t place);
 
  private:
   std::deque<Work> work_;
   int64_t done_ = 0;
-  bool running_ = false;  // work that runs may lead back here
+  bool running_ = false;  // work that runs may call this stream again
 };
 
-// In the stream of a launch; at once if it is null. While the thread records, it is kept instead, and what it refers to
-// must live until it is done.
+// Queues work in the stream of a launch; without a stream it is done at once. While the thread records, the work is
+// kept instead, and whatever it refers to must live until it is done.
 void Queue(void* stream, std::function<void()> work);
 void BeginRecording();
 std::vector<std::function<void()>> EndRecording();
