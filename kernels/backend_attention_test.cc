@@ -1,4 +1,4 @@
-// Paged caches, rotary embedding, and both kinds of attention.
+// Rotary embedding, and both kinds of attention over paged caches.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -6,232 +6,10 @@
 #include <optional>
 
 #include "kernels/backend_test_util.h"
+#include "kernels/paged_test_util.h"
 
 namespace goldfinch {
 namespace {
-
-// Rows of one sequence in a call.
-struct Chunk {
-  int64_t position = 0;
-  int rows = 1;
-};
-
-std::vector<RowSpan> SpansOf(Random& random, const std::vector<Chunk>& chunks, const Paging& paging) {
-  std::vector<int> counts;
-  counts.reserve(chunks.size());
-  for (const Chunk& chunk : chunks) counts.push_back(chunk.rows);
-  std::vector<RowSpan> spans = MakeSpans(random, counts, static_cast<int>(chunks.size()));
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    spans[i].position = chunks[i].position;
-    spans[i].pages = paging.table(static_cast<int>(i));
-    spans[i].kept = spans[i].pages;
-  }
-  return spans;
-}
-
-std::vector<int64_t> Lengths(const std::vector<Chunk>& chunks) {
-  std::vector<int64_t> lengths;
-  lengths.reserve(chunks.size());
-  for (const Chunk& chunk : chunks) lengths.push_back(chunk.position + chunk.rows);
-  return lengths;
-}
-
-int64_t RowCount(const std::vector<Chunk>& chunks) {
-  int64_t rows = 0;
-  for (const Chunk& chunk : chunks) rows += chunk.rows;
-  return rows;
-}
-
-// The pool after rows [rows, width] have been written where they belong.
-void WritePages(const Values& rows, const std::vector<RowSpan>& spans, const Paging& paging, int64_t width,
-                Values& pool) {
-  for (size_t i = 0; i < spans.size(); ++i) {
-    for (int row = 0; row < spans[i].row_count; ++row) {
-      SetSlot(Slot(rows, spans[i].row_begin + row, width),
-              static_cast<int>(paging.Row(static_cast<int>(i), spans[i].position + row)), pool);
-    }
-  }
-}
-
-// Within pages, across one border, across many, from the middle of a page.
-const std::vector<Chunk>& AppendChunks() {
-  static const auto& chunks = *new std::vector<Chunk>{{0, 1}, {15, 1}, {15, 2}, {16, 16}, {3, 100}, {33, 1}, {0, 700}};
-  return chunks;
-}
-
-// --- Caches ---------------------------------------------------------------------------------------------------------
-
-TEST_P(BackendTest, GoldAppend) {
-  std::vector<DType> c_dtypes = row_dtypes();
-  if (cache_dtype() != DType::kF32 && cache_dtype() != act()) c_dtypes.push_back(cache_dtype());
-  const int64_t rows = RowCount(AppendChunks());
-  for (DType id_dtype : {DType::kU16, DType::kI32}) {
-    for (int64_t c_width : {1, 5, 8, 28, 129}) {
-      for (int64_t page_tokens : {1, 16, 37}) {
-        if (TooSlow(10 * rows * c_width)) continue;
-        const Paging paging(random, page_tokens, Lengths(AppendChunks()));
-        const std::vector<RowSpan> spans = SpansOf(random, AppendChunks(), paging);
-        const std::vector<int32_t> ids = random.Ids(rows, id_dtype == DType::kU16 ? 65536 : 1'000'000);
-        const Values id_before = IdValues(random.Ids(paging.pages() * page_tokens, 65536));
-        const Values c_before = random.Normal(paging.pages() * page_tokens * c_width, 1, cache_dtype());
-        Values id_pool = id_before;
-        WritePages(IdValues(ids), spans, paging, 1, id_pool);
-        for (DType dtype : c_dtypes) {
-          const Values c = random.Normal(rows * c_width, 1, dtype);
-          Values c_pool = c_before;
-          WritePages(Round(c, cache_dtype()), spans, paging, c_width, c_pool);
-          const GoldCache cache{device.Put(id_before, {paging.pages(), page_tokens}, id_dtype),
-                                device.Put(c_before, {paging.pages(), page_tokens, c_width}, cache_dtype())};
-          device->GoldAppend(ids, device.Put(c, {rows, c_width}, dtype), spans, cache);
-          ExpectSame(device.Get(cache.ids), id_pool, "ids, page of " + std::to_string(page_tokens));
-          ExpectSame(device.Get(cache.c), c_pool,
-                     "c given as " + std::string(Name(dtype)) + ", width " + std::to_string(c_width));
-        }
-      }
-    }
-  }
-}
-
-// A row of 8 bits is quantized once, by Convert, and goes into pages as it is.
-TEST_P(BackendTest, GoldAppendOf8BitRows) {
-  const int64_t rows = RowCount(AppendChunks());
-  for (int64_t c_width : {1, 5, 28, 129}) {
-    for (int64_t page_tokens : {1, 37}) {
-      if (TooSlow(20 * rows * c_width)) continue;
-      const Paging paging(random, page_tokens, Lengths(AppendChunks()));
-      const std::vector<RowSpan> spans = SpansOf(random, AppendChunks(), paging);
-      const Shape shape{paging.pages(), page_tokens, c_width};
-      Values pool = RoundCompressed(random.Normal(shape.elements(), 1), c_width, DType::kInt8);
-      const GoldCache cache{device.New(DType::kU16, {paging.pages(), page_tokens}),
-                            device.PutCompressed(pool, shape, DType::kInt8)};
-      const Values c = random.Normal(rows * c_width, 1, act());
-      const Tensor stored = device.New(DType::kInt8, {rows, CompressedRowWidth(DType::kInt8, c_width)});
-      device->Convert(device.Put(c, {rows, c_width}, act()), stored);
-      device->GoldAppend(random.Ids(rows, 65536), stored, spans, cache);
-      WritePages(RoundCompressed(c, c_width, DType::kInt8), spans, paging, c_width, pool);
-      ExpectSame(device.GetCompressed(cache.c), pool, shape.ToString());
-    }
-  }
-}
-
-// Byte for byte what plain code makes of them, and so the same on every back end.
-TEST_P(BackendTest, ConvertsTo8BitRows) {
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kLargest = 0x1.fffffep127;
-  for (int64_t width : {1, 3, 16, 33, 128, 256}) {
-    Values x;
-    const auto add = [&](double deviation) {
-      const Values row = random.Normal(width, deviation);
-      x.insert(x.end(), row.begin(), row.end());
-      return x.end() - width;
-    };
-    // Ordinary rows, of any magnitude; then one element far above the others, half-way quotients, zeros.
-    for (int exponent = -140; exponent <= 120; exponent += 13) add(std::ldexp(1, exponent));
-    for (int i = 0; i < (slow() ? 3 : 30); ++i) add(1);
-    *add(1) = -1e6;
-    const auto half_ways = add(0);
-    for (int64_t i = 0; i < width; ++i) half_ways[i] = i == 0 ? 127 : static_cast<double>(i % 100) - 49.5;
-    add(0);
-    *add(0) = -0.;
-    // The ends of fp32, and what is no number.
-    *add(0) = kLargest;
-    *add(1) = -kLargest;
-    *add(0) = 0x1p-149;
-    *add(0) = 0x1p-127;
-    for (double fault : {kNan, kInfinity, -kInfinity}) *(add(1) + width - 1) = fault;
-    *add(kLargest / 4) = kNan;
-    const auto rows = static_cast<int64_t>(x.size()) / width;
-    for (DType dtype : row_dtypes()) {
-      const Values given = Round(x, dtype);
-      const Tensor converted = device.New(DType::kInt8, {rows, CompressedRowWidth(DType::kInt8, width)});
-      device->Convert(device.Put(given, {rows, width}, dtype), converted);
-      const std::string what = "width " + std::to_string(width) + " from " + Name(dtype);
-      EXPECT_EQ(device.GetBytes(converted), device.GetBytes(device.PutCompressed(given, {rows, width}, DType::kInt8)))
-          << what;
-      const Values stored = device.GetCompressed(converted);
-      for (int64_t row = 0; row < rows; ++row) {
-        const Values in = Slot(given, static_cast<int>(row), width), out = Slot(stored, static_cast<int>(row), width);
-        const bool finite = std::all_of(in.begin(), in.end(), [](double value) { return std::isfinite(value); });
-        double largest = 0;
-        for (double value : in) largest = std::max(largest, std::abs(value));
-        for (int64_t i = 0; i < width; ++i) {
-          if (!finite) {
-            EXPECT_TRUE(std::isnan(out[i])) << what << ", row " << row;
-          } else if (largest == 0 || largest > 0x1p-118) {
-            // Half a scale, which is rounded to 8 digits.
-            EXPECT_LE(std::abs(out[i] - in[i]), largest / 254 * (1 + 0x1p-8)) << what << ", row " << row;
-          } else {
-            EXPECT_LE(std::abs(out[i]), 2 * largest) << what << ", row " << row;
-          }
-        }
-      }
-    }
-  }
-}
-
-TEST_P(BackendTest, KvAppend) {
-  for (int64_t width : {16, 17, 64, 130}) {
-    for (int64_t page_tokens : {1, 16, 37}) {
-      const Paging paging(random, page_tokens, Lengths(AppendChunks()));
-      const std::vector<RowSpan> spans = SpansOf(random, AppendChunks(), paging);
-      const int64_t rows = RowCount(AppendChunks());
-      if (TooSlow(5 * rows * width)) continue;
-      const Values k = random.Normal(rows * width, 1, act()), v = random.Normal(rows * width, 1, act());
-      const Shape shape{paging.pages(), page_tokens, width};
-      Values keys = random.Normal(shape.elements(), 1, cache_dtype()),
-             values = random.Normal(shape.elements(), 1, cache_dtype());
-      const KvCache cache{device.Put(keys, shape, cache_dtype()), device.Put(values, shape, cache_dtype())};
-      device->KvAppend(device.Put(k, {rows, width}, act()), device.Put(v, {rows, width}, act()), spans, cache);
-      WritePages(Round(k, cache_dtype()), spans, paging, width, keys);
-      WritePages(Round(v, cache_dtype()), spans, paging, width, values);
-      ExpectSame(device.Get(cache.keys), keys, "keys");
-      ExpectSame(device.Get(cache.values), values, "values");
-    }
-  }
-}
-
-// Ties go to even, small numbers keep what digits they have, too large ones become the largest, a NaN stays visible.
-TEST_P(BackendTest, CachesRoundToNearest) {
-  Values x = {0.,          -0.,     1.,      65504.,    65519.,    65520.,  -65520., 1e6,          -1e6,        0x1p-14,
-              0x1.ffcp-15, 0x1p-24, 0x1p-25, 0x1.8p-25, 0x1.8p-24, 0x1p-26, 1e-30,   0x1.ffffp-15, 0x1.fffffep0};
-  if (cache_dtype() != DType::kF16) x.insert(x.end(), {1e30, -3e38, 0x1p-126, 0x1p-133});
-  // Half-way between neighbors of either type, just below, and just above.
-  for (int fraction = 0; fraction < 64; ++fraction) {
-    for (int digits : {8, 11}) {
-      const double half_way = 1 + std::ldexp(2 * fraction + 1, -digits);
-      for (double value : {half_way, half_way - 0x1p-23, half_way + 0x1p-23}) {
-        for (int exponent : {0, 5, -13, -15, -20}) {
-          x.push_back(std::ldexp(fraction % 2 == 0 ? value : -value, exponent));
-        }
-      }
-    }
-  }
-  for (double value : random.Uniform(slow() ? 300 : 3000, -40, 16)) {
-    x.push_back(Round(std::exp2(value), DType::kF32));
-  }
-  x.push_back(std::numeric_limits<double>::quiet_NaN());
-  const auto width = static_cast<int64_t>(x.size());
-  const auto check = [&](Values stored, const Values& given, const std::string& what) {
-    ASSERT_FALSE(stored.empty());
-    EXPECT_TRUE(std::isnan(stored.back())) << what;
-    stored.pop_back();
-    Values expected = Round(given, cache_dtype());
-    expected.pop_back();
-    ExpectSame(stored, expected, what + " to " + Name(cache_dtype()));
-  };
-  for (DType dtype : row_dtypes()) {
-    const Values given = Round(x, dtype);
-    const Tensor rows = device.Put(given, {1, width}, dtype), converted = device.New(cache_dtype(), {1, width});
-    device->Convert(rows, converted);
-    check(device.Get(converted), given, std::string("converted from ") + Name(dtype));
-    if (dtype != act()) continue;
-    const Shape shape{1, 1, width};
-    const KvCache cache{device.New(cache_dtype(), shape), device.New(cache_dtype(), shape)};
-    const int32_t page = 0;
-    device->KvAppend(rows, rows, std::vector<RowSpan>{{.row_count = 1, .pages = &page}}, cache);
-    check(device.Get(cache.keys), given, std::string("appended from ") + Name(dtype));
-  }
-}
 
 // --- Rotary embedding -----------------------------------------------------------------------------------------------
 
@@ -260,11 +38,11 @@ TEST_P(BackendTest, Rope) {
 // --- Attention over stored keys and values --------------------------------------------------------------------------
 
 struct AttentionCase {
-  std::vector<Chunk> chunks;
+  std::vector<TestChunk> chunks;
   int64_t width = 64;
   int head_size = 16;
   int64_t page_tokens = 16;
-  double query_deviation = 1;  // large: one position takes it all
+  double query_deviation = 1;  // if large, one position gets all the weight
 
   std::string ToString() const {
     return "width " + std::to_string(width) + ", head size " + std::to_string(head_size) + ", page of " +
@@ -273,8 +51,8 @@ struct AttentionCase {
 };
 
 // Tiles of 64 positions, page borders, one row and many, alone and together.
-const std::vector<std::vector<Chunk>>& AttentionChunks() {
-  static const auto& chunks = *new std::vector<std::vector<Chunk>>{
+const std::vector<std::vector<TestChunk>>& AttentionChunks() {
+  static const auto& chunks = *new std::vector<std::vector<TestChunk>>{
       {},
       {{0, 1}},
       {{0, 7}},
@@ -285,17 +63,17 @@ const std::vector<std::vector<Chunk>>& AttentionChunks() {
   return chunks;
 }
 
-const std::vector<std::vector<Chunk>>& SlowAttentionChunks() {
-  static const auto& chunks = *new std::vector<std::vector<Chunk>>{
+const std::vector<std::vector<TestChunk>>& SlowAttentionChunks() {
+  static const auto& chunks = *new std::vector<std::vector<TestChunk>>{
       {}, {{0, 1}}, {{0, 7}}, {{62, 1}, {63, 1}, {64, 1}, {65, 1}, {127, 3}, {0, 65}}, {{150, 17}, {5, 1}, {0, 33}},
   };
   return chunks;
 }
-const std::vector<std::vector<Chunk>>& AttentionChunks(const BackendTest& t) {
+const std::vector<std::vector<TestChunk>>& AttentionChunks(const BackendTest& t) {
   return t.slow() ? SlowAttentionChunks() : AttentionChunks();
 }
 
-// Scores of large queries have large rounding errors, which the softmax passes on.
+// Scores of large queries have large rounding errors, and the softmax of such scores too.
 double AttentionTolerance(double tolerance, double query_deviation) {
   return tolerance * std::max(1., query_deviation);
 }
@@ -325,7 +103,7 @@ void CheckKvAttention(BackendTest& t, const AttentionCase& test) {
 }
 
 TEST_P(BackendTest, KvAttention) {
-  for (const std::vector<Chunk>& chunks : AttentionChunks(*this)) {
+  for (const std::vector<TestChunk>& chunks : AttentionChunks(*this)) {
     CheckKvAttention(*this, {.chunks = chunks, .width = 64, .head_size = 16, .page_tokens = 16});
     CheckKvAttention(*this, {.chunks = chunks, .width = 96, .head_size = 32, .page_tokens = 37});
   }
@@ -384,7 +162,7 @@ TEST_P(BackendTest, KvAttentionOverLongContexts) {
 
 // --- GOLD -----------------------------------------------------------------------------------------------------------
 
-// A table's rows after `fill` has made those of `ids`: like `made` [vocab, width], and the others as they were.
+// Expects that `fill` makes the rows of `ids` in a table like those of `made` [vocab, width], and leaves the others.
 void CheckTable(BackendTest& t, const Values& made, const std::vector<int32_t>& ids, const Shape& shape, DType dtype,
                 const std::function<void(Tensor)>& fill) {
   const int64_t vocab = shape[0], width = shape.elements() / vocab;
@@ -430,12 +208,12 @@ TEST_P(BackendTest, GoldTableRows) {
 }
 
 struct GoldCase {
-  std::vector<Chunk> chunks;
+  std::vector<TestChunk> chunks;
   GoldSizes sizes = {};
   int64_t page_tokens = 16;
   DType id_dtype = DType::kU16;
   double query_deviation = 1;
-  std::optional<DType> c_dtype = {};  // not the case's cache_dtype
+  std::optional<DType> c_dtype = {};  // instead of the suite's cache_dtype
 };
 
 // A GOLD layer and a cache with the sequences of a case, on the host and on the device.
@@ -477,7 +255,7 @@ struct GoldInputs {
   const std::vector<RowSpan> spans;
   const GoldSharedWeights shared;
   const GoldKvWeights weights;
-  std::vector<reference::KeysValues> kv;  // of every sequence
+  std::vector<reference::KeysValues> kv;  // for each sequence
   GoldCache cache;
 };
 
@@ -494,7 +272,7 @@ void CheckGoldAttention(BackendTest& t, const GoldCase& test) {
                   ", page of " + std::to_string(test.page_tokens) + ", " + std::to_string(in.spans.size()) + " spans");
 }
 
-// Keys and values of whole sequences, of their first positions and then of the others, and attention over them.
+// Makes the keys and values of the first positions of each sequence, then those of the others, and attends to them.
 void CheckGoldKeysValues(BackendTest& t, const GoldCase& test, DType kv_dtype) {
   const GoldInputs in(t, test);
   const int64_t width = in.layer.width;
@@ -502,7 +280,7 @@ void CheckGoldKeysValues(BackendTest& t, const GoldCase& test, DType kv_dtype) {
   const double tolerance = t.tolerance() + (kv_dtype == DType::kF32 ? 0 : 2 * RoundingError(kv_dtype));
   const std::string what = shape.ToString() + " of " + Name(kv_dtype);
 
-  // Positions that were not asked for stay as they are: NaN.
+  // Positions that were not asked for stay NaN.
   const KvCache cache{t.device.New(kv_dtype, shape), t.device.New(kv_dtype, shape)};
   Values written(in.paging.pages() * test.page_tokens);
   const auto make = [&](bool first_part) {
@@ -516,7 +294,7 @@ void CheckGoldKeysValues(BackendTest& t, const GoldCase& test, DType kv_dtype) {
                        .row_count = end - begin,
                        .position = begin,
                        .pages = in.spans[i].pages,
-                       .kept = in.spans[i].kept});
+                       .kept_pages = in.spans[i].kept_pages});
       positions += end - begin;
       for (int32_t at = begin; at < end; ++at) written[in.paging.Row(static_cast<int>(i), at)] = 1;
     }
@@ -551,7 +329,7 @@ void CheckGoldKeysValues(BackendTest& t, const GoldCase& test, DType kv_dtype) {
 }
 
 TEST_P(BackendTest, GoldMakeKeysValues) {
-  for (const std::vector<Chunk>& chunks : AttentionChunks(*this)) {
+  for (const std::vector<TestChunk>& chunks : AttentionChunks(*this)) {
     CheckGoldKeysValues(*this, {.chunks = chunks, .sizes = {.width = 64, .head_size = 16}}, cache_dtype());
     CheckGoldKeysValues(*this,
                         {.chunks = chunks,
@@ -570,7 +348,7 @@ TEST_P(BackendTest, GoldMakeKeysValues) {
 }
 
 TEST_P(BackendTest, GoldAttention) {
-  for (const std::vector<Chunk>& chunks : AttentionChunks(*this)) {
+  for (const std::vector<TestChunk>& chunks : AttentionChunks(*this)) {
     CheckGoldAttention(*this, {.chunks = chunks, .sizes = {.width = 64, .head_size = 16}});
     CheckGoldAttention(*this, {.chunks = chunks,
                                .sizes = {.width = 96, .head_size = 32, .rope_base = 10000},
@@ -580,13 +358,13 @@ TEST_P(BackendTest, GoldAttention) {
 }
 
 TEST_P(BackendTest, GoldAttentionOver8BitRows) {
-  for (const std::vector<Chunk>& chunks : AttentionChunks(*this)) {
+  for (const std::vector<TestChunk>& chunks : AttentionChunks(*this)) {
     if (slow() && chunks.size() > 3) continue;
     const GoldCase test{.chunks = chunks, .sizes = {.width = 64, .head_size = 16}, .c_dtype = DType::kInt8};
     CheckGoldAttention(*this, test);
     CheckGoldKeysValues(*this, test, DType::kF32);
   }
-  // Rows of an odd number of bytes.
+  // A size with an odd number of bytes in a row.
   CheckGoldAttention(*this, {.chunks = {{100, 1}, {0, 9}, {61, 4}},
                              .sizes = {.width = 144, .head_size = 48, .mix_rank = 3, .lora_rank = 5},
                              .page_tokens = 37,
@@ -595,7 +373,7 @@ TEST_P(BackendTest, GoldAttentionOver8BitRows) {
 }
 
 TEST_P(BackendTest, GoldAttentionOfEverySize) {
-  const std::vector<Chunk> chunks = {{100, 1}, {0, 9}, {61, 4}};
+  const std::vector<TestChunk> chunks = {{100, 1}, {0, 9}, {61, 4}};
   for (int64_t page_tokens : {1, 16, 37, 64}) {
     CheckGoldAttention(*this, {.chunks = chunks,
                                .sizes = {.width = 16, .head_size = 16, .mix_rank = 1, .lora_rank = 1},

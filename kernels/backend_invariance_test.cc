@@ -1,11 +1,12 @@
 // Batch invariance: the rows of a sequence give the same results whatever rows share their calls, however the sequence
-// is cut into calls, and whatever the number of threads. Bit for bit where the back end says so, else to its tolerance.
+// is cut into calls, and whatever the number of threads: bit for bit if Case::bit_invariant, else to the tolerance.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <functional>
 
 #include "kernels/backend_test_util.h"
+#include "kernels/paged_test_util.h"
 
 namespace goldfinch {
 namespace {
@@ -15,14 +16,14 @@ struct Piece {
   int64_t begin;
   int64_t count;
 };
-using Plan = std::vector<std::vector<Piece>>;  // one entry a call
+using Plan = std::vector<std::vector<Piece>>;  // one entry for each call
 
 struct Call {
   std::vector<Piece> pieces;
   std::vector<RowSpan> spans = {};
   int64_t rows = 0;
 
-  // The call's rows of `sequences`.
+  // The rows of `sequences` that are in this call.
   Values Gather(const std::vector<Values>& sequences, int64_t width) const {
     Values gathered;
     for (const Piece& piece : pieces) {
@@ -31,7 +32,7 @@ struct Call {
     }
     return gathered;
   }
-  // On the device, in the type of activations.
+  // The same rows on the device, in the type of activations.
   Tensor Put(Device& device, const std::vector<Values>& sequences, int64_t width) const {
     return device.Put(Gather(sequences, width), {rows, width}, device->activation_dtype());
   }
@@ -39,12 +40,12 @@ struct Call {
 
 // An op, or a few that belong together, over sequences of rows.
 struct SequenceOp {
-  int64_t width = 0;  // of an output row
+  int64_t width = 0;  // width of an output row
   int64_t targets = 1;
   std::function<void(Device&)> begin = {};                // uploads weights and fresh states
   std::function<Tensor(Device&, const Call&)> call = {};  // [targets, rows, width]
   std::vector<Tensor> states = {};                        // set by `begin`
-  bool copied_states = true;                              // they hold inputs, not results: exact on every back end
+  bool copied_states = true;  // the states are copies of inputs, not results: exact on every back end
 };
 
 struct Outcome {
@@ -65,7 +66,7 @@ Outcome Run(Device device, SequenceOp& op, const std::vector<int64_t>& lengths, 
                             .row_count = static_cast<int32_t>(piece.count),
                             .position = piece.begin,
                             .pages = paging == nullptr ? nullptr : paging->table(piece.sequence),
-                            .kept = paging == nullptr ? nullptr : paging->table(piece.sequence)});
+                            .kept_pages = paging == nullptr ? nullptr : paging->table(piece.sequence)});
       call.rows += piece.count;
     }
     const Values out = device.Get(op.call(device, call));
@@ -93,8 +94,9 @@ Plan OneByOne(const std::vector<int64_t>& lengths) {
   return plan;
 }
 
-// Calls with pieces of some of the sequences, in any order. As decoding does it for the first rows: one row each.
-Plan Cut(Random& random, const std::vector<int64_t>& lengths, int64_t single_rows) {
+// Calls with pieces of some of the sequences, in any order. The first `single_rows` rows of a sequence come one in each
+// call, as in decoding.
+Plan Cut(TestRandom& random, const std::vector<int64_t>& lengths, int64_t single_rows) {
   constexpr int64_t kCounts[] = {1, 2, 3, 5, 6, 7, 11, 16, 64, 65, 130, 400};
   std::vector<int64_t> done(lengths.size());
   Plan plan;
@@ -120,7 +122,7 @@ void ExpectInvariant(BackendTest& t, SequenceOp& op, const std::vector<int64_t>&
     if (copied || t.GetParam().bit_invariant) {
       ExpectSame(actual, before, what);
     } else {
-      ExpectClose(actual, before, op.width, 2 * t.tolerance(), what);  // each is that far from the truth
+      ExpectClose(actual, before, op.width, 2 * t.tolerance(), what);  // each may be that far from the exact result
     }
   };
   const auto check = [&](int threads, const Plan& plan, const std::string& what) {
@@ -150,7 +152,7 @@ std::vector<int64_t> ShortLengths(const BackendTest& t) {
   return t.slow() ? std::vector<int64_t>{1, 7, 70} : std::vector<int64_t>{1, 7, 83, 210};
 }
 
-// Of the type of activations.
+// Random rows in the type of activations.
 std::vector<Values> Rows(BackendTest& t, const std::vector<int64_t>& lengths, int64_t width) {
   std::vector<Values> sequences;
   sequences.reserve(lengths.size());
@@ -225,7 +227,7 @@ TEST_P(BackendTest, GoldTableRowsAreInvariant) {
   const reference::GoldLayer layer = RandomGoldLayer(random, {.width = width, .vocab = vocab}, weight_dtype());
   const int64_t mix_width = 2 * layer.mix_down.out;
   const std::vector<int64_t> lengths = {1, 60, vocab - 61};
-  // The rows of the sequences are all ids, in order.
+  // The rows of the sequences, one after another, are all ids in order.
   const auto id = [&](const Piece& piece, int64_t i) {
     return static_cast<int32_t>(i + piece.begin + (piece.sequence > 0 ? 1 : 0) + (piece.sequence > 1 ? 60 : 0));
   };
@@ -313,7 +315,7 @@ void ExpectDdLerpInvariant(BackendTest& t, int64_t width, int64_t rank) {
 
 TEST_P(BackendTest, DdLerpIsInvariant) {
   ExpectDdLerpInvariant(*this, 136, 12);
-  if (!slow()) ExpectDdLerpInvariant(*this, 576, 32);  // what blocks of rows and columns fit
+  if (!slow()) ExpectDdLerpInvariant(*this, 576, 32);  // sizes that blocks of rows and columns divide
 }
 
 TEST_P(BackendTest, WkvIsInvariant) {
@@ -369,15 +371,15 @@ TEST_P(BackendTest, KvAttentionIsInvariant) {
   ExpectKvAttentionInvariant(*this, ShortLengths(*this), 96, 48);
 }
 
-// So many rows that back ends have to attend to the context in several steps.
+// So many rows that back ends must attend to the context in several parts.
 TEST_P(BackendTest, KvAttentionOfManyRowsIsInvariant) {
   if (GetParam().thorough) ExpectKvAttentionInvariant(*this, {1500, 3}, 256, 128);
 }
 
-// What is kept as the cache grows, and attended to.
+// Rows that are kept as the cache grows, and attention over them.
 enum class Kept : uint8_t { kNothing, kRows, kKeysValues };
 
-// Over a cache that grows from call to call.
+// Ops over a cache that grows from call to call.
 void ExpectGoldAttentionInvariant(BackendTest& t, Kept kept) {
   const std::vector<int64_t> lengths = ShortLengths(t);
   const int64_t width = 64, page_tokens = kept == Kept::kRows ? 48 : 37;
@@ -390,7 +392,7 @@ void ExpectGoldAttentionInvariant(BackendTest& t, Kept kept) {
   const Paging paging(t.random, page_tokens, lengths);
   GoldSharedWeights shared;
   GoldKvWeights weights;
-  std::vector<GoldKvWeights> layers;  // three, of which the second is used
+  std::vector<GoldKvWeights> layers;  // three layers, of which the second is used
   KvCache kv;
   GoldSharedRows rows;
   SequenceOp op{.width = width};

@@ -1,4 +1,4 @@
-// Tensors that do not fit each other are the caller's error, and die with a line that names them.
+// Tensors that do not fit each other are the caller's error. The process dies with a message that names them.
 #include "kernels/backend_test_util.h"
 
 namespace goldfinch {
@@ -30,7 +30,8 @@ TEST_P(BackendTest, MisuseDies) {
   EXPECT_DEATH(device->Convert(numbers, out), "conversion input is u16, expected");
   EXPECT_DEATH(device->Convert(x, no_scale), "8-bit rows is \\[3, 32\\], expected \\[3, 34\\]");
   EXPECT_DEATH(device->CopyRows(x, {{2, 3}}, out), "CHECK failed");
-  // Spans with a gap, that overlap, that leave rows over, of a slot that is not there.
+  EXPECT_DEATH(device->Copy(x, few), "copy is \\[3, 32\\], expected \\[2, 32\\]");
+  // Spans with a gap, spans that overlap, spans that do not cover all rows, and a slot that does not exist.
   for (const std::vector<RowSpan>& bad : {spans({.row_count = 1}, {.slot = 1, .row_begin = 2, .row_count = 1}),
                                           spans({.row_count = 2}, {.slot = 1, .row_begin = 1, .row_count = 2}),
                                           spans({.row_count = 1}, {.row_begin = 1, .row_count = 1}),
@@ -42,7 +43,7 @@ TEST_P(BackendTest, MisuseDies) {
   EXPECT_DEATH(device->Rope(x, good, 24, 10000), "CHECK failed");
   EXPECT_DEATH(device->KvAppend(x, x, good, cache), "pages");
 
-  // Pages beyond the pool, and ids beyond their type.
+  // Pages outside the pool, and ids outside the range of their type.
   const int32_t beyond = 4, negative = -1, first = 0;
   for (const int32_t* pages : {&beyond, &negative}) {
     const std::vector<RowSpan> paged = {{.row_count = 3, .pages = pages}};
@@ -53,7 +54,7 @@ TEST_P(BackendTest, MisuseDies) {
   const std::vector<RowSpan> paged = {{.row_count = 3, .pages = &first}};
   EXPECT_DEATH(device->GoldAppend({1, 65536, 3}, c, paged, gold), "id 65536");
   EXPECT_DEATH(device->GoldAppend({1, 2, 3}, c, paged, {gold.ids, device.New(DType::kInt8, {4, 16, 2})}),
-               "rows of f32 into a cache of i8");
+               "rows of f32 into a cache of int8");
   EXPECT_DEATH(device->GoldAppend({1, -1, 3}, c, paged, gold), "id -1");
 
   std::vector<int32_t> tokens(1);
@@ -69,7 +70,7 @@ TEST_P(BackendTest, MisuseDies) {
   EXPECT_DEATH(sample(8, {}, {.uniform = 1}), "uniform");
 }
 
-// A GOLD layer's table has to be there, and of its shape.
+// The table of a GOLD layer must be given, with the right shape.
 TEST_P(BackendTest, GoldAttentionWithoutItsTableDies) {
   if (weight_dtype() != DType::kF32) return;
   const reference::GoldLayer layer = RandomGoldLayer(random, {.width = 32, .vocab = 8}, weight_dtype());
@@ -80,7 +81,7 @@ TEST_P(BackendTest, GoldAttentionWithoutItsTableDies) {
   const Tensor q = device.New(act(), {1, 32}), out = device.New(act(), {1, 32});
   const Tensor wrong = device.New({8, 2, 2});
   const int32_t page = 0;
-  const std::vector<RowSpan> spans = {{.row_count = 1, .pages = &page, .kept = &page}};
+  const std::vector<RowSpan> spans = {{.row_count = 1, .pages = &page, .kept_pages = &page}};
   for (const ConstTensor& table : {ConstTensor{}, ConstTensor(wrong)}) {
     weights.mix_table = table;
     EXPECT_DEATH(device->GoldAttention(q, spans, shared, weights, cache, 16, out), "mix table");

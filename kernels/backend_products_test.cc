@@ -1,4 +1,4 @@
-// MatMul.
+// MatMul against plain double code.
 #include <cmath>
 
 #include "kernels/backend_test_util.h"
@@ -17,7 +17,7 @@ struct ProductCase {
   bool bias = false;
   Factor multiply = Factor::kNone;
   bool accumulate = false;
-  // Of rows that may be fp32 (true) or act.
+  // The types of rows: fp32 (true) or act.
   bool fp32_x = false;
   bool fp32_multiply = false;
   bool fp32_out = false;
@@ -64,8 +64,8 @@ TEST_P(BackendTest, MatMulEveryShape) {
   for (size_t i = 0; i < sizes.size(); ++i) {
     for (size_t o = 0; o < sizes.size(); ++o) {
       const int64_t in = sizes[i], out = sizes[o];
-      if (in + out > 3080) continue;  // the double version of these takes its time
-      // Both layouts where it is cheap; else one or the other.
+      if (in + out > 3080) continue;  // the double version of these is slow
+      // Both layouts if that is cheap, else one or the other.
       const bool small = in * out < 100'000;
       if (small || (i + o) % 2 == 0) CheckMatMul(*this, {.rows = 1, .in = in, .out = out});
       if (small || (i + o) % 2 == 1) {
@@ -90,7 +90,7 @@ TEST_P(BackendTest, MatMulEveryRowCount) {
     CheckMatMul(*this, {.rows = 505, .in = 2050, .out = 3, .layout = layout});
     CheckMatMul(*this, {.rows = 505, .in = 1, .out = 200, .layout = layout});
     for (int64_t rows : {8, 20, 60}) CheckMatMul(*this, {.rows = rows, .in = 1100, .out = 130, .layout = layout});
-    // Whole tiles of any kernel.
+    // A size that consists of whole tiles for every kernel.
     CheckMatMul(*this, {.rows = 256, .in = 128, .out = 256, .layout = layout});
     CheckMatMul(*this, {.rows = 64, .in = 64, .out = 128, .layout = layout});
   }
@@ -140,8 +140,8 @@ TEST_P(BackendTest, MatMulEveryRowType) {
   }
 }
 
-// Each element by itself, as large ones would hide the error of small ones. All inputs are exact in every type, but for
-// the first in fp16.
+// Each element is compared by itself, because large ones would hide the error of small ones. All inputs are exact in
+// every type, except for the first one in fp16.
 TEST_P(BackendTest, MatMulActivationsOfSmallAndLargeInputs) {
   Values x;
   for (double magnitude : {0.,  0x1p-60, 0x1p-20, 0x1p-10, 0.125, 0.5,  1.,   3.,   8.,   9.,   10.,  20.,   80.,   88.,
@@ -151,7 +151,7 @@ TEST_P(BackendTest, MatMulActivationsOfSmallAndLargeInputs) {
   }
   const auto rows = static_cast<int64_t>(x.size());
   const Matrix one = device.Put(reference::Weight{{1}, 1, 1}, weight_dtype());
-  // fp16 loses digits below 2^-14: of x where the back end multiplies in it, of the result where that is fp16.
+  // fp16 loses digits below 2^-14: those of x if the back end multiplies in fp16, those of the result if it is fp16.
   const bool rounds_x = tolerance() > kFp32Tolerance && weight_dtype() == DType::kF16;
   for (Activation activation : {Activation::kRelu2, Activation::kSilu, Activation::kSigmoid, Activation::kTanh}) {
     for (DType dtype : row_dtypes()) {
@@ -168,7 +168,7 @@ TEST_P(BackendTest, MatMulActivationsOfSmallAndLargeInputs) {
   }
 }
 
-// A fault upstream has to stay visible.
+// A NaN or infinity in the input must stay visible.
 TEST_P(BackendTest, MatMulActivationsOfNan) {
   const Matrix one = device.Put(reference::Weight{{1}, 1, 1}, weight_dtype());
   for (Activation activation :
@@ -181,7 +181,7 @@ TEST_P(BackendTest, MatMulActivationsOfNan) {
   }
 }
 
-// Beyond fp16's range an fp16 output is its largest number, for a few rows and for many; fp32 outputs keep the sum.
+// Beyond fp16's range an fp16 output is the largest fp16 number, for few rows and for many; fp32 outputs keep the sum.
 TEST_P(BackendTest, MatMulBeyondHalf) {
   const int64_t in = 64, width = 48;
   const reference::Weight weight{Values(in * width, 256), in, width};
@@ -200,7 +200,7 @@ TEST_P(BackendTest, MatMulBeyondHalf) {
   }
 }
 
-// A row of another sequence that overflows must not reach its neighbors.
+// A row that overflows must not affect its neighbors, which belong to other sequences.
 TEST_P(BackendTest, MatMulRowsDoNotMix) {
   const int64_t rows = 13, in = 130, width = 67;
   Values x = random.Normal(rows * in, 1, act());

@@ -1,4 +1,4 @@
-// Queues and marks: what is ordered is in order, on whatever device.
+// Queues and marks keep the order that they promise, on every device.
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -28,10 +28,10 @@ TEST_P(BackendTest, AMarkIsReachedWhenTheOpsBeforeItAreDone) {
   mark->Wait();
   EXPECT_TRUE(mark->reached());
   EXPECT_EQ(device->status(), absl::OkStatus());
-  device->queue().Record();  // nobody asks after it
+  device->queue().Record();  // a mark that is never used
 }
 
-// By a second queue and staging memory, out of one tensor and into another, and nobody waits before the end.
+// A copy from one tensor to another by a second queue and staging memory, without waiting before the end.
 TEST_P(BackendTest, QueuesWaitForEachOther) {
   const auto from = *device->Allocate(kBytes, "test"), to = *device->Allocate(kBytes, "test");
   const auto staging = *device->AllocateStaging(kBytes, "test");

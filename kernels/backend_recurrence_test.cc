@@ -7,7 +7,7 @@
 namespace goldfinch {
 namespace {
 
-// Spans of one row, of a few, of many, and many spans.
+// Spans of one row, of a few and of many rows, and many spans.
 const std::vector<std::vector<int>>& SpanCounts() {
   static const auto& counts = *new std::vector<std::vector<int>>{
       {},
@@ -32,8 +32,8 @@ struct ShiftInputs {
   int64_t rows = 0;
   std::vector<RowSpan> spans;
   Values x;
-  Values shift;        // before
-  Values shift_after;  // expected
+  Values shift;        // before the call
+  Values shift_after;  // expected after the call
   Values prev;
 };
 
@@ -120,16 +120,16 @@ TEST_P(BackendTest, DdLerp) {
 }
 
 struct WkvCase {
-  std::vector<int> counts;  // of the spans of one call
+  std::vector<int> counts;  // rows of each span of one call
   int64_t heads = 2;
   int64_t head_size = 64;
-  double decay_low = -6;  // of w
+  double decay_low = -6;  // the range of w
   double decay_high = 1;
-  int decay_rows = 0;  // w of so many rows in turn is drawn evenly, then constant over rows and columns; 0: all evenly
+  int decay_rows = 0;  // w is uniform for so many rows, then constant for as many, and so on; 0: always uniform
   bool constant_decay = false;
   bool bonus = true;
   WkvOptions options = {};
-  std::vector<int> later_calls = {};  // more rows of the first span's sequence, a call each
+  std::vector<int> later_calls = {};  // more calls with so many rows of the first span's sequence
 };
 
 Values DrawDecays(BackendTest& t, const WkvCase& test, int64_t rows, int64_t width) {
@@ -139,7 +139,7 @@ Values DrawDecays(BackendTest& t, const WkvCase& test, int64_t rows, int64_t wid
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t block = row / test.decay_rows;
     if (block % 2 == 0) continue;
-    // From one end of the range to the other.
+    // Constant values from one end of the range to the other.
     const double share = static_cast<double>(block / 2 % 4) / 3;
     const double value = Round(test.decay_low + share * (test.decay_high - test.decay_low), t.act());
     std::fill_n(w.begin() + row * width, width, value);
@@ -147,7 +147,7 @@ Values DrawDecays(BackendTest& t, const WkvCase& test, int64_t rows, int64_t wid
   return w;
 }
 
-// One call; updates the state [slots, ...] of the host and of the device.
+// Makes one call; updates the state [slots, ...] on the host and on the device.
 void CheckWkvCall(BackendTest& t, const WkvCase& test, const std::vector<RowSpan>& spans, Values& state,
                   const Tensor& state_tensor, const std::string& what) {
   const int64_t width = test.heads * test.head_size, state_size = width * test.head_size;
@@ -225,7 +225,7 @@ TEST_P(BackendTest, WkvEveryOptionAndHeadSize) {
   }
 }
 
-// From a state that never fades to one that is gone at once, and keys from nothing to all.
+// Decays from none to complete, and keys from nothing to everything (one_minus_decay_keys).
 TEST_P(BackendTest, WkvExtremeDecays) {
   const std::vector<std::pair<double, double>> ranges = {
       {-12, -11}, {-8, -7}, {-3, -2}, {-1, 0},    {1, 2},     {3, 4},      {-12, 4},     {-30, -29},
@@ -243,8 +243,8 @@ TEST_P(BackendTest, WkvExtremeDecays) {
   }
 }
 
-// Kernels that take rows by blocks divide by products of decays: slow and fast ones side by side within a block, blocks
-// of one value, and borders between them within a block.
+// Kernels that take rows by blocks divide by products of decays. Tests slow and fast decays side by side within a
+// block, blocks of one value, and borders between them within a block.
 TEST_P(BackendTest, WkvMixedDecays) {
   for (int64_t head_size : {16, 64}) {
     for (int decay_rows : {0, 5, 16, 64}) {
@@ -282,7 +282,7 @@ TEST_P(BackendTest, WkvResumes) {
   }
 }
 
-// With a state of zeros nothing but the tiny keys speaks: 1 - exp(-exp(w)) must keep its digits as it nears 0.
+// With a state of zeros the result comes from the tiny keys alone: 1 - exp(-exp(w)) must keep its digits near 0.
 TEST_P(BackendTest, WkvTinyKeysKeepTheirDigits) {
   const int64_t width = 32, rows = 4;
   for (double w : {-8., -16., -30., -60.}) {
@@ -302,7 +302,7 @@ TEST_P(BackendTest, WkvTinyKeysKeepTheirDigits) {
   }
 }
 
-// fp32 rounds the state at every row: slow decays add up thousands of them.
+// fp32 rounds the state at every row, and with slow decays thousands of these errors add up.
 TEST_P(BackendTest, WkvLongSequence) {
   CheckWkv(*this, {.counts = {slow() ? 700 : 3000}, .heads = 1, .head_size = 16, .decay_low = -12, .decay_high = -8});
 }

@@ -86,7 +86,7 @@ TEST_P(BackendTest, Embed) {
   }
 }
 
-// Every pattern of a 16-bit type: subnormals, infinities and NaNs, too.
+// Every bit pattern of a 16-bit type, including subnormals, infinities and NaNs.
 TEST_P(BackendTest, EmbedWidensEveryNumber) {
   const DType dtype = weight_dtype();
   if (dtype == DType::kF32) return;
@@ -139,7 +139,7 @@ TEST_P(BackendTest, CopyRowsMovesUpInPlace) {
   for (DType dtype : row_dtypes()) {
     const Values values = random.Normal(rows * width, 1, dtype);
     const Tensor tensor = device.Put(values, {rows, width}, dtype);
-    // Compaction: keeps two rows of three, the first of them where they are.
+    // Compaction: keeps two of every three rows; the first two stay where they are.
     std::vector<RowCopy> copies;
     Values expected = values;
     for (int64_t row = 0; row < rows; ++row) {
@@ -199,7 +199,7 @@ void CheckGroupNorm(BackendTest& t, const NormSizes& sizes, double epsilon, bool
   if (gated && out_dtype == t.act()) ExpectSame(run(false, true), out, what + ", in place of the gate");
 }
 
-// With rows of every type.
+// Rows of every type, in and out.
 void CheckGroupNorm(BackendTest& t, const NormSizes& sizes, double epsilon, bool gated, double offset) {
   for (DType x_dtype : t.row_dtypes()) {
     for (DType out_dtype : t.row_dtypes()) CheckGroupNorm(t, sizes, epsilon, gated, offset, x_dtype, out_dtype);
@@ -220,7 +220,7 @@ TEST_P(BackendTest, GroupNormEveryEpsilon) {
   for (double epsilon : {0., 1e-5, 64e-5, 3.}) CheckGroupNorm(*this, {5, 128, 2}, epsilon, true, 0);
 }
 
-// The variance must not be a difference of large squares.
+// The variance must not be computed as a difference of large squares.
 TEST_P(BackendTest, GroupNormRowsFarFromZero) { CheckGroupNorm(*this, {5, 512, 1}, 1e-5, false, 100); }
 
 TEST_P(BackendTest, GroupNormConstantRowsGiveTheBias) {

@@ -1,4 +1,4 @@
-// Sample: tokens are those that the plain double version draws, but where a draw falls on a border between two.
+// Sample draws the tokens that the plain double version draws, except where a draw falls on the border between two.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -10,7 +10,7 @@
 namespace goldfinch {
 namespace {
 
-// Rows of logits with how to draw from them, owning what SampleRow refers to.
+// Rows of logits and how to draw from them. Owns the arrays that SampleRow refers to.
 struct Draws {
   struct Row {
     Values logits;
@@ -24,7 +24,7 @@ struct Draws {
   std::vector<int32_t> holes = {};
   std::vector<Row> rows = {};
 
-  // Refers into `rows`, which must stay as they are.
+  // Refers to `rows`, which must not change.
   std::vector<SampleRow> SampleRows() const {
     std::vector<SampleRow> sample_rows;
     for (const Row& row : rows) {
@@ -45,7 +45,7 @@ std::vector<int32_t> Sample(Device& device, const Draws& draws) {
   return tokens;
 }
 
-// The token, or one whose part of [0, 1) is within rounding of `uniform`.
+// Expects the token of the double version, or one whose part of [0, 1) is within rounding of `uniform`.
 void ExpectDrawn(int32_t token, const Values& probabilities, double uniform, const std::string& what) {
   constexpr double kRounding = 2e-5;
   ASSERT_GE(token, 0) << what;
@@ -75,31 +75,31 @@ std::vector<int64_t> VocabSizes(const BackendTest& t) {
   return {1, 2, 15, 16, 17, 257, 1000, 5003, 65536};
 }
 
-// Of the ids but `kept`, `count` at random.
-std::vector<int32_t> SomeIds(Random& random, int64_t vocab, int32_t kept, int64_t count) {
+// `count` random ids other than `kept`.
+std::vector<int32_t> SomeIds(TestRandom& random, int64_t vocab, int32_t kept, int64_t count) {
   std::vector<int32_t> ids = random.Permutation(vocab);
   ids.erase(std::find(ids.begin(), ids.end(), kept));
   ids.resize(std::min<int64_t>(count, vocab - 1));
   return ids;
 }
 
-// All logits equal; a few values; the usual; nearly flat; steep.
-Values DrawLogits(Random& random, int64_t vocab, int kind) {
+// Logits that are all equal, have few different values, are ordinary, nearly flat, or steep.
+Values DrawLogits(TestRandom& random, int64_t vocab, int kind) {
   if (kind == 0) return Values(vocab, 2.5);
   constexpr double kDeviations[] = {0, 3, 3, 0.01, 30};
   Values logits = random.Normal(vocab, kDeviations[kind]);
   if (kind == 1) {
-    for (double& logit : logits) logit = std::round(logit);  // of -0 and 0, too
+    for (double& logit : logits) logit = std::round(logit);  // which gives -0 and 0, too
   }
   return logits;
 }
 constexpr int kLogitKinds = 5;
 
-// Ties go to the lowest id; bans, holes, limit and changes as they come.
+// Ties go to the lowest id, with any bans, holes, limit and changes.
 TEST_P(BackendTest, SampleGreedy) {
   for (int64_t vocab : VocabSizes(*this)) {
     Draws draws{.vocab = vocab, .limit = std::max<int64_t>(1, vocab - vocab / 7)};
-    // One id at least is nobody's hole and not banned.
+    // At least one id is neither a hole nor banned.
     const auto kept = static_cast<int32_t>(random.Below(draws.limit));
     draws.holes = SomeIds(random, vocab, kept, vocab / 5);
     for (int kind = 0; kind < kLogitKinds; ++kind) {
@@ -134,17 +134,18 @@ TEST_P(BackendTest, SampleComparesFp32Logits) {
   EXPECT_EQ(greedy({-1, -0., 0}, {}), 1);
   EXPECT_EQ(greedy({-1, -0., 0}, {{2, 1e-3}}), 2);
   EXPECT_EQ(greedy({-1, 0, 1}, {{2, -1}, {1, -0.}}), 1);
-  // 0.1 + 100 - 100 is a little more than 0.1 in fp32, and 0.1 - 100 + 100 as well.
+  // In fp32, 0.1 + 100 - 100 and 0.1 - 100 + 100 are both a little more than 0.1.
   const double tenth = 0.1F;
   const double high = (0.1F + 100.F) - 100.F;
   EXPECT_EQ(greedy({tenth, tenth}, {{1, 100}, {1, -100}}), high > tenth ? 1 : 0);
   EXPECT_EQ(greedy({tenth, tenth}, {{0, 100}, {0, -100}}), high < tenth ? 1 : 0);
-  // A change below the rounding of its logit changes nothing, however often it comes.
+  // A change that is smaller than the rounding of its logit changes nothing, however often it is made.
   EXPECT_EQ(greedy({64, 64}, std::vector<LogitChange>(100, {1, 1e-6})), 0);
 }
 
-// Cuts between two tokens of the list, with room on both sides: at high temperatures a token more or less is no trifle.
-void DrawCuts(Random& random, const Draws& draws, Draws::Row* row) {
+// Cuts that fall between two tokens of the list with room on both sides, because at high temperatures one token more or
+// less matters.
+void DrawCuts(TestRandom& random, const Draws& draws, Draws::Row* row) {
   constexpr double kRoom = 1e-4;
   SampleRow uncut;
   uncut.changes = row->changes;
@@ -189,8 +190,8 @@ TEST_P(BackendTest, Sample) {
   }
 }
 
-// top_p 0 keeps the best and its equals, top_k keeps equals of the lowest ids, and the ends of [0, 1) draw the first
-// and the last that are left.
+// top_p 0 keeps the best id and its equals, top_k keeps the lowest ids of equal ones, and the ends of [0, 1) draw the
+// first and the last id that are left.
 TEST_P(BackendTest, SampleEdges) {
   const double almost_one = 1 - 0x1p-53;
   const auto draw = [&](const Values& logits, const SampleRow& how) {
@@ -209,13 +210,13 @@ TEST_P(BackendTest, SampleEdges) {
   EXPECT_EQ(draw(ties, {.uniform = 0}), 0);
   EXPECT_EQ(draw(ties, {.uniform = almost_one}), 5);
   EXPECT_EQ(draw(ties, {.top_k = 1'000'000'000'000, .uniform = almost_one}), 5);
-  // What is below e^-87 of the best is never drawn.
+  // An id that is less likely than e^-87 times the best is never drawn.
   EXPECT_EQ(draw({100, 0, 0, 0}, {.uniform = almost_one}), 0);
   EXPECT_EQ(draw({0, 0, 100, -100}, {.uniform = 0}), 2);
   EXPECT_EQ(draw({-3e38, 3e38, -3e38}, {.uniform = 0.3}), 1);
 }
 
-// A row with a number that is not finite, wherever it is, and its neighbors, which do not notice.
+// A logit that is not finite, wherever it is, is reported for its row and does not affect the other rows.
 TEST_P(BackendTest, SampleTellsOfRowsThatAreNotFinite) {
   const int64_t vocab = 37;
   Draws draws{.vocab = vocab, .limit = 30, .holes = {3}};
@@ -226,7 +227,7 @@ TEST_P(BackendTest, SampleTellsOfRowsThatAreNotFinite) {
     Draws::Row row{.logits = random.Normal(vocab, 2), .how = {.uniform = random.Uniform(1, 0, 0.99)[0]}};
     if (i % 5 == 4) row.how.temperature = 0;
     bad.push_back(i % 3 == 1);
-    // Of a token, of a hole, beyond the limit, of the last.
+    // The logit of a token, of a hole, beyond the limit, and the last one.
     constexpr int64_t kPlaces[] = {0, 17, 3, 33, 36};
     if (bad.back()) row.logits[kPlaces[i / 3 % 5]] = kinds[i / 2 % 3];
     draws.rows.push_back(row);
@@ -248,7 +249,7 @@ TEST_P(BackendTest, SampleNoRows) {
   EXPECT_TRUE(device->Synchronize().ok());
 }
 
-// Evenly spaced uniforms draw every token as often as its probability says, give or take the two ends of its part.
+// Evenly spaced uniforms draw every token as often as its probability says, up to the two ends of its part of [0, 1).
 TEST_P(BackendTest, SampleFrequencies) {
   const int64_t vocab = 50;
   const int count = slow() ? 200 : 2000;

@@ -1,4 +1,4 @@
-// What tier T2 keeps beside the compressed cache, and attention over it.
+// What the shared tier keeps beside the compressed cache, and attention over it.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -7,22 +7,10 @@
 #include <vector>
 
 #include "kernels/backend_test_util.h"
+#include "kernels/paged_test_util.h"
 
 namespace goldfinch {
 namespace {
-
-// Rows of one sequence in a call.
-struct Chunk {
-  int64_t position = 0;
-  int rows = 1;
-};
-
-std::vector<int64_t> Lengths(const std::vector<Chunk>& chunks) {
-  std::vector<int64_t> lengths;
-  lengths.reserve(chunks.size());
-  for (const Chunk& chunk : chunks) lengths.push_back(chunk.position + chunk.rows);
-  return lengths;
-}
 
 struct Ranks {
   int64_t mix = 4;
@@ -31,7 +19,7 @@ struct Ranks {
 };
 
 struct KeptCase {
-  std::vector<Chunk> chunks;
+  std::vector<TestChunk> chunks;
   int64_t width = 64;
   int head_size = 16;
   std::vector<Ranks> layers = {{}};
@@ -39,7 +27,7 @@ struct KeptCase {
   DType id_dtype = DType::kU16;
   double query_deviation = 1;
   int64_t vocab = 100;
-  std::optional<DType> c_dtype = {};  // not the suite's cache_dtype
+  std::optional<DType> c_dtype = {};  // instead of the suite's cache_dtype
 
   std::string ToString() const {
     std::string text = "width " + std::to_string(width) + ", head size " + std::to_string(head_size) + ", page of " +
@@ -84,7 +72,7 @@ class Kept {
     const int64_t c_width = test.width / 16, pages = paging_.pages();
     const DType c_dtype = test.c_dtype.value_or(t.cache_dtype());
     std::vector<Values> id_values;
-    for (const Chunk& chunk : test.chunks) {
+    for (const TestChunk& chunk : test.chunks) {
       ids_.push_back(t.random.Ids(chunk.position + chunk.rows, test.vocab));
       id_values.push_back(IdValues(ids_.back()));
       const int64_t length = chunk.position + chunk.rows;
@@ -93,7 +81,7 @@ class Kept {
     cache_ = {t.device.Put(paging_.Scatter(id_values, 1), {pages, test.page_tokens}, test.id_dtype),
               t.device.PutCompressed(paging_.Scatter(c_, c_width), {pages, test.page_tokens, c_width}, c_dtype)};
 
-    // Pages are longer than they must be, and nobody writes past what they hold.
+    // Pages are longer than needed, and the rest must not be written.
     needed_bytes_ = t.device->GoldSharedPageBytes(test.width, weights_, test.head_size, test.page_tokens);
     EXPECT_GT(needed_bytes_, 0);
     rows_.pages = kept_paging_.pages();
@@ -108,7 +96,7 @@ class Kept {
     t.device->CopyFromHost(poison.data(), Pool());
   }
 
-  // Keeps these positions of the sequences, those of length `from` .. `to` parts of 12.
+  // Makes the shared rows of the positions from `from` / 12 to `to` / 12 of each sequence.
   void Keep(int from, int to) {
     std::vector<RowSpan> spans;
     int32_t positions = 0;
@@ -124,7 +112,7 @@ class Kept {
     t_.device->GoldMakeSharedRows(spans, shared_, weights_, cache_, test_.head_size, rows_);
   }
 
-  // Nothing is to be read of it any more.
+  // Overwrites the compressed cache, which must not be read any more.
   void PoisonCache() {
     for (const Tensor& tensor : {cache_.ids, cache_.c}) {
       const std::vector<unsigned char> poison(tensor.bytes(), kPoison);
@@ -132,12 +120,12 @@ class Kept {
     }
   }
 
-  // What the rows of the chunks see, in every layer.
+  // Compares the attention of the chunks' rows in every layer.
   void CheckAttention() {
     std::vector<RowSpan> spans;
     int32_t rows = 0;
     for (size_t i = 0; i < test_.chunks.size(); ++i) {
-      const Chunk& chunk = test_.chunks[i];
+      const TestChunk& chunk = test_.chunks[i];
       spans.push_back(SpanOf(static_cast<int>(i), rows, chunk.position, chunk.position + chunk.rows));
       rows += chunk.rows;
     }
@@ -154,13 +142,13 @@ class Kept {
                                      spans[i].position),
                 spans[i], test_.width, expected);
       }
-      // Scores of large queries have large rounding errors, which the softmax passes on.
+      // Scores of large queries have large rounding errors, and the softmax of such scores too.
       ExpectClose(t_.device.Get(out), expected, test_.head_size, t_.tolerance() * std::max(1., test_.query_deviation),
                   test_.ToString() + ", layer " + std::to_string(layer));
     }
   }
 
-  // Pages of nobody, and what lies past the rows of a page.
+  // Unused pages, and the bytes after the rows of a page.
   void CheckNothingElseWritten() {
     std::vector<unsigned char> pool(Pool().bytes());
     t_.device->CopyToHost(Pool(), pool.data());
@@ -185,7 +173,7 @@ class Kept {
             .row_begin = row_begin,
             .row_count = static_cast<int32_t>(end - begin),
             .position = begin,
-            .kept = kept_paging_.table(sequence)};
+            .kept_pages = kept_paging_.table(sequence)};
   }
   Tensor Pool() const { return {rows_.data, DType::kU16, {rows_.pages * rows_.page_bytes / 2}}; }
 
@@ -196,7 +184,7 @@ class Kept {
   std::vector<reference::GoldLayer> layers_;
   std::vector<GoldKvWeights> weights_;
   GoldSharedWeights shared_;
-  std::vector<std::vector<int32_t>> ids_;  // of every sequence
+  std::vector<std::vector<int32_t>> ids_;  // for each sequence
   std::vector<Values> c_;
   GoldCache cache_;
   int64_t needed_bytes_ = 0;
@@ -204,7 +192,7 @@ class Kept {
   GoldSharedRows rows_;
 };
 
-// Positions are kept in three calls that meet within pages and tiles.
+// Shared rows are made in three calls that meet within pages and tiles.
 void CheckKept(BackendTest& t, const KeptCase& test) {
   Kept kept(t, test);
   kept.Keep(0, 7);
@@ -216,8 +204,8 @@ void CheckKept(BackendTest& t, const KeptCase& test) {
 }
 
 // Tiles of 16 and 64 positions, page borders, one row and many, alone and together.
-std::vector<std::vector<Chunk>> KeptChunks(const BackendTest& t) {
-  std::vector<std::vector<Chunk>> chunks = {
+std::vector<std::vector<TestChunk>> KeptChunks(const BackendTest& t) {
+  std::vector<std::vector<TestChunk>> chunks = {
       {},
       {{0, 1}},
       {{0, 7}},
@@ -233,7 +221,7 @@ std::vector<std::vector<Chunk>> KeptChunks(const BackendTest& t) {
 }
 
 TEST_P(BackendTest, GoldKept) {
-  for (const std::vector<Chunk>& chunks : KeptChunks(*this)) {
+  for (const std::vector<TestChunk>& chunks : KeptChunks(*this)) {
     CheckKept(*this, {.chunks = chunks, .layers = {{}, {.mix = 2, .lora = 5}}});
     CheckKept(*this, {.chunks = chunks,
                       .width = 96,
@@ -246,7 +234,7 @@ TEST_P(BackendTest, GoldKept) {
 }
 
 TEST_P(BackendTest, GoldKeptOfEverySize) {
-  const std::vector<Chunk> chunks = {{100, 1}, {0, 9}, {61, 4}};
+  const std::vector<TestChunk> chunks = {{100, 1}, {0, 9}, {61, 4}};
   for (int64_t page_tokens : slow() ? std::vector<int64_t>{1, 37} : std::vector<int64_t>{1, 16, 37, 64}) {
     CheckKept(*this,
               {.chunks = chunks, .width = 16, .layers = {{.mix = 1, .lora = 1}, {}}, .page_tokens = page_tokens});
@@ -262,10 +250,10 @@ TEST_P(BackendTest, GoldKeptOfEverySize) {
                       .page_tokens = page_tokens,
                       .id_dtype = DType::kI32});
   }
-  // More heads than a block may have, and not a multiple of them.
+  // More heads than a block of a kernel may have, and not a multiple of that number.
   CheckKept(*this, {.chunks = chunks, .width = 384, .head_size = 64, .layers = {{.mix = 32, .lora = 64}}});
   CheckKept(*this, {.chunks = chunks, .width = 192, .head_size = 64, .layers = {{.mix = 32, .lora = 65}}});
-  // A layer that is unlike the others in what it can do.
+  // Layers with different ranks and rotary embeddings.
   CheckKept(*this,
             {.chunks = chunks,
              .width = 128,
@@ -278,7 +266,7 @@ TEST_P(BackendTest, GoldKeptOfEverySize) {
 }
 
 TEST_P(BackendTest, GoldKeptOf8BitRows) {
-  const std::vector<Chunk> chunks = {{100, 1}, {0, 9}, {61, 4}};
+  const std::vector<TestChunk> chunks = {{100, 1}, {0, 9}, {61, 4}};
   CheckKept(*this, {.chunks = chunks, .layers = {{}, {.mix = 2, .lora = 5}}, .c_dtype = DType::kInt8});
   CheckKept(*this, {.chunks = chunks,
                     .width = 128,
@@ -290,7 +278,7 @@ TEST_P(BackendTest, GoldKeptOf8BitRows) {
 
 TEST_P(BackendTest, GoldKeptOfPeakedScores) {
   for (double deviation : {0., 10., 300.}) {
-    const std::vector<Chunk> chunks = {{slow() ? 90 : 300, 1}, {40, slow() ? 3 : 20}};
+    const std::vector<TestChunk> chunks = {{slow() ? 90 : 300, 1}, {40, slow() ? 3 : 20}};
     CheckKept(*this, {.chunks = chunks, .query_deviation = deviation});
     CheckKept(*this, {.chunks = chunks,
                       .width = 128,

@@ -1,4 +1,4 @@
-// Every back end against the plain double versions. A new one is one more list of cases.
+// The CPU back end against the plain double versions: the common suite with the cases of the CPU.
 #include <memory>
 #include <string>
 #include <utility>
@@ -9,7 +9,7 @@
 namespace goldfinch {
 namespace {
 
-// Every type on every instruction set that this machine has.
+// Every type on every instruction set of this machine.
 std::vector<Case> CpuCases() {
   constexpr std::pair<DType, DType> kTypes[] = {
       {DType::kF32, DType::kF32}, {DType::kF16, DType::kF16}, {DType::kBf16, DType::kBf16}};
@@ -18,7 +18,7 @@ std::vector<Case> CpuCases() {
     if ((hwy::SupportedTargets() & target) == 0) continue;
     const auto make = [target](int threads) {
       hwy::SetSupportedTargetsForTest(target);
-      hwy::GetChosenTarget().DeInit();  // the next op chooses anew
+      hwy::GetChosenTarget().DeInit();  // the next op chooses again
       return MakeCpuBackend(threads);
     };
     for (const auto& [weights, cache] : kTypes) {

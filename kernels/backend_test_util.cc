@@ -22,9 +22,9 @@ uint64_t Seed() {
   return text == nullptr ? 20240712 : std::strtoull(text, nullptr, 0);
 }
 
-// What sets a 16-bit floating-point type apart.
+// What distinguishes a 16-bit floating-point type.
 struct Half {
-  int digits;    // of the significand, the hidden one included
+  int digits;    // of the significand, with the hidden one
   int exponent;  // of the smallest normal number, as frexp gives it
   uint16_t nan;
   uint16_t largest;
@@ -39,7 +39,7 @@ uint16_t EncodeHalf(double value, const Half& half) {
   int exponent;
   std::frexp(value, &exponent);
   exponent = value == 0 ? half.exponent : std::max(exponent, half.exponent);
-  // In units of the last digit; the hidden digit, where it is set, carries into the exponent.
+  // In units of the last digit. The hidden digit, if it is set, carries into the exponent.
   const auto units = static_cast<int64_t>(std::nearbyint(std::ldexp(std::abs(value), half.digits - exponent)));
   const int64_t bits = (static_cast<int64_t>(exponent - half.exponent) << (half.digits - 1)) + units;
   return static_cast<uint16_t>(std::min<int64_t>(bits, half.largest) | (std::signbit(value) ? 0x8000 : 0));
@@ -55,7 +55,7 @@ double DecodeHalf(uint16_t bits, const Half& half) {
   return std::copysign(std::ldexp(fraction + (hidden << fraction_bits), exponent), bits >= 0x8000 ? -1 : 1);
 }
 
-// Most of the time of a test would go into the conversions above; a value of either type has but 65536 patterns.
+// A table, because most of a test's time would go into the conversions above. A 16-bit type has only 65536 patterns.
 double DecodeHalf(uint16_t bits, DType dtype) {
   static const std::array<Values, 2>& tables = *[] {
     auto* made = new std::array<Values, 2>;
@@ -122,7 +122,7 @@ double Decode(const void* from, DType dtype) {
   return kNan;
 }
 
-// A row of the compressed cache in 8 bits, as CompressedRowWidth in kernels/backend.h has it.
+// A row of the compressed cache in 8 bits, as CompressedRowWidth in kernels/backend.h defines it.
 struct QuantizedRow {
   std::vector<int8_t> numbers;
   uint16_t scale_bits = 0;
@@ -134,7 +134,7 @@ QuantizedRow Quantize(const double* x, int64_t width) {
   QuantizedRow row{std::vector<int8_t>(width)};
   double largest = 0;
   for (int64_t i = 0; i < width; ++i) {
-    // Not `>`: a NaN stays.
+    // Not `>`, so that a NaN stays.
     if (!(std::abs(x[i]) <= largest)) largest = std::abs(x[i]);
     if (std::isnan(x[i])) break;
   }
@@ -162,14 +162,14 @@ double Norm(const double* x, int64_t count) {
 
 void PrintTo(const Case& test_case, std::ostream* out) { *out << test_case.name; }
 
-uint64_t Random::Next() {  // SplitMix64
+uint64_t TestRandom::Next() {  // SplitMix64
   uint64_t z = state_ += 0x9E3779B97F4A7C15;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
   return z ^ (z >> 31);
 }
 
-Values Random::Uniform(int64_t count, double low, double high, DType dtype) {
+Values TestRandom::Uniform(int64_t count, double low, double high, DType dtype) {
   Values values(count);
   for (double& value : values) {
     value = Round(low + (high - low) * std::ldexp(static_cast<double>(Next() >> 11), -53), dtype);
@@ -177,7 +177,7 @@ Values Random::Uniform(int64_t count, double low, double high, DType dtype) {
   return values;
 }
 
-Values Random::Normal(int64_t count, double deviation, DType dtype) {
+Values TestRandom::Normal(int64_t count, double deviation, DType dtype) {
   Values values(count);
   for (double& value : values) {
     // Four 16-bit numbers: a sum of variance 4 / 12.
@@ -191,13 +191,13 @@ Values Random::Normal(int64_t count, double deviation, DType dtype) {
   return values;
 }
 
-std::vector<int32_t> Random::Ids(int64_t count, int64_t vocab) {
+std::vector<int32_t> TestRandom::Ids(int64_t count, int64_t vocab) {
   std::vector<int32_t> ids(count);
   for (int32_t& id : ids) id = static_cast<int32_t>(Below(vocab));
   return ids;
 }
 
-std::vector<int32_t> Random::Permutation(int64_t count) {
+std::vector<int32_t> TestRandom::Permutation(int64_t count) {
   std::vector<int32_t> order(count);
   std::iota(order.begin(), order.end(), 0);
   for (int64_t i = count - 1; i > 0; --i) std::swap(order[i], order[Below(i + 1)]);
@@ -231,7 +231,7 @@ double SmallestNormal(DType dtype) { return dtype == DType::kF16 ? 0x1p-14 : 0x1
 Tensor Device::New(DType dtype, const Shape& shape) {
   Tensor tensor{nullptr, dtype, shape};
   const int64_t bytes = tensor.bytes();
-  if (backend_->reads_host_memory()) {
+  if (backend_->kind() == DeviceKind::kCpu) {
     const int64_t offset = SizeOf(dtype);
     memory_.emplace_back(std::malloc(offset + bytes), std::free);
     tensor.data = static_cast<char*>(memory_.back().get()) + offset;
@@ -326,7 +326,7 @@ void ExpectClose(const Values& actual, const Values& expected, int64_t width, do
     }
     square += row_square;
     const double scale = std::max(Norm(expected.data() + row * width, width), typical);
-    // Not `<=` the other way round: a NaN has to fail. Single rows scatter more than their mean.
+    // Written so that a NaN fails. Single rows vary more than their mean.
     if (!(std::sqrt(row_square) <= 4 * tolerance * scale)) {
       int64_t worst = row * width;
       for (int64_t i = worst; i < (row + 1) * width; ++i) {
@@ -350,7 +350,7 @@ void ExpectSame(const Values& actual, const Values& expected, const std::string&
   }
 }
 
-std::vector<RowSpan> MakeSpans(Random& random, const std::vector<int>& counts, int slots) {
+std::vector<RowSpan> MakeSpans(TestRandom& random, const std::vector<int>& counts, int slots) {
   GF_CHECK_GE(slots, static_cast<int>(counts.size()));
   const std::vector<int32_t> order = random.Permutation(slots);
   std::vector<RowSpan> spans;
@@ -381,30 +381,7 @@ void SetSlot(const Values& values, int slot, Values& state) {
 
 int64_t RowCount(const std::vector<int>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
 
-Paging::Paging(Random& random, int64_t page_tokens, const std::vector<int64_t>& lengths) : page_tokens_(page_tokens) {
-  for (int64_t length : lengths) pages_ += (length + page_tokens - 1) / page_tokens + 1;
-  const std::vector<int32_t> order = random.Permutation(pages_);
-  auto next = order.begin();
-  for (int64_t length : lengths) {
-    const int64_t count = (length + page_tokens - 1) / page_tokens;
-    tables_.emplace_back(next, next + count);
-    next += count;
-  }
-}
-
-Values Paging::Scatter(const std::vector<Values>& sequences, int64_t width) const {
-  Values pool(pages_ * page_tokens_ * width, kNan);
-  for (size_t sequence = 0; sequence < sequences.size(); ++sequence) {
-    const Values& rows = sequences[sequence];
-    for (int64_t position = 0; position < static_cast<int64_t>(rows.size()) / width; ++position) {
-      const auto from = rows.begin() + position * width;
-      std::copy(from, from + width, pool.begin() + Row(static_cast<int>(sequence), position) * width);
-    }
-  }
-  return pool;
-}
-
-reference::GoldLayer RandomGoldLayer(Random& random, const GoldSizes& sizes, DType dtype) {
+reference::GoldLayer RandomGoldLayer(TestRandom& random, const GoldSizes& sizes, DType dtype) {
   const int64_t width = sizes.width;
   const auto weight = [&](int64_t in, int64_t out, Matrix::Layout layout) {
     return reference::Weight{random.Normal(in * out, 1 / std::sqrt(in), dtype), in, out, layout};

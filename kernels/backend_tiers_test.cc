@@ -1,5 +1,5 @@
-// The tiers of GOLD attention (T0: nothing kept, T2: rows kept, T3: keys and values kept) give the same: bit for bit
-// where the back end says so, else to its tolerance.
+// The compressed, shared and full tiers of GOLD attention give the same results: bit for bit if Case::bit_invariant,
+// else to the tolerance.
 #include <algorithm>
 #include <cstdint>
 #include <optional>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/backend_test_util.h"
+#include "kernels/paged_test_util.h"
 
 namespace goldfinch {
 namespace {
@@ -14,16 +15,16 @@ namespace {
 constexpr int64_t kVocab = 60;
 
 struct TierCase {
-  std::vector<int64_t> lengths;  // of the sequences
+  std::vector<int64_t> lengths;  // one for each sequence
   int64_t width = 64;
   int head_size = 16;
   int64_t page_tokens = 16;       // of the compressed cache
   int64_t kept_page_tokens = 64;  // of what is kept
   double rope_base = 0;
-  std::optional<DType> c_dtype = {};  // not the case's cache_dtype
+  std::optional<DType> c_dtype = {};  // instead of the suite's cache_dtype
 };
 
-// A few GOLD layers, whose LoRAs are of different ranks, over one cache.
+// A few GOLD layers over one cache, with LoRAs of different ranks.
 struct TierInputs {
   TierInputs(BackendTest& t, const TierCase& test)
       : paging(t.random, test.page_tokens, test.lengths),
@@ -44,7 +45,7 @@ struct TierInputs {
         embedding = layer.embedding;
         ln0 = layer.ln0;
       }
-      reference::GoldLayer of_shared = layer;  // its mix table is made of the embedding that all layers share
+      reference::GoldLayer of_shared = layer;  // its mix table is made from the embedding that all layers share
       of_shared.embedding = embedding;
       of_shared.ln0 = ln0;
       layers.push_back(PutGoldWeights(t.device, of_shared, t.weight_dtype()));
@@ -62,7 +63,7 @@ struct TierInputs {
     rows = NewKeptRows(t, test.width);
   }
 
-  // NaN, as the device's other tensors.
+  // NaN, like the other tensors of Device.
   GoldSharedRows NewKeptRows(BackendTest& t, int64_t width) const {
     const int64_t page_tokens = kept_paging.page_tokens();
     GoldSharedRows made{.pages = kept_paging.pages(), .page_tokens = page_tokens};
@@ -73,17 +74,17 @@ struct TierInputs {
     return made;
   }
 
-  // Positions [begin, end) of sequence i, in a call of which they are the rows from `row` on.
+  // Positions [begin, end) of sequence i as the rows from `row` on of a call.
   RowSpan Span(int i, int64_t begin, int64_t end, int64_t row) const {
     return {.slot = i,
             .row_begin = static_cast<int32_t>(row),
             .row_count = static_cast<int32_t>(end - begin),
             .position = begin,
             .pages = paging.table(i),
-            .kept = kept_paging.table(i)};
+            .kept_pages = kept_paging.table(i)};
   }
 
-  // Keeps everything, in calls that end at these shares of each sequence.
+  // Makes the kept rows of everything, in calls that end at these shares of each sequence.
   void Keep(BackendTest& t, const std::vector<int64_t>& lengths, const std::vector<double>& ends) const {
     std::vector<int64_t> kept(lengths.size());
     for (const double share : ends) {
@@ -108,14 +109,14 @@ struct TierInputs {
   GoldSharedWeights shared;
   std::vector<GoldKvWeights> layers;
   GoldCache cache;
-  KvCache kv;  // of layers[1]
+  KvCache kv;  // for layers[1]
   GoldSharedRows rows;
 };
 
 void CheckTiers(BackendTest& t, const TierCase& test, const std::vector<double>& ends) {
   const TierInputs in(t, test);
   in.Keep(t, test.lengths, ends);
-  // The last few positions of each sequence, of all of the first.
+  // The last few positions of each sequence, but all positions of the first one.
   std::vector<RowSpan> spans;
   int64_t count = 0;
   for (size_t i = 0; i < test.lengths.size(); ++i) {
@@ -140,7 +141,7 @@ void CheckTiers(BackendTest& t, const TierCase& test, const std::vector<double>&
     check(expected, 2 * t.tolerance(), "kept rows, layer " + std::to_string(layer));
     if (layer != 1) continue;
     std::vector<RowSpan> kept_spans = spans;
-    for (RowSpan& span : kept_spans) span.pages = span.kept;
+    for (RowSpan& span : kept_spans) span.pages = span.kept_pages;
     t.device->KvAttention(q, kept_spans, in.kv, test.head_size, out);
     const double rounding = t.act() == DType::kF32 ? 0 : 2 * RoundingError(t.act());
     check(expected, 2 * t.tolerance() + rounding, "kept keys and values");
@@ -164,9 +165,9 @@ TEST_P(BackendTest, TiersOver8BitRowsAreTheSame) {
   CheckTiers(*this, {.lengths = {20, 1, 70, 65}, .c_dtype = DType::kInt8}, {0.3, 1});
 }
 
-// A row that is kept does not depend on the call that kept it, nor on what shares the call.
+// A kept row does not depend on the call that made it, nor on what shares the call.
 TEST_P(BackendTest, KeptRowsAreInvariant) {
-  if (!GetParam().bit_invariant) return;  // the others: TiersAreTheSame, in pieces
+  if (!GetParam().bit_invariant) return;  // other back ends are tested by TiersAreTheSame, in pieces
   const TierCase test{.lengths = {130, 1, 70}};
   TierInputs in(*this, test);
   const auto kept = [&](const std::vector<double>& ends) {
@@ -196,14 +197,14 @@ TEST_P(BackendTest, MisuseOfKeptRowsDies) {
   const auto beyond = static_cast<int32_t>(in.rows.pages), negative = -1;
   for (const int32_t* page : {&beyond, &negative}) {
     RowSpan bad = good;
-    bad.kept = page;
+    bad.kept_pages = page;
     EXPECT_DEATH(keep(bad, in.rows), "page");
     EXPECT_DEATH(attend(bad, 0), "page");
     EXPECT_DEATH(device->GoldMakeKeysValues(std::vector<RowSpan>{bad}, in.shared, in.layers[1], in.cache, 16, in.kv),
                  "page");
   }
   RowSpan none = good;
-  none.kept = nullptr;
+  none.kept_pages = nullptr;
   EXPECT_DEATH(keep(none, in.rows), "no kept pages");
   EXPECT_DEATH(attend(good, 3), "layer 3 of 3");
   GoldSharedRows small = in.rows;

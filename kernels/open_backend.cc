@@ -16,13 +16,13 @@ namespace {
 constexpr char kCudaPrefix[] = "cuda:";
 constexpr size_t kOrdinalDigitsMax = 4;
 
-// Of "cuda" or "cuda:N".
+// N of "cuda:N", 0 for "cuda"; nothing for any other text.
 std::optional<int> CudaOrdinal(const std::string& device) {
   if (device == "cuda") return 0;
   if (!device.starts_with(kCudaPrefix)) return std::nullopt;
   const std::string digits = device.substr(sizeof(kCudaPrefix) - 1);
   int ordinal = 0;
-  // SimpleAtoi takes signs and spaces too.
+  // SimpleAtoi also accepts signs and spaces.
   const bool all_digits = std::all_of(digits.begin(), digits.end(), [](char c) { return absl::ascii_isdigit(c); });
   if (!all_digits || digits.size() > kOrdinalDigitsMax || !absl::SimpleAtoi(digits, &ordinal)) return std::nullopt;
   return ordinal;
@@ -36,8 +36,7 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options, 
                                                  const std::string& no_cuda) {
   if (dtype.value_or(DType::kF32) != DType::kF32) {
     const std::string why = no_cuda.empty() ? "" : absl::StrCat(" (", no_cuda, ")");
-    return absl::InvalidArgumentError(
-        absl::StrCat("--dtype is ", options.dtype, ", the CPU computes in f32 only", why));
+    return absl::InvalidArgumentError(absl::StrCat("dtype is ", options.dtype, ", the CPU computes in f32 only", why));
   }
   return MakeCpuBackend(options.threads);
 }
@@ -50,19 +49,19 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& optio
   if (no_cuda != nullptr) no_cuda->clear();
   if (!IsDeviceName(options.device)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--device is \"", options.device, "\", expected auto, cpu, cuda or cuda:N"));
+        absl::StrCat("device is \"", options.device, "\", expected auto, cpu, cuda or cuda:N"));
   }
   const std::optional<DType> dtype = ParseFloatDType(options.dtype);
   if (!dtype && options.dtype != "auto") {
     return absl::InvalidArgumentError(
-        absl::StrCat("--dtype is \"", options.dtype, "\", expected auto, f32, f16 or bf16"));
+        absl::StrCat("dtype is \"", options.dtype, "\", expected auto, f32, f16 or bf16"));
   }
   if (options.device == "cpu") return OpenCpu(options, dtype, "");
   const bool any = options.device == "auto";
   absl::StatusOr<std::unique_ptr<Backend>> cuda = OpenCuda(any ? 0 : *CudaOrdinal(options.device), dtype);
   if (cuda.ok()) return cuda;
   const std::string why(cuda.status().message());
-  if (!any) return absl::Status(cuda.status().code(), absl::StrCat("--device ", options.device, ": ", why));
+  if (!any) return absl::Status(cuda.status().code(), absl::StrCat("device ", options.device, ": ", why));
   if (no_cuda != nullptr) *no_cuda = why;
   return OpenCpu(options, dtype, why);
 }

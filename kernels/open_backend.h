@@ -1,4 +1,4 @@
-// Chooses the back end that computes, by the flags that say which.
+// Chooses and opens the back end that computes.
 #ifndef GOLDFINCH_KERNELS_OPEN_BACKEND_H_
 #define GOLDFINCH_KERNELS_OPEN_BACKEND_H_
 
@@ -10,18 +10,18 @@
 
 namespace goldfinch {
 
-// As the flags give them.
 struct BackendOptions {
-  std::string device = "auto";  // --device: auto (CUDA if it can be had, else the CPU), cpu, cuda (cuda:0) or cuda:N
-  std::string dtype = "auto";   // --dtype of activations: auto (bf16 on CUDA, f32 on the CPU), f32, f16 or bf16
-  int threads = 0;              // --threads, of the CPU; 0: one per core
+  std::string device = "auto";  // auto (CUDA if a device is usable, else the CPU), cpu, cuda (device 0) or cuda:N
+  std::string dtype = "auto";   // type of activations: auto (bf16 on CUDA, f32 on the CPU), f32, f16 or bf16
+  int threads = 0;              // of the CPU back end; 0 takes one per core
 };
 
-// Whether `text` is something that BackendOptions::device may be.
+// Whether `text` is a valid BackendOptions::device.
 bool IsDeviceName(const std::string& text);
 
-// INVALID_ARGUMENT names the flag, its value and what it may be. With a CUDA device that was asked for, the errors of
-// MakeCudaBackend, with the flag. If auto takes the CPU, `no_cuda` gets the reason, for a log line; it may be null.
+// INVALID_ARGUMENT begins with the field and says what is allowed: "device is \"x\", expected ...", "dtype is bf16, the
+// CPU computes in f32 only". If a CUDA device was asked for, the errors of MakeCudaBackend follow the field and its
+// value: "device cuda:1: ...". If auto takes the CPU, `no_cuda` gets the reason, for a log line; it may be null.
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options, std::string* no_cuda = nullptr);
 
 }  // namespace goldfinch

@@ -53,16 +53,16 @@ TEST(OpenBackendTest, AutoTakesTheCpuAndSaysWhy) {
 TEST(OpenBackendTest, CudaThatWasAskedFor) {
   for (const std::string device : {"cuda", "cuda:0", "cuda:1"}) {
     ExpectError({.device = device}, absl::StatusCode::kUnavailable,
-                AllOf(StartsWith("--device " + device + ": "), HasSubstr("CUDA")));
+                AllOf(StartsWith("device " + device + ": "), HasSubstr("CUDA")));
   }
 }
 
 TEST(OpenBackendTest, TheCpuComputesInF32) {
   for (const std::string dtype : {"f16", "bf16"}) {
     ExpectError({.device = "cpu", .dtype = dtype}, absl::StatusCode::kInvalidArgument,
-                "--dtype is " + dtype + ", the CPU computes in f32 only");
+                "dtype is " + dtype + ", the CPU computes in f32 only");
     ExpectError({.dtype = dtype}, absl::StatusCode::kInvalidArgument,
-                AllOf(StartsWith("--dtype is " + dtype + ", the CPU computes in f32 only ("), HasSubstr("CUDA")));
+                AllOf(StartsWith("dtype is " + dtype + ", the CPU computes in f32 only ("), HasSubstr("CUDA")));
   }
 }
 
@@ -71,12 +71,12 @@ TEST(OpenBackendTest, ValuesThatAreNone) {
                                    "cuda:1 ", "cuda:10000", "cuda:99999999999", "cuda1"}) {
     EXPECT_FALSE(IsDeviceName(device)) << device;
     ExpectError({.device = device}, absl::StatusCode::kInvalidArgument,
-                "--device is \"" + device + "\", expected auto, cpu, cuda or cuda:N");
+                "device is \"" + device + "\", expected auto, cpu, cuda or cuda:N");
   }
   for (const std::string device : {"auto", "cpu", "cuda", "cuda:0", "cuda:17"}) EXPECT_TRUE(IsDeviceName(device));
   for (const std::string dtype : {"", "f64", "BF16", "u16"}) {
     ExpectError({.device = "cpu", .dtype = dtype}, absl::StatusCode::kInvalidArgument,
-                "--dtype is \"" + dtype + "\", expected auto, f32, f16 or bf16");
+                "dtype is \"" + dtype + "\", expected auto, f32, f16 or bf16");
   }
 }
 

@@ -10,11 +10,11 @@
 namespace goldfinch {
 namespace {
 
-constexpr int kLanes = 8;  // sums of a group that a compiler can keep in vectors
+constexpr int kLanes = 8;  // partial sums of a group, which a compiler can keep in vectors
 
 using Group = std::array<float, kGroupIn>;
 
-// To nearest, ties to even; beyond fp16's range its largest.
+// Rounds to nearest, ties to even; values beyond fp16's range become its largest.
 uint16_t ToHalf(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
@@ -26,7 +26,7 @@ uint16_t ToHalf(float value) {
   return sign | static_cast<uint16_t>((wide - (112u << 23) + 0xFFF + (wide >> 13 & 1)) >> 13);
 }
 
-// To nearest, ties to even, for |x| < 2^22.
+// Rounds to nearest, ties to even, for |x| < 2^22.
 float Round(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 
 float Sum(const std::array<float, kLanes>& lanes) {
@@ -35,8 +35,8 @@ float Sum(const std::array<float, kLanes>& lanes) {
   return sum;
 }
 
-// For q = x * inverse, rounded into -8 .. 7: the scale that suits these q best, and by how much it lowers the square
-// error from that of zeros.
+// For q = x * inverse, rounded and limited to -8 .. 7: the best scale for these q, and how much lower the square error
+// is with it than with zeros.
 struct Fit {
   float scale = 0;
   float gain = 0;
@@ -56,16 +56,16 @@ Fit FitGroup(const Group& x, float inverse) {
   return {dot / square, dot * dot / square};
 }
 
-// q + 8 of a group; returns the scale.
+// Writes q + 8 of a group; returns the scale.
 float QuantizeGroup(const Group& x, std::array<uint8_t, kGroupIn>* q) {
   q->fill(8);
   float largest = 0;
   for (float value : x) {
     if (std::abs(value) > std::abs(largest)) largest = value;
   }
-  // Weights that vanish in fp16 scales.
+  // Weights that are too small for a scale in fp16.
   if (std::abs(largest) < 0x1p-24f) return 0;
-  // The largest weight falls on q = -8, or on 7, or a little beside them.
+  // Scales that put the largest weight on q = -8, on 7, or a little beside them.
   Fit best;
   float best_inverse = 0;
   const auto attempt = [&](float target) {
@@ -94,7 +94,7 @@ void QuantizePanel8(const float* weights, int64_t in, uint8_t* panel, float* sca
     for (int64_t i = 0; i < in; ++i) largest = std::max(largest, std::abs(row[i]));
     scales[out] = largest / 127;
     for (int64_t i = 0; i < in; ++i) {
-      // Not by the inverse, which is infinite for the smallest numbers.
+      // Not a product with the inverse, which is infinite for the smallest numbers.
       const float q = scales[out] == 0 ? 0 : std::clamp(Round(row[i] / scales[out]), -127.f, 127.f);
       panel[(i / 4 * kPanelOut + out) * 4 + i % 4] = static_cast<uint8_t>(q + 128);
     }

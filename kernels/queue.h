@@ -1,5 +1,5 @@
-// Queues of work on a device and places in them: what orders work that goes on beside the ops of a back end. The CPU
-// does what is queued at once.
+// Queues of work on a device, and marks in them: what orders work beside the ops of a back end, such as copies between
+// stages. On the CPU everything that is queued is done at once.
 #ifndef GOLDFINCH_KERNELS_QUEUE_H_
 #define GOLDFINCH_KERNELS_QUEUE_H_
 
@@ -9,34 +9,35 @@
 
 namespace goldfinch {
 
-// A place in a queue. It is reached when all that was queued before it is done, or will never be: after a fault of the
-// device (Backend::status) every mark is reached. Thread-safe; may outlive its queue.
+// A place in a queue. It is reached when everything that was queued before it is done, or never will be: after a fault
+// of the device (ComputeDevice::status) every mark is reached. Any thread may use it, and it may outlive its queue.
 class Mark {
  public:
   virtual ~Mark() = default;
-  // Does not wait.
+  // Whether the place is reached; does not wait.
   virtual bool reached() const = 0;
   virtual void Wait() const = 0;
 };
 
-// One thread at a time.
+// One thread at a time may use a queue.
 class Queue {
  public:
   virtual ~Queue() = default;
 
-  // The place after all that is queued so far.
+  // The place after everything that has been queued so far.
   virtual std::shared_ptr<const Mark> Record() = 0;
-  // What is queued from now on starts after the mark, which may be of any queue of this process. The mark may go.
+  // What is queued from now on starts after the mark is reached. The mark may be of any queue of this process, and may
+  // be destroyed after this call.
   virtual void WaitFor(const Mark& mark) = 0;
-  // Between memory of back ends of this process and staging memory. The host does not wait: what is copied must stay
-  // until a mark after it is reached.
+  // Copies between memory of back ends of this process and staging memory. The host does not wait: both sides must stay
+  // valid until a mark after the copy is reached.
   virtual void Copy(const void* from, void* to, int64_t bytes) = 0;
-  // For libraries that queue work themselves (NCCL); null where there are none. What the calling thread asks of them
-  // next goes to the queue's device.
+  // The queue's own handle, for libraries that queue work themselves (NCCL); null if there is none. It also makes the
+  // queue's device the current one for what the calling thread asks of such libraries next.
   virtual void* stream() = 0;
 };
 
-// Of a device that does everything at once: the CPU.
+// The queue of a device that does everything at once: the CPU.
 class HostQueue : public Queue {
  public:
   std::shared_ptr<const Mark> Record() override { return mark_; }

@@ -221,7 +221,7 @@ Values GoldMixTable(const GoldLayer& layer) {
   const std::vector<int32_t> ids = AllIds(layer);
   const Values xo = Rms(GoldInputs(layer, ids), layer.width);
   const Values zero(xo.size());
-  // As both are linear: own is the mix where the row before is zero, next the mix of a zero after it.
+  // Both are linear, so `own` is the mix of a row after a row of zeros, and `next` that of a row of zeros after it.
   const Values own = Product(Lerp(xo, zero, layer.mix_lora), layer.mix_down);
   const Values next = Product(Lerp(zero, xo, layer.mix_lora), layer.mix_down);
   Values table;
@@ -241,7 +241,7 @@ KeysValues GoldMakeKeysValues(const GoldLayer& layer, const std::vector<int32_t>
   const Values kk = Rms(Add(Product(x0, layer.key_x0), Product(c, layer.key_compressed)), width);
   const Values xo = Rms(x0, width);
   const Values prev_kk = Prev(kk, zero), prev_xo = Prev(xo, zero);
-  // The LoRA of both mixes is that of ddlerp over xo; its key half mixes kk instead.
+  // The LoRA of both mixes is that of ddlerp over xo, but its key half mixes kk instead.
   const Values hidden = Tanh(Product(Lerp(xo, prev_xo, layer.mix_lora), layer.mix_down));
   const auto amount = [&](int group, const Values& mix) {
     const Weight up{Part(layer.mix_up, group * rank * width, rank * width), rank, width, Matrix::Layout::kInOut};
@@ -281,7 +281,7 @@ Values TokenProbabilities(const Values& logits, int64_t limit, const std::vector
   }
   double total = 0;
   for (int32_t id : best_first) total += std::exp(scores[id] - best);
-  // Every cut keeps a beginning of the list.
+  // Every cut keeps the first entries of the list.
   const size_t count = best_first.size();
   size_t top_p = 0, min_p = 0;
   for (double sum = 0; top_p < count; ++top_p) {

@@ -1,7 +1,7 @@
-// Every Backend op written plainly in double, straight from the equations: what the tests compare kernels with. It
-// shares no code with any kernel, and is as slow as it is simple.
+// Every Backend op in plain double code, straight from the equations: what the tests compare kernels with. It shares no
+// code with any kernel, and is simple rather than fast.
 //
-// Rows lie back to back in one vector. An op with state takes the rows of one sequence; the caller walks over the
+// Rows lie back to back in one vector. An op with state takes the rows of one sequence; the caller loops over the
 // spans.
 #ifndef GOLDFINCH_KERNELS_REFERENCE_H_
 #define GOLDFINCH_KERNELS_REFERENCE_H_
@@ -42,11 +42,11 @@ Values Rms(const Values& x, int64_t width);
 
 // --- Token shift ----------------------------------------------------------------------------------------------------
 
-// The row before each row: `before` [width], then all rows of x but the last.
+// The row before each row: `before` [width], then all rows of x except the last.
 Values Prev(const Values& x, const Values& before);
 // x + (prev - x) * mix, mix [width].
 Values Lerp(const Values& x, const Values& prev, const Values& mix);
-// x + (prev - x) * amount, amount like x.
+// x + (prev - x) * amount, where amount has the shape of x.
 Values LerpEach(const Values& x, const Values& prev, const Values& amount);
 
 // h = tanh((x + (prev - x) * mix_x) down), one group of `rank` columns after another;
@@ -57,7 +57,7 @@ struct DdLerpWeights {
   Values up;     // [targets, rank, width]
   Values mix;    // [targets, width]
 };
-// One entry a target, [rows, width] each.
+// One entry for each target, [rows, width].
 std::vector<Values> DdLerp(const Values& x, const Values& prev, const DdLerpWeights& weights);
 
 // --- Linear attention -----------------------------------------------------------------------------------------------
@@ -80,8 +80,8 @@ struct GoldLayer {
   int head_size = 0;
   Values embedding;  // [vocab, width]
   Norm ln0;
-  Weight key_x0;          // the columns of W_b that meet x0
-  Weight key_compressed;  // and those that meet c
+  Weight key_x0;          // the columns of W_b that x0 is multiplied by
+  Weight key_compressed;  // the columns of W_b that c is multiplied by
   Values mix_lora, mix_key, mix_value;
   Weight mix_down;
   Values mix_up;  // [2, rank, width]
@@ -89,9 +89,9 @@ struct GoldLayer {
   Norm ln_key, ln_value;
   double rope_base = 0;
 };
-// x0 = LN0(emb[id]) of every id.
+// x0 = LN0(emb[id]) for every id.
 Values GoldInputs(const GoldLayer& layer, const std::vector<int32_t>& ids);
-// [vocab, width]: W_b's x0 columns times x0.
+// [vocab, width]: key_x0 times x0.
 Values GoldKeyTable(const GoldLayer& layer);
 // [vocab, 2, 2 rank]: with xo = rms(x0), (xo * (1 - mix_lora)) mix_down and (xo * mix_lora) mix_down.
 Values GoldMixTable(const GoldLayer& layer);
@@ -104,8 +104,8 @@ KeysValues GoldMakeKeysValues(const GoldLayer& layer, const std::vector<int32_t>
 
 // --- Sampling -------------------------------------------------------------------------------------------------------
 
-// The probability of every id after steps 1 to 4 of worker/stage/sampler.h, 0 where the id cannot be drawn. Logits are
-// exact in fp32, as are scores: equals of a cut stay or go by them.
+// The probability of every id after steps 1 to 4 of kernels/sample_row.h; 0 if the id cannot be drawn. Logits are exact
+// in fp32, and so are scores, by which the cuts decide which ids are equal.
 Values TokenProbabilities(const Values& logits, int64_t limit, const std::vector<int32_t>& holes, const SampleRow& row);
 
 }  // namespace goldfinch::reference

@@ -17,9 +17,9 @@ const char* Name(DType dtype) {
     case DType::kI32:
       return "i32";
     case DType::kInt8:
-      return "i8";
+      return "int8";
     case DType::kInt4:
-      return "i4";
+      return "int4";
     case DType::kU8:
       return "u8";
   }

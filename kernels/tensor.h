@@ -15,14 +15,14 @@
 
 namespace goldfinch {
 
-// Weights, activations and caches are of the first three; token ids of the next two. kInt8 and kInt4 are quantized
-// matrices [out, in], laid out in panels (kernels/quantize.h), and kInt8 is rows of the compressed cache, too
-// (CompressedRowWidth in kernels/backend.h); kU8 is bytes of a file that mean nothing by themselves.
+// Weights, activations and caches have one of the first three types, token ids one of the next two. kInt8 and kInt4 are
+// quantized matrices (kernels/quantize.h), and kInt8 is also rows of the compressed cache (CompressedRowWidth in
+// kernels/backend.h). kU8 is bytes of a file that mean nothing by themselves.
 enum class DType : uint8_t { kF32, kF16, kBf16, kU16, kI32, kInt8, kInt4, kU8 };
 
 constexpr bool IsQuantized(DType dtype) { return dtype == DType::kInt8 || dtype == DType::kInt4; }
 
-// Bytes of that many elements. kInt4: of an even number.
+// Bytes of that many elements; an even number of them for kInt4.
 constexpr int64_t BytesOf(DType dtype, int64_t elements) {
   switch (dtype) {
     case DType::kF32:
@@ -41,12 +41,13 @@ constexpr int64_t BytesOf(DType dtype, int64_t elements) {
   return 0;
 }
 
-// Of one element; not of kInt4, two of which share a byte.
+// Bytes of one element. Not for kInt4, two of which share a byte.
 constexpr int64_t SizeOf(DType dtype) { return BytesOf(dtype, 1); }
 
-// "f32", "f16", "bf16", "u16", "i32", "i8", "i4", "u8".
+// Types whose elements are numbers by themselves have the short names of their kind and width: "f32", "f16", "bf16",
+// "u16", "i32", "u8". The two quantized types have the names of their formats, as users write them: "int8", "int4".
 const char* Name(DType dtype);
-// Of the floating-point types only.
+// Accepts the names of the floating-point types only.
 std::optional<DType> ParseFloatDType(std::string_view name);
 
 // Up to four dimensions, row-major and dense. An empty (rank 0) shape means "not given".

@@ -57,7 +57,7 @@ absl::Status StageLoader::OpenFiles(const cluster::v1::Welcome& welcome) {
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(model));
   GF_RETURN_IF_ERROR(CheckMultiplies(backend_, *checkpoint));
   GF_ASSIGN_OR_RETURN(config_, FindModelConfig(config, model));
-  GF_ASSIGN_OR_RETURN(measured_, MeasureModel(*checkpoint, config_, backend_.reads_host_memory()));
+  GF_ASSIGN_OR_RETURN(measured_, MeasureModel(*checkpoint, config_, backend_.reads_weights_in_place()));
   shape_ = measured_->shape;
   checkpoint_ = std::move(checkpoint);
   opened_model_ = model;
@@ -90,7 +90,7 @@ absl::Status StageLoader::PlanMemory(const StageAssignment& assignment) {
                                                      MemoryShortage(memory_, limit_bytes)));
   }
   int64_t kept_bytes = KeptBytes(model, settings, limit_bytes);
-  if (backend_.reads_host_memory()) {
+  if (backend_.kind() == DeviceKind::kCpu) {
     kept_bytes = std::min(kept_bytes, static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(limit_bytes)));
   }
   kept_bytes_ = options_.kept_bytes.value_or(kept_bytes);

@@ -59,7 +59,7 @@ absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssi
     GF_RETURN_IF_ERROR(
         runner->AllocateBuffer({assignment.options.max_step_tokens, row_width}, dtype, &runner->compressed_));
   }
-  if (!backend.reads_host_memory() && runner->is_last_) {
+  if (!backend.host_accessible() && runner->is_last_) {
     runner->staging_bytes_ = assignment.options.max_logit_rows * runner->shape_.vocab_size * SizeOf(DType::kF32);
     runner->staging_ = std::make_unique_for_overwrite<char[]>(runner->staging_bytes_);
   }

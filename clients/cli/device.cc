@@ -13,7 +13,10 @@ namespace goldfinch {
 absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description) {
   std::string no_cuda;
   absl::StatusOr<std::unique_ptr<Backend>> backend = OpenBackend(options, &no_cuda);
-  if (!backend.ok()) return AsUsageError(backend.status());
+  // Its errors begin with a field of BackendOptions, and the flags have the fields' names.
+  if (!backend.ok()) {
+    return AsUsageError(absl::Status(backend.status().code(), absl::StrCat("--", backend.status().message())));
+  }
   if (description != nullptr) {
     *description = (*backend)->Describe();
     if (!no_cuda.empty()) absl::StrAppend(description, " (", no_cuda, ")");
@@ -24,7 +27,7 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& option
 absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization) {
   // The rest is for the system, the tokenizer, requests and what mapped files leave in memory.
   constexpr double kMachineShare = 0.9;
-  if (backend.reads_host_memory()) {
+  if (backend.kind() == DeviceKind::kCpu) {
     return static_cast<int64_t>(kMachineShare * static_cast<double>(MachineMemoryBytes()));
   }
   return LeftOfShare(gpu_memory_utilization, backend.TotalBytes(), backend.FreeBytes());

@@ -76,7 +76,7 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   engine.stage.gold_tier = *ParseGoldTier(options.gold_tier);        // likewise
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend));
   // The system commits the CPU's memory as it is touched: what a short text needs is less than what is reserved.
-  if (backend->reads_host_memory()) {
+  if (backend->kind() == DeviceKind::kCpu) {
     engine.kept_bytes = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(MachineMemoryBytes()));
   } else {
     GF_ASSIGN_OR_RETURN(engine.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));

@@ -31,10 +31,10 @@ namespace {
 absl::StatusOr<std::unique_ptr<TransportFactory>> OpenTransport(const WorkerOptions& options, const Backend& backend,
                                                                 const std::string& address, std::string* description) {
   *description = "gloo";
-  if (options.transport == "nccl" && backend.reads_host_memory()) {
+  if (options.transport == "nccl" && backend.kind() != DeviceKind::kCuda) {
     return AsUsageError(absl::InvalidArgumentError("--transport nccl: the device is no CUDA device"));
   }
-  if (options.transport == "nccl" || (options.transport == "auto" && !backend.reads_host_memory())) {
+  if (options.transport == "nccl" || (options.transport == "auto" && backend.kind() == DeviceKind::kCuda)) {
     absl::StatusOr<std::unique_ptr<TransportFactory>> nccl =
         MakeNcclTransportFactory(options.transport_timeout_seconds);
     if (nccl.ok()) {

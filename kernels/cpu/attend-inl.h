@@ -1,4 +1,4 @@
-// Causal attention over tiles of keys and values that are made on the fly, included once per SIMD target.
+// Causal attention over tiles of keys and values that are stored or made on the fly; included once per SIMD target.
 //
 // Positions are cut into tiles of kTile from position 0 on. Each tile gives, per query row and head, a maximum, a sum
 // and a weighted sum of values; tiles are merged in order of position. The cut does not depend on the queries, so a
@@ -28,8 +28,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace goldfinch::cpu::HWY_NAMESPACE {
 
-constexpr int64_t kTile = 64;                         // positions
-constexpr int64_t kPartialFloats = int64_t{1} << 22;  // partial results held at once: 16 MB, or one tile a thread
+constexpr int64_t kTile = 64;                         // positions of a tile
+constexpr int64_t kPartialFloats = int64_t{1} << 22;  // of partial results held at once: 16 MB, or one tile per thread
 
 // One of `parts` shares of [0, count), as equal as can be: [begin, end).
 struct Share {
@@ -38,25 +38,25 @@ struct Share {
   int64_t end;
 };
 
-// What one tile says about the query rows of its span that reach it.
+// What one tile contributes to the query rows of its span that see it.
 struct Partial {
   const RowSpan* span;
   int64_t first_position;  // of the tile
-  int64_t count;           // its positions
-  int64_t first_row;       // of the span that sees the tile
+  int64_t count;           // positions of the tile
+  int64_t first_row;       // the first row of the span that sees the tile
   float* maximum;          // [rows, heads]
   float* sum;              // [rows, heads]
   float* values;           // [rows, D]
 };
 
 // to[rows, head_size] (+)= p[rows, seen] v[seen, head_size], where row r sees min(count, first_seen + r) values, or
-// none if that is negative: what a row does not see must not touch it, not even as 0 * NaN.
+// none if that is negative. What a row does not see must not touch it, not even as 0 * NaN.
 inline void WeightedValues(const float* p, int64_t rows, const float* v, int64_t width, int64_t count,
                            int64_t first_seen, int64_t head_size, bool add, float* to) {
   const int64_t lanes = hn::Lanes(DF());
   for (int64_t r = 0; r < rows;) {
     const int64_t seen = std::clamp<int64_t>(first_seen + r, 0, count);
-    const bool whole = seen == count && r + kRows <= rows;  // so do the rows after it
+    const bool whole = seen == count && r + kRows <= rows;  // and so do the rows after it
     const float* pr = p + r * kTile;
     float* out = to + r * width;
     int64_t column = 0;
@@ -76,13 +76,13 @@ inline void WeightedValues(const float* p, int64_t rows, const float* v, int64_t
   }
 }
 
-// So few rows read a tile as it lies in memory: a few positions at a time, of each position all heads. More rows pass
-// over it head by head, which reads each row of q once.
+// Up to so many rows read a tile in the order of memory: a few positions at a time, and for each position all heads.
+// More rows go through it head by head, which reads each row of q only once.
 constexpr int64_t kStreamRows = 2 * kRows;
 constexpr int64_t kStreamPositions = 8;
 
-// Attends the rows of a partial to its tile, in some of the heads: k, v [partial.count, D]. Each sum has one order,
-// whatever the heads and rows of the call.
+// Attention of the rows of a partial over its tile, k and v [partial.count, D], in some of the heads. Each sum has one
+// order, whatever the heads and rows of the call.
 inline void AttendTile(ConstTensor q, int64_t head_size, const Share& of_heads, const float* k, const float* v,
                        Scratch& scratch, const Partial& partial) {
   const DF df;
@@ -159,13 +159,13 @@ inline void MergeRow(const Partial& partial, int64_t row, int64_t width, int64_t
   }
 }
 
-// What is made; neither needs the other.
+// What a source makes. Keys and values do not need each other.
 enum class Made : uint8_t { kKeys, kValues };
 
-// out = softmax attention of q over tiles. `source` knows the keys and values [count, D] of the positions first ..
+// out = softmax attention of q over tiles. `source` provides the keys and values [count, D] of the positions first ..
 // first + count of a span's sequence:
 //   bool Find(span, first, count, const float** keys, const float** values) const
-//     sets both to where they lie, or is false: then they have to be made;
+//     sets both to where they are stored, or returns false if they must be made;
 //   void Make(what, span, first, count, scratch, float* to) const
 //     makes keys or values. A row is the same whatever positions are made with it.
 template <class Source>
@@ -182,7 +182,7 @@ void TiledAttention(Context& context, ConstTensor q, RowSpans spans, int64_t hea
   const int64_t head_parts = std::min(heads, threads);
   const int64_t merge_parts = rows < threads ? head_parts : 1;
 
-  // Waves of tiles: made and attended to in parallel, then merged in order.
+  // Waves of tiles: all tiles of a wave are made and attended to in parallel, then merged in order.
   size_t span = 0;
   int64_t position = 0;
   while (span < spans.size()) {
@@ -208,9 +208,9 @@ void TiledAttention(Context& context, ConstTensor q, RowSpans spans, int64_t hea
         position = 0;
       }
     }
-    // Each thread has as many whole tiles. Those that are left, one a thread at most, all threads make and attend to
-    // together: first a few positions at a time, then a few heads. The last tile of a sequence is a part of one, so it
-    // is better among these.
+    // Each thread gets the same number of whole tiles. The tiles that are left, at most one per thread, are made and
+    // attended to by all threads together: first a few positions at a time, then a few heads. The last tile of a
+    // sequence is often not full, so it is better among these.
     const int64_t whole = (tiles - 1) / threads * threads, left = tiles - whole;
     const auto find = [&](const Partial& tile, const float** keys, const float** values) {
       return source.Find(*tile.span, tile.first_position, tile.count, keys, values);

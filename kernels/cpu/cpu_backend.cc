@@ -11,7 +11,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
-#include "kernels/backend_checks.h"
 #include "kernels/cpu/ops.h"
 
 namespace goldfinch {
@@ -19,14 +18,13 @@ namespace {
 
 constexpr DType kActivations = DType::kF32;
 
-// memcpy wants real pointers even for nothing.
-void CopyBytes(const void* from, void* to, int64_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, bytes);
-}
-
 class CpuBackend : public Backend {
  public:
-  explicit CpuBackend(int threads) : context_(threads) {}
+  explicit CpuBackend(int threads) : Backend(kActivations), context_(threads) {}
+
+  DeviceKind kind() const override { return DeviceKind::kCpu; }
+  bool reads_weights_in_place() const override { return true; }
+  bool host_accessible() const override { return true; }
 
   std::string Describe() const override {
     return absl::StrCat("cpu, ", context_.pool.threads(), " threads, ", cpu::TargetName());
@@ -34,11 +32,33 @@ class CpuBackend : public Backend {
 
   int threads() const override { return context_.pool.threads(); }
   cpu::ThreadPool::Times thread_times() const { return context_.pool.times(); }
-  DType activation_dtype() const override { return kActivations; }
   bool multiplies_quantized() const override { return true; }
 
-  absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
-    GF_CHECK_GE(bytes, 0);
+  int64_t FreeBytes() const override { return TotalBytes(); }
+  int64_t TotalBytes() const override { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
+  OpMemory PlanOps(int64_t width, int64_t /*vocab_size*/) const override {
+    // What one thread takes: panels of a product, or a tile of positions in several forms, each of 64 rows.
+    constexpr int64_t kTileRows = 64, kForms = 32;
+    const int64_t thread_bytes = kTileRows * kForms * width * SizeOf(kActivations);
+    return {.fixed_bytes = threads() * thread_bytes, .bytes_per_row = 0, .bytes_per_logit_row = 0};
+  }
+  absl::Status Synchronize() override { return absl::OkStatus(); }
+  void Submit(bool /*repeats*/, absl::FunctionRef<void()> ops) override { ops(); }
+
+  Queue& queue() override { return queue_; }
+  std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<HostQueue>(); }
+  absl::Status status() const override { return absl::OkStatus(); }
+
+  int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
+                              int64_t page_tokens) const override {
+    const int64_t bytes = cpu::GoldSharedPageBytes(width, layers, page_tokens);
+    return (bytes + 255) / 256 * 256;
+  }
+
+  bool can_sample(int64_t /*vocab*/) const override { return true; }
+
+ private:
+  absl::StatusOr<std::shared_ptr<void>> DoAllocate(int64_t bytes, std::string_view purpose) override {
     const size_t size = std::max<int64_t>(bytes, 1);
     void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
@@ -47,59 +67,37 @@ class CpuBackend : public Backend {
     return std::shared_ptr<void>(memory, [size](void* p) { munmap(p, size); });
   }
 
-  int64_t FreeBytes() const override { return TotalBytes(); }
-  int64_t TotalBytes() const override { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE); }
-  OpMemory PlanOps(int64_t width, int64_t /*vocab_size*/) const override {
-    // Of each thread: panels of a product, or a tile of positions in several forms, each of 64 rows.
-    constexpr int64_t kTileRows = 64, kForms = 32;
-    const int64_t thread_bytes = kTileRows * kForms * width * SizeOf(kActivations);
-    return {.fixed_bytes = threads() * thread_bytes, .bytes_per_row = 0, .bytes_per_logit_row = 0};
-  }
-  bool reads_host_memory() const override { return true; }
-  void CopyFromHost(const void* host, Tensor to) override { CopyBytes(host, to.data, to.bytes()); }
-  void CopyToHost(ConstTensor from, void* host) override { CopyBytes(from.data, host, from.bytes()); }
-  void Zero(Tensor tensor) override {
-    if (tensor.bytes() > 0) std::memset(tensor.data, 0, tensor.bytes());
-  }
-  void Copy(ConstTensor from, Tensor to) override {
-    checks::Copy(from, to);
-    CopyBytes(from.data, to.data, from.bytes());
-  }
-  absl::Status Synchronize() override { return absl::OkStatus(); }
-  void Submit(bool /*repeats*/, absl::FunctionRef<void()> ops) override { ops(); }
+  void DoCopyFromHost(const void* host, const Tensor& to) override { std::memcpy(to.data, host, to.bytes()); }
 
-  Queue& queue() override { return queue_; }
-  std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<HostQueue>(); }
-  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
-    return Allocate(bytes, purpose);
-  }
-  absl::Status status() const override { return absl::OkStatus(); }
+  void DoCopyToHost(const ConstTensor& from, void* host) override { std::memcpy(host, from.data, from.bytes()); }
 
-  void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override {
-    checks::Embed(table, ids, out);
+  void DoZero(const Tensor& tensor) override { std::memset(tensor.data, 0, tensor.bytes()); }
+
+  void DoCopy(const ConstTensor& from, const Tensor& to) override { std::memcpy(to.data, from.data, from.bytes()); }
+
+  absl::StatusOr<std::shared_ptr<void>> DoAllocateStaging(int64_t bytes, std::string_view purpose) override {
+    return DoAllocate(bytes, purpose);
+  }
+
+  void DoEmbed(const ConstTensor& table, absl::Span<const int32_t> ids, const Tensor& out) override {
     cpu::Embed(context_, table, ids, out);
   }
 
-  void CopyRows(ConstTensor from, absl::Span<const RowCopy> copies, Tensor to) override {
-    checks::CopyRows(from, copies, to, kActivations);
+  void DoCopyRows(const ConstTensor& from, absl::Span<const RowCopy> copies, const Tensor& to) override {
     const int64_t width = from.dim(1);
     for (const RowCopy& copy : copies) {
       std::memmove(to.f32() + copy.to * width, from.f32() + copy.from * width, width * sizeof(float));
     }
   }
 
-  void Convert(ConstTensor from, Tensor to) override {
-    checks::Convert(from, to, kActivations);
-    cpu::Convert(context_, from, to);
-  }
+  void DoConvert(const ConstTensor& from, const Tensor& to) override { cpu::Convert(context_, from, to); }
 
-  void GroupNorm(ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate, Tensor out) override {
-    checks::GroupNorm(x, groups, norm, gate, out, kActivations);
+  void DoGroupNorm(const ConstTensor& x, int groups, const NormWeights& norm, float epsilon, const ConstTensor& gate,
+                   const Tensor& out) override {
     cpu::GroupNorm(context_, x, groups, norm, epsilon, gate, out);
   }
 
-  void MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) override {
-    checks::MatMul(x, weight, epilogue, out, kActivations);
+  void DoMatMul(const ConstTensor& x, const Matrix& weight, const Epilogue& epilogue, const Tensor& out) override {
     if (IsQuantized(weight.data.dtype)) {
       cpu::QuantizedMatMul(context_, x, weight, epilogue, out);
     } else {
@@ -107,93 +105,77 @@ class CpuBackend : public Backend {
     }
   }
 
-  void TokenShift(ConstTensor x, RowSpans spans, Tensor shift, ConstTensor mix, Tensor out) override {
-    checks::TokenShift(x, spans, shift, mix, out, kActivations);
+  void DoTokenShift(const ConstTensor& x, RowSpans spans, const Tensor& shift, const ConstTensor& mix,
+                    const Tensor& out) override {
     cpu::TokenShift(context_, x, spans, shift, mix, out);
   }
 
-  void DdLerp(ConstTensor x, RowSpans spans, Tensor shift, const DdLerpWeights& weights, Tensor out) override {
-    checks::DdLerp(x, spans, shift, weights, out, kActivations);
+  void DoDdLerp(const ConstTensor& x, RowSpans spans, const Tensor& shift, const DdLerpWeights& weights,
+                const Tensor& out) override {
     cpu::DdLerp(context_, x, spans, shift, weights, out);
   }
 
-  void WkvForward(ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus, RowSpans spans,
-                  Tensor state, const WkvOptions& options, Tensor out) override {
-    checks::WkvForward(r, k, v, w, bonus, spans, state, out, kActivations);
+  void DoWkvForward(const ConstTensor& r, const ConstTensor& k, const ConstTensor& v, const ConstTensor& w,
+                    const ConstTensor& bonus, RowSpans spans, const Tensor& state, const WkvOptions& options,
+                    const Tensor& out) override {
     cpu::WkvForward(context_, r, k, v, w, bonus, spans, state, options, out);
   }
 
-  void GoldAppend(absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache) override {
-    checks::GoldAppend(ids, c, spans, cache, kActivations);
+  void DoGoldAppend(absl::Span<const int32_t> ids, const ConstTensor& c, RowSpans spans,
+                    const GoldCache& cache) override {
     cpu::GoldAppend(context_, ids, c, spans, cache);
   }
 
-  void GoldKeyTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0, Matrix key_x0,
-                        Tensor table) override {
-    checks::GoldKeyTableRows(ids, embedding, ln0, key_x0, table, kActivations);
+  void DoGoldKeyTableRows(absl::Span<const int32_t> ids, const ConstTensor& embedding, const NormWeights& ln0,
+                          const Matrix& key_x0, const Tensor& table) override {
     cpu::GoldKeyTableRows(context_, ids, embedding, ln0, key_x0, table);
   }
 
-  void GoldMixTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0, ConstTensor mix_lora,
-                        Matrix mix_down, Tensor table) override {
-    checks::GoldMixTableRows(ids, embedding, ln0, mix_lora, mix_down, table);
+  void DoGoldMixTableRows(absl::Span<const int32_t> ids, const ConstTensor& embedding, const NormWeights& ln0,
+                          const ConstTensor& mix_lora, const Matrix& mix_down, const Tensor& table) override {
     cpu::GoldMixTableRows(context_, ids, embedding, ln0, mix_lora, mix_down, table);
   }
 
-  void GoldAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
-                     const GoldCache& cache, int head_size, Tensor out) override {
-    checks::GoldAttention(q, spans, shared, weights, cache, head_size, out, kActivations);
+  void DoGoldAttention(const ConstTensor& q, RowSpans spans, const GoldSharedWeights& shared,
+                       const GoldKvWeights& weights, const GoldCache& cache, int head_size,
+                       const Tensor& out) override {
     cpu::GoldAttention(context_, q, spans, shared, weights, cache, head_size, out);
   }
 
-  void GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
-                          const GoldCache& cache, int head_size, const KvCache& kv) override {
-    checks::GoldMakeKeysValues(spans, shared, weights, cache, head_size, kv, kActivations);
+  void DoGoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                            const GoldCache& cache, int head_size, const KvCache& kv) override {
     cpu::GoldMakeKeysValues(context_, spans, shared, weights, cache, head_size, kv);
   }
 
-  int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
-                              int64_t page_tokens) const override {
-    const int64_t bytes = cpu::GoldSharedPageBytes(width, layers, page_tokens);
-    return (bytes + 255) / 256 * 256;
-  }
-
-  void GoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers,
-                          const GoldCache& cache, int head_size, const GoldSharedRows& rows) override {
-    checks::GoldMakeSharedRows(*this, spans, shared, layers, cache, head_size, rows);
+  void DoGoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers,
+                            const GoldCache& cache, int /*head_size*/, const GoldSharedRows& rows) override {
     cpu::GoldMakeSharedRows(context_, spans, shared, layers, cache, rows);
   }
 
-  void GoldSharedAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
-                           absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
-                           Tensor out) override {
-    checks::GoldSharedAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
+  void DoGoldSharedAttention(const ConstTensor& q, RowSpans spans, const GoldSharedWeights& shared,
+                             absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows,
+                             int head_size, const Tensor& out) override {
     cpu::GoldSharedAttention(context_, q, spans, shared, layers, layer, rows, head_size, out);
   }
 
-  void Rope(Tensor x, RowSpans spans, int head_size, double base) override {
-    checks::Rope(x, spans, head_size, kActivations);
+  void DoRope(const Tensor& x, RowSpans spans, int head_size, double base) override {
     cpu::Rope(context_, x, spans, head_size, base);
   }
 
-  void KvAppend(ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache) override {
-    checks::KvAppend(k, v, spans, cache, kActivations);
+  void DoKvAppend(const ConstTensor& k, const ConstTensor& v, RowSpans spans, const KvCache& cache) override {
     cpu::KvAppend(context_, k, v, spans, cache);
   }
 
-  void KvAttention(ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out) override {
-    checks::KvAttention(q, spans, cache, head_size, out, kActivations);
+  void DoKvAttention(const ConstTensor& q, RowSpans spans, const KvCache& cache, int head_size,
+                     const Tensor& out) override {
     cpu::KvAttention(context_, q, spans, cache, head_size, out);
   }
 
-  bool can_sample(int64_t /*vocab*/) const override { return true; }
-  void Sample(ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes, absl::Span<const SampleRow> rows,
-              absl::Span<int32_t> tokens) override {
-    checks::Sample(logits, limit, holes, rows, tokens);
+  void DoSample(const ConstTensor& logits, int64_t limit, absl::Span<const int32_t> holes,
+                absl::Span<const SampleRow> rows, absl::Span<int32_t> tokens) override {
     cpu::Sample(context_, logits, limit, holes, rows, tokens);
   }
 
- private:
   cpu::Context context_;
   HostQueue queue_;
 };

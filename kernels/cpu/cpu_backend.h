@@ -1,4 +1,4 @@
-// What the CPU back end tells benches, beside what every back end does.
+// What benches ask the CPU back end, besides what every back end answers.
 #ifndef GOLDFINCH_KERNELS_CPU_CPU_BACKEND_H_
 #define GOLDFINCH_KERNELS_CPU_CPU_BACKEND_H_
 
@@ -7,7 +7,7 @@
 
 namespace goldfinch {
 
-// Of the threads of a back end that MakeCpuBackend made; not while an op runs.
+// The thread times of a back end from MakeCpuBackend. Must not be called while an op runs.
 cpu::ThreadPool::Times CpuThreadTimes(const Backend& backend);
 
 }  // namespace goldfinch

@@ -1,5 +1,5 @@
-// What is done to a product before it is stored (Epilogue in backend.h). Included once per SIMD target (see Highway's
-// foreach_target).
+// Applies an Epilogue (kernels/backend.h) to a product before it is stored. Included once per SIMD target (see
+// Highway's foreach_target).
 
 #include <cstddef>
 #include <cstdint>
@@ -26,7 +26,7 @@ HWY_INLINE VF Activate(Activation activation, VF x) {
     case Activation::kNone:
       return x;
     case Activation::kRelu2: {
-      const VF positive = hn::Max(hn::Zero(df), x);  // in this order a NaN stays one
+      const VF positive = hn::Max(hn::Zero(df), x);  // in this order a NaN stays a NaN
       return hn::Mul(positive, positive);
     }
     case Activation::kSilu:
@@ -39,7 +39,7 @@ HWY_INLINE VF Activate(Activation activation, VF x) {
   return x;
 }
 
-// Finishes one row of a tile: out[column .. column + count).
+// Applies the epilogue to one row of a tile and stores it as out[column .. column + count).
 inline void FinishRow(const float* sums, const Epilogue& epilogue, int64_t row, int64_t column, int64_t count,
                       Tensor out) {
   const int64_t width = out.dim(1);

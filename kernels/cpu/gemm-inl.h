@@ -5,7 +5,8 @@
 //   kOutIn: for each block of kBlockIn inputs, one fused multiply-add chain per vector lane, then a fixed tree over the
 //           lanes; blocks are added in order.
 //   kInOut: one fused multiply-add chain over the inputs in order.
-// Few rows read the weights in place; more first widen a panel of weights to fp32, which changes no bit.
+// For few rows the weights are read in place; for more rows a panel of weights is first widened to fp32, which changes
+// no bit of the result.
 
 #include <cstddef>
 #include <cstdint>
@@ -31,11 +32,11 @@ namespace goldfinch::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int kColumns = 4;                            // columns of a dot-product tile
-constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 6 : 2;  // rows of a tile: what the registers hold
-constexpr int64_t kInPlaceRows = 4 * kRows;            // up to these, widening weights again for each tile is faster
-constexpr int64_t kBlockIn = 1024;                     // inputs summed before lanes are: six rows of x fit the L1 cache
-constexpr int64_t kBlockOut = 64;                      // columns of a panel: 64 x 1024 floats fit the L2 cache
-constexpr int64_t kBlockRows = 86 * 6;  // rows that share a widened panel; steps of 512 tokens fit one block
+constexpr int kRows = HWY_TARGET <= HWY_AVX3 ? 6 : 2;  // rows of a tile: as many as registers hold sums for
+constexpr int64_t kInPlaceRows = 4 * kRows;  // up to so many rows, widening the weights again for each tile is faster
+constexpr int64_t kBlockIn = 1024;           // inputs between two sums over lanes: six rows of x fit the L1 cache
+constexpr int64_t kBlockOut = 64;            // columns of a panel: 64 x 1024 floats fit the L2 cache
+constexpr int64_t kBlockRows = 86 * 6;       // rows that share a widened panel; a step of 512 tokens fits one block
 
 // Sums the lanes of four vectors into four neighboring floats, always in the same order.
 HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumFour(VF a, VF b, VF c, VF d) {
@@ -60,8 +61,9 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumFour(VF a, VF b, VF c, VF d) {
 #endif
 }
 
-// out[r * ldo + c] (+)= dot(x + r * ldx, w[c], k) for R rows and four columns. `ahead`: from a column to the one that
-// will be read next in its place, or 0 if that is in a cache. The hardware alone reads too little ahead.
+// out[r * ldo + c] (+)= dot(x + r * ldx, w[c], k) for R rows and four columns. `ahead` is the distance from a column to
+// the one that is read next in its place, which is prefetched, or 0 if that is in a cache already. The hardware alone
+// prefetches too little.
 template <int R, typename T>
 HWY_INLINE void DotTile(const float* HWY_RESTRICT x, size_t ldx, const T* const (&w)[kColumns], size_t ahead, size_t k,
                         bool add, float* HWY_RESTRICT out, size_t ldo) {
@@ -109,7 +111,8 @@ HWY_INLINE void DotTile(const float* HWY_RESTRICT x, size_t ldx, const T* const 
   }
 }
 
-// All rows against the columns w[0 .. columns), each at distance ldw. `out` has room for whole tiles of columns.
+// Products of all rows with the columns w[0 .. columns), which are ldw apart. `out` has room for whole tiles of
+// columns.
 template <typename T>
 inline void DotBlock(const float* x, size_t ldx, size_t rows, const T* w, size_t ldw, size_t columns, size_t k,
                      bool add, float* out, size_t ldo) {
@@ -118,7 +121,7 @@ inline void DotBlock(const float* x, size_t ldx, size_t rows, const T* w, size_t
     const float* xr = x + r * ldx;
     const size_t ahead = std::is_same_v<T, float> || r > 0 ? 0 : kColumns * ldw;
     for (size_t c = 0; c < columns; c += kColumns) {
-      // Columns past the end repeat the last one; their sums land in the padding of `out`.
+      // Columns after the end repeat the last one; their sums go to the padding of `out`.
       const T* columns_of_tile[kColumns];
       for (size_t i = 0; i < kColumns; ++i) columns_of_tile[i] = w + (c + i < columns ? c + i : columns - 1) * ldw;
       float* o = out + r * ldo + c;
@@ -213,14 +216,14 @@ inline void WidenColumns(const T* w, size_t ldw, size_t k, size_t column, size_t
 }
 
 // tile[rows, kBlockOut] = x[rows, in] times columns [column, column + count) of the weight; count <= kBlockOut and
-// rows <= kBlockRows. Uses `scratch` for panels.
+// rows <= kBlockRows. Panels are taken from `scratch`.
 template <typename T>
 inline void ProductTile(const float* x, size_t ldx, size_t rows, const T* w, bool out_in, int64_t in, int64_t out,
                         int64_t column, int64_t count, Scratch& scratch, float* tile) {
   const Scratch::Frame frame(scratch);
   const int64_t block = in < kBlockIn ? in : kBlockIn;
   const bool in_place = std::is_same_v<T, float> || rows <= static_cast<size_t>(kInPlaceRows);
-  // The odd stride keeps the columns of a tile out of each other's cache sets.
+  // With an odd stride the columns of a tile do not compete for the same cache sets.
   const int64_t stride = block + 16;
   float* panel = out_in && in_place ? nullptr : scratch.Floats(stride * kBlockOut);
   for (int64_t i = 0; i < in; i += block) {

@@ -9,7 +9,7 @@ HWY_BEFORE_NAMESPACE();
 namespace goldfinch::cpu::HWY_NAMESPACE {
 namespace {
 
-// Tiles of stored keys and values (attend-inl.h).
+// Stored keys and values: a source of tiles (attend-inl.h).
 class StoredTiles {
  public:
   explicit StoredTiles(const KvCache& cache) : cache_(cache) {}

@@ -1,5 +1,5 @@
-// The CPU kernels behind CpuBackend, dispatched at run time to the best instruction set. Arguments as in backend.h;
-// shapes have been checked by the caller.
+// The CPU kernels behind CpuBackend, dispatched at run time to the best instruction set. Arguments are those of the ops
+// in backend.h, and have been checked.
 #ifndef GOLDFINCH_KERNELS_CPU_OPS_H_
 #define GOLDFINCH_KERNELS_CPU_OPS_H_
 
@@ -8,9 +8,9 @@
 
 #include "absl/types/span.h"
 #include "kernels/backend.h"
-#include "kernels/cpu/sample.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/sampling.h"
 
 namespace goldfinch::cpu {
 
@@ -19,19 +19,20 @@ struct Context {
   explicit Context(int threads) : pool(threads), scratch(threads), sample_scratch(threads) {}
 
   ThreadPool pool;
-  std::vector<Scratch> scratch;  // one a thread
-  std::vector<SampleScratch> sample_scratch;
-  std::vector<const float*> prev_rows;  // of the ops with token shift, reused
-  std::vector<int64_t> positions;       // of the rows of an op, reused
+  std::vector<Scratch> scratch;  // one for each thread
+  std::vector<sampling::SampleScratch> sample_scratch;
+  // Kept to reuse their memory.
+  std::vector<const float*> prev_rows;  // in ops with token shift: the row before each row
+  std::vector<int64_t> positions;       // the position of each row of an op
 };
 
-// Row `position` of a sequence, counted over all pages.
+// The row of a position of a sequence, counted over all pages of the pool.
 inline int64_t PagedRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
   return span.pages[position / page_tokens] * page_tokens + position % page_tokens;
 }
-// The same of what is kept beside the compressed cache.
+// The same, in the pages of what is kept beside the compressed cache.
 inline int64_t KeptRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
-  return span.kept[position / page_tokens] * page_tokens + position % page_tokens;
+  return span.kept_pages[position / page_tokens] * page_tokens + position % page_tokens;
 }
 
 void Embed(Context& context, ConstTensor table, absl::Span<const int32_t> ids, Tensor out);
@@ -53,7 +54,7 @@ void GoldAttention(Context& context, ConstTensor q, RowSpans spans, const GoldSh
                    const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out);
 void GoldMakeKeysValues(Context& context, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
                         const GoldCache& cache, int head_size, const KvCache& kv);
-// As large as this has to be: not rounded to GoldSharedRows' multiple.
+// Not yet rounded up to the multiple that GoldSharedRows asks for.
 int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int64_t page_tokens);
 void GoldMakeSharedRows(Context& context, RowSpans spans, const GoldSharedWeights& shared,
                         absl::Span<const GoldKvWeights> layers, const GoldCache& cache, const GoldSharedRows& rows);
@@ -66,7 +67,7 @@ void KvAttention(Context& context, ConstTensor q, RowSpans spans, const KvCache&
 void Sample(Context& context, ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes,
             absl::Span<const SampleRow> rows, absl::Span<int32_t> tokens);
 
-// The instruction set the kernels run with: "AVX3".
+// The instruction set that the kernels run with, as Highway names it: "AVX3".
 const char* TargetName();
 
 }  // namespace goldfinch::cpu

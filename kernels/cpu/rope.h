@@ -1,4 +1,4 @@
-// Rotary embedding of one row: adjacent pairs of every head turned by position * base^(-2i/N).
+// Rotary embedding of one row: adjacent pairs within every head are rotated by position * base^(-2i/N).
 #ifndef GOLDFINCH_KERNELS_CPU_ROPE_H_
 #define GOLDFINCH_KERNELS_CPU_ROPE_H_
 
@@ -11,7 +11,7 @@ namespace goldfinch::cpu {
 struct RopeFrequencies {
   static constexpr int kMaxHeadSize = 1024;
 
-  // `base` 0: no rotary embedding; all angles are 0.
+  // With base 0 there is no rotary embedding: all angles are 0.
   RopeFrequencies(int head_size, double base) {
     if (base == 0) return;
     for (int i = 0; i < head_size; i += 2) per_position[i / 2] = std::pow(base, -static_cast<double>(i) / head_size);
@@ -20,7 +20,7 @@ struct RopeFrequencies {
   double per_position[kMaxHeadSize / 2] = {};
 };
 
-// Angles are taken in double: at position 10^6 an fp32 angle has lost its fraction.
+// Angles are computed in double: at position 10^6 an fp32 angle has no fraction left.
 inline void RopeRow(float* x, int64_t width, int head_size, int64_t position, const RopeFrequencies& frequencies) {
   for (int i = 0; i < head_size; i += 2) {
     const double angle = static_cast<double>(position) * frequencies.per_position[i / 2];

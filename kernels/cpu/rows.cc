@@ -21,13 +21,13 @@ void EmbedTarget(Context& context, ConstTensor table, absl::Span<const int32_t> 
       width);
 }
 
-// To a kInt8 row of the compressed cache: see CompressedRowWidth.
+// Quantizes a row to kInt8 of the compressed cache, as CompressedRowWidth defines it.
 void QuantizeRow(const float* x, int64_t width, int8_t* to) {
   const DF df;
   const hn::RebindToUnsigned<DF> du;
   const hn::Rebind<int8_t, DF> d8;
   const auto lanes = static_cast<int64_t>(hn::Lanes(df));
-  // As integers, a NaN is above infinity, and that above all numbers.
+  // Compared as integers, a NaN is above infinity, and infinity above all numbers.
   auto bits = hn::Zero(du);
   for (int64_t i = 0; i < width; i += lanes) {
     bits = hn::Max(bits, hn::BitCast(du, hn::Abs(LoadN(x + i, width - i))));

@@ -1,4 +1,4 @@
-// Working memory of one thread: grows to the largest request and stays.
+// Scratch memory of one thread, which grows to the largest need and is kept.
 #ifndef GOLDFINCH_KERNELS_CPU_SCRATCH_H_
 #define GOLDFINCH_KERNELS_CPU_SCRATCH_H_
 
@@ -11,11 +11,12 @@
 
 namespace goldfinch::cpu {
 
-// A stack of float arrays. Scratch::Frame frees what was taken within its lifetime; blocks are kept for the next use,
-// so a steady workload allocates nothing.
+// A stack of float arrays. A Scratch::Frame frees the arrays that were taken during its lifetime. Blocks of memory are
+// kept for the next use, so a steady workload allocates nothing.
 class Scratch {
  public:
-  // Uninitialized, aligned for vectors, padded by one vector so that whole-vector loads at the end stay inside.
+  // An uninitialized array, aligned for vectors and padded by one vector, so that whole-vector loads at its end stay
+  // inside.
   float* Floats(int64_t count) {
     GF_CHECK_GE(count, 0);
     const int64_t padded = (count + 2 * kAlign - 1) / kAlign * kAlign;
@@ -24,10 +25,10 @@ class Scratch {
       used_ = 0;
     }
     if (block_ == blocks_.size()) blocks_.push_back({nullptr, 0});
-    // Nobody holds memory of an unused block, so one that is too small is replaced, not skipped.
+    // No array is in an unused block, so a block that is too small is replaced, not skipped.
     if (padded > blocks_[block_].floats) {
       const int64_t floats = padded > kMinBlock ? padded : kMinBlock;
-      blocks_[block_] = {nullptr, 0};  // first, so that both are never held at once
+      blocks_[block_] = {nullptr, 0};  // freed first, so that there are never two at once
       blocks_[block_] = {hwy::AllocateAligned<float>(floats), floats};
       GF_CHECK(blocks_[block_].data != nullptr) << "out of memory for " << floats * 4 << " bytes of scratch";
     }

@@ -9,7 +9,7 @@ namespace goldfinch::cpu {
 namespace {
 
 constexpr int64_t kVector = 16;  // floats of the widest vector
-constexpr int kWarmUp = 2;       // steps
+constexpr int kWarmUp = 2;       // steps until memory no longer grows
 
 TEST(ScratchTest, ArraysAreAlignedPaddedAndApart) {
   Scratch scratch;
@@ -23,7 +23,7 @@ TEST(ScratchTest, ArraysAreAlignedPaddedAndApart) {
   for (size_t i = 0; i < arrays.size(); ++i) {
     const auto [array, count] = arrays[i];
     EXPECT_EQ(std::count(array, array + count, static_cast<float>(i + 1)), count) << "array " << i;
-    // A whole vector may be loaded from, or stored at, the last element: the padding is the array's own.
+    // A whole vector may be loaded or stored at the last element: the padding belongs to the array.
     std::fill_n(array + std::max<int64_t>(count - 1, 0), kVector, static_cast<float>(i + 1));
   }
   for (size_t i = 0; i < arrays.size(); ++i) {
@@ -42,7 +42,7 @@ TEST(ScratchTest, FramesGiveBack) {
     first = scratch.Floats(50);
     {
       const Scratch::Frame inner(scratch);
-      // More than the block has left, so that the frame ends in another one.
+      // More than is left in the block, so that the frame ends in another block.
       std::fill_n(scratch.Floats(2'000'000), 2'000'000, 2.f);
     }
     float* second = scratch.Floats(50);
@@ -53,7 +53,7 @@ TEST(ScratchTest, FramesGiveBack) {
   EXPECT_EQ(std::count(outer, outer + 100, 1.f), 100);
 }
 
-// Blocks grow in the first steps; from then on a step of the same sizes takes the same memory every time.
+// Blocks grow in the first steps; after that a step of the same sizes gets the same memory every time.
 TEST(ScratchTest, SteadyLoopsAllocateNothing) {
   Scratch scratch;
   const auto step = [&] {
@@ -72,7 +72,7 @@ TEST(ScratchTest, SteadyLoopsAllocateNothing) {
   for (int i = 0; i < 100; ++i) ASSERT_EQ(step(), settled) << "step " << i;
 }
 
-// A block that had to grow is one that nobody holds, also where frames end in other blocks than they began in.
+// A block that grows holds no array, also where frames end in other blocks than they began in.
 TEST(ScratchTest, GrowthLeavesLiveArraysAlone) {
   Scratch scratch;
   for (int64_t big = 1000; big < 8'000'000; big *= 3) {
@@ -88,7 +88,7 @@ TEST(ScratchTest, GrowthLeavesLiveArraysAlone) {
   }
 }
 
-// Steps of changing sizes settle within the blocks of the largest ones.
+// Steps of changing sizes soon need no more memory than the largest ones.
 TEST(ScratchTest, ChangingStepsSettle) {
   Scratch scratch;
   const auto round = [&] {

@@ -9,7 +9,7 @@
 namespace goldfinch::cpu {
 namespace {
 
-// About 50 microseconds: longer than the gaps between the ops of a step, shorter than anyone would mind.
+// About 50 microseconds: longer than the gaps between the ops of a step, but not long enough to waste much time.
 constexpr int kSpins = 2000;
 
 int WorkersOf(int threads) {
@@ -49,7 +49,7 @@ void ThreadPool::ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task,
   loops_.fetch_add(1, std::memory_order_release);
   loops_.notify_all();
   RunTasks(0);
-  // `body` lives on this stack: no one may join now, and those who have must leave.
+  // `body` is on this stack: no thread may join from here on, and those that have joined must leave.
   uint32_t joined = joined_.fetch_sub(1, std::memory_order_acq_rel) - 1;
   if (joined == 0) return;
   const int64_t start = NowNanoseconds();
@@ -78,7 +78,7 @@ void ThreadPool::RunTasks(int thread) {
   }
 }
 
-// False if the loop is closed.
+// Joins the loop that runs; returns false if it is closed.
 bool ThreadPool::Join() {
   uint32_t joined = joined_.load(std::memory_order_relaxed);
   while ((joined & 1) != 0) {

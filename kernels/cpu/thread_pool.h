@@ -11,10 +11,10 @@
 
 namespace goldfinch::cpu {
 
-// One thread at a time may call ParallelFor; the calling thread takes part as thread 0. Idle threads spin briefly, then
-// sleep, so that the many short loops of a decode step do not pay for waking them. A loop never waits for a thread that
-// has not come to it: where the cores are busy with other things, the caller does the work alone. Allocates nothing
-// after construction.
+// One thread at a time may call ParallelFor; the calling thread takes part as thread 0. Idle threads spin briefly
+// before they sleep, so that the many short loops of a decode step do not pay for waking them. A loop never waits for a
+// thread that has not joined it: if the cores are busy with other things, the caller does the work alone. Allocates
+// nothing after construction.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -24,17 +24,18 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // What threads have done so far; not to be asked for while a loop runs. Over a time t the threads were idle for
-  // (threads() - 1) * t - working_ns + waiting_ns together.
+  // Times of the threads so far. In a period t, all threads together were idle for
+  // (threads() - 1) * t - working_ns + waiting_ns.
   struct Times {
-    int64_t working_ns = 0;  // in tasks, of all threads but the caller
-    int64_t waiting_ns = 0;  // the caller, for others to end their last task
+    int64_t working_ns = 0;  // of all threads but the caller, in tasks
+    int64_t waiting_ns = 0;  // of the caller, until the others ended their last tasks
   };
+  // Must not be called while a loop runs.
   Times times() const;
 
   // Calls body(task, thread) once for every task in [0, tasks), thread in [0, threads()). Returns when all are done.
-  // Tasks are handed out in order, one at a time. `task_work` is about how many multiply-adds a task is worth: a loop
-  // of little work is not shared, for that would take longer.
+  // Tasks are handed out in order, one at a time. `task_work` is roughly how many multiply-adds a task takes: a loop of
+  // little work is not shared, because sharing would take longer.
   void ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task, int thread)> body,
                    int64_t task_work = kWorthSharing);
 
@@ -53,12 +54,12 @@ class ThreadPool {
 
   std::vector<Worker> workers_;
   int64_t waiting_ns_ = 0;
-  // Of the loop that runs; read by threads that have joined it.
+  // The loop that runs; read by threads that have joined it.
   absl::FunctionRef<void(int64_t, int)>* body_ = nullptr;
   int64_t tasks_ = 0;
   std::atomic<int64_t> next_task_{0};
-  alignas(64) std::atomic<uint32_t> loops_{0};   // started so far; workers wait for it to change
-  alignas(64) std::atomic<uint32_t> joined_{0};  // workers in the loop, times two; plus one while it is open to more
+  alignas(64) std::atomic<uint32_t> loops_{0};   // loops started so far; workers wait for it to change
+  alignas(64) std::atomic<uint32_t> joined_{0};  // 2 * workers in the loop, plus 1 while more may join
   std::atomic<bool> stop_{false};
 };
 

@@ -21,7 +21,7 @@ TEST_P(ThreadPoolTest, RunsEveryTaskOnce) {
   EXPECT_EQ(pool.threads(), threads());
   for (int64_t tasks : {0, 1, 2, 3, 7, 64, 1000, 10'007}) {
     std::vector<std::atomic<int>> runs(tasks);
-    std::vector<int64_t> runs_of_thread(threads());  // unguarded: a thread has its number to itself
+    std::vector<int64_t> runs_of_thread(threads());  // no lock: no two threads have the same number
     pool.ParallelFor(tasks, [&](int64_t task, int thread) {
       ASSERT_TRUE(task >= 0 && task < tasks);
       ASSERT_TRUE(thread >= 0 && thread < threads());
@@ -41,7 +41,7 @@ TEST_P(ThreadPoolTest, CallerIsThreadZero) {
   pool.ParallelFor(1000, [&](int64_t, int thread) { EXPECT_EQ(std::this_thread::get_id() == caller, thread == 0); });
 }
 
-// Each loop reads what the one before it wrote, on whatever thread.
+// Each loop reads what the loop before it wrote, on any thread.
 TEST_P(ThreadPoolTest, ManyShortLoopsSeeEachOther) {
   ThreadPool pool(threads());
   constexpr int kTasks = 5, kLoops = 1000;
@@ -53,7 +53,7 @@ TEST_P(ThreadPoolTest, ManyShortLoopsSeeEachOther) {
   for (int64_t value : from) EXPECT_EQ(value, kLoops + 1);
 }
 
-// Long enough between loops for the threads to fall asleep, and tasks of unlike length.
+// Pauses between loops in which the threads fall asleep, and tasks of different length.
 TEST_P(ThreadPoolTest, WakesUp) {
   ThreadPool pool(threads());
   for (int loop = 0; loop < 10; ++loop) {

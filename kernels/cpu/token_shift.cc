@@ -25,7 +25,7 @@ void TokenShiftTarget(Context& context, ConstTensor x, ConstTensor mix, Tensor o
       targets * width);
 }
 
-// One call of DdLerp. Every number has one order of operations, whichever way the work is cut.
+// One call of DdLerp. Every number is computed in one order of operations, however the work is divided.
 class DdLerpCall {
  public:
   DdLerpCall(Context& context, ConstTensor x, const DdLerpWeights& weights, Tensor out)
@@ -49,11 +49,11 @@ class DdLerpCall {
   }
 
  private:
-  static constexpr int64_t kFewestBlockRows = 32;       // fewer would not be worth the weights that they widen
-  static constexpr int64_t kMostBlockRows = 66;         // what they need stays in the L2 cache
-  static constexpr int64_t kUpColumns = 8 * kBlockOut;  // written one after another, as memory likes it
+  static constexpr int64_t kFewestBlockRows = 32;       // fewer do not repay widening the weights
+  static constexpr int64_t kMostBlockRows = 66;         // what so many rows need stays in the L2 cache
+  static constexpr int64_t kUpColumns = 8 * kBlockOut;  // written one after another, which is fast
 
-  // Many rows: a thread takes some of them from beginning to end.
+  // For many rows: each thread takes some of them through all steps.
   void RunBlocks(int64_t threads) const {
     const int64_t rounds = (rows_ + threads * kMostBlockRows - 1) / (threads * kMostBlockRows);
     const int64_t block_rows = ((rows_ + rounds * threads - 1) / (rounds * threads) + kRows - 1) / kRows * kRows;
@@ -83,7 +83,7 @@ class DdLerpCall {
     });
   }
 
-  // Few rows: the weights are what takes time, so threads share their columns.
+  // For few rows: most of the time goes to reading the weights, so threads share their columns.
   void RunColumns() const {
     const Scratch::Frame frame(context_.scratch[0]);
     float* mixed = context_.scratch[0].Floats(rows_ * width_);
@@ -131,15 +131,15 @@ class DdLerpCall {
         std::min(rows_, kBlockRows) * rank_ * std::min(run, width_));
   }
 
-  // to = x + (prev(x) - x) * mix_x, of the rows [row, row + count).
+  // to = x + (prev(x) - x) * mix_x for the rows [row, row + count).
   void MixInput(int64_t row, int64_t count, float* to) const {
     for (int64_t i = 0; i < count; ++i) {
       LerpRow(x_ + (row + i) * width_, context_.prev_rows[row + i], weights_.mix_x.f32(), width_, to + i * width_);
     }
   }
 
-  // Columns [column, column + columns) of target g in the rows [row, row + count), whose tanh rows are `hidden`; at
-  // most kUpColumns. `tile`: blocks [count, kBlockOut] of columns.
+  // Writes columns [column, column + columns), at most kUpColumns, of target g in the rows [row, row + count), whose
+  // tanh rows are `hidden`. `tile` is memory for blocks [count, kBlockOut] of columns.
   void Up(const float* hidden, int64_t row, int64_t count, int64_t g, int64_t column, int64_t columns, Scratch& scratch,
           float* tile) const {
     const int64_t block_floats = count * kBlockOut;
@@ -147,7 +147,7 @@ class DdLerpCall {
       const float* from = hidden + g * rank_;
       const auto* of_target = up + g * rank_ * width_;
       if (count <= kRows && columns % kBlockOut == 0) {
-        // The weight is read in place: much of each of its rows at a time.
+        // The weight is read in place, a long run of each of its rows at a time.
         constexpr int64_t kRankStep = 8;
         for (int64_t i = 0; i < rank_; i += kRankStep) {
           for (int64_t c = 0; c < columns; c += kBlockOut) {

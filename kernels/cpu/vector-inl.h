@@ -44,7 +44,7 @@ HWY_INLINE VF LoadFloats(const F16* p) {
   const hn::Rebind<hwy::float16_t, DF> d16;
   const VF value = hn::PromoteTo(DF(), hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
 #if HWY_TARGET >= HWY_SSE4
-  // Highway's own conversion without F16C makes numbers of infinity and NaN.
+  // Highway's own conversion without F16C turns infinity and NaN into numbers.
   const hn::RebindToSigned<DF> di;
   const hn::Rebind<uint16_t, DF> du16;
   const auto bits = hn::PromoteTo(di, hn::LoadU(du16, reinterpret_cast<const uint16_t*>(p)));
@@ -104,7 +104,7 @@ inline void Widen(ConstTensor weight, int64_t offset, int64_t count, float* to) 
   VisitWeight(weight.data, weight.dtype, [&](auto* w) HWY_ATTR { WidenRow(w + offset, count, to); });
 }
 
-// Rounds to nearest even. Values beyond fp16's range become its largest.
+// Rounds to nearest, ties to even. Values beyond fp16's range become its largest.
 HWY_INLINE void StoreFloats(VF v, float* p) { hn::StoreU(v, DF(), p); }
 HWY_INLINE void StoreFloats(VF v, Bf16* p) {
   const hn::RebindToUnsigned<DF> du;
@@ -121,8 +121,8 @@ HWY_INLINE void StoreFloats(VF v, F16* p) {
   // The second operand of Min and Max survives a NaN.
   const VF clamped = hn::Min(hn::Set(df, 65504.f), hn::Max(hn::Set(df, -65504.f), v));
 #if HWY_TARGET >= HWY_SSE4
-  // Highway's own conversion without F16C cuts the digits off. Below 2^-14, adding 1/2 rounds at fp16's last digit;
-  // above, the rounding may carry into the exponent.
+  // Highway's own conversion without F16C truncates. Below 2^-14, adding 1/2 rounds at fp16's last digit; above, the
+  // rounding may carry into the exponent.
   const hn::RebindToUnsigned<DF> du;
   const hn::Rebind<uint16_t, DF> du16;
   const auto bits = hn::BitCast(du, clamped);
@@ -191,7 +191,8 @@ HWY_INLINE void FillRow(float* to, size_t count, F f) {
   for (size_t i = 0; i < count; i += lanes) StoreN(f(i, count - i), to + i, count - i);
 }
 
-// The sum of f(i, left) over a row; f must return zeros beyond `left`. Four sums: one would wait for each addition.
+// The sum of f(i, left) over a row; f must return zeros beyond `left`. Four sums run in parallel, because a single one
+// would wait for each addition.
 template <class F>
 HWY_INLINE float SumRow(size_t count, F f) {
   const DF df;
@@ -205,7 +206,8 @@ HWY_INLINE float SumRow(size_t count, F f) {
   return hn::GetLane(hn::SumOfLanes(df, hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]))));
 }
 
-// Of any x: infinity where e^x is beyond fp32, and NaN of NaN. Highway's holds up to x = 104 only, and makes NaN 0.
+// e^x for any x: infinity where e^x is beyond fp32, and NaN for NaN. Highway's function is valid up to x = 104 only,
+// and returns 0 for NaN.
 HWY_INLINE VF Exp(VF x) {
   const DF df;
   return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(df, hn::Min(x, hn::Set(df, 100.f))));
@@ -216,7 +218,7 @@ HWY_INLINE VF Sigmoid(VF x) {
   return hn::Div(hn::Set(df, 1.f), hn::Add(hn::Set(df, 1.f), Exp(hn::Neg(x))));
 }
 
-// The numbers of row `row` of the compressed cache, as CompressedRowWidth has them.
+// Widens row `row` of the compressed cache to its numbers, as CompressedRowWidth defines them.
 inline void WidenCompressedRow(ConstTensor pages, int64_t row, int64_t width, float* to) {
   if (pages.dtype != DType::kInt8) return Widen(pages, row * width, width, to);
   const auto* from = static_cast<const int8_t*>(pages.data) + row * CompressedRowWidth(DType::kInt8, width);
@@ -229,7 +231,7 @@ inline void WidenCompressedRow(ConstTensor pages, int64_t row, int64_t width, fl
           [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(LoadN(to + i, left), hn::Set(DF(), scale)); });
 }
 
-// What makes LayerNorm of a row: (x - mean) * scale, scale = 1 / sqrt(variance + epsilon).
+// The statistics of LayerNorm of a row: (x - mean) * scale, scale = 1 / sqrt(variance + epsilon).
 struct Moments {
   Moments(const float* x, size_t count, float epsilon) {
     const DF df;

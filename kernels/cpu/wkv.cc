@@ -11,18 +11,18 @@ HWY_BEFORE_NAMESPACE();
 namespace goldfinch::cpu::HWY_NAMESPACE {
 namespace {
 
-// Tokens of a head whose rows are brought near, and whose exponentials are taken, before the recurrence needs them.
+// Tokens of a head that are prefetched, and whose exponentials are computed, before the recurrence runs over them.
 constexpr int64_t kBlockTokens = 16;
-constexpr int kMaxVectors = HWY_TARGET <= HWY_AVX3 ? 4 : 2;  // of a row of the state at once: what registers hold
+constexpr int kMaxVectors = HWY_TARGET <= HWY_AVX3 ? 4 : 2;  // of a row of the state at once: as many as registers hold
 
 // A block of tokens of one head.
 struct HeadBlock {
   int64_t tokens;
   int64_t head_size;
   int64_t stride;  // floats from token to token in r, v and out
-  const float* r;  // [tokens, head_size], as v and out
+  const float* r;  // [tokens, head_size], like v and out
   const float* v;
-  const float* key;  // [tokens, head_size], dense, as decay
+  const float* key;  // [tokens, head_size], dense, like decay
   const float* decay;
   const float* bonus;  // [head_size], or null
   float* state;        // [head_size (key), head_size (value)]
@@ -31,7 +31,7 @@ struct HeadBlock {
 };
 
 // y = r (S + diag(u) k^T v), S = diag(decay) S + k^T v for T tokens and V vectors of value columns. An element of the
-// state is loaded once for all tokens; it meets them in order, so that T does not show in the result.
+// state is loaded once for all T tokens and updated by them in order, so that the result does not depend on T.
 template <int T, int V, bool kBonus>
 void WkvTokens(const HeadBlock& block, int64_t token, int64_t column) {
   const DF df;
@@ -139,13 +139,13 @@ void WkvTarget(Context& context, ConstTensor r, ConstTensor k, ConstTensor v, Co
             const float* wr = w.f32() + (row + t) * w_stride + head * head_size;
             const float* kr = k.f32() + at + t * width;
             for (int64_t i = 0; i < head_size; i += hn::Lanes(df)) {
-              // A head's part of a row is on a page of its own: no hardware looks ahead from one to the next.
+              // The hardware does not prefetch from one row to the next: a head's parts of them lie on different pages.
               hwy::Prefetch(block.r + t * width + i);
               hwy::Prefetch(block.v + t * width + i);
               hwy::Prefetch(block.out + t * width + i);
               const VF rate = hn::Neg(Exp(hn::LoadU(df, wr + i)));
               VF kv = hn::LoadU(df, kr + i);
-              // expm1 keeps the digits of 1 - decay where the decay is near 1.
+              // expm1 keeps the digits of 1 - decay when the decay is near 1.
               if (options.one_minus_decay_keys) kv = hn::Mul(kv, hn::Neg(hn::Expm1(df, rate)));
               hn::StoreU(hn::Exp(df, rate), df, decay + t * head_size + i);
               hn::StoreU(kv, df, key + t * head_size + i);

@@ -1,4 +1,4 @@
-// Stands in for the CUDA back end where no CUDA toolkit was found at build time.
+// What is linked instead of the CUDA back end if no CUDA toolkit was found at build time.
 #include "absl/status/status.h"
 #include "base/check.h"
 #include "kernels/cuda/cuda_backend.h"

@@ -11,43 +11,22 @@
 
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_cases.h"
+#include "kernels/paged_test_util.h"
 
 namespace goldfinch {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// Rows of one sequence in a call.
-struct Chunk {
-  int64_t position = 0;
-  int rows = 1;
-};
-
 class CudaAttentionTest : public BackendTest {
  public:
   bool halves() const { return act() != DType::kF32; }
 };
 
-// Sequences of a call, in pages.
+// The sequences of a call, in pages.
 struct Sequences {
-  Sequences(Random& random, const std::vector<Chunk>& chunks, int64_t page_tokens)
-      : paging(random, page_tokens, Lengths(chunks)) {
-    std::vector<int> counts;
-    counts.reserve(chunks.size());
-    for (const Chunk& chunk : chunks) counts.push_back(chunk.rows);
-    rows = RowCount(counts);
-    spans = MakeSpans(random, counts, static_cast<int>(chunks.size()));
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      spans[i].position = chunks[i].position;
-      spans[i].pages = spans[i].kept = paging.table(static_cast<int>(i));
-    }
-  }
-  static std::vector<int64_t> Lengths(const std::vector<Chunk>& chunks) {
-    std::vector<int64_t> lengths;
-    lengths.reserve(chunks.size());
-    for (const Chunk& chunk : chunks) lengths.push_back(chunk.position + chunk.rows);
-    return lengths;
-  }
+  Sequences(TestRandom& random, const std::vector<TestChunk>& chunks, int64_t page_tokens)
+      : paging(random, page_tokens, Lengths(chunks)), spans(SpansOf(random, chunks, paging)), rows(RowCount(chunks)) {}
 
   const Paging paging;
   std::vector<RowSpan> spans;
@@ -58,8 +37,8 @@ int64_t LengthOf(const RowSpan& span) { return span.position + span.row_count; }
 
 // Stored keys and values of every sequence, and attention over them on the device.
 struct KvInputs {
-  KvInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, int64_t width, int head_size, int64_t page_tokens,
-           double query_deviation = 1)
+  KvInputs(CudaAttentionTest& t, const std::vector<TestChunk>& chunks, int64_t width, int head_size,
+           int64_t page_tokens, double query_deviation = 1)
       : t(t), sequences(t.random, chunks, page_tokens), width(width), head_size(head_size) {
     q = t.random.Normal(sequences.rows * width, query_deviation, t.act());
     for (const RowSpan& span : sequences.spans) {
@@ -120,7 +99,7 @@ TEST_P(CudaAttentionTest, DiagonalsAnywhere) {
 }
 
 TEST_P(CudaAttentionTest, WideRows) {
-  // Several warps, several blocks, and a last warp whose lanes are not all used.
+  // Sizes with several warps, with several blocks, and with a last warp that does not use all its lanes.
   for (int64_t heads : {7, 20, slow() ? 34 : 66}) {
     KvInputs(*this, {{33, 1}, {20, 2}}, 64 * heads, 64, 16).Check(std::to_string(heads) + " heads");
   }
@@ -137,7 +116,7 @@ TEST_P(CudaAttentionTest, SplitsMerge) {
   KvInputs(*this, {{length, 1}}, 64, 64, 64).Check("one row");
   KvInputs(*this, {{length, 3}}, 64, 64, 64).Check("three rows");
   if (halves()) KvInputs(*this, {{length, 9}}, 64, 64, 64).Check("nine rows");
-  // The first split has all the weight, or the last.
+  // Either the first split or the last one has all the weight.
   for (bool first : {true, false}) {
     KvInputs in(*this, {{length, 1}}, 64, 64, 64);
     in.q.assign(64, 4);
@@ -195,8 +174,8 @@ TEST_P(CudaAttentionTest, FaultsStayWithTheRowsThatSeeThem) {
 // --- GOLD ------------------------------------------------------------------------------------------------------------
 
 struct GoldInputs {
-  GoldInputs(CudaAttentionTest& t, const std::vector<Chunk>& chunks, const GoldSizes& sizes, int64_t page_tokens = 16,
-             std::optional<DType> c_type = {})
+  GoldInputs(CudaAttentionTest& t, const std::vector<TestChunk>& chunks, const GoldSizes& sizes,
+             int64_t page_tokens = 16, std::optional<DType> c_type = {})
       : t(t),
         c_dtype(c_type.value_or(t.cache_dtype())),
         layer(RandomGoldLayer(t.random, sizes, t.weight_dtype())),
@@ -277,7 +256,7 @@ TEST_P(CudaAttentionTest, GoldOfSeveralChunks) {
     GoldInputs(*this, {{length, rows}}, {.width = 128, .head_size = 64, .mix_rank = 16, .lora_rank = 64})
         .Check(std::to_string(rows) + " rows");
   }
-  // Chunks with parts of several spans.
+  // Chunks that contain parts of several spans.
   GoldInputs(*this, {{40, 9}, {0, 1}, {length / 2, 1}, {0, 17}, {7, 3}, {length / 3, 2}, {95, 1}},
              {.width = 128, .head_size = 64, .mix_rank = 8, .lora_rank = 8}, 37)
       .Check("several spans");
@@ -335,7 +314,7 @@ TEST_P(CudaAttentionTest, SharedRowsSplitsMerge) {
   const int64_t length = slow() ? 300 : 9000;
   GoldInputs(*this, {{length, 1}}, sizes).Check("one row", true);
   GoldInputs(*this, {{length, 9}, {3, 2}, {length / 3, 1}}, sizes).Check("several spans", true);
-  // One position has all the weight: each query is like its key.
+  // One position has all the weight, because each query is like its key.
   for (int64_t at : {int64_t{2}, length - 2}) {
     GoldInputs in(*this, {{length, 1}}, sizes);
     const reference::KeysValues kv = reference::GoldMakeKeysValues(in.layer, in.ids[0], in.c[0]);

@@ -9,20 +9,21 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 constexpr size_t kScratchBytesMin = size_t{1} << 20;
-// Each has a graph of some hundred launches. They differ by batch size, and by length of context where launches depend
-// on that.
-constexpr size_t kKnownMax = 64;
-// A submission with more notes than this, some ten thousand launches, takes the device longer than the host.
+// Each has a graph of some hundred launches. They differ in batch size, and in the length of the context where launches
+// depend on it.
+constexpr size_t kKnownSubmissionsMax = 64;
+// A submission with more launches than such a log holds, some ten thousand, takes the device longer than the host, so a
+// graph would not help.
 constexpr size_t kLogBytesMax = size_t{2} << 20;
 
 size_t RoundUp(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 bool SameSpan(const RowSpan& a, const RowSpan& b) {
   return a.slot == b.slot && a.row_begin == b.row_begin && a.row_count == b.row_count && a.position == b.position &&
-         a.pages == b.pages && a.kept == b.kept;
+         a.pages == b.pages && a.kept_pages == b.kept_pages;
 }
 
-// As long as it exists, the tap sees the launches of this thread.
+// During the lifetime of one, launches of this thread go through the tap.
 class Tapped {
  public:
   explicit Tapped(LaunchTap* tap) : before_(std::exchange(launch_tap, tap)) {}
@@ -41,7 +42,7 @@ Context::Context(std::unique_ptr<Runtime> runtime, std::unique_ptr<GemmRunner> g
 
 void Context::RunGemm(const Gemm& gemm) {
   if (launch_tap != nullptr && !launch_tap->Pass(Work::kProduct, gemm)) return;
-  const Tapped none(nullptr);  // kernels that replace the library are part of the product
+  const Tapped none(nullptr);  // kernels that are used instead of the library belong to the product
   gemm_->Run(gemm);
 }
 
@@ -59,8 +60,8 @@ void* Context::Scratch(int64_t bytes) {
   GF_CHECK_GE(bytes, 0);
   const size_t size = RoundUp(std::max<int64_t>(bytes, 1));
   if (scratch_used_ + size > scratch_bytes_) {
-    // A new block replaces the old one, whose users may still be queued. Offsets of open frames stay as they are, so
-    // the first part of the new block is unused until these end.
+    // A new block replaces the old one, whose users may still be queued. The offsets of open frames stay as they are,
+    // so the first part of the new block stays empty until they end.
     size_t grown = std::max({kScratchBytesMin, 2 * scratch_bytes_, scratch_used_ + size});
     auto memory = runtime_->Allocate(static_cast<int64_t>(grown), "scratch of kernels");
     if (!memory.ok()) {
@@ -78,19 +79,18 @@ void* Context::Scratch(int64_t bytes) {
 }
 
 absl::Status Context::Synchronize() {
-  GF_CHECK(!in_step_) << "a wait within a submission";
+  GF_CHECK(!in_submission_) << "a wait within a submission";
   absl::Status status = runtime_->Synchronize();
   if (scratch_used_ == 0) outgrown_.clear();
   return status;
 }
 
-// --- Submissions
-// -----------------------------------------------------------------------------------------------------------
+// --- Submissions ----------------------------------------------------------------------------------------------------
 
 void Context::Submit(bool repeats, absl::FunctionRef<void()> ops) {
-  GF_CHECK(!in_step_) << "a submission within a submission";
-  in_step_ = true;
-  if (scratch_used_ == 0) outgrown_.clear();  // their release waits for the device
+  GF_CHECK(!in_submission_) << "a submission within a submission";
+  in_submission_ = true;
+  if (scratch_used_ == 0) outgrown_.clear();  // their release waits for the device, so it is not done sooner
   again_ = false;
   uploaded_.clear();
   shared_.clear();
@@ -105,7 +105,7 @@ void Context::Submit(bool repeats, absl::FunctionRef<void()> ops) {
   } else {
     RunOnce(ops);
   }
-  in_step_ = false;
+  in_submission_ = false;
 }
 
 void Context::RunOnce(absl::FunctionRef<void()> ops) {
@@ -113,7 +113,7 @@ void Context::RunOnce(absl::FunctionRef<void()> ops) {
   ops();
 }
 
-// Calls the ops once more; their arrays are where the first call put them.
+// The arrays stay where the first call put them.
 void Context::RunAgain(absl::FunctionRef<void()> ops) {
   again_ = true;
   uploaded_again_ = 0;
@@ -126,7 +126,7 @@ void Context::RunRepeated(absl::FunctionRef<void()> ops) {
   dry_ = true;
   log_.clear();
   RunOnce(ops);
-  if (scratch_.get() != scratch) {  // the notes have addresses in two blocks
+  if (scratch_.get() != scratch) {  // the log has addresses of two blocks
     log_.clear();
     RunAgain(ops);
   }
@@ -134,14 +134,14 @@ void Context::RunRepeated(absl::FunctionRef<void()> ops) {
   arena_.Flush();
   if (log_.size() > kLogBytesMax) return RunAgain(ops);
 
-  const auto known =
-      std::find_if(known_.begin(), known_.end(), [this](const KnownSubmission& s) { return s.log == log_; });
-  if (known == known_.end()) {
-    if (known_.size() == kKnownMax) known_.pop_back();
-    known_.push_front({log_, nullptr});
+  const auto known = std::find_if(known_submissions_.begin(), known_submissions_.end(),
+                                  [this](const KnownSubmission& s) { return s.log == log_; });
+  if (known == known_submissions_.end()) {
+    if (known_submissions_.size() == kKnownSubmissionsMax) known_submissions_.pop_back();
+    known_submissions_.push_front({log_, nullptr});
     return RunAgain(ops);
   }
-  known_.splice(known_.begin(), known_, known);
+  known_submissions_.splice(known_submissions_.begin(), known_submissions_, known);
   if (known->graph == nullptr) {
     const int64_t launches = counters_.launches;
     runtime_->BeginCapture();
@@ -164,9 +164,9 @@ CudaCounters Context::counters() const {
   return counters;
 }
 
-// --- Uploads ---------------------------------------------------------------------------------------------------------
+// --- Uploads --------------------------------------------------------------------------------------------------------
 
-// The result of put(), or what that was when the ops of the submission were called before.
+// The result of put(), or its result when the ops of the submission were called before.
 template <typename Put>
 const void* Context::Given(int64_t bytes, Put put) {
   if (again_) {
@@ -181,7 +181,7 @@ const void* Context::Given(int64_t bytes, Put put) {
 }
 
 const void* Context::UploadBytes(const void* host, int64_t bytes, bool shared) {
-  if (!in_step_) {
+  if (!in_submission_) {
     void* const device = Scratch(bytes);
     if (bytes > 0) runtime_->CopyToDevice(host, device, bytes);
     return device;
@@ -208,7 +208,7 @@ const void* Context::PutShared(const void* host, int64_t bytes) {
 }
 
 const DeviceSpan* Context::UploadSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens) {
-  if (!in_step_) return PutSpans(spans, page_tokens, kept_tokens);
+  if (!in_submission_) return PutSpans(spans, page_tokens, kept_tokens);
   const auto bytes = static_cast<int64_t>(spans.size() * sizeof(DeviceSpan));
   return static_cast<const DeviceSpan*>(Given(bytes, [&]() -> const void* {
     for (const SpansUpload& upload : spans_uploads_) {
@@ -234,17 +234,17 @@ const DeviceSpan* Context::PutSpans(RowSpans spans, int64_t page_tokens, int64_t
       return PutPages(table, (span.position + span.row_count + tokens - 1) / tokens);
     };
     device_spans_.push_back({span.slot, span.row_begin, span.row_count, span.position, put(span.pages, page_tokens),
-                             put(span.kept, kept_tokens)});
+                             put(span.kept_pages, kept_tokens)});
   }
   const auto bytes = static_cast<int64_t>(device_spans_.size() * sizeof(DeviceSpan));
-  if (in_step_) return static_cast<const DeviceSpan*>(arena_.PutArray(device_spans_.data(), bytes));
+  if (in_submission_) return static_cast<const DeviceSpan*>(arena_.PutArray(device_spans_.data(), bytes));
   return Upload(absl::MakeConstSpan(device_spans_));
 }
 
-// Tables do not change within a submission.
+// Page tables do not change within a submission.
 const int32_t* Context::PutPages(const int32_t* pages, int64_t count) {
   const auto bytes = count * static_cast<int64_t>(sizeof(int32_t));
-  if (!in_step_) return Upload(absl::MakeConstSpan(pages, count));
+  if (!in_submission_) return Upload(absl::MakeConstSpan(pages, count));
   Uploaded& known = pages_[pages];
   if (known.device == nullptr || known.bytes < bytes) known = {arena_.PutTable(pages, bytes), bytes};
   return static_cast<const int32_t*>(known.device);

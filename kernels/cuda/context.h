@@ -1,9 +1,9 @@
 // What every op of the CUDA back end runs on: the queue, products, scratch memory, and small arrays from the host.
 //
-// A submission that repeats runs dry first: its ops choose their launches and put their arrays as always, but the
-// launches are noted with all arguments instead of being queued. If a submission with the same notes was seen before,
-// it is a graph, or becomes one, and all of it is one copy of the arrays and one launch. A graph is launched only where
-// exactly its launches would be queued, so it can never be stale, only unused.
+// A submission that repeats first runs dry: its ops choose their launches and upload their arrays as always, but the
+// launches are noted in a log, with all arguments, instead of being queued. If a submission with the same log was seen
+// before, it becomes a graph, or is one already, and the whole submission is one copy of the arrays and one launch. So
+// a graph is launched only where each of its launches would be queued just so. It cannot become stale, only unused.
 // (docs/decisions/0012-steps-on-the-device.md)
 #ifndef GOLDFINCH_KERNELS_CUDA_CONTEXT_H_
 #define GOLDFINCH_KERNELS_CUDA_CONTEXT_H_
@@ -44,9 +44,9 @@ class Context : private LaunchTap {
 
   absl::Status Synchronize();
 
-  // Scratch memory of the running op, on the device: not initialized, aligned to 256 bytes, valid until the Frame that
-  // it was taken in ends. The queue keeps order, so the next op may have the memory at once. CHECKs that the device has
-  // it: ops cannot fail, and sizes are bounded by the shapes of the first calls.
+  // Scratch memory of the current op: on the device, not initialized, aligned to 256 bytes, valid until the Frame that
+  // it was taken in ends. The queue keeps order, so the next op may reuse it at once. A CHECK fails if the device lacks
+  // the memory: ops cannot return errors, and their needs are bounded by the shapes of the first calls.
   class Frame {
    public:
     explicit Frame(Context& context) : context_(context), used_(context.scratch_used_) {}
@@ -64,51 +64,51 @@ class Context : private LaunchTap {
     return static_cast<T*>(Scratch(count * static_cast<int64_t>(sizeof(T))));
   }
 
-  // As Backend::Submit.
+  // ComputeDevice::Submit.
   void Submit(bool repeats, absl::FunctionRef<void()> ops);
-  bool in_step() const { return in_step_; }
+  bool in_submission() const { return in_submission_; }
 
-  // A copy in device memory of an array of the host. Valid as long as Scratch, and in a submission until its end.
-  // Graphs are of use only if the sizes of arrays do not depend on positions.
+  // Copies an array of the host to device memory. The copy is valid as long as Scratch memory would be; within a
+  // submission, until its end. Graphs are reused only if the sizes of arrays do not depend on positions.
   template <typename T>
   const T* Upload(absl::Span<const T> values) {
     return static_cast<const T*>(UploadBytes(values.data(), Bytes(values), /*shared=*/false));
   }
-  // The same for arrays that many ops of a submission give: equal ones are sent once.
+  // The same for arrays that many ops of a submission upload: equal ones are copied once.
   template <typename T>
   const T* UploadShared(absl::Span<const T> values) {
     static_assert(std::has_unique_object_representations_v<T> || std::is_floating_point_v<T>, "bytes are compared");
     return static_cast<const T*>(UploadBytes(values.data(), Bytes(values), /*shared=*/true));
   }
-  // Spans with page tables in device memory: RowSpan::pages unless `page_tokens` is 0, RowSpan::kept unless
-  // `kept_tokens` is 0. Equal spans of a submission are sent once.
+  // Copies spans, with their page tables, to device memory. `page_tokens` and `kept_tokens` are the sizes of the pages
+  // of RowSpan::pages and kept_pages; 0 leaves out those tables. Equal spans of a submission are copied once.
   const DeviceSpan* UploadSpans(RowSpans spans, int64_t page_tokens, int64_t kept_tokens = 0);
 
-  // Counts all submissions so far.
+  // Counts of all submissions so far.
   CudaCounters counters() const;
 
  private:
-  // The result of an Upload in the submission.
+  // The result of one Upload.
   struct Uploaded {
     const void* device;
     int64_t bytes;
   };
   struct SharedUpload {
     const void* device;
-    int64_t begin;  // where its bytes are in shared_bytes_
+    int64_t begin;  // where its bytes begin in shared_bytes_
     int64_t bytes;
   };
   struct SpansUpload {
     const DeviceSpan* device;
-    size_t begin;  // in submission_spans_
+    size_t begin;  // where they begin in submission_spans_
     size_t count;
     int64_t page_tokens;
     int64_t kept_tokens;
   };
-  // A submission that was seen.
+  // A submission that was seen before.
   struct KnownSubmission {
     std::vector<char> log;
-    std::unique_ptr<Runtime::Graph> graph;  // null: seen once
+    std::unique_ptr<Runtime::Graph> graph;  // null until it is seen again
   };
 
   template <typename T>
@@ -141,17 +141,17 @@ class Context : private LaunchTap {
   std::vector<std::shared_ptr<void>> outgrown_;  // may still be in use; kept until the next Synchronize
 
   UploadArena arena_;
-  std::list<KnownSubmission> known_;  // the most recently used first
-  bool captures_ = true;              // false once a capture has failed
+  std::list<KnownSubmission> known_submissions_;  // the latest first
+  bool captures_ = true;
   CudaCounters counters_;
 
-  // The current submission; vectors are cleared and not freed, to reuse their memory.
-  bool in_step_ = false;
-  bool again_ = false;              // its ops have been called before
+  // State of the current submission. The vectors are kept to reuse their memory.
+  bool in_submission_ = false;
+  bool again_ = false;              // its ops are called again: their uploads return what they did before
   std::vector<Uploaded> uploaded_;  // in call order
-  size_t uploaded_again_ = 0;       // how many of these the repeated call of its ops has asked for
+  size_t uploaded_again_ = 0;       // how many of these the repeated call has asked for
   std::vector<SharedUpload> shared_;
-  size_t shared_next_ = 0;  // where the next one is likely to be found: ops give theirs in turn
+  size_t shared_next_ = 0;  // where the next one is likely to be found: ops upload them in turn
   std::vector<char> shared_bytes_;
   std::vector<SpansUpload> spans_uploads_;
   std::vector<RowSpan> submission_spans_;

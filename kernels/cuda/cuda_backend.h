@@ -11,15 +11,15 @@
 namespace goldfinch {
 
 struct CudaOptions {
-  int device = 0;                         // ordinal, as CUDA_VISIBLE_DEVICES leaves them
+  int device = 0;                         // ordinal among the devices that CUDA_VISIBLE_DEVICES shows
   DType activation_dtype = DType::kBf16;  // fp32, fp16 or bf16
 };
 
-// So far. `backend` must be from MakeCudaBackend.
+// The counters so far. `backend` must be from MakeCudaBackend.
 CudaCounters CountersOf(const Backend& backend);
 
-// UNAVAILABLE, with what is missing, if this program was built without CUDA, the machine has no such device or driver,
-// or a library (cuBLASLt) cannot be found; FAILED_PRECONDITION if the device is too old.
+// UNAVAILABLE if this program was built without CUDA, the machine has no such device or no driver, or a library
+// (cuBLASLt) cannot be found; the message says which. FAILED_PRECONDITION if the device is too old.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options);
 
 }  // namespace goldfinch

@@ -26,7 +26,7 @@ std::vector<std::string> Folders() {
     if (end > begin) folders.push_back(given.substr(begin, end - begin));
     begin = end + 1;
   }
-  folders.emplace_back();  // the system's
+  folders.emplace_back();  // stands for the system's own folders
   const std::string cuda_home = Environment("CUDA_HOME");
   if (!cuda_home.empty()) folders.push_back(cuda_home + "/lib64");
   folders.emplace_back("/usr/local/cuda/lib64");

@@ -15,7 +15,7 @@ namespace {
 
 using testing::HasSubstr;
 
-// A library that every system has, under another name.
+// A library that every system has, which the tests put into folders under another name.
 std::string SystemLibrary() {
   for (const char* path : {"/lib/x86_64-linux-gnu/libm.so.6", "/lib64/libm.so.6", "/usr/lib/libm.so.6"}) {
     if (access(path, R_OK) == 0) return path;

@@ -1,4 +1,4 @@
-// The CUDA back end against the plain double versions, on the device. Without one its tests are SKIPPED.
+// The CUDA back end against the plain double versions, on a device. Without one the tests are skipped.
 #include <iostream>
 
 #include "gtest/gtest.h"

@@ -6,7 +6,7 @@
 
 namespace goldfinch::cuda {
 
-// As RowSpan (kernels/backend.h).
+// RowSpan (kernels/backend.h) with page tables in device memory.
 struct DeviceSpan {
   int32_t slot;
   int32_t row_begin;

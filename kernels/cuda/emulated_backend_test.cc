@@ -10,7 +10,7 @@ namespace {
 std::vector<Case> EmulatedCases() {
   std::vector<Case> cases = CudaCases(/*slow=*/true);
 #ifdef __SANITIZE_ADDRESS__
-  // Several times slower again, and the types differ in numbers, not in addresses.
+  // Sanitizers make it several times slower still, and types differ in numbers, not in addresses.
   std::erase_if(cases, [](const Case& c) { return c.name != "bf16_activations_bf16"; });
 #endif
   return cases;

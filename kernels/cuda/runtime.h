@@ -35,7 +35,7 @@ class Runtime {
   virtual void Use() = 0;
   // Device memory that no process uses.
   virtual int64_t FreeBytes() const = 0;
-  // For Launch (device.h).
+  // The main queue as Launch (device.h) takes it.
   virtual void* stream() const = 0;
 
   // Device memory, zeroed, aligned to 256 bytes. The message of RESOURCE_EXHAUSTED names `purpose`, the size and what

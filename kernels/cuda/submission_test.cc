@@ -75,7 +75,7 @@ class Decoder {
 
  private:
   Device device_;
-  Random random_;
+  TestRandom random_;
   const int sequences_;
   std::vector<std::vector<int32_t>> tables_;
   int32_t next_page_ = 0;
@@ -113,8 +113,8 @@ TEST_F(SubmissionsTest, ComputeWhatTheirOpsDo) {
     Decoder alone(Make(), sequences), once(Make(), sequences), repeated(Make(), sequences);
     for (int i = 0; i < 14; ++i) {
       const Values expected = Alone(alone);
-      ExpectSame(Step(once, false), expected, "a step");
-      ExpectSame(Step(repeated, true), expected, "a step that repeats");
+      ExpectSame(Step(once, false), expected, "a submission");
+      ExpectSame(Step(repeated, true), expected, "a submission that repeats");
     }
     EXPECT_EQ(once.counters().graph_launches, 0);
     EXPECT_EQ(repeated.counters().captures, 1);
@@ -149,7 +149,7 @@ TEST_F(SubmissionsTest, AnotherAddressIsAnotherSubmission) {
 
 TEST_F(SubmissionsTest, TheOldestAreForgotten) {
   Device device(Make());
-  constexpr int kSteps = 100;  // more than are kept
+  constexpr int kSteps = 100;  // more than Context keeps
   const Tensor tensor = device.New({kSteps});
   const auto zero = [&](int count) {
     device->Submit(true, [&] { device->Zero({tensor.data, DType::kF32, {count}}); });
@@ -171,7 +171,7 @@ TEST_F(SubmissionsTest, TheOldestAreForgotten) {
 // Page tables of megabytes, several in one submission.
 TEST_F(SubmissionsTest, ArraysOfAnySize) {
   Device device(Make());
-  Random random(3);
+  TestRandom random(3);
   constexpr int64_t kTablePages = 300'000;
   const Tensor keys = device.Put(Values(2 * kWidth, 0), {2, 1, kWidth}, DType::kBf16);
   const KvCache cache{keys, device.Put(Values(2 * kWidth, 0), {2, 1, kWidth}, DType::kBf16)};
@@ -201,7 +201,8 @@ TEST_F(SubmissionsDeathTest, WhatASubmissionMustNotDo) {
   const Tensor tensor = device.New({4});
   float host[4] = {};
   EXPECT_DEATH(device->Submit(false, [&] { device->Submit(false, [] {}); }), "a submission within a submission");
-  EXPECT_DEATH(device->Submit(false, [&] { device->CopyToHost(tensor, host); }), "a copy to the host within a step");
+  EXPECT_DEATH(device->Submit(false, [&] { device->CopyToHost(tensor, host); }),
+               "a copy to the host within a submission");
   EXPECT_DEATH(device->Submit(false, [&] { device->CopyFromHost(host, tensor); }), "a copy from the host within");
   EXPECT_DEATH(device->Submit(false, [&] { (void)device->Synchronize(); }), "a wait within a submission");
   const Tensor rows = device.New({2, 4});

@@ -46,7 +46,7 @@ class WkvTest : public testing::TestWithParam<DType> {
     device_ = std::make_unique<Device>(*std::move(backend));
   }
 
-  // Relative L2, as cuda_cases.h has them.
+  // Relative L2 errors, as in cuda_cases.h.
   double tolerance() const { return GetParam() == DType::kF32 ? 1e-5 : GetParam() == DType::kF16 ? 2e-3 : 1.5e-2; }
 
   WkvInputs Draw(const std::vector<int>& counts, int64_t heads, double decay_low, double decay_high) {
@@ -106,7 +106,7 @@ class WkvTest : public testing::TestWithParam<DType> {
     }
   }
 
-  // `actual` is NaN where it should be, and `clean` elsewhere.
+  // Expects `actual` to be NaN where it should be, and equal to `clean` elsewhere.
   void CheckNan(const Values& actual, const Values& clean, const std::vector<bool>& nan, int64_t width,
                 const std::string& what) {
     Values rest = actual, clean_rest = clean;
@@ -120,7 +120,7 @@ class WkvTest : public testing::TestWithParam<DType> {
     ExpectClose(rest, clean_rest, width, tolerance(), what);
   }
 
-  Random random_{20240712};
+  TestRandom random_{20240712};
   std::unique_ptr<Device> device_;
 };
 
@@ -131,7 +131,7 @@ TEST_P(WkvTest, BorderRows) {
   }
 }
 
-// Row by row and by chunks in one call, in any order.
+// Spans that are processed row by row and by chunks in one call, in any order.
 TEST_P(WkvTest, SpansOfManyLengths) {
   Check(Draw({5, 70, 1, 16, 130, 15, 1, 64, 17}, 3, -6, 1), "spans of many lengths");
 }
@@ -149,8 +149,8 @@ TEST_P(WkvTest, EveryOption) {
   }
 }
 
-// Long sequences are cut into segments: an even number of rows, whole tiles or not, beside short ones, and with decays
-// from none to all.
+// Long sequences are divided into segments: with an even number of rows, with whole tiles or not, beside short
+// sequences, and with decays from none to complete.
 TEST_P(WkvTest, Segments) {
   Check(Draw({1100}, 1, -6, 1), "one long sequence");
   WkvInputs in = Draw({1024, 3}, 1, -12, 4);
@@ -165,7 +165,7 @@ TEST_P(WkvTest, Segments) {
   Check(in, "constant decays");
 }
 
-// Keys that fade at once beside keys that stay, in the same row and the next, and whole chunks of either.
+// Keys that decay at once beside keys that stay, in the same row and in the next one, and whole chunks of either.
 TEST_P(WkvTest, SlowAndFastDecays) {
   for (double fast : {2., 4., 30., 60., 1000.}) {
     for (double share : {1., 0.5, 0.03}) {
@@ -294,7 +294,7 @@ TEST_P(WkvTest, NanPassesSegments) {
   CheckNan(actual.state, clean.state, state_nan, 64, "state");
 }
 
-// Heads of any size, and tensors that begin anywhere.
+// Heads of any size, and tensors of any alignment.
 TEST_P(WkvTest, HeadSizesOfNoKernelsOwn) {
   for (int64_t head_size : {16, 48, 112, 128, 144, 256}) {
     WkvInputs in = Draw({1, 3}, 1, -6, 1);

@@ -84,29 +84,24 @@ int64_t PositionsOf(RowSpans spans) {
 // The CPU back end, each op of which is timed.
 class ProfiledBackend : public Backend {
  public:
-  explicit ProfiledBackend(int threads) : cpu_(MakeCpuBackend(threads)) {}
+  explicit ProfiledBackend(int threads) : ProfiledBackend(MakeCpuBackend(threads)) {}
 
   const Backend& cpu() const { return *cpu_; }
   std::map<OpKey, Cost>& costs() { return costs_; }
 
   std::string Describe() const override { return cpu_->Describe(); }
   int threads() const override { return cpu_->threads(); }
-  DType activation_dtype() const override { return cpu_->activation_dtype(); }
   bool multiplies_quantized() const override { return cpu_->multiplies_quantized(); }
-  absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) override {
-    return cpu_->Allocate(bytes, purpose);
-  }
   int64_t FreeBytes() const override { return cpu_->FreeBytes(); }
   int64_t TotalBytes() const override { return cpu_->TotalBytes(); }
   OpMemory PlanOps(int64_t width, int64_t vocab_size) const override { return cpu_->PlanOps(width, vocab_size); }
-  bool reads_host_memory() const override { return cpu_->reads_host_memory(); }
+  DeviceKind kind() const override { return cpu_->kind(); }
+  bool reads_weights_in_place() const override { return cpu_->reads_weights_in_place(); }
+  bool host_accessible() const override { return cpu_->host_accessible(); }
   absl::Status Synchronize() override { return cpu_->Synchronize(); }
   void Submit(bool repeats, absl::FunctionRef<void()> ops) override { cpu_->Submit(repeats, ops); }
   Queue& queue() override { return cpu_->queue(); }
   std::unique_ptr<Queue> MakeQueue() override { return cpu_->MakeQueue(); }
-  absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) override {
-    return cpu_->AllocateStaging(bytes, purpose);
-  }
   absl::Status status() const override { return cpu_->status(); }
   int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
                               int64_t page_tokens) const override {
@@ -114,92 +109,107 @@ class ProfiledBackend : public Backend {
   }
   bool can_sample(int64_t vocab) const override { return cpu_->can_sample(vocab); }
 
-  void CopyFromHost(const void* host, Tensor to) override {
+ private:
+  absl::StatusOr<std::shared_ptr<void>> DoAllocate(int64_t bytes, std::string_view purpose) override {
+    return cpu_->Allocate(bytes, purpose);
+  }
+  absl::StatusOr<std::shared_ptr<void>> DoAllocateStaging(int64_t bytes, std::string_view purpose) override {
+    return cpu_->AllocateStaging(bytes, purpose);
+  }
+  void DoCopyFromHost(const void* host, const Tensor& to) override {
     Time({"CopyFromHost", ""}, 0, [&] { cpu_->CopyFromHost(host, to); });
   }
-  void CopyToHost(ConstTensor from, void* host) override {
+  void DoCopyToHost(const ConstTensor& from, void* host) override {
     Time({"CopyToHost", ""}, 0, [&] { cpu_->CopyToHost(from, host); });
   }
-  void Zero(Tensor tensor) override {
+  void DoZero(const Tensor& tensor) override {
     Time({"Zero", ""}, 0, [&] { cpu_->Zero(tensor); });
   }
-  void Copy(ConstTensor from, Tensor to) override {
+  void DoCopy(const ConstTensor& from, const Tensor& to) override {
     Time({"Copy", ""}, 0, [&] { cpu_->Copy(from, to); });
   }
-  void Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) override {
+  void DoEmbed(const ConstTensor& table, absl::Span<const int32_t> ids, const Tensor& out) override {
     Time({"Embed", "row"}, out.dim(0), [&] { cpu_->Embed(table, ids, out); });
   }
-  void CopyRows(ConstTensor from, absl::Span<const RowCopy> copies, Tensor to) override {
+  void DoCopyRows(const ConstTensor& from, absl::Span<const RowCopy> copies, const Tensor& to) override {
     Time({"CopyRows", "row"}, static_cast<int64_t>(copies.size()), [&] { cpu_->CopyRows(from, copies, to); });
   }
-  void Convert(ConstTensor from, Tensor to) override {
+  void DoConvert(const ConstTensor& from, const Tensor& to) override {
     Time({"Convert", "row"}, from.dim(0), [&] { cpu_->Convert(from, to); });
   }
-  void GroupNorm(ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate, Tensor out) override {
+  void DoGroupNorm(const ConstTensor& x, int groups, const NormWeights& norm, float epsilon, const ConstTensor& gate,
+                   const Tensor& out) override {
     Time({"GroupNorm", "row"}, x.dim(0), [&] { cpu_->GroupNorm(x, groups, norm, epsilon, gate, out); });
   }
-  void MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) override {
+  void DoMatMul(const ConstTensor& x, const Matrix& weight, const Epilogue& epilogue, const Tensor& out) override {
     Time({"MatMul", "row", weight.in(), weight.out()}, x.dim(0), [&] { cpu_->MatMul(x, weight, epilogue, out); });
   }
-  void TokenShift(ConstTensor x, RowSpans spans, Tensor shift, ConstTensor mix, Tensor out) override {
+  void DoTokenShift(const ConstTensor& x, RowSpans spans, const Tensor& shift, const ConstTensor& mix,
+                    const Tensor& out) override {
     Time({"TokenShift", "row"}, x.dim(0), [&] { cpu_->TokenShift(x, spans, shift, mix, out); });
   }
-  void DdLerp(ConstTensor x, RowSpans spans, Tensor shift, const DdLerpWeights& weights, Tensor out) override {
+  void DoDdLerp(const ConstTensor& x, RowSpans spans, const Tensor& shift, const DdLerpWeights& weights,
+                const Tensor& out) override {
     Time({"DdLerp", "row"}, x.dim(0), [&] { cpu_->DdLerp(x, spans, shift, weights, out); });
   }
-  void WkvForward(ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus, RowSpans spans,
-                  Tensor state, const WkvOptions& options, Tensor out) override {
+  void DoWkvForward(const ConstTensor& r, const ConstTensor& k, const ConstTensor& v, const ConstTensor& w,
+                    const ConstTensor& bonus, RowSpans spans, const Tensor& state, const WkvOptions& options,
+                    const Tensor& out) override {
     Time({"WkvForward", "row"}, r.dim(0), [&] { cpu_->WkvForward(r, k, v, w, bonus, spans, state, options, out); });
   }
-  void GoldAppend(absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache) override {
+  void DoGoldAppend(absl::Span<const int32_t> ids, const ConstTensor& c, RowSpans spans,
+                    const GoldCache& cache) override {
     Time({"GoldAppend", "row"}, c.dim(0), [&] { cpu_->GoldAppend(ids, c, spans, cache); });
   }
-  void GoldKeyTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0, Matrix key_x0,
-                        Tensor table) override {
+  void DoGoldKeyTableRows(absl::Span<const int32_t> ids, const ConstTensor& embedding, const NormWeights& ln0,
+                          const Matrix& key_x0, const Tensor& table) override {
     Time({"GoldKeyTableRows", "id"}, static_cast<int64_t>(ids.size()),
          [&] { cpu_->GoldKeyTableRows(ids, embedding, ln0, key_x0, table); });
   }
-  void GoldMixTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0, ConstTensor mix_lora,
-                        Matrix mix_down, Tensor table) override {
+  void DoGoldMixTableRows(absl::Span<const int32_t> ids, const ConstTensor& embedding, const NormWeights& ln0,
+                          const ConstTensor& mix_lora, const Matrix& mix_down, const Tensor& table) override {
     Time({"GoldMixTableRows", "id"}, static_cast<int64_t>(ids.size()),
          [&] { cpu_->GoldMixTableRows(ids, embedding, ln0, mix_lora, mix_down, table); });
   }
-  void GoldAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
-                     const GoldCache& cache, int head_size, Tensor out) override {
+  void DoGoldAttention(const ConstTensor& q, RowSpans spans, const GoldSharedWeights& shared,
+                       const GoldKvWeights& weights, const GoldCache& cache, int head_size,
+                       const Tensor& out) override {
     Time({"GoldAttention", "position"}, PositionsOf(spans),
          [&] { cpu_->GoldAttention(q, spans, shared, weights, cache, head_size, out); });
   }
-  void GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
-                          const GoldCache& cache, int head_size, const KvCache& kv) override {
+  void DoGoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                            const GoldCache& cache, int head_size, const KvCache& kv) override {
     Time({"GoldMakeKeysValues", "row"}, RowsOf(spans),
          [&] { cpu_->GoldMakeKeysValues(spans, shared, weights, cache, head_size, kv); });
   }
-  void GoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers,
-                          const GoldCache& cache, int head_size, const GoldSharedRows& rows) override {
+  void DoGoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers,
+                            const GoldCache& cache, int head_size, const GoldSharedRows& rows) override {
     Time({"GoldMakeSharedRows", "row"}, RowsOf(spans),
          [&] { cpu_->GoldMakeSharedRows(spans, shared, layers, cache, head_size, rows); });
   }
-  void GoldSharedAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
-                           absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows, int head_size,
-                           Tensor out) override {
+  void DoGoldSharedAttention(const ConstTensor& q, RowSpans spans, const GoldSharedWeights& shared,
+                             absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows,
+                             int head_size, const Tensor& out) override {
     Time({"GoldSharedAttention", "position"}, PositionsOf(spans),
          [&] { cpu_->GoldSharedAttention(q, spans, shared, layers, layer, rows, head_size, out); });
   }
-  void Rope(Tensor x, RowSpans spans, int head_size, double base) override {
+  void DoRope(const Tensor& x, RowSpans spans, int head_size, double base) override {
     Time({"Rope", "row"}, x.dim(0), [&] { cpu_->Rope(x, spans, head_size, base); });
   }
-  void KvAppend(ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache) override {
+  void DoKvAppend(const ConstTensor& k, const ConstTensor& v, RowSpans spans, const KvCache& cache) override {
     Time({"KvAppend", "row"}, k.dim(0), [&] { cpu_->KvAppend(k, v, spans, cache); });
   }
-  void KvAttention(ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out) override {
+  void DoKvAttention(const ConstTensor& q, RowSpans spans, const KvCache& cache, int head_size,
+                     const Tensor& out) override {
     Time({"KvAttention", "position"}, PositionsOf(spans), [&] { cpu_->KvAttention(q, spans, cache, head_size, out); });
   }
-  void Sample(ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes, absl::Span<const SampleRow> rows,
-              absl::Span<int32_t> tokens) override {
+  void DoSample(const ConstTensor& logits, int64_t limit, absl::Span<const int32_t> holes,
+                absl::Span<const SampleRow> rows, absl::Span<int32_t> tokens) override {
     Time({"Sample", "row"}, logits.dim(0), [&] { cpu_->Sample(logits, limit, holes, rows, tokens); });
   }
 
- private:
+  explicit ProfiledBackend(std::unique_ptr<Backend> cpu) : Backend(cpu->activation_dtype()), cpu_(std::move(cpu)) {}
+
   template <class Op>
   void Time(const OpKey& key, int64_t units, Op op) {
     const Stopwatch stopwatch(*cpu_);

@@ -91,8 +91,8 @@ void Run(const Options& options) {
     const char* name;
   };
   for (const auto& [dtype, by_input, name] :
-       {Kind{DType::kBf16, false, "bf16"}, Kind{DType::kInt8, false, "i8"}, Kind{DType::kInt4, false, "i4"},
-        Kind{DType::kInt8, true, "i8 by inputs"}, Kind{DType::kInt4, true, "i4 by inputs"}}) {
+       {Kind{DType::kBf16, false, "bf16"}, Kind{DType::kInt8, false, "int8"}, Kind{DType::kInt4, false, "int4"},
+        Kind{DType::kInt8, true, "int8 by inputs"}, Kind{DType::kInt4, true, "int4 by inputs"}}) {
     if (by_input && !CanQuantizeByInput(options.out, options.in)) continue;
     std::vector<std::shared_ptr<void>> memory;
     std::vector<Matrix> weights;

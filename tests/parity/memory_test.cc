@@ -72,7 +72,7 @@ class MemoryTest : public testing::TestWithParam<std::string> {
  public:
   // In every part of its layers, planned and then taken.
   void CheckDevice(FakeDevice& device, DType cache_dtype) {
-    const auto measured = MeasureModel(*golden.checkpoint, golden.config, device.reads_host_memory());
+    const auto measured = MeasureModel(*golden.checkpoint, golden.config, device.reads_weights_in_place());
     ASSERT_TRUE(measured.ok()) << measured.status();
     const ModelShape& shape = (*measured)->shape;
     const ModelMemory memory = MemoryOf(**measured, cache_dtype, device);

@@ -13,13 +13,12 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
-#include "kernels/backend_checks.h"
 #include "worker/model/weight_loader.h"
 
 namespace goldfinch {
 
-// What the device gives out are addresses at which nothing can be read or written; what they stand for lies as far from
-// `memory_` as they do from `addresses_`.
+// The device gives out addresses at which nothing can be read or written. What they stand for is at the same offset
+// from `memory_` as they are from `addresses_`.
 class FakeDevice::Memory {
  public:
   Memory() : addresses_(Map(PROT_NONE)), memory_(Map(PROT_READ | PROT_WRITE)) {
@@ -39,7 +38,7 @@ class FakeDevice::Memory {
 
   char* Take(int64_t bytes) {
     const int64_t size = Rounded(bytes);
-    const std::lock_guard<std::mutex> lock(mutex_);  // peers let go of rings in threads of their own
+    const std::lock_guard<std::mutex> lock(mutex_);  // peers release memory in their own threads
     allocated_ += bytes;
     std::vector<char*>& free = free_[size];
     if (!free.empty()) {
@@ -155,7 +154,8 @@ class FakeDevice::Progress : public std::enable_shared_from_this<Progress> {
   absl::Status fault_;
 };
 
-// One op: turns its tensors into what the inner back end can read, activations into fp32, and rounds these at the end.
+// One op: maps its tensors to memory that the inner back end can read, widens activations to fp32, and rounds those
+// that the op wrote at the end.
 class FakeDevice::Op {
  public:
   explicit Op(FakeDevice& device) : device_(device) {}
@@ -229,12 +229,12 @@ class FakeDevice::Op {
 };
 
 FakeDevice::FakeDevice(Backend& inner, DType activations)
-    : inner_(inner),
-      activations_(activations),
+    : Backend(activations),
+      inner_(inner),
       memory_(std::make_shared<Memory>()),
       progress_(std::make_shared<Progress>()),
       queue_(progress_) {
-  GF_CHECK(inner.reads_host_memory() && inner.activation_dtype() == DType::kF32);
+  GF_CHECK(inner.kind() == DeviceKind::kCpu && inner.activation_dtype() == DType::kF32);
 }
 
 FakeDevice::FakeDevice(std::unique_ptr<Backend> inner, DType activations) : FakeDevice(*inner, activations) {
@@ -252,7 +252,7 @@ void* FakeDevice::Scratch(size_t index, int64_t bytes) {
   return buffer.memory.get();
 }
 
-absl::StatusOr<std::shared_ptr<void>> FakeDevice::Allocate(int64_t bytes, std::string_view purpose) {
+absl::StatusOr<std::shared_ptr<void>> FakeDevice::DoAllocate(int64_t bytes, std::string_view purpose) {
   if (allocations_left_ == 0) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for ", std::string(purpose), " of ", bytes, " bytes"));
   }
@@ -264,25 +264,24 @@ absl::StatusOr<std::shared_ptr<void>> FakeDevice::Allocate(int64_t bytes, std::s
 
 int64_t FakeDevice::allocated_bytes() const { return memory_->allocated(); }
 
-void FakeDevice::CopyFromHost(const void* host, Tensor to) {
+void FakeDevice::DoCopyFromHost(const void* host, const Tensor& to) {
   GF_CHECK(!memory_->Touches(host, to.bytes())) << "not the host's memory";
   Op op(*this);
   inner_.CopyFromHost(host, op.Raw(to));
 }
 
-void FakeDevice::CopyToHost(ConstTensor from, void* host) {
+void FakeDevice::DoCopyToHost(const ConstTensor& from, void* host) {
   GF_CHECK(!memory_->Touches(host, from.bytes())) << "not the host's memory";
   Op op(*this);
   inner_.CopyToHost(op.Raw(from), host);
 }
 
-void FakeDevice::Zero(Tensor tensor) {
+void FakeDevice::DoZero(const Tensor& tensor) {
   Op op(*this);
   inner_.Zero(op.Raw(tensor));
 }
 
-void FakeDevice::Copy(ConstTensor from, Tensor to) {
-  checks::Copy(from, to);
+void FakeDevice::DoCopy(const ConstTensor& from, const Tensor& to) {
   Op op(*this);
   inner_.Copy(op.Raw(from), op.Raw(to));
 }
@@ -296,32 +295,28 @@ void FakeDevice::FakeQueue::Copy(const void* from, void* to, int64_t bytes) {
   HostQueue::Copy(Memory::BehindAny(from, bytes), Memory::BehindAny(to, bytes), bytes);
 }
 
-void FakeDevice::Embed(ConstTensor table, absl::Span<const int32_t> ids, Tensor out) {
-  checks::Embed(table, ids, out);
+void FakeDevice::DoEmbed(const ConstTensor& table, absl::Span<const int32_t> ids, const Tensor& out) {
   Op op(*this);
   inner_.Embed(op.Raw(table), ids, op.Raw(out));
 }
 
-void FakeDevice::CopyRows(ConstTensor from, absl::Span<const RowCopy> copies, Tensor to) {
-  checks::CopyRows(from, copies, to, activations_);
+void FakeDevice::DoCopyRows(const ConstTensor& from, absl::Span<const RowCopy> copies, const Tensor& to) {
   Op op(*this);
   inner_.CopyRows(op.Wide(from), copies, op.Wide(to));
 }
 
-void FakeDevice::Convert(ConstTensor from, Tensor to) {
-  checks::Convert(from, to, activations_);
+void FakeDevice::DoConvert(const ConstTensor& from, const Tensor& to) {
   Op op(*this);
   inner_.Convert(op.Wide(from), op.Raw(to));
 }
 
-void FakeDevice::GroupNorm(ConstTensor x, int groups, NormWeights norm, float epsilon, ConstTensor gate, Tensor out) {
-  checks::GroupNorm(x, groups, norm, gate, out, activations_);
+void FakeDevice::DoGroupNorm(const ConstTensor& x, int groups, const NormWeights& norm, float epsilon,
+                             const ConstTensor& gate, const Tensor& out) {
   Op op(*this);
   inner_.GroupNorm(op.Wide(x), groups, op.Raw(norm), epsilon, op.Wide(gate), op.Wide(out));
 }
 
-void FakeDevice::MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) {
-  checks::MatMul(x, weight, epilogue, out, activations_);
+void FakeDevice::DoMatMul(const ConstTensor& x, const Matrix& weight, const Epilogue& epilogue, const Tensor& out) {
   Op op(*this);
   Epilogue wide = epilogue;
   wide.bias = op.Raw(epilogue.bias);
@@ -329,56 +324,53 @@ void FakeDevice::MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, 
   inner_.MatMul(op.Wide(x), op.Raw(weight), wide, op.Wide(out));
 }
 
-void FakeDevice::TokenShift(ConstTensor x, RowSpans spans, Tensor shift, ConstTensor mix, Tensor out) {
-  checks::TokenShift(x, spans, shift, mix, out, activations_);
+void FakeDevice::DoTokenShift(const ConstTensor& x, RowSpans spans, const Tensor& shift, const ConstTensor& mix,
+                              const Tensor& out) {
   Op op(*this);
   inner_.TokenShift(op.Wide(x), spans, op.Raw(shift), op.Raw(mix), op.Wide(out));
 }
 
-void FakeDevice::DdLerp(ConstTensor x, RowSpans spans, Tensor shift, const DdLerpWeights& weights, Tensor out) {
-  checks::DdLerp(x, spans, shift, weights, out, activations_);
+void FakeDevice::DoDdLerp(const ConstTensor& x, RowSpans spans, const Tensor& shift, const DdLerpWeights& weights,
+                          const Tensor& out) {
   Op op(*this);
   inner_.DdLerp(op.Wide(x), spans, op.Raw(shift), op.Raw(weights), op.Wide(out));
 }
 
-void FakeDevice::WkvForward(ConstTensor r, ConstTensor k, ConstTensor v, ConstTensor w, ConstTensor bonus,
-                            RowSpans spans, Tensor state, const WkvOptions& options, Tensor out) {
-  checks::WkvForward(r, k, v, w, bonus, spans, state, out, activations_);
+void FakeDevice::DoWkvForward(const ConstTensor& r, const ConstTensor& k, const ConstTensor& v, const ConstTensor& w,
+                              const ConstTensor& bonus, RowSpans spans, const Tensor& state, const WkvOptions& options,
+                              const Tensor& out) {
   Op op(*this);
   inner_.WkvForward(op.Wide(r), op.Wide(k), op.Wide(v), op.Wide(w), op.Raw(bonus), spans, op.Raw(state), options,
                     op.Wide(out));
 }
 
-void FakeDevice::GoldAppend(absl::Span<const int32_t> ids, ConstTensor c, RowSpans spans, const GoldCache& cache) {
-  checks::GoldAppend(ids, c, spans, cache, activations_);
+void FakeDevice::DoGoldAppend(absl::Span<const int32_t> ids, const ConstTensor& c, RowSpans spans,
+                              const GoldCache& cache) {
   Op op(*this);
   inner_.GoldAppend(ids, c.dtype == cache.c.dtype ? op.Raw(c) : op.Wide(c), spans, op.Raw(cache));
 }
 
-void FakeDevice::GoldKeyTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0, Matrix key_x0,
-                                  Tensor table) {
-  checks::GoldKeyTableRows(ids, embedding, ln0, key_x0, table, activations_);
+void FakeDevice::DoGoldKeyTableRows(absl::Span<const int32_t> ids, const ConstTensor& embedding, const NormWeights& ln0,
+                                    const Matrix& key_x0, const Tensor& table) {
   Op op(*this);
   inner_.GoldKeyTableRows(ids, op.Raw(embedding), op.Raw(ln0), op.Raw(key_x0), op.Wide(table));
 }
 
-void FakeDevice::GoldMixTableRows(absl::Span<const int32_t> ids, ConstTensor embedding, NormWeights ln0,
-                                  ConstTensor mix_lora, Matrix mix_down, Tensor table) {
-  checks::GoldMixTableRows(ids, embedding, ln0, mix_lora, mix_down, table);
+void FakeDevice::DoGoldMixTableRows(absl::Span<const int32_t> ids, const ConstTensor& embedding, const NormWeights& ln0,
+                                    const ConstTensor& mix_lora, const Matrix& mix_down, const Tensor& table) {
   Op op(*this);
   inner_.GoldMixTableRows(ids, op.Raw(embedding), op.Raw(ln0), op.Raw(mix_lora), op.Raw(mix_down), op.Raw(table));
 }
 
-void FakeDevice::GoldAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
-                               const GoldKvWeights& weights, const GoldCache& cache, int head_size, Tensor out) {
-  checks::GoldAttention(q, spans, shared, weights, cache, head_size, out, activations_);
+void FakeDevice::DoGoldAttention(const ConstTensor& q, RowSpans spans, const GoldSharedWeights& shared,
+                                 const GoldKvWeights& weights, const GoldCache& cache, int head_size,
+                                 const Tensor& out) {
   Op op(*this);
   inner_.GoldAttention(op.Wide(q), spans, op.Wide(shared), op.Raw(weights), op.Raw(cache), head_size, op.Wide(out));
 }
 
-void FakeDevice::GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
-                                    const GoldCache& cache, int head_size, const KvCache& kv) {
-  checks::GoldMakeKeysValues(spans, shared, weights, cache, head_size, kv, activations_);
+void FakeDevice::DoGoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
+                                      const GoldCache& cache, int head_size, const KvCache& kv) {
   Op op(*this);
   inner_.GoldMakeKeysValues(spans, op.Wide(shared), op.Raw(weights), op.Raw(cache), head_size, op.Raw(kv));
 }
@@ -388,45 +380,40 @@ int64_t FakeDevice::GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWe
   return inner_.GoldSharedPageBytes(width, layers, head_size, page_tokens);
 }
 
-// What is kept is the inner back end's: fp32, of inputs that are rounded.
-void FakeDevice::GoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared,
-                                    absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
-                                    const GoldSharedRows& rows) {
-  checks::GoldMakeSharedRows(*this, spans, shared, layers, cache, head_size, rows);
+// The rows that are kept are those of the inner back end: fp32, made from rounded inputs.
+void FakeDevice::DoGoldMakeSharedRows(RowSpans spans, const GoldSharedWeights& shared,
+                                      absl::Span<const GoldKvWeights> layers, const GoldCache& cache, int head_size,
+                                      const GoldSharedRows& rows) {
   Op op(*this);
   inner_.GoldMakeSharedRows(spans, op.Wide(shared), op.Raw(layers), op.Raw(cache), head_size, op.Raw(rows));
 }
 
-void FakeDevice::GoldSharedAttention(ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
-                                     absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows,
-                                     int head_size, Tensor out) {
-  checks::GoldSharedAttention(*this, q, spans, shared, layers, layer, rows, head_size, out);
+void FakeDevice::DoGoldSharedAttention(const ConstTensor& q, RowSpans spans, const GoldSharedWeights& shared,
+                                       absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows,
+                                       int head_size, const Tensor& out) {
   Op op(*this);
   inner_.GoldSharedAttention(op.Wide(q), spans, op.Wide(shared), op.Raw(layers), layer, op.Raw(rows), head_size,
                              op.Wide(out));
 }
 
-void FakeDevice::Rope(Tensor x, RowSpans spans, int head_size, double base) {
-  checks::Rope(x, spans, head_size, activations_);
+void FakeDevice::DoRope(const Tensor& x, RowSpans spans, int head_size, double base) {
   Op op(*this);
   inner_.Rope(op.Wide(x), spans, head_size, base);
 }
 
-void FakeDevice::KvAppend(ConstTensor k, ConstTensor v, RowSpans spans, const KvCache& cache) {
-  checks::KvAppend(k, v, spans, cache, activations_);
+void FakeDevice::DoKvAppend(const ConstTensor& k, const ConstTensor& v, RowSpans spans, const KvCache& cache) {
   Op op(*this);
   inner_.KvAppend(op.Wide(k), op.Wide(v), spans, op.Raw(cache));
 }
 
-void FakeDevice::KvAttention(ConstTensor q, RowSpans spans, const KvCache& cache, int head_size, Tensor out) {
-  checks::KvAttention(q, spans, cache, head_size, out, activations_);
+void FakeDevice::DoKvAttention(const ConstTensor& q, RowSpans spans, const KvCache& cache, int head_size,
+                               const Tensor& out) {
   Op op(*this);
   inner_.KvAttention(op.Wide(q), spans, op.Raw(cache), head_size, op.Wide(out));
 }
 
-void FakeDevice::Sample(ConstTensor logits, int64_t limit, absl::Span<const int32_t> holes,
-                        absl::Span<const SampleRow> rows, absl::Span<int32_t> tokens) {
-  checks::Sample(logits, limit, holes, rows, tokens);
+void FakeDevice::DoSample(const ConstTensor& logits, int64_t limit, absl::Span<const int32_t> holes,
+                          absl::Span<const SampleRow> rows, absl::Span<int32_t> tokens) {
   Op op(*this);
   inner_.Sample(op.Raw(logits), limit, holes, rows, tokens);
 }

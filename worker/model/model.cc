@@ -332,7 +332,7 @@ absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::sh
                                                        const ModelConfig& config, int first_layer, int last_layer) {
   GF_RETURN_IF_ERROR(CheckMultiplies(backend, *checkpoint));
   GF_ASSIGN_OR_RETURN(const std::shared_ptr<Model> model, EmptyModel(*checkpoint, config, first_layer, last_layer));
-  WeightLoader measure(*checkpoint, backend.reads_host_memory());
+  WeightLoader measure(*checkpoint, backend.reads_weights_in_place());
   GF_RETURN_IF_ERROR(ReadTensors(measure, config, *model));
   GF_ASSIGN_OR_RETURN(model->memory, backend.Allocate(measure.copied_bytes(), "weights"));
   WeightLoader loader(backend, *checkpoint, model->memory.get());

@@ -133,6 +133,7 @@ TEST(ModelTest, KeysAndValuesHaveNo8BitForm) {
   EXPECT_EQ(ParseCacheDType("int8"), DType::kInt8);
   EXPECT_EQ(ParseCacheDType("bf16"), DType::kBf16);
   EXPECT_EQ(ParseCacheDType("i8"), std::nullopt);
+  EXPECT_EQ(ParseCacheDType("int4"), std::nullopt);
   const auto check = [](const std::vector<std::string>& layers, DType dtype) {
     const auto checkpoint = OpenTensors(RandomModel({.layers = layers}));
     return CheckCacheDType(*checkpoint, *ReadModelShape(*checkpoint, {}), dtype);

@@ -129,7 +129,7 @@ TEST_F(QuantizeModelTest, NothingIsOverwrittenUnasked) {
   EXPECT_THAT(std::string(again.status().message()), HasSubstr(path));
   EXPECT_EQ(Open()->Find("head.weight")->data.dtype, DType::kInt8);
   const auto twice = Quantize(*Open(), {.overwrite = true});
-  EXPECT_THAT(std::string(twice.status().message()), HasSubstr("is quantized already, to i8"));
+  EXPECT_THAT(std::string(twice.status().message()), HasSubstr("is quantized already, to int8"));
   ExpectFiles(1);
 }
 
@@ -167,7 +167,7 @@ TEST_F(QuantizeModelTest, DevicesThatCannotMultiplyRefuse) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(
       std::string(status.message()),
-      AllOf(HasSubstr(path), HasSubstr("quantized to i8, which fake does not multiply"), HasSubstr("--device cpu")));
+      AllOf(HasSubstr(path), HasSubstr("quantized to int8, which fake does not multiply"), HasSubstr("--device cpu")));
 }
 
 TEST_F(QuantizeModelTest, MemoryIsPlannedByTheBytesAsTheyAre) {

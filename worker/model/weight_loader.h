@@ -19,13 +19,13 @@ namespace goldfinch {
 class WeightLoader {
  public:
   // Measures: no value is read, tensors have their types and shapes and addresses that mean nothing, values are zeros.
-  // `in_place`: for a back end that reads host memory.
+  // `in_place`: for a back end that reads weights in place.
   WeightLoader(const Checkpoint& checkpoint, bool in_place) : checkpoint_(checkpoint), in_place_(in_place) {}
   // Loads into `arena`, which outlives the tensors: memory of the back end of at least the copied_bytes() of a loader
   // that measured the same tensors in the same order. What it copies from the file passes through the memory of this
   // process a part at a time.
   WeightLoader(Backend& backend, const Checkpoint& checkpoint, void* arena)
-      : checkpoint_(checkpoint), in_place_(backend.reads_host_memory()), backend_(&backend), arena_(arena) {}
+      : checkpoint_(checkpoint), in_place_(backend.reads_weights_in_place()), backend_(&backend), arena_(arena) {}
 
   // Names given below are relative to this prefix: "blocks.3.att.".
   void SetPrefix(std::string prefix) { prefix_ = std::move(prefix); }

@@ -24,7 +24,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& option
   stage.cache_tokens = options.max_model_len * stage.max_sequences;
   if (options.memory_bytes > 0) {
     GF_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> measured,
-                        MeasureModel(*checkpoint, engine->config_, engine->backend_->reads_host_memory()));
+                        MeasureModel(*checkpoint, engine->config_, engine->backend_->reads_weights_in_place()));
     const StageMemory memory = PlanStageMemory(MemoryOf(*measured, stage.cache_dtype, *engine->backend_),
                                                MemorySettings(0, measured->last_layer, stage));
     if (memory.total() > options.memory_bytes) {
@@ -104,7 +104,7 @@ absl::Status Engine::Score(int slot, absl::Span<const int32_t> ids,
 }
 
 absl::StatusOr<absl::Span<const float>> Engine::HostLogits(ConstTensor logits) {
-  if (backend_->reads_host_memory()) return absl::MakeConstSpan(logits.f32(), logits.shape.elements());
+  if (backend_->host_accessible()) return absl::MakeConstSpan(logits.f32(), logits.shape.elements());
   logits_.resize(logits.shape.elements());
   backend_->CopyToHost(logits, logits_.data());
   GF_RETURN_IF_ERROR(backend_->Synchronize());

@@ -236,8 +236,8 @@ void GoldTiers::Prepare(RowSpans spans) {
 
 RowSpan GoldTiers::Kept(RowSpan span, GoldTier tier, int layer) const {
   const Sequence& sequence = sequences_[span.slot];
-  if (tier == GoldTier::kShared) span.kept = sequence.blocks.data();
-  if (tier == GoldTier::kFull) span.kept = sequence.kv_pages[layer].data();
+  if (tier == GoldTier::kShared) span.kept_pages = sequence.blocks.data();
+  if (tier == GoldTier::kFull) span.kept_pages = sequence.kv_pages[layer].data();
   return span;
 }
 
@@ -307,7 +307,7 @@ void GoldTiers::Attend(ConstTensor q, RowSpans spans, int layer, Workspace& work
       span.row_begin = rows;
       rows += span.row_count;
       span = Kept(span, tier, layer);
-      if (tier == GoldTier::kFull) span.pages = span.kept;  // they are keys and values like any others
+      if (tier == GoldTier::kFull) span.pages = span.kept_pages;  // they are keys and values like any others
       spans_.push_back(span);
     }
     AttendTier(tier, Rows(from, begin, rows), spans_, layer, Rows(to, begin, rows));

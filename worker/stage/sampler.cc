@@ -64,7 +64,7 @@ absl::StatusOr<TokenDistribution> Sampler::Distribution(absl::Span<const float> 
                                                         int64_t position, SamplerScratch& scratch) const {
   GF_CHECK_EQ(static_cast<int64_t>(logits.size()), vocabulary_->size());
   const std::optional<TokenDistribution> distribution =
-      cpu::Distribution(logits, vocabulary_->limit(), vocabulary_->holes(), row, scratch.row);
+      sampling::Distribution(logits, vocabulary_->limit(), vocabulary_->holes(), row, scratch.row);
   if (distribution) return *distribution;
   const auto bad = std::find_if(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); });
   return absl::InternalError(
@@ -80,13 +80,13 @@ absl::StatusOr<Token> Sampler::Sample(absl::Span<const float> logits, int64_t po
   const SampleRow row = Row(position, scratch.changes);
   GF_ASSIGN_OR_RETURN(const TokenDistribution distribution, Distribution(logits, row, position, scratch));
   Token token;
-  token.id = cpu::Draw(distribution, row.uniform);
+  token.id = sampling::Draw(distribution, row.uniform);
   if (options_.logprobs) FillLogprobs(logits, scratch, &token);
   return token;
 }
 
 void Sampler::FillLogprobs(absl::Span<const float> logits, SamplerScratch& scratch, Token* token) const {
-  const double log_total = cpu::LogTotal(logits);
+  const double log_total = sampling::LogTotal(logits);
   const auto logprob = [&](int32_t id) { return static_cast<float>(static_cast<double>(logits[id]) - log_total); };
   token->logprob = logprob(token->id);
 
@@ -97,11 +97,11 @@ void Sampler::FillLogprobs(absl::Span<const float> logits, SamplerScratch& scrat
   top.reserve(kLogprobsMax + 1);
   if (wanted == 0) return;
   float least = -std::numeric_limits<float>::infinity();
-  cpu::ForEachBlock(logits.first(vocabulary_->limit()), [&](size_t first, const float* block) {
+  sampling::ForEachBlock(logits.first(vocabulary_->limit()), [&](size_t first, const float* block) {
     int32_t any = 0;
-    for (size_t j = 0; j < cpu::kSampleBlock; ++j) any |= block[j] > least ? 1 : 0;
+    for (size_t j = 0; j < sampling::kSampleBlock; ++j) any |= block[j] > least ? 1 : 0;
     if (any == 0) return;
-    for (size_t id = first; id < std::min<size_t>(first + cpu::kSampleBlock, vocabulary_->limit()); ++id) {
+    for (size_t id = first; id < std::min<size_t>(first + sampling::kSampleBlock, vocabulary_->limit()); ++id) {
       const TokenLogprob entry{static_cast<int32_t>(id), logits[id]};
       if (entry.logprob <= least || !vocabulary_->sampleable(entry.id)) continue;
       const auto better = [](const TokenLogprob& a, const TokenLogprob& b) { return a.logprob > b.logprob; };

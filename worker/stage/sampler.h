@@ -28,7 +28,7 @@
 #include "absl/types/span.h"
 #include "base/sampling.h"
 #include "kernels/backend.h"
-#include "kernels/cpu/sample.h"
+#include "kernels/sampling.h"
 
 namespace goldfinch {
 
@@ -47,12 +47,12 @@ struct Token {
   absl::Span<const TokenLogprob> top;
 };
 
-using cpu::TokenDistribution;  // what step 5 draws from
+using sampling::TokenDistribution;  // what step 5 draws from
 
 // Memory of one call that the next call reuses; its contents are private to Sampler. One for each thread serves any
 // number of samplers. It takes 12 bytes a logit.
 struct SamplerScratch {
-  cpu::SampleScratch row;
+  sampling::SampleScratch row;
   std::vector<LogitChange> changes;
   std::vector<TokenLogprob> top;
 };

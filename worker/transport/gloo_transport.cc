@@ -133,7 +133,7 @@ class GlooTransport : public Transport {
     if (absl::Status ended = status(); !ended.ok()) return Finish(std::move(ended));
     const int64_t slot = channel.received % kReceives;
     void* place = rows.data;
-    if (!backend_.reads_host_memory()) {
+    if (!backend_.host_accessible()) {
       if (channel.read[slot] != nullptr) channel.read[slot]->Wait();
       place = channel.staging.receives[slot].get();
     }
@@ -241,7 +241,7 @@ class GlooSetup : public TransportSetup {
     for (size_t peer = 0; peer < traffic_.size(); ++peer) {
       const StageTraffic& traffic = traffic_[peer];
       if (traffic.send_bytes_max > 0) GF_RETURN_IF_ERROR(Allocate(traffic.send_bytes_max, staging_[peer].sends));
-      if (traffic.receive_bytes_max > 0 && !backend_.reads_host_memory()) {
+      if (traffic.receive_bytes_max > 0 && !backend_.host_accessible()) {
         GF_RETURN_IF_ERROR(Allocate(traffic.receive_bytes_max, staging_[peer].receives));
       }
     }

@@ -80,9 +80,9 @@ struct Thread {
   uint64_t waits_round = 0;
   int exchanges = 0;
   bool done = false;
-  std::vector<std::vector<Copy>> copies = {{}};  // groups; the last one is not committed
+  std::vector<std::vector<Copy>> copies = {{}};  // groups of copies; the last one is not committed
   context::fiber fiber;
-  context::fiber* scheduler = nullptr;  // to go on with when it waits; on its stack
+  context::fiber* scheduler = nullptr;  // what continues when this fiber waits; on its stack
 };
 
 struct Block {
@@ -190,7 +190,7 @@ void CheckProgress(bool progress) {
 // Runs every lane of the warp that is able to, in some order, up to where it waits next. Returns false if none is.
 bool StepWarp(unsigned warp) {
   bool progress = false;
-  const unsigned first = Random() % kLanes, stride = Random() % kLanes | 1;  // odd: visits all
+  const unsigned first = Random() % kLanes, stride = Random() % kLanes | 1;  // odd, so that all are visited
   for (unsigned i = 0; i < kLanes; ++i) {
     const unsigned number = warp * kLanes + (first + i * stride) % kLanes;
     Thread& thread = block->threads[number];

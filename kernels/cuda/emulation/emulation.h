@@ -1,5 +1,5 @@
-// Runs device code on the CPU, for tests: the logic of a kernel is tested on machines without a GPU, under the address
-// sanitizer too. It says nothing of speed, and little of the memory model.
+// Runs device code on the CPU, for tests of the logic of kernels on machines without a GPU, also under the address
+// sanitizer. It shows nothing about speed, and little about the memory model.
 //
 // Every thread of a block is a fiber. A fiber runs until it reaches a barrier or a warp operation; then others run, in
 // an order that always changes (it is seeded, so it can be repeated). Blocks run one after the other. This finds:
@@ -34,7 +34,8 @@ struct Index {
 };
 extern const Index* index;
 
-// Runs the kernel in every thread of every block. The block must have a multiple of 32 threads, 1024 at most.
+// Runs the kernel in every thread of every block. The number of threads of a block must be a multiple of 32, at most
+// 1024.
 void Run(const Dim3& grid, const Dim3& block, size_t shared_bytes, const std::function<void()>& kernel);
 
 // --- For device code: see device.h -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// The emulation itself: that it computes as a device does, and that it shows what it is there to show.
+// The emulation itself: it computes as a device does, and detects the errors that it must detect.
 #include "kernels/cuda/emulation/emulation.h"
 
 #include <cmath>
@@ -58,7 +58,7 @@ TEST(EmulationTest, WarpOperations) {
   }
 }
 
-// d [16, 8] = a [16, 16] b [16, 8] by way of shared memory, as kernels do it.
+// d [16, 8] = a [16, 16] b [16, 8] through shared memory, as kernels do it.
 __global__ void ProductKernel(const bf16_t* a, const bf16_t* b, float* d) {
   auto* const shared = DynamicShared<bf16_t>();
   bf16_t* const shared_b = shared + 256;

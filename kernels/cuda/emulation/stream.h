@@ -12,7 +12,7 @@
 
 namespace goldfinch::emulation {
 
-// Thread-safe.
+// Any thread may call.
 class Stream {
  public:
   // Does its work and returns true. Returns false if it cannot go on yet; then it is called again later.
