@@ -28,9 +28,6 @@ constexpr int64_t kRateTokensMin = 64;
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Bytes of a token id in Chunk.ids.
-int IdBytes(int64_t vocab_size) { return vocab_size <= 65536 ? 2 : 4; }
-
 // Bit id % 8 of byte id / 8 is `bit(id)`.
 std::string Bits(int64_t size, absl::FunctionRef<bool(int32_t)> bit) {
   std::string bits((size + 7) / 8, '\0');

@@ -75,19 +75,19 @@ double KeyValueBytes(const ModelShape& shape) {
   return 2.0 * sizeof(float) * static_cast<double>(shape.width * shape.gold_layers());
 }
 
-// Counts what of the inputs of weights that lie by inputs is not zero.
+// Counts how many inputs of products with input-major quantized weights are not zero.
 class CountingDevice : public FakeDevice {
  public:
   explicit CountingDevice(int threads) : FakeDevice(MakeCpuBackend(threads)) {}
 
-  void MatMul(ConstTensor x, Matrix weight, const Epilogue& epilogue, Tensor out) override {
+  void DoMatMul(const ConstTensor& x, const Matrix& weight, const Epilogue& epilogue, const Tensor& out) override {
     if (counts_ && IsQuantized(weight.data.dtype) && weight.layout == Matrix::Layout::kInOut) {
       values_.resize(x.shape.elements());
       CopyToHost(x, values_.data());
       all_ += static_cast<double>(values_.size());
       for (const float value : values_) nonzero_ += value != 0 ? 1 : 0;
     }
-    FakeDevice::MatMul(x, weight, epilogue, out);
+    FakeDevice::DoMatMul(x, weight, epilogue, out);
   }
 
   void Count() { counts_ = true; }

@@ -60,6 +60,9 @@ class FakeDevice : public Backend {
                               int64_t page_tokens) const override;
   bool can_sample(int64_t vocab) const override { return vocab <= sample_vocab_max_; }
 
+ protected:
+  void DoMatMul(const ConstTensor& x, const Matrix& weight, const Epilogue& epilogue, const Tensor& out) override;
+
  private:
   absl::StatusOr<std::shared_ptr<void>> DoAllocate(int64_t bytes, std::string_view purpose) override;
   void DoCopyFromHost(const void* host, const Tensor& to) override;
@@ -74,7 +77,6 @@ class FakeDevice : public Backend {
   void DoConvert(const ConstTensor& from, const Tensor& to) override;
   void DoGroupNorm(const ConstTensor& x, int groups, const NormWeights& norm, float epsilon, const ConstTensor& gate,
                    const Tensor& out) override;
-  void DoMatMul(const ConstTensor& x, const Matrix& weight, const Epilogue& epilogue, const Tensor& out) override;
   void DoTokenShift(const ConstTensor& x, RowSpans spans, const Tensor& shift, const ConstTensor& mix,
                     const Tensor& out) override;
   void DoDdLerp(const ConstTensor& x, RowSpans spans, const Tensor& shift, const DdLerpWeights& weights,
