@@ -1,6 +1,6 @@
-"""Makes the messages' Python out of generate.proto; everything else of the package is in pyproject.toml.
+"""Generates the Python messages from generate.proto; everything else about the package is in pyproject.toml.
 
-A checkout has the .proto in ../../protos; a source distribution takes a copy along.
+A checkout has the .proto in ../../protos; a source distribution contains a copy.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ def proto_folder():
 
 
 def protobuf_requirement():
-    """Generated code runs with the protobuf that it was made for, and with that of the next major version."""
+    """Generated code runs with the protobuf version that generated it, and with the next major version."""
     version = importlib.metadata.version("protobuf")
     return f"protobuf>={version},<{int(version.split('.')[0]) + 2}"
 
@@ -36,7 +36,7 @@ class BuildMessages(build_py):
         super().run()
         folder = HERE if self.editable_mode else pathlib.Path(self.build_lib)
         folder.mkdir(parents=True, exist_ok=True)
-        # Known to protobuf as goldfinch/generate.proto: another package may have a generate.proto too.
+        # Registered as goldfinch/generate.proto, as another package may have a generate.proto too.
         flags = [f"--proto_path=goldfinch={proto_folder()}", f"--python_out={folder}", f"--pyi_out={folder}"]
         subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, f"goldfinch/{PROTO}"], check=True)
 

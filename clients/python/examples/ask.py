@@ -1,4 +1,4 @@
-"""ask.py HOST:PORT QUESTION: prints the answer as it is made."""
+"""ask.py HOST:PORT QUESTION: prints the answer as it is generated."""
 
 import sys
 

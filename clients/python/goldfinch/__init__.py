@@ -1,4 +1,4 @@
-"""Client of Goldfinch Serving: `Client` blocks, `AsyncClient` is for asyncio. See README.md."""
+"""Client for Goldfinch Serving: `Client` blocks, `AsyncClient` is for asyncio. See README.md."""
 
 from goldfinch._aio import AsyncClient, AsyncStream
 from goldfinch._client import Client, Stream

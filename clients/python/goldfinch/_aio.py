@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _AsyncResponses:
-    """The responses of a streaming call, begun anew while it has brought none and may be retried."""
+    """The responses of a streaming call. Until the first response has arrived, a failed call may be made again."""
 
     def __init__(self, start: Callable[[Optional[float]], Any], attempts: _connection.Attempts) -> None:
         self._start = start
@@ -63,8 +63,8 @@ class _AsyncResponses:
 
 
 class AsyncStream:
-    """The pieces of an answer, as they come. Ending early frees the server's memory: by close(), by leaving an `async
-    with`, by cancelling the task that iterates, or by dropping the stream, as `break` in a loop over it does."""
+    """Iterates over the pieces of an answer as they arrive. Ending early frees the server's memory: call close(), leave
+    an `async with` block, cancel the task that iterates, or drop the stream, as `break` in a loop over it does."""
 
     def __init__(self, responses: _AsyncResponses) -> None:
         self._responses = responses
@@ -72,12 +72,12 @@ class AsyncStream:
 
     @property
     def request_id(self) -> str:
-        """Empty until the first piece has come."""
+        """Empty until the first piece has arrived."""
         return self._header.request_id
 
     @property
     def seed(self) -> int:
-        """Of the draws; 0 until the first piece has come."""
+        """Seed of the random draws; 0 until the first piece has arrived."""
         return self._header.seed
 
     def __aiter__(self) -> AsyncIterator[Piece]:
@@ -104,7 +104,7 @@ class AsyncStream:
 
 
 class AsyncClient:
-    """A server. As Client; made and used within one event loop."""
+    """A connection to a server, with the arguments of Client. Must be made and used within one event loop."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class AsyncClient:
     def stream(
         self, prompt: Text, *, timeout: Optional[float] = None, **options: Unpack[GenerateOptions]
     ) -> AsyncStream:
-        """As Client.stream(); for `async for`."""
+        """As Client.stream(), for `async for`."""
         return self._stream(_messages.generate_request(prompt, **options), timeout)
 
     async def score(
@@ -160,11 +160,11 @@ class AsyncClient:
         return list((await self._unary("Tokenize", pb.TokenizeRequest(text=text), timeout)).ids)
 
     async def detokenize(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> str:
-        """U+FFFD for bytes that are not UTF-8."""
+        """Returns the text of the tokens, with U+FFFD for bytes that are not UTF-8."""
         return (await self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout)).text
 
     async def detokenize_bytes(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> bytes:
-        """The tokens' bytes as they are."""
+        """Returns the bytes of the tokens, unchanged."""
         return (await self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout)).raw
 
     async def model_info(self, *, timeout: Optional[float] = None) -> pb.GetModelInfoResponse:
@@ -174,7 +174,7 @@ class AsyncClient:
         return await self._unary("GetClusterInfo", pb.GetClusterInfoRequest(), timeout)
 
     async def close(self) -> None:
-        """Ends the calls that are under way."""
+        """Ends the calls that are still running."""
         await self._channel.close()
 
     async def __aenter__(self) -> AsyncClient:

@@ -1,4 +1,4 @@
-"""The client that blocks."""
+"""The blocking client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Responses:
-    """The responses of a streaming call, begun anew while it has brought none and may be retried."""
+    """The responses of a streaming call. Until the first response has arrived, a failed call may be made again."""
 
     def __init__(self, start: Callable[[Optional[float]], Any], attempts: _connection.Attempts) -> None:
         self._start = start
@@ -53,9 +53,9 @@ class _Responses:
 
 
 class Stream:
-    """The pieces of an answer, as they come. Ending early frees the server's memory: by close(), by leaving a `with`,
-    or by dropping the stream, as `break` in `for piece in client.stream(...)` does. Only close() may be called by
-    another thread than the one that iterates."""
+    """Iterates over the pieces of an answer as they arrive. Ending early frees the server's memory: call close(), leave
+    a `with` block, or drop the stream, as `break` in `for piece in client.stream(...)` does. Only close() may be called
+    from another thread than the one that iterates."""
 
     def __init__(self, responses: _Responses) -> None:
         self._responses = responses
@@ -63,12 +63,12 @@ class Stream:
 
     @property
     def request_id(self) -> str:
-        """Empty until the first piece has come."""
+        """Empty until the first piece has arrived."""
         return self._header.request_id
 
     @property
     def seed(self) -> int:
-        """Of the draws; 0 until the first piece has come."""
+        """Seed of the random draws; 0 until the first piece has arrived."""
         return self._header.seed
 
     def __iter__(self) -> Iterator[Piece]:
@@ -95,14 +95,15 @@ class Stream:
 
 
 class Client:
-    """A server. Thread-safe.
+    """A connection to a server. Thread-safe.
 
     address: HOST:PORT of the server's gRPC port.
-    root_cert: vouches for the server, and turns TLS on. client_cert, client_key: for servers that ask for them. Each is
-        the path of a PEM file, or its bytes.
-    timeout: seconds of a call, unless the call has its own; None: no limit.
-    retries: of calls that end with UNAVAILABLE before they have brought anything, with growing pauses, within the
-        timeout. Off by default: a server that sheds load is not to be asked again at once by everyone.
+    api_key: sent with every call.
+    root_cert: CA certificate to verify the server with; turns on TLS. client_cert, client_key: for servers that ask for
+        a certificate. Each is the path of a PEM file, or its bytes.
+    timeout: seconds that a call may take, unless the call gives its own; None: no limit.
+    retries: how often to repeat a call that ends with UNAVAILABLE before anything has arrived, after growing pauses and
+        within the timeout. Off by default, so that clients do not all call an overloaded server again at once.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Client:
     def generate(
         self, prompt: Text, *, timeout: Optional[float] = None, **options: Unpack[GenerateOptions]
     ) -> Generation:
-        """The whole answer. `prompt` and options as of stream()."""
+        """Returns the whole answer. The arguments are those of stream()."""
         request = _messages.generate_request(prompt, **options)
         builder = _messages.GenerationBuilder()
         stream = self._stream(request, timeout)
@@ -135,8 +136,8 @@ class Client:
         return builder.build(max(1, request.n), stream._header)
 
     def stream(self, prompt: Text, *, timeout: Optional[float] = None, **options: Unpack[GenerateOptions]) -> Stream:
-        """Pieces of the answer as they are made. `prompt` is a text or a list of token ids; GenerateOptions names the
-        options, generate.proto their limits and defaults."""
+        """Returns the pieces of the answer as they are generated. `prompt` is a text or a list of token ids;
+        GenerateOptions lists the options, generate.proto their limits and defaults."""
         return self._stream(_messages.generate_request(prompt, **options), timeout)
 
     def score(
@@ -147,8 +148,7 @@ class Client:
         timeout: Optional[float] = None,
         **options: Unpack[ScoreOptions],
     ) -> Score:
-        """Log-probabilities of each continuation after the prompt. ScoreOptions names the
-        options."""
+        """Returns the log-probabilities of each continuation after the prompt. ScoreOptions lists the options."""
         request = _messages.score_request(prompt, continuations, **options)
         builder = _messages.ScoreBuilder(request)
         for response in self._responses("Score", request, timeout):
@@ -159,11 +159,11 @@ class Client:
         return list(self._unary("Tokenize", pb.TokenizeRequest(text=text), timeout).ids)
 
     def detokenize(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> str:
-        """U+FFFD for bytes that are not UTF-8."""
+        """Returns the text of the tokens, with U+FFFD for bytes that are not UTF-8."""
         return self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout).text
 
     def detokenize_bytes(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> bytes:
-        """The tokens' bytes as they are."""
+        """Returns the bytes of the tokens, unchanged."""
         return self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout).raw
 
     def model_info(self, *, timeout: Optional[float] = None) -> pb.GetModelInfoResponse:
@@ -173,7 +173,7 @@ class Client:
         return self._unary("GetClusterInfo", pb.GetClusterInfoRequest(), timeout)
 
     def close(self) -> None:
-        """Ends the calls that are under way."""
+        """Ends the calls that are still running."""
         self._channel.close()
 
     def __enter__(self) -> Client:

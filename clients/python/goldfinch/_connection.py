@@ -1,4 +1,4 @@
-"""What both clients need to reach a server."""
+"""Channels, credentials and retries, shared by both clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPTIONS = [("grpc.max_receive_message_length", 256 << 20)]
 _BACKOFF_SECONDS = 0.1  # doubles
 _BACKOFF_SECONDS_MAX = 2.0
 
-# A file's path, or what is in it.
+# The path of a PEM file, or its contents.
 Pem = Union[str, "os.PathLike[str]", bytes]
 
 
@@ -32,7 +32,7 @@ def _read_pem(pem: Optional[Pem]) -> Optional[bytes]:
 def credentials(
     root_cert: Optional[Pem], client_cert: Optional[Pem], client_key: Optional[Pem]
 ) -> Optional[grpc.ChannelCredentials]:
-    """None: no TLS."""
+    """Returns None for a connection without TLS."""
     if (client_cert is None) != (client_key is None):
         raise ValueError("client_cert and client_key go together")
     if root_cert is None:
@@ -53,7 +53,7 @@ def metadata(api_key: Optional[str]) -> List[Tuple[str, str]]:
     return [] if api_key is None else [("authorization", f"Bearer {api_key}")]
 
 
-# Called by name: generated stubs run with no gRPC older than the one that made them.
+# Methods are called by name, as generated stubs refuse any gRPC older than the one that made them.
 def methods(channel: Any) -> Dict[str, Any]:
     def method(kind: Any, name: str) -> Any:
         return kind(
@@ -71,7 +71,7 @@ def methods(channel: Any) -> Dict[str, Any]:
 
 
 class Attempts:
-    """How often, and until when, a call is made."""
+    """Counts the attempts of one call, and keeps its deadline."""
 
     def __init__(self, timeout: Optional[float], retries: int) -> None:
         self._deadline = None if timeout is None else time.monotonic() + timeout
@@ -82,7 +82,7 @@ class Attempts:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def backoff(self, error: grpc.RpcError) -> Optional[float]:
-        """Seconds until the next attempt of a call that has brought nothing yet; None: there is none."""
+        """Returns the seconds to wait before the next attempt of a call that has brought nothing; None: give up."""
         seconds = self._backoff * random.uniform(0.5, 1)
         left = self.timeout()
         if error.code() != grpc.StatusCode.UNAVAILABLE or self._left <= 0 or (left is not None and left <= seconds):

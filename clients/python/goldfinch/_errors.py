@@ -1,4 +1,4 @@
-"""What calls raise."""
+"""The exceptions that calls raise."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import grpc
 
 
 class GoldfinchError(Exception):
-    """A call failed. `code` is the canonical one, `message` the server's: it names the field, its value, the limit."""
+    """A call failed. `code` is the canonical gRPC code; `message` names the field, its value and the limit."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
         self.message = message
 
-    def __reduce__(self):  # what is raised in another process is to arrive whole
+    def __reduce__(self):  # so that an error keeps its fields when it is pickled
         return type(self), (self.code, self.message)
 
 
@@ -30,11 +30,11 @@ class ResourceExhaustedError(GoldfinchError):
 
 
 class DeadlineExceededError(GoldfinchError, TimeoutError):
-    """The deadline has passed, or was refused at once because it cannot be met."""
+    """The deadline has passed, or the server refused at once because it cannot be met."""
 
 
 class UnavailableError(GoldfinchError, ConnectionError):
-    """No server, no group of workers, or the server is ending: try again elsewhere or later."""
+    """There is no server, no group of workers is ready, or the server is ending: try again elsewhere or later."""
 
 
 _CLASSES = {

@@ -1,4 +1,4 @@
-"""Between the package's types and the messages of generate.proto."""
+"""Converts between the package's types and the messages of generate.proto."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FINISH_REASONS = {pb.END_OF_TEXT: "end of text", pb.STOP: "stop", pb.LENGTH: "l
 
 
 def set_text(message, text: Text) -> None:
-    """Of a message with a oneof of text and ids."""
+    """Sets the text or the ids of a message that has a oneof of both."""
     if isinstance(text, str):
         message.text = text
     else:
@@ -129,7 +129,7 @@ def piece_of(message: pb.GenerateResponse) -> Piece:
 
 
 class Header:
-    """What the first response tells of the call."""
+    """The request id and the seed, which the first response brings."""
 
     def __init__(self) -> None:
         self.request_id = ""
@@ -141,7 +141,7 @@ class Header:
 
 
 class GenerationBuilder:
-    """Puts the pieces of a stream together."""
+    """Joins the pieces of a stream into a Generation."""
 
     def __init__(self) -> None:
         self._texts: Dict[int, List[str]] = {}
@@ -171,11 +171,11 @@ class GenerationBuilder:
 
 
 class ScoreBuilder:
-    """Puts the responses of a Score call together."""
+    """Joins the responses of a Score call into a Score."""
 
     def __init__(self, request: pb.ScoreRequest) -> None:
         self._prompt = request.score_prompt
-        # By continuation, -1 is the prompt.
+        # By the index of the continuation; -1 is the prompt.
         self._tokens: Dict[int, List[Token]] = {i: [] for i in range(-1, len(request.continuations))}
         self._logits: Dict[int, List[bytes]] = {i: [] for i in self._tokens}
         self._usage = usage_of(pb.Usage())

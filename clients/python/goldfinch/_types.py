@@ -1,4 +1,4 @@
-"""Requests and results. Units and limits are those of generate.proto."""
+"""Types of requests and results. generate.proto gives units and limits."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ Text = Union[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. None: the server's default."""
+    """How tokens are drawn. None stands for the server's default."""
 
-    temperature: Optional[float] = None  # [0, 100]; 0 is greedy
+    temperature: Optional[float] = None  # [0, 100]; 0 always takes the most likely token
     top_p: Optional[float] = None  # [0, 1]
     top_k: Optional[int] = None  # tokens; 0: no limit
-    min_p: Optional[float] = None  # [0, 1], of the likeliest token's probability
+    min_p: Optional[float] = None  # [0, 1], share of the most likely token's probability
     presence_penalty: Optional[float] = None  # [-100, 100]
     frequency_penalty: Optional[float] = None  # [-100, 100]
     penalty_decay: Optional[float] = None  # [0, 1]
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # by token id, [-100, 100]
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logit of a token id, [-100, 100]
     banned_tokens: Sequence[int] = ()  # never drawn
 
 
-# As evaluations and tests want it.
+# Repeatable without a seed, for evaluations and tests.
 GREEDY = Sampling(temperature=0, presence_penalty=0, frequency_penalty=0)
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of generate() and stream(); what is not given has the server's default."""
+    """Keyword arguments of generate() and stream(). Those not given have the server's default."""
 
-    max_tokens: Optional[int]  # of each sample; 0 only reads the prompt
-    n: int  # samples
+    max_tokens: Optional[int]  # most tokens of each sample; 0 only reads the prompt
+    n: int  # number of samples
     sampling: Optional[Sampling]
-    seed: Optional[int]  # of the draws; None: random
+    seed: Optional[int]  # seed of the random draws; None: a random seed
     stop: Union[str, Sequence[str]]  # texts that end a sample and are not part of it
-    stop_ids: Sequence[int]  # tokens that do
+    stop_ids: Sequence[int]  # token ids that end a sample
     ignore_eos: bool  # never draw token 0, which ends a text
-    logprobs: Optional[int]  # of each token and of so many likeliest ones; None: none
+    logprobs: Optional[int]  # log-probabilities of each token and of this many most likely ones; None: none
     priority: int  # higher goes first
     request_id: str  # for logs
-    progress: bool  # also pieces while the prompt is read
+    progress: bool  # also return pieces with `progress` while the prompt is read
 
 
 class ScoreOptions(TypedDict, total=False):
     """Keyword arguments of score()."""
 
-    score_prompt: bool  # the slower path: attention layers run for every token
-    logprobs: int  # so many likeliest tokens at each position
+    score_prompt: bool  # slower: attention layers run for every token
+    logprobs: int  # this many most likely tokens at each position
     logits: bool
     priority: int
     request_id: str
@@ -56,7 +56,7 @@ class ScoreOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token that could have been, and the natural logarithm of its probability."""
+    """A candidate token and the natural logarithm of its probability."""
 
     id: int
     logprob: float
@@ -65,8 +65,8 @@ class Logprob:
 @dataclass(frozen=True)
 class Token:
     id: int
-    logprob: Optional[float] = None  # if asked for
-    top: Sequence[Logprob] = ()  # the likeliest, best first
+    logprob: Optional[float] = None  # if requested
+    top: Sequence[Logprob] = ()  # the most likely tokens, the best first
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Piece:
-    """What came next of one sample. Text may come later than its tokens."""
+    """The next part of one sample. Text may arrive later than its tokens."""
 
-    index: int  # the sample
+    index: int  # which sample
     text: str = ""
     tokens: Sequence[Token] = ()
     finish_reason: Optional[str] = None  # "end of text", "stop" or "length", in a sample's last piece
-    usage: Optional[Usage] = None  # in the last piece of all
-    progress: Optional[Progress] = None  # nothing else is set beside it
+    usage: Optional[Usage] = None  # in the last piece
+    progress: Optional[Progress] = None  # if this is set, nothing else is
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Generation:
 
     @property
     def text(self) -> str:
-        """Of the first sample."""
+        """The text of the first sample."""
         return self.samples[0].text
 
     @property
@@ -132,17 +132,17 @@ class Generation:
 @dataclass(frozen=True)
 class ScoredText:
     tokens: Sequence[Token]  # each with its logprob
-    logits: bytes = b""  # [tokens, vocab_size] float32, little-endian; if asked for
+    logits: bytes = b""  # [tokens, vocab_size] float32, little-endian; if requested
 
     @property
     def logprob(self) -> float:
-        """Of the whole text."""
+        """Log-probability of the whole text."""
         return sum(token.logprob or 0.0 for token in self.tokens)
 
 
 @dataclass(frozen=True)
 class Score:
     continuations: Sequence[ScoredText]
-    prompt: Optional[ScoredText]  # from the second token on; if asked for
+    prompt: Optional[ScoredText]  # from the second token on; if requested
     usage: Usage
     request_id: str
