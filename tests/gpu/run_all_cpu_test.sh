@@ -15,7 +15,7 @@ while read -r kind label; do
   # Tests of kernels and of transports between devices are of a device alone.
   if [[ $kind != kernels && $kind != nccl ]]; then ln -s "$PWD/${path/://}" "$unpacked/bin/${path##*:}"; fi
 done < <(awk '!/^#/ && NF' tests/gpu/programs.txt)
-ln -s "$PWD/clients/goldfinch" "$unpacked/bin/goldfinch"
+ln -s "$PWD/clients/cli/goldfinch" "$unpacked/bin/goldfinch"
 
 status=0
 mkdir "$TEST_TMPDIR/tmp"

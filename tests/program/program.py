@@ -10,7 +10,7 @@ import unittest
 import checkpoints
 
 # Bazel starts tests in the folder of their run files, which is laid out as the repository is.
-PROGRAM = pathlib.Path(os.environ.get("GOLDFINCH", "clients/goldfinch")).resolve()
+PROGRAM = pathlib.Path(os.environ.get("GOLDFINCH", "clients/cli/goldfinch")).resolve()
 DEMO_MODEL = pathlib.Path("tests/demo_model/model.pth")
 DEMO_CONFIG = pathlib.Path("tests/demo_model/config.json")
 GOLDEN = pathlib.Path("tests/golden")
