@@ -25,7 +25,7 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& option
 }
 
 absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization) {
-  // The rest is for the system, the tokenizer, requests and what mapped files leave in memory.
+  // The rest is for the system, the tokenizer, requests and the pages of mapped files.
   constexpr double kMachineShare = 0.9;
   if (backend.kind() == DeviceKind::kCpu) {
     return static_cast<int64_t>(kMachineShare * static_cast<double>(MachineMemoryBytes()));

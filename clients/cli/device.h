@@ -11,15 +11,15 @@
 
 namespace goldfinch {
 
-// OpenBackend for a command: a device that cannot be had is the user's error. `description` gets "cpu, 2 threads, AVX3
-// (no CUDA: ...)", for a log line; it may be null.
+// OpenBackend for a command: a device that is not available is an error in usage. `description` gets "cpu, 2 threads,
+// AVX3 (no CUDA: ...)", for a log line; it may be null.
 absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description = nullptr);
 
-// What may be used of the back end's memory unless the user has said how much: of the CPU a share of the machine's, of
-// a device `gpu_memory_utilization` of all its memory less what is in use already. RESOURCE_EXHAUSTED if that is
-// nothing.
+// How much of the back end's memory to use if the user has not said so: a share of the machine's memory for the CPU;
+// for a GPU `gpu_memory_utilization` of all its memory, less what is in use already. RESOURCE_EXHAUSTED if nothing is
+// left.
 absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization);
-// The same for a device of so much memory, of which so much is free. Pure.
+// The same for a GPU with the given memory, of which `free_bytes` are free. Pure.
 absl::StatusOr<int64_t> LeftOfShare(double gpu_memory_utilization, int64_t total_bytes, int64_t free_bytes);
 
 }  // namespace goldfinch

@@ -18,7 +18,7 @@ using ::testing::HasSubstr;
 
 constexpr int64_t kGigabyte = 1'000'000'000;
 
-TEST(LeftOfShareTest, WhatOthersUseIsTakenOff) {
+TEST(LeftOfShareTest, MemoryInUseIsSubtracted) {
   EXPECT_EQ(LeftOfShare(0.9, 80 * kGigabyte, 80 * kGigabyte).value(), 72 * kGigabyte);
   EXPECT_EQ(LeftOfShare(0.9, 80 * kGigabyte, 50 * kGigabyte).value(), 42 * kGigabyte);
   EXPECT_EQ(LeftOfShare(1, 80 * kGigabyte, 50 * kGigabyte).value(), 50 * kGigabyte);
@@ -29,12 +29,12 @@ TEST(LeftOfShareTest, WhatOthersUseIsTakenOff) {
                     HasSubstr("40 GB are in use already")));
 }
 
-TEST(UsableMemoryBytesTest, OfTheCpuIsAShareOfTheMachines) {
+TEST(UsableMemoryBytesTest, TheCpuUsesAShareOfTheMachinesMemory) {
   const std::unique_ptr<Backend> backend = MakeCpuBackend(1);
   const absl::StatusOr<int64_t> usable = UsableMemoryBytes(*backend, /*gpu_memory_utilization=*/0.1);
   ASSERT_TRUE(usable.ok()) << usable.status();
   EXPECT_LT(*usable, MachineMemoryBytes());
-  EXPECT_GT(*usable, MachineMemoryBytes() / 2) << "whatever a GPU's share is";
+  EXPECT_GT(*usable, MachineMemoryBytes() / 2) << "the GPU's share does not matter";
 }
 
 }  // namespace

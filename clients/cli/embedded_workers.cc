@@ -9,43 +9,43 @@
 
 namespace goldfinch {
 
-// One worker, and its stream while it has one. The coordinator's thread calls Send and Close, the node's threads say
-// what goes the other way; neither holds a lock of ours while it calls the other side.
+// One worker, and its stream while it has one. The coordinator's thread calls Send and Close, the worker's threads send
+// the answers; mutex_ is never held while either side is called.
 class EmbeddedWorkers::Link : public std::enable_shared_from_this<Link> {
  public:
-  Link(EmbeddedWorkers& workers, std::unique_ptr<Worker> node, std::string name)
+  Link(EmbeddedWorkers& workers, std::unique_ptr<Worker> worker, std::string name)
       : coordinator_(workers.coordinator_),
         on_refused_(workers.on_refused_),
-        node_(std::move(node)),
+        embedded_(std::move(worker)),
         name_(std::move(name)) {}
 
   void Connect() {
     const auto stream = std::make_shared<Stream>(weak_from_this());
-    const uint64_t worker = coordinator_.Connected(stream, name_);
+    const uint64_t id = coordinator_.Connected(stream, name_);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (ended_) return;
       stream_ = stream.get();
-      worker_ = worker;
+      id_ = id;
     }
-    node_->Connected([&coordinator = coordinator_, worker](const cluster::v1::FromWorker& message) {
-      coordinator.Received(worker, message);
+    embedded_->Connected([&coordinator = coordinator_, id](const cluster::v1::FromWorker& message) {
+      coordinator.Received(id, message);
     });
   }
 
-  // Ends the stream if it is this one (null: whichever), and begins another unless `last`.
+  // Ends the stream if it is this one (null: any), and begins another unless `last`.
   void Drop(const WorkerLink* stream, bool last) {
-    uint64_t worker = 0;
+    uint64_t id = 0;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (ended_ || (stream != nullptr && stream != stream_)) return;
       stream_ = nullptr;
       ended_ = last;
-      worker = worker_;
+      id = id_;
     }
-    node_->Disconnected();
-    coordinator_.Disconnected(worker);
-    const absl::Status refused = node_->refused();
+    embedded_->Disconnected();
+    coordinator_.Disconnected(id);
+    const absl::Status refused = embedded_->refused();
     if (!last && refused.ok()) return Connect();
     if (!refused.ok() && on_refused_) on_refused_(refused);
   }
@@ -70,16 +70,16 @@ class EmbeddedWorkers::Link : public std::enable_shared_from_this<Link> {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (ended_ || stream != stream_) return;
     }
-    node_->Received(message);
+    embedded_->Received(message);
   }
 
   WorkerListener& coordinator_;
   const std::function<void(absl::Status)> on_refused_;
-  const std::unique_ptr<Worker> node_;
+  const std::unique_ptr<Worker> embedded_;
   const std::string name_;
   std::mutex mutex_;
   const WorkerLink* stream_ = nullptr;  // guarded by mutex_; null: none
-  uint64_t worker_ = 0;                 // guarded by mutex_
+  uint64_t id_ = 0;                     // what the coordinator calls the worker; guarded by mutex_
   bool ended_ = false;                  // guarded by mutex_
 };
 
@@ -90,8 +90,8 @@ EmbeddedWorkers::~EmbeddedWorkers() {
   for (const std::shared_ptr<Link>& link : links_) link->Drop(nullptr, /*last=*/true);
 }
 
-void EmbeddedWorkers::Add(std::unique_ptr<Worker> node, const std::string& name) {
-  links_.push_back(std::make_shared<Link>(*this, std::move(node), name));
+void EmbeddedWorkers::Add(std::unique_ptr<Worker> worker, const std::string& name) {
+  links_.push_back(std::make_shared<Link>(*this, std::move(worker), name));
   links_.back()->Connect();
 }
 

@@ -1,4 +1,4 @@
-// Workers in the coordinator's own process, linked to it without sockets.
+// Workers in the coordinator's own process, connected to it without sockets.
 #ifndef GOLDFINCH_CLIENTS_CLI_EMBEDDED_WORKERS_H_
 #define GOLDFINCH_CLIENTS_CLI_EMBEDDED_WORKERS_H_
 
@@ -16,14 +16,14 @@ class WorkerListener;
 
 class EmbeddedWorkers {
  public:
-  // `coordinator` must outlive this object. A worker that the coordinator drops registers again, but for one that it
-  // refuses: `on_refused` (any thread) is then called with the reason.
+  // `coordinator` must outlive this object. A worker that the coordinator drops registers again, unless the coordinator
+  // has refused it: then `on_refused` is called with the reason, on any thread.
   EmbeddedWorkers(WorkerListener& coordinator, std::function<void(absl::Status)> on_refused);
-  // The workers' streams end.
+  // Ends the workers' streams.
   ~EmbeddedWorkers();
 
-  void Add(std::unique_ptr<Worker> node, const std::string& name);
-  // As if the worker had died, and a new one had come in its place.
+  void Add(std::unique_ptr<Worker> worker, const std::string& name);
+  // Acts as if the worker had died, and a new one had come in its place.
   void Kill(size_t index);
 
  private:

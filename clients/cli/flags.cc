@@ -1,52 +1,70 @@
+// Flags of the commands that need no server: generate, which can also use one, and those on files.
 #include "clients/cli/flags.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
-#include "absl/strings/numbers.h"
+#include "clients/cli/flag_group.h"
+#include "clients/cli/shared_flags.h"
 
 namespace goldfinch {
 namespace {
 
-void AddModelFlag(CLI::App& command, std::string& model) {
-  command.add_option("--model", model, "checkpoint: a .pth or .safetensors file, or the folder of one")
-      ->required()
-      ->type_name("PATH");
-}
+constexpr int64_t kTokensMax = int64_t{1} << 30;
 
-void AddModelFlags(CLI::App& command, ModelOptions& options) {
-  AddModelFlag(command, options.model);
-  command.add_option("--config", options.config, "model settings, JSON or YAML [config.json beside the model]")
-      ->type_name("FILE");
+void AddRunFlags(CLI::App& command, ModelOptions& options) {
+  AddModelFlag(command, "--model", options.model);
+  AddConfigFlag(command, options.config);
+  AddVerifyFlag(command, options.verify);
+  AddBackendFlags(command, options.backend);
+  AddMaxModelLenFlag(command, options.max_model_len);
+  AddMaxStepTokensFlag(command, options.max_step_tokens, int64_t{1} << 13,
+                       "Most tokens of the prompt that go through the layers at a time");
   AddCacheDTypeFlag(command, options.cache_dtype);
-}
-
-void AddRunFlags(CLI::App& command, ModelOptions& options, const char* chunk_flag) {
-  AddModelFlags(command, options);
-  AddBackendFlags(command, options.backend, "threads; 0: one per core");
   AddGoldTierFlag(command, options.gold_tier);
   AddMemoryShareFlag(command, options.gpu_memory_utilization);
-  command.add_option("--max-model-len", options.max_model_len, "most tokens of a sequence, prompt and output together")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
-      ->capture_default_str();
-  command.add_option(chunk_flag, options.max_step_tokens, "tokens of a prompt that go through the layers at a time")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 13))
-      ->capture_default_str();
-  command
-      .add_option("--verify", options.verify,
-                  "what to check while reading weights: all (checksums, NaN), finite (NaN; for files saved without "
-                  "checksums), none")
-      ->check(CLI::IsMember({"all", "finite", "none"}))
-      ->capture_default_str();
 }
 
-void AddVocabFlag(CLI::App& command, std::string& vocab) {
-  command.add_option("--vocab", vocab, "vocabulary file, or bytes [beside the model; bytes for models of 257 tokens]")
-      ->type_name("FILE");
+CLI::Option* AddPromptFlags(CLI::App& command, GenerateOptions& options) {
+  FlagGroup flags(command, kPromptFlags);
+  CLI::Option* prompt =
+      flags.Text("--prompt", options.prompt, "TEXT", "The prompt")->default_str("read from standard input");
+  flags.Text("--prompt-file", options.prompt_file, "FILE", "File that holds the prompt, instead of --prompt")
+      ->excludes(prompt);
+  flags.Switch("--chat", options.chat,
+               "Treat the prompt as a question to a World model: wraps it as `User: ... Assistant:`");
+  return prompt;
+}
+
+CLI::Option* AddSamplingFlags(CLI::App& command, GenerateOptions& options) {
+  FlagGroup flags(command, kSamplingFlags);
+  flags.InLimits("--max-tokens", options.max_tokens, "TOKENS", "Most tokens to generate", 0, kTokensMax);
+  flags.Several("--stop", options.stop, "TEXT", "Text that ends the answer and is not part of it");
+  flags.Switch("--ignore-eos", options.ignore_eos, "Never draw token 0, which ends a text");
+  flags.Unchecked("--temperature", options.temperature, "NUMBER",
+                  "Randomness of the draws, 0.0 to 100.0; 0 always takes the most likely token");
+  flags.Unchecked("--top-p", options.top_p, "SHARE",
+                  "Draw from the most likely tokens that have this share of the probability, 0.0 to 1.0");
+  flags.Unchecked("--top-k", options.top_k, "COUNT", "Draw from this many most likely tokens; 0 is no limit");
+  flags.Unchecked("--min-p", options.min_p, "SHARE",
+                  "Least probability of a token to draw, as a share of the most likely one's, 0.0 to 1.0; 0 is no "
+                  "limit");
+  flags.Unchecked("--presence-penalty", options.presence_penalty, "LOGITS",
+                  "Taken off the logit of every token that the answer has already, -100.0 to 100.0");
+  flags.Unchecked("--frequency-penalty", options.frequency_penalty, "LOGITS",
+                  "Taken off a token's logit for each time that the answer has it already, -100.0 to 100.0");
+  flags.Unchecked("--penalty-decay", options.penalty_decay, "FACTOR",
+                  "What is left of those counts after each token, 0.0 to 1.0");
+  CLI::Option* seed =
+      flags.Text("--seed", options.seed, "NUMBER", "Seed of the random draws, 0 to 18446744073709551615")
+          ->check(InRange(uint64_t{0}, UINT64_MAX))
+          ->default_str("random");
+  flags.Several("--logit-bias", options.logit_bias, "ID=BIAS",
+                "Number to add to the logit of the token ID, -100.0 to 100.0");
+  flags.Several("--ban", options.ban, "ID", "Token that is never drawn");
+  return seed;
 }
 
 // The command's flags that are not in `others`, without --help, in their order.
@@ -56,7 +74,8 @@ std::vector<CLI::Option*> FlagsSoFar(CLI::App& command, const std::vector<CLI::O
   });
 }
 
-// A model here or a server, each known by its first flag, with flags of its own.
+// The command runs a model here (`local` flags) or asks a server (`remote` flags). The first flag of each list says
+// which: --model or --server.
 void CheckOneOf(const std::vector<CLI::Option*>& local, const std::vector<CLI::Option*>& remote) {
   const bool server = remote[0]->count() > 0;
   for (const CLI::Option* flag : server ? local : remote) {
@@ -71,115 +90,29 @@ void CheckOneOf(const std::vector<CLI::Option*>& local, const std::vector<CLI::O
 
 }  // namespace
 
-std::string IsSeed(const std::string& text) {
-  uint64_t seed = 0;
-  return absl::SimpleAtoi(text, &seed) ? "" : text + " is not an integer from 0 to 18446744073709551615";
-}
-
-std::string IsNumber(const std::string& text) {
-  double number = 0;
-  return absl::SimpleAtod(text, &number) && !std::isnan(number) ? "" : text + " is not a number";
-}
-
-void AddBackendFlags(CLI::App& command, BackendOptions& options, const char* threads_help) {
-  command
-      .add_option("--device", options.device,
-                  "what computes: cpu; cuda, or cuda:N for another GPU than the first; auto: CUDA if it can be had")
-      ->check([](const std::string& text) {
-        return IsDeviceName(text) ? "" : text + " is none of auto, cpu, cuda and cuda:N";
-      })
-      ->type_name("DEVICE")
-      ->capture_default_str();
-  command
-      .add_option("--dtype", options.dtype,
-                  "type of what goes from op to op; auto: bf16 on CUDA; the CPU computes in f32 only")
-      ->check(CLI::IsMember({"auto", "f32", "f16", "bf16"}))
-      ->capture_default_str();
-  command.add_option("--threads", options.threads, threads_help)->check(CLI::Range(0, 1024))->capture_default_str();
-}
-
-void AddCacheDTypeFlag(CLI::App& command, std::string& cache_dtype) {
-  command
-      .add_option(
-          "--cache-dtype", cache_dtype,
-          "type of the caches' numbers; int8 (with a scale a row): for models whose only cache is the compressed one")
-      ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}))
-      ->capture_default_str();
-}
-
-void AddGoldTierFlag(CLI::App& command, std::string& gold_tier) {
-  command
-      .add_option("--gold-tier", gold_tier,
-                  "what GOLD layers keep beside the compressed cache, as memory allows: compressed: nothing; shared: "
-                  "what all layers share; full: keys and values; auto: as full")
-      ->check(CLI::IsMember({"auto", "compressed", "shared", "full"}))
-      ->capture_default_str();
-}
-
-CLI::Option* AddMemoryShareFlag(CLI::App& command, double& share) {
-  return command
-      .add_option("--gpu-memory-utilization", share,
-                  "share of a GPU's memory to use, all programs on it together: what others use is taken off")
-      ->check([](const std::string& text) {
-        double number = 0;
-        return absl::SimpleAtod(text, &number) && number > 0 && number <= 1 ? ""
-                                                                            : text + " is not above 0 and at most 1";
-      })
-      ->type_name("SHARE")
-      ->capture_default_str();
-}
-
 void AddGenerate(CLI::App& app, GenerateOptions& options) {
-  CLI::App& command = *app.add_subcommand("generate", "continues a prompt; text goes to standard output as it is made");
-  AddRunFlags(command, options.model, "--max-num-batched-tokens");
+  CLI::App& command = *app.add_subcommand("generate", "Continue a prompt, with a model on this machine or on a server");
+  command.footer("Example: goldfinch generate --server 127.0.0.1:50051 --prompt \"In the beginning\" --max-tokens 300");
+  AddRunFlags(command, options.model);
   AddVocabFlag(command, options.model.vocab);
   const std::vector<CLI::Option*> local = FlagsSoFar(command, {});
   AddServerFlags(command, options.remote);
-  command.add_option("-n,--samples", options.samples, "answers to the one prompt")
-      ->check(CLI::Range(1u, 64u))
-      ->capture_default_str();
-  command.add_option("--priority", options.priority, "higher goes first")
-      ->check(CLI::Range(-100, 100))
-      ->capture_default_str();
+  FlagGroup(command, kSamplingFlags)
+      .InLimits("-n,--samples", options.samples, "COUNT", "Answers to generate for the prompt (with --server)", 1, 64);
+  FlagGroup(command, kNetworkFlags)
+      .InLimits("--priority", options.priority, "NUMBER", "Requests of higher priority go first (with --server)", -100,
+                100);
   const std::vector<CLI::Option*> remote = FlagsSoFar(command, local);
-  local[0]->required(false);   // --model
-  remote[0]->required(false);  // --server
-  CLI::Option* prompt =
-      command.add_option("--prompt", options.prompt, "the prompt [standard input]")->type_name("TEXT");
-  command.add_option("--prompt-file", options.prompt_file, "the prompt's file")->type_name("FILE")->excludes(prompt);
-  command.add_flag("--chat", options.chat,
-                   "the prompt is a question to a World model: wraps it as `User: ... Assistant:`");
-  command.add_option("--max-tokens", options.max_tokens, "most tokens to generate")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
-      ->capture_default_str();
-  command.add_option("--stop", options.stop, "text that ends the output; may be given several times")
-      ->type_name("TEXT")
-      ->allow_extra_args(false);
-  command.add_flag("--ignore-eos", options.ignore_eos, "go on after token 0, which ends a text");
-  command.add_option("--temperature", options.temperature, "0: always the likeliest token")->capture_default_str();
-  command.add_option("--top-p", options.top_p, "share of the probability to draw from")->capture_default_str();
-  command.add_option("--top-k", options.top_k, "most tokens to draw from; 0: no limit")->capture_default_str();
-  command.add_option("--min-p", options.min_p, "least probability, as a share of the likeliest token's; 0: no limit")
-      ->capture_default_str();
-  command.add_option("--presence-penalty", options.presence_penalty, "taken off logits of tokens generated before")
-      ->capture_default_str();
-  command.add_option("--frequency-penalty", options.frequency_penalty, "taken off for each time a token was generated")
-      ->capture_default_str();
-  command.add_option("--penalty-decay", options.penalty_decay, "what is left of a count after each token")
-      ->capture_default_str();
-  CLI::Option* seed = command.add_option("--seed", options.seed, "of the random draws [random]")->check(IsSeed);
-  command.add_option("--logit-bias", options.logit_bias, "added to a token's logit; may be given several times")
-      ->type_name("ID=BIAS")
-      ->allow_extra_args(false);
-  command.add_option("--ban", options.ban, "a token that is never drawn; may be given several times")
-      ->type_name("ID")
-      ->allow_extra_args(false);
-  command
-      .add_option("--logprobs", options.logprobs,
-                  "log-probabilities of each token and of so many likeliest ones (with --json)")
-      ->check(CLI::Range(0, 20))
-      ->type_name("COUNT");
-  command.add_flag("--json", options.json, "one JSON object instead of text");
+  local[0]->required(false)->description(local[0]->get_description() + "; or give --server");
+  remote[0]->required(false)->description(remote[0]->get_description() + "; or give --model");
+  CLI::Option* prompt = AddPromptFlags(command, options);
+  CLI::Option* seed = AddSamplingFlags(command, options);
+  FlagGroup output(command, kOutputFlags);
+  output
+      .Text("--logprobs", options.logprobs, "COUNT",
+            "Also print (with --json) the log-probability of each token, and of this many most likely ones, 0 to 20")
+      ->check(InRange(0, 20));
+  output.Switch("--json", options.json, "Print one JSON object instead of text");
   command.parse_complete_callback([&options, prompt, seed, local, remote] {
     CheckOneOf(local, remote);
     options.has_prompt = prompt->count() > 0;
@@ -188,53 +121,61 @@ void AddGenerate(CLI::App& app, GenerateOptions& options) {
 }
 
 void AddInspect(CLI::App& app, InspectOptions& options) {
-  CLI::App& command = *app.add_subcommand("inspect", "shows layers, sizes, and what a sequence costs");
-  command
-      .add_option("model,--model", options.model.model, "checkpoint: a .pth or .safetensors file, or the folder of one")
-      ->required()
-      ->type_name("PATH");
-  command.add_option("--config", options.model.config, "model settings, JSON or YAML [config.json beside the model]")
-      ->type_name("FILE");
+  CLI::App& command = *app.add_subcommand("inspect", "Show a model's layers, sizes and memory per token");
+  AddModelFlag(command, "model,--model", options.model.model);
+  AddConfigFlag(command, options.model.config);
   AddCacheDTypeFlag(command, options.model.cache_dtype);
-  command.add_flag("--json", options.json, "JSON instead of a table");
+  FlagGroup(command, kOutputFlags).Switch("--json", options.json, "Print JSON instead of a table");
 }
 
 void AddLogits(CLI::App& app, LogitsOptions& options) {
-  CLI::App& command = *app.add_subcommand("logits", "writes the logits of every position, float32 [tokens, vocab]");
-  AddRunFlags(command, options.model, "--chunk-tokens");
-  command.add_option("--tokens", options.tokens, "token ids, a .npy of integers")->required()->type_name("FILE");
-  command.add_option("--out", options.out, "the .npy to write")->required()->type_name("FILE");
-}
-
-void AddQuantize(CLI::App& app, QuantizeOptions& options) {
-  CLI::App& command = *app.add_subcommand("quantize", "writes a model again, its large matrices in 8 or 4 bits");
-  command.add_option("model,--model", options.model, "checkpoint: a .pth or .safetensors file, or the folder of one")
-      ->required()
-      ->type_name("PATH");
-  command.add_option("out,--out", options.out, "the .safetensors file to write")->required()->type_name("FILE");
-  command.add_option("--dtype", options.dtype, "of the matrices of all mixers and of the head")
-      ->check(CLI::IsMember({"int8", "int4"}))
+  CLI::App& command =
+      *app.add_subcommand("logits", "Write the logits at every position, to compare a model with a reference");
+  AddRunFlags(command, options.model);
+  FlagGroup(command, kPromptFlags)
+      .Text("--tokens", options.tokens, "FILE", "Token ids: a .npy file of integers")
       ->required();
-  command
-      .add_option("--keep", options.keep, "matrices to leave as they are, such as head.weight or 'blocks.0.*'; repeat")
-      ->allow_extra_args(false)
-      ->type_name("NAME");
-  command.add_option("--config", options.config, "model settings, JSON or YAML [config.json beside the model]")
-      ->type_name("FILE");
-  command.add_flag("--force", options.force, "overwrite the file if it exists");
-  command.add_option("--threads", options.threads, "threads; 0: one per core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
+  FlagGroup(command, kOutputFlags)
+      .Text("--out", options.out, "FILE", "File to write: .npy, float32 [tokens, vocabulary]")
+      ->required();
 }
 
-void AddTokenize(CLI::App& app, TokenizeOptions& options, const char* name, const char* help, const char* text_help) {
-  CLI::App& command = *app.add_subcommand(name, help);
-  command.add_option("--model", options.model, "the model whose vocabulary to use")->type_name("PATH");
+void AddQuantize(CLI::App& app, QuantizeCommandOptions& options) {
+  CLI::App& command = *app.add_subcommand("quantize", "Write a copy of a model with its large matrices in 8 or 4 bits");
+  command.footer("Example: goldfinch quantize model.pth model-int8.safetensors --dtype int8");
+  AddModelFlag(command, "model,--model", options.model);
+  AddConfigFlag(command, options.config);
+  FlagGroup output(command, kOutputFlags);
+  output.Text("out,--out", options.out, "OUT", "The .safetensors file to write")->required();
+  output.Choice("--dtype", options.dtype, {"int8", "int4"}, "Type of the mixers' and the head's matrices")->required();
+  output.Several("--keep", options.keep, "NAME", "Matrix to leave as it is, such as head.weight or 'blocks.0.*'");
+  output.Switch("--force", options.force, "Overwrite the file if it exists");
+  AddThreadsFlag(command, options.threads);
+}
+
+namespace {
+
+CLI::App& AddTokenizer(CLI::App& app, TokenizeOptions& options, const char* name, const char* purpose,
+                       const std::string& what) {
+  CLI::App& command = *app.add_subcommand(name, purpose);
+  FlagGroup(command, kModelFlags).Text("--model", options.model, "PATH", "Model whose vocabulary to use");
   AddVocabFlag(command, options.vocab);
-  CLI::Option* text = command.add_option("--text", options.text, text_help)->type_name("TEXT");
-  command.add_option("--file", options.file, "its file [standard input]")->type_name("FILE")->excludes(text);
-  if (std::string(name) == "tokenize") command.add_flag("--json", options.json, "JSON instead of ids");
+  FlagGroup flags(command, kPromptFlags);
+  CLI::Option* text = flags.Text("--text", options.text, "TEXT", what)->default_str("read from standard input");
+  flags.Text("--file", options.file, "FILE", "File to read instead of --text")->excludes(text);
   command.parse_complete_callback([&options, text] { options.has_text = text->count() > 0; });
+  return command;
+}
+
+}  // namespace
+
+void AddTokenize(CLI::App& app, TokenizeOptions& options) {
+  CLI::App& command = AddTokenizer(app, options, "tokenize", "Print the token ids of a text", "The text");
+  FlagGroup(command, kOutputFlags).Switch("--json", options.json, "Print JSON instead of ids");
+}
+
+void AddDetokenize(CLI::App& app, TokenizeOptions& options) {
+  AddTokenizer(app, options, "detokenize", "Print the text of token ids", "The ids");
 }
 
 }  // namespace goldfinch

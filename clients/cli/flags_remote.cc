@@ -1,90 +1,71 @@
-// Flags of the commands that talk to a server.
+// Flags of the commands that only talk to a server.
 #include <cstdint>
-#include <string>
 
-#include "CLI/CLI.hpp"
+#include "clients/cli/flag_group.h"
 #include "clients/cli/flags.h"
+#include "clients/cli/shared_flags.h"
 
 namespace goldfinch {
-namespace {
-
-constexpr double kSecondsMax = 1e7;  // four months: fits every clock
-
-}  // namespace
-
-CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options) {
-  CLI::Option* server =
-      command.add_option("--server", options.server, "the server's gRPC port")->required()->type_name("HOST:PORT");
-  command.add_option("--api-key-file", options.api_key_file, "file with the API key")->type_name("FILE");
-  command.add_option("--grpc-root-cert", options.root_cert, "certificate, PEM, that vouches for the server: uses TLS")
-      ->type_name("FILE");
-  command
-      .add_option("--grpc-client-cert", options.client_cert,
-                  "own certificate, PEM, if the server asks for one: uses TLS")
-      ->type_name("FILE");
-  command.add_option("--grpc-client-key", options.client_key, "its key, PEM")->type_name("FILE");
-  command.add_option("--deadline", options.deadline_seconds, "most seconds of a call; 0: no limit")
-      ->check(IsNumber)
-      ->check(CLI::Range(0.0, kSecondsMax))
-      ->type_name("SECONDS")
-      ->capture_default_str();
-  return server;
-}
 
 void AddStatus(CLI::App& app, StatusOptions& options) {
-  CLI::App& command = *app.add_subcommand("status", "shows a server: stages, layers, memory, rates");
+  CLI::App& command = *app.add_subcommand("status", "Show a server's stages, layers, memory and rates");
   AddServerFlags(command, options.remote);
   command
       .add_option_function<double>(
           "--watch", [&options](double seconds) { options.watch_seconds = seconds; },
-          "look again after so many seconds, on and on [2]; rates are since the last look")
+          "Look again every so many seconds, 2 if none are given; rates are then those since the last look")
+      ->group(kOutputFlags)
       ->expected(0, 1)
       ->default_str("2")
-      ->check(IsNumber)
-      ->check(CLI::Range(0.1, kSecondsMax))
-      ->type_name("SECONDS");
-  command.add_flag("--json", options.json, "JSON instead of a table; with --watch, a line each time");
+      ->check(InRange(0.1, kSecondsMax))
+      ->option_text("[SECONDS]");
+  FlagGroup(command, kOutputFlags)
+      .Switch("--json", options.json, "Print JSON instead of a table; with --watch, one line for each look");
 }
 
 void AddLoadTest(CLI::App& app, LoadTestOptions& options) {
-  CLI::App& command =
-      *app.add_subcommand("load-test", "sends requests at a rate, whatever becomes of them, and measures latencies");
+  CLI::App& command = *app.add_subcommand(
+      "load-test", "Send requests at a steady rate, whether or not they are answered, and measure latencies");
+  command.footer("Example: goldfinch load-test --server 127.0.0.1:50051 --rate 5 --duration 60");
   AddServerFlags(command, options.remote);
-  command.add_option("--rate", options.rate, "requests a second, at random times (Poisson)")
-      ->check(IsNumber)
-      ->check(CLI::Range(1e-3, 1e6))
-      ->capture_default_str();
-  CLI::Option_group& end = *command.add_option_group("end");
-  end.require_option(1);
-  end.add_option_function<double>(
-         "--duration", [&options](double seconds) { options.duration_seconds = seconds; },
-         "send for so many seconds; requests under way are waited for")
-      ->check(IsNumber)
-      ->check(CLI::Range(1e-3, kSecondsMax))
-      ->type_name("SECONDS");
-  end.add_option_function<int64_t>(
-         "--requests", [&options](int64_t count) { options.requests = count; }, "send so many")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
-      ->type_name("COUNT");
-  CLI::Option* lengths = command
-                             .add_option("--prompt-tokens", options.prompt_tokens,
-                                         "lengths of prompts of random tokens: fixed:N, uniform:A:B or "
-                                         "lognormal:MEDIAN:SIGMA")
+  FlagGroup load(command, kLoadFlags);
+  load.Unchecked("--rate", options.rate, "NUMBER", "Requests per second, at random times (Poisson), 0.001 to 1000000")
+      ->check(InRange(1e-3, 1e6));
+  CLI::Option* duration = command
+                              .add_option_function<double>(
+                                  "--duration", [&options](double seconds) { options.duration_seconds = seconds; },
+                                  "Send for this long, then wait for the requests that run")
+                              ->group(kLoadFlags)
+                              ->check(InRange(1e-3, kSecondsMax))
+                              ->type_name("SECONDS");
+  CLI::Option* requests = command
+                              .add_option_function<int64_t>(
+                                  "--requests", [&options](int64_t count) { options.requests = count; },
+                                  "Send this many requests, instead of --duration")
+                              ->group(kLoadFlags)
+                              ->check(InRange(int64_t{1}, int64_t{1} << 40))
+                              ->type_name("COUNT");
+  CLI::Option* lengths = load.Text("--prompt-tokens", options.prompt_tokens, "LENGTHS",
+                                   "Lengths of the prompts, of random tokens: fixed:N, uniform:A:B or "
+                                   "lognormal:MEDIAN:SIGMA")
                              ->capture_default_str();
-  command.add_option("--prompt-file", options.prompt_file, "prompts, one a line, drawn at random, instead")
-      ->type_name("FILE")
+  load.Text("--prompt-file", options.prompt_file, "FILE",
+            "File of prompts, one a line, to choose from at random instead")
       ->excludes(lengths);
-  command.add_option("--output-tokens", options.output_tokens, "lengths of answers")->capture_default_str();
-  command.add_option("--seed", options.seed, "of times, lengths, prompts and draws")
-      ->check(IsSeed)
+  load.Text("--output-tokens", options.output_tokens, "LENGTHS", "Lengths of the answers, written as those of prompts")
       ->capture_default_str();
-  command
-      .add_option("--max-concurrency", options.max_concurrency,
-                  "most requests under way, for safety: one that has to wait is told of")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
-      ->capture_default_str();
-  command.add_option("--csv", options.csv, "file to write a line a request to")->type_name("FILE");
-  command.add_flag("--json", options.json, "JSON instead of a table");
+  load.Unchecked("--seed", options.seed, "NUMBER",
+                 "Seed of arrival times, lengths, prompts and draws, 0 to 18446744073709551615")
+      ->check(InRange(uint64_t{0}, UINT64_MAX));
+  load.InLimits("--max-concurrency", options.max_concurrency, "COUNT",
+                "Most requests that run at once; one that has to wait for this limit is reported", 1, int64_t{1} << 20);
+  FlagGroup output(command, kOutputFlags);
+  output.Text("--csv", options.csv, "FILE", "File to write one line per request to");
+  output.Switch("--json", options.json, "Print JSON instead of a table");
+  command.parse_complete_callback([duration, requests] {
+    if ((duration->count() > 0) != (requests->count() > 0)) return;
+    throw CLI::RequiredError("either --duration or --requests is required", CLI::ExitCodes::RequiredError);
+  });
 }
 
 }  // namespace goldfinch

@@ -2,187 +2,174 @@
 #include <cstdint>
 #include <string>
 
-#include "CLI/CLI.hpp"
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_split.h"
+#include "clients/cli/flag_group.h"
 #include "clients/cli/flags.h"
-#include "clients/cli/serve_options.h"
+#include "clients/cli/shared_flags.h"
 
 namespace goldfinch {
 namespace {
 
-constexpr double kSecondsMax = 1e7;
-constexpr int64_t kBytesMax = int64_t{1} << 50;
-
-void AddSeconds(CLI::App& command, const char* flag, double& seconds, const char* help) {
-  command.add_option(flag, seconds, help)
-      ->check(IsNumber)
-      ->check(CLI::Range(0.01, kSecondsMax))
-      ->type_name("SECONDS")
-      ->capture_default_str();
-}
-
-CLI::Option* AddBytes(CLI::App& command, const char* flag, int64_t& bytes, const char* help) {
-  return command.add_option(flag, bytes, help)
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
-      ->check(CLI::Range(int64_t{0}, kBytesMax))
-      ->type_name("BYTES");
-}
-
 void AddModelFlags(CLI::App& command, ServeOptions& options) {
-  command.add_option("--model", options.model, "checkpoint: a .pth or .safetensors file, or the folder of one")
-      ->required()
-      ->type_name("PATH");
-  command.add_option("--config", options.config, "model settings, JSON or YAML [config.json beside the model]")
-      ->type_name("FILE");
-  command.add_option("--vocab", options.vocab, "vocabulary file, or bytes [beside the model; bytes for 257 tokens]")
-      ->type_name("FILE");
-  command
-      .add_option("--served-model-name", options.served_model_name, "what clients and metrics see [the file's name]")
-      ->type_name("NAME");
-  AddCacheDTypeFlag(command, options.cache_dtype);
-  command.add_option("--verify", options.verify, "what to check while reading weights: all, finite, none")
-      ->check(CLI::IsMember({"all", "finite", "none"}))
-      ->capture_default_str();
+  AddModelFlag(command, "--model", options.model);
+  AddConfigFlag(command, options.config);
+  AddVocabFlag(command, options.vocab);
+  FlagGroup(command, kModelFlags)
+      .Text("--served-model-name", options.served_model_name, "NAME", "Name of the model for clients and in metrics")
+      ->default_str("the file's name");
+  AddVerifyFlag(command, options.verify);
 }
 
 void AddPipelineFlags(CLI::App& command, ServeOptions& options) {
-  command.add_option("--pipeline-parallel-size", options.stages, "stages that the layers are split over")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  command.add_option("--replicas", options.replicas, "pipelines that serve the model side by side")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  command.add_option("--split", options.split, "layers of each stage, as 0-7,8-15,16-23 [balanced by cost and memory]")
+  FlagGroup pipeline(command, kPipelineFlags);
+  pipeline.InLimits("--pipeline-parallel-size", options.stages, "STAGES", "Stages that the layers are split over", 1,
+                    1024);
+  pipeline.InLimits("--replicas", options.replicas, "COUNT", "Pipelines that serve the model side by side", 1, 1024);
+  pipeline.Text("--split", options.split, "RANGES", "Layers of each stage, such as 0-7,8-15,16-23")
       ->check([](const std::string& text) {
         std::vector<int> first_layers;
         int layers = 0;
         return ParseSplit(text, &first_layers, &layers) ? "" : text + " is not ranges of layers that follow each other";
       })
-      ->type_name("RANGES");
-  command.add_option("--max-model-len", options.max_model_len, "most tokens of a sequence, prompt and output together")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
-      ->capture_default_str();
-  command.add_option("--max-num-seqs", options.max_num_seqs, "sequences of a pipeline that run at a time")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 16))
-      ->capture_default_str();
-  command.add_option("--max-num-batched-tokens", options.max_step_tokens, "tokens of one step, over all sequences")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 16))
-      ->capture_default_str();
-  command.add_option("--cache-tokens", options.cache_tokens, "tokens that a pipeline's caches hold [by memory]")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  command.add_option("--max-queue", options.max_queue, "requests that may wait for a place")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 20))
-      ->capture_default_str();
+      ->default_str("balanced by cost and memory");
 }
 
-void AddPort(CLI::App& command, const char* flag, int& port, const char* help, int least = 0) {
-  command.add_option(flag, port, help)->check(CLI::Range(least, 65535))->type_name("PORT")->capture_default_str();
+void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
+  FlagGroup memory(command, kMemoryFlags);
+  AddMaxModelLenFlag(command, options.max_model_len);
+  memory.InLimits("--max-num-seqs", options.max_num_seqs, "COUNT", "Most sequences that run at once in one pipeline", 1,
+                  int64_t{1} << 16);
+  AddMaxStepTokensFlag(command, options.max_step_tokens, int64_t{1} << 16,
+                       "Most tokens of one step, over all its sequences");
+  memory.Text("--cache-tokens", options.cache_tokens, "TOKENS", "Tokens that the caches of one pipeline hold")
+      ->check(InRange(int64_t{1}, int64_t{1} << 40))
+      ->default_str("what memory allows");
+  AddCacheDTypeFlag(command, options.cache_dtype);
 }
 
-void AddServerTls(CLI::App& command, const std::string& prefix, const std::string& what, TlsFiles& tls) {
-  command.add_option("--" + prefix + "-server-cert", tls.certificate, "certificate of " + what + ", PEM: uses TLS")
-      ->type_name("FILE");
-  command.add_option("--" + prefix + "-server-key", tls.key, "its key, PEM")->type_name("FILE");
+void AddPort(CLI::App& command, const std::string& name, int& port, const std::string& what) {
+  FlagGroup(command, kNetworkFlags).InLimits(name, port, "PORT", what + "; 0 takes any free one", 0, 65535);
+}
+
+// --port used to be the port of the metrics, and will be that of the HTTP API: old scripts must not get the wrong one.
+void RefuseOldPortFlag(CLI::App& command) {
   command
-      .add_option("--" + prefix + "-root-cert", tls.roots,
-                  "certificate that vouches for those who connect, PEM: asks them for one (mutual TLS)")
-      ->type_name("FILE");
+      .add_option_function<std::string>(
+          "--port",
+          [](const std::string&) {
+            throw CLI::ValidationError("--port is now --metrics-port; --port is reserved for the HTTP API");
+          })
+      ->group("");  // not in the help
+}
+
+void AddServerTls(CLI::App& command, const std::string& prefix, const std::string& port, TlsFiles& tls) {
+  FlagGroup security(command, kSecurityFlags);
+  security.Text("--" + prefix + "-server-cert", tls.certificate, "FILE",
+                "Certificate (PEM) of the " + port + "; turns on TLS");
+  security.Text("--" + prefix + "-server-key", tls.key, "FILE", "Private key (PEM) of that certificate");
+  security.Text("--" + prefix + "-root-cert", tls.roots, "FILE",
+                "CA certificate (PEM) to verify those who connect with; they must have a certificate (mutual TLS)");
 }
 
 void AddListenFlags(CLI::App& command, ServeOptions& options) {
-  command.add_option("--host", options.host, "address to listen at, 0.0.0.0 for all")->capture_default_str();
-  AddPort(command, "--grpc-port", options.grpc_port, "of the public API; 0: any free one");
-  AddPort(command, "--port", options.port, "of metrics, HTTP at /metrics; 0: any free one, -1: none", -1);
-  AddServerTls(command, "grpc", "the public port", options.tls);
-  command.add_option("--api-key-file", options.api_key_file, "API keys, one a line; clients must send one [none]")
-      ->type_name("FILE");
-  AddBytes(command, "--max-message-bytes", options.max_message_bytes, "most bytes of a request [64 MiB]");
-  command.add_flag("--ready-json", options.ready_json, "print one JSON line with the ports once they listen");
-  AddSeconds(command, "--shutdown-timeout", options.shutdown_timeout_seconds,
-             "for requests that run when SIGTERM or SIGINT comes");
-  AddSeconds(command, "--recovery-timeout", options.recovery_timeout_seconds,
-             "without workers for so long, requests end with UNAVAILABLE");
-  AddSeconds(command, "--step-timeout", options.step_timeout_seconds, "a stage that takes longer is given up");
-  AddSeconds(command, "--stall-timeout", options.stall_timeout_seconds, "a client that reads nothing is given up");
+  FlagGroup network(command, kNetworkFlags);
+  network.Text("--host", options.host, "HOST", "Address to listen on; 0.0.0.0 is all of this machine's")
+      ->capture_default_str();
+  AddPort(command, "--grpc-port", options.grpc_port, "gRPC port, which clients connect to");
+  network.InLimits("--metrics-port", options.metrics_port, "PORT",
+                   "HTTP port of the metrics, at /metrics; 0 takes any free one, -1 is none", -1, 65535);
+  RefuseOldPortFlag(command);
+  network.Bytes("--max-message-bytes", options.max_message_bytes, "Largest request to accept")->default_str("64MiB");
+  network.InLimits("--max-queue", options.max_queue, "COUNT", "Most requests that wait to be admitted", 0,
+                   int64_t{1} << 20);
+  AddServerTls(command, "grpc", "gRPC port", options.tls);
+  FlagGroup(command, kSecurityFlags)
+      .Text("--api-key-file", options.api_key_file, "FILE",
+            "File of API keys, one a line, of which clients must send one")
+      ->default_str("no key is asked for");
+  FlagGroup(command, kOutputFlags)
+      .Switch("--ready-json", options.ready_json, "Print one line of JSON with the ports once they listen");
+}
+
+void AddServerTimeouts(CLI::App& command, ServeOptions& options) {
+  FlagGroup timeouts(command, kTimeoutFlags);
+  timeouts.Seconds("--shutdown-timeout", options.shutdown_timeout_seconds,
+                   "Seconds that running requests have to end after SIGTERM or SIGINT");
+  timeouts.Seconds("--recovery-timeout", options.recovery_timeout_seconds,
+                   "Seconds without workers after which requests end with UNAVAILABLE");
+  timeouts.Seconds("--step-timeout", options.step_timeout_seconds,
+                   "Seconds after which a stage that has not finished its step is given up");
+  timeouts.Seconds("--stall-timeout", options.stall_timeout_seconds,
+                   "Seconds after which a client that reads nothing is given up");
 }
 
 }  // namespace
 
-bool ParseSplit(const std::string& text, std::vector<int>* first_layers, int* layers) {
-  *layers = 0;
-  for (const absl::string_view range : absl::StrSplit(text, ',')) {
-    const std::pair<absl::string_view, absl::string_view> ends = absl::StrSplit(range, absl::MaxSplits('-', 1));
-    int first = 0, last = 0;
-    if (!absl::SimpleAtoi(ends.first, &first) || !absl::SimpleAtoi(ends.second, &last)) return false;
-    if (first != *layers || last < first || last >= 1 << 20) return false;
-    first_layers->push_back(first);
-    *layers = last + 1;
-  }
-  return true;
-}
-
 void AddServe(CLI::App& app, ServeOptions& options) {
-  CLI::App& command = *app.add_subcommand("serve", "serves a model from this process alone");
+  CLI::App& command = *app.add_subcommand("serve", "Serve a model from this process alone");
+  command.footer("Example: goldfinch serve --model model.pth --pipeline-parallel-size 3");
   AddModelFlags(command, options);
   AddPipelineFlags(command, options);
-  AddBackendFlags(command, options.backend, "threads of all stages together; 0: one per core");
-  AddBytes(command, "--memory", options.memory_bytes,
-           "memory for all stages together [--gpu-memory-utilization, or 0.9 of the machine's]")
-      ->excludes(AddMemoryShareFlag(command, options.gpu_memory_utilization));
+  AddBackendFlags(command, options.backend, "Threads to compute with, for all stages together");
+  AddCapacityFlags(command, options);
+  AddMemoryFlags(command, options.gpu_memory_utilization, options.memory_bytes, "Memory for all stages together");
   AddGoldTierFlag(command, options.gold_tier);
   AddListenFlags(command, options);
+  AddServerTimeouts(command, options);
 }
 
 void AddCoordinator(CLI::App& app, ServeOptions& options) {
-  CLI::App& command = *app.add_subcommand("coordinator", "serves a model by workers that connect to it");
+  CLI::App& command = *app.add_subcommand("coordinator", "Serve a model with workers that connect to this process");
+  command.footer("Example: goldfinch coordinator --model model.pth --pipeline-parallel-size 3 --host 0.0.0.0");
   AddModelFlags(command, options);
   AddPipelineFlags(command, options);
+  AddCapacityFlags(command, options);
   AddListenFlags(command, options);
-  AddPort(command, "--cluster-port", options.cluster_port, "that workers connect to; 0: any free one");
-  AddServerTls(command, "cluster", "the cluster port", options.cluster_tls);
-  AddSeconds(command, "--heartbeat-interval", options.heartbeat_interval_seconds, "between signs of life");
-  AddSeconds(command, "--heartbeat-timeout", options.heartbeat_timeout_seconds, "a silent worker is given up");
-  AddSeconds(command, "--regroup-wait", options.regroup_wait_seconds,
-             "for a lost worker's return, before going on with fewer");
-  AddSeconds(command, "--form-timeout", options.form_timeout_seconds, "for workers to load and check their layers");
+  AddPort(command, "--cluster-port", options.cluster_port, "Port that workers connect to");
+  AddServerTls(command, "cluster", "cluster port", options.cluster_tls);
+  AddServerTimeouts(command, options);
+  FlagGroup timeouts(command, kTimeoutFlags);
+  timeouts.Seconds("--heartbeat-interval", options.heartbeat_interval_seconds, "Seconds between heartbeats");
+  timeouts.Seconds("--heartbeat-timeout", options.heartbeat_timeout_seconds,
+                   "Seconds without a heartbeat after which a worker is given up");
+  timeouts.Seconds("--regroup-wait", options.regroup_wait_seconds,
+                   "Seconds to wait for a lost worker's return before going on with fewer workers");
+  timeouts.Seconds("--form-timeout", options.form_timeout_seconds,
+                   "Seconds that workers have to load and check their layers");
 }
 
-void AddWorker(CLI::App& app, WorkerOptions& options) {
-  CLI::App& command = *app.add_subcommand("worker", "runs layers for a coordinator");
-  command.add_option("--coordinator", options.coordinator, "the coordinator's cluster port")
-      ->required()
-      ->type_name("HOST:PORT");
-  command.add_option("--name", options.name, "for people and logs [host name and process]")->type_name("NAME");
-  command.add_option("--model", options.model, "the checkpoint, if it is elsewhere than the coordinator says")
-      ->type_name("PATH");
-  command.add_option("--config", options.config, "its settings, likewise")->type_name("FILE");
-  command
-      .add_option("--address", options.address,
-                  "name or IP address at which other workers reach this one [of the way to the coordinator]")
-      ->type_name("HOST");
-  AddBackendFlags(command, options.backend, "threads; 0: one per core");
-  AddBytes(command, "--memory", options.memory_bytes,
-           "memory for weights, states, caches and all else [--gpu-memory-utilization, or 0.9 of the machine's]")
-      ->excludes(AddMemoryShareFlag(command, options.gpu_memory_utilization));
+void AddWorker(CLI::App& app, WorkerCommandOptions& options) {
+  CLI::App& command = *app.add_subcommand("worker", "Run layers of a model for a coordinator");
+  command.footer("Example: goldfinch worker --coordinator 10.0.0.1:50052");
+  FlagGroup model(command, kModelFlags);
+  model.Text("--model", options.model, "PATH", "Checkpoint")->default_str("the path that the coordinator names");
+  model.Text("--config", options.config, "FILE", "Settings of the model, JSON or YAML")
+      ->default_str("the path that the coordinator names");
+  AddBackendFlags(command, options.backend);
+  AddMemoryFlags(command, options.gpu_memory_utilization, options.memory_bytes,
+                 "Memory for weights, states, caches and everything else");
   AddGoldTierFlag(command, options.gold_tier);
-  command.add_option("--cluster-root-cert", options.tls.roots, "vouches for the coordinator, PEM: uses TLS")
-      ->type_name("FILE");
-  command
-      .add_option("--cluster-client-cert", options.tls.certificate,
-                  "own certificate, PEM, if the coordinator asks for one")
-      ->type_name("FILE");
-  command.add_option("--cluster-client-key", options.tls.key, "its key, PEM")->type_name("FILE");
-  command
-      .add_option("--transport", options.transport,
-                  "what rows go over between workers, all of a group by the same: gloo (TCP); nccl (between GPUs, one "
-                  "worker each); auto: nccl if the device is CUDA and NCCL can be had, else gloo")
-      ->check(CLI::IsMember({"auto", "gloo", "nccl"}))
-      ->capture_default_str();
-  AddSeconds(command, "--transport-timeout", options.transport_timeout_seconds,
-             "a transfer between workers without progress is given up");
-  AddSeconds(command, "--shutdown-timeout", options.shutdown_timeout_seconds,
-             "for the group to end when SIGTERM or SIGINT comes");
+  FlagGroup network(command, kNetworkFlags);
+  network.Text("--coordinator", options.coordinator, "HOST:PORT", "Address of the coordinator's cluster port")
+      ->required();
+  network.Text("--name", options.name, "NAME", "Name of this worker in logs and in `goldfinch status`")
+      ->default_str("host name and process");
+  network.Text("--address", options.address, "HOST", "Host name or IP address at which other workers reach this one")
+      ->default_str("the address of the route to the coordinator");
+  network.Choice(
+      "--transport", options.transport, {"auto", "gloo", "nccl"},
+      "How rows travel between workers, the same for all workers of a group: over TCP (gloo) or between GPUs "
+      "with one worker each (nccl); auto is nccl where the device is CUDA and NCCL is available, else gloo");
+  FlagGroup security(command, kSecurityFlags);
+  security.Text("--cluster-root-cert", options.tls.roots, "FILE",
+                "CA certificate (PEM) to verify the coordinator with; turns on TLS");
+  security.Text("--cluster-client-cert", options.tls.certificate, "FILE",
+                "Client certificate (PEM), for a coordinator that asks for one");
+  security.Text("--cluster-client-key", options.tls.key, "FILE", "Private key (PEM) of that certificate");
+  FlagGroup timeouts(command, kTimeoutFlags);
+  timeouts.Seconds("--transport-timeout", options.transport_timeout_seconds,
+                   "Seconds after which a transfer between workers that makes no progress is given up");
+  timeouts.Seconds("--shutdown-timeout", options.shutdown_timeout_seconds,
+                   "Seconds that the group has to end after SIGTERM or SIGINT");
 }
 
 }  // namespace goldfinch

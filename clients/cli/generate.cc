@@ -42,7 +42,7 @@ absl::StatusOr<SamplingOptions> SamplingOf(const GenerateOptions& options, const
   sampling.banned_tokens = options.ban;
   if (options.ignore_eos) sampling.banned_tokens.push_back(kEndOfText);
   if (options.logprobs >= 0) sampling.logprobs = options.logprobs;
-  if (absl::Status status = Validate(sampling, vocabulary); !status.ok()) return AsUsageError(NameFlag(status));
+  if (absl::Status status = Validate(sampling, vocabulary); !status.ok()) return AsUsageError(status);
   return sampling;
 }
 
@@ -70,7 +70,7 @@ class Generator {
     generation.prefill_seconds = Now() - start;
     int64_t position = count;
     for (int64_t i = 0; i < options_.max_tokens; ++i, ++position) {
-      // The last token's logits are not wanted, so it is not run.
+      // The last token's logits are not needed, so it is not run.
       if (i > 0) {
         GF_ASSIGN_OR_RETURN(logits, engine_.Decode(slot, result.tokens.back().id));
       }
@@ -93,7 +93,7 @@ class Generator {
     stream_.Finish(&rest);
     GF_RETURN_IF_ERROR(Print(rest, &result));
     generation.decode_seconds = Now() - start - generation.prefill_seconds;
-    // The last token is not run, so it leaves nothing.
+    // The last token is not run, so it leaves nothing in the caches.
     const int64_t cached_tokens = engine_.stage().position(slot);
     generation.cache_bytes = cached_tokens * engine_.shape().CacheBytesPerToken(engine_.options().stage.cache_dtype);
     generation.transformer_cache_bytes = cached_tokens * engine_.shape().TransformerBytesPerToken();
@@ -125,7 +125,7 @@ class Generator {
 }  // namespace
 
 absl::Status RunGenerate(const GenerateOptions& options) {
-  // A prompt of more bytes than this cannot fit, whatever its tokens are.
+  // A longer prompt cannot fit, whatever its tokens are.
   const int64_t limit_bytes = options.model.max_model_len * static_cast<int64_t>(kTokenBytesMax);
   GF_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(options, limit_bytes));
   absl::StatusOr<TextStream> stream = TextStream::Create(StopTexts(options));

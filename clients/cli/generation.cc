@@ -9,7 +9,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "base/status.h"
@@ -20,7 +19,7 @@
 namespace goldfinch {
 namespace {
 
-// The World models' chat form: one question, newlines in it single, and no space at the end.
+// The chat form of the World models: one question, in it no two newlines in a row, and no space at its end.
 std::string ChatPrompt(std::string_view text) {
   std::string question;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -50,7 +49,7 @@ nlohmann::json SampleJson(const GeneratedSample& sample, bool logprobs, const To
   return json;
 }
 
-// "length", or "length, stop": of each sample.
+// One reason for each sample: "length", or "length, stop".
 std::string FinishReasons(const Generation& generation) {
   std::string reasons;
   for (const GeneratedSample& sample : generation.samples) {
@@ -87,15 +86,6 @@ absl::StatusOr<std::vector<LogitBias>> ParseLogitBias(const GenerateOptions& opt
     biases.push_back({id, bias});
   }
   return biases;
-}
-
-absl::Status NameFlag(const absl::Status& status) {
-  const std::string message(status.message());
-  const size_t end = message.find_first_not_of("abcdefghijklmnopqrstuvwxyz_");
-  if (end == std::string::npos) return status;
-  const std::string option = message.substr(0, end);
-  const std::string flag = option == "banned_tokens" ? "ban" : absl::StrReplaceAll(option, {{"_", "-"}});
-  return absl::Status(status.code(), absl::StrCat("--", flag, message.substr(end)));
 }
 
 void PrintSummary(const Generation& generation) {

@@ -1,4 +1,4 @@
-// What `goldfinch generate` takes and says, wherever the model runs.
+// Input and output of `goldfinch generate`, the same for a model here and for one on a server.
 #ifndef GOLDFINCH_CLIENTS_CLI_GENERATION_H_
 #define GOLDFINCH_CLIENTS_CLI_GENERATION_H_
 
@@ -37,28 +37,26 @@ struct Generation {
   uint64_t seed = 0;
   int64_t prompt_tokens = 0;
   double prefill_seconds = 0;
-  double decode_seconds = 0;  // of the tokens after the first, whose logits come with the prompt
+  double decode_seconds = 0;  // without the first token, whose logits come with the prompt
   int64_t cache_bytes = 0;
   int64_t transformer_cache_bytes = 0;
 };
 
-// Of a token's bytes.
+// Returns the bytes of a token.
 using TokenText = std::function<std::string(int32_t)>;
 
-// The prompt, in the chat form if asked for; of at most `limit` bytes before that. UsageError if it is empty.
+// The prompt, in the chat form if that is asked for, of at most `limit` bytes before that. UsageError if it is empty.
 absl::StatusOr<std::string> ReadPrompt(const GenerateOptions& options, int64_t limit);
-// Also the one that ends an answer in the chat form.
+// The texts that end an answer: those of --stop, and the one that ends an answer in the chat form.
 std::vector<std::string> StopTexts(const GenerateOptions& options);
-// --logit-bias. UsageError.
+// Reads --logit-bias. UsageError.
 absl::StatusOr<std::vector<LogitBias>> ParseLogitBias(const GenerateOptions& options);
-// A validator's errors begin with the name of a field, "top_p is 2"; the user knows the flag, --top-p.
-absl::Status NameFlag(const absl::Status& status);
 
 // Three lines on standard error.
 void PrintSummary(const Generation& generation);
-// `logprobs`: with them. One sample is told in the object itself, several in an array.
+// Includes log-probabilities if `logprobs`. One sample stands in the object itself, several in an array.
 nlohmann::json ToJson(const Generation& generation, bool logprobs, const TokenText& token_text);
-// Of ToJson. Bytes that are not UTF-8 become U+FFFD.
+// Prints what ToJson returned. Bytes that are not UTF-8 become U+FFFD.
 void PrintJson(const nlohmann::json& json);
 
 }  // namespace goldfinch

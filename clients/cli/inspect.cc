@@ -25,7 +25,7 @@ struct LayerSize {
   int64_t bytes = 0;
 };
 
-// By "blocks.N." or "" for what is outside the layers.
+// Sizes by layer, from tensor names that begin with "blocks.N."; -1 is everything outside the layers.
 std::map<int, LayerSize> LayerSizes(const Checkpoint& checkpoint) {
   std::map<int, LayerSize> sizes;
   for (const CheckpointTensor& tensor : checkpoint.tensors()) {
@@ -62,7 +62,7 @@ absl::Status RunInspect(const InspectOptions& options) {
   const int64_t cache_bytes = shape.CacheBytesPerToken(cache_dtype);
   const int64_t transformer_bytes = shape.TransformerBytesPerToken();
 
-  const std::string source(checkpoint->Metadata(kQuantizedSourceKey));  // the file's word
+  const std::string source(checkpoint->Metadata(kQuantizedSourceKey));  // the file claims it; nothing checks it
 
   if (options.json) {
     nlohmann::json json = {{"model", options.model.model},

@@ -1,4 +1,4 @@
-// goldfinch load-test: sends requests at a rate, whatever becomes of them, and measures.
+// goldfinch load-test: sends requests at a steady rate, whether or not they are answered, and measures latencies.
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -17,7 +17,7 @@
 #include "absl/strings/str_split.h"
 #include "base/status.h"
 #include "clients/cli/commands.h"
-#include "clients/cli/load_test_plan.h"
+#include "clients/cli/load_test_schedule.h"
 #include "clients/cli/load_test_stats.h"
 #include "clients/cli/model.h"
 #include "clients/cli/remote.h"
@@ -34,7 +34,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kPromptFileBytesMax = int64_t{1} << 30;
 
-// What the calls, on threads of gRPC's, tell the one that sends. Thread-safe.
+// Collects the results of calls, which end on gRPC's threads, for the thread that sends them. Thread-safe.
 class Results {
  public:
   Results(const Remote& remote, std::ofstream csv) : remote_(remote), csv_(std::move(csv)) {
@@ -46,12 +46,12 @@ class Results {
     return start_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   }
 
-  // Waits until fewer than `max` calls are under way, and counts one more.
+  // Waits until fewer than `max` calls run, and counts one more.
   void BeginCall(int64_t max) {
     std::unique_lock<std::mutex> lock(mutex_);
-    if (under_way_ >= max) stats_.AddHeld();
-    ended_.wait(lock, [&] { return under_way_ < max; });
-    ++under_way_;
+    if (running_ >= max) stats_.AddHeld();
+    ended_.wait(lock, [&] { return running_ < max; });
+    ++running_;
   }
 
   void AddGap(double seconds, int64_t tokens) {
@@ -64,8 +64,8 @@ class Results {
     std::lock_guard<std::mutex> lock(mutex_);
     stats_.Add(record);
     if (csv_.is_open()) csv_ << CsvRow(record) << "\n";
-    --under_way_;
-    ended_.notify_all();  // under the lock: the one that waits may destroy this
+    --running_;
+    ended_.notify_all();  // under the lock: the thread in Finish may destroy this object right after
   }
 
   int64_t finished() {
@@ -73,10 +73,10 @@ class Results {
     return stats_.finished();
   }
 
-  // Waits for all calls. RESOURCE_EXHAUSTED: the CSV could not be written.
+  // Waits for all calls to end. RESOURCE_EXHAUSTED if the CSV file could not be written.
   absl::StatusOr<LoadTestStats> Finish() {
     std::unique_lock<std::mutex> lock(mutex_);
-    ended_.wait(lock, [&] { return under_way_ == 0; });
+    ended_.wait(lock, [&] { return running_ == 0; });
     if (csv_.is_open() && !csv_.flush()) return absl::ResourceExhaustedError("--csv: the file cannot be written");
     return stats_;
   }
@@ -88,17 +88,17 @@ class Results {
   std::condition_variable ended_;
   LoadTestStats stats_;
   std::ofstream csv_;
-  int64_t under_way_ = 0;
+  int64_t running_ = 0;
 };
 
-// One request under way; deletes itself when it has ended.
+// One call. It deletes itself when it has ended.
 class Call final : public grpc::ClientReadReactor<v1::GenerateResponse> {
  public:
-  Call(const Remote& remote, Results& results, const PlannedRequest& planned, v1::GenerateRequest request)
+  Call(const Remote& remote, Results& results, const ScheduledRequest& scheduled, v1::GenerateRequest request)
       : results_(results), request_(std::move(request)) {
-    record_.number = planned.number;
-    record_.scheduled_seconds = planned.start_seconds;
-    record_.prompt_tokens = planned.prompt_tokens;
+    record_.number = scheduled.number;
+    record_.scheduled_seconds = scheduled.start_seconds;
+    record_.prompt_tokens = scheduled.prompt_tokens;
     remote.Prepare(&context_);
   }
 
@@ -129,8 +129,8 @@ class Call final : public grpc::ClientReadReactor<v1::GenerateResponse> {
     record_.done_seconds = results_.Seconds();
     Results& results = results_;
     const RequestRecord record = record_;
-    // Before the one that waits for the last call goes on: the context shares the channel, which must not end here, on
-    // a thread that the channel's end waits for.
+    // Deleted before EndCall lets the sending thread go on: the context shares ownership of the channel, and the
+    // channel must not be destroyed here, on a thread that its destructor waits for.
     delete this;
     results.EndCall(record, status);
   }
@@ -151,7 +151,7 @@ absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::string& file) {
   for (std::string& line : std::vector<std::string>(absl::StrSplit(text, '\n'))) {
     if (!absl::StripAsciiWhitespace(line).empty()) prompts.push_back(std::move(line));
   }
-  if (prompts.empty()) return absl::InvalidArgumentError(absl::StrCat(file, ": no prompt in it"));
+  if (prompts.empty()) return absl::InvalidArgumentError(absl::StrCat(file, ": there is no prompt in it"));
   return prompts;
 }
 
@@ -163,18 +163,18 @@ absl::StatusOr<std::ofstream> OpenCsv(const std::string& path) {
   return csv;
 }
 
-v1::GenerateRequest RequestOf(const PlannedRequest& planned, const std::vector<std::string>& prompts,
+v1::GenerateRequest RequestOf(const ScheduledRequest& scheduled, const std::vector<std::string>& prompts,
                               int64_t vocab_size) {
   v1::GenerateRequest request;
   if (prompts.empty()) {
-    const std::vector<uint32_t> ids = PromptIds(planned, vocab_size);
+    const std::vector<uint32_t> ids = PromptIds(scheduled, vocab_size);
     request.mutable_ids()->mutable_ids()->Add(ids.begin(), ids.end());
   } else {
-    request.set_text(prompts[planned.seed % prompts.size()]);
+    request.set_text(prompts[scheduled.seed % prompts.size()]);
   }
-  request.set_max_tokens(planned.output_tokens);
-  request.set_ignore_eos(true);  // the lengths are the plan's
-  request.set_seed(planned.seed);
+  request.set_max_tokens(scheduled.output_tokens);
+  request.set_ignore_eos(true);  // so that answers have the scheduled lengths
+  request.set_seed(scheduled.seed);
   return request;
 }
 
@@ -189,23 +189,23 @@ absl::Status RunLoadTest(const LoadTestOptions& options) {
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Remote> remote, Remote::Open(options.remote));
   GF_ASSIGN_OR_RETURN(const v1::GetModelInfoResponse model, remote->GetModelInfo());
   if (model.vocab_size() < 2) {
-    return absl::InternalError(absl::StrCat(options.remote.server, ": tells of a vocabulary of ", model.vocab_size()));
+    return absl::InternalError(absl::StrCat(options.remote.server, ": reports a vocabulary of ", model.vocab_size()));
   }
   GF_ASSIGN_OR_RETURN(std::ofstream csv, OpenCsv(options.csv));
 
   const std::unique_ptr<v1::Goldfinch::Stub> stub = v1::Goldfinch::NewStub(remote->channel());
-  LoadPlan plan(options.rate, *prompt_lengths, *output_lengths, options.seed);
+  LoadSchedule schedule(options.rate, *prompt_lengths, *output_lengths, options.seed);
   const auto expected = options.requests.value_or(static_cast<int64_t>(options.rate * *options.duration_seconds));
   ProgressBar bar("answered", "requests");
   Results results(*remote, std::move(csv));
   while (true) {
-    const PlannedRequest planned = plan.Next();
-    if (options.requests && planned.number >= *options.requests) break;
-    if (options.duration_seconds && planned.start_seconds > *options.duration_seconds) break;
-    v1::GenerateRequest request = RequestOf(planned, prompts, model.vocab_size());
-    std::this_thread::sleep_until(results.TimeOf(planned.start_seconds));
+    const ScheduledRequest scheduled = schedule.Next();
+    if (options.requests && scheduled.number >= *options.requests) break;
+    if (options.duration_seconds && scheduled.start_seconds > *options.duration_seconds) break;
+    v1::GenerateRequest request = RequestOf(scheduled, prompts, model.vocab_size());
+    std::this_thread::sleep_until(results.TimeOf(scheduled.start_seconds));
     results.BeginCall(options.max_concurrency);
-    (new Call(*remote, results, planned, std::move(request)))->Start(*stub);
+    (new Call(*remote, results, scheduled, std::move(request)))->Start(*stub);
     bar.Update(results.finished(), expected);
   }
   GF_ASSIGN_OR_RETURN(const LoadTestStats stats, results.Finish());

@@ -1,3 +1,5 @@
+#include "clients/cli/load_test_schedule.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -10,10 +12,10 @@
 
 namespace goldfinch {
 
-double Random::Exponential() { return -std::log1p(-Uniform()); }
+double PortableRandom::Exponential() { return -std::log1p(-Uniform()); }
 
-double Random::Normal() {
-  // Box and Muller's; 1 - Uniform() is never 0.
+double PortableRandom::Normal() {
+  // The Box-Muller transform; 1 - Uniform() is never 0.
   const double radius = std::sqrt(-2 * std::log(1 - Uniform()));
   return radius * std::cos(2 * std::numbers::pi * Uniform());
 }
@@ -25,7 +27,7 @@ absl::StatusOr<LengthDistribution> LengthDistribution::Parse(const std::string& 
   const std::vector<std::string> parts = absl::StrSplit(text, ':');
   std::vector<double> numbers;
   for (size_t i = 1; i < parts.size(); ++i) {
-    if (!absl::SimpleAtod(parts[i], &numbers.emplace_back())) return refuse(absl::StrCat(parts[i], " is no number"));
+    if (!absl::SimpleAtod(parts[i], &numbers.emplace_back())) return refuse(absl::StrCat(parts[i], " is not a number"));
   }
   const auto is = [&](const char* name, size_t count) { return parts[0] == name && numbers.size() == count; };
   LengthDistribution result;
@@ -52,16 +54,16 @@ absl::StatusOr<LengthDistribution> LengthDistribution::Parse(const std::string& 
   return result;
 }
 
-int64_t LengthDistribution::Draw(Random& random) const {
+int64_t LengthDistribution::Draw(PortableRandom& random) const {
   double length = a_;
   if (kind_ == Kind::kUniform) length = std::floor(a_ + random.Uniform() * (b_ - a_ + 1));
   if (kind_ == Kind::kLognormal) length = std::round(a_ * std::exp(b_ * random.Normal()));
   return static_cast<int64_t>(std::clamp(length, 1.0, static_cast<double>(kLengthTokensMax)));
 }
 
-PlannedRequest LoadPlan::Next() {
+ScheduledRequest LoadSchedule::Next() {
   seconds_ += random_.Exponential() / rate_;
-  PlannedRequest request;
+  ScheduledRequest request;
   request.number = number_++;
   request.start_seconds = seconds_;
   request.prompt_tokens = prompt_.Draw(random_);
@@ -70,9 +72,9 @@ PlannedRequest LoadPlan::Next() {
   return request;
 }
 
-std::vector<uint32_t> PromptIds(const PlannedRequest& request, int64_t vocab_size) {
+std::vector<uint32_t> PromptIds(const ScheduledRequest& request, int64_t vocab_size) {
   GF_CHECK(vocab_size >= 2 && vocab_size <= int64_t{1} << 32) << "vocabulary of " << vocab_size;
-  Random random(request.seed);
+  PortableRandom random(request.seed);
   std::vector<uint32_t> ids(request.prompt_tokens);
   for (uint32_t& id : ids) id = 1 + static_cast<uint32_t>(random.Uniform() * static_cast<double>(vocab_size - 1));
   return ids;

@@ -1,6 +1,6 @@
-// What a load test sends and when: a function of its seed alone, so that two servers can be given the same load.
-#ifndef GOLDFINCH_CLIENTS_CLI_LOAD_TEST_PLAN_H_
-#define GOLDFINCH_CLIENTS_CLI_LOAD_TEST_PLAN_H_
+// What a load test sends, and when. It depends on the seed alone, so that two servers can be given the same load.
+#ifndef GOLDFINCH_CLIENTS_CLI_LOAD_TEST_SCHEDULE_H_
+#define GOLDFINCH_CLIENTS_CLI_LOAD_TEST_SCHEDULE_H_
 
 #include <cstdint>
 #include <random>
@@ -13,10 +13,10 @@ namespace goldfinch {
 
 inline constexpr int64_t kLengthTokensMax = int64_t{1} << 22;
 
-// The same numbers everywhere, which the standard's distributions do not promise.
-class Random {
+// Draws the same numbers on every platform, which the distributions of the standard library do not promise.
+class PortableRandom {
  public:
-  explicit Random(uint64_t seed) : engine_(seed) {}
+  explicit PortableRandom(uint64_t seed) : engine_(seed) {}
 
   uint64_t Bits() { return engine_(); }
   double Uniform() { return static_cast<double>(engine_() >> 11) * 0x1p-53; }  // [0, 1)
@@ -27,14 +27,14 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-// Of a number of tokens, in [1, kLengthTokensMax].
+// A distribution of lengths, in tokens, [1, kLengthTokensMax].
 class LengthDistribution {
  public:
-  // "fixed:N", "uniform:A:B" with both ends, or "lognormal:MEDIAN:SIGMA", cut off at the limits, where SIGMA is the
-  // deviation of the logarithm. INVALID_ARGUMENT names `flag`.
+  // "fixed:N", "uniform:A:B" (A and B included) or "lognormal:MEDIAN:SIGMA" (SIGMA is the standard deviation of the
+  // logarithm; lengths are clamped to the limits). INVALID_ARGUMENT names `flag`.
   static absl::StatusOr<LengthDistribution> Parse(const std::string& flag, const std::string& text);
 
-  int64_t Draw(Random& random) const;
+  int64_t Draw(PortableRandom& random) const;
 
  private:
   enum class Kind { kFixed, kUniform, kLognormal };
@@ -44,34 +44,34 @@ class LengthDistribution {
   double b_ = 0;
 };
 
-struct PlannedRequest {
+struct ScheduledRequest {
   int64_t number = 0;
   double start_seconds = 0;  // from the start of the test
   int64_t prompt_tokens = 0;
   int64_t output_tokens = 0;
-  uint64_t seed = 0;  // of its prompt and its draws
+  uint64_t seed = 0;  // for its prompt, and for the server's draws
 };
 
-// Poisson arrivals: what comes does not wait for what has been answered.
-class LoadPlan {
+// Requests arrive as a Poisson process: none waits for an earlier one's answer.
+class LoadSchedule {
  public:
-  LoadPlan(double rate, const LengthDistribution& prompt, const LengthDistribution& output, uint64_t seed)
+  LoadSchedule(double rate, const LengthDistribution& prompt, const LengthDistribution& output, uint64_t seed)
       : rate_(rate), prompt_(prompt), output_(output), random_(seed) {}
 
-  PlannedRequest Next();
+  ScheduledRequest Next();
 
  private:
   const double rate_;  // requests a second
   const LengthDistribution prompt_;
   const LengthDistribution output_;
-  Random random_;
+  PortableRandom random_;
   int64_t number_ = 0;
   double seconds_ = 0;
 };
 
-// Ids in [1, vocab_size): 0 would end a text.
-std::vector<uint32_t> PromptIds(const PlannedRequest& request, int64_t vocab_size);
+// The request's prompt: random ids in [1, vocab_size). 0 is left out, as it ends a text.
+std::vector<uint32_t> PromptIds(const ScheduledRequest& request, int64_t vocab_size);
 
 }  // namespace goldfinch
 
-#endif  // GOLDFINCH_CLIENTS_CLI_LOAD_TEST_PLAN_H_
+#endif  // GOLDFINCH_CLIENTS_CLI_LOAD_TEST_SCHEDULE_H_

@@ -1,3 +1,5 @@
+#include "clients/cli/load_test_schedule.h"
+
 #include <algorithm>
 #include <cmath>
 #include <set>
@@ -20,7 +22,7 @@ LengthDistribution Lengths(const std::string& text) {
 
 std::vector<int64_t> Draws(const std::string& text, int count) {
   const LengthDistribution lengths = Lengths(text);
-  Random random(1);
+  PortableRandom random(1);
   std::vector<int64_t> draws(count);
   for (int64_t& draw : draws) draw = lengths.Draw(random);
   std::sort(draws.begin(), draws.end());
@@ -29,10 +31,10 @@ std::vector<int64_t> Draws(const std::string& text, int count) {
 
 TEST(LengthDistributionTest, Fixed) { EXPECT_EQ(Draws("fixed:17", 3), (std::vector<int64_t>{17, 17, 17})); }
 
-TEST(LengthDistributionTest, UniformHasBothEndsAndAllBetweenAlike) {
+TEST(LengthDistributionTest, UniformDrawsEveryLengthEquallyOften) {
   const std::vector<int64_t> draws = Draws("uniform:3:6", 40'000);
   for (int64_t length = 3; length <= 6; ++length) {
-    // Six deviations.
+    // Within six standard deviations.
     EXPECT_NEAR(std::count(draws.begin(), draws.end(), length), 10'000, 520) << length;
   }
   EXPECT_EQ(Draws("uniform:5:5", 2), (std::vector<int64_t>{5, 5}));
@@ -41,12 +43,12 @@ TEST(LengthDistributionTest, UniformHasBothEndsAndAllBetweenAlike) {
 TEST(LengthDistributionTest, LognormalHasItsMedianAndSpread) {
   const std::vector<int64_t> draws = Draws("lognormal:1000:0.5", 40'001);
   EXPECT_NEAR(draws[20'000], 1000, 20);
-  EXPECT_NEAR(draws[static_cast<size_t>(40'000 * 0.8413)], 1000 * std::exp(0.5), 40);  // one deviation above
+  EXPECT_NEAR(draws[static_cast<size_t>(40'000 * 0.8413)], 1000 * std::exp(0.5), 40);  // one standard deviation above
   EXPECT_NEAR(draws[static_cast<size_t>(40'000 * 0.1587)], 1000 * std::exp(-0.5), 20);
   EXPECT_EQ(Draws("lognormal:9:0", 2), (std::vector<int64_t>{9, 9}));
 }
 
-TEST(LengthDistributionTest, LognormalIsCutOffAtTheLimits) {
+TEST(LengthDistributionTest, LognormalIsClampedToTheLimits) {
   const std::vector<int64_t> draws = Draws("lognormal:1000:10", 10'000);
   EXPECT_EQ(draws.front(), 1);
   EXPECT_EQ(draws.back(), kLengthTokensMax);
@@ -59,8 +61,8 @@ TEST(LengthDistributionTest, RefusesWhatItCannotRead) {
            {"fixed:1:2", "expected fixed:N"},
            {"uniform:1", "expected fixed:N"},
            {"normal:1:2", "expected fixed:N"},
-           {"fixed:x", "x is no number"},
-           {"fixed:", "is no number"},
+           {"fixed:x", "x is not a number"},
+           {"fixed:", "is not a number"},
            {"fixed:0", "from 1 to 4194304"},
            {"fixed:1.5", "whole numbers"},
            {"fixed:nan", "whole numbers"},
@@ -77,12 +79,12 @@ TEST(LengthDistributionTest, RefusesWhatItCannotRead) {
   }
 }
 
-TEST(LoadPlanTest, ArrivalsArePoisson) {
-  LoadPlan plan(50, Lengths("fixed:1"), Lengths("fixed:1"), 3);
+TEST(LoadScheduleTest, ArrivalsArePoisson) {
+  LoadSchedule schedule(50, Lengths("fixed:1"), Lengths("fixed:1"), 3);
   constexpr int kCount = 20'000;
   double last = 0, squares = 0;
   for (int i = 0; i < kCount; ++i) {
-    const PlannedRequest request = plan.Next();
+    const ScheduledRequest request = schedule.Next();
     EXPECT_EQ(request.number, i);
     ASSERT_GE(request.start_seconds, last);
     squares += (request.start_seconds - last) * (request.start_seconds - last);
@@ -90,13 +92,13 @@ TEST(LoadPlanTest, ArrivalsArePoisson) {
   }
   const double mean = last / kCount;
   EXPECT_NEAR(mean, 1.0 / 50, 0.001);
-  // The deviation of exponential gaps is their mean.
+  // The standard deviation of exponential gaps is their mean.
   EXPECT_NEAR(std::sqrt(squares / kCount - mean * mean), mean, 0.001);
 }
 
-TEST(LoadPlanTest, IsAFunctionOfItsSeed) {
+TEST(LoadScheduleTest, DependsOnItsSeedAlone) {
   const auto first = [](uint64_t seed) {
-    return LoadPlan(1, Lengths("uniform:1:100000"), Lengths("uniform:1:100000"), seed).Next();
+    return LoadSchedule(1, Lengths("uniform:1:100000"), Lengths("uniform:1:100000"), seed).Next();
   };
   EXPECT_EQ(first(5).start_seconds, first(5).start_seconds);
   EXPECT_EQ(first(5).prompt_tokens, first(5).prompt_tokens);
@@ -106,8 +108,8 @@ TEST(LoadPlanTest, IsAFunctionOfItsSeed) {
   EXPECT_NE(first(5).seed, first(6).seed);
 }
 
-TEST(PromptIdsTest, AreOfTheWholeVocabularyButTheEndOfText) {
-  PlannedRequest request;
+TEST(PromptIdsTest, UseTheWholeVocabularyButTheEndOfText) {
+  ScheduledRequest request;
   request.prompt_tokens = 5000;
   request.seed = 1;
   const std::vector<uint32_t> ids = PromptIds(request, 257);

@@ -17,7 +17,7 @@ constexpr double kStep = 1.01;
 constexpr double kLeastSeconds = 1e-6;
 constexpr double kMostSeconds = 1e4;
 
-// The bucket i holds times up to BucketSeconds(i), above that of i - 1.
+// Bucket i holds latencies above BucketSeconds(i - 1) and up to BucketSeconds(i).
 size_t BucketOf(double seconds) {
   const double clamped = std::clamp(seconds, kLeastSeconds, kMostSeconds);
   return static_cast<size_t>(std::ceil(std::log(clamped / kLeastSeconds) / std::log(kStep)));
@@ -104,10 +104,10 @@ void LoadTestStats::AddGap(double seconds, int64_t tokens) {
 
 std::string LoadTestStats::Table(double rate, int64_t max_concurrency) const {
   std::string table =
-      absl::StrFormat("requests  %s in %.2f s, %.4g/s; asked for %.4g/s; sent %s late at most\n",
+      absl::StrFormat("requests  %s in %.2f s, %.4g/s; asked for %.4g/s; sent at most %s late\n",
                       WithCommas(finished()), seconds_, PerSecond(finished()), rate, HumanSeconds(lag_seconds_max_));
   if (held_ > 0) {
-    absl::StrAppendFormat(&table, "held      %s waited for one of --max-concurrency %s: the load was not kept up\n",
+    absl::StrAppendFormat(&table, "held      %s waited because --max-concurrency is %s: the rate was not kept up\n",
                           WithCommas(held_), WithCommas(max_concurrency));
   }
   absl::StrAppendFormat(&table, "tokens    prompt %s, %.4g/s; output %s, %.4g/s\n", WithCommas(prompt_tokens_),

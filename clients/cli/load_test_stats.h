@@ -1,4 +1,4 @@
-// What a load test measured, in memory that does not grow with its requests.
+// What a load test measured. The memory it takes does not grow with the number of requests.
 #ifndef GOLDFINCH_CLIENTS_CLI_LOAD_TEST_STATS_H_
 #define GOLDFINCH_CLIENTS_CLI_LOAD_TEST_STATS_H_
 
@@ -13,7 +13,7 @@
 
 namespace goldfinch {
 
-// Counts by size, in steps of 1%, from a microsecond to three hours: percentiles are right to 1%.
+// Counts latencies in buckets 1% wide, from a microsecond to three hours, so that quantiles are right to 1%.
 class LatencyHistogram {
  public:
   LatencyHistogram();
@@ -21,7 +21,7 @@ class LatencyHistogram {
   void Add(double seconds, int64_t count = 1);
   int64_t count() const { return count_; }
   double max() const { return max_; }
-  // The least time that `share`, in [0, 1], of all do not exceed; 0 of none.
+  // The least latency that a share, [0, 1], of all latencies does not exceed; 0 if there are none.
   double Quantile(double share) const;
 
  private:
@@ -37,29 +37,29 @@ struct RequestRecord {
   double sent_seconds = 0;
   std::optional<double> first_token_seconds;
   double done_seconds = 0;
-  int64_t prompt_tokens = 0;  // the server's count, or the plan's until it told
+  int64_t prompt_tokens = 0;  // the server's count, or the scheduled length until the server has sent its own
   int64_t output_tokens = 0;
   absl::Status status;
 };
 
-// One line, without its end.
+// One line, without the newline.
 std::string CsvHeader();
 std::string CsvRow(const RequestRecord& record);
 
 // Not thread-safe.
 class LoadTestStats {
  public:
-  // A request is over. Its latencies count from when it was to be sent: a server that is behind cannot hide it by
-  // making the client send later.
+  // Adds a request that has ended. Its latencies count from the time at which it was scheduled, so that a slow server
+  // cannot hide its delay by making the client send later.
   void Add(const RequestRecord& record);
-  // Between a response with tokens and the next one, of `tokens` tokens.
+  // Adds the time between two responses with tokens, of which the second has `tokens` tokens.
   void AddGap(double seconds, int64_t tokens);
-  // A request was sent late because too many were under way.
+  // Counts a request that was sent late because too many were running.
   void AddHeld() { ++held_; }
 
   int64_t completed() const { return completed_; }
   int64_t finished() const { return completed_ + failed_; }
-  // The first error of all; OK if there was none.
+  // The first error; OK if there was none.
   const absl::Status& first_error() const { return first_error_; }
 
   std::string Table(double rate, int64_t max_concurrency) const;
@@ -68,7 +68,7 @@ class LoadTestStats {
  private:
   struct Errors {
     int64_t count = 0;
-    std::string message;  // of the first one
+    std::string message;  // the first one's
   };
 
   double PerSecond(int64_t amount) const { return seconds_ > 0 ? static_cast<double>(amount) / seconds_ : 0; }
@@ -79,9 +79,9 @@ class LoadTestStats {
   int64_t completed_ = 0;
   int64_t failed_ = 0;
   int64_t held_ = 0;
-  int64_t prompt_tokens_ = 0;  // of completed requests
-  int64_t output_tokens_ = 0;  // of all
-  double seconds_ = 0;         // to the end of the last request
+  int64_t prompt_tokens_ = 0;  // completed requests only
+  int64_t output_tokens_ = 0;  // all requests
+  double seconds_ = 0;         // until the last request ended
   double lag_seconds_max_ = 0;
 };
 

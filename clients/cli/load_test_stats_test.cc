@@ -27,13 +27,13 @@ TEST(LatencyHistogramTest, QuantilesAreRightToOnePercent) {
   EXPECT_EQ(latencies.count(), 1000);
 }
 
-TEST(LatencyHistogramTest, OfNoneAndOfOneAndBeyondItsRange) {
+TEST(LatencyHistogramTest, EmptyAndOfOneValueAndBeyondItsRange) {
   LatencyHistogram latencies;
   EXPECT_EQ(latencies.Quantile(0.5), 0);
   latencies.Add(0.25);
   for (const double share : {0.0, 0.5, 0.99, 1.0}) EXPECT_EQ(latencies.Quantile(share), 0.25);
   latencies.Add(0);
-  latencies.Add(-1);  // of clocks that differ
+  latencies.Add(-1);  // possible where clocks differ
   EXPECT_LE(latencies.Quantile(0.5), 1e-6);
   latencies.Add(1e9, 10);
   EXPECT_EQ(latencies.max(), 1e9);
@@ -64,7 +64,7 @@ TEST(LoadTestStatsTest, LatenciesCountFromTheScheduledTime) {
   EXPECT_EQ(json["requests_per_second_asked"], 2);
 }
 
-TEST(LoadTestStatsTest, FailedRequestsHaveNoEnd) {
+TEST(LoadTestStatsTest, FailedRequestsHaveNoEndToEndLatency) {
   LoadTestStats stats;
   stats.Add(Record());
   RequestRecord failed = Record();
@@ -86,7 +86,7 @@ TEST(LoadTestStatsTest, FailedRequestsHaveNoEnd) {
   EXPECT_THAT(stats.Table(1, 10), HasSubstr("  2 UNAVAILABLE, the first: first\\x0areason\n"));
 }
 
-TEST(LoadTestStatsTest, GapsAreSharedByTheirTokens) {
+TEST(LoadTestStatsTest, AGapIsSplitAmongItsTokens) {
   LoadTestStats stats;
   stats.AddGap(1, 4);
   const nlohmann::json json = stats.Json(1);
@@ -94,16 +94,17 @@ TEST(LoadTestStatsTest, GapsAreSharedByTheirTokens) {
   EXPECT_EQ(json["inter_token_seconds"]["max"], 0.25);
 }
 
-TEST(LoadTestStatsTest, TableSaysWhatWasNotKeptUp) {
+TEST(LoadTestStatsTest, TableReportsRequestsThatWereHeld) {
   LoadTestStats stats;
   stats.Add(Record());
   EXPECT_THAT(stats.Table(1, 1024), Not(HasSubstr("held")));
-  EXPECT_THAT(stats.Table(1, 1024), HasSubstr("requests  1 in 8.00 s, 0.125/s; asked for 1/s; sent 2.00 s late"));
+  EXPECT_THAT(stats.Table(1, 1024),
+              HasSubstr("requests  1 in 8.00 s, 0.125/s; asked for 1/s; sent at most 2.00 s late"));
   stats.AddHeld();
-  EXPECT_THAT(stats.Table(1, 1024), HasSubstr("held      1 waited for one of --max-concurrency 1,024"));
+  EXPECT_THAT(stats.Table(1, 1024), HasSubstr("held      1 waited because --max-concurrency is 1,024"));
 }
 
-TEST(CsvTest, OneFieldAColumn) {
+TEST(CsvTest, OneFieldPerColumn) {
   const auto commas = [](const std::string& line) { return std::count(line.begin(), line.end(), ','); };
   RequestRecord record = Record();
   EXPECT_EQ(CsvRow(record), "4,1.000000,3.000000,4.000000,8.000000,100,16,OK");

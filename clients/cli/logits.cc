@@ -1,4 +1,4 @@
-// goldfinch logits: the logits of every position, for checking a conversion against a reference.
+// goldfinch logits: writes the logits at every position, to compare a model with a reference.
 #include <algorithm>
 #include <string>
 

@@ -41,7 +41,7 @@ absl::StatusOr<std::string> AddressTowards(const std::string& target) {
   const int error = getaddrinfo(host.c_str(), target.substr(colon + 1).c_str(), &hints, &found);
   if (error != 0) return absl::UnavailableError(absl::StrCat(target, ": ", gai_strerror(error)));
   const absl::Cleanup free_found = [found] { freeaddrinfo(found); };
-  // Connecting a datagram socket sends nothing, but chooses the way.
+  // Connecting a datagram socket sends nothing, but chooses the route.
   for (const addrinfo* one = found; one != nullptr; one = one->ai_next) {
     const int fd = socket(one->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0) continue;
@@ -55,7 +55,7 @@ absl::StatusOr<std::string> AddressTowards(const std::string& target) {
       return std::string(text);
     }
   }
-  return absl::UnavailableError(absl::StrCat(target, ": no way to it: ", std::strerror(errno)));
+  return absl::UnavailableError(absl::StrCat(target, ": no route to it: ", std::strerror(errno)));
 }
 
 }  // namespace goldfinch

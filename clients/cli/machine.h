@@ -1,4 +1,4 @@
-// What the machine is like.
+// Facts about the machine and this process.
 #ifndef GOLDFINCH_CLIENTS_CLI_MACHINE_H_
 #define GOLDFINCH_CLIENTS_CLI_MACHINE_H_
 
@@ -9,12 +9,12 @@
 
 namespace goldfinch {
 
-// Of the machine, or of this process's control group if that is less.
+// Memory of the machine, or of this process's control group if that has less.
 int64_t MachineMemoryBytes();
 // "node-7:4021": host name and process.
 std::string ProcessName();
-// The address of this machine on the way to `target`, HOST:PORT: how the target's network reaches it. UNAVAILABLE if
-// the host has no address or there is no way to it.
+// The address of this machine on the route to `target`, HOST:PORT, by which the target's network reaches it.
+// UNAVAILABLE if the host has no address or there is no route to it.
 absl::StatusOr<std::string> AddressTowards(const std::string& target);
 
 }  // namespace goldfinch

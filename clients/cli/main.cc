@@ -11,7 +11,9 @@
 #include "absl/status/status.h"
 #include "base/version.h"
 #include "clients/cli/commands.h"
+#include "clients/cli/flag_names.h"
 #include "clients/cli/flags.h"
+#include "clients/cli/help_formatter.h"
 #include "clients/cli/options.h"
 #include "clients/cli/serve_commands.h"
 #include "clients/cli/serve_options.h"
@@ -22,7 +24,7 @@
 namespace goldfinch {
 namespace {
 
-// Why the command line is wrong. What is unknown comes first: CLI11 would say what it misses in its place.
+// Why the command line is wrong. Unknown words come first: CLI11 would only report the flag that it misses instead.
 std::string ParseMessage(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
   return unknown.empty() ? std::string(error.what()) : "unknown command or flag: " + unknown[0];
@@ -35,46 +37,53 @@ int Main(int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_st("goldfinch"));
   spdlog::set_pattern("%n: %^%l%$: %v");
 
-  CLI::App app("Goldfinch Serving: runs GoldFinch models, and the models they are compared with.", "goldfinch");
+  CLI::App app("Goldfinch Serving serves GoldFinch language models, and the models they are compared with.",
+               "goldfinch");
+  app.formatter(std::make_shared<HelpFormatter>());
+  app.set_help_flag("-h,--help", "Print this help");
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string("goldfinch ") + kVersion, "Print the version and exit");
   app.failure_message(CLI::FailureMessage::simple);
   GenerateOptions generate;
   InspectOptions inspect;
   LogitsOptions logits;
-  QuantizeOptions quantize;
+  QuantizeCommandOptions quantize;
   TokenizeOptions tokenize, detokenize;
   StatusOptions server_status;
   LoadTestOptions load_test;
   ServeOptions serve, coordinator;
-  WorkerOptions worker;
-  AddGenerate(app, generate);
-  AddInspect(app, inspect);
-  AddLogits(app, logits);
-  AddQuantize(app, quantize);
-  AddTokenize(app, tokenize, "tokenize", "prints the token ids of a text", "the text");
-  AddTokenize(app, detokenize, "detokenize", "prints the text of token ids", "the ids");
-  AddStatus(app, server_status);
-  AddLoadTest(app, load_test);
+  WorkerCommandOptions worker;
   AddServe(app, serve);
   AddCoordinator(app, coordinator);
   AddWorker(app, worker);
+  AddGenerate(app, generate);
+  AddStatus(app, server_status);
+  AddLoadTest(app, load_test);
+  AddInspect(app, inspect);
+  AddQuantize(app, quantize);
+  AddLogits(app, logits);
+  AddTokenize(app, tokenize);
+  AddDetokenize(app, detokenize);
+  app.footer("`goldfinch COMMAND --help` lists the flags of a command.");  // commands added after it would inherit it
   absl::Status status;
   try {
     app.parse(argc, argv);
+    // Errors of commands that run here name the flags that the user knows. What a server says of its own limits stays:
+    // they are not flags of its client.
+    if (app.got_subcommand("serve")) status = NameFlags(RunServe(serve));
+    if (app.got_subcommand("coordinator")) status = NameFlags(RunCoordinator(coordinator));
+    if (app.got_subcommand("worker")) status = NameFlags(RunWorker(worker));
     if (app.got_subcommand("generate")) {
-      status = generate.remote.server.empty() ? RunGenerate(generate) : RunRemoteGenerate(generate);
+      const bool remote = !generate.remote.server.empty();
+      status = remote ? RunRemoteGenerate(generate) : NameFlags(RunGenerate(generate));
     }
-    if (app.got_subcommand("inspect")) status = RunInspect(inspect);
-    if (app.got_subcommand("logits")) status = RunLogits(logits);
-    if (app.got_subcommand("quantize")) status = RunQuantize(quantize);
-    if (app.got_subcommand("tokenize")) status = RunTokenize(tokenize);
-    if (app.got_subcommand("detokenize")) status = RunDetokenize(detokenize);
     if (app.got_subcommand("status")) status = RunStatus(server_status);
     if (app.got_subcommand("load-test")) status = RunLoadTest(load_test);
-    if (app.got_subcommand("serve")) status = RunServe(serve);
-    if (app.got_subcommand("coordinator")) status = RunCoordinator(coordinator);
-    if (app.got_subcommand("worker")) status = RunWorker(worker);
+    if (app.got_subcommand("inspect")) status = NameFlags(RunInspect(inspect));
+    if (app.got_subcommand("quantize")) status = NameFlags(RunQuantize(quantize));
+    if (app.got_subcommand("logits")) status = NameFlags(RunLogits(logits));
+    if (app.got_subcommand("tokenize")) status = NameFlags(RunTokenize(tokenize));
+    if (app.got_subcommand("detokenize")) status = NameFlags(RunDetokenize(detokenize));
   } catch (const CLI::Success& help) {
     app.exit(help);
   } catch (const CLI::ParseError& error) {
@@ -82,7 +91,7 @@ int Main(int argc, char** argv) {
     return 2;
   } catch (const std::bad_alloc&) {
     status = absl::ResourceExhaustedError("out of memory");
-  } catch (const std::exception& error) {  // of the system: threads that cannot be started, for one
+  } catch (const std::exception& error) {  // such as std::system_error: no thread could be started
     status = absl::InternalError(error.what());
   }
   if (status.ok()) status = FlushOutput();
@@ -94,7 +103,7 @@ int Main(int argc, char** argv) {
 }  // namespace goldfinch
 
 int main(int argc, char** argv) {
-  // A reader that has gone is an error to report, not a signal to die of.
+  // A closed pipe becomes an error to report, instead of a signal that ends the process.
   std::signal(SIGPIPE, SIG_IGN);
   return goldfinch::Main(argc, argv);
 }

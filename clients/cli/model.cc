@@ -36,7 +36,7 @@ absl::StatusOr<std::string> ReadAll(std::istream& in, const std::string& name, i
 absl::Status CheckUtf8(const std::string& text, const std::string& name) {
   if (IsValidUtf8(text)) return absl::OkStatus();
   Utf8Scanner scanner;
-  size_t start = 0;  // of the character at hand
+  size_t start = 0;  // where the current character begins
   for (size_t i = 0; i < text.size(); ++i) {
     if (scanner.at_start()) start = i;
     const Utf8Scanner::Step step = scanner.Feed(text[i]);
@@ -72,10 +72,10 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   engine.max_model_len = options.max_model_len;
   engine.stage.max_step_tokens = options.max_step_tokens;
   engine.stage.max_logit_rows = max_logit_rows;
-  engine.stage.cache_dtype = *ParseCacheDType(options.cache_dtype);  // one of the names that the flag allows
+  engine.stage.cache_dtype = *ParseCacheDType(options.cache_dtype);  // the flag allows no other names
   engine.stage.gold_tier = *ParseGoldTier(options.gold_tier);        // likewise
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend));
-  // The system commits the CPU's memory as it is touched: what a short text needs is less than what is reserved.
+  // The system commits memory of the CPU when it is first used, so a short text takes less than what is reserved.
   if (backend->kind() == DeviceKind::kCpu) {
     engine.kept_bytes = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(MachineMemoryBytes()));
   } else {

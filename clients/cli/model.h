@@ -1,4 +1,4 @@
-// Opening what a command works on: a model with its tokenizer, and texts.
+// Opens what a command works on: a model, and texts.
 #ifndef GOLDFINCH_CLIENTS_CLI_MODEL_H_
 #define GOLDFINCH_CLIENTS_CLI_MODEL_H_
 
@@ -11,14 +11,15 @@
 
 namespace goldfinch {
 
-// Opens the device and loads, without reading the weights on the CPU. `max_logit_rows` as in StageOptions.
+// Opens the device and loads the model; on the CPU its weights are mapped, not read. `max_logit_rows`: as in
+// StageOptions.
 absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, int64_t max_logit_rows);
-// Reads the weights as --verify says, with a progress bar; prints warnings. It takes a while with a large model, so
-// everything that can be wrong for another reason is looked at first.
+// Reads and checks the weights as --verify says, with a progress bar; prints warnings. As it takes a while with a large
+// model, callers check everything else before it.
 absl::Status VerifyWeights(const ModelOptions& options, const Engine& engine);
 
-// `text` if `has_text`, else the file, else standard input; at most `limit` bytes. Must be UTF-8: the error gives the
-// byte. `flag` is what `text` came from, for errors.
+// Returns `text` if `has_text`, else reads the file, or standard input if `file` is empty; at most `limit` bytes. An
+// error names the first byte that is not UTF-8. `flag` names the source of `text` in errors.
 absl::StatusOr<std::string> ReadText(const std::string& flag, const std::string& text, bool has_text,
                                      const std::string& file, int64_t limit);
 

@@ -1,4 +1,5 @@
-// What each command of the program can be told. Defaults and units are what `goldfinch COMMAND --help` prints.
+// Values of the flags of each command; the flags and their help are in flags.cc and flags_remote.cc. serve_options.h
+// has those of the commands that serve.
 #ifndef GOLDFINCH_CLIENTS_CLI_OPTIONS_H_
 #define GOLDFINCH_CLIENTS_CLI_OPTIONS_H_
 
@@ -20,24 +21,24 @@ struct ModelOptions {
   std::string verify = "all";           // --verify: all, finite or none
   BackendOptions backend;               // --device, --dtype, --threads
   std::string gold_tier = "auto";       // --gold-tier: auto, compressed, shared or full
-  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization, of a GPU's memory; the rest is for its driver
+  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization; the driver needs the rest of a GPU's memory
   int64_t max_model_len = 1 << 20;      // --max-model-len, tokens: bounds memory for prompts from outside
-  int64_t max_step_tokens = 512;        // --max-num-batched-tokens: from here on products gain nothing from more rows
+  int64_t max_step_tokens = 512;        // --max-num-batched-tokens: products gain nothing from more rows
 };
 
-// Where a server is and how to be let in.
+// How to reach a server.
 struct RemoteOptions {
   std::string server;           // --server HOST:PORT
   std::string api_key_file;     // --api-key-file; empty: no key
-  std::string root_cert;        // --grpc-root-cert, PEM; this or the next: TLS
+  std::string root_cert;        // --grpc-root-cert, PEM; this or client_cert turns on TLS
   std::string client_cert;      // --grpc-client-cert, PEM, for servers that ask for one
   std::string client_key;       // --grpc-client-key
-  double deadline_seconds = 0;  // --deadline, of each call; 0: none
+  double deadline_seconds = 0;  // --deadline for each call; 0: none
 };
 
 struct GenerateOptions {
-  ModelOptions model;
-  RemoteOptions remote;  // with a server, `model` is not used
+  ModelOptions model;    // not used if remote.server is set
+  RemoteOptions remote;  // not used if remote.server is empty
   uint32_t samples = 1;  // --samples, with a server
   int32_t priority = 0;  // --priority, with a server
   std::string prompt;    // --prompt
@@ -45,7 +46,7 @@ struct GenerateOptions {
   std::string prompt_file;        // --prompt-file; without either: standard input
   bool chat = false;              // --chat: the World models' chat form
   int64_t max_tokens = 256;       // --max-tokens
-  bool ignore_eos = false;        // --ignore-eos: go on after token 0
+  bool ignore_eos = false;        // --ignore-eos: never draw token 0
   std::vector<std::string> stop;  // --stop
   double temperature = 1;
   double top_p = 0.85;
@@ -54,11 +55,11 @@ struct GenerateOptions {
   double presence_penalty = 0.2;
   double frequency_penalty = 0.2;
   double penalty_decay = 0.996;
-  uint64_t seed = 0;  // --seed; drawn and printed if not given
+  uint64_t seed = 0;  // --seed; a random one, which is printed, if not given
   bool has_seed = false;
   std::vector<std::string> logit_bias;  // --logit-bias ID=BIAS
   std::vector<int32_t> ban;             // --ban ID
-  int logprobs = -1;                    // --logprobs: alternatives a token; -1: none
+  int logprobs = -1;                    // --logprobs: alternatives for each token; -1: no log-probabilities
   bool json = false;
 };
 
@@ -73,7 +74,8 @@ struct LogitsOptions {
   std::string out;     // --out: .npy
 };
 
-struct QuantizeOptions {
+// `goldfinch quantize`. (QuantizeOptions in worker/model/quantize_model.h is what QuantizeModel is given.)
+struct QuantizeCommandOptions {
   std::string model;              // the checkpoint
   std::string out;                // the file to write
   std::string config;             // --config; empty: config.json beside the model
@@ -96,21 +98,21 @@ struct StatusOptions {
   StatusOptions() { remote.deadline_seconds = 10; }
 
   RemoteOptions remote;
-  std::optional<double> watch_seconds;  // --watch: looks again each time; not set: once
+  std::optional<double> watch_seconds;  // --watch: time between looks; not set: one look
   bool json = false;
 };
 
 struct LoadTestOptions {
   RemoteOptions remote;
-  double rate = 1;                          // --rate, requests a second
-  std::optional<double> duration_seconds;   // --duration; either this or --requests
+  double rate = 1;                          // --rate: requests per second
+  std::optional<double> duration_seconds;   // --duration; either this or `requests` is set
   std::optional<int64_t> requests;          // --requests
-  std::string prompt_tokens = "fixed:512";  // --prompt-tokens: see clients/cli/load_test_plan.h
-  std::string output_tokens = "fixed:128";  // --output-tokens
-  std::string prompt_file;                  // --prompt-file: one a line, in place of random ids
-  uint64_t seed = 0;                        // --seed, of arrivals, lengths, prompts and draws
-  int64_t max_concurrency = 1024;           // --max-concurrency, requests under way
-  std::string csv;                          // --csv: a line a request
+  std::string prompt_tokens = "fixed:512";  // --prompt-tokens, as LengthDistribution::Parse reads it
+  std::string output_tokens = "fixed:128";  // --output-tokens, likewise
+  std::string prompt_file;                  // --prompt-file: one prompt a line, instead of random ids
+  uint64_t seed = 0;                        // --seed of arrival times, lengths, prompts and draws
+  int64_t max_concurrency = 1024;           // --max-concurrency: requests that run at once
+  std::string csv;                          // --csv: file for one line per request
   bool json = false;
 };
 

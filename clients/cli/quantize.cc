@@ -1,4 +1,4 @@
-// goldfinch quantize: a checkpoint again, with its large matrices in 8 or 4 bits.
+// goldfinch quantize: writes a copy of a checkpoint with its large matrices in 8 or 4 bits.
 #include <algorithm>
 #include <filesystem>
 #include <memory>
@@ -19,10 +19,10 @@
 
 namespace goldfinch {
 
-absl::Status RunQuantize(const QuantizeOptions& options) {
+absl::Status RunQuantize(const QuantizeCommandOptions& options) {
   GF_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.model));
   GF_ASSIGN_OR_RETURN(const ModelConfig config, FindModelConfig(options.config, options.model));
-  // Loading checks every tensor's name and shape: nothing is written of what could not be read back.
+  // Loading checks every tensor's name and shape, so that nothing is written that could not be read back.
   const std::unique_ptr<Backend> backend = MakeCpuBackend(1);
   GF_RETURN_IF_ERROR(LoadModel(*backend, checkpoint, config).status());
   std::error_code error;

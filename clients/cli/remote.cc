@@ -37,9 +37,9 @@ absl::StatusOr<std::string> ReadApiKey(const std::string& file) {
   if (file.empty()) return std::string();
   GF_ASSIGN_OR_RETURN(const std::string text, ReadText("--api-key-file", "", false, file, kApiKeyFileBytesMax));
   std::string key(absl::StripAsciiWhitespace(text));
-  if (key.empty()) return absl::InvalidArgumentError(absl::StrCat(file, ": no API key in it"));
+  if (key.empty()) return absl::InvalidArgumentError(absl::StrCat(file, ": there is no API key in it"));
   for (const char c : key) {
-    // Spaces among them: a file of several lines is no key.
+    // Refuses spaces too, so that a file of several lines is not taken for a key.
     if (!absl::ascii_isgraph(static_cast<unsigned char>(c))) {
       return absl::InvalidArgumentError(absl::StrCat(file, ": an API key is one line of printable ASCII"));
     }
@@ -47,8 +47,8 @@ absl::StatusOr<std::string> ReadApiKey(const std::string& file) {
   return key;
 }
 
-// The library logs what the call's status says too: one clear line is enough. GRPC_VERBOSITY brings its lines back.
-void QuietenGrpc() {
+// Silences the log lines of gRPC: the status of the call says the same in one line. GRPC_VERBOSITY brings them back.
+void SilenceGrpc() {
   if (std::getenv("GRPC_VERBOSITY") == nullptr) gpr_set_log_function([](gpr_log_func_args*) {});
 }
 
@@ -68,7 +68,7 @@ absl::StatusOr<std::unique_ptr<Remote>> Remote::Open(const RemoteOptions& option
     return UsageError("--grpc-client-cert and --grpc-client-key go together");
   }
   GF_ASSIGN_OR_RETURN(const std::string key, ReadApiKey(options.api_key_file));
-  QuietenGrpc();
+  SilenceGrpc();
   GF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials,
                       MakeChannelCredentials({options.client_cert, options.client_key, options.root_cert}));
   return std::unique_ptr<Remote>(

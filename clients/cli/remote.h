@@ -1,4 +1,4 @@
-// A server as the commands with --server see it: a channel with its credentials, and errors as a user reads them.
+// A server for the commands with --server: a channel with its credentials, and errors for people to read.
 #ifndef GOLDFINCH_CLIENTS_CLI_REMOTE_H_
 #define GOLDFINCH_CLIENTS_CLI_REMOTE_H_
 
@@ -25,17 +25,17 @@ class GetModelInfoResponse;
 // Thread-safe.
 class Remote {
  public:
-  // Reads the files of the options; nothing is sent yet. UsageError: the address is not HOST:PORT, options that do not
-  // go together. Else NOT_FOUND or INVALID_ARGUMENT, of a file.
+  // Reads the files that the options name; sends nothing yet. UsageError if the address is not HOST:PORT or options do
+  // not go together; NOT_FOUND or INVALID_ARGUMENT for a file.
   static absl::StatusOr<std::unique_ptr<Remote>> Open(const RemoteOptions& options);
   ~Remote();
   Remote(const Remote&) = delete;
   Remote& operator=(const Remote&) = delete;
 
   const std::shared_ptr<grpc::ChannelInterface>& channel() const { return channel_; }
-  // Gives a call the API key and the deadline, which begins now. Every call is prepared.
+  // Gives a call the API key and the deadline, which begins now. Must be called for every call.
   void Prepare(grpc::ClientContext* context) const;
-  // "HOST:PORT: UNAVAILABLE: ...", of the same code.
+  // An error of the same code, "HOST:PORT: UNAVAILABLE: ...".
   absl::Status ToStatus(const grpc::Status& status) const;
 
   absl::StatusOr<v1::GetModelInfoResponse> GetModelInfo() const;
@@ -48,7 +48,7 @@ class Remote {
 
   const std::string server_;
   const double deadline_seconds_;
-  const std::string authorization_;  // metadata, or empty
+  const std::string authorization_;  // value of the metadata key "authorization"; may be empty
   const std::shared_ptr<grpc::ChannelInterface> channel_;
 };
 

@@ -4,17 +4,17 @@
 #include <iostream>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "base/status.h"
 #include "clients/cli/commands.h"
+#include "clients/cli/flag_names.h"
 #include "clients/cli/generation.h"
 #include "clients/cli/remote.h"
 #include "clients/cli/terminal.h"
@@ -25,7 +25,7 @@
 namespace goldfinch {
 namespace {
 
-constexpr int64_t kPromptBytesMax = int64_t{1} << 30;  // of a message, half of what there can be
+constexpr int64_t kPromptBytesMax = int64_t{1} << 30;  // half of the largest message that protobuf allows
 
 absl::StatusOr<v1::GenerateRequest> RequestOf(const GenerateOptions& options) {
   v1::GenerateRequest request;
@@ -49,7 +49,7 @@ absl::StatusOr<v1::GenerateRequest> RequestOf(const GenerateOptions& options) {
   sampling.set_penalty_decay(options.penalty_decay);
   GF_ASSIGN_OR_RETURN(const std::vector<LogitBias> biases, ParseLogitBias(options));
   for (const LogitBias& entry : biases) {
-    if (entry.id < 0) return UsageError(absl::StrCat("--logit-bias is of token ", entry.id, ", the least is 0"));
+    if (entry.id < 0) return UsageError(absl::StrCat("--logit-bias names token ", entry.id, ", the least is 0"));
     (*sampling.mutable_logit_bias())[entry.id] += entry.bias;
   }
   for (const int32_t id : options.ban) {
@@ -59,21 +59,14 @@ absl::StatusOr<v1::GenerateRequest> RequestOf(const GenerateOptions& options) {
   return request;
 }
 
-// What is wrong with a request is the user's, who knows its fields by their flags.
+// The user made the request with flags, so an error in one of its fields names the flag.
 absl::Status RequestError(const Remote& remote, const grpc::Status& status) {
   if (status.error_code() != grpc::StatusCode::INVALID_ARGUMENT) return remote.ToStatus(status);
-  const std::string message(absl::StripPrefix(status.error_message(), "sampling."));
-  for (const char* field : {"temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-                            "penalty_decay", "logit_bias", "banned_tokens", "max_tokens", "stop", "logprobs"}) {
-    const std::string after(absl::StripPrefix(message, field));
-    if (after.size() < message.size() && !absl::StartsWith(after, "_")) {
-      return AsUsageError(NameFlag(absl::InvalidArgumentError(message)));
-    }
-  }
-  return AsUsageError(remote.ToStatus(status));
+  const std::optional<std::string> message = NameRequestFlag(status.error_message());
+  return message.has_value() ? UsageError(*message) : AsUsageError(remote.ToStatus(status));
 }
 
-// Prints the text of the first sample as it comes, and each other one's after those before it.
+// Prints the first sample's text as it arrives, and the text of each other sample after those before it.
 class SamplePrinter {
  public:
   SamplePrinter(size_t samples, bool silent) : pending_(samples), ended_(samples), silent_(silent) {}
@@ -125,7 +118,7 @@ std::string NameOf(v1::FinishReason reason) {
   }
 }
 
-// One call.
+// One Generate call.
 class RemoteGeneration {
  public:
   RemoteGeneration(const GenerateOptions& options, const Remote& remote)
@@ -192,7 +185,7 @@ class RemoteGeneration {
     return printer_.End(response.index());
   }
 
-  // The prompt has been read.
+  // Called once the prompt has been read.
   absl::Status Begin() {
     if (std::exchange(begun_, true)) return absl::OkStatus();
     bar_.Done();
@@ -218,7 +211,7 @@ class RemoteGeneration {
   std::string request_id_;
 };
 
-// The texts of all tokens of the answer, which only the server knows.
+// The texts of all tokens in the answer, which only the server knows.
 absl::StatusOr<std::map<int32_t, std::string>> TokenTexts(const Remote& remote, const Generation& generation) {
   std::map<int32_t, std::string> texts;
   for (const GeneratedSample& sample : generation.samples) {

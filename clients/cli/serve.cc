@@ -1,4 +1,4 @@
-// goldfinch serve, goldfinch coordinator: the public API, and the workers behind it.
+// goldfinch serve, goldfinch coordinator: the ports of the server, and with serve the workers too.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -16,6 +16,7 @@
 #include "clients/cli/device.h"
 #include "clients/cli/embedded_workers.h"
 #include "clients/cli/serve_commands.h"
+#include "clients/cli/server_log.h"
 #include "clients/cli/stop_signal.h"
 #include "clients/cli/terminal.h"
 #include "coordinator/coordinator.h"
@@ -27,7 +28,6 @@
 #include "grpcpp/security/server_credentials.h"
 #include "kernels/backend.h"
 #include "nlohmann/json.hpp"
-#include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 #include "worker/device_speed.h"
 #include "worker/stage/gold_tiers.h"
@@ -38,10 +38,10 @@ namespace goldfinch {
 namespace {
 
 constexpr double kReadyPollSeconds = 0.02;
-constexpr int64_t kScoredRows = 64;  // of a step
-// Far above any Step's answer: raw logits are 16 MB at most.
+constexpr int64_t kScoredRows = 64;  // rows of logits for scoring in one step
+// Far above the largest answer to a step: raw logits take at most 16 MB.
 constexpr int64_t kClusterMessageBytesMax = int64_t{256} << 20;
-// Streams that have ended are written out within this.
+// Time to write out the streams that have ended.
 constexpr double kCloseSeconds = 2;
 
 std::string ModelName(const ServeOptions& options) {
@@ -62,7 +62,7 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   MembershipOptions& membership = result.membership;
   membership.replicas = options.replicas;
   membership.stages = options.stages;
-  // Workers may run in another folder.
+  // Absolute, as workers may run in another folder.
   membership.model = std::filesystem::absolute(options.model).string();
   if (!options.config.empty()) membership.config = std::filesystem::absolute(options.config).string();
   membership.verify = options.verify;
@@ -71,12 +71,12 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   membership.heartbeat_timeout_seconds = options.heartbeat_timeout_seconds;
   membership.form_timeout_seconds = options.form_timeout_seconds;
   membership.regroup_wait_seconds = options.regroup_wait_seconds;
-  // A row for every sequence that decodes, and some for scoring beside them.
+  // One row for each sequence that decodes, and some for scoring in the same step.
   membership.partition.max_logit_rows = options.max_num_seqs + kScoredRows;
 
   if (options.heartbeat_timeout_seconds < 2 * options.heartbeat_interval_seconds) {
     return UsageError(absl::StrCat("--heartbeat-timeout is ", options.heartbeat_timeout_seconds,
-                                   " s, at least twice --heartbeat-interval, which is ",
+                                   " s, which is less than twice --heartbeat-interval, ",
                                    options.heartbeat_interval_seconds, " s"));
   }
 
@@ -98,7 +98,7 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   return result;
 }
 
-// All that listens. Ends what it serves when it is destroyed.
+// Everything that listens. Ends its calls when it is destroyed.
 class Frontend {
  public:
   static absl::StatusOr<std::unique_ptr<Frontend>> Start(const ServeOptions& options, bool with_cluster_port,
@@ -125,8 +125,8 @@ class Frontend {
       GF_ASSIGN_OR_RETURN(cluster.credentials, MakeServerCredentials(options.cluster_tls));
       GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, {})}));
     }
-    if (options.port >= 0) {
-      GF_ASSIGN_OR_RETURN(frontend->metrics_, MetricsServer::Start(options.host, options.port, metrics));
+    if (options.metrics_port >= 0) {
+      GF_ASSIGN_OR_RETURN(frontend->metrics_, MetricsServer::Start(options.host, options.metrics_port, metrics));
     }
     return frontend;
   }
@@ -138,7 +138,7 @@ class Frontend {
     if (!options.ready_json) return;
     nlohmann::json ports = {{"grpc_port", public_->port()}};
     if (cluster_ != nullptr) ports["cluster_port"] = cluster_->port();
-    if (metrics_ != nullptr) ports["port"] = metrics_->port();
+    if (metrics_ != nullptr) ports["metrics_port"] = metrics_->port();
     std::printf("%s\n", ports.dump().c_str());
     std::fflush(stdout);
   }
@@ -156,7 +156,7 @@ class Frontend {
   std::unique_ptr<MetricsServer> metrics_;
 };
 
-// One for each embedded worker; they share the machine's threads, or the GPU.
+// One device for each embedded worker. They share the machine's threads, or the GPU.
 absl::StatusOr<std::vector<std::unique_ptr<Backend>>> OpenDevices(const ServeOptions& options, int count) {
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   BackendOptions one = options.backend;
@@ -182,14 +182,15 @@ absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions
       std::make_unique<EmbeddedWorkers>(coordinator, [&stop](const absl::Status& status) { stop.Raise(status); });
   GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backends[0]));
   for (int i = 0; i < count; ++i) {
-    WorkerOptions node;
-    node.name = absl::StrCat("stage ", i);
-    node.memory_bytes = memory / count;
-    node.gold_tier = *ParseGoldTier(options.gold_tier);  // one of the names that the flag allows
-    node.speed = speed;
-    node.log = [](const std::string& line) { spdlog::info("{}", line); };
-    const std::string name = node.name;
-    workers->Add(std::make_unique<Worker>(std::move(node), std::move(backends[i]), MakeLocalTransportFactory()), name);
+    WorkerOptions worker;
+    worker.name = absl::StrCat("stage ", i);
+    worker.memory_bytes = memory / count;
+    worker.gold_tier = *ParseGoldTier(options.gold_tier);  // the flag allows no other names
+    worker.speed = speed;
+    worker.log = [](const std::string& line) { spdlog::info("{}", line); };
+    const std::string name = worker.name;
+    workers->Add(std::make_unique<Worker>(std::move(worker), std::move(backends[i]), MakeLocalTransportFactory()),
+                 name);
   }
   return workers;
 }
@@ -203,7 +204,7 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   if (embedded) {
     GF_ASSIGN_OR_RETURN(backends, OpenDevices(options, workers_wanted));
   }
-  // What is listed later may use what is listed before it, and ends first.
+  // Each of these may use those above it, and is destroyed before them.
   Metrics metrics(coordinator_options.served_model_name);
   Coordinator coordinator(std::move(coordinator_options), &metrics);
   std::unique_ptr<EmbeddedWorkers> workers;
@@ -222,7 +223,7 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   }
   frontend->SetReady(false);
   if (stop.status().ok()) {
-    spdlog::info("ending: requests that run have {} s (--shutdown-timeout)", options.shutdown_timeout_seconds);
+    spdlog::info("ending: running requests have {} s (--shutdown-timeout)", options.shutdown_timeout_seconds);
     coordinator.Drain(options.shutdown_timeout_seconds);
   }
   frontend->Shutdown();
@@ -230,11 +231,6 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
 }
 
 }  // namespace
-
-void LogAsServer() {
-  spdlog::set_default_logger(spdlog::stderr_color_mt("goldfinch server"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v");
-}
 
 absl::Status RunServe(const ServeOptions& options) { return Serve(options, /*embedded=*/true); }
 

@@ -1,4 +1,4 @@
-// The commands that serve. They end with SIGTERM or SIGINT.
+// The commands that serve. They run until SIGTERM or SIGINT.
 #ifndef GOLDFINCH_CLIENTS_CLI_SERVE_COMMANDS_H_
 #define GOLDFINCH_CLIENTS_CLI_SERVE_COMMANDS_H_
 
@@ -7,13 +7,10 @@
 
 namespace goldfinch {
 
-// Errors before anything is served, and what ends a server but a signal.
+// Each returns OK if a signal ended it, else why it could not start or go on.
 absl::Status RunServe(const ServeOptions& options);
 absl::Status RunCoordinator(const ServeOptions& options);
-absl::Status RunWorker(const WorkerOptions& options);
-
-// Log lines have a time from here on: "2026-03-01T12:00:00.123Z info ...".
-void LogAsServer();
+absl::Status RunWorker(const WorkerCommandOptions& options);
 
 }  // namespace goldfinch
 

@@ -1,4 +1,4 @@
-// What the commands that serve can be told. Defaults and units are what `goldfinch COMMAND --help` prints.
+// Values of the flags of the commands that serve; the flags and their help are in flags_serve.cc.
 #ifndef GOLDFINCH_CLIENTS_CLI_SERVE_OPTIONS_H_
 #define GOLDFINCH_CLIENTS_CLI_SERVE_OPTIONS_H_
 
@@ -11,9 +11,9 @@
 
 namespace goldfinch {
 
-// The coordinator, alone or with workers in its own process.
+// `goldfinch serve`, whose workers are in its own process, and `goldfinch coordinator`.
 struct ServeOptions {
-  std::string model;                 // --model; workers open it too, unless they are told their own
+  std::string model;                 // --model; workers open the same path unless they are given their own
   std::string config;                // --config; empty: config.json beside the model
   std::string vocab;                 // --vocab; empty: beside the model, or bytes if the model's config says so
   std::string served_model_name;     // --served-model-name; empty: the model's file name
@@ -21,55 +21,57 @@ struct ServeOptions {
   std::string verify = "all";        // --verify
 
   int stages = 1;                       // --pipeline-parallel-size
-  int replicas = 1;                     // --replicas, of the pipeline
+  int replicas = 1;                     // --replicas: pipelines side by side
   std::string split;                    // --split 0-7,8-15,16-23; empty: balanced
-  BackendOptions backend;               // --device, --dtype; --threads of all embedded workers together
-  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization of all embedded workers together
-  int64_t max_model_len = 1 << 20;      // --max-model-len, tokens of a sequence
-  int64_t max_num_seqs = 64;            // --max-num-seqs, sequences of one pipeline that run at a time
-  int64_t max_step_tokens = 512;        // --max-num-batched-tokens of a step
+  BackendOptions backend;               // --device, --dtype; --threads for all embedded workers together
+  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization for all embedded workers together
+  int64_t max_model_len = 1 << 20;      // --max-model-len: tokens of a sequence
+  int64_t max_num_seqs = 64;            // --max-num-seqs: sequences that run at once in one pipeline
+  int64_t max_step_tokens = 512;        // --max-num-batched-tokens: tokens of one step
   int64_t cache_tokens = 0;             // --cache-tokens of one pipeline; 0: what memory allows
   std::string gold_tier = "auto";       // --gold-tier of embedded workers
-  int64_t memory_bytes = 0;             // --memory of all embedded workers together; 0: a share of the device's
-  int64_t max_queue = 1024;             // --max-queue, requests that wait
+  int64_t memory_bytes = 0;             // --memory for all embedded workers together; 0: a share of the device's
+  int64_t max_queue = 1024;             // --max-queue: requests that wait
 
-  std::string host = "127.0.0.1";                 // --host: of all ports
-  int grpc_port = 50051;                          // --grpc-port: the public API; 0: any free one
-  int port = 9090;                                // --port: metrics over HTTP; 0: any free one, -1: none
-  int cluster_port = 50052;                       // --cluster-port: for workers; 0: any free one
+  std::string host = "127.0.0.1";                 // --host: address of all ports
+  int grpc_port = 50051;                          // --grpc-port; 0: any free one
+  int metrics_port = 9090;                        // --metrics-port: HTTP; 0: any free one, -1: none
+  int cluster_port = 50052;                       // --cluster-port, for workers; 0: any free one
   TlsFiles tls;                                   // --grpc-server-cert, --grpc-server-key, --grpc-root-cert
   TlsFiles cluster_tls;                           // --cluster-server-cert, ...
-  std::string api_key_file;                       // --api-key-file; empty: everyone is let in
-  int64_t max_message_bytes = int64_t{64} << 20;  // --max-message-bytes of a request
-  bool ready_json = false;                        // --ready-json: one JSON line with the ports once they listen
+  std::string api_key_file;                       // --api-key-file; empty: no key is asked for
+  int64_t max_message_bytes = int64_t{64} << 20;  // --max-message-bytes: size of a request
+  bool ready_json = false;                        // --ready-json: one line of JSON with the ports once they listen
 
-  double shutdown_timeout_seconds = 30;  // --shutdown-timeout: for requests that run when SIGTERM comes
-  double recovery_timeout_seconds = 60;  // --recovery-timeout: without a group for so long, requests end
+  double shutdown_timeout_seconds = 30;  // --shutdown-timeout: for running requests, after SIGTERM
+  double recovery_timeout_seconds = 60;  // --recovery-timeout: after this long without a group, requests end
   double regroup_wait_seconds = 1;       // --regroup-wait: for a lost worker's return, before going on with fewer
   double form_timeout_seconds = 600;     // --form-timeout: for workers to load their layers
   double step_timeout_seconds = 120;     // --step-timeout: a stage that takes longer is given up
   double heartbeat_interval_seconds = 1;
-  double heartbeat_timeout_seconds = 5;  // --heartbeat-timeout: a silent worker is given up
-  double stall_timeout_seconds = 60;     // --stall-timeout: a client that reads nothing is given up
+  double heartbeat_timeout_seconds = 5;  // --heartbeat-timeout: a worker that is silent for longer is given up
+  double stall_timeout_seconds = 60;     // --stall-timeout: a client that reads nothing for longer is given up
 };
 
-struct WorkerOptions {
+// `goldfinch worker`. (WorkerOptions in worker/worker.h is what the worker itself is given.)
+struct WorkerCommandOptions {
   std::string coordinator;              // --coordinator HOST:PORT
   std::string name;                     // --name; empty: host name and process
-  std::string model;                    // --model; empty: where the coordinator says
-  std::string config;                   // --config
+  std::string model;                    // --model; empty: the path that the coordinator names
+  std::string config;                   // --config; empty: the path that the coordinator names
   std::string address;                  // --address at which other workers reach this one; empty: found by the route
   BackendOptions backend;               // --device, --dtype, --threads
-  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization, of a GPU's memory
+  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization
   int64_t memory_bytes = 0;             // --memory; 0: a share of the device's
   std::string gold_tier = "auto";       // --gold-tier
   TlsFiles tls;                         // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
   std::string transport = "auto";       // --transport: gloo, nccl; auto: nccl if the device is CUDA and NCCL is there
-  double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress
-  double shutdown_timeout_seconds = 10;    // --shutdown-timeout: for the group to end when SIGTERM comes
+  double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress is given up
+  double shutdown_timeout_seconds = 10;    // --shutdown-timeout: for the group to end, after SIGTERM
 };
 
-// 0,8,16 and 24 layers of "0-7,8-15,16-23". False unless the ranges follow each other from 0 on.
+// The first layer of each stage and the number of layers: 0, 8, 16 and 24 for "0-7,8-15,16-23". False unless the ranges
+// follow each other from 0 on.
 bool ParseSplit(const std::string& text, std::vector<int>* first_layers, int* layers);
 
 }  // namespace goldfinch

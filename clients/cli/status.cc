@@ -1,4 +1,4 @@
-// goldfinch status: shows a server.
+// goldfinch status: shows the state of a server.
 #include "base/status.h"
 
 #include <unistd.h>
@@ -26,7 +26,7 @@ constexpr char kClear[] = "\033[H\033[2J";
 
 struct Look {
   v1::GetClusterInfoResponse cluster;
-  std::optional<v1::GetModelInfoResponse> model;  // not before a worker has told of it
+  std::optional<v1::GetModelInfoResponse> model;  // not set before a worker has described the model
 
   const v1::GetModelInfoResponse* model_or_null() const { return model ? &*model : nullptr; }
 };

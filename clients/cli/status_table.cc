@@ -30,13 +30,13 @@ std::string HumanAge(double seconds) {
   return absl::StrCat(whole / 86400, " d ", whole / 3600 % 24, " h");
 }
 
-// What a counter grew by since the earlier look; all of it where it began anew.
+// By how much a counter has grown since the earlier look; all of it if it has started again since.
 template <typename Number>
 Number Growth(Number now, Number before) {
   return now >= before ? now - before : now;
 }
 
-// Columns as wide as their widest cell, numbers and texts alike to the left but for the last of a row.
+// Columns as wide as their widest cell, aligned to the left.
 std::string Columns(const std::vector<std::vector<std::string>>& rows) {
   std::vector<size_t> widths;
   for (const auto& row : rows) {
@@ -96,7 +96,7 @@ std::vector<std::string> StageRow(int number, const v1::StageInfo& stage, const 
           absl::StrFormat("%.1f s", stage.heartbeat_age_seconds())};
 }
 
-// Null unless the earlier look saw the same group: the counters of another generation began anew.
+// Null unless the earlier look saw the same generation of the group: counters start again with each.
 const v1::GroupInfo* SameGroup(const v1::GroupInfo& group, const v1::GetClusterInfoResponse* before) {
   if (before == nullptr) return nullptr;
   for (const v1::GroupInfo& other : before->groups()) {
@@ -107,7 +107,7 @@ const v1::GroupInfo* SameGroup(const v1::GroupInfo& group, const v1::GetClusterI
   return nullptr;
 }
 
-// What each stage has set aside for what: the parts that any stage has.
+// What each stage has reserved its memory for. Rows are the uses that any stage has.
 std::string MemoryTable(const v1::GroupInfo& group) {
   std::vector<std::string> names;
   const auto bytes_of = [](const v1::StageInfo& stage, const std::string& name) {
@@ -201,7 +201,7 @@ nlohmann::json ValueJson(const google::protobuf::Message& message, const google:
 
 std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClusterInfoResponse& now,
                         const v1::GetClusterInfoResponse* before) {
-  // A server that has started anew has counters of its own.
+  // The counters of a server that has restarted since are not comparable.
   if (before != nullptr && before->uptime_seconds() >= now.uptime_seconds()) before = nullptr;
   const v1::GetClusterInfoResponse& then = before ? *before : v1::GetClusterInfoResponse::default_instance();
   const double seconds = now.uptime_seconds() - then.uptime_seconds();

@@ -1,4 +1,4 @@
-// How `goldfinch status` shows a server.
+// How `goldfinch status` shows the state of a server.
 #ifndef GOLDFINCH_CLIENTS_CLI_STATUS_TABLE_H_
 #define GOLDFINCH_CLIENTS_CLI_STATUS_TABLE_H_
 
@@ -17,12 +17,12 @@ class GetClusterInfoResponse;
 class GetModelInfoResponse;
 }  // namespace v1
 
-// `model` is null while no worker has told of it. Rates and shares of time are those since `before`, an earlier look at
-// the same server; without it, or where counters began anew since then, those since the start.
+// `model` is null while no worker has described the model. Rates and shares of time are those since `before`, an
+// earlier look at the same server; without it, or where counters have started again since then, those since the start.
 std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClusterInfoResponse& now,
                         const v1::GetClusterInfoResponse* before);
 
-// All fields by their names, also those that are not set, numbers as numbers and enum values by name.
+// All fields by name, those that are not set too; numbers as numbers and enum values by name.
 nlohmann::json MessageJson(const google::protobuf::Message& message);
 
 }  // namespace goldfinch

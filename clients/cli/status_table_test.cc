@@ -70,7 +70,7 @@ TEST(StatusTableTest, ShowsWhatIsSinceTheStart) {
       "20 MB          0 B     0.0 s\n");
 }
 
-// What stages have set aside, part by part, and the caches beside those of a transformer of the model's shape.
+// The memory that stages have reserved, by use, and the caches beside those of a transformer of the same shape.
 TEST(StatusTableTest, ShowsMemory) {
   v1::GetClusterInfoResponse cluster = Cluster();
   cluster.set_cache_bytes(258 * 64);
@@ -101,7 +101,7 @@ TEST(StatusTableTest, ShowsMemory) {
   EXPECT_THAT(text, Not(HasSubstr("channels")));
 }
 
-TEST(StatusTableTest, ShowsWhatIsSinceTheLastLook) {
+TEST(StatusTableTest, ShowsRatesSinceTheLastLook) {
   const v1::GetClusterInfoResponse before = Cluster();
   v1::GetClusterInfoResponse now = Cluster();
   now.set_uptime_seconds(110);
@@ -119,16 +119,16 @@ TEST(StatusTableTest, ShowsWhatIsSinceTheLastLook) {
   EXPECT_THAT(table, HasSubstr("20.2 MB (20 kB/s)"));
 }
 
-TEST(StatusTableTest, CountersThatBeganAnew) {
+TEST(StatusTableTest, CountersThatStartedAgain) {
   v1::GetClusterInfoResponse before = Cluster();
   v1::GetClusterInfoResponse now = Cluster();
   now.set_uptime_seconds(110);
-  now.mutable_groups(0)->set_generation(4);  // of a new group
+  now.mutable_groups(0)->set_generation(4);  // a new group
   now.mutable_groups(0)->mutable_stages(0)->set_busy_seconds(90);
   now.mutable_groups(0)->mutable_stages(0)->set_bubble_seconds(0);
   now.mutable_groups(0)->mutable_stages(0)->set_idle_seconds(10);
   EXPECT_THAT(StatusTable(nullptr, now, &before), HasSubstr("90.0%  0.0%    10.0%"));
-  before.set_uptime_seconds(1000);  // of a server that is no more
+  before.set_uptime_seconds(1000);  // the server before a restart
   before.set_prompt_tokens(0);
   now.set_uptime_seconds(10);
   EXPECT_THAT(StatusTable(nullptr, now, &before), HasSubstr("read 50,000, 5000/s"));

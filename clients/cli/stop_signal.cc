@@ -39,7 +39,7 @@ StopSignal::~StopSignal() {
 bool StopSignal::WaitFor(double seconds) {
   pollfd fds[2] = {{signals_, POLLIN, 0}, {raised_, POLLIN, 0}};
   if (poll(fds, 2, static_cast<int>(seconds * 1000)) <= 0) return false;
-  // The next one ends the process.
+  // The next signal ends the process.
   signalfd_siginfo info;
   while (read(signals_, &info, sizeof(info)) > 0) continue;
   const sigset_t set = StopSignals();

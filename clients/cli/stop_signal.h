@@ -1,4 +1,4 @@
-// Waiting for the signal that ends a server.
+// Waits for the signal that ends a server.
 #ifndef GOLDFINCH_CLIENTS_CLI_STOP_SIGNAL_H_
 #define GOLDFINCH_CLIENTS_CLI_STOP_SIGNAL_H_
 
@@ -8,8 +8,8 @@
 
 namespace goldfinch {
 
-// SIGTERM and SIGINT no longer end the process from its construction on, which must be before any thread starts; a
-// second one, after the first has been waited for, does. One at a time.
+// Once this object exists, the first SIGTERM or SIGINT does not end the process but ends WaitFor; a second one after
+// that ends the process. Construct it before any thread starts, and only one at a time.
 class StopSignal {
  public:
   StopSignal();
@@ -17,11 +17,11 @@ class StopSignal {
   StopSignal(const StopSignal&) = delete;
   StopSignal& operator=(const StopSignal&) = delete;
 
-  // True once a signal has come or Raise was called; false after so long.
+  // True once a signal has come or Raise was called; false after the given time.
   bool WaitFor(double seconds);
-  // Ends the waiting with an error, of which the first is kept. Any thread.
+  // Ends WaitFor with an error; the first error is kept. Any thread.
   void Raise(const absl::Status& status);
-  // OK if it was a signal.
+  // The error that Raise gave; OK if a signal came.
   absl::Status status();
 
  private:

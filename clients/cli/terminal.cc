@@ -15,7 +15,7 @@ namespace goldfinch {
 namespace {
 
 constexpr char kUsagePayload[] = "goldfinch/usage";
-constexpr std::chrono::milliseconds kQuiet{300};  // shorter work shows no bar
+constexpr std::chrono::milliseconds kQuiet{300};  // work that takes less shows no bar
 constexpr std::chrono::milliseconds kRedraw{100};
 constexpr int kBarCells = 24;
 

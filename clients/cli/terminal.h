@@ -1,4 +1,4 @@
-// What commands say beside their result: progress, warnings, errors; and how they end.
+// What commands print beside their result (progress, warnings, errors), and their exit codes.
 #ifndef GOLDFINCH_CLIENTS_CLI_TERMINAL_H_
 #define GOLDFINCH_CLIENTS_CLI_TERMINAL_H_
 
@@ -12,20 +12,20 @@
 
 namespace goldfinch {
 
-// An error in what the user typed: the program ends with exit code 2, not 1.
+// An error in what the user typed: the exit code is 2, not 1.
 absl::Status UsageError(const std::string& message);
-// The same status, as the user's.
+// The same status, marked as an error in what the user typed.
 absl::Status AsUsageError(const absl::Status& status);
-// RESOURCE_EXHAUSTED if standard output could not be written: a full disk or a closed pipe shows only here.
+// RESOURCE_EXHAUSTED if standard output could not be written: this is where a full disk or a closed pipe shows.
 absl::Status FlushOutput();
 // 0, 1 or 2.
 int ExitCode(const absl::Status& status);
 
-// The text with control characters escaped: names out of a file neither fake a line nor steer the terminal.
+// The text with control characters escaped, so that names from a file can neither fake a line nor steer the terminal.
 std::string OneLine(std::string_view text);
 
-// A bar on standard error, redrawn at most ten times a second; silent unless standard error is a terminal. The bar
-// appears only when the work has taken a while, and Done wipes it.
+// A bar on standard error, redrawn at most ten times a second and only if standard error is a terminal. It appears
+// after the work has taken a moment, and Done removes it.
 class ProgressBar {
  public:
   // Amounts are shown as "3,072 of 20,000 tokens, 812 tokens/s".

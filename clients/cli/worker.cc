@@ -13,6 +13,7 @@
 #include "clients/cli/device.h"
 #include "clients/cli/machine.h"
 #include "clients/cli/serve_commands.h"
+#include "clients/cli/server_log.h"
 #include "clients/cli/stop_signal.h"
 #include "clients/cli/terminal.h"
 #include "grpcpp/security/credentials.h"
@@ -27,12 +28,13 @@ namespace goldfinch {
 
 namespace {
 
-// `description` gets what it is, and why no better.
-absl::StatusOr<std::unique_ptr<TransportFactory>> OpenTransport(const WorkerOptions& options, const Backend& backend,
-                                                                const std::string& address, std::string* description) {
+// `description` gets the transport's name, and why it is not a better one.
+absl::StatusOr<std::unique_ptr<TransportFactory>> OpenTransport(const WorkerCommandOptions& options,
+                                                                const Backend& backend, const std::string& address,
+                                                                std::string* description) {
   *description = "gloo";
   if (options.transport == "nccl" && backend.kind() != DeviceKind::kCuda) {
-    return AsUsageError(absl::InvalidArgumentError("--transport nccl: the device is no CUDA device"));
+    return AsUsageError(absl::InvalidArgumentError("--transport nccl: the device is not a CUDA device"));
   }
   if (options.transport == "nccl" || (options.transport == "auto" && backend.kind() == DeviceKind::kCuda)) {
     absl::StatusOr<std::unique_ptr<TransportFactory>> nccl =
@@ -52,7 +54,7 @@ absl::StatusOr<std::unique_ptr<TransportFactory>> OpenTransport(const WorkerOpti
 
 }  // namespace
 
-absl::Status RunWorker(const WorkerOptions& options) {
+absl::Status RunWorker(const WorkerCommandOptions& options) {
   StopSignal stop;
   LogAsServer();
   std::string device;
@@ -65,27 +67,27 @@ absl::Status RunWorker(const WorkerOptions& options) {
   std::string transport_kind;
   GF_ASSIGN_OR_RETURN(std::unique_ptr<TransportFactory> transport,
                       OpenTransport(options, *backend, address, &transport_kind));
-  WorkerOptions node_options;
-  node_options.name = options.name.empty() ? ProcessName() : options.name;
-  node_options.model = options.model;
-  node_options.config = options.config;
-  node_options.memory_bytes = options.memory_bytes;
+  WorkerOptions worker_options;
+  worker_options.name = options.name.empty() ? ProcessName() : options.name;
+  worker_options.model = options.model;
+  worker_options.config = options.config;
+  worker_options.memory_bytes = options.memory_bytes;
   if (options.memory_bytes == 0) {
-    GF_ASSIGN_OR_RETURN(node_options.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
+    GF_ASSIGN_OR_RETURN(worker_options.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
   }
-  node_options.gold_tier = *ParseGoldTier(options.gold_tier);  // one of the names that the flag allows
-  GF_ASSIGN_OR_RETURN(node_options.speed, MeasureDevice(*backend));
-  node_options.log = [](const std::string& line) { spdlog::info("{}", line); };
-  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, may use {}, transport {}", node_options.name, address,
-               device, node_options.speed.flops / 1e9, node_options.speed.read_bytes_per_second / 1e9,
-               HumanBytes(node_options.memory_bytes), transport_kind);
+  worker_options.gold_tier = *ParseGoldTier(options.gold_tier);  // the flag allows no other names
+  GF_ASSIGN_OR_RETURN(worker_options.speed, MeasureDevice(*backend));
+  worker_options.log = [](const std::string& line) { spdlog::info("{}", line); };
+  spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, may use {}, transport {}", worker_options.name,
+               address, device, worker_options.speed.flops / 1e9, worker_options.speed.read_bytes_per_second / 1e9,
+               HumanBytes(worker_options.memory_bytes), transport_kind);
 
-  Worker node(std::move(node_options), std::move(backend), std::move(transport));
+  Worker worker(std::move(worker_options), std::move(backend), std::move(transport));
   ClusterClientOptions client_options;
   client_options.coordinator = options.coordinator;
   client_options.credentials = std::move(credentials);
   client_options.log = [](const std::string& line) { spdlog::info("{}", line); };
-  ClusterClient client(std::move(client_options), node);
+  ClusterClient client(std::move(client_options), worker);
   std::thread watcher([&] {
     if (absl::Status status = client.Wait(); !status.ok()) stop.Raise(status);
   });

@@ -1,4 +1,4 @@
-"""Real processes of the program as a cluster: started, awaited, hurt, looked at, and all gone in the end."""
+"""Clusters of real processes of the program: starts them, waits for them, kills or freezes them, reads their state."""
 
 import collections
 import contextlib
@@ -22,16 +22,16 @@ import goldfinch
 from goldfinch import generate_pb2 as pb
 from program import DEMO_MODEL, PROGRAM, flags
 
-SECONDS_MAX = 120  # of anything that is waited for; sanitizers on a busy machine are slow
+SECONDS_MAX = 120  # the longest wait for anything; sanitizers on a busy machine are slow
 POLL_SECONDS = 0.02
 
 SERVICE = "goldfinch.v1.Goldfinch"
-SERVING = 1  # of grpc.health.v1.HealthCheckResponse
+SERVING = 1  # a value of grpc.health.v1.HealthCheckResponse.ServingStatus
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
-Ports = collections.namedtuple("Ports", "grpc cluster http")
+Ports = collections.namedtuple("Ports", "grpc cluster metrics")
 
 
 def _die_with_parent():
@@ -40,7 +40,7 @@ def _die_with_parent():
 
 
 def wait_until(condition, what, seconds=SECONDS_MAX):
-    """Returns what `condition` returned, once that is true."""
+    """Waits until `condition` returns something true, and returns that."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -58,7 +58,7 @@ class Process:
         self.name = name
         self.log = folder / f"{name}.log"
         with open(self.log, "ab") as log:
-            # Only of the main thread: the system counts a thread that ends as the death of its children's parent.
+            # Only from the main thread: when a thread ends, the system takes it for the death of its children's parent.
             self._process = subprocess.Popen(
                 [*wrapper, PROGRAM, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
@@ -84,13 +84,13 @@ class Process:
         if not line:
             raise RuntimeError(f"{self.name} does not listen, exit code {self.returncode}:\n{self.tail()}")
         ports = json.loads(line)
-        return Ports(ports["grpc_port"], ports.get("cluster_port"), ports.get("port"))
+        return Ports(ports["grpc_port"], ports.get("cluster_port"), ports.get("metrics_port"))
 
     def send(self, number):
         os.killpg(self.pid, number)
 
     def kill(self):
-        """As kill -9; returns when it is gone."""
+        """Kills the process as kill -9 does, and waits until it is gone."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.send(signal.SIGKILL)
@@ -106,7 +106,7 @@ class Process:
         self.send(signal.SIGTERM)
 
     def wait(self, seconds=SECONDS_MAX):
-        """Returns the exit code; negative: the signal it died of."""
+        """Returns the exit code, or the negative number of the signal that ended the process."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -121,7 +121,7 @@ class Process:
 
 
 class Cluster:
-    """The processes of one test. A context manager: in the end all of them are killed."""
+    """The processes of one test. A context manager, which kills all of them at its end."""
 
     def __init__(self):
         self._folder = tempfile.TemporaryDirectory(dir=os.environ.get("TEST_TMPDIR"))
@@ -149,18 +149,20 @@ class Cluster:
         self._start_server("serve", {"threads": 1, **options})
 
     def start_coordinator(self, **options):
-        """At the ports of the one before, if there was one."""
+        """Uses the ports of the coordinator before it, if there was one."""
         ports = {"cluster_port": self.ports.cluster} if self.ports else {"cluster_port": 0}
         self._start_server("coordinator", {**ports, **options})
 
     def _start_server(self, command, options):
-        again = {"grpc_port": self.ports.grpc, "port": self.ports.http} if self.ports else {"grpc_port": 0, "port": 0}
-        options = {"model": DEMO_MODEL, "host": "127.0.0.1", "ready_json": True, **again, **options}
+        ports = {"grpc_port": 0, "metrics_port": 0}
+        if self.ports:
+            ports = {"grpc_port": self.ports.grpc, "metrics_port": self.ports.metrics}
+        options = {"model": DEMO_MODEL, "host": "127.0.0.1", "ready_json": True, **ports, **options}
         self.server = self._start(command, [command, *flags(**options)])
         self.ports = self.server.read_ports()
 
     def start_worker(self, name, wrapper=(), **options):
-        """`wrapper`: a command that runs the worker, as of another network namespace."""
+        """`wrapper`: a command that runs the worker, for example in another network namespace."""
         options = {"coordinator": f"127.0.0.1:{self.ports.cluster}", "name": name, "threads": 1, **options}
         self.workers[name] = self._start(name, ["worker", *flags(**options)], wrapper)
         return self.workers[name]
@@ -194,7 +196,7 @@ class Cluster:
         return goldfinch.AsyncClient(self.address, **{"timeout": SECONDS_MAX, **self._connection, **options})
 
     def wait_ready(self, seconds=SECONDS_MAX):
-        """Until the health service says so, by its own word: nothing is polled. Of servers without TLS."""
+        """Waits until the health service reports SERVING. It watches rather than polls. For servers without TLS."""
         with grpc.insecure_channel(self.address) as channel:
             watch = channel.unary_stream(
                 "/grpc.health.v1.Health/Watch",
@@ -213,7 +215,7 @@ class Cluster:
         return self.client().cluster_info()
 
     def wait_info(self, condition, what, seconds=SECONDS_MAX):
-        """Until the condition of GetClusterInfo holds; returns the last answer."""
+        """Waits until the condition holds for GetClusterInfo's answer, and returns that answer."""
         client = self.client()
         seen = []
 
@@ -228,7 +230,7 @@ class Cluster:
         return seen[0]
 
     def wait_generation(self, least, seconds=SECONDS_MAX):
-        """Until all groups are ready, one of them of that generation or a later one."""
+        """Waits until all groups are ready, and at least one is in that generation or a later one."""
         return self.wait_info(
             lambda info: info.group_generation >= least
             and info.groups
@@ -238,12 +240,12 @@ class Cluster:
         )
 
     def wait_idle(self, seconds=SECONDS_MAX):
-        """Until no request, sequence, page or step is left: what a finished test has to reach."""
+        """Waits until no request, sequence, page or step is left, as must be so after every test."""
         return self.wait_info(lambda info: not held_resources(info), "everything is free", seconds)
 
     def metrics(self):
         """{'name{labels}': value}."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports.http}/metrics", timeout=SECONDS_MAX) as page:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports.metrics}/metrics", timeout=SECONDS_MAX) as page:
             return parse_metrics(page.read().decode())
 
     def logs(self):
@@ -252,7 +254,7 @@ class Cluster:
 
 
 def held_resources(info):
-    """What requests hold, by name; empty if nothing."""
+    """Returns what requests hold, by name; empty if they hold nothing."""
     counts = {
         "requests_running": info.requests_running,
         "requests_waiting": info.requests_waiting,
@@ -272,13 +274,13 @@ def parse_metrics(text):
 
 
 def metric_sum(metrics, name):
-    """Over all labels."""
+    """Returns the sum over all labels."""
     pattern = re.compile(re.escape(name) + r"(\{.*\})?\Z")
     return sum(value for key, value in metrics.items() if pattern.match(key))
 
 
 class ClusterTest(unittest.TestCase):
-    """A cluster a test, `self.cluster`. `self.random` repeats by its seed, which $SEED sets."""
+    """Gives each test a cluster, `self.cluster`, and `self.random`, whose seed $SEED sets."""
 
     def setUp(self):
         seed = int(os.environ.get("SEED", "1"))
@@ -287,13 +289,13 @@ class ClusterTest(unittest.TestCase):
         self.addCleanup(self.cluster.close)
 
     def serve(self, **options):
-        """An embedded server of three stages, ready."""
+        """Starts an embedded server with three stages, and waits until it is ready."""
         self.cluster.start_serve(**{"pipeline_parallel_size": 3, **options})
         self.cluster.wait_ready()
         return self.cluster.client()
 
     def form(self, workers=3, **options):
-        """A coordinator with so many workers and stages, ready."""
+        """Starts a coordinator with that many workers and stages, and waits until it is ready."""
         self.cluster.start_coordinator(**{"pipeline_parallel_size": workers, **options})
         self.cluster.start_workers(workers)
         self.cluster.wait_ready()

@@ -403,7 +403,7 @@ class DrainTest(ClusterTest):
 
     def test_a_second_server_at_the_same_port_says_so(self):
         self.serve()
-        result = run("serve", *flags(model=DEMO_MODEL, grpc_port=self.cluster.ports.grpc, port=-1))
+        result = run("serve", *flags(model=DEMO_MODEL, grpc_port=self.cluster.ports.grpc, metrics_port=-1))
         self.assertEqual(result.code, 1, result)
         self.assertIn(str(self.cluster.ports.grpc), result.stderr)
 

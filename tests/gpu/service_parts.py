@@ -117,8 +117,9 @@ class Bed:
 
     def serve(self, name, model, stages, *flags):
         """An embedded server, ready. Returns (its process, HOST:PORT)."""
-        arguments = ["serve", "--model", model, "--pipeline-parallel-size", stages, "--grpc-port", 0, "--port", -1]
-        process = self.start(name, [*arguments, "--ready-json", *flags])
+        arguments = ["serve", "--model", model, "--pipeline-parallel-size", stages]
+        arguments += ["--grpc-port", 0, "--metrics-port", -1, "--ready-json"]
+        process = self.start(name, [*arguments, *flags])
         address = f"127.0.0.1:{process.ports()['grpc_port']}"
         self.wait_ready(address, process, stages)
         return process, address
@@ -256,7 +257,7 @@ def kill(bed):
     coordinator = bed.start(
         "coordinator",
         ["coordinator", "--model", bed.demo_model, "--pipeline-parallel-size", 3, "--max-model-len", 16384]
-        + ["--grpc-port", 0, "--cluster-port", 0, "--port", -1, "--ready-json", "--cache-tokens", 65536]
+        + ["--grpc-port", 0, "--cluster-port", 0, "--metrics-port", -1, "--ready-json", "--cache-tokens", 65536]
         + ["--heartbeat-interval", 0.2, "--heartbeat-timeout", 2, "--regroup-wait", 0.2],
     )
     ports = coordinator.ports()

@@ -66,6 +66,14 @@ class CommandLineTest(ProgramTest):
                 says = ["--" + flag.replace("_", "-"), value, limit]
                 self.refuses(*generate("And ", **{flag: value}), code=2, says=says)
 
+    def test_the_old_name_of_the_metrics_port(self):
+        says = "--port is now --metrics-port; --port is reserved for the HTTP API"
+        for command in ("serve", "coordinator"):
+            for port in ("9090", "0", "-1"):
+                with self.subTest(command, port=port):
+                    self.refuses(command, "--model", DEMO_MODEL, "--port", port, code=2, says=says)
+        self.refuses("worker", "--coordinator", "127.0.0.1:1", "--port", "0", code=2, says="--port")
+
     def test_logit_bias(self):
         for value, says in (
             ("257=1", ["257", "256"]),

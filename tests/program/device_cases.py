@@ -11,7 +11,7 @@ class DeviceTest(ProgramTest):
         yield generate("And ", **SHORT, **values)
         tokens, out = self.write_tokens([1, 2]), self.folder / "logits.npy"
         yield ["logits", *flags(model=DEMO_MODEL, tokens=tokens, out=out, threads=1, **values)]
-        yield ["serve", *flags(model=DEMO_MODEL, grpc_port=0, port=-1, threads=1, **values)]
+        yield ["serve", *flags(model=DEMO_MODEL, grpc_port=0, metrics_port=-1, threads=1, **values)]
         yield ["worker", *flags(coordinator="127.0.0.1:1", threads=1, **values)]
 
     def all_refuse(self, says, **values):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import checkpoints
 from program import DEMO_CONFIG, DEMO_MODEL, PAGE, ProgramTest, flags, generate
@@ -270,9 +271,39 @@ class ModelFileTest(GenerateTest):
 
 
 class HelpTest(ProgramTest):
+    COMMANDS = "serve coordinator worker generate status load-test inspect quantize logits tokenize detokenize".split()
+    HEADINGS = "model prompt pipeline device memory network security timeouts sampling load output other".split()
+
     def test_help_is_on_standard_output(self):
-        for command in ([], ["generate"], ["inspect"], ["logits"], ["tokenize"], ["detokenize"]):
+        for command in ([], *([name] for name in self.COMMANDS)):
             with self.subTest(command):
                 result = self.succeeds(*command, "--help")
                 self.assertIn(b"Usage: goldfinch", result.stdout)
                 self.assertEqual(result.stderr, "")
+
+    def test_it_lists_every_command_with_its_purpose(self):
+        text = self.succeeds("--help").stdout.decode()
+        for command in self.COMMANDS:
+            self.assertRegex(text, rf"\n  {command} +[A-Z][a-z]+ ")
+
+    def test_every_flag_has_a_heading_and_a_phrase(self):
+        for command in self.COMMANDS:
+            with self.subTest(command):
+                text = self.succeeds(command, "--help").stdout.decode()
+                self.assertLessEqual(max(map(len, text.splitlines())), 100)
+                # What CLI11 would write of types and ranges.
+                self.assertNotRegex(text, r"\b(INT|UINT|FLOAT|POSITIVE|REQUIRED|OPTIONS)\b| in \[")
+                blocks = text.split("\n\n")[2:]
+                headings = [block.split("\n")[0] for block in blocks if "  -" in block]
+                self.assertEqual(headings, [f"{name}:" for name in self.HEADINGS if f"{name}:" in headings])
+                self.assertEqual(headings[-1], "other:")
+                for flag in re.findall(r"\n  (-.*)", text):
+                    self.assertRegex(flag, r"\A-[-\w, ]+?( [^ ]+)?( {2,}[A-Za-z].*)?\Z")
+
+    def test_ranges_and_defaults_are_for_people(self):
+        text = " ".join(self.succeeds("serve", "--help").stdout.decode().split())
+        self.assertIn("Most sequences that run at once in one pipeline, 1 to 65536 [default: 64]", text)
+        self.assertIn("at /metrics, -1 to 65535; 0 takes any free one, -1 is none [default: 9090]", text)
+        self.assertNotIn("--port ", text)
+        text = " ".join(self.succeeds("generate", "--help").stdout.decode().split())
+        self.assertIn("0.0 to 1.0 [default: 0.85]", text)

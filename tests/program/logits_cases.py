@@ -37,7 +37,7 @@ class LogitsTest(ProgramTest):
     def test_chunks(self):
         for size in (1, 7, 64, 512):
             with self.subTest(size):
-                self.check_golden("goldfinch", 1e-5, cache_dtype="f32", chunk_tokens=size)
+                self.check_golden("goldfinch", 1e-5, cache_dtype="f32", max_num_batched_tokens=size)
 
     def test_narrow_caches(self):
         self.check_golden("goldfinch", 2e-3, cache_dtype="f16")

@@ -1,0 +1,47 @@
+#include "clients/cli/server_log.h"
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "clients/cli/flag_names.h"
+#include "spdlog/formatter.h"
+#include "spdlog/pattern_formatter.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace goldfinch {
+namespace {
+
+class FlagNamingFormatter final : public spdlog::formatter {
+ public:
+  explicit FlagNamingFormatter(std::unique_ptr<spdlog::formatter> pattern) : pattern_(std::move(pattern)) {}
+
+  void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& text) override {
+    const std::string named = NameFlags(std::string_view(message.payload.data(), message.payload.size()));
+    spdlog::details::log_msg translated = message;
+    translated.payload = named;
+    pattern_->format(translated, text);
+    // The pattern tells the sink by these which part to color.
+    message.color_range_start = translated.color_range_start;
+    message.color_range_end = translated.color_range_end;
+  }
+
+  std::unique_ptr<spdlog::formatter> clone() const override {
+    return std::make_unique<FlagNamingFormatter>(pattern_->clone());
+  }
+
+ private:
+  const std::unique_ptr<spdlog::formatter> pattern_;
+};
+
+}  // namespace
+
+void LogAsServer() {
+  spdlog::set_default_logger(spdlog::stderr_color_mt("goldfinch server"));
+  spdlog::set_formatter(std::make_unique<FlagNamingFormatter>(
+      std::make_unique<spdlog::pattern_formatter>("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v")));
+}
+
+}  // namespace goldfinch

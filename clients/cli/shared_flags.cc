@@ -1,0 +1,111 @@
+#include "clients/cli/shared_flags.h"
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "clients/cli/flag_group.h"
+
+namespace goldfinch {
+
+void AddModelFlag(CLI::App& command, const std::string& names, std::string& model) {
+  FlagGroup(command, kModelFlags)
+      .Text(names, model, "PATH", "Checkpoint: a .pth or .safetensors file, or a folder that holds one")
+      ->required();
+}
+
+void AddConfigFlag(CLI::App& command, std::string& config) {
+  FlagGroup(command, kModelFlags)
+      .Text("--config", config, "FILE", "Settings of the model, JSON or YAML")
+      ->default_str("config.json beside the model");
+}
+
+void AddVocabFlag(CLI::App& command, std::string& vocab) {
+  FlagGroup(command, kModelFlags)
+      .Text("--vocab", vocab, "FILE|bytes", "Vocabulary file, or bytes for a model whose tokens are bytes")
+      ->default_str("the file beside the model, or bytes for models of 257 tokens");
+}
+
+void AddVerifyFlag(CLI::App& command, std::string& verify) {
+  FlagGroup(command, kModelFlags)
+      .Choice("--verify", verify, {"all", "finite", "none"},
+              "What to check while reading weights: checksums and NaN (all), NaN alone (finite, for files saved "
+              "without checksums), or nothing (none)");
+}
+
+void AddThreadsFlag(CLI::App& command, int& threads, const std::string& phrase) {
+  FlagGroup(command, kDeviceFlags).InLimits("--threads", threads, "COUNT", phrase + "; 0 is one per core", 0, 1024);
+}
+
+void AddBackendFlags(CLI::App& command, BackendOptions& options, const std::string& threads_phrase) {
+  FlagGroup flags(command, kDeviceFlags);
+  flags
+      .Text("--device", options.device, "auto|cpu|cuda|cuda:N",
+            "Device to compute on; auto is CUDA where it is available, else the CPU; N numbers the GPUs from 0")
+      ->check([](const std::string& text) {
+        return IsDeviceName(text) ? "" : text + " is none of auto, cpu, cuda and cuda:N";
+      })
+      ->capture_default_str();
+  flags.Choice("--dtype", options.dtype, {"auto", "f32", "f16", "bf16"},
+               "Type of activations; auto is bf16 on CUDA and f32 on the CPU, which computes in f32 only");
+  AddThreadsFlag(command, options.threads, threads_phrase);
+}
+
+void AddCacheDTypeFlag(CLI::App& command, std::string& cache_dtype) {
+  FlagGroup(command, kMemoryFlags)
+      .Choice("--cache-dtype", cache_dtype, {"f32", "f16", "bf16", "int8"},
+              "Type of cached values; int8 (with one scale per row) needs a model whose only cache is the compressed "
+              "one");
+}
+
+void AddGoldTierFlag(CLI::App& command, std::string& gold_tier) {
+  FlagGroup(command, kMemoryFlags)
+      .Choice("--gold-tier", gold_tier, {"auto", "compressed", "shared", "full"},
+              "What GOLD layers keep beside the compressed cache to decode faster, as memory allows: nothing "
+              "(compressed), the rows that all of them share (shared), or keys and values too (full); auto is full");
+}
+
+void AddMaxModelLenFlag(CLI::App& command, int64_t& tokens) {
+  FlagGroup(command, kMemoryFlags)
+      .InLimits("--max-model-len", tokens, "TOKENS", "Most tokens of a sequence, prompt and answer together", 1,
+                int64_t{1} << 30);
+}
+
+void AddMaxStepTokensFlag(CLI::App& command, int64_t& tokens, int64_t most, const std::string& phrase) {
+  FlagGroup(command, kMemoryFlags).InLimits("--max-num-batched-tokens", tokens, "TOKENS", phrase, 1, most);
+}
+
+CLI::Option* AddMemoryShareFlag(CLI::App& command, double& share) {
+  return FlagGroup(command, kMemoryFlags)
+      .Unchecked("--gpu-memory-utilization", share, "SHARE",
+                 "Share of a GPU's memory to use, less what other programs on it use already; above 0.0, at most 1.0")
+      ->check([](const std::string& text) {
+        double number = 0;
+        const bool good = absl::SimpleAtod(text, &number) && number > 0 && number <= 1;
+        return good ? "" : text + " is not above 0 and at most 1";
+      });
+}
+
+void AddMemoryFlags(CLI::App& command, double& share, int64_t& bytes, const std::string& phrase) {
+  CLI::Option* share_flag = AddMemoryShareFlag(command, share);
+  FlagGroup(command, kMemoryFlags)
+      .Bytes("--memory", bytes, phrase)
+      ->default_str("--gpu-memory-utilization of a GPU, 0.9 of the machine's memory for the CPU")
+      ->excludes(share_flag);
+}
+
+CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options) {
+  CLI::Option* server = FlagGroup(command, kNetworkFlags)
+                            .Text("--server", options.server, "HOST:PORT", "Address of the server's gRPC port")
+                            ->required();
+  FlagGroup security(command, kSecurityFlags);
+  security.Text("--api-key-file", options.api_key_file, "FILE", "File that holds the API key");
+  security.Text("--grpc-root-cert", options.root_cert, "FILE",
+                "CA certificate (PEM) to verify the server with; turns on TLS");
+  security.Text("--grpc-client-cert", options.client_cert, "FILE",
+                "Client certificate (PEM), for a server that asks for one; turns on TLS");
+  security.Text("--grpc-client-key", options.client_key, "FILE", "Private key (PEM) of the client certificate");
+  FlagGroup(command, kTimeoutFlags)
+      .Seconds("--deadline", options.deadline_seconds, "Most seconds that a call may take; 0 is no limit", 0);
+  return server;
+}
+
+}  // namespace goldfinch

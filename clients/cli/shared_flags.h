@@ -1,0 +1,47 @@
+// Flags that several commands share.
+#ifndef GOLDFINCH_CLIENTS_CLI_SHARED_FLAGS_H_
+#define GOLDFINCH_CLIENTS_CLI_SHARED_FLAGS_H_
+
+#include <cstdint>
+#include <string>
+
+#include "clients/cli/options.h"
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
+
+namespace goldfinch {
+
+// --model, which is required. `names` are "--model", or "model,--model" where it may also stand without its flag.
+void AddModelFlag(CLI::App& command, const std::string& names, std::string& model);
+// --config
+void AddConfigFlag(CLI::App& command, std::string& config);
+// --vocab
+void AddVocabFlag(CLI::App& command, std::string& vocab);
+// --verify
+void AddVerifyFlag(CLI::App& command, std::string& verify);
+// --threads. `phrase` says which threads.
+void AddThreadsFlag(CLI::App& command, int& threads, const std::string& phrase = "Threads to compute with");
+// --device, --dtype and --threads
+void AddBackendFlags(CLI::App& command, BackendOptions& options,
+                     const std::string& threads_phrase = "Threads to compute with");
+// --cache-dtype
+void AddCacheDTypeFlag(CLI::App& command, std::string& cache_dtype);
+// --gold-tier
+void AddGoldTierFlag(CLI::App& command, std::string& gold_tier);
+// --max-model-len
+void AddMaxModelLenFlag(CLI::App& command, int64_t& tokens);
+// --max-num-batched-tokens, at most `most`
+void AddMaxStepTokensFlag(CLI::App& command, int64_t& tokens, int64_t most, const std::string& phrase);
+// --gpu-memory-utilization, which is returned
+CLI::Option* AddMemoryShareFlag(CLI::App& command, double& share);
+// --gpu-memory-utilization and, instead of it, --memory. `phrase` says what the memory is for.
+void AddMemoryFlags(CLI::App& command, double& share, int64_t& bytes, const std::string& phrase);
+// --server, which is returned and required, and the flags of the connection to it
+CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_CLI_SHARED_FLAGS_H_
