@@ -32,6 +32,7 @@ namespace goldfinch::cuda {
 //   float FastExp(float), FastExp2(float), FastTanh(float)   relative error 2^-21 (FastTanh: absolute 2^-11)
 //   T ShflXor(T, int mask), Shfl(T, int lane), ShflUp(T, int delta), ShflDown(T, int delta)   of a whole warp
 //   uint32_t Ballot(bool)
+//   float WarpSum(float), WarpMax(float)   for every lane, by ShflXor with 16, 8, 4, 2 and 1
 //   T* DynamicShared<T>()    the block's dynamic shared memory, aligned to 128 bytes; not initialized
 //   void LdMatrix4(uint32_t (&r)[4], const void* shared_row)       ldmatrix.x4: lane l gives row l % 8 of matrix l / 8
 //   void LdMatrix4Trans(uint32_t (&r)[4], const void* shared_row)  and .trans
@@ -68,18 +69,6 @@ __device__ inline void StoreFloats(const float (&from)[N], T* to) {
 #pragma unroll
   for (int i = 0; i < N; ++i) vec.v[i] = FromFloat<T>(from[i]);
   StoreBits(vec, reinterpret_cast<Vec<T, N>*>(to));
-}
-
-__device__ inline float WarpSum(float x) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) x += ShflXor(x, mask);
-  return x;
-}
-
-__device__ inline float WarpMax(float x) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) x = fmaxf(x, ShflXor(x, mask));
-  return x;
 }
 
 // The sum over the block, for every thread, in a fixed order. `scratch` [32] shared; all threads of the block call.

@@ -143,6 +143,16 @@ __device__ inline T ShflDown(T x, int delta) {
   return __shfl_down_sync(kAllLanes, x, delta);
 }
 __device__ inline uint32_t Ballot(bool condition) { return __ballot_sync(kAllLanes, condition); }
+__device__ inline float WarpSum(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) x += ShflXor(x, mask);
+  return x;
+}
+__device__ inline float WarpMax(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) x = fmaxf(x, ShflXor(x, mask));
+  return x;
+}
 
 template <typename T>
 __device__ inline T* DynamicShared() {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <tuple>
@@ -12,6 +13,8 @@
 
 #include "base/check.h"
 #include "kernels/cuda/emulation/emulation.h"
+#include "kernels/cuda/emulation/numbers.h"
+#include "kernels/cuda/emulation/products.h"
 #include "kernels/cuda/emulation/stream.h"
 #include "kernels/cuda/launch_tap.h"
 
@@ -87,44 +90,14 @@ void StoreBits(const V& value, V* to) {
   *to = value;
 }
 
-inline float HalfToFloat(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits >> 15) << 31, exponent = bits >> 10 & 31, fraction = bits & 1023;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7F800000 | fraction << 13);
-  if (exponent == 0) {
-    const float magnitude = std::ldexp(static_cast<float>(fraction), -24);
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
-inline uint16_t FloatToHalf(float x) {
-  if (std::isnan(x)) return 0x7FFF;
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  x = std::min(std::abs(x), 65504.f);
-  int exponent;
-  std::frexp(x, &exponent);
-  exponent = x == 0 ? -13 : std::max(exponent, -13);
-  // In units of the last binary digit; the hidden digit, if it is set, carries into the exponent.
-  const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(x, 11 - exponent)));
-  return static_cast<uint16_t>(sign | ((static_cast<uint32_t>(exponent + 13) << 10) + units));
-}
-
-inline float BrainToFloat(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
-
-inline uint16_t FloatToBrain(float x) {
-  if (std::isnan(x)) return 0x7FFF;
-  const auto bits = std::bit_cast<uint32_t>(x);
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
 template <typename T>
 inline float ToFloat(T x) {
   if constexpr (std::is_same_v<T, float>) {
     return x;
   } else if constexpr (std::is_same_v<T, bf16_t>) {
-    return BrainToFloat(x.bits);
+    return emulation::BrainToFloat(x.bits);
   } else {
-    return HalfToFloat(x.bits);
+    return emulation::HalfToFloat(x.bits);
   }
 }
 
@@ -133,9 +106,9 @@ inline T FromFloat(float x) {
   if constexpr (std::is_same_v<T, float>) {
     return x;
   } else if constexpr (std::is_same_v<T, bf16_t>) {
-    return {FloatToBrain(x)};
+    return {emulation::FloatToBrain(x)};
   } else {
-    return {FloatToHalf(x)};
+    return {emulation::FloatToHalf(x)};
   }
 }
 
@@ -155,11 +128,9 @@ inline float FastTanh(float x) { return std::tanh(x); }
 // The value of another lane.
 template <typename T>
 T FromLane(const char* operation, const T& x, int lane) {
-  static_assert(sizeof(T) <= emulation::kExchangeBytes);
-  const char* all = emulation::Exchange(operation, &x, sizeof(T));
-  T value;
-  std::memcpy(&value, all + static_cast<size_t>(lane) * emulation::kExchangeBytes, sizeof(T));
-  return value;
+  static_assert(sizeof(T) == sizeof(uint32_t) || sizeof(T) == sizeof(uint64_t));
+  using Bits = std::conditional_t<sizeof(T) == sizeof(uint32_t), uint32_t, uint64_t>;
+  return std::bit_cast<T>(static_cast<Bits>(emulation::FromLane(operation, std::bit_cast<Bits>(x), lane)));
 }
 template <typename T>
 T ShflXor(T x, int mask) {
@@ -177,14 +148,9 @@ template <typename T>
 T ShflDown(T x, int delta) {
   return FromLane("ShflDown", x, emulation::Lane() + delta > 31 ? emulation::Lane() : emulation::Lane() + delta);
 }
-inline uint32_t Ballot(bool condition) {
-  const char* all = emulation::Exchange("Ballot", &condition, sizeof(condition));
-  uint32_t lanes = 0;
-  for (size_t lane = 0; lane < 32; ++lane) {
-    if (all[lane * emulation::kExchangeBytes] != 0) lanes |= uint32_t{1} << lane;
-  }
-  return lanes;
-}
+inline uint32_t Ballot(bool condition) { return emulation::Ballot(condition); }
+inline float WarpSum(float x) { return emulation::WarpSum(x); }
+inline float WarpMax(float x) { return emulation::WarpMax(x); }
 
 template <typename T>
 T* DynamicShared() {
@@ -219,36 +185,7 @@ inline void LdMatrix4Trans(uint32_t (&r)[4], const void* shared_row) {
 
 template <typename T>
 void Mma16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  struct Fragments {
-    uint32_t a[4];
-    uint32_t b[2];
-  } mine;
-  std::memcpy(mine.a, a, sizeof(a));
-  std::memcpy(mine.b, b, sizeof(b));
-  const char* all = emulation::Exchange("Mma16816", &mine, sizeof(mine));
-  const auto fragments = [all](int lane) {
-    Fragments other;
-    std::memcpy(&other, all + static_cast<size_t>(lane) * emulation::kExchangeBytes, sizeof(other));
-    return other;
-  };
-  const int group = emulation::Lane() / 4, pair = emulation::Lane() % 4;
-  double sums[4] = {};
-  for (int t = 0; t < 4; ++t) {
-    // Lane 4g + t has columns 2t, 2t + 1, 2t + 8, 2t + 9 of rows g, g + 8 of A, and these rows of column g of B.
-    const Fragments rows = fragments(4 * group + t);
-    for (int column = 0; column < 2; ++column) {
-      const Fragments columns = fragments(4 * (2 * pair + column) + t);
-      for (int half = 0; half < 2; ++half) {
-        const float2 y = Unpack2<T>(columns.b[half]);
-        for (int below = 0; below < 2; ++below) {
-          const float2 x = Unpack2<T>(rows.a[2 * half + below]);
-          sums[2 * below + column] +=
-              static_cast<double>(x.x) * static_cast<double>(y.x) + static_cast<double>(x.y) * static_cast<double>(y.y);
-        }
-      }
-    }
-  }
-  for (int i = 0; i < 4; ++i) d[i] = static_cast<float>(static_cast<double>(d[i]) + sums[i]);
+  emulation::MultiplyMatrices(std::is_same_v<T, bf16_t>, a, b, d);
 }
 
 inline void CopyAsync16(void* shared, const void* global, bool there) {

@@ -3,19 +3,16 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <boost/context/fiber.hpp>
-#include <boost/context/preallocated.hpp>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <map>
-#include <memory>
 #include <mutex>
-#include <numeric>
-#include <utility>
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/cuda/emulation/block.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -28,202 +25,38 @@
 namespace goldfinch::emulation {
 namespace {
 
-namespace context = boost::context;
-
-constexpr int kLanes = 32;
-constexpr unsigned kThreadsMax = 1024;
-constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kPage = 4096;
+constexpr size_t kSharedAlignment = 128;
 
-// Stacks live as long as the process; fiber i always has stack i. Each block starts its threads anew.
-char* StackOf(unsigned thread) {
-  static char* const stacks = [] {
-    void* memory = mmap(nullptr, kThreadsMax * kStackBytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    GF_CHECK(memory != MAP_FAILED);
-    return static_cast<char*>(memory);
-  }();
-  return stacks + thread * kStackBytes;
-}
-
-// Gives a fiber a stack that exists already, and does not free it.
-struct BorrowedStack {
-  context::stack_context allocate() { return {}; }
-  void deallocate(context::stack_context&) {}
-};
-
+// An asynchronous copy that has not happened yet.
 struct Copy {
   void* to;
   const void* from;
   size_t bytes;
   size_t zeros;
+  uint64_t group;
 };
 
-// A thread that waits at the barrier goes on when the number of rounds has grown.
-struct Barrier {
-  int arrived = 0;
-  uint64_t rounds = 0;
+// The asynchronous copies of one thread. Groups are numbered in the order in which they are committed.
+struct AsyncCopies {
+  std::vector<Copy> waiting;  // oldest first
+  uint64_t committed = 0;
 };
 
-struct Warp {
-  Barrier barrier;
-  const char* operation = "";
-  int turn = 0;
-  char exchange[2][kLanes][kExchangeBytes];
-};
-
-struct Thread {
-  Index index;
-  int lane = 0;
-  Warp* warp = nullptr;
-  const Barrier* waits_at = nullptr;
-  uint64_t waits_round = 0;
-  int exchanges = 0;
-  bool done = false;
-  std::vector<std::vector<Copy>> copies = {{}};  // groups of copies; the last one is not committed
-  context::fiber fiber;
-  context::fiber* scheduler = nullptr;  // what continues when this fiber waits; on its stack
-};
-
-struct Block {
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  Barrier barrier;
-  int alive = 0;
-  std::vector<char> shared;
-  char* shared_aligned = nullptr;
-};
-
-Block* block = nullptr;
-Thread* current = nullptr;
-uint64_t random_state = 1;
-
-uint32_t Random() {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return static_cast<uint32_t>(random_state >> 32);
+AsyncCopies& CopiesOf(unsigned thread) {
+  static auto& copies = *new std::vector<AsyncCopies>(kThreadsMax);
+  return copies[thread];
 }
+
+char* shared = nullptr;
 
 #if GF_EMULATION_ASAN
-const void* scheduler_stack = nullptr;
-size_t scheduler_stack_bytes = 0;
+// What the sanitizer keeps for the host and for the fibers, and where the host's stack is.
+void* host_frames = nullptr;
+void* fiber_frames = nullptr;
+const void* host_stack = nullptr;
+size_t host_stack_bytes = 0;
 #endif
-
-// Switches from a thread to the scheduler. With `ends` the thread is not resumed.
-void LeaveThread(bool ends) {
-#if GF_EMULATION_ASAN
-  void* fake = nullptr;
-  __sanitizer_start_switch_fiber(ends ? nullptr : &fake, scheduler_stack, scheduler_stack_bytes);
-#endif
-  if (ends) return;
-  context::fiber& scheduler = *current->scheduler;
-  scheduler = std::move(scheduler).resume();
-#if GF_EMULATION_ASAN
-  __sanitizer_finish_switch_fiber(fake, &scheduler_stack, &scheduler_stack_bytes);
-#endif
-}
-
-void Pass(Barrier& barrier) {
-  barrier.arrived = 0;
-  ++barrier.rounds;
-}
-
-void WaitAt(Barrier& barrier, int expected) {
-  if (++barrier.arrived == expected) {
-    Pass(barrier);
-    return;
-  }
-  current->waits_at = &barrier;
-  current->waits_round = barrier.rounds;
-  LeaveThread(false);
-  current->waits_at = nullptr;
-}
-
-void ResumeThread(Thread& thread, unsigned number) {
-  current = &thread;
-  index = &thread.index;
-#if GF_EMULATION_ASAN
-  void* fake = nullptr;
-  __sanitizer_start_switch_fiber(&fake, StackOf(number), kStackBytes);
-#else
-  (void)number;
-#endif
-  thread.fiber = std::move(thread.fiber).resume();
-#if GF_EMULATION_ASAN
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#endif
-}
-
-void StartThread(Thread& thread, unsigned number, const std::function<void()>& kernel) {
-  char* const stack = StackOf(number);
-  context::stack_context stack_context;
-  stack_context.size = kStackBytes;
-  stack_context.sp = stack + kStackBytes;
-  thread.fiber =
-      context::fiber(std::allocator_arg, context::preallocated(stack + kStackBytes, kStackBytes, stack_context),
-                     BorrowedStack(), [&thread, &kernel](context::fiber&& from) {
-#if GF_EMULATION_ASAN
-                       __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
-#endif
-                       thread.scheduler = &from;
-                       kernel();
-                       thread.done = true;
-                       --block->alive;
-                       LeaveThread(true);
-                       return std::move(from);
-                     });
-}
-
-void CheckProgress(bool progress) {
-  if (progress) return;
-  for (const Thread& thread : block->threads) {
-    if (thread.done) continue;
-    const bool at_block = thread.waits_at == &block->barrier;
-    GF_CHECK(false) << "thread (" << thread.index.thread.x << ", " << thread.index.thread.y << ") of block ("
-                    << thread.index.block.x << ", " << thread.index.block.y << ") waits for ever at "
-                    << (at_block ? "__syncthreads" : thread.warp->operation) << ", with " << thread.waits_at->arrived
-                    << " threads";
-  }
-}
-
-// Runs every lane of the warp that is able to, in some order, up to where it waits next. Returns false if none is.
-bool StepWarp(unsigned warp) {
-  bool progress = false;
-  const unsigned first = Random() % kLanes, stride = Random() % kLanes | 1;  // odd, so that all are visited
-  for (unsigned i = 0; i < kLanes; ++i) {
-    const unsigned number = warp * kLanes + (first + i * stride) % kLanes;
-    Thread& thread = block->threads[number];
-    if (thread.done || (thread.waits_at != nullptr && thread.waits_at->rounds == thread.waits_round)) continue;
-    progress = true;
-    ResumeThread(thread, number);
-    // Nobody waits for lanes that have ended.
-    if (thread.done && block->alive > 0 && block->barrier.arrived == block->alive) Pass(block->barrier);
-  }
-  return progress;
-}
-
-void RunBlock(const std::function<void()>& kernel) {
-  const auto count = static_cast<unsigned>(block->threads.size());
-  for (unsigned i = 0; i < count; ++i) StartThread(block->threads[i], i, kernel);
-  block->alive = static_cast<int>(count);
-  const auto warps = static_cast<unsigned>(block->warps.size());
-  std::vector<unsigned> order(warps);
-  std::iota(order.begin(), order.end(), 0);
-  while (block->alive > 0) {
-    bool progress = false;
-    for (unsigned i = warps; i > 1; --i) std::swap(order[i - 1], order[Random() % i]);
-    // Warps run side by side, or one runs as far ahead of the others as barriers let it.
-    const bool ahead = Random() % 4 != 0;
-    for (const unsigned warp : order) {
-      while (StepWarp(warp)) {
-        progress = true;
-        if (!ahead) break;
-      }
-    }
-    CheckProgress(progress);
-  }
-}
 
 // --- Device memory ---------------------------------------------------------------------------------------------------
 
@@ -236,6 +69,7 @@ int accesses = 0;
 // Each allocation takes a system call to close and one to open, which is slow for whole models.
 constexpr size_t kAlwaysClosed = 100;
 constexpr uint32_t kSeldom = 64;
+uint32_t left_open = 0;
 bool open = false;
 std::recursive_mutex& AccessMutex() {
   static auto& mutex = *new std::recursive_mutex;
@@ -248,77 +82,75 @@ void Protect(int protection) {
 
 }  // namespace
 
-const Index* index = nullptr;
-
 void Run(const Dim3& grid, const Dim3& block_dim, size_t shared_bytes, const std::function<void()>& kernel) {
   const unsigned count = block_dim.x * block_dim.y * block_dim.z;
   GF_CHECK(count >= 1 && count <= kThreadsMax && count % kLanes == 0) << count << " threads in a block";
   GF_CHECK_LE(shared_bytes, 227u << 10);
-  Block running;
-  running.shared.resize(shared_bytes + 128);
-  running.shared_aligned =
-      reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(running.shared.data()) + 127) / 128 * 128);
-  running.warps.resize(count / kLanes);
-  block = &running;
+  std::vector<char> memory(shared_bytes + kSharedAlignment);
+  shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data()) + kSharedAlignment - 1) /
+                                   kSharedAlignment * kSharedAlignment);
+  const auto call = [](const void* function) { (*static_cast<const std::function<void()>*>(function))(); };
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
-        std::memset(running.shared.data(), 0xFF, running.shared.size());
-        running.threads = std::vector<Thread>(count);
-        for (unsigned i = 0; i < count; ++i) {
-          Thread& thread = running.threads[i];
-          thread.index = {{i % block_dim.x, i / block_dim.x % block_dim.y, i / block_dim.x / block_dim.y},
-                          {x, y, z},
-                          block_dim,
-                          grid};
-          thread.lane = static_cast<int>(i % kLanes);
-          thread.warp = &running.warps[i / kLanes];
-        }
-        RunBlock(kernel);
+        std::memset(memory.data(), 0xFF, memory.size());
+        for (unsigned i = 0; i < count; ++i) CopiesOf(i).waiting.clear();
+        RunBlock({x, y, z}, block_dim, grid, call, &kernel);
       }
     }
   }
-  block = nullptr;
-  current = nullptr;
-  index = nullptr;
+  shared = nullptr;
 }
 
-void* Shared() { return block->shared_aligned; }
-
-void BlockBarrier() { WaitAt(block->barrier, block->alive); }
-
-void WarpBarrier() {
-  current->warp->operation = "__syncwarp";
-  WaitAt(current->warp->barrier, kLanes);
-}
-
-const char* Exchange(const char* operation, const void* given, size_t bytes) {
-  GF_CHECK_LE(bytes, kExchangeBytes);
-  Warp& warp = *current->warp;
-  if (warp.barrier.arrived == 0) warp.operation = operation;
-  GF_CHECK(std::strcmp(warp.operation, operation) == 0)
-      << "lanes of one warp meet in " << warp.operation << " and " << operation;
-  auto& places = warp.exchange[current->exchanges++ % 2];
-  std::memcpy(places[current->lane], given, bytes);
-  WaitAt(warp.barrier, kLanes);
-  return places[0];
-}
-
-int Lane() { return current->lane; }
+void* Shared() { return shared; }
 
 void CopyAsync(void* to, const void* from, size_t bytes, size_t zeros) {
-  current->copies.back().push_back({to, from, bytes, zeros});
+  AsyncCopies& copies = CopiesOf(CurrentThread());
+  copies.waiting.push_back({to, from, bytes, zeros, copies.committed});
 }
-void CopyAsyncCommit() { current->copies.emplace_back(); }
+void CopyAsyncCommit() { ++CopiesOf(CurrentThread()).committed; }
 void CopyAsyncWait(size_t newest) {
-  auto& copies = current->copies;
-  while (copies.size() - 1 > newest) {
-    for (const Copy& copy : copies.front()) {
-      if (copy.bytes > 0) std::memcpy(copy.to, copy.from, copy.bytes);
-      std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.zeros);
-    }
-    copies.erase(copies.begin());
+  AsyncCopies& copies = CopiesOf(CurrentThread());
+  size_t done = 0;
+  for (; done < copies.waiting.size() && copies.waiting[done].group + newest < copies.committed; ++done) {
+    const Copy& copy = copies.waiting[done];
+    if (copy.bytes > 0) std::memcpy(copy.to, copy.from, copy.bytes);
+    std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.zeros);
   }
+  copies.waiting.erase(copies.waiting.begin(), copies.waiting.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+// --- For block.cc ----------------------------------------------------------------------------------------------------
+
+void* MapStacks(size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  GF_CHECK(memory != MAP_FAILED);
+  return memory;
+}
+
+// The sanitizer takes all fibers for one, because their stacks lie side by side.
+#if GF_EMULATION_ASAN
+void BeforeFibers(const void* stacks, size_t bytes) { __sanitizer_start_switch_fiber(&host_frames, stacks, bytes); }
+void FibersBegin() { __sanitizer_finish_switch_fiber(fiber_frames, &host_stack, &host_stack_bytes); }
+void FibersEnd() { __sanitizer_start_switch_fiber(&fiber_frames, host_stack, host_stack_bytes); }
+void AfterFibers() { __sanitizer_finish_switch_fiber(host_frames, nullptr, nullptr); }
+#else
+void BeforeFibers(const void* /*stacks*/, size_t /*bytes*/) {}
+void FibersBegin() {}
+void FibersEnd() {}
+void AfterFibers() {}
+#endif
+
+void FailDivergence(const char* operation, const char* other) {
+  GF_CHECK(false) << "lanes of one warp meet in " << operation << " and " << other;
+  std::abort();
+}
+
+void FailDeadlock(const Index& thread, const char* operation, int arrived) {
+  GF_CHECK(false) << "thread (" << thread.thread.x << ", " << thread.thread.y << ") of block (" << thread.block.x
+                  << ", " << thread.block.y << ") waits for ever at " << operation << ", with " << arrived
+                  << " threads";
+  std::abort();
 }
 
 void* Allocate(size_t bytes) {
@@ -359,7 +191,7 @@ Access::Access() {
   }
 }
 Access::~Access() {
-  if (--accesses == 0 && (Mappings().size() <= kAlwaysClosed || Random() % kSeldom == 0)) {
+  if (--accesses == 0 && (Mappings().size() <= kAlwaysClosed || ++left_open % kSeldom == 0)) {
     Protect(PROT_NONE);
     open = false;
   }

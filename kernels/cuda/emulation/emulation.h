@@ -46,8 +46,15 @@ void WarpBarrier();
 
 constexpr size_t kExchangeBytes = 32;
 // Every lane of the warp gives `bytes`, and gets a pointer to the bytes of all lanes, kExchangeBytes apart, which is
-// valid until the warp's next exchange but one. `operation` must be the same in all lanes.
-const char* Exchange(const char* operation, const void* given, size_t bytes);
+// valid until the warp's next exchange but one. `operation` must be the same in all lanes. The lane that arrives last
+// calls `combine`, if there is one, which replaces the given bytes by those that the lanes get.
+const char* Exchange(const char* operation, const void* given, size_t bytes, void (*combine)(char* all) = nullptr);
+// Returns what the lane `from` gives.
+uint64_t FromLane(const char* operation, uint64_t given, int from);
+uint32_t Ballot(bool condition);
+// Sum and maximum over the warp, by the additions and comparisons of ShflXor with 16, 8, 4, 2 and 1.
+float WarpSum(float x);
+float WarpMax(float x);
 int Lane();
 
 void CopyAsync(void* to, const void* from, size_t bytes, size_t zeros);

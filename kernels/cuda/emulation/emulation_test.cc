@@ -130,11 +130,15 @@ __global__ void DivergentKernel() {
     Ballot(true);
   }
 }
+__global__ void DesertedKernel() {
+  if (threadIdx.x != 5) __syncwarp();
+}
 __global__ void TouchKernel(int* memory) { memory[threadIdx.x] = 1; }
 
 TEST(EmulationDeathTest, WhatWouldHangOrBeUndefinedEnds) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(Start(DivergentKernel, 1, 32, 0), "lanes of one warp meet in");
+  EXPECT_DEATH(Start(DesertedKernel, 1, 64, 0), "waits for ever at __syncwarp, with 31 threads");
   EXPECT_DEATH(Start(TouchKernel, 1, 33, 0, static_cast<int*>(nullptr)), "33 threads in a block");
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/emulation/emulation.h"
+#include "kernels/cuda/emulation/products.h"
 #include "kernels/cuda/emulation/stream.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_plain.h"
@@ -54,17 +55,21 @@ class EmulatedGemm : public GemmRunner {
  private:
   static void Multiply(const Gemm& g) {
     const emulation::Access access;
-    std::vector<float> x(g.inner);
+    // Every weight is converted once; `weight` is [columns, inner].
+    std::vector<float> x(g.inner), weight(g.columns * g.inner);
+    std::vector<double> sums(g.columns);
     for (int64_t product = 0; product < g.batch; ++product) {
+      for (int64_t column = 0; column < g.columns; ++column) {
+        for (int64_t i = 0; i < g.inner; ++i) {
+          const int64_t at = g.out_in ? column * g.ldweight + i : i * g.ldweight + column;
+          weight[column * g.inner + i] = Load(g.weight, g.in_dtype, product * g.weight_stride + at);
+        }
+      }
       for (int64_t row = 0; row < g.rows; ++row) {
         for (int64_t i = 0; i < g.inner; ++i) x[i] = Load(g.x, g.in_dtype, product * g.x_stride + row * g.ldx + i);
+        emulation::MultiplyRow(x.data(), weight.data(), g.inner, g.columns, sums.data());
         for (int64_t column = 0; column < g.columns; ++column) {
-          double sum = 0;
-          for (int64_t i = 0; i < g.inner; ++i) {
-            const int64_t at = g.out_in ? column * g.ldweight + i : i * g.ldweight + column;
-            sum += static_cast<double>(x[i]) *
-                   static_cast<double>(Load(g.weight, g.in_dtype, product * g.weight_stride + at));
-          }
+          double sum = sums[column];
           const int64_t at = product * g.out_stride + row * g.ldout + column;
           if (g.bias != nullptr) sum += static_cast<double>(g.bias[column]);
           if (g.accumulate) sum += static_cast<double>(Load(g.out, g.out_dtype, at));
