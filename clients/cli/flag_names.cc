@@ -36,6 +36,7 @@ constexpr FlagName kFlagNames[] = {
     // Limits.
     {"max_model_len", "--max-model-len"},
     {"max_num_seqs", "--max-num-seqs"},
+    {"max_sequences", "--max-num-seqs"},
     {"max_num_batched_tokens", "--max-num-batched-tokens"},
     {"max_step_tokens", "--max-num-batched-tokens"},
     {"cache_tokens", "--cache-tokens"},

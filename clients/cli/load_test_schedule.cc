@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/check.h"
-#include "clients/cli/load_test_plan.h"
 
 namespace goldfinch {
 

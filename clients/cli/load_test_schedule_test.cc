@@ -5,7 +5,6 @@
 #include <set>
 
 #include "absl/status/status.h"
-#include "clients/cli/load_test_plan.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
