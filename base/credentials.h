@@ -14,19 +14,20 @@ class ServerCredentials;
 
 namespace goldfinch {
 
-// Paths; empty is none. All empty: plain text.
+// Paths to PEM files. An empty path means "not given"; if all are empty, the connection is not encrypted.
 struct TlsFiles {
   std::string certificate;  // of this end, with the chain that leads to its root
   std::string key;          // of `certificate`, without a password
   std::string roots;        // that the other end's certificate must lead to
 };
 
-// Both read the files once. NOT_FOUND, PERMISSION_DENIED or INVALID_ARGUMENT names the file: none there, not PEM of the
-// kind, a key that is not the certificate's.
+// Both read the files once. NOT_FOUND, PERMISSION_DENIED or INVALID_ARGUMENT names the file: if it is missing, is not
+// PEM of the expected kind, or if the key does not match the certificate.
 
 // A server needs `certificate` and `key`. With `roots` it asks clients for a certificate, and takes none without.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(const TlsFiles& files);
-// `certificate` and `key` are for servers that ask. Without `roots`, but with those: the system's roots.
+// `certificate` and `key` are needed only if the server requires a client certificate. If `roots` is empty but they are
+// given, the system's roots are used.
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials(const TlsFiles& files);
 
 }  // namespace goldfinch

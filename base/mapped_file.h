@@ -1,4 +1,4 @@
-// A whole file, read-only, in memory as the system pages it in.
+// A read-only memory mapping of a whole file.
 #ifndef GOLDFINCH_BASE_MAPPED_FILE_H_
 #define GOLDFINCH_BASE_MAPPED_FILE_H_
 
@@ -9,8 +9,8 @@
 
 namespace goldfinch {
 
-// Movable; the bytes stay where they are. Thread-safe. Trap: a file that another program cuts short while it is mapped
-// kills this process (SIGBUS) when it reads behind the new end. Replace files by renaming, never in place.
+// Movable; the bytes stay where they are. Thread-safe. Warning: a file that another program cuts short while it is
+// mapped kills this process (SIGBUS) when it reads past the new end. Replace files by renaming, never in place.
 class MappedFile {
  public:
   // Errors name the path: NOT_FOUND, PERMISSION_DENIED; INVALID_ARGUMENT for a directory, a device or an empty file.

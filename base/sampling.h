@@ -1,5 +1,5 @@
-// What a request says of how tokens are drawn, and what drawing has to know of a vocabulary: the coordinator validates
-// it, the last worker draws by it (worker/stage/sampler.h).
+// The sampling options of a request, and what sampling must know about a vocabulary. The coordinator validates them;
+// the worker with the last stage draws by them (worker/stage/sampler.h).
 #ifndef GOLDFINCH_BASE_SAMPLING_H_
 #define GOLDFINCH_BASE_SAMPLING_H_
 
@@ -34,14 +34,14 @@ struct SamplingOptions {
   std::vector<int32_t> banned_tokens = {};  // ids in [0, vocabulary), never drawn; 0 among them is "ignore end of text"
 
   uint64_t seed = 0;  // equal requests with equal seeds get equal tokens
-  std::optional<int> logprobs =
-      {};  // [0, kLogprobsMax]; unset: none, 0: of the drawn token, n: also of the n likeliest
+  // [0, kLogprobsMax]; not set: none, 0: of the drawn token, n: also of the n likeliest tokens
+  std::optional<int> logprobs = {};
 };
 
 // Whether tokens with this text may repeat at no cost: substrings of " \t0123456789", as numbers and tables need.
 bool RepeatsFreely(std::string_view text);
 
-// What sampling has to know of a vocabulary; one object for all sequences, immutable.
+// What sampling must know about a vocabulary; one object for all sequences, immutable.
 class SamplerVocabulary {
  public:
   // One element an id that has a logit. `sampleable` is false for ids that have no token text (65530 to 65535 of the

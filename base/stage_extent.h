@@ -14,7 +14,7 @@
 
 namespace goldfinch {
 
-// How many rows before a position the token shifts of so many GOLD layers reach back: each layer has two shifts.
+// How far back, in rows, the token shifts of `gold_layers` layers reach: each layer has two shifts.
 constexpr int64_t TokenShiftReach(int gold_layers) { return int64_t{2} * gold_layers; }
 
 // Rows of the largest step: those of its tokens, and of every sequence the rows of earlier steps that the pre-fill rule

@@ -1,5 +1,5 @@
 // What a stage of the pipeline takes of its device's memory, part by part. Pure. A worker reserves what is planned
-// here, and the coordinator partitions the layers by the same sums, so that both count alike.
+// here, and the coordinator partitions the layers with the same formulas, so that both agree.
 #ifndef GOLDFINCH_BASE_STAGE_MEMORY_H_
 #define GOLDFINCH_BASE_STAGE_MEMORY_H_
 
@@ -49,9 +49,9 @@ struct StageSettings {
   int last_layer = 0;    // one after the last
   int later_stages = 0;  // of the pipeline
   int64_t max_sequences = 1;
-  int64_t cache_tokens = 0;     // over all sequences; a partly empty page of each comes on top
+  int64_t cache_tokens = 0;     // over all sequences, plus one partly filled page for each sequence
   int64_t max_step_tokens = 1;  // the most tokens of one step
-  int64_t max_logit_rows = 1;   // the most tokens of one step that want logits
+  int64_t max_logit_rows = 1;   // the most tokens of one step that need logits
   int64_t kept_bytes = 0;       // for the kept rows of GOLD layers (see KeptBytes)
 };
 
@@ -94,7 +94,7 @@ std::string ToString(const StageMemory& memory);
 // A line for each part that is not empty, then one for the sum, and if `limit_bytes` is above 0, one for what is left
 // of it.
 std::vector<std::string> MemoryTable(const StageMemory& memory, int64_t limit_bytes);
-// Says why a stage cannot be: "3.41 GB are needed (weights ...), 2 GB may be used: lower ...". Names the fields that
+// Says why a stage does not fit: "3.41 GB are needed (weights ...), 2 GB may be used: lower ...". Names the fields that
 // help; the program translates them to its flags.
 std::string MemoryShortage(const StageMemory& memory, int64_t limit_bytes);
 

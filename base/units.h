@@ -9,7 +9,7 @@ namespace goldfinch {
 
 // "1,234,567".
 std::string WithCommas(int64_t number);
-// "258 B", "8.4 MB": decimal units, as storage is sold.
+// "258 B", "8.4 MB": decimal units.
 std::string HumanBytes(int64_t bytes);
 
 }  // namespace goldfinch

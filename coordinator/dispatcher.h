@@ -1,5 +1,5 @@
-// What the services (coordinator/grpc) ask of the coordinator's core. It deals in tokens and knows neither text nor
-// sockets.
+// What the services (coordinator/grpc) ask of the coordinator's core. It works on token ids and knows neither text
+// nor sockets.
 #ifndef GOLDFINCH_COORDINATOR_DISPATCHER_H_
 #define GOLDFINCH_COORDINATOR_DISPATCHER_H_
 
@@ -114,10 +114,10 @@ class Dispatcher {
   virtual bool ready() const = 0;
   virtual void FillClusterInfo(v1::GetClusterInfoResponse* info) const = 0;
 
-  // Returns a number for Cancel and Resume, and the sink's calls follow. OnDone comes for every request that was taken,
-  // with RESOURCE_EXHAUSTED if the queue is full or the request can never fit a group. Errors, after which the sink is
-  // not called: DEADLINE_EXCEEDED if reading the prompt alone takes longer than the deadline, UNAVAILABLE if no group
-  // is ready or the server is shutting down.
+  // Returns the request's number, for Cancel and Resume. From then on the sink is called. OnDone comes for every
+  // request that was taken, with RESOURCE_EXHAUSTED if the queue is full or the request can never fit a group. Errors,
+  // after which the sink is not called: DEADLINE_EXCEEDED if reading the prompt alone takes longer than the deadline,
+  // UNAVAILABLE if no group is ready or the server is shutting down.
   virtual absl::StatusOr<uint64_t> Submit(Request request, std::shared_ptr<RequestSink> sink) = 0;
   // Ends the request with `status`. Does nothing if it has ended.
   virtual void Cancel(uint64_t number, absl::Status status) = 0;

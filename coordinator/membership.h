@@ -132,7 +132,7 @@ class Membership {
   };
   const std::vector<StageView>& stages(int replica) const;
 
-  // Bytes of the cache pages in use, over all stages of the replica, as each last told.
+  // Bytes of the cache pages in use, over all stages of the replica, as last reported by each stage.
   int64_t CacheBytes(int replica) const;
   // Bytes of what GOLD layers keep beside the compressed caches, likewise.
   int64_t GoldKeptBytes(int replica) const;

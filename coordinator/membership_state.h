@@ -22,12 +22,12 @@ struct Membership::Worker {
   bool registered = false;
   cluster::v1::Register registration;
   bool described = false;
-  ModelMemory memory;  // what the model takes of this worker's memory
+  ModelMemory memory;  // the model's memory on this worker
   double last_heard = 0;
 
   Replica* replica = nullptr;  // null: it is no stage
   int stage = 0;
-  // Where it was a stage last; -1: nowhere.
+  // The stage it last was; old_replica is -1 if it never was one.
   int old_replica = -1;
   int old_stage = 0;
   int failures = 0;  // times that it failed to become a stage, since it last was part of a ready group
@@ -35,7 +35,7 @@ struct Membership::Worker {
   bool spare() const { return described && replica == nullptr; }
 };
 
-// One stage of a group, with what its worker last told.
+// One stage of a group, with what its worker last reported.
 struct Membership::Stage {
   uint64_t worker = 0;
   int first_layer = 0;

@@ -20,7 +20,7 @@ struct WorkerResources {
   int64_t memory_bytes = 0;  // that the stage may use, for everything that base/stage_memory.h plans
   double flops = 0;          // a second
   double read_bytes_per_second = 0;
-  const ModelMemory* model = nullptr;  // the model as this worker keeps it; must outlive the call
+  const ModelMemory* model = nullptr;  // the model's memory on this worker; must outlive the call
 };
 
 struct PartitionOptions {

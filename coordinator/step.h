@@ -28,7 +28,7 @@ struct StepPlan {
     int64_t position = 0;   // of the first token
     int64_t ids_begin = 0;  // index into `ids` of the first token
     int64_t tokens = 0;
-    int64_t logit_rows = 0;      // the last so many tokens need logits
+    int64_t logit_rows = 0;      // number of last tokens that need logits
     bool sample = false;         // sample the token after the chunk; logit_rows is 1
     int64_t targets_begin = -1;  // index into `targets` of the first of logit_rows targets; -1: nothing to score
     int top_logprobs = 0;
@@ -58,7 +58,7 @@ struct StepPlan {
   }
 };
 
-// The last stage's answer to one Step, as it came: Scheduler::Apply checks it against the plan.
+// The last stage's answer to one Step, unchecked: Scheduler::Apply checks it against the plan.
 struct StepResult {
   struct Chunk {
     uint64_t sequence = 0;

@@ -52,8 +52,8 @@ void CheckHeads(int64_t width, int head_size) {
   GF_CHECK_EQ(width % head_size, 0);
 }
 
-// Each span has a page table, and the entries for its positions are pages of a pool of so many. `from_start`: also the
-// entries for all positions before the span.
+// Each span has a page table, and the entries for its positions are pages of a pool of `pages` pages. `from_start`:
+// also the entries for all positions before the span.
 void CheckPages(RowSpans spans, int64_t pages, int64_t page_tokens, bool from_start,
                 const int32_t* RowSpan::*table = &RowSpan::pages) {
   for (const RowSpan& span : spans) {

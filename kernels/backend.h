@@ -9,9 +9,9 @@
 // the type activation_dtype(). Rows marked `fp32 or act` may be either: the residual stream stays fp32. Sums are fp32
 // in every case.
 //
-// A NaN in an input reaches every output that depends on it, and no other. Values beyond the range of fp16 are stored
-// as its largest. The numbers of an 8-bit row depend on the whole row (CompressedRowWidth). At most one span of a call
-// has a given slot.
+// A NaN in an input reaches every output that depends on it, and no other. Values beyond fp16's range are clamped
+// to its largest finite value. The numbers of an 8-bit row depend on the whole row (CompressedRowWidth). At most one
+// span of a call has a given slot.
 //
 // Results are batch-invariant: an output row is the same whatever other rows share the call and however the rows of a
 // sequence are cut into calls: bit for bit on the CPU (docs/decisions/0002-batch-invariant-products.md), to the
@@ -21,7 +21,8 @@
 // m = rank of a LoRA; prev(x) = the row before x in its sequence. Tiers (docs/GLOSSARY.md): how much of a sequence is
 // stored for GOLD attention beside the compressed cache.
 //
-// A new op is written in these places, and the compiler names each that is missing:
+// A new op is written in these places. Its Do method is pure virtual, so the compiler names each back end that lacks
+// it. Nothing but this list tells of missing checks, a missing reference or missing tests:
 //   - here, twice: the public method with its contract, and the private virtual one of the same name with Do before it;
 //   - backend.cc: what is CHECKed of its arguments, once for all back ends;
 //   - CpuBackend and CudaBackend (cpu/cpu_backend.cc, cuda/cuda_backend.cc), which call the kernel in a file of the
@@ -100,14 +101,14 @@ struct WkvOptions {
   bool accumulate = false;            // out += y instead of out = y
 };
 
-// Elements of a row of the compressed cache that holds so many numbers, in its pages and between stages. A row of fp32,
-// fp16 or bf16 is just its numbers. A row of kInt8 has a signed byte q for each number and the row's scale after them,
-// in bf16 with the low byte first: number i is q_i * scale. With a the largest magnitude of the row,
+// Elements that a compressed-cache row of `numbers` values takes, in its pages and between stages. A row of fp32, fp16
+// or bf16 is just its numbers. A row of kInt8 has a signed byte q for each number and the row's scale after them, in
+// bf16 with the low byte first: number i is q_i * scale. With a the largest magnitude of the row,
 //   scale = a / 127,  q = c / scale within -127 .. 127.
-// Quotients are taken in fp32; the scale is rounded to bf16 and q to an integer, both to nearest even; q is 0 if the
-// scale is. So no number is off by more than half a scale, except in rows with a below 2^-118, where bf16 runs out of
-// digits. A row that contains a NaN or an infinity has zeros and the scale NaN (0x7FC0). Every back end writes the same
-// bytes.
+// Quotients are taken in fp32; the scale is rounded to bf16 and q to an integer, both to nearest even; if the scale
+// is 0, q is 0. So no number is off by more than half a scale, except in rows with a below 2^-118, where bf16 runs out
+// of digits. A row that contains a NaN or an infinity has zeros and the scale NaN (0x7FC0). Every back end writes the
+// same bytes.
 constexpr int64_t CompressedRowWidth(DType dtype, int64_t numbers) {
   return dtype == DType::kInt8 ? numbers + SizeOf(DType::kBf16) : numbers;
 }
@@ -132,7 +133,7 @@ struct GoldKvWeights {
   ConstTensor mix_lora;     // [D] fp32, maa_v_cache: the mix that makes the LoRA's input
   ConstTensor mix_key;      // [D] fp32
   ConstTensor mix_value;    // [D] fp32
-  Matrix mix_down;          // [D, 2m] kInOut, order key, value
+  Matrix mix_down;          // [D, 2m] kInOut: the key's m columns first, then the value's
   ConstTensor mix_up;       // [2, m, D]
   Matrix key_down, key_up;  // [D, m'] and [m', D] kInOut
   Matrix value_down, value_up;
@@ -295,7 +296,7 @@ class Backend : public ComputeDevice {
                    Tensor out);  // [rows, D] act
 
   // --- Sampling -----------------------------------------------------------------------------------------------------
-  // Whether Sample accepts logits of so many ids.
+  // Whether Sample accepts rows of `vocab` logits.
   virtual bool can_sample(int64_t vocab) const = 0;
   // tokens[i] is drawn from row i by rows[i] (kernels/sample_row.h); -1 if a logit of the row is not finite. Ids from
   // `limit` on and those in `holes` are never drawn; at least one id must remain. Waits for the ops before it.

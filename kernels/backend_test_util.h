@@ -143,7 +143,7 @@ class BackendTest : public testing::TestWithParam<Case> {
   double tolerance() const { return GetParam().tolerance; }
   double activation_tolerance() const { return GetParam().activation_tolerance; }
   bool slow() const { return GetParam().slow; }
-  // Whether a check of so many multiply-adds is left to faster back ends.
+  // Whether a check of this many multiply-adds is left to faster back ends.
   bool TooSlow(int64_t multiply_adds) const { return slow() && multiply_adds > 3'000'000; }
   // The types of rows that may be fp32 or act.
   std::vector<DType> row_dtypes() const;

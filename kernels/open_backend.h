@@ -21,7 +21,8 @@ bool IsDeviceName(const std::string& text);
 
 // INVALID_ARGUMENT begins with the field and says what is allowed: "device is \"x\", expected ...", "dtype is bf16, the
 // CPU computes in f32 only". If a CUDA device was asked for, the errors of MakeCudaBackend follow the field and its
-// value: "device cuda:1: ...". If auto takes the CPU, `no_cuda` gets the reason, for a log line; it may be null.
+// value: "device cuda:1: ...". If auto takes the CPU, `no_cuda` receives the reason why CUDA was not
+// chosen, for a log line; it may be null.
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options, std::string* no_cuda = nullptr);
 
 }  // namespace goldfinch

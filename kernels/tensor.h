@@ -17,7 +17,7 @@ namespace goldfinch {
 
 // Weights, activations and caches have one of the first three types, token ids one of the next two. kInt8 and kInt4 are
 // quantized matrices (kernels/quantize.h), and kInt8 is also rows of the compressed cache (CompressedRowWidth in
-// kernels/backend.h). kU8 is bytes of a file that mean nothing by themselves.
+// kernels/backend.h). kU8 is raw bytes, interpreted by their reader.
 enum class DType : uint8_t { kF32, kF16, kBf16, kU16, kI32, kInt8, kInt4, kU8 };
 
 constexpr bool IsQuantized(DType dtype) { return dtype == DType::kInt8 || dtype == DType::kInt4; }

@@ -20,8 +20,8 @@ namespace goldfinch {
 // calls. A broken character becomes U+FFFD (one for each maximal subpart) as soon as it is known to be broken. Stop
 // strings are found in the decoded text, however tokens cut them: the one that is complete first ends the stream, or
 // the longest one if several are complete at the same byte. The stream holds back only an incomplete character and the
-// longest end of the text that a stop string begins with. It takes time linear in the bytes of the text and of the stop
-// strings. Not thread-safe.
+// longest suffix of the text that is a prefix of a stop string. It takes time linear in the bytes of the text and of
+// the stop strings. Not thread-safe.
 class TextStream {
  public:
   // INVALID_ARGUMENT if a stop string is empty or not valid UTF-8.
@@ -38,15 +38,15 @@ class TextStream {
   std::optional<size_t> stop() const { return stop_; }
 
  private:
-  // The Aho-Corasick automaton of the stop strings. A state stands for the longest end of the text that one of them
-  // begins with.
+  // The Aho-Corasick automaton of the stop strings. A state stands for the longest suffix of the text that is a prefix
+  // of one of them.
   struct State {
-    char byte = 0;             // The last byte of that end.
-    uint32_t size = 0;         // The bytes of that end.
-    uint32_t fail = 0;         // The state of the next shorter end that a stop string begins with.
+    char byte = 0;             // The last byte of that suffix.
+    uint32_t size = 0;         // The number of bytes of that suffix.
+    uint32_t fail = 0;         // The state of the next shorter suffix that is a prefix of a stop string.
     uint32_t first_child = 0;  // 0: none, for the root is nobody's child.
     uint32_t next_sibling = 0;
-    std::optional<uint32_t> stop = std::nullopt;  // The longest stop string that this end ends with.
+    std::optional<uint32_t> stop = std::nullopt;  // The longest stop string that is a suffix of that suffix.
     uint32_t stop_size = 0;
   };
 
@@ -60,7 +60,7 @@ class TextStream {
   // Appends `pending_` to `text`, without what was sent before and without the last `held` bytes.
   void Emit(size_t held, std::string* text);
 
-  std::vector<State> states_;  // [0] is the root, the empty end.
+  std::vector<State> states_;  // [0] is the root, the empty suffix.
   uint32_t state_ = 0;
   Utf8Scanner scanner_;
   std::string character_;  // The bytes of an incomplete character.

@@ -30,10 +30,10 @@ class Tokenizer {
   // Appends the ids of `text`, which may be any bytes, valid UTF-8 or not. Cannot fail. Takes linear time: it looks at
   // each byte kTokenBytesMax times at most, in English text 1.3 times on average.
   void Encode(std::string_view text, std::vector<int32_t>* ids) const;
-  // Appends the bytes of `ids`; token 0 has none. INVALID_ARGUMENT names the first id that is no token, and leaves
+  // Appends the bytes of `ids`; token 0 has none. INVALID_ARGUMENT names the first id that is not a token, and leaves
   // `text` unchanged.
   absl::Status Decode(absl::Span<const int32_t> ids, std::string* text) const;
-  // The bytes of one token, valid as long as the tokenizer lives; empty for 0 and for ids that are no token.
+  // The bytes of one token, valid as long as the tokenizer lives; empty for 0 and for ids that are not tokens.
   std::string_view TokenBytes(int32_t id) const { return vocabulary_.TokenBytes(id); }
   // One more than the highest id that is a token.
   int32_t vocab_size() const { return vocabulary_.size(); }

@@ -35,7 +35,7 @@ class StageLoader {
 
   // Opens the checkpoint and configuration that WorkerOptions or else Welcome names, unless they are open, and fills
   // every field of `described` except `error`. INVALID_ARGUMENT names the bad field of Welcome; other errors are those
-  // of reading the files. The stage that was loaded from another model is gone after it.
+  // of reading the files. The stage that was loaded from another model is discarded.
   absl::Status OpenModel(const cluster::v1::Welcome& welcome, cluster::v1::Described* described);
 
   // Loads the stage that `form` asks for. Plans its memory before it takes any. FAILED_PRECONDITION before OpenModel;

@@ -129,7 +129,7 @@ class WorkerTest : public testing::TestWithParam<WorkerTestCase> {
   static TestWorker Start(WorkerOptions options = {});
   cluster::v1::ToWorker WelcomeMessage() const;
   cluster::v1::Described Welcome(TestWorker& worker) const;
-  // Starts and welcomes so many workers in place of `workers`.
+  // Starts and welcomes `count` workers in place of `workers`.
   void StartAll(int count);
 
   cluster::v1::ToWorker FormMessage(int stage, const std::vector<int>& first_layers) const;

@@ -11,7 +11,7 @@
 
 namespace goldfinch {
 
-// OpenBackend for a command: a device that is not available is an error in usage. `description` gets "cpu, 2 threads,
+// OpenBackend for a command: a device that is not available is a usage error. `description` gets "cpu, 2 threads,
 // AVX3 (no CUDA: ...)", for a log line; it may be null.
 absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description = nullptr);
 

@@ -23,7 +23,7 @@ class EmbeddedWorkers {
   ~EmbeddedWorkers();
 
   void Add(std::unique_ptr<Worker> worker, const std::string& name);
-  // Acts as if the worker had died, and a new one had come in its place.
+  // Simulates the worker's death and its replacement by a new one.
   void Kill(size_t index);
 
  private:

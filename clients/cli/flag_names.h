@@ -10,10 +10,10 @@
 
 namespace goldfinch {
 
-// Everything below the program names fields and limits, "max_model_len is 10", as not only the program uses it. Whoever
-// typed the command line knows the flag, --max-model-len. This replaces the names of fields by flags, whole words only,
-// and leaves flags as they are, so that translating twice does no harm. A field whose name is an ordinary word (device,
-// memory) is replaced only where the words around it show that the field is meant.
+// Everything below the program names fields and limits, "max_model_len is 10", because other callers use that code
+// too. Whoever typed the command line knows the flag, --max-model-len. This replaces the names of fields by flags,
+// whole words only, and leaves flags as they are, so that translating twice does no harm. A field whose name is an
+// ordinary word (device, memory) is replaced only where the words around it show that the field is meant.
 std::string NameFlags(std::string_view message);
 
 // The same status with its message translated; code and payloads stay.

@@ -18,8 +18,8 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
 // model, callers check everything else before it.
 absl::Status VerifyWeights(const ModelOptions& options, const Engine& engine);
 
-// Returns `text` if `has_text`, else reads the file, or standard input if `file` is empty; at most `limit` bytes. An
-// error names the first byte that is not UTF-8. `flag` names the source of `text` in errors.
+// Reads at most `limit` bytes: from `text` if `has_text`, else from `file`, else from standard input. An error names
+// the first byte that is not UTF-8. `flag` names the source of `text` in errors.
 absl::StatusOr<std::string> ReadText(const std::string& flag, const std::string& text, bool has_text,
                                      const std::string& file, int64_t limit);
 

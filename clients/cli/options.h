@@ -21,9 +21,9 @@ struct ModelOptions {
   std::string verify = "all";           // --verify: all, finite or none
   BackendOptions backend;               // --device, --dtype, --threads
   std::string gold_tier = "auto";       // --gold-tier: auto, compressed, shared or full
-  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization; the driver needs the rest of a GPU's memory
+  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization; the rest is left to the driver
   int64_t max_model_len = 1 << 20;      // --max-model-len, tokens: bounds memory for prompts from outside
-  int64_t max_step_tokens = 512;        // --max-num-batched-tokens: products gain nothing from more rows
+  int64_t max_step_tokens = 512;        // --max-num-batched-tokens: more rows make matrix products no faster
 };
 
 // How to reach a server.
@@ -43,19 +43,19 @@ struct GenerateOptions {
   int32_t priority = 0;  // --priority, with a server
   std::string prompt;    // --prompt
   bool has_prompt = false;
-  std::string prompt_file;        // --prompt-file; without either: standard input
-  bool chat = false;              // --chat: the World models' chat form
-  int64_t max_tokens = 256;       // --max-tokens
-  bool ignore_eos = false;        // --ignore-eos: never draw token 0
-  std::vector<std::string> stop;  // --stop
-  double temperature = 1;
-  double top_p = 0.85;
-  int top_k = 0;
-  double min_p = 0;
-  double presence_penalty = 0.2;
-  double frequency_penalty = 0.2;
-  double penalty_decay = 0.996;
-  uint64_t seed = 0;  // --seed; a random one, which is printed, if not given
+  std::string prompt_file;         // --prompt-file; without either: standard input
+  bool chat = false;               // --chat: the World models' chat form
+  int64_t max_tokens = 256;        // --max-tokens
+  bool ignore_eos = false;         // --ignore-eos: never draw token 0
+  std::vector<std::string> stop;   // --stop
+  double temperature = 1;          // --temperature, [0, 100]; 0: greedy
+  double top_p = 0.85;             // --top-p: probability, [0, 1]; 1 keeps all tokens
+  int top_k = 0;                   // --top-k: tokens, >= 0; 0: no limit
+  double min_p = 0;                // --min-p: share of the largest probability, [0, 1]; 0 keeps all
+  double presence_penalty = 0.2;   // --presence-penalty: logits, [-100, 100]
+  double frequency_penalty = 0.2;  // --frequency-penalty: logits for each occurrence, [-100, 100]
+  double penalty_decay = 0.996;    // --penalty-decay: factor on occurrences for each token, [0, 1]
+  uint64_t seed = 0;               // --seed; a random one, which is printed, if not given
   bool has_seed = false;
   std::vector<std::string> logit_bias;  // --logit-bias ID=BIAS
   std::vector<int32_t> ban;             // --ban ID
@@ -98,7 +98,7 @@ struct StatusOptions {
   StatusOptions() { remote.deadline_seconds = 10; }
 
   RemoteOptions remote;
-  std::optional<double> watch_seconds;  // --watch: time between looks; not set: one look
+  std::optional<double> watch_seconds;  // --watch: seconds between refreshes; not set: print once
   bool json = false;
 };
 

@@ -47,26 +47,27 @@ struct ServeOptions {
   double recovery_timeout_seconds = 60;  // --recovery-timeout: after this long without a group, requests end
   double regroup_wait_seconds = 1;       // --regroup-wait: for a lost worker's return, before going on with fewer
   double form_timeout_seconds = 600;     // --form-timeout: for workers to load their layers
-  double step_timeout_seconds = 120;     // --step-timeout: a stage that takes longer is given up
+  double step_timeout_seconds = 120;     // --step-timeout: a stage that takes longer is considered lost
   double heartbeat_interval_seconds = 1;
-  double heartbeat_timeout_seconds = 5;  // --heartbeat-timeout: a worker that is silent for longer is given up
-  double stall_timeout_seconds = 60;     // --stall-timeout: a client that reads nothing for longer is given up
+  double heartbeat_timeout_seconds = 5;  // --heartbeat-timeout: a worker that is silent for longer is considered lost
+  double stall_timeout_seconds = 60;     // --stall-timeout: the call of a client that reads nothing for longer is ended
 };
 
-// `goldfinch worker`. (WorkerOptions in worker/worker.h is what the worker itself is given.)
+// `goldfinch worker`. (WorkerOptions in worker/worker_options.h is what the worker itself is given.)
 struct WorkerCommandOptions {
-  std::string coordinator;              // --coordinator HOST:PORT
-  std::string name;                     // --name; empty: host name and process
-  std::string model;                    // --model; empty: the path that the coordinator names
-  std::string config;                   // --config; empty: the path that the coordinator names
-  std::string address;                  // --address at which other workers reach this one; empty: found by the route
+  std::string coordinator;  // --coordinator HOST:PORT
+  std::string name;         // --name; empty: host name and process
+  std::string model;        // --model; empty: the path that the coordinator names
+  std::string config;       // --config; empty: the path that the coordinator names
+  // --address at which other workers reach this one; empty: the address of the interface that routes to the coordinator
+  std::string address;
   BackendOptions backend;               // --device, --dtype, --threads
   double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization
   int64_t memory_bytes = 0;             // --memory; 0: a share of the device's
   std::string gold_tier = "auto";       // --gold-tier
   TlsFiles tls;                         // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
   std::string transport = "auto";       // --transport: gloo, nccl; auto: nccl if the device is CUDA and NCCL is there
-  double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress is given up
+  double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress for this long fails
   double shutdown_timeout_seconds = 10;    // --shutdown-timeout: for the group to end, after SIGTERM
 };
 

@@ -14,7 +14,8 @@ class Option;
 
 namespace goldfinch {
 
-// --model, which is required. `names` are "--model", or "model,--model" where it may also stand without its flag.
+// --model, which is required. `names` are "--model", or "model,--model" where it may also be a positional
+// argument.
 void AddModelFlag(CLI::App& command, const std::string& names, std::string& model);
 // --config
 void AddConfigFlag(CLI::App& command, std::string& config);

@@ -16,7 +16,7 @@ namespace goldfinch {
 absl::Status UsageError(const std::string& message);
 // The same status, marked as an error in what the user typed.
 absl::Status AsUsageError(const absl::Status& status);
-// RESOURCE_EXHAUSTED if standard output could not be written: this is where a full disk or a closed pipe shows.
+// RESOURCE_EXHAUSTED if standard output could not be written: detects a full disk or a closed pipe.
 absl::Status FlushOutput();
 // 0, 1 or 2.
 int ExitCode(const absl::Status& status);

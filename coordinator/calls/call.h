@@ -1,6 +1,6 @@
-// One streaming call of the public API, whichever door it came by: its validated request, deadline, cancellation and
-// flow control. The door (coordinator/grpc) implements CallStream and tells the call what happens to the client;
-// nothing here knows how bytes travel.
+// One streaming call of the public API, over whatever protocol it arrived: its validated request, deadline,
+// cancellation and flow control. The door (coordinator/grpc) implements CallStream and tells the call what happens to
+// the client; nothing here knows how bytes travel.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 #define GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 
@@ -110,7 +110,7 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   // With mutex_ held.
   void FinishIfDone();
   void Log() const;
-  // Looks after the write under way again in so many seconds.
+  // Checks the current write again after `seconds`.
   void Watch(double seconds);
   void CheckStall();
 

@@ -14,7 +14,7 @@
 
 namespace goldfinch::cpu {
 
-// What every kernel runs on.
+// Resources that all kernels share.
 struct Context {
   explicit Context(int threads) : pool(threads), scratch(threads), sample_scratch(threads) {}
 

@@ -1,9 +1,10 @@
 // What every op of the CUDA back end runs on: the queue, products, scratch memory, and small arrays from the host.
 //
-// A submission that repeats first runs dry: its ops choose their launches and upload their arrays as always, but the
-// launches are noted in a log, with all arguments, instead of being queued. If a submission with the same log was seen
-// before, it becomes a graph, or is one already, and the whole submission is one copy of the arrays and one launch. So
-// a graph is launched only where each of its launches would be queued just so. It cannot become stale, only unused.
+// A submission that repeats is first run without launching anything: its ops choose their launches and upload their
+// arrays as always, but the launches are noted in a log, with all arguments, instead of being queued. If a submission
+// with the same log was seen before, it becomes a graph, or is one already, and the whole submission is one copy of the
+// arrays and one launch. A graph is used only if it would do exactly the same launches. So it cannot become stale, only
+// unused.
 // (docs/decisions/0012-steps-on-the-device.md)
 #ifndef GOLDFINCH_KERNELS_CUDA_CONTEXT_H_
 #define GOLDFINCH_KERNELS_CUDA_CONTEXT_H_

@@ -25,7 +25,7 @@ namespace goldfinch::cuda {
 //
 //   bf16_t, f16_t            storage types
 //   threadIdx, blockIdx, blockDim, gridDim, __syncthreads(), __syncwarp(), atomicAdd, __threadfence()
-//   V LoadBits(const V*), void StoreBits(V, V*)   16 bytes at once where V is of a multiple of them
+//   V LoadBits(const V*), void StoreBits(V, V*)   16 bytes at a time if sizeof(V) is a multiple of 16
 //   float ToFloat(T)         of float, bf16_t, f16_t
 //   T FromFloat<T>(float)    to nearest, ties to even; f16_t beyond its range becomes its largest; NaN stays
 //   uint32_t Pack2<T>(float low, float high), float2 Unpack2<T>(uint32_t)   of two 16-bit numbers, low one first

@@ -32,7 +32,7 @@ using RebuiltChunk = std::vector<PositionRun>;
 
 // The spans' own positions.
 std::vector<PositionRun> RunsOf(RowSpans spans);
-// Cuts the runs into chunks of at most so many positions.
+// Cuts the runs into chunks of at most `positions` positions.
 std::vector<RebuiltChunk> CutChunks(const std::vector<PositionRun>& runs, int64_t positions);
 // Whether the spans are those of a decode step, one row each.
 bool IsDecodeStep(RowSpans spans);

@@ -41,7 +41,7 @@ class Runtime {
   // Device memory, zeroed, aligned to 256 bytes. The message of RESOURCE_EXHAUSTED names `purpose`, the size and what
   // is free.
   virtual absl::StatusOr<std::shared_ptr<void>> Allocate(int64_t bytes, std::string_view purpose) = 0;
-  // Has read `host` when it returns.
+  // `host` may be reused when the call returns.
   virtual void CopyToDevice(const void* host, void* device, int64_t bytes) = 0;
   // Waits for everything queued before.
   virtual void CopyToHost(const void* device, void* host, int64_t bytes) = 0;
@@ -55,9 +55,9 @@ class Runtime {
   virtual absl::StatusOr<std::shared_ptr<void>> AllocateStaging(int64_t bytes, std::string_view purpose) = 0;
   virtual absl::Status status() const = 0;
 
-  // --- Graphs: see Context
-  // ---------------------------------------------------------------------------------------------- Work that was
-  // recorded between BeginCapture and EndCapture.
+  // --- Graphs: see Context ------------------------------------------------------------------------------------------
+
+  // Work that was recorded between BeginCapture and EndCapture.
   class Graph {
    public:
     virtual ~Graph() = default;

@@ -24,7 +24,7 @@
 namespace goldfinch {
 namespace {
 
-// Of an op, or of a whole phase.
+// The cost of an op, or of a whole phase.
 struct Cost {
   double seconds = 0;
   double idle_seconds = 0;  // of all threads together

@@ -47,7 +47,7 @@ class Memory {
     return Random(backend_.activation_dtype(), shape, low, high);
   }
   Tensor F32(const Shape& shape, double low = -1, double high = 1) { return Random(DType::kF32, shape, low, high); }
-  // Of the size that leaves products of such inputs as large as one input.
+  // Random weights, so small that a product over `inputs` inputs is about as large as one input.
   Tensor Weight(const Shape& shape, int64_t inputs);
   NormWeights Norm(int64_t width) { return {F32({width}, 0.5, 1.5), F32({width})}; }
 
@@ -73,7 +73,7 @@ struct Goal {
   static Goal Ceiling(double part, const char* of = "a copy") { return {Kind::kRatio, {.low = part}, 0, of}; }
   static Goal Seconds(double seconds) { return {Kind::kMilliseconds, {.high = seconds * 1e3}}; }
   static Goal Nanoseconds(double nanoseconds) { return {Kind::kNanosecondsPerHeadAndToken, {.high = nanoseconds}}; }
-  // At most so many times what another quantity takes.
+  // At most `times` what another quantity takes.
   static Goal Times(double times, double another_seconds, const char* of = "full") {
     return {Kind::kTimesAnother, {.high = times}, another_seconds, of};
   }

@@ -18,7 +18,7 @@ COLUMNS = "{:>7} {:>7} {:>9} {:>9} {:>12} {:>12} {:>11} {:>13}"
 
 
 def prompt_seconds(stage_seconds, send_seconds, chunks):
-    """Of a prompt of so many chunks, as the formula above says."""
+    """The time of a prompt of `chunks` chunks, as the formula above says."""
     slowest = max(*stage_seconds, *send_seconds)
     return sum(stage_seconds) + sum(send_seconds) + (chunks - 1) * slowest
 

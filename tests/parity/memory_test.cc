@@ -26,7 +26,7 @@ namespace {
 
 constexpr DType kCacheType = DType::kBf16;  // of all families
 
-// Of layers [first, last) between stages that have the others.
+// A Form for the stage of layers [first, last), between stages that have the other layers.
 cluster::v1::Form FormOf(const ModelShape& shape, int first, int last) {
   cluster::v1::Form form;
   form.add_first_layers(0);
@@ -49,7 +49,7 @@ std::vector<int64_t> Bytes(const StageMemory& memory) {
   return bytes;
 }
 
-// Of all peers, to and from: the largest message of each, as the transports keep them.
+// Bytes of all channels: for each peer, as many of the largest message to or from it as the transports keep.
 int64_t ChannelBytes(const StageAssignment& assignment, const ModelShape& shape, DType cache_dtype) {
   const int64_t hidden = assignment.hidden_rows_max * shape.width * SizeOf(DType::kF32);
   const int64_t compressed = assignment.options.max_step_tokens * shape.CompressedRowBytes(cache_dtype);

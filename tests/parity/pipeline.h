@@ -55,12 +55,12 @@ class Pipeline {
   // A new sequence of these tokens in chunks of `chunk_tokens`: the logits of every position.
   std::vector<float> AllLogits(absl::Span<const int32_t> tokens, int64_t chunk_tokens);
 
-  // Of the last Forward: what went over each boundary, and the compressed rows of all its tokens.
+  // The rows that went from each stage to the next in the last Forward, and the compressed rows of all its tokens.
   const std::vector<Flow>& flows() const { return flows_; }
   const std::vector<float>& compressed() const { return compressed_; }
 
  private:
-  // Of tensors of the back end.
+  // The contents of tensors of the back end.
   std::string Bytes(const ConstTensor& tensor);
   std::vector<float> Values(const ConstTensor& tensor);
   // A copy in other memory of the back end, by way of the host.

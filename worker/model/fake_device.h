@@ -19,9 +19,8 @@
 
 namespace goldfinch {
 
-// Computes with a CPU back end. The addresses of its own memory mean something to its ops alone: code that reads or
-// writes there, as code for the CPU would, is killed by SIGSEGV. A tensor of an op that is not in its memory is a
-// CHECK.
+// Computes with a CPU back end. Its memory can be accessed only by its own ops: code that reads or writes there, as
+// code for the CPU would, is killed by SIGSEGV. A tensor of an op that is not in its memory is a CHECK.
 //
 // Activations have the type given: ops compute in fp32, and what they write is rounded at their end.
 class FakeDevice : public Backend {

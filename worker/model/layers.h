@@ -1,6 +1,8 @@
 // The layer kinds as data: how each is recognized, loaded and computed. A new kind is a struct for its weights, a line
 // in TimeMixKinds or ChannelMixKinds (layers_load.cc) with the functions that recognize and load it, and one forward
-// function (layers_forward.cc). Nothing else knows kinds by name.
+// function (layers_forward.cc). Nothing else knows a kind by its name, with two exceptions: the code for what
+// GOLD layers need beside their forward function (caches, tables, memory) reads GoldWeights (model_memory.cc, and
+// stage.cc and stage_forward.cc in worker/stage), and random_model.cc makes models of given kinds.
 #ifndef GOLDFINCH_WORKER_MODEL_LAYERS_H_
 #define GOLDFINCH_WORKER_MODEL_LAYERS_H_
 

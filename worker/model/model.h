@@ -44,7 +44,7 @@ struct ModelShape {
 
   // Bytes of one sequence's state (worker/model/state_parts.h), but for what grows with its tokens.
   int64_t StateBytes() const;
-  // Of a row of the compressed cache, in its pages and from stage to stage; 0 without GOLD layers.
+  // Bytes of a row of the compressed cache, in its pages and from stage to stage; 0 without GOLD layers.
   int64_t CompressedRowBytes(DType cache_dtype) const {
     return compressed == 0 ? 0 : BytesOf(cache_dtype, CompressedRowWidth(cache_dtype, compressed));
   }
@@ -52,7 +52,7 @@ struct ModelShape {
   int64_t CompressedBytesPerToken(DType cache_dtype) const;
   // Bytes of one token in all caches.
   int64_t CacheBytesPerToken(DType cache_dtype) const;
-  // Of one token in a transformer of this shape: keys and values of every layer, 2 bytes a number.
+  // Bytes of one token in a transformer of this shape: keys and values of every layer, 2 bytes a number.
   int64_t TransformerBytesPerToken() const { return int64_t{2} * layers() * width * 2; }
 };
 
@@ -77,7 +77,7 @@ struct TensorHome {
   int layer = 0;  // of kLayer
 };
 
-// None: no part that is known.
+// nullopt if the name belongs to no known part.
 std::optional<TensorHome> FindTensorHome(const ModelShape& shape, std::string_view name);
 // Whether the stage has that part.
 bool StageHas(const StageExtent& stage, const TensorHome& home);
@@ -109,8 +109,8 @@ struct Model {
   ConstTensor embedding;  // [vocab, D]; in the first stage and every stage with GOLD layers
   NormWeights ln0;        // with the embedding
   Matrix compress;        // W_a [D/16, D]; in the stage of the last Finch-side layer
-  Matrix key_x0;          // [D, D]: the columns of W_b that meet x0; in stages with GOLD layers
-  Matrix key_compressed;  // [D, D/16]: the columns of W_b that meet c
+  Matrix key_x0;          // [D, D]: the columns of W_b that are multiplied by x0; in stages with GOLD layers
+  Matrix key_compressed;  // [D, D/16]: the columns of W_b that are multiplied by c
   NormWeights ln_out;     // in the last stage
   Matrix head;            // [vocab, D]; in the last stage
 
@@ -133,7 +133,7 @@ absl::StatusOr<std::shared_ptr<const Model>> LoadModel(Backend& backend, std::sh
 
 // The same without any value, to plan with: tensors have their types and shapes and addresses that mean nothing, and
 // `bytes` is what loading would take. `in_place`: for a back end that reads host memory. Reads nothing but names and
-// shapes. Errors as LoadModel, but for memory.
+// shapes. Errors are those of LoadModel, except those about memory.
 absl::StatusOr<std::shared_ptr<const Model>> MeasureModel(const Checkpoint& checkpoint, const ModelConfig& config,
                                                           bool in_place, int first_layer = 0, int last_layer = -1);
 

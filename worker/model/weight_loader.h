@@ -1,5 +1,6 @@
-// Takes the tensors of a checkpoint one by one into the memory of a back end, checking shapes. Twice over the same
-// tensors: first to learn how much memory they take, then into one allocation of so much.
+// Takes the tensors of a checkpoint one by one into the memory of a back end, checking shapes. It is run
+// twice over the same tensors: first to learn how much memory they take, then to load them into one allocation of that
+// size.
 #ifndef GOLDFINCH_WORKER_MODEL_WEIGHT_LOADER_H_
 #define GOLDFINCH_WORKER_MODEL_WEIGHT_LOADER_H_
 
@@ -33,7 +34,7 @@ class WeightLoader {
   bool Has(std::string_view name) const;
   // The tensor as it is in the file, not taken; null if there is none.
   const CheckpointTensor* Peek(std::string_view name) const;
-  // Axis of a tensor: 0 and an error if it is missing or has no such axis.
+  // Size of one axis. Returns 0 and records an error if the tensor is missing or has no such axis.
   int64_t Dim(std::string_view name, int axis);
 
   // A vector of n elements, whatever its axes ([1, 1, D] in the files), as [n] fp32.
@@ -56,9 +57,9 @@ class WeightLoader {
   // Marks a tensor that is in the file but not needed.
   void Ignore(std::string_view name);
 
-  // Of the arena, so far: what is copied, each tensor in whole units of kTensorAlignment.
+  // Bytes of the arena used so far: those of copied tensors, each rounded up to a multiple of kTensorAlignment.
   int64_t copied_bytes() const { return copied_bytes_; }
-  // And what is read in place.
+  // copied_bytes() plus the bytes read in place.
   int64_t weight_bytes() const { return copied_bytes_ + in_place_bytes_; }
 
   static constexpr int64_t kTensorAlignment = 256;

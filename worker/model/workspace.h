@@ -24,7 +24,7 @@ class Workspace {
     return tensor;
   }
 
-  // What Take of so many elements uses up.
+  // Bytes that Take of `elements` elements uses up.
   static int64_t Bytes(int64_t elements, DType dtype = DType::kF32) {
     return (elements * SizeOf(dtype) + 63) / 64 * 64;
   }

@@ -37,8 +37,9 @@ class Engine {
   // fit.
   static absl::StatusOr<std::unique_ptr<Engine>> Load(const EngineOptions& options, std::unique_ptr<Backend> backend);
 
-  // Reads every weight once. DATA_LOSS if a checksum is wrong, which is checked only with `checksums`, as files can be
-  // saved without; else the names of tensors with values that are NaN or infinite. `progress` may be null.
+  // Reads every weight once. DATA_LOSS if a checksum is wrong, which is checked only with `checksums`, because some
+  // files are saved without checksums; else the names of tensors with values that are NaN or infinite. `progress` may
+  // be null.
   absl::StatusOr<std::vector<std::string>> VerifyWeights(
       bool checksums, const std::function<void(int64_t done, int64_t all)>& progress) const;
 
@@ -48,7 +49,7 @@ class Engine {
   Stage& stage() { return *stage_; }
   const EngineOptions& options() const { return options_; }
 
-  // INVALID_ARGUMENT unless a sequence of so many prompt tokens and then `max_tokens` more fits max_model_len.
+  // INVALID_ARGUMENT unless a sequence of `prompt_tokens` and then `max_tokens` more fits max_model_len.
   absl::Status CheckLength(int64_t prompt_tokens, int64_t max_tokens) const;
 
   // Runs ids through the sequence in `slot`, in chunks of stage.max_step_tokens; the GOLD layers run only for the last

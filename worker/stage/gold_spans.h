@@ -20,7 +20,8 @@ class GoldSpans {
 
   // Plans a step: Clear, then Add for each chunk in order, then Finish.
   void Clear();
-  // `rows` as for the first GOLD layer of the model; earlier stages have spent some of them. None are no span.
+  // `rows` as for the first GOLD layer of the model; earlier stages have spent some of them. If there are no rows, no
+  // span is added.
   void Add(int slot, const GoldInputRows& rows, const int32_t* pages);
   void Finish();
 

@@ -77,7 +77,7 @@ class GoldTiers final : public GoldAttention {
 
   // The tier of a sequence that is open.
   GoldTier tier(int slot) const { return sequences_[slot].tier; }
-  // Bytes of kept rows for so many tokens of one sequence at a tier.
+  // Bytes of kept rows for `tokens` tokens of one sequence at a tier.
   int64_t TierBytes(GoldTier tier, int64_t tokens) const { return BlocksFor(tier, tokens) * block_bytes_; }
   // Bytes of kept rows in use, and reserved for them.
   int64_t kept_bytes() const { return pool_ ? (pool_->pages() - pool_->free_pages()) * block_bytes_ : 0; }

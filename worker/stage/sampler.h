@@ -8,8 +8,8 @@
 //   3. top_p keeps p >= the p at which the sum from the largest down first reaches top_p, so equals of that one stay.
 //      top_k keeps the k largest, of equals those of the lowest ids. min_p keeps p >= min_p * the largest p.
 //      Each of them looks at the p of step 2, so the shortest of the three lists remains, whatever their order.
-//   4. The temperature makes p^(1/temperature) of p: after the cuts, so that it never changes which tokens may be
-//   drawn.
+//   4. Each p becomes p^(1/temperature). As this follows the cuts, the temperature never changes which tokens may be
+//      drawn.
 //   5. The probabilities are normalized, and one token is drawn.
 // Equal means equal as fp32 logits after step 1.
 //
@@ -61,7 +61,7 @@ struct SamplerScratch {
 //
 // Sample changes nothing: Observe takes every token of the answer, whether it was drawn here or is replayed after a
 // worker was lost. So a draw is a function of (logits, options, tokens observed, position), to the bit, on every
-// machine (kernels/cpu/sample.h).
+// machine (kernels/sampling.h).
 class Sampler {
  public:
   // `options` must be valid for the vocabulary: CHECKed.
@@ -76,7 +76,7 @@ class Sampler {
   // Tells the sampler that the next token of the answer is `id`.
   void Observe(int32_t id);
 
-  // The distribution that Sample draws from. Errors as Sample.
+  // The distribution that Sample draws from. Errors are those of Sample.
   absl::StatusOr<TokenDistribution> Distribution(absl::Span<const float> logits, int64_t position,
                                                  SamplerScratch& scratch) const;
 

@@ -1,6 +1,8 @@
 // The state of a stage's sequences: everything that the stage remembers of a sequence from one step to the next, and
 // the one place that its bytes live in. Allocation, opening, forking, closing and counting are loops over the parts
-// that worker/model/state_parts.h lists, so that a new part needs no other line here.
+// that worker/model/state_parts.h lists. Beside its lines there, a new part needs a case in SequenceStates::SetView,
+// which gives the forward pass its view, and one in AddStatePart (worker/model/model_memory.cc), which plans its
+// memory.
 //
 // Parts that a sequence has one of, whatever its length, lie in tensors over slots; parts that it has one of for each
 // token lie in pages of kCachePageTokens positions, which forked sequences share as long as they are full. The kept
@@ -62,9 +64,9 @@ class SequenceStates {
 
   // The slot must be one that Open or Fork gave.
   const Sequence& at(int slot) const;
-  // Pages that the sequence lacks for so many tokens more.
+  // Pages that the sequence lacks for `tokens` more tokens.
   int64_t MissingPages(int slot, int64_t tokens) const;
-  // The sequence takes so many tokens: moves its position, and takes the pages that it lacks. They must be free.
+  // The sequence takes `tokens` tokens: moves its position, and takes the pages that it lacks. They must be free.
   void Advance(int slot, int64_t tokens);
   // The GOLD layers have run all of the sequence's positions.
   void AdvanceGold(int slot);

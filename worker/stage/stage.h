@@ -42,7 +42,7 @@ StageSettings MemorySettings(int first_layer, int last_layer, const StageOptions
 struct Chunk {
   int slot = 0;
   absl::Span<const int32_t> ids;  // at least one
-  int64_t logit_rows = 0;         // how many of the last ids want logits: 0 none, 1 to sample, all to score
+  int64_t logit_rows = 0;         // how many of the last ids need logits; 0: none; 1: to sample; all: to score
 };
 
 // What the stage before sends for a Forward, in the back end's memory. The first stage gets none.

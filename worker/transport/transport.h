@@ -37,10 +37,10 @@ class Transport {
   // Receives the next rows that `stage` has sent, for ops that are queued later. The tensor must have exactly their
   // size. May return before the rows have arrived. If the transfer fails after that, only status says so, and what ops
   // compute from the rows is meaningless. Errors are as for Send; if the sizes differ, the error is INTERNAL where the
-  // transport can tell, and else comes when the timeout ends.
+  // transport can tell; otherwise the call fails at the timeout.
   virtual absl::Status Recv(int stage, Tensor rows) = 0;
   // The error that has ended the transport, else OK. It is set before ops that wait for rows are released without them,
-  // so a result is good if status is still OK after the result is there.
+  // so if status is still OK once the result is available, the result is valid.
   virtual absl::Status status() const = 0;
   // Ends the transport: unblocks callers, and releases the ops that wait for rows. Does not block.
   virtual void Abort() = 0;
@@ -92,8 +92,9 @@ std::unique_ptr<TransportFactory> MakeLocalTransportFactory();
 
 // Over TCP, by Gloo. Gloo neither encrypts nor authenticates, so the network between workers must be trusted. Rows of a
 // device pass through host memory.
-// `address` is a name or IP address of this machine's interface that peers can reach; INVALID_ARGUMENT names it if it
-// is none. A Send or Recv that makes no progress for `timeout_seconds` fails. The process ignores SIGPIPE from then on.
+// `address` is a name or IP address of this machine's interface that peers can reach; INVALID_ARGUMENT names it
+// if it is not an address of this machine. A Send or Recv that makes no progress for `timeout_seconds` fails. The
+// process ignores SIGPIPE from then on.
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeGlooTransportFactory(const std::string& address,
                                                                            double timeout_seconds);
 
