@@ -44,7 +44,7 @@ MappedFile::~MappedFile() {
 
 namespace {
 
-// Of whole pages.
+// Advises the kernel about the pages that `part` lies in, the first one and the last one in full.
 void Advise(std::string_view part, int advice) {
   static const uintptr_t page_bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(part.data()) / page_bytes * page_bytes;

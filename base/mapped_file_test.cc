@@ -33,7 +33,7 @@ TEST(MappedFileTest, ShowsTheBytesOfTheFile) {
   MappedFile::WillNeed(file->bytes().substr(3));
 }
 
-// Of the mapping that holds `address`, what is in this process's memory.
+// How much of the mapping that holds `address` is in this process's memory.
 int64_t ResidentKilobytes(const void* address) {
   std::ifstream maps("/proc/self/smaps");
   std::string line;

@@ -21,7 +21,7 @@ void AddExtension(X509* certificate, int kind, const char* value) {
   X509_EXTENSION_free(extension);
 }
 
-// Of `key`, without a signature.
+// A certificate for the public half of `key`, not signed yet.
 X509* NewCertificate(EVP_PKEY* key, const std::string& name, int64_t serial) {
   X509* certificate = X509_new();
   X509_set_version(certificate, X509_VERSION_3);

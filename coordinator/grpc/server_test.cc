@@ -88,7 +88,7 @@ class ServerTest : public testing::Test {
   static std::shared_ptr<grpc::Channel> Connect(const Server& server, const TlsFiles& files) {
     return grpc::CreateChannel(Target(server), *MakeChannelCredentials(files));
   }
-  // Of a call over the channel.
+  // Makes a call over the channel and returns its status.
   static grpc::Status Call(const std::shared_ptr<grpc::Channel>& channel) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));

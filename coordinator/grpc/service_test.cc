@@ -189,7 +189,7 @@ class KeysTest : public testing::Test {
     std::ofstream(path) << "0123456789abcdef\nanother-key-of-mine\n";
     return std::shared_ptr<const ApiKeys>(*ApiKeys::FromFile(path));
   }
-  // Of a call with that authorization; of every method the same.
+  // Calls every method with that authorization. Returns their status, which must be the same for all.
   grpc::Status Call(const std::vector<std::string>& authorization) {
     grpc::Status first;
     for (int method = 0; method < 6; ++method) {

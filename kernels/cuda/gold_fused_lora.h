@@ -63,7 +63,7 @@ __device__ inline bool IsLastBlock(int32_t* counter, int count, void* shared) {
 template <typename T, int kMixSteps>
 struct Mixer {
   static constexpr int kTileRows = kRowsOfBlock + 1;
-  // Of a stage: the rows of x from the one before the block's first on, and rows of mix_up.
+  // What a stage holds: the rows of x from the one before the block's first row on, and rows of mix_up.
   static constexpr int kStageElements = (kTileRows + 16 * kMixSteps) * kColumns;
 
   uint32_t hidden[kMixSteps][4];

@@ -24,7 +24,7 @@
 namespace goldfinch {
 namespace {
 
-// Of an op, or of a whole phase.
+// What an op or a whole phase took.
 struct Cost {
   double seconds = 0;
   double idle_seconds = 0;  // of all threads together

@@ -61,7 +61,7 @@ double OneDnnRate(const Options& options, int64_t rows, bool is_int8) {
   });
 }
 
-// Of the inputs of x [rows, in], those that are not zero in every row.
+// The share of the inputs of x [rows, in] that are not zero in every row.
 double TouchedShare(ConstTensor x) {
   const int64_t rows = x.dim(0), in = x.dim(1);
   int64_t touched = 0;
@@ -79,7 +79,7 @@ void Run(const Options& options) {
   absl::PrintF("%s; [%d, %d], %d %% of x are zero; reads at %.1f GB/s\n%-13s%6s%12s%10s%8s%12s%14s\n",
                backend->Describe(), options.out, options.in, options.zeros, ceiling / 1e9, "type", "rows", "us", "GB/s",
                "ratio", "GFLOP/s", "of oneDNN's");
-  // Of row counts that are many, by type.
+  // oneDNN's rate, by number of rows and type, where there are many rows.
   std::map<std::pair<int64_t, bool>, double> onednn;
   for (int64_t rows : options.rows) {
     if (rows < kManyRows) continue;

@@ -164,7 +164,7 @@ class FailureTest(ClusterTest):
         names = iter(range(4, 100))
 
         def lose():
-            # Of the stages, or all if the group is just forming.
+            # One of the stages dies, or any worker if the group is just forming.
             alive = {name for name, worker in self.cluster.workers.items() if worker.returncode is None}
             busy = {stage.worker for stage in self.cluster.info().groups[0].stages} & alive
             self.cluster.workers[self.random.choice(sorted(busy or alive))].kill()

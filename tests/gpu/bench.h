@@ -47,7 +47,7 @@ class Memory {
     return Random(backend_.activation_dtype(), shape, low, high);
   }
   Tensor F32(const Shape& shape, double low = -1, double high = 1) { return Random(DType::kF32, shape, low, high); }
-  // Of the size that leaves products of such inputs as large as one input.
+  // A weight whose numbers are so small that its products with `inputs` inputs are about as large as one input.
   Tensor Weight(const Shape& shape, int64_t inputs);
   NormWeights Norm(int64_t width) { return {F32({width}, 0.5, 1.5), F32({width})}; }
 

@@ -208,7 +208,7 @@ struct GoldModel {
              .c = memory.Random(DType::kBf16, {pool.pages(), kPageTokens, compressed})};
   }
 
-  // Of rebuilding keys and values of so many positions: an id, its rows of embedding, key table and mix table, and c.
+  // Rebuilds keys and values of so many positions from an id, its rows of embedding, key table and mix table, and c.
   Work Rebuild(int64_t positions, double act_bytes) const {
     const auto d = static_cast<double>(width), n = static_cast<double>(positions);
     const double bytes = 2 + d * 2 + d * act_bytes + 2 * 2 * kMixRank * 4 + d / 16 * 2;
@@ -216,7 +216,7 @@ struct GoldModel {
     return {.bytes = n * bytes, .operations = n * 2 * multiply_adds};
   }
 
-  // Of attention over kept rows: an id, its row of the embedding, kk, tanh rows and statistics.
+  // Attends to shared rows: for each position an id, its row of the embedding, kk, tanh rows and statistics.
   Work Attend(int64_t positions, int64_t rows, double act_bytes) const {
     const auto d = static_cast<double>(width), n = static_cast<double>(positions);
     const double tanh_width = 2 * kMixRank + 2 * kLoraRank;

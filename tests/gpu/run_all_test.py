@@ -31,7 +31,7 @@ echo "GoldFinch with random weights"
 echo "quantity                 measured"
 echo "pre-fill, one prompt     4.000 ms  >= 70 % of the product  met"
 """
-# Of service_parts.py: a figure, and what it found.
+# Stands in for service_parts.py: writes a figure, and prints what it found.
 SERVICE = """
 import sys
 with open(sys.argv[sys.argv.index("--figures") + 1], "a") as file:

@@ -26,7 +26,7 @@ namespace {
 
 constexpr DType kCacheType = DType::kBf16;  // of all families
 
-// Of layers [first, last) between stages that have the others.
+// The Form message of a stage with layers [first, last), between stages that have the others.
 cluster::v1::Form FormOf(const ModelShape& shape, int first, int last) {
   cluster::v1::Form form;
   form.add_first_layers(0);
@@ -49,7 +49,7 @@ std::vector<int64_t> Bytes(const StageMemory& memory) {
   return bytes;
 }
 
-// Of all peers, to and from: the largest message of each, as the transports keep them.
+// What the transports keep: the largest message to and from each peer, summed over all peers.
 int64_t ChannelBytes(const StageAssignment& assignment, const ModelShape& shape, DType cache_dtype) {
   const int64_t hidden = assignment.hidden_rows_max * shape.width * SizeOf(DType::kF32);
   const int64_t compressed = assignment.options.max_step_tokens * shape.CompressedRowBytes(cache_dtype);

@@ -55,12 +55,12 @@ class Pipeline {
   // A new sequence of these tokens in chunks of `chunk_tokens`: the logits of every position.
   std::vector<float> AllLogits(absl::Span<const int32_t> tokens, int64_t chunk_tokens);
 
-  // Of the last Forward: what went over each boundary, and the compressed rows of all its tokens.
+  // What went over each boundary in the last Forward, and the compressed rows of all its tokens.
   const std::vector<Flow>& flows() const { return flows_; }
   const std::vector<float>& compressed() const { return compressed_; }
 
  private:
-  // Of tensors of the back end.
+  // The content of a tensor in the back end's memory.
   std::string Bytes(const ConstTensor& tensor);
   std::vector<float> Values(const ConstTensor& tensor);
   // A copy in other memory of the back end, by way of the host.

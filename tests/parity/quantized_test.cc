@@ -21,8 +21,8 @@
 namespace goldfinch {
 namespace {
 
-// Of ||ours - expected|| / ||expected||. The golden models have random weights, on which little averages out and six
-// layers add up.
+// The limit of ||ours - expected|| / ||expected||. The golden models have random weights, on which little averages out
+// and six layers add up.
 double Limit(DType dtype) { return dtype == DType::kInt8 ? 0.1 : 0.6; }
 
 class QuantizedTest : public testing::TestWithParam<std::tuple<std::string, DType>> {

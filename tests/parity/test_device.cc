@@ -22,7 +22,7 @@ namespace {
 // Sums of a few hundred fp32 products through 2 to 6 layers err by about 1e-6, as measured here; anything computed
 // otherwise than the definitions say (another epsilon, a row too many, fp16 somewhere) errs by more than 1e-5.
 constexpr double kF32Tolerance = 1e-5;
-// Of activations rounded to bf16, or inputs of products rounded to the type of the weights, which is bf16 in nearly all
+// Activations rounded to bf16, or inputs of products rounded to the type of the weights, which is bf16 in nearly all
 // cases: twice the largest error of the fake device (0.025, the golden case of six layers).
 constexpr double kBf16Tolerance = 5e-2;
 
@@ -46,7 +46,7 @@ constexpr bool kSlow = true;
 constexpr bool kSlow = false;
 #endif
 
-// Of the fake device, and where the CUDA back end is the emulated one.
+// The type of activations on the fake device, and on the CUDA back end where that is emulated.
 DType ActivationType() {
   const std::string dtype = Environment("GOLDFINCH_TEST_DTYPE", "auto");
   const std::optional<DType> activations = dtype == "auto" ? DType::kF32 : ParseFloatDType(dtype);

@@ -19,7 +19,7 @@ struct TestDevice {
   // Whether results are the same, bit for bit, whatever shares a batch.
   bool exact = true;
   bool slow = false;  // emulated: few tests, small ones
-  // Of ||ours - expected|| / ||expected||, in logits: against the definitions.
+  // The limit of ||ours - expected|| / ||expected|| in logits, where `expected` is what the definitions say.
   double tolerance = 0;
 };
 

@@ -46,7 +46,7 @@ class DeviceTest(ProgramTest):
         for share in ("0", "-0.1", "1.01", "nan", "most"):
             says = ["--gpu-memory-utilization", share, "is not above 0 and at most 1"]
             self.all_refuse(says, gpu_memory_utilization=share)
-        # Of a GPU: the CPU's memory is the machine's.
+        # The share is of a GPU's memory; on the CPU it changes nothing.
         self.succeeds(*generate("And ", **SHORT, gpu_memory_utilization=0.001))
         both = flags(gpu_memory_utilization=0.5, memory="1GB")
         for command in (["serve", "--model", DEMO_MODEL], ["worker", "--coordinator", "127.0.0.1:1"]):

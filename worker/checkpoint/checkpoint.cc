@@ -318,7 +318,7 @@ absl::StatusOr<std::vector<std::string>> Checkpoint::Verify(const VerifyOptions&
   }
   std::vector<std::string> non_finite;
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    // Of quantized weights only the scales can be.
+    // Only the scales of quantized weights can be infinite or NaN.
     const ConstTensor& data = tensors_[i].scales ? tensors_[i].scales : tensors_[i].data;
     const std::string_view bytes(static_cast<const char*>(data.data), data.bytes());
     if (suspects.contains(scale_origins_[i]) && HasNonFinite(bytes, data.dtype)) non_finite.push_back(tensors_[i].name);

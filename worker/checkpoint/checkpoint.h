@@ -25,7 +25,7 @@ namespace goldfinch {
 struct CheckpointTensor {
   std::string name;  // the authors' name, whatever the file's naming scheme: "blocks.0.att.key.weight"
   ConstTensor data;  // dense, rank 1 to 4, aligned for its type; in the mapped file, or in memory the Checkpoint owns
-  // Of a quantized matrix (data is kInt8 or kInt4, its shape [out, in] in any case), see kernels/quantize.h.
+  // For a quantized matrix only (data is kInt8 or kInt4, its shape [out, in] in either layout); see kernels/quantize.h.
   ConstTensor scales = {};
   bool by_input = false;
 
@@ -76,7 +76,7 @@ class Checkpoint {
   static absl::StatusOr<std::unique_ptr<Checkpoint>> OpenBytes(std::string_view file, std::string path);
 
   const std::string& path() const { return path_; }
-  // Of all shards together.
+  // The bytes of all shards together.
   int64_t file_bytes() const { return file_bytes_; }
   // Memory that copies of tensors take; 0 for files as torch.save and safetensors write them of plain models.
   int64_t owned_bytes() const;
@@ -122,7 +122,7 @@ class Checkpoint {
   std::vector<MappedFile> files_;
   std::vector<Shard> shards_;
   std::vector<CheckpointTensor> tensors_;
-  // Of tensors_, in their order, and of their scales (equal to the former if there are none).
+  // Where each of tensors_ and its scales come from, in the order of tensors_; the two are equal without scales.
   std::vector<Origin> origins_, scale_origins_;
 };
 

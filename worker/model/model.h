@@ -44,7 +44,7 @@ struct ModelShape {
 
   // Bytes of one sequence's state (worker/model/state_parts.h), but for what grows with its tokens.
   int64_t StateBytes() const;
-  // Of a row of the compressed cache, in its pages and from stage to stage; 0 without GOLD layers.
+  // Bytes of a row of the compressed cache, in its pages and from stage to stage; 0 without GOLD layers.
   int64_t CompressedRowBytes(DType cache_dtype) const {
     return compressed == 0 ? 0 : BytesOf(cache_dtype, CompressedRowWidth(cache_dtype, compressed));
   }
@@ -52,7 +52,7 @@ struct ModelShape {
   int64_t CompressedBytesPerToken(DType cache_dtype) const;
   // Bytes of one token in all caches.
   int64_t CacheBytesPerToken(DType cache_dtype) const;
-  // Of one token in a transformer of this shape: keys and values of every layer, 2 bytes a number.
+  // Bytes of one token in a transformer of this shape: keys and values of every layer, 2 bytes a number.
   int64_t TransformerBytesPerToken() const { return int64_t{2} * layers() * width * 2; }
 };
 

@@ -41,7 +41,7 @@ struct StatePart {
 
   bool per_token() const { return kind >= StatePartKind::kKeys; }
   bool in_compressed_cache() const { return kind == StatePartKind::kIds || kind == StatePartKind::kRows; }
-  // Of one sequence, or of one token.
+  // Bytes of one sequence, or of one token if per_token().
   int64_t bytes() const { return BytesOf(dtype, shape.rank() == 0 ? 1 : shape.elements()); }
 };
 

@@ -56,9 +56,9 @@ class WeightLoader {
   // Marks a tensor that is in the file but not needed.
   void Ignore(std::string_view name);
 
-  // Of the arena, so far: what is copied, each tensor in whole units of kTensorAlignment.
+  // Bytes that are copied into the arena so far, each tensor in whole units of kTensorAlignment.
   int64_t copied_bytes() const { return copied_bytes_; }
-  // And what is read in place.
+  // The same, and the bytes that are read in place.
   int64_t weight_bytes() const { return copied_bytes_ + in_place_bytes_; }
 
   static constexpr int64_t kTensorAlignment = 256;
