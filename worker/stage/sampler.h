@@ -61,7 +61,7 @@ struct SamplerScratch {
 //
 // Sample changes nothing: Observe takes every token of the answer, whether it was drawn here or is replayed after a
 // worker was lost. So a draw is a function of (logits, options, tokens observed, position), to the bit, on every
-// machine (kernels/cpu/sample.h).
+// machine (kernels/sampling.h).
 class Sampler {
  public:
   // `options` must be valid for the vocabulary: CHECKed.
