@@ -24,7 +24,7 @@ struct NpyArray {
 // Integers of 1, 2, 4 or 8 bytes, at most `limit` of them: checked before memory is taken. Errors name the file, and
 // the element if a value does not fit.
 absl::StatusOr<NpyArray<int32_t>> ReadNpyInts(const std::string& path, int64_t limit = kNpyElementsMax);
-// float32.
+// Reads an array of float32.
 absl::StatusOr<NpyArray<float>> ReadNpyFloats(const std::string& path, int64_t limit = kNpyElementsMax);
 
 // Writes a float32 matrix row by row. A regular file is complete once Close has returned OK; until then it has another

@@ -182,7 +182,7 @@ class Backend : public ComputeDevice {
   virtual int threads() const = 0;
   // Whether MatMul accepts quantized weights.
   virtual bool multiplies_quantized() const = 0;
-  // For a model of this width and vocabulary.
+  // The memory that ops take beside tensors, for a model of this width and vocabulary.
   virtual OpMemory PlanOps(int64_t width, int64_t vocab_size) const = 0;
 
   // --- Rows ---------------------------------------------------------------------------------------------------------
