@@ -2,7 +2,7 @@
 //
 // The logits of position p depend on the Finch-side rows of the last 2G positions before p as well as on its own,
 // through two token shifts a layer (TokenShiftReach), unless the GOLD layers have already run up to there and kept
-// their shift states. docs/ARCHITECTURE.md describes the rule.
+// their shift states. docs/decisions/0009-boundary-bytes.md says which rows go from stage to stage because of it.
 #ifndef GOLDFINCH_WORKER_STAGE_PREFILL_RULE_H_
 #define GOLDFINCH_WORKER_STAGE_PREFILL_RULE_H_
 
