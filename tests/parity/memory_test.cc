@@ -49,7 +49,7 @@ std::vector<int64_t> Bytes(const StageMemory& memory) {
   return bytes;
 }
 
-// What the transports keep: the largest message to and from each peer, summed over all peers.
+// The bytes that a transport keeps: for each peer, kChannelMessages of the largest message to or from it.
 int64_t ChannelBytes(const StageAssignment& assignment, const ModelShape& shape, DType cache_dtype) {
   const int64_t hidden = assignment.hidden_rows_max * shape.width * SizeOf(DType::kF32);
   const int64_t compressed = assignment.options.max_step_tokens * shape.CompressedRowBytes(cache_dtype);
