@@ -14,7 +14,7 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// Without the ids in `holes`.
+// A vocabulary of `size` ids, of which those in `holes` may not be drawn.
 SamplerVocabulary Vocabulary(int size, const std::set<int>& holes = {}) {
   std::vector<bool> sampleable(size);
   for (int id = 0; id < size; ++id) sampleable[id] = !holes.contains(id);

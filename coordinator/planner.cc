@@ -28,12 +28,12 @@ class Costs {
     }
   }
 
-  // For one token.
+  // The seconds that one token of pre-fill takes in these layers.
   double PrefillSeconds(int first, int last, const WorkerResources& worker) const {
     return (sums_[last].flops - sums_[first].flops) / worker.flops;
   }
 
-  // For kPromptTokensPerCompletionToken tokens of pre-fill and one of decoding.
+  // The same for kPromptTokensPerCompletionToken tokens of pre-fill and one of decoding.
   double Seconds(int first, int last, const WorkerResources& worker) const {
     double bytes = sums_[last].decode_bytes - sums_[first].decode_bytes;
     if (last == model_.layers_size()) bytes += static_cast<double>(model_.head_bytes());

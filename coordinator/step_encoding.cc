@@ -34,7 +34,7 @@ void EncodeNew(const StepPlan::NewSequence& sequence, bool is_last, cluster::v1:
   out->mutable_observed()->Assign(sequence.observed.begin(), sequence.observed.end());
 }
 
-// Little-endian.
+// Writes the ids in little-endian order, `id_bytes` each.
 void EncodeIds(absl::Span<const int32_t> ids, int id_bytes, std::string* out) {
   out->resize(ids.size() * id_bytes);
   char* to = out->data();

@@ -27,8 +27,7 @@
 //   - backend.cc: what is CHECKed of its arguments, once for all back ends;
 //   - CpuBackend and CudaBackend (cpu/cpu_backend.cc, cuda/cuda_backend.cc), which call the kernel in a file of the
 //     same name in both folders, declared in their ops.h;
-//   - the two back ends that wrap another: FakeDevice (worker/model/fake_device.cc), and the profiler of
-//     tests/bench/op_profile.cc;
+//   - the two back ends that wrap another, FakeDevice and the profiler (CONTRIBUTING.md says where they are);
 //   - reference.h and a backend_*_test.cc: the same in plain double code, and the comparison.
 #ifndef GOLDFINCH_KERNELS_BACKEND_H_
 #define GOLDFINCH_KERNELS_BACKEND_H_
@@ -184,7 +183,7 @@ class Backend : public ComputeDevice {
   virtual int threads() const = 0;
   // Whether MatMul accepts quantized weights.
   virtual bool multiplies_quantized() const = 0;
-  // For a model of this width and vocabulary.
+  // The memory that ops take beside tensors, for a model of this width and vocabulary.
   virtual OpMemory PlanOps(int64_t width, int64_t vocab_size) const = 0;
 
   // --- Rows ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class TextStream {
  public:
   // INVALID_ARGUMENT if a stop string is empty or not valid UTF-8.
   static absl::StatusOr<TextStream> Create(absl::Span<const std::string> stop_strings);
-  // Without stop strings.
+  // A stream without stop strings.
   TextStream() : TextStream(absl::Span<const std::string>()) {}
 
   // Takes the next bytes and appends to `text` what can be sent now. Bytes after a stop string are dropped.

@@ -113,7 +113,7 @@ class StageRunner {
   std::vector<std::shared_ptr<void>> memory_;
   Tensor hidden_;      // [hidden_rows_max, D]
   Tensor compressed_;  // [max_step_tokens, CompressedRowWidth of D/16]
-  // For logits that the host reads; null where the back end reads host memory.
+  // For logits that the host reads; null where the host can read the back end's memory.
   std::unique_ptr<char[]> staging_;
   int64_t staging_bytes_ = 0;
 

@@ -51,7 +51,7 @@ FlagCheck InRange(Integer least, Integer most) {
     return good ? "" : absl::StrCat(text, " is not a whole number from ", least, " to ", most);
   };
 }
-// The same for doubles; refuses NaN.
+// The same check for doubles; it refuses NaN.
 FlagCheck InRange(double least, double most);
 FlagCheck OneOf(std::vector<std::string> choices);
 

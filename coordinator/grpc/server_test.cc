@@ -119,7 +119,7 @@ TEST_F(ServerTest, Tls) {
 TEST_F(ServerTest, MutualTls) {
   const auto server = Start(authority_.Issue("server"));
   EXPECT_TRUE(Call(Connect(*server, authority_.Issue("client"))).ok());
-  // Without a certificate, and with one of another authority.
+  // Clients without a certificate, or with one of another authority, are refused.
   EXPECT_EQ(Call(Connect(*server, {"", "", authority_.roots()})).error_code(), grpc::StatusCode::UNAVAILABLE);
   TlsFiles strange = stranger_.Issue("strange");
   strange.roots = authority_.roots();

@@ -30,7 +30,7 @@ struct Context {
 inline int64_t PagedRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
   return span.pages[position / page_tokens] * page_tokens + position % page_tokens;
 }
-// The same, in the pages of what is kept beside the compressed cache.
+// The same in the pages of kept rows.
 inline int64_t KeptRow(const RowSpan& span, int64_t position, int64_t page_tokens) {
   return span.kept_pages[position / page_tokens] * page_tokens + position % page_tokens;
 }

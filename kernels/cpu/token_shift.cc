@@ -53,7 +53,7 @@ class DdLerpCall {
   static constexpr int64_t kMostBlockRows = 66;         // what so many rows need stays in the L2 cache
   static constexpr int64_t kUpColumns = 8 * kBlockOut;  // written one after another, which is fast
 
-  // For many rows: each thread takes some of them through all steps.
+  // The way for many rows: each thread takes some of them through all steps.
   void RunBlocks(int64_t threads) const {
     const int64_t rounds = (rows_ + threads * kMostBlockRows - 1) / (threads * kMostBlockRows);
     const int64_t block_rows = ((rows_ + rounds * threads - 1) / (rounds * threads) + kRows - 1) / kRows * kRows;

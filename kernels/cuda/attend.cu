@@ -83,7 +83,7 @@ struct KindShape {
   // from token to token. There are no more of them than blocks that run at once, and an empty one returns at once.
   bool steady;
 };
-// By Attention::Kind.
+// The shape of each Attention::Kind.
 constexpr KindShape kShapes[] = {{64, 64, false}, {32, 64, false}, {16, 64, false},
                                  {4, 32, false},  {1, 32, true},   {1, 32, true}};
 
@@ -129,7 +129,7 @@ Attention::Attention(Context& context, ConstTensor q, RowSpans spans, const Devi
   if (norms) offsets_ = context.Scratch<float>(rows * heads_);
 }
 
-// Blocks of one task.
+// The blocks that one task takes.
 int64_t Attention::BlocksOf(Kind kind) const {
   if (kind != kStream1 && kind != kStream4) return heads_;
   return CeilDiv<int64_t>(width_ * SizeOf(key_dtype_), int64_t{attend::kStreamWarps} * kWarp * 16);

@@ -13,7 +13,7 @@ namespace {
 constexpr int kFewRows = 8;
 constexpr int kThreads = 256;
 
-// For vectors of eight of any type.
+// Whether vectors of eight elements of any type can be read from `p`.
 bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 32 == 0; }
 
 // The epilogue of a product.

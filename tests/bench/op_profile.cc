@@ -272,7 +272,7 @@ absl::Status Run(const Options& options) {
   auto owned = std::make_unique<ProfiledBackend>(options.threads);
   ProfiledBackend& backend = *owned;
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(engine_options, std::move(owned)));
-  // So that no weight is read from the file in what follows.
+  // This reads all weights, so that nothing that follows waits for the file.
   GF_RETURN_IF_ERROR(engine->VerifyWeights(/*checksums=*/false, nullptr).status());
   absl::PrintF("%s, %s\n", options.model, backend.Describe());
 

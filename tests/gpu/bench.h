@@ -41,7 +41,7 @@ class Memory {
   const absl::Status& status() const { return status_; }
 
   Tensor New(DType dtype, const Shape& shape);
-  // Evenly from [low, high].
+  // A tensor of numbers that are drawn evenly from [low, high].
   Tensor Random(DType dtype, const Shape& shape, double low = -1, double high = 1);
   Tensor Act(const Shape& shape, double low = -1, double high = 1) {
     return Random(backend_.activation_dtype(), shape, low, high);

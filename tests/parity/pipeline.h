@@ -43,7 +43,7 @@ class Pipeline {
   int64_t vocab() const { return shape().vocab_size; }
   Stage& stage(int index) { return *stages_[index]; }
 
-  // All stages agree about slots.
+  // All stages give a sequence the same slot.
   int Open();
   int Fork(int slot);
   void Close(int slot);
@@ -52,7 +52,7 @@ class Pipeline {
   std::vector<float> Forward(absl::Span<const Chunk> chunks);
   std::vector<float> Forward(const Chunk& chunk) { return Forward({&chunk, 1}); }
 
-  // A new sequence of these tokens in chunks of `chunk_tokens`: the logits of every position.
+  // Runs a new sequence of these tokens in chunks of `chunk_tokens`. Returns the logits of every position.
   std::vector<float> AllLogits(absl::Span<const int32_t> tokens, int64_t chunk_tokens);
 
   // The rows that went from each stage to the next in the last Forward, and the compressed rows of all its tokens.
@@ -63,7 +63,7 @@ class Pipeline {
   // The contents of tensors of the back end.
   std::string Bytes(const ConstTensor& tensor);
   std::vector<float> Values(const ConstTensor& tensor);
-  // A copy in other memory of the back end, by way of the host.
+  // Copies a tensor to other memory of the back end, by way of the host.
   Tensor Carry(const ConstTensor& tensor, std::shared_ptr<void>* memory);
 
   Backend& backend_;

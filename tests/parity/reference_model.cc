@@ -155,7 +155,7 @@ class Reference {
  private:
   bool Has(const std::string& name) const { return weights_.contains(prefix_ + name); }
 
-  // Full names.
+  // Takes full names.
   const ReferenceTensor& Get(const std::string& name) const {
     const auto found = weights_.find(name);
     if (found == weights_.end()) {

@@ -34,7 +34,7 @@ struct CheckpointTensor {
 
 // How a safetensors file says that it holds quantized matrices (docs/decisions/0015): a matrix NAME is a tensor of
 // bytes, NAME and a suffix, and one of scales. CheckpointTensor has them as one tensor again, named NAME.
-constexpr std::string_view kQuantizedVersionKey = "goldfinch.quantised_version";  // in the metadata
+constexpr std::string_view kQuantizedVersionKey = "goldfinch.quantised_version";  // metadata; spelled so in files
 constexpr std::string_view kQuantizedVersion = "1";
 constexpr std::string_view kQuantizedSourceKey = "goldfinch.source_fingerprint";  // of the model it was made from
 struct QuantizedForm {
@@ -103,7 +103,7 @@ class Checkpoint {
     std::string path;
     CheckpointLayout layout;
   };
-  // Which part of which shard.
+  // The index of a shard, and of a part of its layout.
   using Origin = std::pair<int, int>;
   // A tensor as its file has it; quantized ones with their scales.
   struct Stored;

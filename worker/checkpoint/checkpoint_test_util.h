@@ -22,7 +22,7 @@ struct TestTensor {
 // Files as torch.save and the safetensors library write them.
 absl::Status WritePth(const std::string& path, const std::vector<TestTensor>& tensors);
 absl::Status WriteSafetensors(const std::string& path, const std::vector<TestTensor>& tensors);
-// Their bytes.
+// The bytes of a .pth file with these tensors.
 std::string PthBytes(const std::vector<TestTensor>& tensors);
 std::string SafetensorsBytes(const std::vector<TestTensor>& tensors);
 
@@ -75,7 +75,7 @@ class PickleWriter {
   PickleWriter& Int(int64_t value);
   PickleWriter& Tuple(const std::vector<int64_t>& values);
   PickleWriter& Tensor(const TestView& view);
-  // With the final STOP.
+  // The bytes so far, and the final STOP.
   std::string Finish() const { return bytes_ + "."; }
 
  private:

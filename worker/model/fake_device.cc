@@ -165,7 +165,7 @@ class FakeDevice::Op {
   Op(const Op&) = delete;
   Op& operator=(const Op&) = delete;
 
-  // As they are.
+  // Tensors of any type, passed on as they are.
   template <class AnyTensor>
   AnyTensor Raw(AnyTensor tensor) {
     if (tensor) tensor.data = device_.memory_->Behind(tensor.data, tensor.bytes());
@@ -192,12 +192,12 @@ class FakeDevice::Op {
     return rows;
   }
 
-  // Fp32 or activations.
+  // A readable fp32 copy of a tensor that may be fp32 or activations; an fp32 tensor is not copied.
   ConstTensor Wide(ConstTensor tensor) {
     tensor = Raw(tensor);
     return !tensor || tensor.dtype == DType::kF32 ? tensor : Widened(tensor);
   }
-  // The same, to be written to; what is not written stays.
+  // The same for a tensor that the op writes; what the op does not write keeps its value.
   Tensor Wide(Tensor tensor) {
     tensor = Raw(tensor);
     if (!tensor || tensor.dtype == DType::kF32) return tensor;

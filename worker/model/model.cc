@@ -295,7 +295,7 @@ absl::Status ReadTensors(WeightLoader& loader, const ModelConfig& config, Model&
   return loader.status();
 }
 
-// Without tensors.
+// A model with its shape and its range of layers; no tensor is loaded yet.
 absl::StatusOr<std::shared_ptr<Model>> EmptyModel(const Checkpoint& checkpoint, const ModelConfig& config,
                                                   int first_layer, int last_layer) {
   auto model = std::make_shared<Model>();

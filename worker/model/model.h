@@ -56,7 +56,7 @@ struct ModelShape {
   int64_t TransformerBytesPerToken() const { return int64_t{2} * layers() * width * 2; }
 };
 
-// What --cache-dtype says: "f32", "f16", "bf16", or "int8" for kInt8.
+// The type of the caches that a setting names: "f32", "f16", "bf16", or "int8" for kInt8.
 std::optional<DType> ParseCacheDType(std::string_view name);
 // INVALID_ARGUMENT, naming file, layer and what is possible, if the model keeps keys and values: they have no 8-bit
 // form.

@@ -9,7 +9,8 @@
 namespace goldfinch {
 namespace {
 
-// Into the fields of the plan that have it; tail rows and the compressed cache are planned from the model's sizes.
+// Adds the part to the field of the plan that counts it. Tail rows and the compressed cache have none: they are planned
+// from the model's sizes.
 void AddStatePart(const StatePart& part, LayerMemory* memory) {
   switch (part.kind) {
     case StatePartKind::kTimeShift:

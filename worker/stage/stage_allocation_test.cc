@@ -101,7 +101,7 @@ TEST_P(StageAllocationTest, DecodeTakesNoMemory) {
       Stage::Create(*backend, *model, {.max_sequences = 4, .cache_tokens = 4096, .max_step_tokens = 128});
   ASSERT_TRUE(created.ok()) << created.status();
   Stage& stage = **created;
-  // So little that sequences lose what they keep to each other.
+  // This is so little that sequences take kept rows from each other.
   if (stage.gold_tiers() != nullptr) {
     ASSERT_TRUE(stage.ReserveKept(stage.gold_tiers()->TierBytes(GoldTier::kFull, 200)).ok());
   }

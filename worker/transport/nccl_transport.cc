@@ -58,7 +58,7 @@ struct Channel {
   std::shared_ptr<void> ring;
   std::unique_ptr<Queue> queue;
 
-  // For the thread that sends and receives.
+  // Only the thread that sends and receives uses these.
   int64_t messages = 0;
   std::array<std::shared_ptr<const Mark>, kSlots> slot_free;  // the end of each slot's last use
 
