@@ -21,13 +21,12 @@
 // m = rank of a LoRA; prev(x) = the row before x in its sequence. Tiers (docs/GLOSSARY.md): how much of a sequence is
 // stored for GOLD attention beside the compressed cache.
 //
-// A new op is written in these places, and the compiler names each that is missing:
+// A new op is written in these places; the compiler names every back end that lacks it:
 //   - here, twice: the public method with its contract, and the private virtual one of the same name with Do before it;
 //   - backend.cc: what is CHECKed of its arguments, once for all back ends;
 //   - CpuBackend and CudaBackend (cpu/cpu_backend.cc, cuda/cuda_backend.cc), which call the kernel in a file of the
 //     same name in both folders, declared in their ops.h;
-//   - the two back ends that wrap another: FakeDevice (worker/model/fake_device.cc), and the profiler of
-//     tests/bench/op_profile.cc;
+//   - every back end that wraps another one, as a test double and a profiler do (search for `: public Backend`);
 //   - reference.h and a backend_*_test.cc: the same in plain double code, and the comparison.
 #ifndef GOLDFINCH_KERNELS_BACKEND_H_
 #define GOLDFINCH_KERNELS_BACKEND_H_
