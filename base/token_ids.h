@@ -1,5 +1,4 @@
-// How wide a token id is where ids are stored or sent: in the compressed cache, and in the steps that the coordinator
-// sends to the workers.
+// Facts about token ids that several rooms rely on.
 #ifndef GOLDFINCH_BASE_TOKEN_IDS_H_
 #define GOLDFINCH_BASE_TOKEN_IDS_H_
 
@@ -7,7 +6,11 @@
 
 namespace goldfinch {
 
-// Bytes of one id: 2 where every id of the vocabulary fits them, else 4.
+// The id that ends a text, in every vocabulary.
+inline constexpr int32_t kEndOfTextId = 0;
+
+// Bytes of one id where ids are stored or sent, which is in the compressed cache and in the steps that the coordinator
+// sends to the workers: 2 where every id of the vocabulary fits them, else 4.
 constexpr int IdBytes(int64_t vocab_size) { return vocab_size <= 65536 ? 2 : 4; }
 
 }  // namespace goldfinch

@@ -363,7 +363,7 @@ void Coordinator::SendSteps(int replica, double now) {
     audience.generation = membership_.generation(replica);
     audience.id_bytes = IdBytes(static_cast<int64_t>(membership_.model().vocab_size()));
     for (const Membership::StageView& stage : stages) {
-      audience.looks_at_ids = stage.looks_at_ids;
+      audience.reads_ids = stage.reads_ids;
       audience.is_last = stage.is_last;
       cluster::v1::ToWorker message;
       EncodeStep(plan_, audience, message.mutable_step());
@@ -453,7 +453,7 @@ void Coordinator::FillCounts(double now, v1::GetClusterInfoResponse* info) const
   info->set_requests_running(scheduler_.running());
   info->set_requests_waiting(scheduler_.waiting());
   info->set_prompt_tokens(prompt_tokens_);
-  info->set_generation_tokens(completion_tokens_);
+  info->set_completion_tokens(completion_tokens_);
   info->set_cache_bytes(cache_bytes);
   info->set_gold_kept_bytes(gold_kept_bytes);
   info->set_transformer_cache_bytes(transformer_cache_bytes);

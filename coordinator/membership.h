@@ -127,7 +127,7 @@ class Membership {
   uint64_t generation(int replica) const;
   struct StageView {
     uint64_t worker;
-    bool looks_at_ids;
+    bool reads_ids;
     bool is_last;
   };
   const std::vector<StageView>& stages(int replica) const;

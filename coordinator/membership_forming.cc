@@ -146,7 +146,7 @@ bool Membership::Form(Replica& replica, const std::vector<uint64_t>& members, do
   if (replica.partition.cache_tokens < replica.partition.cache_tokens_wanted) {
     effects_.log.push_back(absl::StrCat(
         "replica ", replica.index, ": the caches hold ", replica.partition.cache_tokens, " tokens, not the ",
-        replica.partition.cache_tokens_wanted, " of max_num_seqs times max_model_len, for the memory of stage ",
+        replica.partition.cache_tokens_wanted, " of max_sequences times max_model_len, for the memory of stage ",
         replica.partition.tightest_stage, " allows no more; requests wait until their worst-case memory fits"));
   }
   return true;

@@ -79,7 +79,7 @@ std::string Shortage(const PartitionOptions& options, int first, int last, int l
       options.cache_tokens > 0
           ? absl::StrCat(options.cache_tokens, " tokens of cache (cache_tokens)")
           : absl::StrCat("caches of one sequence of ", options.max_sequence_tokens, " tokens (max_model_len)");
-  return absl::StrCat("with ", options.max_sequences, " sequences (max_num_seqs) and ", caches, ", ",
+  return absl::StrCat("with ", options.max_sequences, " sequences (max_sequences) and ", caches, ", ",
                       MemoryShortage(PlanStageMemory(*worker.model, SettingsOf(options, first, last, later_stages)),
                                      worker.memory_bytes));
 }

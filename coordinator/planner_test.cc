@@ -98,7 +98,7 @@ TEST(PlannerTest, MemoryBoundsAStage) {
   const auto never = PartitionFor(Model(8, 0), {small, small}, Options());
   EXPECT_EQ(never.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(never.status().message()),
-              AllOf(HasSubstr("does not fit 2 workers"), HasSubstr("with 2 sequences (max_num_seqs)"),
+              AllOf(HasSubstr("does not fit 2 workers"), HasSubstr("with 2 sequences (max_sequences)"),
                     HasSubstr("one sequence of 100 tokens (max_model_len)"), HasSubstr("weights 8000 B"),
                     HasSubstr("gpu_memory_utilization")));
 }

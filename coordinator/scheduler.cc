@@ -179,7 +179,7 @@ absl::Status Scheduler::TooLarge(const RequestState& state) const {
   }
   return absl::ResourceExhaustedError(
       absl::StrCat("the request may need ", state.live, " sequences of up to ", state.LongestTokens(), " tokens and ",
-                   state.Pages() * kCachePageTokens, " tokens of cache; max_num_seqs is ", sequences,
+                   state.Pages() * kCachePageTokens, " tokens of cache; max_sequences is ", sequences,
                    ", max_model_len is ", longest, " and the caches hold ", tokens, " tokens"));
 }
 

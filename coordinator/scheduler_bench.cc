@@ -41,7 +41,7 @@ class Cluster {
   }
 
   bool Plan() { return scheduler_.NextStep(0, now_, &plan_); }
-  void Encode() { EncodeStep(plan_, {1, /*id_bytes=*/2, /*looks_at_ids=*/true, /*is_last=*/true}, &encoded_); }
+  void Encode() { EncodeStep(plan_, {1, /*id_bytes=*/2, /*reads_ids=*/true, /*is_last=*/true}, &encoded_); }
   void Answer() {
     done_.Clear();
     done_.set_id(plan_.id);

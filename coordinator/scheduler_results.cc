@@ -8,15 +8,12 @@
 #include "absl/types/span.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "base/token_ids.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/scheduler_state.h"
 
 namespace goldfinch {
-namespace {
-
-constexpr int32_t kEndOfText = 0;
-
-}  // namespace
+namespace {}  // namespace
 
 absl::Status Scheduler::Apply(int replica, StepResult* result, double now) {
   const auto found = groups_.find(replica);
@@ -107,7 +104,7 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   if (verdict == RequestSink::Verdict::kPause) Pause(state);
   const bool stops = verdict == RequestSink::Verdict::kStop ||
                      std::find(generate.stop_ids.begin(), generate.stop_ids.end(), token.id) != generate.stop_ids.end();
-  if (token.id == kEndOfText) {
+  if (token.id == kEndOfTextId) {
     FinishSequence(sequence, Finish::kEndOfText, now);
   } else if (stops) {
     FinishSequence(sequence, Finish::kStop, now);

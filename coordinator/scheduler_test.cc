@@ -232,7 +232,7 @@ TEST(SchedulerTest, WhatCanNeverFitIsRefusedAtOnce) {
   const auto too_long = Client(), too_many = Client(3);
   cluster.Generate(FakePrompt(100), 100, too_long);
   EXPECT_EQ(too_long->status->code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(too_long->status->message()), HasSubstr("256 tokens of cache; max_num_seqs is 2"));
+  EXPECT_THAT(std::string(too_long->status->message()), HasSubstr("256 tokens of cache; max_sequences is 2"));
   cluster.Generate(FakePrompt(1), 1, too_many, [](Request* request) { request->generate->samples = 3; });
   EXPECT_EQ(too_many->status->code(), absl::StatusCode::kResourceExhausted);
 }

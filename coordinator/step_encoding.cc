@@ -48,7 +48,7 @@ void EncodeChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, const StepA
   out->set_sequence(chunk.sequence);
   out->set_position(chunk.position);
   out->set_tokens(static_cast<uint32_t>(chunk.tokens));
-  if (audience.looks_at_ids) {
+  if (audience.reads_ids) {
     EncodeIds(absl::MakeConstSpan(plan.ids).subspan(chunk.ids_begin, chunk.tokens), audience.id_bytes,
               out->mutable_ids());
   }

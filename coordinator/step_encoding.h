@@ -16,9 +16,9 @@ class StepDone;
 // The stage that a Step is written for.
 struct StepAudience {
   uint64_t generation = 0;
-  int id_bytes = 2;           // IdBytes of the vocabulary
-  bool looks_at_ids = false;  // the first stage and every stage with GOLD layers; others get no ids
-  bool is_last = false;       // the stage that samples and scores; others get no sampling options and no targets
+  int id_bytes = 2;        // IdBytes of the vocabulary
+  bool reads_ids = false;  // the first stage and every stage with GOLD layers; others get no ids
+  bool is_last = false;    // the stage that samples and scores; others get no sampling options and no targets
 };
 
 // Overwrites `step`.

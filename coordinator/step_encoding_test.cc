@@ -43,10 +43,10 @@ class StepEncodingTest : public ::testing::Test {
     plan_.chunks = {reads, scores};
   }
 
-  cluster::v1::Step Encode(bool looks_at_ids, bool is_last, bool wide = false) {
+  cluster::v1::Step Encode(bool reads_ids, bool is_last, bool wide = false) {
     cluster::v1::Step step;
     step.add_close(99);  // of the Step before
-    EncodeStep(plan_, {7, wide ? 4 : 2, looks_at_ids, is_last}, &step);
+    EncodeStep(plan_, {7, wide ? 4 : 2, reads_ids, is_last}, &step);
     return step;
   }
 

@@ -7,14 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "base/token_ids.h"
 #include "tokenizer/vocabulary.h"
 
 namespace goldfinch {
-namespace {
-
-constexpr int32_t kEndOfText = 0;
-
-}  // namespace
+namespace {}  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& vocab, const std::string& model_path,
                                                          const std::string& configured, int64_t vocab_size) {
@@ -35,7 +32,7 @@ std::shared_ptr<const SamplerVocabulary> MakeSamplerVocabulary(const Tokenizer& 
   std::vector<bool> sampleable(vocab_size), repeats_freely(vocab_size);
   for (int32_t id = 0; id < vocab_size; ++id) {
     const std::string_view text = tokenizer.TokenBytes(id);
-    sampleable[id] = id == kEndOfText || !text.empty();
+    sampleable[id] = id == kEndOfTextId || !text.empty();
     repeats_freely[id] = !text.empty() && RepeatsFreely(text);
   }
   return std::make_shared<SamplerVocabulary>(std::move(sampleable), std::move(repeats_freely));

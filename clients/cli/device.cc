@@ -13,10 +13,7 @@ namespace goldfinch {
 absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description) {
   std::string no_cuda;
   absl::StatusOr<std::unique_ptr<Backend>> backend = OpenBackend(options, &no_cuda);
-  // Its errors begin with a field of BackendOptions, and the flags have the fields' names.
-  if (!backend.ok()) {
-    return AsUsageError(absl::Status(backend.status().code(), absl::StrCat("--", backend.status().message())));
-  }
+  if (!backend.ok()) return AsUsageError(backend.status());
   if (description != nullptr) {
     *description = (*backend)->Describe();
     if (!no_cuda.empty()) absl::StrAppend(description, " (", no_cuda, ")");

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/stage_memory.h"
 #include "base/status.h"
+#include "base/token_ids.h"
 #include "clients/cli/commands.h"
 #include "clients/cli/generation.h"
 #include "clients/cli/model.h"
@@ -23,8 +24,6 @@
 
 namespace goldfinch {
 namespace {
-
-constexpr int32_t kEndOfText = 0;
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -40,7 +39,7 @@ absl::StatusOr<SamplingOptions> SamplingOf(const GenerateOptions& options, const
   sampling.seed = options.has_seed ? options.seed : std::random_device()();
   GF_ASSIGN_OR_RETURN(sampling.logit_bias, ParseLogitBias(options));
   sampling.banned_tokens = options.ban;
-  if (options.ignore_eos) sampling.banned_tokens.push_back(kEndOfText);
+  if (options.ignore_eos) sampling.banned_tokens.push_back(kEndOfTextId);
   if (options.logprobs >= 0) sampling.logprobs = options.logprobs;
   if (absl::Status status = Validate(sampling, vocabulary); !status.ok()) return AsUsageError(status);
   return sampling;
@@ -79,7 +78,7 @@ class Generator {
       GeneratedToken& said = result.tokens.emplace_back(GeneratedToken{token.id, token.logprob});
       for (const TokenLogprob& top : token.top) said.top.push_back({top.id, top.logprob});
       const int32_t id = token.id;
-      if (id == kEndOfText) {
+      if (id == kEndOfTextId) {
         result.finish_reason = "end of text";
         break;
       }

@@ -214,8 +214,8 @@ std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClus
   absl::StrAppend(&text, "requests  ", Commas(now.requests_running()), " running, ", Commas(now.requests_waiting()),
                   " waiting\n");
   absl::StrAppendFormat(&text, "tokens    read %s, %.4g/s; generated %s, %.4g/s\n", Commas(now.prompt_tokens()),
-                        rate(now.prompt_tokens(), then.prompt_tokens()), Commas(now.generation_tokens()),
-                        rate(now.generation_tokens(), then.generation_tokens()));
+                        rate(now.prompt_tokens(), then.prompt_tokens()), Commas(now.completion_tokens()),
+                        rate(now.completion_tokens(), then.completion_tokens()));
   absl::StrAppend(&text, "memory    caches ", Bytes(now.cache_bytes()));
   if (now.cache_bytes() > 0 && now.transformer_cache_bytes() > 0) {
     absl::StrAppendFormat(&text, " (%.4g times less than full keys and values)",

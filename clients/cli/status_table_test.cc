@@ -22,7 +22,7 @@ v1::GetClusterInfoResponse Cluster() {
   cluster.set_requests_running(2);
   cluster.set_requests_waiting(1);
   cluster.set_prompt_tokens(50'000);
-  cluster.set_generation_tokens(1'000);
+  cluster.set_completion_tokens(1'000);
   cluster.set_cache_bytes(1'500'000);
   cluster.set_gold_kept_bytes(2'500'000);
   v1::GroupInfo& group = *cluster.add_groups();
@@ -106,7 +106,7 @@ TEST(StatusTableTest, ShowsRatesSinceTheLastLook) {
   v1::GetClusterInfoResponse now = Cluster();
   now.set_uptime_seconds(110);
   now.set_prompt_tokens(50'500);
-  now.set_generation_tokens(1'010);
+  now.set_completion_tokens(1'010);
   v1::StageInfo& stage = *now.mutable_groups(0)->mutable_stages(0);
   stage.set_busy_seconds(62);
   stage.set_bubble_seconds(11);

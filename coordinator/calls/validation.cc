@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "base/token_ids.h"
 #include "protos/generate.pb.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocabulary.h"
@@ -24,7 +25,6 @@ constexpr int kBansMax = 65536;
 constexpr int kPriorityMax = 100;
 constexpr int kRequestIdMax = 128;
 constexpr int kContinuationsMax = 64;
-constexpr int32_t kEndOfText = 0;
 
 using Ids = google::protobuf::RepeatedField<uint32_t>;
 
@@ -141,7 +141,7 @@ absl::StatusOr<SamplingOptions> ToSampling(const v1::SamplingOptions& message, b
   std::sort(sampling.logit_bias.begin(), sampling.logit_bias.end(),
             [](const LogitBias& a, const LogitBias& b) { return a.id < b.id; });
   GF_ASSIGN_OR_RETURN(sampling.banned_tokens, ToIds("sampling.banned_tokens", message.banned_tokens(), model));
-  if (ignore_eos) sampling.banned_tokens.push_back(kEndOfText);
+  if (ignore_eos) sampling.banned_tokens.push_back(kEndOfTextId);
   if (absl::Status status = Validate(sampling, *model.vocabulary); !status.ok()) {
     return Invalid("sampling.", status.message());
   }

@@ -85,7 +85,7 @@ class AnswerTest(ClusterTest):
         client = self.form()
         client.generate(PROMPT, max_tokens=10, sampling=GREEDY, ignore_eos=True)
         info = self.cluster.wait_idle()
-        self.assertEqual((info.prompt_tokens, info.generation_tokens), (len(PROMPT), 10))
+        self.assertEqual((info.prompt_tokens, info.completion_tokens), (len(PROMPT), 10))
 
         def idle_metrics():
             metrics = self.cluster.metrics()
@@ -177,7 +177,7 @@ class SlowReaderTest(ClusterTest):
         self.assertEqual(len(client.generate(PROMPT, max_tokens=50, ignore_eos=True).tokens), 50)
         info = self.cluster.wait_idle()
         # What was made for it is what fits the buffers.
-        self.assertLess(info.generation_tokens, 32 * 500)
+        self.assertLess(info.completion_tokens, 32 * 500)
         with self.assertRaises(grpc.RpcError) as caught:
             list(slow)
         # The second, if it reads so late that the status did not go through either.
@@ -192,7 +192,7 @@ class SlowReaderTest(ClusterTest):
 
         def paused():
             """Two looks, a whole request of another client between them, see no token more."""
-            made.append(self.cluster.info().generation_tokens)
+            made.append(self.cluster.info().completion_tokens)
             client.generate(PROMPT, max_tokens=50, ignore_eos=True)
             return len(made) > 1 and made[-1] == made[-2] + 50
 

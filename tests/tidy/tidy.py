@@ -50,6 +50,10 @@ SOURCES = CPP | {".bzl", ".md", ".proto", ".py", ".sh", ".yml"}
 SOURCE_NAMES = {"BUILD", "WORKSPACE", ".bazelrc", "dev", "run"}
 
 INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
+BEGINS_WITH_OF = re.compile(r"(?:^|\s)//+ Of ")
+# Rooms whose messages name fields; clients/cli puts its flags in their place.
+NAMES_NO_FLAGS = ("base", "coordinator", "kernels", "tokenizer", "worker")
+FLAG_IN_MESSAGE = re.compile(r'"(?:[^"\\]|\\.)*--[a-z][a-z-]+(?:[^"\\]|\\.)*"')
 NAMELESS_TODO = re.compile(r"\bTODO\b(?!\([\w#][^)]*\))")
 
 
@@ -76,6 +80,10 @@ def check_line(path, line):
         yield "TODO(name) or TODO(#issue) says who knows more"
     if path.suffix in CPP:
         yield from check_include(path, line)
+        if BEGINS_WITH_OF.search(line):
+            yield 'a comment that begins with "Of" has no subject'
+        if path.parts[0] in NAMES_NO_FLAGS and FLAG_IN_MESSAGE.search(line):
+            yield "messages of this room name fields, not flags"
 
 
 def room_of(path):

@@ -62,6 +62,15 @@ class TidyTest(unittest.TestCase):
                  "base/b.cc": "namespace goldfinch {\nclass Edge final : public Base {\n};\nstruct Mine {};\n}\n"}
         self.assertEqual(self.problems_of(files), ["base/b.cc:2: goldfinch::Edge is defined in base/a.cc, too"])
 
+    def test_comments_have_a_subject(self):
+        self.assertEqual(self.problems_of_cc("int a;  // Of b.\n// A part of b.\n"),
+                         ['worker/stage.cc:1: a comment that begins with "Of" has no subject'])
+
+    def test_messages_below_the_program_name_no_flags(self):
+        line = 'Error("lower --memory, or a -- b");\n'
+        self.assertEqual(self.problems_of_cc(line, "clients"), [])
+        self.assertEqual(self.problems_of_cc(line), ["worker/stage.cc:1: messages of this room name fields, not flags"])
+
     def test_documents_have_the_limit_of_lines(self):
         self.assertEqual(self.problems_of({"docs/A.md": "a" * 121 + "\n|" + "a" * 199 + "\n|" + "a" * 200 + "\n"}),
                          ["docs/A.md:1: 121 characters, the limit is 120",

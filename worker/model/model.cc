@@ -129,7 +129,7 @@ absl::Status CheckCacheDType(const Checkpoint& checkpoint, const ModelShape& sha
     if (!shape.kinds[layer]->has_kv_cache) continue;
     return Invalid(
         checkpoint,
-        absl::StrCat("--cache-dtype is int8, which is for the compressed cache of GOLD layers: layer ", layer, " (",
+        absl::StrCat("cache_dtype is int8, which is for the compressed cache of GOLD layers: layer ", layer, " (",
                      shape.kinds[layer]->name, ") keeps keys and values, which can be f32, f16 or bf16"));
   }
   return absl::OkStatus();
@@ -323,7 +323,7 @@ absl::Status CheckMultiplies(const Backend& backend, const Checkpoint& checkpoin
     if (!tensor.scales) continue;
     return absl::InvalidArgumentError(absl::StrCat(checkpoint.path(), ": tensor ", tensor.name, " is quantized to ",
                                                    Name(tensor.data.dtype), ", which ", backend.Describe(),
-                                                   " does not multiply: use --device cpu, or a model in bf16"));
+                                                   " does not multiply: use device cpu, or a model in bf16"));
   }
   return absl::OkStatus();
 }

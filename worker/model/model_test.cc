@@ -146,7 +146,7 @@ TEST(ModelTest, KeysAndValuesHaveNo8BitForm) {
     const absl::Status status = check({"finch_c2", kind, "gold"}, DType::kInt8);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     for (const std::string& words :
-         {std::string("--cache-dtype is int8"), "layer 1 (" + kind + ")", std::string("bf16")}) {
+         {std::string("cache_dtype is int8"), "layer 1 (" + kind + ")", std::string("bf16")}) {
       EXPECT_THAT(std::string(status.message()), testing::HasSubstr(words));
     }
     EXPECT_TRUE(check({"finch_c2", kind, "gold"}, DType::kBf16).ok());
