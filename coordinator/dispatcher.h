@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/sampling.h"
+#include "coordinator/client.h"
 
 namespace goldfinch {
 
@@ -39,6 +40,7 @@ struct Request {
   };
 
   std::string id;                          // for logs and metrics
+  std::shared_ptr<const Client> client;    // who asks; null: a client without a name and without limits
   std::vector<int32_t> prompt;             // at least one token; all in the vocabulary
   int priority = 0;                        // higher ones go first
   std::optional<double> deadline_seconds;  // counted from now
