@@ -40,7 +40,9 @@ struct ServeOptions {
   TlsFiles tls;                                   // --grpc-server-cert, --grpc-server-key, --grpc-root-cert
   TlsFiles cluster_tls;                           // --cluster-server-cert, ...
   std::string api_key_file;                       // --api-key-file; empty: no key is asked for
-  int64_t max_message_bytes = int64_t{64} << 20;  // --max-message-bytes: size of a request
+  bool no_grpc_reflection = false;                // --no-grpc-reflection
+  // --max-message-bytes: size of a request. A prompt of a million ids has 3 MB, a text of as many tokens 5 MB.
+  int64_t max_message_bytes = int64_t{16} << 20;
   bool ready_json = false;                        // --ready-json: one line of JSON with the ports once they listen
 
   double shutdown_timeout_seconds = 30;  // --shutdown-timeout: for running requests, after SIGTERM

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "coordinator/grpc/auth.h"
+#include "coordinator/calls/key_ring.h"
 #include "coordinator/grpc/service_test_util.h"
 #include "gmock/gmock.h"
 #include "grpcpp/client_context.h"
@@ -184,10 +184,10 @@ TEST(Limits, AnOversizedMessageIsRefused) {
 
 class KeysTest : public testing::Test {
  protected:
-  static std::shared_ptr<const ApiKeys> Keys() {
+  static std::shared_ptr<const KeyRing> Keys() {
     const std::string path = testing::TempDir() + "/keys.txt";
     std::ofstream(path) << "0123456789abcdef\nanother-key-of-mine\n";
-    return std::shared_ptr<const ApiKeys>(*ApiKeys::FromFile(path));
+    return *KeyRing::Open(path);
   }
   // The status of a call with that authorization, which is the same for every method.
   grpc::Status Call(const std::vector<std::string>& authorization) {
@@ -249,7 +249,7 @@ TEST_F(KeysTest, EveryMethodWantsAKey) {
   const grpc::Status status = Call({});
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
   EXPECT_EQ(status.error_message(), "no API key: the metadata `authorization: Bearer KEY` is missing");
-  EXPECT_EQ(environment_.Counted("request_failure_total", "UNAUTHENTICATED"), 2);
+  EXPECT_EQ(environment_.Counted("request_failure_total", "UNAUTHENTICATED"), 6);
   EXPECT_EQ(environment_.dispatcher().live(), 0);
 }
 
