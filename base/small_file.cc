@@ -19,7 +19,8 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t bytes_
   in.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (in.bad()) return absl::DataLossError(absl::StrCat(path, ": cannot be read"));
   text.resize(in.gcount());
-  if (text.size() > bytes_max) return absl::InvalidArgumentError(absl::StrCat(path, ": more than ", bytes_max, " bytes"));
+  if (text.size() > bytes_max)
+    return absl::InvalidArgumentError(absl::StrCat(path, ": more than ", bytes_max, " bytes"));
   return text;
 }
 

@@ -21,8 +21,7 @@ using prometheus::Histogram;
 constexpr int kScored = 3;  // index into `successes_`, after the values of Finish
 constexpr const char* kFinishNames[] = {"end_of_text", "stop", "length", "scored"};
 // Their failures are there from the start, as 0.
-constexpr const char* kMethods[] = {"Generate",   "Score",        "Tokenize",
-                                    "Detokenize", "GetModelInfo", "GetClusterInfo"};
+constexpr const char* kMethods[] = {"Generate", "Score", "Tokenize", "Detokenize", "GetModelInfo", "GetClusterInfo"};
 
 // Small models answer within milliseconds; reading a long document takes minutes.
 const Histogram::BucketBoundaries& FirstTokenBuckets() {
@@ -163,8 +162,8 @@ void Metrics::CountFailure(const std::string& method, absl::StatusCode code) {
 prometheus::Counter* Metrics::FailuresOf(const std::string& method, int code) {
   prometheus::Counter*& counter = failures_of_[{method, code}];
   if (counter == nullptr) {
-    counter = &failures_->Add(
-        {{"method", method}, {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
+    counter =
+        &failures_->Add({{"method", method}, {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
   }
   return counter;
 }

@@ -69,10 +69,10 @@ class Metrics {
   void ObserveInterTokenLatency(double seconds);  // inter_token_latency_seconds: between tokens of one sample
   void ObserveRequestLatency(double seconds);     // e2e_request_latency_seconds: from Submit to OnDone
   void CountSuccess(Finish finish);               // request_success_total{finished_reason}: once for each sample
-  void CountScored();                        // request_success_total{finished_reason="scored"}: once for each request
+  void CountScored();  // request_success_total{finished_reason="scored"}: once for each request
   // request_failure_total{method,code}: calls of the API that were refused or ended with an error; not kOk.
   void CountFailure(const std::string& method, absl::StatusCode code);
-  void CountRecovery();                      // request_recoveries_total: once for each request that is restored
+  void CountRecovery();  // request_recoveries_total: once for each request that is restored
 
   // ---- Groups ----
   void SetGroupGeneration(uint64_t generation);  // group_generation: the latest of any group
@@ -144,7 +144,7 @@ class Metrics {
 
   std::mutex mutex_;
   std::map<std::pair<std::string, int>, prometheus::Counter*> failures_of_;  // guarded by mutex_, by method and code
-  std::map<std::pair<int, int>, StageCounters> stages_;         // guarded by mutex_, by replica and stage
+  std::map<std::pair<int, int>, StageCounters> stages_;                      // guarded by mutex_, by replica and stage
   std::map<std::pair<int, int>, BoundaryCounters> boundaries_;  // guarded by mutex_, by replica and boundary
 };
 

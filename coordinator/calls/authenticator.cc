@@ -18,7 +18,8 @@ namespace goldfinch {
 namespace {
 
 constexpr std::string_view kScheme = "Bearer ";
-constexpr size_t kSweepMin = 1024;  // clients without keys are swept when there are twice as many as after the last time
+constexpr size_t kSweepMin =
+    1024;  // clients without keys are swept when there are twice as many as after the last time
 
 absl::StatusOr<std::string_view> KeyOf(std::optional<std::string_view> authorization) {
   if (!authorization) {
@@ -62,8 +63,7 @@ void WrongKeys::Count(const std::string& network, double now) {
   buckets_.try_emplace(network, kPerMinute / 60.0, kPerMinute, now).first->second.Take(now);
 }
 
-absl::StatusOr<Caller> Authenticator::Identify(const std::string& peer,
-                                               std::optional<std::string_view> authorization) {
+absl::StatusOr<Caller> Authenticator::Identify(const std::string& peer, std::optional<std::string_view> authorization) {
   const std::string network = NetworkOf(peer);
   if (keys_ == nullptr) return Caller{ClientAt(network), peer, /*may_operate=*/true};
   const absl::StatusOr<std::string_view> key = KeyOf(authorization);

@@ -47,9 +47,9 @@ class Authenticator {
  public:
   explicit Authenticator(std::shared_ptr<const KeyRing> keys) : keys_(std::move(keys)) {}  // null: everybody may call
 
-  // `peer` is a numeric address, and `authorization` the value of that header or metadata: `Bearer KEY`. UNAUTHENTICATED
-  // says what is wrong with it. After kPerMinute wrong keys in a minute, calls from an address get RESOURCE_EXHAUSTED
-  // without a look at their key, until they have been fewer.
+  // `peer` is a numeric address, and `authorization` the value of that header or metadata: `Bearer KEY`.
+  // UNAUTHENTICATED says what is wrong with it. After kPerMinute wrong keys in a minute, calls from an address get
+  // RESOURCE_EXHAUSTED without a look at their key, until they have been fewer.
   absl::StatusOr<Caller> Identify(const std::string& peer, std::optional<std::string_view> authorization);
 
  private:
@@ -57,9 +57,9 @@ class Authenticator {
 
   const std::shared_ptr<const KeyRing> keys_;
   std::mutex mutex_;
-  WrongKeys wrong_keys_;                                            // guarded by mutex_
+  WrongKeys wrong_keys_;                                          // guarded by mutex_
   std::map<std::string, std::weak_ptr<const Client>> anonymous_;  // guarded by mutex_; by network
-  size_t anonymous_swept_ = 0;                                      // guarded by mutex_; how many the last sweep left
+  size_t anonymous_swept_ = 0;                                    // guarded by mutex_; how many the last sweep left
 };
 
 }  // namespace goldfinch

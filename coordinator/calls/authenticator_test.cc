@@ -60,7 +60,8 @@ TEST(Authenticator, WhoTriesManyKeysIsRefusedForAWhile) {
   Authenticator authenticator(Keys());
   const std::string attacker = "2001:db8::7";
   int wrong = 0;
-  while (authenticator.Identify(attacker, "Bearer wrong").status().code() == absl::StatusCode::kUnauthenticated) ++wrong;
+  while (authenticator.Identify(attacker, "Bearer wrong").status().code() == absl::StatusCode::kUnauthenticated)
+    ++wrong;
   EXPECT_GE(wrong, WrongKeys::kPerMinute);
   EXPECT_LE(wrong, WrongKeys::kPerMinute + 20) << "one more for each three seconds";
   // Another address of theirs does not help, and others do not suffer.

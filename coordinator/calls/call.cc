@@ -63,11 +63,7 @@ void CallEnvironment::ReturnMemorySoon() {
 }
 
 Call::Call(CallEnvironment* environment, const char* method, Caller caller, Deadline deadline, CallStream* stream)
-    : environment_(environment),
-      method_(method),
-      caller_(std::move(caller)),
-      deadline_(deadline),
-      stream_(stream) {}
+    : environment_(environment), method_(method), caller_(std::move(caller)), deadline_(deadline), stream_(stream) {}
 
 void Call::Begin() {
   std::shared_ptr<const ServedModel> model = environment_->dispatcher->model();

@@ -44,8 +44,8 @@ struct CallEnvironment {
   LogLimiter failure_log{/*per_second=*/10, /*burst=*/200};
   LogLimiter stranger_log{/*per_second=*/1, /*burst=*/20};  // calls without a key or with a wrong one
   std::atomic<bool> returning_memory = false;
-  WorkQueue tokenizing{2};            // for long texts, and for other work that would hold up a door's threads
-  WorkQueue writing{1};  // for messages to clients: serializing them would hold up the coordinator's thread
+  WorkQueue tokenizing{2};  // for long texts, and for other work that would hold up a door's threads
+  WorkQueue writing{1};     // for messages to clients: serializing them would hold up the coordinator's thread
 };
 
 // For the log: "client=alice peer=192.0.2.7".

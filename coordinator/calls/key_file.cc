@@ -84,8 +84,7 @@ absl::Status ReadLimits(const YAML::Node& map, const std::string& where, ClientL
   int64_t running = 0, queued = 0, priority = 0;
   GF_RETURN_IF_ERROR(ReadNumber(map, "max_running", where, 0, kRequestsMax, &running));
   GF_RETURN_IF_ERROR(ReadNumber(map, "max_queued", where, 0, kRequestsMax, &queued));
-  GF_RETURN_IF_ERROR(
-      ReadNumber(map, "tokens_per_minute", where, 0, kTokensPerMinuteMax, &limits->tokens_per_minute));
+  GF_RETURN_IF_ERROR(ReadNumber(map, "tokens_per_minute", where, 0, kTokensPerMinuteMax, &limits->tokens_per_minute));
   GF_RETURN_IF_ERROR(ReadNumber(map, "max_priority", where, -kPriorityMax, kPriorityMax, &priority));
   limits->max_running = static_cast<int>(running);
   limits->max_queued = static_cast<int>(queued);

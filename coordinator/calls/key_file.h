@@ -1,7 +1,7 @@
 // The file of API keys, which says who may call and what each of them may do.
 //
-// Its plain form has one key a line; empty lines and lines that begin with '#' are comments. Such keys are called key-1,
-// key-2 and so on, by their lines, and have kPlainKeyLimits.
+// Its plain form has one key a line; empty lines and lines that begin with '#' are comments. Such keys are called
+// key-1, key-2 and so on, by their lines, and have kPlainKeyLimits.
 //
 // The other form is YAML, and begins with the line `keys:`
 //
@@ -46,7 +46,7 @@ struct ApiKey {
   std::string name;
   ClientLimits limits = {};
   bool has_roles = false;
-  bool is_operator = false;              // has the role of that name
+  bool is_operator = false;                // has the role of that name
   std::optional<absl::Time> expires = {};  // from then on it is refused
 };
 

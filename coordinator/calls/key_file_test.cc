@@ -28,9 +28,7 @@ std::string Error(const std::string& text) {
   return std::string(status.message());
 }
 
-std::string Hex(const KeyDigest& digest) {
-  return absl::BytesToHexString(std::string(digest.begin(), digest.end()));
-}
+std::string Hex(const KeyDigest& digest) { return absl::BytesToHexString(std::string(digest.begin(), digest.end())); }
 
 TEST(PlainKeys, AreNamedByTheirLines) {
   const std::vector<ApiKey> keys = Parse(std::string("# keys\n\n  ") + kKey + " \r\nanother-key-of-someone");
@@ -77,8 +75,7 @@ TEST(YamlKeys, MistakesAreRefused) {
   EXPECT_EQ(Error(bob + "  expire: 2020-01-01T00:00:00Z\n"), "keys.txt: keys[0] has an unknown field \"expire\"");
   EXPECT_EQ(Error(bob + "  expires: tomorrow\n"),
             "keys.txt: keys[0].expires is not a time of RFC 3339, such as 2027-06-30T00:00:00Z");
-  EXPECT_EQ(Error(bob + "  limits: {max_runing: 3}\n"),
-            "keys.txt: keys[0].limits has an unknown field \"max_runing\"");
+  EXPECT_EQ(Error(bob + "  limits: {max_runing: 3}\n"), "keys.txt: keys[0].limits has an unknown field \"max_runing\"");
   EXPECT_EQ(Error(bob + "  limits: {max_running: -1}\n"),
             "keys.txt: keys[0].limits.max_running is not a whole number from 0 to 1048576");
   EXPECT_EQ(Error(bob + "  limits: {max_priority: 101}\n"),

@@ -61,8 +61,8 @@ class KeyRing {
   const std::string path_;
   mutable std::mutex mutex_;
   std::shared_ptr<const Entries> entries_ = std::make_shared<Entries>();  // guarded by mutex_
-  std::mutex reload_mutex_;                                                 // one Reload at a time
-  Version version_;                                                         // of the last Reload; by reload_mutex_
+  std::mutex reload_mutex_;                                               // one Reload at a time
+  Version version_;                                                       // of the last Reload; by reload_mutex_
 
   std::mutex stop_mutex_;
   std::condition_variable stopped_;

@@ -36,7 +36,8 @@ TEST_F(KeyRingTest, KnowsTheKeysOfTheFileAndNoOthers) {
   EXPECT_EQ(ring->Find(kKey)->client->name, "key-1");
   EXPECT_EQ(ring->Find(kOther)->client->name, "key-2");
   EXPECT_EQ(ring->Find(kKey)->client, ring->Find(kKey)->client);
-  for (const std::string wrong : {"", "0123456789abcde", "0123456789abcdeF", "0123456789abcdef0", "0123456789abcdef "}) {
+  for (const std::string wrong :
+       {"", "0123456789abcde", "0123456789abcdeF", "0123456789abcdef0", "0123456789abcdef "}) {
     EXPECT_EQ(ring->Find(wrong).status(), absl::UnauthenticatedError("the API key is not known"));
   }
 }

@@ -92,10 +92,9 @@ void MessageGate::MakeRoomToWait(Actions* actions) {
     return a.second.waiting.size() < b.second.waiting.size();
   });
   const Guest* newest = most->second.waiting.back();
-  actions->dismiss.emplace_back(
-      entries_[newest].guest,
-      absl::ResourceExhaustedError(absl::StrCat(limits_.waiting, " calls wait to send their messages, ",
-                                                most->second.waiting.size(), " of them from this client")));
+  actions->dismiss.emplace_back(entries_[newest].guest, absl::ResourceExhaustedError(absl::StrCat(
+                                                            limits_.waiting, " calls wait to send their messages, ",
+                                                            most->second.waiting.size(), " of them from this client")));
   Remove(newest);
 }
 
@@ -134,10 +133,10 @@ void MessageGate::SettleContest(double now, Actions* actions) {
       if (oldest == nullptr || entry.since < oldest->since) oldest = &entry;
     }
     if (now - oldest->since < limits_.contested_seconds) return;
-    actions->dismiss.emplace_back(
-        oldest->guest, absl::ResourceExhaustedError(absl::StrCat(
-                           "the client is too slow, and has ", most->second.inside,
-                           " messages under way while others wait: send them faster, or fewer at a time")));
+    actions->dismiss.emplace_back(oldest->guest,
+                                  absl::ResourceExhaustedError(absl::StrCat(
+                                      "the client is too slow, and has ", most->second.inside,
+                                      " messages under way while others wait: send them faster, or fewer at a time")));
     Remove(oldest->guest.get());
     AdmitWaiting(now, actions);
   }

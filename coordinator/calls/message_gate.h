@@ -24,10 +24,10 @@ namespace goldfinch {
 class MessageGate {
  public:
   struct Limits {
-    int places = 64;           // messages in memory
-    int places_of_client = 8;  // those of one client
-    int waiting = 4096;        // calls that wait for a place
-    double seconds = 60;       // that a call may wait, or keep its place
+    int places = 64;               // messages in memory
+    int places_of_client = 8;      // those of one client
+    int waiting = 4096;            // calls that wait for a place
+    double seconds = 60;           // that a call may wait, or keep its place
     double contested_seconds = 5;  // that a client with more places than others may keep one that another one needs
   };
 

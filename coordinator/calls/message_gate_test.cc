@@ -30,8 +30,7 @@ class MessageGateTest : public testing::Test {
   }
   static std::string Reason(const Visitor& visitor) { return std::string(visitor.dismissed.message()); }
 
-  MessageGate gate_{
-      {.places = 4, .places_of_client = 3, .waiting = 5, .seconds = 60, .contested_seconds = 5}};
+  MessageGate gate_{{.places = 4, .places_of_client = 3, .waiting = 5, .seconds = 60, .contested_seconds = 5}};
   const std::shared_ptr<const Client> hog_ = NewClient("hog");
   const std::shared_ptr<const Client> other_ = NewClient("other");
 };

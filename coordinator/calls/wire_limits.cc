@@ -33,8 +33,8 @@ constexpr EntriesMax kEntriesMax[] = {
 };
 
 bool TakesMoreThanANumber(const FieldDescriptor& field) {
-  return field.is_repeated() && (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE ||
-                                 field.cpp_type() == FieldDescriptor::CPPTYPE_STRING);
+  return field.is_repeated() &&
+         (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE || field.cpp_type() == FieldDescriptor::CPPTYPE_STRING);
 }
 
 class Counter {

@@ -75,7 +75,7 @@ class MessageReactor : public ByteReactor,
   bool Fail();
 
   std::mutex mutex_;
-  Stage stage_ = Stage::kWaiting;             // guarded by mutex_
+  Stage stage_ = Stage::kWaiting;              // guarded by mutex_
   std::shared_ptr<MessageReactor> self_ = {};  // until OnDone
 };
 

@@ -91,8 +91,9 @@ class PublicService final : public grpc::Service {
     AddUnary<v1::GetModelInfoRequest, v1::GetModelInfoResponse>("/goldfinch.v1.Goldfinch/GetModelInfo",
                                                                 &PublicService::GetModelInfo);
     // On another thread, because it may wait for the coordinator's thread.
-    AddUnary<v1::GetClusterInfoRequest, v1::GetClusterInfoResponse>(
-        "/goldfinch.v1.Goldfinch/GetClusterInfo", &PublicService::GetClusterInfo, {.for_operators = true, .slow = true});
+    AddUnary<v1::GetClusterInfoRequest, v1::GetClusterInfoResponse>("/goldfinch.v1.Goldfinch/GetClusterInfo",
+                                                                    &PublicService::GetClusterInfo,
+                                                                    {.for_operators = true, .slow = true});
     SweepLater();
   }
 
@@ -163,8 +164,8 @@ class PublicService final : public grpc::Service {
   ByteReactor* Stream(Context* context, Caller caller) {
     const auto stream = std::make_shared<StreamReactor>(&environment_, context, caller);
     const auto read = [reactor = stream.get()](Message* message) { return ParseMessage(reactor->message(), message); };
-    stream->Attach(std::make_shared<CallType>(&environment_, std::move(caller), DeadlineOf(*context), read,
-                                              stream.get()));
+    stream->Attach(
+        std::make_shared<CallType>(&environment_, std::move(caller), DeadlineOf(*context), read, stream.get()));
     return Started(stream);
   }
 

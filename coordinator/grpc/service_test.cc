@@ -261,6 +261,27 @@ TEST_F(KeysTest, AWrongKeyIsNoKey) {
   EXPECT_EQ(Call({"0123456789abcdef"}).error_code(), grpc::StatusCode::UNAUTHENTICATED);
 }
 
+TEST_F(KeysTest, AKeyThatIsTakenAwayEndsNoStream) {
+  const std::string path = testing::TempDir() + "/changing_keys.txt";
+  std::ofstream(path) << "0123456789abcdef\n";
+  const std::shared_ptr<KeyRing> keys = *KeyRing::Open(path);
+  ServiceHarness harness({.api_keys = keys});
+  const auto begin = [&](grpc::ClientContext* context) {
+    context->AddMetadata("authorization", "Bearer 0123456789abcdef");
+    return harness.stub().Generate(context, Simple());
+  };
+  grpc::ClientContext first, second;
+  const auto reader = begin(&first);
+  const uint64_t number = harness.dispatcher().Next();
+  std::ofstream(path) << "another-key-of-mine\n";
+  ASSERT_TRUE(keys->Reload().ok());
+  EXPECT_EQ(goldfinch::ReadAll(begin(&second).get()).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  harness.dispatcher().Tokens(number, 0, Ids("on"));
+  harness.dispatcher().SampleDone(number, 0, Finish::kLength);
+  harness.dispatcher().Done(number, absl::OkStatus());
+  EXPECT_EQ(goldfinch::ReadAll(reader.get()).text(), "on");
+}
+
 TEST_F(KeysTest, AnyOfTheKeysWillDo) {
   allowed_ = true;
   EXPECT_EQ(Call({"Bearer 0123456789abcdef"}).error_message(), "");
