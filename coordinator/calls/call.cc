@@ -26,6 +26,18 @@ std::string LogValue(const std::string& text) {
   return absl::StrCat("\"", absl::CEscape(text), "\"");
 }
 
+// "client=alice peer=192.0.2.7"
+std::string NameOf(const Caller& caller) {
+  return absl::StrCat("client=", LogValue(caller.client->name), " peer=", caller.peer);
+}
+
+void LogFailure(const char* method, const std::string& who, const absl::Status& status, LogLimiter* limiter) {
+  const std::optional<std::string> more = limiter->Take();
+  if (!more) return;
+  spdlog::info("method={} code={} {} message=\"{}\"{}", method, absl::StatusCodeToString(status.code()), who,
+               absl::CEscape(status.message()), *more);
+}
+
 // The seconds that are left; nothing if the client set no deadline.
 std::optional<double> SecondsUntil(const std::optional<std::chrono::system_clock::time_point>& deadline) {
   if (!deadline) return std::nullopt;
@@ -41,17 +53,14 @@ uint64_t RandomNumber() {
   return uint64_t{device()} << 32 | device();
 }
 
-std::string NameOf(const Caller& caller) {
-  return absl::StrCat("client=", LogValue(caller.client->name), " peer=", caller.peer);
+void CallEnvironment::ReportFailure(const char* method, const Caller& caller, const absl::Status& status) {
+  metrics->CountFailure(method, status.code());
+  LogFailure(method, NameOf(caller), status, &failure_log);
 }
 
-void CallEnvironment::ReportFailure(const char* method, const std::string& who, const absl::Status& status) {
+void CallEnvironment::ReportStranger(const char* method, const std::string& peer, const absl::Status& status) {
   metrics->CountFailure(method, status.code());
-  const bool is_stranger = status.code() == absl::StatusCode::kUnauthenticated;
-  const std::optional<std::string> more = (is_stranger ? stranger_log : failure_log).Take();
-  if (!more) return;
-  spdlog::info("method={} code={} {} message=\"{}\"{}", method, absl::StatusCodeToString(status.code()), who,
-               absl::CEscape(status.message()), *more);
+  LogFailure(method, absl::StrCat("peer=", peer), status, &stranger_log);
 }
 
 void CallEnvironment::ReturnMemorySoon() {

@@ -30,9 +30,10 @@ class Metrics;
 
 // What all calls of one service share. It must outlive them.
 struct CallEnvironment {
-  // Counts a call that was refused or that failed, and logs it unless there are too many. `who` is the caller as
-  // NameOf gives it, or the address of a stranger.
-  void ReportFailure(const char* method, const std::string& who, const absl::Status& status);
+  // Count a call that was refused or that failed, and log it unless there are too many. A stranger is someone who has
+  // no valid key.
+  void ReportFailure(const char* method, const Caller& caller, const absl::Status& status);
+  void ReportStranger(const char* method, const std::string& peer, const absl::Status& status);
   // Gives memory that is free back to the system in a few seconds. Call it after a large message: malloc would keep
   // what it took.
   void ReturnMemorySoon();
@@ -42,14 +43,11 @@ struct CallEnvironment {
   double stall_timeout_seconds = 60;  // a client that takes nothing for so long loses its call
   MessageGate gate{{}};
   LogLimiter failure_log{/*per_second=*/10, /*burst=*/200};
-  LogLimiter stranger_log{/*per_second=*/1, /*burst=*/20};  // calls without a key or with a wrong one
+  LogLimiter stranger_log{/*per_second=*/1, /*burst=*/40};
   std::atomic<bool> returning_memory = false;
   WorkQueue tokenizing{2};  // for long texts, and for other work that would hold up a door's threads
   WorkQueue writing{1};     // for messages to clients: serializing them would hold up the coordinator's thread
 };
-
-// For the log: "client=alice peer=192.0.2.7".
-std::string NameOf(const Caller& caller);
 
 // The way to the client. Every function returns at once and calls the Call back only after it has returned.
 class CallStream {

@@ -134,14 +134,14 @@ void UnaryReactor::Run() {
 }
 
 void UnaryReactor::End(const absl::Status& status) {
-  environment_->ReportFailure(method_, NameOf(caller_), status);
+  environment_->ReportFailure(method_, caller_, status);
   answer_.Clear();
   Finish(ToGrpc(status));
 }
 
 void UnaryReactor::Overdue(const absl::Status& status) {
   // The status cannot overtake the answer, so the stream is broken.
-  environment_->ReportFailure(method_, NameOf(caller_), status);
+  environment_->ReportFailure(method_, caller_, status);
   context_->TryCancel();
 }
 

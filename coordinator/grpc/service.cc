@@ -179,13 +179,13 @@ class PublicService final : public grpc::Service {
     const std::string peer = PeerHost(context);
     absl::StatusOr<Caller> caller = authenticator_.Identify(peer, AuthorizationOf(context));
     if (!caller.ok()) {
-      environment_.ReportFailure(method, absl::StrCat("peer=", peer), caller.status());
+      environment_.ReportStranger(method, peer, caller.status());
       return caller;
     }
     if (traits.for_operators && !caller->may_operate) {
       const absl::Status status =
           absl::PermissionDeniedError(absl::StrCat(method, " is for API keys with the role operator"));
-      environment_.ReportFailure(method, NameOf(*caller), status);
+      environment_.ReportFailure(method, *caller, status);
       return status;
     }
     return caller;
