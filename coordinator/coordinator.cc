@@ -403,10 +403,7 @@ void Coordinator::PublishEvents() {
   for (const double seconds : events.first_token_seconds) metrics_->ObserveTimeToFirstToken(seconds);
   for (const double seconds : events.inter_token_seconds) metrics_->ObserveInterTokenLatency(seconds);
   for (const SchedulerEvents::Ended& ended : events.ended) {
-    if (!ended.status.ok()) {
-      metrics_->CountFailure(ended.status.code());
-      continue;
-    }
+    if (!ended.status.ok()) continue;  // the call counts it
     metrics_->ObserveRequestLatency(ended.seconds);
     for (const Finish finish : ended.finishes) metrics_->CountSuccess(finish);
     if (ended.finishes.empty()) metrics_->CountScored();

@@ -20,6 +20,8 @@ using prometheus::Histogram;
 
 constexpr int kScored = 3;  // index into `successes_`, after the values of Finish
 constexpr const char* kFinishNames[] = {"end_of_text", "stop", "length", "scored"};
+// Their failures are there from the start, as 0.
+constexpr const char* kMethods[] = {"Generate", "Score", "Tokenize", "Detokenize", "GetModelInfo", "GetClusterInfo"};
 
 // Small models answer within milliseconds; reading a long document takes minutes.
 const Histogram::BucketBoundaries& FirstTokenBuckets() {
@@ -107,6 +109,7 @@ Metrics::Metrics(const std::string& model_name)
                                          InterTokenBuckets())),
       request_latency_(
           MakeHistogram("e2e_request_latency_seconds", "Seconds from a request to its end", RequestBuckets())),
+      failures_(MakeCounters("request_failure_total", "Calls that were refused or ended with an error")),
       recoveries_(MakeCounter("request_recoveries_total", "Requests that were restored after a loss of workers")),
       group_generation_(MakeGauge("group_generation", "The latest generation of any group of workers")),
       groups_ready_(MakeGauge("groups_ready", "Groups of workers that are ready to serve")),
@@ -130,10 +133,8 @@ Metrics::Metrics(const std::string& model_name)
       boundary_bytes_(MakeCounters("boundary_bytes_total", "Bytes that were sent from one stage to the next")) {
   auto* successes = MakeCounters("request_success_total", "Samples and score requests that were completed");
   for (int i = 0; i < kFinishes; ++i) successes_[i] = &successes->Add({{"finished_reason", kFinishNames[i]}});
-  auto* failures = MakeCounters("request_failure_total", "Requests that were refused or ended with an error");
-  for (int i = 1; i < kCodes; ++i) {
-    const std::string code = absl::StatusCodeToString(static_cast<absl::StatusCode>(i));
-    failures_[i] = &failures->Add({{"code", code}});
+  for (const char* method : kMethods) {
+    for (int i = 1; i < kCodes; ++i) FailuresOf(method, i);
   }
 }
 
@@ -150,11 +151,21 @@ void Metrics::CountSuccess(Finish finish) { successes_[static_cast<int>(finish)]
 void Metrics::CountScored() { successes_[kScored]->Increment(); }
 void Metrics::CountRecovery() { recoveries_->Increment(); }
 
-void Metrics::CountFailure(absl::StatusCode code) {
+void Metrics::CountFailure(const std::string& method, absl::StatusCode code) {
   const auto number = static_cast<int>(code);
   GF_CHECK_NE(number, 0) << "OK is no failure";
   const bool canonical = number > 0 && number < kCodes;
-  failures_[canonical ? number : static_cast<int>(absl::StatusCode::kUnknown)]->Increment();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  FailuresOf(method, canonical ? number : static_cast<int>(absl::StatusCode::kUnknown))->Increment();
+}
+
+prometheus::Counter* Metrics::FailuresOf(const std::string& method, int code) {
+  prometheus::Counter*& counter = failures_of_[{method, code}];
+  if (counter == nullptr) {
+    counter =
+        &failures_->Add({{"method", method}, {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
+  }
+  return counter;
 }
 
 void Metrics::SetGroupGeneration(uint64_t generation) { group_generation_->Set(static_cast<double>(generation)); }

@@ -27,8 +27,7 @@ class Family;
 
 namespace goldfinch {
 
-// The gRPC services count the failures of requests that Dispatcher::Submit did not take; the coordinator's core counts
-// everything about those that it took.
+// The front ends count calls that fail; the coordinator's core counts everything else about the requests that it took.
 //
 // Thread-safe. A call takes an atomic operation or two: labels are looked up once and kept. A negative amount for a
 // counter is the programmer's error.
@@ -70,9 +69,10 @@ class Metrics {
   void ObserveInterTokenLatency(double seconds);  // inter_token_latency_seconds: between tokens of one sample
   void ObserveRequestLatency(double seconds);     // e2e_request_latency_seconds: from Submit to OnDone
   void CountSuccess(Finish finish);               // request_success_total{finished_reason}: once for each sample
-  void CountScored();                        // request_success_total{finished_reason="scored"}: once for each request
-  void CountFailure(absl::StatusCode code);  // request_failure_total{code}: also of refused requests; not kOk
-  void CountRecovery();                      // request_recoveries_total: once for each request that is restored
+  void CountScored();  // request_success_total{finished_reason="scored"}: once for each request
+  // request_failure_total{method,code}: calls of the API that were refused or ended with an error; not kOk.
+  void CountFailure(const std::string& method, absl::StatusCode code);
+  void CountRecovery();  // request_recoveries_total: once for each request that is restored
 
   // ---- Groups ----
   void SetGroupGeneration(uint64_t generation);  // group_generation: the latest of any group
@@ -104,6 +104,8 @@ class Metrics {
   static constexpr int kFinishes = 4;  // the values of Finish, and "scored"
   static constexpr int kCodes = 17;    // the canonical status codes
 
+  prometheus::Counter* FailuresOf(const std::string& method, int code);
+
   prometheus::Counter* MakeCounter(const char* name, const char* help);
   prometheus::Gauge* MakeGauge(const char* name, const char* help);
   prometheus::Histogram* MakeHistogram(const char* name, const char* help, const std::vector<double>& buckets);
@@ -120,7 +122,7 @@ class Metrics {
   prometheus::Histogram* inter_token_latency_;
   prometheus::Histogram* request_latency_;
   std::array<prometheus::Counter*, kFinishes> successes_;
-  std::array<prometheus::Counter*, kCodes> failures_;
+  prometheus::Family<prometheus::Counter>* failures_;
   prometheus::Counter* recoveries_;
 
   prometheus::Gauge* group_generation_;
@@ -141,7 +143,8 @@ class Metrics {
   prometheus::Family<prometheus::Counter>* boundary_bytes_;
 
   std::mutex mutex_;
-  std::map<std::pair<int, int>, StageCounters> stages_;         // guarded by mutex_, by replica and stage
+  std::map<std::pair<std::string, int>, prometheus::Counter*> failures_of_;  // guarded by mutex_, by method and code
+  std::map<std::pair<int, int>, StageCounters> stages_;                      // guarded by mutex_, by replica and stage
   std::map<std::pair<int, int>, BoundaryCounters> boundaries_;  // guarded by mutex_, by replica and boundary
 };
 

@@ -61,8 +61,8 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   metrics.CountSuccess(Finish::kStop);
   metrics.CountSuccess(Finish::kLength);
   metrics.CountScored();
-  metrics.CountFailure(absl::StatusCode::kUnavailable);
-  metrics.CountFailure(static_cast<absl::StatusCode>(99));
+  metrics.CountFailure("Generate", absl::StatusCode::kUnavailable);
+  metrics.CountFailure("Tokenize", static_cast<absl::StatusCode>(99));
   metrics.CountRecovery();
   metrics.SetGroupGeneration(8);
   metrics.SetGroupsReady(1);
@@ -88,9 +88,9 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   EXPECT_EQ(value("request_success_total", "finished_reason=\"stop\""), "2");
   EXPECT_EQ(value("request_success_total", "finished_reason=\"length\""), "1");
   EXPECT_EQ(value("request_success_total", "finished_reason=\"scored\""), "1");
-  EXPECT_EQ(value("request_failure_total", "code=\"UNAVAILABLE\""), "1");
-  EXPECT_EQ(value("request_failure_total", "code=\"UNKNOWN\""), "1");
-  EXPECT_EQ(value("request_failure_total", "code=\"CANCELLED\""), "0");
+  EXPECT_EQ(value("request_failure_total", "code=\"UNAVAILABLE\",method=\"Generate\""), "1");
+  EXPECT_EQ(value("request_failure_total", "code=\"UNKNOWN\",method=\"Tokenize\""), "1");
+  EXPECT_EQ(value("request_failure_total", "code=\"CANCELLED\",method=\"GetClusterInfo\""), "0");
   EXPECT_EQ(value("request_recoveries_total"), "1");
   EXPECT_EQ(value("group_generation"), "8");
   EXPECT_EQ(value("groups_ready"), "1");

@@ -78,14 +78,18 @@ void AddListenFlags(CLI::App& command, ServeOptions& options) {
   network.InLimits("--metrics-port", options.metrics_port, "PORT",
                    "HTTP port of the metrics, at /metrics; 0 takes any free one, -1 is none", -1, 65535);
   RefuseOldPortFlag(command);
-  network.Bytes("--max-message-bytes", options.max_message_bytes, "Largest request to accept")->default_str("64MiB");
+  network.Bytes("--max-message-bytes", options.max_message_bytes, "Largest request to accept")->default_str("16MiB");
   network.InLimits("--max-queue", options.max_queue, "COUNT", "Most requests that wait to be admitted", 0,
                    int64_t{1} << 20);
   AddServerTls(command, "grpc", "gRPC port", options.tls);
   FlagGroup(command, kSecurityFlags)
       .Text("--api-key-file", options.api_key_file, "FILE",
-            "File of API keys, one a line, of which clients must send one")
+            "File of API keys, of which clients must send one: one a line, or YAML with names, limits, roles and ends; "
+            "read again when it changes")
       ->default_str("no key is asked for");
+  FlagGroup(command, kSecurityFlags)
+      .Switch("--no-grpc-reflection", options.no_grpc_reflection,
+              "Do not tell clients of the gRPC port which services and messages there are");
   FlagGroup(command, kOutputFlags)
       .Switch("--ready-json", options.ready_json, "Print one line of JSON with the ports once they listen");
 }

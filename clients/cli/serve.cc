@@ -1,4 +1,7 @@
 // goldfinch serve, goldfinch coordinator: the ports of the server, and with serve the workers too.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -10,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "base/credentials.h"
 #include "base/status.h"
 #include "base/version.h"
@@ -19,8 +23,8 @@
 #include "clients/cli/server_log.h"
 #include "clients/cli/stop_signal.h"
 #include "clients/cli/terminal.h"
+#include "coordinator/calls/key_ring.h"
 #include "coordinator/coordinator.h"
-#include "coordinator/grpc/auth.h"
 #include "coordinator/grpc/cluster_service.h"
 #include "coordinator/grpc/server.h"
 #include "coordinator/grpc/service.h"
@@ -98,6 +102,28 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   return result;
 }
 
+// Whether only this machine can reach what listens on that host.
+bool IsLoopback(const std::string& host) {
+  if (host == "localhost") return true;
+  in_addr four;
+  if (inet_pton(AF_INET, host.c_str(), &four) == 1) return ntohl(four.s_addr) >> 24 == 127;
+  in6_addr six;
+  const std::string bare(absl::StripSuffix(absl::StripPrefix(host, "["), "]"));
+  return inet_pton(AF_INET6, bare.c_str(), &six) == 1 && IN6_IS_ADDR_LOOPBACK(&six);
+}
+
+void WarnIfOpen(const ServeOptions& options) {
+  if (IsLoopback(options.host)) return;
+  const bool no_keys = options.api_key_file.empty() && options.tls.roots.empty();
+  const bool no_tls = options.tls.certificate.empty();
+  if (!no_keys && !no_tls) return;
+  std::string text = "the gRPC port on " + options.host;
+  if (no_keys) text += " serves everybody who can reach it: set --api-key-file, or --grpc-root-cert";
+  if (no_keys && no_tls) text += "; and it";
+  if (no_tls) text += " is not encrypted: set --grpc-server-cert and --grpc-server-key";
+  spdlog::warn("{}", text);
+}
+
 // Everything that listens. Ends its calls when it is destroyed.
 class Frontend {
  public:
@@ -108,13 +134,15 @@ class Frontend {
     service.stall_timeout_seconds = options.stall_timeout_seconds;
     service.message_bytes_max = options.max_message_bytes;
     if (!options.api_key_file.empty()) {
-      GF_ASSIGN_OR_RETURN(service.api_keys, ApiKeys::FromFile(options.api_key_file));
+      GF_ASSIGN_OR_RETURN(service.api_keys, KeyRing::Open(options.api_key_file));
     }
+    WarnIfOpen(options);
     ServerOptions server;
     server.host = options.host;
     server.port = options.grpc_port;
     server.request_bytes_max = options.max_message_bytes;
     server.health_service = kPublicServiceName;
+    server.reflection = !options.no_grpc_reflection;
     GF_ASSIGN_OR_RETURN(server.credentials, MakeServerCredentials(options.tls));
     GF_ASSIGN_OR_RETURN(frontend->public_, Server::Start(server, {MakePublicService(&coordinator, &metrics, service)}));
     if (with_cluster_port) {
@@ -122,6 +150,7 @@ class Frontend {
       cluster.host = options.host;
       cluster.port = options.cluster_port;
       cluster.request_bytes_max = kClusterMessageBytesMax;
+      cluster.reflection = false;
       GF_ASSIGN_OR_RETURN(cluster.credentials, MakeServerCredentials(options.cluster_tls));
       GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, {})}));
     }

@@ -1,11 +1,14 @@
 #include "clients/cli/server_log.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 
+#include "base/log_limiter.h"
 #include "clients/cli/flag_names.h"
+#include "grpc/support/log.h"
 #include "spdlog/formatter.h"
 #include "spdlog/pattern_formatter.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
@@ -36,12 +39,22 @@ class FlagNamingFormatter final : public spdlog::formatter {
   const std::unique_ptr<spdlog::formatter> pattern_;
 };
 
+// What gRPC has to say. Strangers can make it say much: lines of a failed handshake, or of a compressed message.
+void LogForGrpc(gpr_log_func_args* args) {
+  static LogLimiter limiter(/*per_second=*/1, /*burst=*/50);
+  const std::optional<std::string> more = limiter.Take();
+  if (!more) return;
+  const auto level = args->severity == GPR_LOG_SEVERITY_ERROR ? spdlog::level::warn : spdlog::level::info;
+  spdlog::log(level, "gRPC: {}{}", args->message, *more);
+}
+
 }  // namespace
 
 void LogAsServer() {
   spdlog::set_default_logger(spdlog::stderr_color_mt("goldfinch server"));
   spdlog::set_formatter(std::make_unique<FlagNamingFormatter>(
       std::make_unique<spdlog::pattern_formatter>("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v")));
+  gpr_set_log_function(&LogForGrpc);
 }
 
 }  // namespace goldfinch

@@ -1,5 +1,7 @@
 #include "coordinator/calls/call.h"
 
+#include <malloc.h>
+
 #include <random>
 #include <utility>
 
@@ -15,11 +17,25 @@ namespace {
 
 // The client's timer for the deadline may fire a little before the server's: its cancellation then arrives first.
 constexpr double kDeadlineSlackSeconds = 0.05;
+// How long large messages may follow each other before memory is given back, which looks at all of the free memory.
+constexpr double kReturnMemorySeconds = 5;
 
 // The value of a key=value pair in the log. An id that could be read as several words is quoted.
 std::string LogValue(const std::string& text) {
   if (!text.empty() && text.find_first_of(" \"=\\") == std::string::npos) return text;
   return absl::StrCat("\"", absl::CEscape(text), "\"");
+}
+
+// "client=alice peer=192.0.2.7"
+std::string NameOf(const Caller& caller) {
+  return absl::StrCat("client=", LogValue(caller.client->name), " peer=", caller.peer);
+}
+
+void LogFailure(const char* method, const std::string& who, const absl::Status& status, LogLimiter* limiter) {
+  const std::optional<std::string> more = limiter->Take();
+  if (!more) return;
+  spdlog::info("method={} code={} {} message=\"{}\"{}", method, absl::StatusCodeToString(status.code()), who,
+               absl::CEscape(status.message()), *more);
 }
 
 // The seconds that are left; nothing if the client set no deadline.
@@ -37,8 +53,26 @@ uint64_t RandomNumber() {
   return uint64_t{device()} << 32 | device();
 }
 
-Call::Call(CallEnvironment* environment, const char* method, Deadline deadline, CallStream* stream)
-    : environment_(environment), method_(method), deadline_(deadline), stream_(stream) {}
+void CallEnvironment::ReportFailure(const char* method, const Caller& caller, const absl::Status& status) {
+  metrics->CountFailure(method, status.code());
+  LogFailure(method, NameOf(caller), status, &failure_log);
+}
+
+void CallEnvironment::ReportStranger(const char* method, const std::string& peer, const absl::Status& status) {
+  metrics->CountFailure(method, status.code());
+  LogFailure(method, absl::StrCat("peer=", peer), status, &stranger_log);
+}
+
+void CallEnvironment::ReturnMemorySoon() {
+  if (returning_memory.exchange(true)) return;
+  tokenizing.PostAfter(kReturnMemorySeconds, [this] {
+    returning_memory = false;
+    malloc_trim(0);
+  });
+}
+
+Call::Call(CallEnvironment* environment, const char* method, Caller caller, Deadline deadline, CallStream* stream)
+    : environment_(environment), method_(method), caller_(std::move(caller)), deadline_(deadline), stream_(stream) {}
 
 void Call::Begin() {
   std::shared_ptr<const ServedModel> model = environment_->dispatcher->model();
@@ -47,6 +81,7 @@ void Call::Begin() {
   absl::StatusOr<Request> request = Prepare(std::move(model), &buffer_max);
   if (!request.ok()) return Refuse(request.status());
   if (request->id.empty()) request->id = absl::StrFormat("%016x", RandomNumber());
+  request->client = caller_.client;
   request->deadline_seconds = SecondsUntil(deadline_);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -58,7 +93,6 @@ void Call::Begin() {
 
 void Call::Refuse(const absl::Status& status) {
   GF_CHECK(!status.ok());
-  environment_->metrics->CountFailure(status.code());
   const std::lock_guard<std::mutex> lock(mutex_);
   GF_CHECK(!done_);
   done_ = status;
@@ -169,21 +203,24 @@ void Call::Cancel(absl::Status status) {
 void Call::FinishIfDone() {
   if (!done_ || finished_) return;
   finished_ = true;
-  Log();
+  Report();
   stream_->End(*done_);
 }
 
-void Call::Log() const {
+void Call::Report() const {
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  if (!done_->ok()) environment_->metrics->CountFailure(method_, done_->code());
+  std::optional<std::string> more;
+  if (!done_->ok() && !(more = environment_->failure_log.Take())) return;
   const std::string line = absl::StrFormat(
       "request=%s method=%s code=%s prompt_tokens=%d completion_tokens=%d recoveries=%d queue_seconds=%.3f "
-      "seconds=%.3f",
+      "seconds=%.3f %s",
       LogValue(id_), method_, done_->ok() ? "OK" : absl::StatusCodeToString(done_->code()), usage_.prompt_tokens,
-      usage_.completion_tokens, usage_.recoveries, usage_.queue_seconds, seconds);
+      usage_.completion_tokens, usage_.recoveries, usage_.queue_seconds, seconds, NameOf(caller_));
   if (done_->ok()) {
     spdlog::info("{}", line);
   } else {
-    spdlog::info("{} message=\"{}\"", line, absl::CEscape(done_->message()));
+    spdlog::info("{} message=\"{}\"{}", line, absl::CEscape(done_->message()), *more);
   }
 }
 

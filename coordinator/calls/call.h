@@ -4,6 +4,7 @@
 #ifndef GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 #define GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -13,6 +14,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/log_limiter.h"
+#include "coordinator/calls/authenticator.h"
+#include "coordinator/calls/message_gate.h"
 #include "coordinator/calls/work_queue.h"
 #include "coordinator/dispatcher.h"
 
@@ -26,11 +30,23 @@ class Metrics;
 
 // What all calls of one service share. It must outlive them.
 struct CallEnvironment {
+  // Count a call that was refused or that failed, and log it unless there are too many. A stranger is someone who has
+  // no valid key.
+  void ReportFailure(const char* method, const Caller& caller, const absl::Status& status);
+  void ReportStranger(const char* method, const std::string& peer, const absl::Status& status);
+  // Gives memory that is free back to the system in a few seconds. Call it after a large message: malloc would keep
+  // what it took.
+  void ReturnMemorySoon();
+
   Dispatcher* dispatcher = nullptr;
   Metrics* metrics = nullptr;
   double stall_timeout_seconds = 60;  // a client that takes nothing for so long loses its call
-  WorkQueue tokenizing{2};            // for long texts, and for other work that would hold up a door's threads
-  WorkQueue writing{1};  // for messages to clients: serializing them would hold up the coordinator's thread
+  MessageGate gate{{}};
+  LogLimiter failure_log{/*per_second=*/10, /*burst=*/200};
+  LogLimiter stranger_log{/*per_second=*/1, /*burst=*/40};
+  std::atomic<bool> returning_memory = false;
+  WorkQueue tokenizing{2};  // for long texts, and for other work that would hold up a door's threads
+  WorkQueue writing{1};     // for messages to clients: serializing them would hold up the coordinator's thread
 };
 
 // The way to the client. Every function returns at once and calls the Call back only after it has returned.
@@ -57,7 +73,7 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   // ---- For the door ----
   // Reads, validates and submits the request. Called once; it takes as long as tokenizing the text does.
   void Begin();
-  // Ends the call with an error; called instead of Begin.
+  // Ends the call with an error; called instead of Begin, or by it.
   void Refuse(const absl::Status& status);
   // The write under way has ended. `ok` is false if the client can no longer be reached.
   void WriteDone(bool ok);
@@ -73,7 +89,7 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   using Deadline = std::optional<std::chrono::system_clock::time_point>;  // none if the client set none
 
   // `method` is for the log. `stream` must be valid until Closed.
-  Call(CallEnvironment* environment, const char* method, Deadline deadline, CallStream* stream);
+  Call(CallEnvironment* environment, const char* method, Caller caller, Deadline deadline, CallStream* stream);
 
   // Reads and validates the request, before anything can be delivered. `buffer_max` is in the units of `buffered_`.
   virtual absl::StatusOr<Request> Prepare(std::shared_ptr<const ServedModel> model, int64_t* buffer_max) = 0;
@@ -109,13 +125,14 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   absl::Status GoneStatus() const;
   // With mutex_ held.
   void FinishIfDone();
-  void Log() const;
+  void Report() const;  // counts and logs the call
   // Checks the current write again after `seconds`.
   void Watch(double seconds);
   void CheckStall();
 
   CallEnvironment* const environment_;
   const char* const method_;
+  const Caller caller_;
   const Deadline deadline_;
   CallStream* const stream_;
   const Clock::time_point start_ = Clock::now();

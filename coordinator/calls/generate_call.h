@@ -22,8 +22,8 @@ class GenerateCall final : public Call {
   // Reads what the client sent. Begin calls it once.
   using Read = absl::AnyInvocable<absl::Status(v1::GenerateRequest* message)>;
 
-  GenerateCall(CallEnvironment* environment, Deadline deadline, Read read, CallStream* stream)
-      : Call(environment, "Generate", deadline, stream), read_(std::move(read)) {}
+  GenerateCall(CallEnvironment* environment, Caller caller, Deadline deadline, Read read, CallStream* stream)
+      : Call(environment, "Generate", std::move(caller), deadline, stream), read_(std::move(read)) {}
 
   void OnProgress(int64_t prompt_tokens_done) override;
   Verdict OnToken(int sample, const OutputToken& token) override;

@@ -19,8 +19,8 @@ class ScoreCall final : public Call {
   // Reads what the client sent. Begin calls it once.
   using Read = absl::AnyInvocable<absl::Status(v1::ScoreRequest* message)>;
 
-  ScoreCall(CallEnvironment* environment, Deadline deadline, Read read, CallStream* stream)
-      : Call(environment, "Score", deadline, stream), read_(std::move(read)) {}
+  ScoreCall(CallEnvironment* environment, Caller caller, Deadline deadline, Read read, CallStream* stream)
+      : Call(environment, "Score", std::move(caller), deadline, stream), read_(std::move(read)) {}
 
   void OnProgress(int64_t prompt_tokens_done) override;
   Verdict OnToken(int sample, const OutputToken& token) override;

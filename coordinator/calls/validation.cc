@@ -9,22 +9,13 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "base/token_ids.h"
+#include "coordinator/calls/request_limits.h"
 #include "protos/generate.pb.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocabulary.h"
 
 namespace goldfinch {
 namespace {
-
-constexpr int kSamplesMax = 64;
-constexpr int kStopsMax = 64;
-constexpr int kStopBytesMax = 1024;
-constexpr int kStopIdsMax = 1024;
-constexpr int kBiasesMax = 1024;
-constexpr int kBansMax = 65536;
-constexpr int kPriorityMax = 100;
-constexpr int kRequestIdMax = 128;
-constexpr int kContinuationsMax = 64;
 
 using Ids = google::protobuf::RepeatedField<uint32_t>;
 

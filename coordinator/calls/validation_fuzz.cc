@@ -4,11 +4,16 @@
 #include <vector>
 
 #include "base/check.h"
+#include "coordinator/calls/request_limits.h"
 #include "coordinator/calls/test_model.h"
 #include "coordinator/calls/validation.h"
+#include "coordinator/calls/wire_limits.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 
 namespace goldfinch {
 namespace {
+
+constexpr size_t kMessageBytesMax = 512 << 10;  // of one with as many entries as there may be, besides their bytes
 
 void CheckTokens(const std::vector<int32_t>& ids) {
   GF_CHECK(!ids.empty());
@@ -20,12 +25,24 @@ void CheckTokens(const std::vector<int32_t>& ids) {
 void CheckCommon(const Request& request) {
   CheckTokens(request.prompt);
   GF_CHECK_LE(request.id.size(), size_t{128});
-  GF_CHECK(request.priority >= -100 && request.priority <= 100);
+  GF_CHECK(request.priority >= -kPriorityMax && request.priority <= kPriorityMax);
+}
+
+// Reads a message as the service does. What is let through takes memory in proportion to its bytes.
+template <typename Message>
+bool Read(const std::string& bytes, Message* message) {
+  google::protobuf::io::ArrayInputStream stream(bytes.data(), static_cast<int>(bytes.size()));
+  if (!CheckWire(*Message::descriptor(), &stream).ok()) return false;
+  if (!message->ParseFromString(bytes)) return false;
+  GF_CHECK_LE(message->SpaceUsedLong(), kMessageBytesMax + 16 * bytes.size());
+  return true;
 }
 
 void FuzzGenerate(const std::string& bytes, const ServedModel& model) {
   v1::GenerateRequest message;
-  if (!message.ParseFromString(bytes)) return;
+  if (!Read(bytes, &message)) return;
+  GF_CHECK_LE(message.stop_size(), kStopsMax);
+  GF_CHECK_LE(message.sampling().logit_bias_size(), kBiasesMax);
   absl::StatusOr<ValidGenerate> valid = ValidateGenerate(message, model);
   if (!valid.ok()) {
     GF_CHECK(valid.status().code() == absl::StatusCode::kInvalidArgument) << valid.status();
@@ -46,7 +63,8 @@ void FuzzGenerate(const std::string& bytes, const ServedModel& model) {
 
 void FuzzScore(const std::string& bytes, const ServedModel& model) {
   v1::ScoreRequest message;
-  if (!message.ParseFromString(bytes)) return;
+  if (!Read(bytes, &message)) return;
+  GF_CHECK_LE(message.continuations_size(), kContinuationsMax);
   const absl::StatusOr<Request> request = ValidateScore(message, model);
   if (!request.ok()) {
     GF_CHECK(request.status().code() == absl::StatusCode::kInvalidArgument) << request.status();
@@ -63,7 +81,7 @@ void FuzzScore(const std::string& bytes, const ServedModel& model) {
 
 void FuzzDetokenize(const std::string& bytes, const ServedModel& model) {
   v1::DetokenizeRequest message;
-  if (!message.ParseFromString(bytes)) return;
+  if (!Read(bytes, &message)) return;
   const auto response = Detokenize(message, model, 4096);
   if (!response.ok()) return;
   GF_CHECK_LE(response->ByteSizeLong(), size_t{4096});

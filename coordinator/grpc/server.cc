@@ -7,9 +7,11 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "grpc/compression.h"
 #include "grpc/grpc.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/resource_quota.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
@@ -32,6 +34,14 @@ void SetLimits(const ServerOptions& options, grpc::ServerBuilder* builder) {
   constexpr int64_t kIntMax = std::numeric_limits<int>::max();
   builder->SetMaxReceiveMessageSize(static_cast<int>(std::min(options.request_bytes_max, kIntMax)));
   builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.streams_max);
+  // A message that the service has not asked for may have 64 KiB, the initial window, with its sender held up. With the
+  // probe, which measures bandwidth to enlarge windows, it would be 4 MiB and more for each stream.
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  // Compressed messages are refused with UNIMPLEMENTED: gRPC would inflate them before it looks at any limit, and a
+  // megabyte can become a gigabyte. The filters that inflate and compress are left out.
+  builder->AddChannelArgument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE);
+  builder->AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+  builder->AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(options.keepalive_seconds * 1000));
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(options.keepalive_seconds * 1000));
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
@@ -46,6 +56,16 @@ void SetLimits(const ServerOptions& options, grpc::ServerBuilder* builder) {
   if (options.buffer_bytes_max > 0) quota.Resize(options.buffer_bytes_max);
   builder->SetResourceQuota(quota);
 }
+
+// Takes away what the reflection library adds to every server of a program that is linked with it.
+class NoReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    const std::string reflection = grpc::reflection::ProtoServerReflectionPlugin().name();
+    std::erase_if(*plugins, [&](const auto& plugin) { return plugin->name() == reflection; });
+  }
+};
 
 }  // namespace
 
@@ -66,6 +86,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   std::unique_ptr<Server> server(new Server(options, std::move(services)));
   grpc::ServerBuilder builder;
   SetLimits(options, &builder);
+  if (!options.reflection) builder.SetOption(std::make_unique<NoReflection>());
   const std::string address = HostPort(options.host, options.port);
   builder.AddListeningPort(address, options.credentials ? options.credentials : grpc::InsecureServerCredentials(),
                            &server->port_);

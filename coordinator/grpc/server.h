@@ -21,13 +21,14 @@ struct ServerOptions {
   std::string host = "127.0.0.1";
   int port = 0;                                               // 0 takes a free port
   std::shared_ptr<grpc::ServerCredentials> credentials = {};  // null: plain text
-  int64_t request_bytes_max = int64_t{64} << 20;              // a longer message gets RESOURCE_EXHAUSTED
-  // The most memory of gRPC's own buffers over all connections. Beyond it gRPC reads less and refuses calls. 0: no
-  // limit.
-  int64_t buffer_bytes_max = int64_t{1} << 30;
+  int64_t request_bytes_max = int64_t{16} << 20;              // a longer message gets RESOURCE_EXHAUSTED
+  // The most memory of gRPC's own buffers over all connections. Beyond it gRPC cancels calls, whosesoever they are, so
+  // that what clients send must be bounded by other means. 0: no limit.
+  int64_t buffer_bytes_max = 0;
   int streams_max = 4096;  // the most calls at a time of one connection
   // A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
   double keepalive_seconds = 20;
+  bool reflection = true;  // whether clients may ask which services and messages there are
   // The service whose health SetReady sets. The health of "", which means the process, is SERVING until Shutdown.
   std::string health_service = {};
 };

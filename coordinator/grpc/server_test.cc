@@ -149,6 +149,17 @@ TEST_F(ServerTest, ReflectionListsTheServices) {
   EXPECT_THAT(response, HasSubstr("grpc.reflection.v1alpha.ServerReflection"));
 }
 
+TEST_F(ServerTest, ReflectionCanBeTurnedOff) {
+  auto server = Server::Start({.reflection = false}, {MakePublicService(&dispatcher_, &metrics_, {})});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto channel = Connect(**server, {});
+  std::string response;
+  EXPECT_EQ(CallRaw(channel, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Field(7, "*"), &response)
+                .error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_TRUE(Call(channel).ok());
+}
+
 TEST_F(ServerTest, MalformedRequestsAreRefused) {
   const auto server = Start({});
   std::string response;

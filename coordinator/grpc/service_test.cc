@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "coordinator/grpc/auth.h"
+#include "coordinator/calls/key_ring.h"
 #include "coordinator/grpc/service_test_util.h"
 #include "gmock/gmock.h"
 #include "grpcpp/client_context.h"
@@ -184,10 +184,10 @@ TEST(Limits, AnOversizedMessageIsRefused) {
 
 class KeysTest : public testing::Test {
  protected:
-  static std::shared_ptr<const ApiKeys> Keys() {
+  static std::shared_ptr<const KeyRing> Keys() {
     const std::string path = testing::TempDir() + "/keys.txt";
     std::ofstream(path) << "0123456789abcdef\nanother-key-of-mine\n";
-    return std::shared_ptr<const ApiKeys>(*ApiKeys::FromFile(path));
+    return *KeyRing::Open(path);
   }
   // The status of a call with that authorization, which is the same for every method.
   grpc::Status Call(const std::vector<std::string>& authorization) {
@@ -249,7 +249,7 @@ TEST_F(KeysTest, EveryMethodWantsAKey) {
   const grpc::Status status = Call({});
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
   EXPECT_EQ(status.error_message(), "no API key: the metadata `authorization: Bearer KEY` is missing");
-  EXPECT_EQ(environment_.Counted("request_failure_total", "UNAUTHENTICATED"), 2);
+  EXPECT_EQ(environment_.Counted("request_failure_total", "UNAUTHENTICATED"), 6);
   EXPECT_EQ(environment_.dispatcher().live(), 0);
 }
 
@@ -259,6 +259,27 @@ TEST_F(KeysTest, AWrongKeyIsNoKey) {
   EXPECT_EQ(Call({"Basic 0123456789abcdef"}).error_message(),
             "the metadata `authorization` is not of the form `Bearer KEY`");
   EXPECT_EQ(Call({"0123456789abcdef"}).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(KeysTest, AKeyThatIsTakenAwayEndsNoStream) {
+  const std::string path = testing::TempDir() + "/changing_keys.txt";
+  std::ofstream(path) << "0123456789abcdef\n";
+  const std::shared_ptr<KeyRing> keys = *KeyRing::Open(path);
+  ServiceHarness harness({.api_keys = keys});
+  const auto begin = [&](grpc::ClientContext* context) {
+    context->AddMetadata("authorization", "Bearer 0123456789abcdef");
+    return harness.stub().Generate(context, Simple());
+  };
+  grpc::ClientContext first, second;
+  const auto reader = begin(&first);
+  const uint64_t number = harness.dispatcher().Next();
+  std::ofstream(path) << "another-key-of-mine\n";
+  ASSERT_TRUE(keys->Reload().ok());
+  EXPECT_EQ(goldfinch::ReadAll(begin(&second).get()).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  harness.dispatcher().Tokens(number, 0, Ids("on"));
+  harness.dispatcher().SampleDone(number, 0, Finish::kLength);
+  harness.dispatcher().Done(number, absl::OkStatus());
+  EXPECT_EQ(goldfinch::ReadAll(reader.get()).text(), "on");
 }
 
 TEST_F(KeysTest, AnyOfTheKeysWillDo) {

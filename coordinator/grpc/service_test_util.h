@@ -91,7 +91,7 @@ class ServiceHarness {
   Server& server() { return *server_; }
   // Another client, with its own connection.
   std::unique_ptr<v1::Goldfinch::Stub> Connect(grpc::ChannelArguments arguments) const;
-  // The value of the metric `name` with the label value `label`.
+  // The sum of the metric `name` over all series with the label value `label`.
   double Counted(const std::string& name, const std::string& label) const;
 
  private:

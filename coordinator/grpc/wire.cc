@@ -4,7 +4,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
-#include "google/protobuf/message_lite.h"
+#include "coordinator/calls/wire_limits.h"
+#include "google/protobuf/message.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/proto_buffer_reader.h"
 #include "grpcpp/support/proto_buffer_writer.h"
@@ -17,10 +18,14 @@ constexpr int kBlockBytes = 1 << 20;
 
 }  // namespace
 
-absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message) {
+absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Message* message) {
   grpc::ByteBuffer shared(bytes);  // the reader's constructor takes a mutable buffer; the bytes are shared, not copied
-  grpc::ProtoBufferReader reader(&shared);
-  if (reader.status().ok() && message->ParseFromZeroCopyStream(&reader)) return absl::OkStatus();
+  grpc::ProtoBufferReader counter(&shared), reader(&shared);
+  if (counter.status().ok() && reader.status().ok()) {
+    const absl::Status status = CheckWire(*message->GetDescriptor(), &counter);
+    if (absl::IsInvalidArgument(status)) return status;
+    if (status.ok() && message->ParseFromZeroCopyStream(&reader)) return absl::OkStatus();
+  }
   return absl::InvalidArgumentError(absl::StrCat("the ", bytes.Length(), " bytes of the request are no ",
                                                  message->GetTypeName(), ", or a text in it is not UTF-8"));
 }

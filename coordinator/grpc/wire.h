@@ -6,8 +6,9 @@
 #include "absl/status/status.h"
 
 namespace google::protobuf {
+class Message;
 class MessageLite;
-}
+}  // namespace google::protobuf
 
 namespace grpc {
 class ByteBuffer;
@@ -16,8 +17,9 @@ class Status;
 
 namespace goldfinch {
 
-// INVALID_ARGUMENT if the bytes are not such a message, or if a string in it is not UTF-8.
-absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
+// INVALID_ARGUMENT if the bytes are not such a message, if a string in it is not UTF-8, or if it has more entries than
+// CheckWire allows, which is found out before they take memory.
+absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Message* message);
 void SerializeMessage(const google::protobuf::MessageLite& message, grpc::ByteBuffer* bytes);
 
 grpc::Status ToGrpc(const absl::Status& status);

@@ -1,0 +1,155 @@
+#include "coordinator/calls/message_gate.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace goldfinch {
+
+void MessageGate::Actions::Run() {
+  for (const auto& [guest, status] : dismiss) guest->Dismiss(status);
+  for (const std::shared_ptr<Guest>& guest : admit) guest->Admit();
+}
+
+void MessageGate::Enter(std::shared_ptr<Guest> guest, std::shared_ptr<const Client> client, double now) {
+  Actions actions;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Guest* key = guest.get();
+    Share& share = shares_[client.get()];
+    if (share.waiting.empty()) turns_.push_back(client.get());
+    share.waiting.push_back(key);
+    ++waiting_;
+    entries_[key] = {std::move(guest), client.get(), false, now, now + limits_.seconds};
+    share.client = std::move(client);
+    AdmitWaiting(now, &actions);
+    if (waiting_ > limits_.waiting) MakeRoomToWait(&actions);
+  }
+  actions.Run();
+}
+
+void MessageGate::Prolong(const Guest* guest, double seconds, double now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto entry = entries_.find(guest);
+  if (entry == entries_.end()) return;
+  entry->second.since = now;
+  entry->second.until = now + seconds;
+}
+
+void MessageGate::Leave(const Guest* guest, double now) {
+  Actions actions;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Remove(guest);
+    AdmitWaiting(now, &actions);
+  }
+  actions.Run();
+}
+
+void MessageGate::Remove(const Guest* guest) {
+  const auto entry = entries_.find(guest);
+  if (entry == entries_.end()) return;
+  const Client* client = entry->second.client;
+  Share& share = shares_[client];
+  if (entry->second.inside) {
+    --share.inside;
+    --inside_;
+  } else {
+    share.waiting.erase(std::find(share.waiting.begin(), share.waiting.end(), guest));
+    --waiting_;
+    if (share.waiting.empty()) turns_.erase(std::find(turns_.begin(), turns_.end(), client));
+  }
+  entries_.erase(entry);
+  if (share.inside == 0 && share.waiting.empty()) shares_.erase(client);
+}
+
+void MessageGate::AdmitWaiting(double now, Actions* actions) {
+  while (inside_ < limits_.places && !turns_.empty()) {
+    // The one with the fewest places; of several, the one whose last turn was longest ago.
+    const auto next = std::min_element(turns_.begin(), turns_.end(), [this](const Client* a, const Client* b) {
+      return shares_[a].inside < shares_[b].inside;
+    });
+    const Client* client = *next;
+    Share& share = shares_[client];
+    if (share.inside >= limits_.places_of_client) return;
+    turns_.erase(next);
+    Entry& entry = entries_[share.waiting.front()];
+    share.waiting.pop_front();
+    if (!share.waiting.empty()) turns_.push_back(client);
+    ++share.inside;
+    ++inside_;
+    --waiting_;
+    entry.inside = true;
+    entry.since = now;
+    entry.until = now + limits_.seconds;
+    actions->admit.push_back(entry.guest);
+  }
+}
+
+void MessageGate::MakeRoomToWait(Actions* actions) {
+  const auto most = std::max_element(shares_.begin(), shares_.end(), [](const auto& a, const auto& b) {
+    return a.second.waiting.size() < b.second.waiting.size();
+  });
+  const Guest* newest = most->second.waiting.back();
+  actions->dismiss.emplace_back(entries_[newest].guest, absl::ResourceExhaustedError(absl::StrCat(
+                                                            limits_.waiting, " calls wait to send their messages, ",
+                                                            most->second.waiting.size(), " of them from this client")));
+  Remove(newest);
+}
+
+void MessageGate::Sweep(double now) {
+  Actions actions;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<const Guest*> late;
+    for (const auto& [guest, entry] : entries_) {
+      if (entry.until > now) continue;
+      late.push_back(guest);
+      const std::string text =
+          entry.inside ? absl::StrCat("the client is too slow: its message has not arrived, or was not taken, in ",
+                                      static_cast<int64_t>(now - entry.since), " s")
+                       : absl::StrCat("other messages of this client have been arriving for ", limits_.seconds, " s");
+      actions.dismiss.emplace_back(entry.guest, absl::ResourceExhaustedError(text));
+    }
+    for (const Guest* guest : late) Remove(guest);
+    AdmitWaiting(now, &actions);
+    SettleContest(now, &actions);
+  }
+  actions.Run();
+}
+
+// While all places are taken, the oldest one of the client with the most of them goes to a client that has fewer.
+void MessageGate::SettleContest(double now, Actions* actions) {
+  while (inside_ >= limits_.places && !turns_.empty()) {
+    const auto by_places = [](const auto& a, const auto& b) { return a.second.inside < b.second.inside; };
+    const auto most = std::max_element(shares_.begin(), shares_.end(), by_places);
+    int fewest = limits_.places;
+    for (const Client* client : turns_) fewest = std::min(fewest, shares_[client].inside);
+    if (most->second.inside <= fewest + 1) return;
+    const Entry* oldest = nullptr;
+    for (const auto& [guest, entry] : entries_) {
+      if (entry.client != most->first || !entry.inside) continue;
+      if (oldest == nullptr || entry.since < oldest->since) oldest = &entry;
+    }
+    if (now - oldest->since < limits_.contested_seconds) return;
+    actions->dismiss.emplace_back(oldest->guest,
+                                  absl::ResourceExhaustedError(absl::StrCat(
+                                      "the client is too slow, and has ", most->second.inside,
+                                      " messages under way while others wait: send them faster, or fewer at a time")));
+    Remove(oldest->guest.get());
+    AdmitWaiting(now, actions);
+  }
+}
+
+int MessageGate::inside() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return inside_;
+}
+
+int MessageGate::waiting() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return waiting_;
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,148 @@
+#include "coordinator/grpc/call_reactor.h"
+
+#include "absl/strings/str_cat.h"
+#include "base/log_limiter.h"
+#include "coordinator/grpc/wire.h"
+
+namespace goldfinch {
+namespace {
+
+// A larger message is handled on a thread of CallEnvironment::tokenizing, for it would take some milliseconds of one of
+// gRPC's few threads. The tokenizer handles more than 100 MB a second.
+constexpr size_t kInlineBytes = size_t{256} << 10;
+// malloc keeps what a larger message took.
+constexpr size_t kLargeBytes = size_t{1} << 20;
+// A client must take its answer at least so fast, besides the time that it may stall.
+constexpr double kAnswerBytesPerSecond = 256 << 10;
+
+}  // namespace
+
+RefusingReactor::RefusingReactor(const absl::Status& status) { Finish(ToGrpc(status)); }
+
+void MessageReactor::Start() {
+  self_ = shared_from_this();
+  environment_->gate.Enter(self_, caller_.client, SteadySeconds());
+}
+
+void MessageReactor::Admit() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (stage_ != Stage::kWaiting) return;
+  stage_ = Stage::kReading;
+  StartRead(&message_);
+}
+
+void MessageReactor::OnReadDone(bool ok) {
+  if (!ok) {
+    if (!Fail()) return;
+    const absl::Status status = context_->IsCancelled()
+                                    ? absl::CancelledError("the client has gone")
+                                    : absl::InvalidArgumentError("no message came, or one that is too large");
+    return NotReceived(status);
+  }
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (stage_ != Stage::kReading) return;
+    stage_ = Stage::kReceived;
+  }
+  if (message_.Length() > kLargeBytes) environment_->ReturnMemorySoon();
+  Received();
+}
+
+bool MessageReactor::Fail() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (stage_ != Stage::kWaiting && stage_ != Stage::kReading) return false;
+    stage_ = Stage::kFailed;
+  }
+  environment_->gate.Leave(this, SteadySeconds());
+  return true;
+}
+
+void MessageReactor::OnCancel() {
+  if (Fail()) return NotReceived(absl::CancelledError("the client has gone"));
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (stage_ != Stage::kReceived) return;
+  }
+  Gone();
+}
+
+void MessageReactor::Dismiss(const absl::Status& status) {
+  if (Fail()) return NotReceived(status);
+  // With the lock, so that OnDone does not end the context meanwhile.
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (stage_ == Stage::kReceived) Overdue(status);
+}
+
+void MessageReactor::Release() {
+  message_.Clear();
+  environment_->gate.Leave(this, SteadySeconds());
+}
+
+void MessageReactor::OnDone() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stage_ = Stage::kDone;
+  }
+  Done();
+  environment_->gate.Leave(this, SteadySeconds());
+  const std::shared_ptr<MessageReactor> last = std::move(self_);  // goes when the function has ended
+}
+
+void StreamReactor::Received() {
+  const auto begin = [this, self = shared_from_this()] {
+    call_->Begin();
+    Release();
+  };
+  if (message_.Length() > kInlineBytes) {
+    environment_->tokenizing.Post(begin);
+  } else {
+    begin();
+  }
+}
+
+void StreamReactor::Write(const google::protobuf::MessageLite& message) {
+  bytes_.Clear();
+  SerializeMessage(message, &bytes_);
+  StartWrite(&bytes_);
+}
+
+void StreamReactor::End(const absl::Status& status) { Finish(ToGrpc(status)); }
+
+void UnaryReactor::Received() {
+  if (takes_long_ || message_.Length() > kInlineBytes) {
+    environment_->tokenizing.Post([this, self = shared_from_this()] { Run(); });
+  } else {
+    Run();
+  }
+}
+
+void UnaryReactor::Run() {
+  absl::Status status = work_(message_, &answer_);
+  const auto bytes = static_cast<int64_t>(status.ok() ? answer_.Length() : 0);
+  if (bytes > answer_bytes_max_) {
+    status = absl::ResourceExhaustedError(
+        absl::StrCat("the answer has ", bytes, " bytes, the limit is ", answer_bytes_max_));
+  }
+  if (!status.ok()) return End(status);
+  message_.Clear();
+  if (bytes > static_cast<int64_t>(kLargeBytes)) environment_->ReturnMemorySoon();
+  // The place is kept until the client has taken the answer.
+  const double seconds = environment_->stall_timeout_seconds + static_cast<double>(bytes) / kAnswerBytesPerSecond;
+  environment_->gate.Prolong(this, seconds, SteadySeconds());
+  StartWriteAndFinish(&answer_, grpc::WriteOptions(), grpc::Status::OK);
+}
+
+void UnaryReactor::End(const absl::Status& status) {
+  environment_->ReportFailure(method_, caller_, status);
+  answer_.Clear();
+  Finish(ToGrpc(status));
+}
+
+void UnaryReactor::Overdue(const absl::Status& status) {
+  // The status cannot overtake the answer, so the stream is broken.
+  environment_->ReportFailure(method_, caller_, status);
+  context_->TryCancel();
+}
+
+}  // namespace goldfinch
