@@ -138,6 +138,7 @@ class ClusterClientTest : public testing::Test {
     form.set_cache_tokens(200);
     form.set_max_step_tokens(50);
     form.set_max_logit_rows(2);
+    form.set_transport_key(std::string(32, 'k'));
     form.set_sampleable(std::string(5, '\xFF'));
     form.set_repeats_freely(std::string(5, '\0'));
     return message;

@@ -1,16 +1,19 @@
 #include "coordinator/grpc/cluster_service.h"
 
+#include <chrono>
 #include <deque>
 #include <mutex>
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "absl/status/status.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "coordinator/grpc/worker_gate.h"
 #include "coordinator/worker_link.h"
 #include "grpcpp/server_context.h"
 #include "protos/cluster.grpc.pb.h"
+#include "protos/cluster_protocol.h"
 #include "spdlog/spdlog.h"
 
 namespace goldfinch {
@@ -131,6 +134,7 @@ class WorkStream final : public Reactor {
   WorkStream(WorkerListener* listener, grpc::CallbackServerContext* context, int64_t queue_bytes_max)
       : listener_(listener), link_(std::make_shared<Link>(this, context, queue_bytes_max)) {
     worker_ = listener_->Connected(link_, link_->address());
+    StartSendInitialMetadata();  // now, for the coordinator's proof is in it
     StartRead(&message_);
   }
 
@@ -156,18 +160,79 @@ class WorkStream final : public Reactor {
   FromWorker message_;
 };
 
+// Ends a call before anything of it is read. Deletes itself.
+class RefusedStream final : public Reactor {
+ public:
+  explicit RefusedStream(const absl::Status& status) {
+    Finish(grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message())));
+  }
+  void OnDone() override { delete this; }
+};
+
+// Logs at most one line in a while, and how many were left out.
+class RefusalLog {
+ public:
+  void Add(const std::string& address, const absl::Status& status, double now) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (now < next_) {
+      ++left_out_;
+      return;
+    }
+    spdlog::warn("refused a worker at {}: {}{}", address, std::string(status.message()),
+                 left_out_ > 0 ? fmt::format(" (and {} more)", left_out_) : "");
+    left_out_ = 0;
+    next_ = now + kSeconds;
+  }
+
+ private:
+  static constexpr double kSeconds = 5;
+
+  std::mutex mutex_;
+  double next_ = 0;
+  int64_t left_out_ = 0;
+};
+
+double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+WorkerCredentials CredentialsOf(const grpc::CallbackServerContext& context) {
+  const auto value = [&](const char* key) {
+    const auto found = context.client_metadata().find(key);
+    return found == context.client_metadata().end() ? std::string_view()
+                                                    : std::string_view(found->second.data(), found->second.size());
+  };
+  return {value(kProtocolMetadata), value(kNonceMetadata), value(kChallengeMetadata), value(kProofMetadata)};
+}
+
 class ClusterService final : public cluster::v1::Cluster::CallbackService {
  public:
   ClusterService(WorkerListener* listener, const ClusterServiceOptions& options)
-      : listener_(listener), options_(options) {}
+      : listener_(listener),
+        options_(options),
+        gate_(options.key ? std::make_unique<WorkerGate>(*options.key) : nullptr) {}
 
   Reactor* Work(grpc::CallbackServerContext* context) override {
+    if (gate_ != nullptr) {
+      const double now = Now();
+      const absl::StatusOr<std::string> proof = gate_->Admit(CredentialsOf(*context), now);
+      if (!proof.ok()) return Refuse(context, proof.status(), now);
+      context->AddInitialMetadata(kProofMetadata, *proof);
+    }
     return new WorkStream(listener_, context, options_.queue_bytes_max);
   }
 
  private:
+  Reactor* Refuse(grpc::CallbackServerContext* context, const absl::Status& status, double now) {
+    const WorkerCredentials worker = CredentialsOf(*context);
+    const bool begins = !worker.nonce.empty() && worker.challenge.empty();  // as every worker with a key does
+    if (absl::IsUnauthenticated(status)) context->AddTrailingMetadata(kChallengeMetadata, gate_->MakeChallenge(now));
+    if (!begins || !absl::IsUnauthenticated(status)) log_.Add(AddressOf(context->peer()), status, now);
+    return new RefusedStream(status);
+  }
+
   WorkerListener* const listener_;
   const ClusterServiceOptions options_;
+  const std::unique_ptr<WorkerGate> gate_;  // null without a key
+  RefusalLog log_;
 };
 
 }  // namespace
