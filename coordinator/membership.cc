@@ -99,7 +99,7 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
   GF_CHECK(!message.has_step_done()) << "StepDone goes to ReceivedStepDone";
   Worker* const worker = Heard(id, message.has_register_(), now);
   if (worker == nullptr) return;
-  // Of another version, whatever else it says may mean something else.
+  // What a worker of another version says may mean something else.
   if (message.has_register_() && message.register_().protocol() != kClusterProtocol) {
     return Refuse(id,
                   absl::StrCat("it speaks version ", message.register_().protocol(),

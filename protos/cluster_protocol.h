@@ -9,8 +9,8 @@ namespace goldfinch {
 
 inline constexpr uint32_t kClusterProtocol = 3;
 
-// How a worker proves that it has the cluster's key, and the coordinator that it has it too, in the metadata of the call
-// Work, so that the coordinator reads no message of anyone who has not proved it:
+// How a worker proves that it has the cluster's key, and the coordinator that it has it too. All of it is metadata of
+// the call Work, so that the coordinator reads no message of anyone who has not proved it:
 //   1. The worker calls with its protocol and a nonce.
 //   2. The coordinator ends the call with UNAUTHENTICATED and a challenge in the trailing metadata.
 //   3. The worker calls again, with the challenge and Prove(kWorkerRole, {protocol, nonce, challenge}) besides. A

@@ -76,12 +76,12 @@ struct Channel {
   Staging staging;
   Socket to, from;
 
-  // Of what is sent. Guarded by TcpTransport::mutex_.
+  // What is sent. Guarded by TcpTransport::mutex_.
   int64_t sent = 0;
   int64_t answered = 0;
   std::deque<Outgoing> outgoing;
 
-  // Of what is received; only the thread that receives uses it.
+  // What is received; only the thread that receives uses it.
   int64_t received = 0;
   std::array<std::shared_ptr<const Mark>, kReceives> read;  // where the device has read the buffer
 };

@@ -54,6 +54,7 @@ class AddressTest(unittest.TestCase):
     def test_an_address_has_a_port(self):
         self.assertEqual(_connection.host_of("host:1"), "host")
         self.assertEqual(_connection.host_of("[::1]:50051"), "::1")
-        for address in ("", "host", "host:", ":1", "10.0.0.7", "[::1]", "::1", "::1:1", "[::1:1", "host:0", "host:65536"):
+        missing = ("", "host", "host:", ":1", "10.0.0.7", "[::1]", "host:0", "host:65536")
+        for address in (*missing, "::1", "::1:1", "[::1:1"):
             with self.subTest(address), self.assertRaisesRegex(ValueError, "is not HOST:PORT: "):
                 goldfinch.Client(address)
