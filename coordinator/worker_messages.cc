@@ -8,6 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/io/coded_stream.h"
 #include "protos/cluster.pb.h"
 
 namespace goldfinch {
@@ -210,7 +212,46 @@ absl::Status CheckResult(const cluster::v1::ChunkResult& result, uint64_t vocab_
                                                  " bytes, which are no rows of ", vocab_size, " numbers"));
 }
 
+enum WireType : uint32_t { kVarint = 0, kFixed64 = 1, kSized = 2, kFixed32 = 5 };
+constexpr int kDepthMax = 8;  // the protocol's messages are four deep
+
+// Reads a message to the end of the input or of the limit that is pushed. False if it is none, or if it has more than
+// `left` entries.
+bool CountEntries(const google::protobuf::Descriptor& type, int depth, google::protobuf::io::CodedInputStream* input,
+                  int64_t* left) {
+  while (const uint32_t tag = input->ReadTag()) {
+    const auto* const field = type.FindFieldByNumber(static_cast<int>(tag >> 3));
+    const uint32_t wire_type = tag & 7;
+    if ((field == nullptr || wire_type == kSized) && --*left < 0) return false;
+    uint64_t number = 0;
+    int size = wire_type == kFixed64 ? 8 : wire_type == kFixed32 ? 4 : 0;
+    if (wire_type == kVarint) {
+      if (!input->ReadVarint64(&number)) return false;
+    } else if (wire_type == kSized) {
+      if (!input->ReadVarintSizeAsInt(&size)) return false;
+    } else if (size == 0) {
+      return false;  // a group, of which the protocol has none
+    }
+    if (wire_type != kSized || field == nullptr || field->message_type() == nullptr) {
+      if (!input->Skip(size)) return false;
+      continue;
+    }
+    const auto limit = input->PushLimit(size);
+    if (depth >= kDepthMax || !CountEntries(*field->message_type(), depth + 1, input, left)) return false;
+    input->PopLimit(limit);
+  }
+  return input->ConsumedEntireMessage();
+}
+
 }  // namespace
+
+absl::Status CheckWorkerBytes(google::protobuf::io::ZeroCopyInputStream* bytes) {
+  google::protobuf::io::CodedInputStream input(bytes);
+  int64_t left = kWorkerEntriesMax;
+  if (CountEntries(*cluster::v1::FromWorker::descriptor(), 0, &input, &left)) return absl::OkStatus();
+  return absl::InvalidArgumentError(left < 0 ? absl::StrCat("it has more than ", kWorkerEntriesMax, " entries")
+                                             : "the bytes are no message");
+}
 
 absl::Status CheckStepDone(const cluster::v1::StepDone& done, int64_t vocab_size) {
   GF_RETURN_IF_ERROR(CheckReals("", kSecondsMax,

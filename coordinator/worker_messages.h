@@ -12,6 +12,10 @@
 
 #include "absl/status/status.h"
 
+namespace google::protobuf::io {
+class ZeroCopyInputStream;
+}
+
 namespace goldfinch {
 
 namespace cluster::v1 {
@@ -23,6 +27,14 @@ class StepDone;
 inline constexpr size_t kWorkerTextBytesMax = 4096;
 // The most positions of the caches of one group.
 inline constexpr int64_t kCacheTokensMax = int64_t{1} << 36;
+
+// The most texts, messages and unknown fields of one message, at all depths: an entry of 2 bytes takes up to 80 in
+// memory.
+inline constexpr int64_t kWorkerEntriesMax = int64_t{1} << 18;
+
+// To be called before the bytes of a FromWorker are parsed: INVALID_ARGUMENT if they have more than kWorkerEntriesMax
+// entries or are no message at all. Keeps nothing.
+absl::Status CheckWorkerBytes(google::protobuf::io::ZeroCopyInputStream* bytes);
 
 // INVALID_ARGUMENT names the first field that is not within its limit, its value and the limit. A StepDone is refused
 // here: it goes to CheckStepDone.

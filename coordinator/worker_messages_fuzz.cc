@@ -12,6 +12,8 @@
 #include "coordinator/metrics.h"
 #include "coordinator/step.h"
 #include "coordinator/step_encoding.h"
+#include "coordinator/worker_messages.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "protos/cluster.pb.h"
 #include "protos/cluster_protocol.h"
 #include "protos/generate.pb.h"
@@ -165,7 +167,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (size_t at = 1; at + 2 <= size;) {
     const size_t bytes = std::min<size_t>(data[at] | data[at + 1] << 8, size - at - 2);
     goldfinch::cluster::v1::FromWorker message;
-    if (message.ParseFromArray(data + at + 2, static_cast<int>(bytes))) cluster.Receive(kFuzzed, std::move(message));
+    google::protobuf::io::ArrayInputStream input(data + at + 2, static_cast<int>(bytes));
+    if (goldfinch::CheckWorkerBytes(&input).ok() && message.ParseFromArray(data + at + 2, static_cast<int>(bytes))) {
+      cluster.Receive(kFuzzed, std::move(message));
+    }
     at += 2 + bytes;
     if (!honest) add_honest();
     honest = true;

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "gmock/gmock.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
 
@@ -199,6 +200,38 @@ TEST(WorkerMessagesTest, AnswersToSteps) {
             "results.top.the number of logprobs is 1, expected 2");
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_results(0)->set_logits("abc"); }),
               HasSubstr("results.logits has 3 bytes"));
+}
+
+absl::Status CheckBytes(const std::string& bytes) {
+  google::protobuf::io::ArrayInputStream input(bytes.data(), static_cast<int>(bytes.size()));
+  return CheckWorkerBytes(&input);
+}
+
+// 2 bytes of an empty entry take 40 times as much when they are parsed.
+TEST(WorkerMessagesTest, EntriesAreCountedBeforeTheyAreParsed) {
+  cluster::v1::FromWorker done;
+  *done.mutable_step_done() = Done();
+  for (const FromWorker& message : {Register(), Described(), Joined(), done, FromWorker()}) {
+    EXPECT_EQ(CheckBytes(message.SerializeAsString()), absl::OkStatus()) << message.ShortDebugString();
+  }
+  FromWorker addresses = Joined();
+  while (addresses.joined().addresses_size() <= kWorkerEntriesMax) addresses.mutable_joined()->add_addresses();
+  EXPECT_EQ(ErrorOf(CheckBytes(addresses.SerializeAsString())), "it has more than 262144 entries");
+  FromWorker tops;
+  for (int i = 0; i < 2; ++i) {
+    auto& result = *tops.mutable_step_done()->add_results();
+    for (int64_t k = 0; k < kWorkerEntriesMax / 2; ++k) result.add_top();
+  }
+  EXPECT_EQ(ErrorOf(CheckBytes(tops.SerializeAsString())), "it has more than 262144 entries") << "at all depths";
+  std::string unknown;
+  for (int64_t i = 0; i <= kWorkerEntriesMax; ++i) unknown += std::string("\x78\x01", 2);
+  EXPECT_EQ(ErrorOf(CheckBytes(unknown)), "it has more than 262144 entries");
+  for (const std::string bad : {"\x0a",
+                                "\x0a\x05"
+                                "abc",
+                                "\x0b", "\xff\xff\xff\xff\xff\xff"}) {
+    EXPECT_EQ(ErrorOf(CheckBytes(bad)), "the bytes are no message");
+  }
 }
 
 }  // namespace

@@ -9,9 +9,14 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "base/check.h"
+#include "base/status.h"
 #include "coordinator/grpc/worker_gate.h"
 #include "coordinator/worker_link.h"
+#include "coordinator/worker_messages.h"
 #include "grpcpp/server_context.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "grpcpp/support/proto_buffer_reader.h"
 #include "protos/cluster.grpc.pb.h"
 #include "protos/cluster_protocol.h"
 #include "spdlog/spdlog.h"
@@ -21,7 +26,9 @@ namespace {
 
 using cluster::v1::FromWorker;
 using cluster::v1::ToWorker;
-using Reactor = grpc::ServerBidiReactor<FromWorker, ToWorker>;
+// Messages are raw, so that their bytes are checked before they are parsed.
+using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
+using RawService = cluster::v1::Cluster::WithRawCallbackMethod_Work<cluster::v1::Cluster::Service>;
 
 // "ipv6:%5B::1%5D:41233" is "[::1]:41233".
 std::string AddressOf(const std::string& peer) {
@@ -43,7 +50,9 @@ class Link final : public WorkerLink {
     if (finished_ || closing_) return;
     const auto bytes = static_cast<int64_t>(message.ByteSizeLong());
     if (queued_bytes_ + bytes > queue_bytes_max_) return CutOff(bytes);
-    queue_.push_back(message);
+    bool own_buffer = false;
+    queue_.emplace_back();
+    GF_CHECK(grpc::SerializationTraits<ToWorker>::Serialize(message, &queue_.back(), &own_buffer).ok());
     queued_bytes_ += bytes;
     WriteNext();
   }
@@ -58,7 +67,7 @@ class Link final : public WorkerLink {
   void WriteDone(bool ok) {
     const std::lock_guard<std::mutex> lock(mutex_);
     writing_ = false;
-    queued_bytes_ -= static_cast<int64_t>(queue_.front().ByteSizeLong());
+    queued_bytes_ -= static_cast<int64_t>(queue_.front().Length());
     queue_.pop_front();
     if (ok) return WriteNext();
     Drop();
@@ -94,7 +103,7 @@ class Link final : public WorkerLink {
   // Drops the messages that wait, except the one that is being written.
   void Drop() {
     while (queue_.size() > (writing_ ? 1 : 0)) {
-      queued_bytes_ -= static_cast<int64_t>(queue_.back().ByteSizeLong());
+      queued_bytes_ -= static_cast<int64_t>(queue_.back().Length());
       queue_.pop_back();
     }
   }
@@ -121,7 +130,7 @@ class Link final : public WorkerLink {
   std::mutex mutex_;
   // Guarded by mutex_.
   grpc::CallbackServerContext* context_;  // null once the stream has ended
-  std::deque<ToWorker> queue_;            // the first is under way if `writing_`
+  std::deque<grpc::ByteBuffer> queue_;    // the first is under way if `writing_`
   int64_t queued_bytes_ = 0;
   bool writing_ = false;
   bool closing_ = false;
@@ -135,14 +144,15 @@ class WorkStream final : public Reactor {
       : listener_(listener), link_(std::make_shared<Link>(this, context, queue_bytes_max)) {
     worker_ = listener_->Connected(link_, link_->address());
     StartSendInitialMetadata();  // now, for the coordinator's proof is in it
-    StartRead(&message_);
+    StartRead(&bytes_);
   }
 
   void OnReadDone(bool ok) override {
     if (!ok) return link_->Ended();
-    listener_->Received(worker_, std::move(message_));
-    message_.Clear();
-    StartRead(&message_);
+    FromWorker message;
+    if (const absl::Status status = Parse(&message); !status.ok()) return Refuse(std::string(status.message()));
+    listener_->Received(worker_, std::move(message));
+    StartRead(&bytes_);
   }
 
   void OnWriteDone(bool ok) override { link_->WriteDone(ok); }
@@ -154,10 +164,28 @@ class WorkStream final : public Reactor {
   }
 
  private:
+  absl::Status Parse(FromWorker* message) {
+    {
+      grpc::ProtoBufferReader reader(&bytes_);
+      GF_RETURN_IF_ERROR(CheckWorkerBytes(&reader));
+    }
+    const bool parsed = grpc::SerializationTraits<FromWorker>::Deserialize(&bytes_, message).ok();
+    return parsed ? absl::OkStatus() : absl::InvalidArgumentError("the bytes are no message");
+  }
+
+  // Nothing more is read.
+  void Refuse(const std::string& reason) {
+    spdlog::warn("worker {} is dropped: its message is not valid: {}", link_->address(), reason);
+    ToWorker refusal;
+    refusal.set_refused("its message is not valid: " + reason);
+    link_->Send(refusal);
+    link_->Close();
+  }
+
   WorkerListener* const listener_;
   const std::shared_ptr<Link> link_;
   uint64_t worker_ = 0;
-  FromWorker message_;
+  grpc::ByteBuffer bytes_;
 };
 
 // Ends a call before anything of it is read. Deletes itself.
@@ -203,7 +231,7 @@ WorkerCredentials CredentialsOf(const grpc::CallbackServerContext& context) {
   return {value(kProtocolMetadata), value(kNonceMetadata), value(kChallengeMetadata), value(kProofMetadata)};
 }
 
-class ClusterService final : public cluster::v1::Cluster::CallbackService {
+class ClusterService final : public RawService {
  public:
   ClusterService(WorkerListener* listener, const ClusterServiceOptions& options)
       : listener_(listener),

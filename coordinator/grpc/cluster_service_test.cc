@@ -206,6 +206,21 @@ TEST_F(SmallQueueTest, AWorkerThatReadsMayGetAnyAmount) {
   listener_.WaitDisconnected(0);
 }
 
+TEST_F(ClusterServiceTest, AMessageOfTooManyEntriesIsNotParsed) {
+  grpc::ClientContext context;
+  const auto stream = stub_->Work(&context);
+  listener_.WaitConnected(0);
+  FromWorker message;
+  for (int i = 0; i < 1 << 20; ++i) message.mutable_joined()->add_addresses();
+  ASSERT_TRUE(stream->Write(message));
+  ToWorker refusal;
+  ASSERT_TRUE(stream->Read(&refusal));
+  EXPECT_EQ(refusal.refused(), "its message is not valid: it has more than 262144 entries");
+  EXPECT_FALSE(stream->Read(&refusal));
+  EXPECT_TRUE(listener_.WaitDisconnected(0).received.empty());
+  stream->Finish();
+}
+
 const SharedKey kKey(std::string(32, 'k'));
 
 class ClusterServiceKeyTest : public ClusterServiceTest {
