@@ -6,10 +6,10 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
+#include "base/shared_key.h"
 #include "base/token_ids.h"
 #include "coordinator/metrics.h"
 #include "coordinator/step_encoding.h"
@@ -37,10 +37,15 @@ std::string Bits(int64_t size, absl::FunctionRef<bool(int32_t)> bit) {
   return bits;
 }
 
+CoordinatorOptions WithSecret(CoordinatorOptions options) {
+  options.membership.secret = MakeNonce();
+  return options;
+}
+
 }  // namespace
 
 Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
-    : options_(std::move(options)),
+    : options_(WithSecret(std::move(options))),
       metrics_(metrics),
       scheduler_(options_.max_queue, options_.membership.replicas),
       membership_(options_.membership),
@@ -211,8 +216,7 @@ void Coordinator::Settle(double now) {
   for (;;) {
     MembershipEffects effects = membership_.TakeEffects();
     if (effects.sends.empty() && effects.closes.empty() && effects.events.empty() && effects.log.empty()) return;
-    // Escaped, because parts of these lines come from workers.
-    for (const std::string& line : effects.log) spdlog::info("{}", absl::Utf8SafeCHexEscape(line));
+    for (const std::string& line : effects.log) spdlog::info("{}", line);
     for (const auto& [worker, message] : effects.sends) {
       const auto link = links_.find(worker);
       if (link != links_.end()) link->second->Send(message);
@@ -244,7 +248,10 @@ void Coordinator::HandleModelKnown(double now) {
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
       OpenTokenizer(options_.vocab, options_.membership.model, about.vocabulary(), vocab);
   if (!tokenizer.ok()) {
-    spdlog::error("{}", std::string(tokenizer.status().message()));
+    const std::string reason(tokenizer.status().message());
+    spdlog::error("{}", reason);
+    // What a worker says of the model must not end the coordinator.
+    if (!options_.membership.description) return membership_.RejectModel(reason, now);
     if (options_.on_fatal) options_.on_fatal(tokenizer.status());
     return;
   }
@@ -326,7 +333,8 @@ void Coordinator::HandleStepDone(const StageOfWorker& from, cluster::v1::StepDon
         replica, absl::StrCat("stage ", stage, " sent an unexpected answer to step ", done->id()), now);
   }
   step->answered[stage] = true;
-  step->busy_seconds_max = std::max(step->busy_seconds_max, done->busy_seconds());
+  // No stage can have computed for longer than the Step has been on its way.
+  step->busy_seconds_max = std::max(step->busy_seconds_max, std::min(done->busy_seconds(), now - step->sent_at));
   last_answers_[replica] = now;
   if (membership_.stages(replica)[stage].is_last) {
     DecodeStepDone(done, &result_);

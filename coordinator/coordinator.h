@@ -40,7 +40,8 @@ struct CoordinatorOptions {
   std::string server_version;
   std::string vocab;  // a file or "bytes"; empty: chosen by OpenTokenizer
 
-  // Called by the coordinator's thread when it cannot serve the model because there is no vocabulary; may be null.
+  // Called by the coordinator's thread when it cannot serve membership.description because there is no vocabulary; may
+  // be null. A model that only a worker has described is refused instead.
   std::function<void(absl::Status)> on_fatal;
 };
 

@@ -5,9 +5,12 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/cache_page.h"
 #include "base/check.h"
+#include "base/safe_text.h"
 #include "coordinator/membership_state.h"
 #include "coordinator/model_description.h"
+#include "coordinator/worker_messages.h"
 #include "protos/cluster_protocol.h"
 
 namespace goldfinch {
@@ -18,11 +21,18 @@ using cluster::v1::ToWorker;
 namespace {
 
 constexpr double kFormRetrySecondsMax = 5;
-constexpr size_t kNameBytesMax = 256;
+constexpr size_t kReasonBytesMax = 2 * kWorkerTextBytesMax;
+
+// For logs, clients and other workers.
+std::string Safe(const std::string& text) { return SafeText(text, kWorkerTextBytesMax); }
 
 }  // namespace
 
-Membership::Membership(MembershipOptions options) : options_(std::move(options)) {
+Membership::Membership(MembershipOptions options) : options_(std::move(options)), secret_(options_.secret) {
+  if (options_.description) {
+    model_ = std::make_unique<cluster::v1::Described>(*options_.description);
+    effects_.events.push_back({MembershipEffects::Event::kModelKnown});
+  }
   for (int i = 0; i < options_.replicas; ++i) {
     replicas_.push_back(std::make_unique<Replica>());
     replicas_.back()->index = i;
@@ -40,15 +50,19 @@ void Membership::Connected(uint64_t id, const std::string& address, double now) 
   worker->address = address;
   worker->last_heard = now;
   workers_.emplace(id, std::move(worker));
+  if (workers() > options_.workers_max) {
+    Refuse(id, absl::StrCat("the cluster has ", options_.workers_max, " workers already, which is the limit"), now);
+  }
 }
 
 void Membership::Disconnected(uint64_t id, double now) { WorkerLost(id, "its connection ended", now); }
 
 void Membership::Refuse(uint64_t id, const std::string& reason, double now) {
+  const std::string safe = SafeText(reason, kReasonBytesMax);
   ToWorker message;
-  message.set_refused(reason);
+  message.set_refused(safe);
   Send(id, std::move(message));
-  WorkerLost(id, absl::StrCat("refused: ", reason), now);
+  WorkerLost(id, absl::StrCat("refused: ", safe), now);
 }
 
 void Membership::WorkerLost(uint64_t id, const std::string& reason, double now) {
@@ -64,6 +78,7 @@ void Membership::WorkerLost(uint64_t id, const std::string& reason, double now) 
     FormGroups(now);
   }
   // A model that was never served may have been a mistake: the next worker may bring another one.
+  if (options_.description) return;
   const bool known =
       std::any_of(workers_.begin(), workers_.end(), [](const auto& one) { return one.second->described; });
   if (last_generation_ == 0 && !known) model_ = nullptr;
@@ -84,6 +99,16 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
   GF_CHECK(!message.has_step_done()) << "StepDone goes to ReceivedStepDone";
   Worker* const worker = Heard(id, message.has_register_(), now);
   if (worker == nullptr) return;
+  // What a worker of another version says may mean something else.
+  if (message.has_register_() && message.register_().protocol() != kClusterProtocol) {
+    return Refuse(id,
+                  absl::StrCat("it speaks version ", message.register_().protocol(),
+                               " of the protocol, the coordinator version ", kClusterProtocol),
+                  now);
+  }
+  if (const absl::Status status = CheckWorkerMessage(message); !status.ok()) {
+    return Refuse(id, absl::StrCat("its message is not valid: ", std::string(status.message())), now);
+  }
   switch (message.message_case()) {
     case FromWorker::kRegister:
       return HandleRegister(id, *worker, message.register_(), now);
@@ -99,33 +124,19 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
       return WorkerLost(id, "it leaves", now);
     case FromWorker::kPong:
     case FromWorker::kStepDone:
+    case FromWorker::MESSAGE_NOT_SET:  // CheckWorkerMessage refuses it
       return;
-    case FromWorker::MESSAGE_NOT_SET:
-      return Refuse(id, "an empty or unknown message", now);
   }
 }
 
 void Membership::HandleRegister(uint64_t id, Worker& worker, const cluster::v1::Register& message, double now) {
   if (worker.registered) return Refuse(id, "it registered twice", now);
-  if (message.protocol() != kClusterProtocol) {
-    return Refuse(id,
-                  absl::StrCat("it speaks version ", message.protocol(), " of the protocol, the coordinator version ",
-                               kClusterProtocol),
-                  now);
-  }
-  if (message.name().size() > kNameBytesMax) {
-    return Refuse(id, absl::StrCat("its name has ", message.name().size(), " bytes, the limit is ", kNameBytesMax),
-                  now);
-  }
-  if (!(message.flops() > 0) || !(message.read_bytes_per_second() > 0)) {
-    return Refuse(id,
-                  absl::StrCat("its measured speed is not positive: flops is ", message.flops(),
-                               ", read_bytes_per_second is ", message.read_bytes_per_second()),
-                  now);
-  }
   worker.registration = message;
+  worker.registration.set_name(Safe(message.name()));
+  worker.registration.set_device(Safe(message.device()));
   worker.registered = true;
-  effects_.log.push_back(absl::StrCat("worker ", message.name(), " at ", worker.address, ": ", message.device()));
+  effects_.log.push_back(
+      absl::StrCat("worker ", worker.registration.name(), " at ", worker.address, ": ", worker.registration.device()));
   ToWorker welcome;
   welcome.mutable_welcome()->set_model(options_.model);
   welcome.mutable_welcome()->set_config(options_.config);
@@ -138,21 +149,33 @@ void Membership::HandleRegister(uint64_t id, Worker& worker, const cluster::v1::
 void Membership::HandleDescribed(uint64_t id, Worker& worker, cluster::v1::Described message, double now) {
   if (worker.described) return Refuse(id, "it described the model twice", now);
   if (!message.error().empty()) return Refuse(id, message.error(), now);
-  if (const absl::Status status = CheckModelDescription(message); !status.ok()) {
-    return Refuse(id, absl::StrCat("its description of the model is not valid: ", status.message()), now);
+  if (const absl::Status status = CheckModel(message); !status.ok()) {
+    return Refuse(id, absl::StrCat("it has another model: ", std::string(status.message())), now);
   }
   worker.described = true;
   worker.memory = ReadModelMemory(message);
   if (model_ == nullptr) {
     model_ = std::make_unique<cluster::v1::Described>(std::move(message));
+    has_vocabulary_ = false;  // it may have been that of another model
     effects_.events.push_back({MembershipEffects::Event::kModelKnown});
-  } else if (message.fingerprint() != model_->fingerprint()) {
-    return Refuse(id,
-                  absl::StrCat("its model has the fingerprint ", message.fingerprint(), ", the cluster's model has ",
-                               model_->fingerprint()),
-                  now);
   }
   FormGroups(now);
+}
+
+absl::Status Membership::CheckModel(const cluster::v1::Described& message) const {
+  if (model_ != nullptr) return CheckSameModel(*model_, message);
+  if (options_.fingerprint.empty() || message.fingerprint() == options_.fingerprint) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("its fingerprint is ", message.fingerprint(), ", model_fingerprint is ", options_.fingerprint));
+}
+
+void Membership::RejectModel(const std::string& reason, double now) {
+  std::vector<uint64_t> described;
+  for (const auto& [id, worker] : workers_) {
+    if (worker->described) described.push_back(id);
+  }
+  for (const uint64_t id : described) Refuse(id, reason, now);
+  if (!options_.description) model_ = nullptr;
 }
 
 std::optional<StageOfWorker> Membership::ReceivedStepDone(uint64_t id, const cluster::v1::StepDone& message,
@@ -161,13 +184,25 @@ std::optional<StageOfWorker> Membership::ReceivedStepDone(uint64_t id, const clu
   if (worker == nullptr) return std::nullopt;
   Replica* const replica = ReplicaOf(*worker, message.generation());
   if (replica == nullptr || replica->state != Replica::State::kReady) return std::nullopt;
+  if (const absl::Status status = CheckStepDone(message, model_->vocab_size()); !status.ok()) {
+    Refuse(id, absl::StrCat("its answer to a step is not valid: ", std::string(status.message())), now);
+    return std::nullopt;
+  }
+  const int64_t tokens_max =
+      CachePagesToReserve(replica->partition.cache_tokens, options_.partition.max_sequences) * kCachePageTokens;
+  if (static_cast<int64_t>(message.cache_tokens()) > tokens_max) {
+    Refuse(id,
+           absl::StrCat("its caches have room for ", message.cache_tokens(), " tokens, ", tokens_max, " are planned"),
+           now);
+    return std::nullopt;
+  }
   Stage& stage = replica->stages[worker->stage];
   stage.busy_seconds += message.busy_seconds();
   stage.bubble_seconds += message.bubble_seconds();
   stage.idle_seconds += message.idle_seconds();
-  stage.hidden_bytes += static_cast<int64_t>(message.hidden_bytes());
-  stage.compressed_bytes += static_cast<int64_t>(message.compressed_bytes());
-  stage.id_bytes += static_cast<int64_t>(message.id_bytes());
+  stage.hidden_bytes += message.hidden_bytes();
+  stage.compressed_bytes += message.compressed_bytes();
+  stage.id_bytes += message.id_bytes();
   stage.cache_bytes = static_cast<int64_t>(message.cache_bytes());
   stage.cache_tokens = static_cast<int64_t>(message.cache_tokens());
   stage.gold_kept_bytes = static_cast<int64_t>(message.gold_kept_bytes());
@@ -182,7 +217,7 @@ void Membership::HandleEndGeneration(Worker& worker, const cluster::v1::EndGener
   Replica* const replica = ReplicaOf(worker, message.generation());
   if (replica == nullptr) return;
   if (replica->state == Replica::State::kForming) ++worker.failures;
-  EndGeneration(*replica, absl::StrCat("worker ", worker.registration.name(), ": ", message.reason()),
+  EndGeneration(*replica, absl::StrCat("worker ", worker.registration.name(), ": ", Safe(message.reason())),
                 now + kRetrySeconds, now);
 }
 

@@ -16,7 +16,8 @@
 // | a generation ends because                                            | the replica may form again      |
 // |----------------------------------------------------------------------|---------------------------------|
 // | WorkerLost: its stream ended, no message for heartbeat_timeout, not  | at once                         |
-// |   Ready within form_timeout, no answer to a Step, refused, or leaves |                                 |
+// |   Ready within form_timeout, no answer to a Step, refused (a message |                                 |
+// |   is not within the limits of coordinator/worker_messages.h), leaves |                                 |
 // | a worker sent EndGeneration, or its messages do not fit              | after a moment, in which a loss |
 // | the caller calls EndGeneration                                       |   that caused it shows up, too  |
 // | the group is smaller than wanted and idle, and there are more spares | at once                         |
@@ -39,7 +40,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/shared_key.h"
 #include "coordinator/planner.h"
 #include "coordinator/scheduler.h"
 #include "protos/cluster.pb.h"
@@ -61,6 +64,14 @@ struct MembershipOptions {
   std::string verify;
   std::string cache_dtype;
 
+  // The model that is served: all workers must describe it like this. If not set, the first worker to describe a model
+  // decides which it is, and `fingerprint`, if it is not empty, which it may be.
+  std::optional<cluster::v1::Described> description;
+  std::string fingerprint;
+  // Nobody else knows it. The keys of generations are derived from it.
+  std::string secret;
+  int workers_max = 1024;  // connections of workers; more are refused
+
   double heartbeat_interval_seconds = 1;
   double heartbeat_timeout_seconds = 5;  // a worker that has sent nothing for so long is lost
   double form_timeout_seconds = 600;     // for loading and verifying weights
@@ -78,7 +89,7 @@ struct MembershipEffects {
   std::vector<std::pair<uint64_t, cluster::v1::ToWorker>> sends;  // to the worker of that number
   std::vector<uint64_t> closes;                                   // connections to close after the sends
   std::vector<Event> events;
-  std::vector<std::string> log;  // for people; holds words of workers
+  std::vector<std::string> log;  // for people; words of workers in it are safe (base/safe_text.h)
 };
 
 // A worker's part in the present generation of a replica.
@@ -108,12 +119,15 @@ class Membership {
   void EndGeneration(int replica, const std::string& reason, double now);
   // Call it several times a second. `idle` says for each replica whether nothing runs there.
   void Tick(double now, const std::vector<bool>& idle);
+  // The model cannot be served after all: refuses the workers that have described it, and forgets it unless it is
+  // MembershipOptions::description.
+  void RejectModel(const std::string& reason, double now);
   // The bit sets of Form. No group forms before this is called; call it after kModelKnown.
   void SetVocabulary(std::string sampleable_bits, std::string repeats_freely_bits, double now);
 
   MembershipEffects TakeEffects() { return std::exchange(effects_, {}); }
 
-  // The model, as the first worker has described it; from kModelKnown on.
+  // The model that is served; from kModelKnown on.
   const cluster::v1::Described& model() const { return *model_; }
   bool has_model() const { return model_ != nullptr; }
   bool ready(int replica) const;
@@ -136,7 +150,7 @@ class Membership {
   int64_t CacheBytes(int replica) const;
   // Bytes of what GOLD layers keep beside the compressed caches, likewise.
   int64_t GoldKeptBytes(int replica) const;
-  // Bytes that a transformer of the model's shape would keep for the same positions. From kModelKnown on.
+  // Bytes that a transformer of the model's shape would keep for the same positions. From kModelKnown on. At most 2^62.
   int64_t TransformerCacheBytes(int replica) const;
   // Bytes of the recurrent states of one sequence, over all layers. From kModelKnown on.
   int64_t StateBytesPerSequence() const;
@@ -154,6 +168,7 @@ class Membership {
   void Refuse(uint64_t id, const std::string& reason, double now);
   void HandleRegister(uint64_t id, Worker& worker, const cluster::v1::Register& message, double now);
   void HandleDescribed(uint64_t id, Worker& worker, cluster::v1::Described message, double now);
+  absl::Status CheckModel(const cluster::v1::Described& message) const;
   void HandleEndGeneration(Worker& worker, const cluster::v1::EndGeneration& message, double now);
   Replica* ReplicaOf(const Worker& worker, uint64_t generation);
   void EndGeneration(Replica& replica, const std::string& reason, double retry_at, double now);
@@ -173,6 +188,7 @@ class Membership {
   void Grow(Replica& replica, double now);
 
   const MembershipOptions options_;
+  const SharedKey secret_;
   std::unique_ptr<cluster::v1::Described> model_;
   bool has_vocabulary_ = false;
   std::string sampleable_bits_;

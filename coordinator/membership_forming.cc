@@ -5,8 +5,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/safe_text.h"
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
+#include "coordinator/worker_messages.h"
 
 namespace goldfinch {
 
@@ -178,6 +180,7 @@ void Membership::BecomeStage(Replica& replica, int index, uint64_t id) {
   form.set_cache_tokens(replica.partition.cache_tokens);
   form.set_max_step_tokens(static_cast<uint32_t>(options_.partition.max_step_tokens));
   form.set_max_logit_rows(static_cast<uint32_t>(options_.partition.max_logit_rows));
+  form.set_transport_key(secret_.Prove("transport", {absl::StrCat(replica.generation)}));
   if (is_last) {
     form.set_sampleable(sampleable_bits_);
     form.set_repeats_freely(repeats_freely_bits_);
@@ -202,7 +205,7 @@ void Membership::HandleJoined(Worker& worker, const cluster::v1::Joined& message
   stage.weight_bytes = static_cast<int64_t>(message.weight_bytes());
   stage.reserved_bytes = static_cast<int64_t>(message.reserved_bytes());
   for (const cluster::v1::MemoryPart& part : message.memory()) {
-    stage.memory.emplace_back(part.name(), static_cast<int64_t>(part.bytes()));
+    stage.memory.emplace_back(SafeText(part.name(), kWorkerTextBytesMax), static_cast<int64_t>(part.bytes()));
   }
   if (!std::all_of(replica->stages.begin(), replica->stages.end(), [](const Stage& s) { return s.joined; })) return;
   for (size_t i = 0; i < replica->stages.size(); ++i) {

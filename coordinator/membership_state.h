@@ -55,7 +55,7 @@ struct Membership::Stage {
   int64_t gold_tier_drops = 0;
   // From StepDone, summed over this generation:
   double busy_seconds = 0, bubble_seconds = 0, idle_seconds = 0;
-  int64_t hidden_bytes = 0, compressed_bytes = 0, id_bytes = 0;
+  uint64_t hidden_bytes = 0, compressed_bytes = 0, id_bytes = 0;
 };
 
 // A replica and its present group.

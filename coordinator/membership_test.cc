@@ -321,7 +321,8 @@ TEST(MembershipTest, RefusesWhatDoesNotBelong) {
   FromWorker old = Cluster::Register("x");
   old.mutable_register_()->set_protocol(0);
   EXPECT_THAT(refused(3, {old}), HasSubstr("speaks version 0 of the protocol"));
-  EXPECT_THAT(refused(4, {Cluster::Register("x"), Cluster::Described("other")}), HasSubstr("fingerprint other"));
+  EXPECT_THAT(refused(4, {Cluster::Register("x"), Cluster::Described("other")}),
+              HasSubstr("fingerprint is \"other\", the cluster's model has \"f\""));
   FromWorker huge = Cluster::Described();
   huge.mutable_described()->set_vocab_size(1U << 31);
   EXPECT_THAT(refused(8, {Cluster::Register("x"), huge}), HasSubstr("vocab_size is 2147483648, expected 1 to"));

@@ -1,100 +1,65 @@
 #include "coordinator/model_description.h"
 
 #include <cstdint>
-#include <initializer_list>
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "base/status.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/message.h"
+#include "google/protobuf/text_format.h"
 #include "protos/cluster.pb.h"
 
 namespace goldfinch {
 namespace {
 
-constexpr uint64_t kLayersMax = 1024;  // far above any model
-constexpr uint64_t kWidthMax = uint64_t{1} << 24;
-constexpr uint64_t kBytesMax = uint64_t{1} << 44;
-constexpr uint64_t kBytesEachMax = kBytesMax >> 16;  // of a sequence, a token or a row
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
 
-struct Field {
-  const char* name;
-  uint64_t value;
-};
+std::string ValueOf(const Message& message, const FieldDescriptor* field, int index) {
+  std::string text;
+  google::protobuf::TextFormat::PrintFieldValueToString(message, field, index, &text);
+  return text;
+}
 
-absl::Status CheckRange(const std::string& prefix, uint64_t least, uint64_t most, std::initializer_list<Field> fields) {
-  for (const Field& field : fields) {
-    if (field.value >= least && field.value <= most) continue;
-    const std::string range = least == most ? absl::StrCat(most) : absl::StrCat(least, " to ", most);
-    return absl::InvalidArgumentError(absl::StrCat(prefix, field.name, " is ", field.value, ", expected ", range));
+// The first field that differs, with both values; empty if none does.
+std::string Difference(const std::string& prefix, const Message& ours, const Message& theirs) {
+  const auto differs = [](const std::string& name, const auto& our_value, const auto& their_value) {
+    return absl::StrCat(name, " is ", their_value, ", the cluster's model has ", our_value);
+  };
+  const google::protobuf::Reflection& reflection = *ours.GetReflection();
+  for (int i = 0; i < ours.GetDescriptor()->field_count(); ++i) {
+    const FieldDescriptor* const field = ours.GetDescriptor()->field(i);
+    // What a worker's own device takes, and why it could not read the model.
+    if (field->containing_type() == cluster::v1::Described::descriptor() &&
+        (field->number() == cluster::v1::Described::kMemoryFieldNumber ||
+         field->number() == cluster::v1::Described::kErrorFieldNumber)) {
+      continue;
+    }
+    const std::string name = absl::StrCat(prefix, field->name());
+    if (!field->is_repeated()) {
+      const std::string our_value = ValueOf(ours, field, -1), their_value = ValueOf(theirs, field, -1);
+      if (our_value != their_value) return differs(name, our_value, their_value);
+      continue;
+    }
+    const int size = reflection.FieldSize(ours, field);
+    if (reflection.FieldSize(theirs, field) != size) {
+      return differs(absl::StrCat("the number of ", name), size, reflection.FieldSize(theirs, field));
+    }
+    for (int entry = 0; entry < size; ++entry) {  // the lists of a Described are of messages
+      std::string difference =
+          Difference(absl::StrCat(name, "[", entry, "]."), reflection.GetRepeatedMessage(ours, field, entry),
+                     reflection.GetRepeatedMessage(theirs, field, entry));
+      if (!difference.empty()) return difference;
+    }
   }
-  return absl::OkStatus();
-}
-
-absl::Status CheckAtMost(const std::string& prefix, uint64_t most, std::initializer_list<Field> fields) {
-  return CheckRange(prefix, 0, most, fields);
-}
-
-absl::Status CheckLayer(const std::string& prefix, const cluster::v1::LayerDescription& layer) {
-  GF_RETURN_IF_ERROR(
-      CheckAtMost(prefix, kBytesMax,
-                  {{"weight_bytes", layer.weight_bytes()}, {"cache_bytes_per_token", layer.cache_bytes_per_token()}}));
-  GF_RETURN_IF_ERROR(CheckAtMost(prefix, kBytesEachMax, {{"state_bytes", layer.state_bytes()}}));
-  // Not `< 0`: NaN is refused, too.
-  if (!(layer.prefill_flops() >= 0)) return absl::InvalidArgumentError(prefix + "prefill_flops is negative");
-  if (!(layer.decode_bytes() >= 0)) return absl::InvalidArgumentError(prefix + "decode_bytes is negative");
-  return absl::OkStatus();
-}
-
-absl::Status CheckLayerMemory(const std::string& prefix, const cluster::v1::LayerMemory& layer) {
-  GF_RETURN_IF_ERROR(
-      CheckAtMost(prefix, kBytesMax, {{"weight_bytes", layer.weight_bytes()}, {"table_bytes", layer.table_bytes()}}));
-  return CheckAtMost(prefix, kBytesEachMax,
-                     {{"shift_bytes", layer.shift_bytes()},
-                      {"wkv_bytes", layer.wkv_bytes()},
-                      {"cache_bytes_per_token", layer.cache_bytes_per_token()},
-                      {"activation_bytes", layer.activation_bytes()}});
-}
-
-absl::Status CheckMemory(const cluster::v1::ModelMemory& memory) {
-  GF_RETURN_IF_ERROR(CheckAtMost("memory.", kBytesMax,
-                                 {{"embedding_bytes", memory.embedding_bytes()},
-                                  {"gold_shared_bytes", memory.gold_shared_bytes()},
-                                  {"key_table_bytes", memory.key_table_bytes()},
-                                  {"head_bytes", memory.head_bytes()},
-                                  {"back_end_bytes", memory.back_end_bytes()}}));
-  GF_RETURN_IF_ERROR(CheckAtMost("memory.", kBytesEachMax,
-                                 {{"compressed_row_bytes", memory.compressed_row_bytes()},
-                                  {"back_end_bytes_per_row", memory.back_end_bytes_per_row()},
-                                  {"back_end_bytes_per_logit_row", memory.back_end_bytes_per_logit_row()}}));
-  for (int i = 0; i < memory.layers_size(); ++i) {
-    GF_RETURN_IF_ERROR(CheckLayerMemory(absl::StrCat("memory.layers[", i, "]."), memory.layers(i)));
-  }
-  return absl::OkStatus();
+  return "";
 }
 
 }  // namespace
 
-absl::Status CheckModelDescription(const cluster::v1::Described& model) {
-  const auto layers = static_cast<uint64_t>(model.layers_size());
-  const auto memory_layers = static_cast<uint64_t>(model.memory().layers_size());
-  GF_RETURN_IF_ERROR(CheckRange("", 1, kLayersMax, {{"the number of layers", layers}}));
-  GF_RETURN_IF_ERROR(CheckRange("", 1, kWidthMax, {{"vocab_size", model.vocab_size()}}));
-  GF_RETURN_IF_ERROR(
-      CheckAtMost("", kWidthMax, {{"width", model.width()}, {"compressed_width", model.compressed_width()}}));
-  GF_RETURN_IF_ERROR(CheckAtMost("", layers, {{"gold_layers", model.gold_layers()}}));
-  GF_RETURN_IF_ERROR(CheckRange("", layers, layers, {{"the number of memory.layers", memory_layers}}));
-  GF_RETURN_IF_ERROR(CheckMemory(model.memory()));
-  GF_RETURN_IF_ERROR(CheckAtMost("", kBytesMax,
-                                 {{"embedding_bytes", model.embedding_bytes()},
-                                  {"head_bytes", model.head_bytes()},
-                                  {"gold_shared_bytes", model.gold_shared_bytes()},
-                                  {"transformer_cache_bytes_per_token", model.transformer_cache_bytes_per_token()}}));
-  GF_RETURN_IF_ERROR(
-      CheckAtMost("", kBytesEachMax, {{"compressed_bytes_per_token", model.compressed_bytes_per_token()}}));
-  for (int i = 0; i < model.layers_size(); ++i) {
-    GF_RETURN_IF_ERROR(CheckLayer(absl::StrCat("layers[", i, "]."), model.layers(i)));
-  }
-  return absl::OkStatus();
+absl::Status CheckSameModel(const cluster::v1::Described& ours, const cluster::v1::Described& theirs) {
+  const std::string difference = Difference("", ours, theirs);
+  return difference.empty() ? absl::OkStatus() : absl::InvalidArgumentError(difference);
 }
 
 ModelMemory ReadModelMemory(const cluster::v1::Described& model) {

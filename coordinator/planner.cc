@@ -136,6 +136,11 @@ absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
   if (workers.empty() || static_cast<int>(workers.size()) > layers) {
     return absl::InvalidArgumentError(absl::StrCat(workers.size(), " stages for a model of ", layers, " layers"));
   }
+  for (const WorkerResources& worker : workers) {
+    if (static_cast<int>(worker.model->layers.size()) == layers) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("a worker's memory is that of ", worker.model->layers.size(), " layers, the model has ", layers));
+  }
   const Costs costs(model);
   Partition partition;
   if (options.split.empty()) {

@@ -53,7 +53,8 @@ inline constexpr double kKeptRowsFraction = 0.25;
 // sequence of max_sequence_tokens. The caches are as large as all sequences at full length can use, or else as large as
 // the memory of the tightest stage allows.
 // RESOURCE_EXHAUSTED names the parts of the memory, the limit and what to change; INVALID_ARGUMENT means that
-// `options.split` does not fit the model or the number of workers, or that there are more workers than layers.
+// `options.split` does not fit the model or the number of workers, that there are more workers than layers, or that a
+// worker's memory is that of another number of layers.
 absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
                                           absl::Span<const WorkerResources> workers, const PartitionOptions& options);
 

@@ -4,10 +4,14 @@
 #include <string>
 #include <utility>
 
+#include "base/safe_text.h"
 #include "protos/cluster.pb.h"
 
 namespace goldfinch {
 namespace {
+
+// It is sent to a client in a trailer, whose size is limited.
+constexpr size_t kErrorBytesMax = 1024;
 
 void EncodeSampling(const SamplingOptions& options, uint64_t seed, cluster::v1::Sampling* out) {
   out->set_temperature(options.temperature);
@@ -80,7 +84,7 @@ void DecodeChunk(cluster::v1::ChunkResult* from, StepResult::Chunk* to) {
   // mutable_ of an empty string would allocate one.
   to->error.clear();
   to->logits.clear();
-  if (!from->error().empty()) to->error = std::move(*from->mutable_error());
+  if (!from->error().empty()) to->error = SafeText(from->error(), kErrorBytesMax);
   if (!from->logits().empty()) to->logits = std::move(*from->mutable_logits());
 }
 

@@ -24,8 +24,9 @@ struct StepAudience {
 // Overwrites `step`.
 void EncodeStep(const StepPlan& plan, const StepAudience& audience, cluster::v1::Step* step);
 
-// Overwrites `result` with the last stage's results, reusing its memory. Moves logits and errors out of `done`. Nothing
-// is checked here: Scheduler::Apply knows what was asked for.
+// Overwrites `result` with the last stage's results, reusing its memory. Moves logits out of `done`. Errors
+// become safe to show (base/safe_text.h). Nothing is checked here: CheckStepDone has been called, and Scheduler::Apply
+// knows what was asked for.
 void DecodeStepDone(cluster::v1::StepDone* done, StepResult* result);
 
 }  // namespace goldfinch

@@ -7,7 +7,23 @@
 
 namespace goldfinch {
 
-inline constexpr uint32_t kClusterProtocol = 2;
+inline constexpr uint32_t kClusterProtocol = 3;
+
+// How a worker proves that it has the cluster's key, and the coordinator that it has it too. All of it is metadata of
+// the call Work, so that the coordinator reads no message of anyone who has not proved it:
+//   1. The worker calls with its protocol and a nonce.
+//   2. The coordinator ends the call with UNAUTHENTICATED and a challenge in the trailing metadata.
+//   3. The worker calls again, with the challenge and Prove(kWorkerRole, {protocol, nonce, challenge}) besides. A
+//      challenge is good for one call, and for a few seconds.
+//   4. The coordinator's initial metadata has Prove(kCoordinatorRole, {protocol, nonce, challenge}). Only then does the
+//      worker register. (Prove is that of base/shared_key.h; the protocol is written in decimal.)
+// A coordinator without a key takes the first call.
+inline constexpr char kProtocolMetadata[] = "goldfinch-cluster-protocol";
+inline constexpr char kNonceMetadata[] = "goldfinch-cluster-nonce-bin";
+inline constexpr char kChallengeMetadata[] = "goldfinch-cluster-challenge-bin";
+inline constexpr char kProofMetadata[] = "goldfinch-cluster-proof-bin";
+inline constexpr char kWorkerRole[] = "goldfinch cluster worker";
+inline constexpr char kCoordinatorRole[] = "goldfinch cluster coordinator";
 
 }  // namespace goldfinch
 

@@ -62,10 +62,6 @@ def libraries():
         },
     )
     system_library(
-        name = "gloo",
-        targets = {":gloo": "-lgloo"},
-    )
-    system_library(
         name = "prometheus_cpp",
         targets = {
             "core:core": "prometheus-cpp-core",

@@ -1,16 +1,22 @@
 // The client against a gRPC server in which the test plays the coordinator.
 #include "worker/cluster_client.h"
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/shared_key.h"
 #include "gmock/gmock.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
@@ -21,6 +27,7 @@
 #include "gtest/gtest.h"
 #include "protos/cluster.grpc.pb.h"
 #include "protos/cluster.pb.h"
+#include "protos/cluster_protocol.h"
 #include "worker/model/random_model.h"
 
 namespace goldfinch {
@@ -54,7 +61,30 @@ class Coordinator : public cluster::v1::Cluster::Service {
 
   int port() const { return port_; }
 
-  grpc::Status Work(grpc::ServerContext* /*context*/, Stream* stream) override {
+  // Asks workers for the key, as protos/cluster_protocol.h says. Unless `proves`, it cannot answer itself.
+  void Ask(const SharedKey& key, bool proves = true) {
+    key_ = std::make_unique<SharedKey>(key);
+    proves_ = proves;
+  }
+
+  grpc::Status Work(grpc::ServerContext* context, Stream* stream) override {
+    if (key_ != nullptr) {
+      const auto value = [&](const char* name) {
+        const auto found = context->client_metadata().find(name);
+        return found == context->client_metadata().end() ? std::string_view()
+                                                         : std::string_view(found->second.data(), found->second.size());
+      };
+      const auto parts = {value(kProtocolMetadata), value(kNonceMetadata), std::string_view("challenge")};
+      if (value(kChallengeMetadata) != "challenge") {
+        context->AddTrailingMetadata(kChallengeMetadata, "challenge");
+        return {grpc::StatusCode::UNAUTHENTICATED, "it asks for the key"};
+      }
+      if (!key_->Accepts(value(kProofMetadata), kWorkerRole, parts)) {
+        return {grpc::StatusCode::PERMISSION_DENIED, "another\x1bkey"};
+      }
+      context->AddInitialMetadata(kProofMetadata, key_->Prove(proves_ ? kCoordinatorRole : kWorkerRole, parts));
+    }
+    stream->SendInitialMetadata();
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       stream_ = stream;
@@ -97,12 +127,19 @@ class Coordinator : public cluster::v1::Cluster::Service {
     const std::lock_guard<std::mutex> lock(mutex_);
     return streams_;
   }
+  // Whether no message has come that was not awaited.
+  bool silent() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return messages_.empty();
+  }
 
  private:
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
   std::mutex mutex_;
   std::condition_variable arrived_;
+  std::unique_ptr<const SharedKey> key_;
+  bool proves_ = true;
   Stream* stream_ = nullptr;
   int streams_ = 0;
   std::deque<FromWorker> messages_;
@@ -115,10 +152,27 @@ class ClusterClientTest : public testing::Test {
     worker = std::make_unique<Worker>(WorkerOptions{.name = "w"}, MakeCpuBackend(1), MakeLocalTransportFactory());
   }
 
-  void Start(int port) {
-    client = std::make_unique<ClusterClient>(ClusterClientOptions{.coordinator = absl::StrCat("127.0.0.1:", port),
-                                                                  .credentials = grpc::InsecureChannelCredentials()},
-                                             *worker);
+  void Start(int port, std::optional<SharedKey> key = {}) { Start(absl::StrCat("127.0.0.1:", port), std::move(key)); }
+  void Start(const std::string& address, std::optional<SharedKey> key = {}) {
+    client =
+        std::make_unique<ClusterClient>(ClusterClientOptions{.coordinator = address,
+                                                             .credentials = grpc::InsecureChannelCredentials(),
+                                                             .key = std::move(key),
+                                                             .log = [this](const std::string& line) { Log(line); }},
+                                        *worker);
+  }
+  void Log(const std::string& line) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    lines.push_back(line);
+    logged.notify_all();
+  }
+  // Waits for a line of the log that has the text in it.
+  bool AwaitLine(const std::string& text) {
+    std::unique_lock<std::mutex> lock(mutex);
+    return logged.wait_for(lock, kPatience, [&] {
+      return std::any_of(lines.begin(), lines.end(),
+                         [&](const std::string& line) { return line.find(text) != std::string::npos; });
+    });
   }
   ToWorker Welcome(double heartbeat_timeout_seconds) const {
     ToWorker message;
@@ -138,12 +192,16 @@ class ClusterClientTest : public testing::Test {
     form.set_cache_tokens(200);
     form.set_max_step_tokens(50);
     form.set_max_logit_rows(2);
+    form.set_transport_key(std::string(32, 'k'));
     form.set_sampleable(std::string(5, '\xFF'));
     form.set_repeats_freely(std::string(5, '\0'));
     return message;
   }
 
   const std::string path;
+  std::mutex mutex;
+  std::condition_variable logged;
+  std::vector<std::string> lines;
   std::unique_ptr<Worker> worker;
   std::unique_ptr<ClusterClient> client;
 };
@@ -233,6 +291,66 @@ TEST_F(ClusterClientTest, RefusalIsFinal) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("expected 2"));
   EXPECT_TRUE(coordinator.AwaitEnd());
   EXPECT_EQ(coordinator.streams(), 1);
+}
+
+const SharedKey kKey(std::string(32, 'k')), kOther(std::string(32, 'o'));
+
+TEST_F(ClusterClientTest, BothSidesProveThatTheyHaveTheKey) {
+  Coordinator coordinator;
+  coordinator.Ask(kKey);
+  Start(coordinator.port(), kKey);
+  EXPECT_EQ(coordinator.Await(FromWorker::kRegister).register_().name(), "w");
+  coordinator.Send(Welcome(60));
+  EXPECT_EQ(coordinator.Await(FromWorker::kDescribed).described().layers_size(), 2);
+  EXPECT_EQ(coordinator.streams(), 1);
+}
+
+TEST_F(ClusterClientTest, AnotherKeyEndsTheClient) {
+  Coordinator coordinator;
+  coordinator.Ask(kKey);
+  Start(coordinator.port(), kOther);
+  const absl::Status status = client->Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("refused this worker: another\\x1bkey"));
+  EXPECT_EQ(coordinator.streams(), 0);
+}
+
+TEST_F(ClusterClientTest, WithoutTheKeyTheClientSaysSo) {
+  Coordinator coordinator;
+  coordinator.Ask(kKey);
+  Start(coordinator.port());
+  EXPECT_THAT(std::string(client->Wait().message()), HasSubstr("it asks for the key"));
+}
+
+// An impostor learns nothing of the worker, and the worker goes on looking for its coordinator.
+TEST_F(ClusterClientTest, ACoordinatorThatDoesNotProveItselfIsNotRegisteredWith) {
+  for (const bool asks : {true, false}) {
+    Coordinator impostor;
+    if (asks) impostor.Ask(kKey, /*proves=*/false);
+    Start(impostor.port(), kKey);
+    EXPECT_TRUE(AwaitLine("does not prove that it has the key of the cluster"));
+    client.reset();
+    EXPECT_TRUE(impostor.AwaitEnd());
+    EXPECT_TRUE(impostor.silent()) << "no message of the worker";
+    const std::lock_guard<std::mutex> lock(mutex);
+    lines.clear();
+  }
+}
+
+TEST_F(ClusterClientTest, ANameThatDoesNotResolveYetIsTriedAgain) {
+  Start("no-such-host.invalid:50052");
+  EXPECT_TRUE(AwaitLine("no coordinator at no-such-host.invalid:50052 yet"));
+  client->Stop(0);
+  EXPECT_TRUE(client->Wait().ok()) << "it has not ended by itself";
+}
+
+TEST_F(ClusterClientTest, NoProxyIsUsed) {
+  setenv("http_proxy", "http://127.0.0.1:9", 1);
+  unsetenv("no_proxy");
+  Coordinator coordinator;
+  Start(coordinator.port());
+  EXPECT_EQ(coordinator.Await(FromWorker::kRegister).register_().name(), "w");
+  unsetenv("http_proxy");
 }
 
 }  // namespace

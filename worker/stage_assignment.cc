@@ -19,6 +19,7 @@ using cluster::v1::Form;
 constexpr uint64_t kSequencesMax = 1 << 20;
 constexpr uint64_t kStepTokensMax = 1 << 20;
 constexpr uint64_t kCacheTokensMax = uint64_t{1} << 36;
+constexpr uint64_t kTransportKeyBytes = 32;
 
 absl::Status CheckField(const char* name, uint64_t value, uint64_t low, uint64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
@@ -92,8 +93,11 @@ absl::StatusOr<StageAssignment> AssignStage(const Form& form, const ModelShape& 
   GF_RETURN_IF_ERROR(CheckField("cache_tokens", form.cache_tokens(), 1, kCacheTokensMax));
   GF_RETURN_IF_ERROR(CheckField("max_step_tokens", form.max_step_tokens(), 1, kStepTokensMax));
   GF_RETURN_IF_ERROR(CheckField("max_logit_rows", form.max_logit_rows(), 1, kStepTokensMax));
+  GF_RETURN_IF_ERROR(
+      CheckField("transport_key.size", form.transport_key().size(), kTransportKeyBytes, kTransportKeyBytes));
   StageAssignment assignment;
   assignment.generation = form.generation();
+  assignment.transport_key = form.transport_key();
   assignment.stage = static_cast<int>(form.stage());
   assignment.stages = form.first_layers_size();
   const std::vector<int> first_layers(form.first_layers().begin(), form.first_layers().end());

@@ -31,6 +31,7 @@ struct StageLinks {
 
 struct StageAssignment {
   uint64_t generation = 0;
+  std::string transport_key;
   int stage = 0;  // which of the `stages` this is
   int stages = 0;
   int first_layer = 0;

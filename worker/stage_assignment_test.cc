@@ -31,6 +31,7 @@ cluster::v1::Form Form(const std::vector<int>& first_layers, int stage) {
   form.set_cache_tokens(200);
   form.set_max_step_tokens(10);
   form.set_max_logit_rows(5);
+  form.set_transport_key(std::string(32, 'k'));
   form.set_sampleable(std::string("\xFD\x07", 2));
   form.set_repeats_freely(std::string("\x02\x08", 2));
   return form;

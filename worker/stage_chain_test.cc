@@ -63,6 +63,7 @@ class StageChainTest : public testing::TestWithParam<std::unique_ptr<TransportFa
       form.set_cache_tokens(400);
       form.set_max_step_tokens(20);
       form.set_max_logit_rows(20);
+      form.set_transport_key(std::string(32, 'k'));
       form.set_sampleable(std::string(kVocab / 8, '\xFF'));
       form.set_repeats_freely(std::string(kVocab / 8, '\0'));
       DeviceStage& member = group[i];
@@ -71,7 +72,7 @@ class StageChainTest : public testing::TestWithParam<std::unique_ptr<TransportFa
           *LoadModel(*member.backend, checkpoint, {}, member.assignment.first_layer, member.assignment.last_layer);
       member.stage = *Stage::Create(*member.backend, std::move(model), member.assignment.options);
       member.runner = *StageRunner::Create(member.assignment, *member.backend, *member.stage);
-      member.setup = *factory->Setup(1, static_cast<int>(i), member.assignment.Traffic(shape), *member.backend);
+      member.setup = *factory->Setup("a key", static_cast<int>(i), member.assignment.Traffic(shape), *member.backend);
     }
     std::vector<std::thread> threads;
     for (size_t i = 0; i < group.size(); ++i) {

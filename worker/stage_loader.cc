@@ -32,6 +32,11 @@ absl::Status StageLoader::OpenModel(const cluster::v1::Welcome& welcome, cluster
 }
 
 absl::Status StageLoader::ReadSettings(const cluster::v1::Welcome& welcome) {
+  if (!IsHeartbeatTimeout(welcome.heartbeat_timeout_seconds())) {
+    return absl::InvalidArgumentError(absl::StrCat("Welcome.heartbeat_timeout_seconds is ",
+                                                   welcome.heartbeat_timeout_seconds(),
+                                                   ", it must be above 0 and at most a day"));
+  }
   const std::optional<DType> cache_dtype = ParseCacheDType(welcome.cache_dtype());
   if (!cache_dtype) {
     return absl::InvalidArgumentError(

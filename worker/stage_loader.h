@@ -33,6 +33,9 @@ class StageLoader {
   // `options` and `backend` must outlive the loader.
   StageLoader(const WorkerOptions& options, Backend& backend);
 
+  // Whether a coordinator may name this heartbeat timeout: above 0 and at most a day. NaN is none.
+  static bool IsHeartbeatTimeout(double seconds) { return seconds > 0 && seconds <= 24 * 3600; }
+
   // Opens the checkpoint and configuration that WorkerOptions or else Welcome names, unless they are open, and fills
   // every field of `described` except `error`. INVALID_ARGUMENT names the bad field of Welcome; other errors are those
   // of reading the files. The stage that was loaded from another model is discarded.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/safe_text.h"
 #include "base/status.h"
 #include "protos/cluster.pb.h"
 #include "protos/cluster_protocol.h"
@@ -44,7 +45,10 @@ absl::Status CatchBadAlloc(Call call) {
   }
 }
 
-std::string Message(const absl::Status& status) { return std::string(status.message()); }
+// What goes to the coordinator or comes from it, within the limits of protos/cluster.proto.
+constexpr size_t kTextBytesMax = 4096;
+constexpr size_t kDeviceBytesMax = 512;
+std::string Message(const absl::Status& status) { return SafeText(status.message(), kTextBytesMax); }
 
 }  // namespace
 
@@ -82,7 +86,7 @@ void Worker::Connected(std::function<void(const FromWorker& message)> send) {
   cluster::v1::Register& registration = *message.mutable_register_();
   registration.set_protocol(kClusterProtocol);
   registration.set_name(options_.name);
-  registration.set_device(backend_->Describe());
+  registration.set_device(SafeText(backend_->Describe(), kDeviceBytesMax));
   registration.set_memory_bytes(options_.memory_bytes);
   registration.set_flops(options_.speed.flops);
   registration.set_read_bytes_per_second(options_.speed.read_bytes_per_second);
@@ -98,7 +102,7 @@ void Worker::Received(ToWorker message) {
     if (message.has_ping()) {
       reply.mutable_pong()->set_number(message.ping().number());
     } else if (message.has_refused()) {
-      refused_ = absl::FailedPreconditionError(message.refused());
+      refused_ = absl::FailedPreconditionError(SafeText(message.refused(), kTextBytesMax));
       EndGeneration("the coordinator has refused this worker");
     } else if (message.has_end_generation()) {
       if (message.end_generation().generation() == generation_->number) EndGeneration("the coordinator has ended it");
@@ -119,7 +123,10 @@ void Worker::Enqueue(ToWorker message) {
     EndGeneration("the next group forms");
     generation_ = std::make_shared<Generation>(Generation{message.form().generation(), absl::OkStatus()});
   }
-  if (message.has_welcome()) heartbeat_timeout_seconds_ = message.welcome().heartbeat_timeout_seconds();
+  // Another value is an error of Welcome; it must not keep this worker from noticing that the coordinator is silent.
+  if (message.has_welcome() && StageLoader::IsHeartbeatTimeout(message.welcome().heartbeat_timeout_seconds())) {
+    heartbeat_timeout_seconds_ = message.welcome().heartbeat_timeout_seconds();
+  }
   tasks_.push_back({generation_, connection_, std::make_unique<ToWorker>(std::move(message))});
   wake_.notify_one();
 }
@@ -282,7 +289,7 @@ absl::Status Worker::Form(const cluster::v1::Form& form) {
   GF_ASSIGN_OR_RETURN(const StageAssignment assignment, loader_.LoadStage(form));
   GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(assignment, *backend_, loader_.stage()));
   GF_RETURN_IF_ERROR(loader_.ReserveKept(assignment));
-  GF_ASSIGN_OR_RETURN(setup_, transport_factory_->Setup(assignment.generation, assignment.stage,
+  GF_ASSIGN_OR_RETURN(setup_, transport_factory_->Setup(assignment.transport_key, assignment.stage,
                                                         assignment.Traffic(loader_.shape()), *backend_));
   GF_RETURN_IF_ERROR(Publish(setup_.get(), nullptr));
 

@@ -38,6 +38,7 @@ TEST_P(WorkerTest, BadFormsAreRefused) {
       {"max_step_tokens is 0", [](auto& form) { form.set_max_step_tokens(0); }},
       {"max_step_tokens is 4294967295", [](auto& form) { form.set_max_step_tokens(0xFFFFFFFF); }},
       {"max_logit_rows is 0", [](auto& form) { form.set_max_logit_rows(0); }},
+      {"transport_key.size is 0", [](auto& form) { form.clear_transport_key(); }},
       {"cache_tokens is 0", [](auto& form) { form.set_cache_tokens(0); }},
       {"cache_tokens is 18446744073709551615", [](auto& form) { form.set_cache_tokens(~uint64_t{0}); }},
       {"max_sequence_tokens is 0", [](auto& form) { form.set_max_sequence_tokens(0); }},

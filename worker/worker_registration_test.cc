@@ -1,4 +1,5 @@
 // What a worker reports about itself and its model, and what it does when its stream to the coordinator breaks.
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -6,6 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
+#include "protos/cluster_protocol.h"
 #include "worker/worker_test_util.h"
 
 namespace goldfinch {
@@ -35,6 +37,12 @@ TEST_P(WorkerTest, DescribesTheModel) {
   message = WelcomeMessage();
   message.mutable_welcome()->set_cache_dtype("f64");
   EXPECT_THAT(error(), HasSubstr("\"f64\""));
+  for (const double seconds : {0.0, -1.0, std::numeric_limits<double>::quiet_NaN(), 1e9}) {
+    message = WelcomeMessage();
+    message.mutable_welcome()->set_heartbeat_timeout_seconds(seconds);
+    EXPECT_THAT(error(), HasSubstr("heartbeat_timeout_seconds is "));
+    EXPECT_FALSE(worker->silent());
+  }
   message = WelcomeMessage();
   message.mutable_welcome()->set_cache_dtype("int8");
   EXPECT_EQ(error(), "");
@@ -73,7 +81,7 @@ TEST_P(WorkerTest, StreamsBreakAndComeBack) {
   const auto mailbox = std::make_shared<Mailbox>();
   workers[0].mailbox = mailbox;
   workers[0]->Connected([mailbox](const FromWorker& message) { mailbox->Put(message); });
-  EXPECT_EQ(mailbox->Await(FromWorker::kRegister).register_().protocol(), 2u);
+  EXPECT_EQ(mailbox->Await(FromWorker::kRegister).register_().protocol(), kClusterProtocol);
   EndGeneration();
   Welcome(workers[0]);
   Form({0, 1});
@@ -93,10 +101,13 @@ TEST_P(WorkerTest, SilenceAndRefusal) {
   worker->Received(message);
   EXPECT_TRUE(worker->silent());
   EXPECT_TRUE(worker->refused().ok());
-  message.set_refused("another model");
+  message.set_refused("another\x1b model");
   worker->Received(message);
   EXPECT_EQ(worker->refused().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(worker->refused().message()), HasSubstr("another model"));
+  EXPECT_EQ(std::string(worker->refused().message()), "another\\x1b model") << "safe to print";
+  message.set_refused(std::string(1 << 20, 'x'));
+  worker->Received(message);
+  EXPECT_EQ(worker->refused().message().size(), size_t{4096});
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, WorkerTest, testing::ValuesIn(AllWorkerTestCases()),

@@ -62,10 +62,10 @@ class WatchedFactory : public TransportFactory {
   WatchedFactory(std::unique_ptr<TransportFactory> inner, std::shared_ptr<TransportWatch> watch)
       : inner_(std::move(inner)), watch_(std::move(watch)) {}
   const char* kind() const override { return inner_->kind(); }
-  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t generation, int stage,
+  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(const std::string& key, int stage,
                                                         const std::vector<StageTraffic>& traffic,
                                                         Backend& backend) override {
-    auto setup = inner_->Setup(generation, stage, traffic, backend);
+    auto setup = inner_->Setup(key, stage, traffic, backend);
     if (!setup.ok()) return setup.status();
     return std::make_unique<WatchedSetup>(*std::move(setup), watch_);
   }
@@ -76,7 +76,7 @@ class WatchedFactory : public TransportFactory {
 };
 
 std::unique_ptr<TransportFactory> MakeTransport(const WorkerTestCase& test_case) {
-  if (test_case.transport == "gloo") return *MakeGlooTransportFactory("127.0.0.1", 60);
+  if (test_case.transport == "tcp") return *MakeTcpTransportFactory("127.0.0.1", 60);
   return MakeLocalTransportFactory();
 }
 
@@ -270,7 +270,7 @@ void PrintTo(const WorkerTestCase& test_case, std::ostream* out) {
 }
 
 std::vector<WorkerTestCase> AllWorkerTestCases() {
-  return {{"local", false}, {"gloo", false}, {"local", true}, {"gloo", true}};
+  return {{"local", false}, {"tcp", false}, {"local", true}, {"tcp", true}};
 }
 
 StageOptions WorkerTest::Options() {
@@ -305,6 +305,7 @@ ToWorker WorkerTest::WelcomeMessage() const {
   message.mutable_welcome()->set_model(path);
   message.mutable_welcome()->set_verify("all");
   message.mutable_welcome()->set_cache_dtype("bf16");
+  message.mutable_welcome()->set_heartbeat_timeout_seconds(1000);
   return message;
 }
 
@@ -333,6 +334,7 @@ ToWorker WorkerTest::FormMessage(int stage, const std::vector<int>& first_layers
   form.set_cache_tokens(options.cache_tokens);
   form.set_max_step_tokens(options.max_step_tokens);
   form.set_max_logit_rows(options.max_logit_rows);
+  form.set_transport_key(std::string(32, 'k'));
   const auto vocabulary = TestVocabulary();
   std::string sampleable(kVocab / 8, '\0'), repeats(kVocab / 8, '\0');
   for (int32_t id = 0; id < kVocab; ++id) {

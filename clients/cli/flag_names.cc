@@ -30,7 +30,7 @@ constexpr FlagName kFlagNames[] = {
     {"gold_tier", "--gold-tier"},
     {"device", "--device", {}, {" is \"", " cpu", " cuda", " auto"}},
     {"dtype", "--dtype", {kStart}, {" is "}},
-    {"transport", "--transport", {}, {" gloo", " nccl", " auto", " is ", " \""}},
+    {"transport", "--transport", {}, {" tcp", " nccl", " auto", " is ", " \""}},
     {"vocab", "--vocab", {kStart, "pass ", "set ", "give ", "with "}},
     {"vocab", "--vocab", {}, {" is not set"}},
     // Limits.
@@ -68,6 +68,8 @@ constexpr FlagName kFlagNames[] = {
     {"heartbeat_timeout_seconds", "--heartbeat-timeout"},
     {"heartbeat_timeout", "--heartbeat-timeout"},
     {"heartbeat timeout", "--heartbeat-timeout"},
+    {"cluster_key_file", "--cluster-key-file"},
+    {"model_fingerprint", "--model-fingerprint"},
     {"heartbeat_interval_seconds", "--heartbeat-interval"},
     {"heartbeat_interval", "--heartbeat-interval"},
     {"heartbeat interval", "--heartbeat-interval"},

@@ -41,7 +41,7 @@ void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
   AddMaxStepTokensFlag(command, options.max_step_tokens, int64_t{1} << 16,
                        "Most tokens of one step, over all its sequences");
   memory.Text("--cache-tokens", options.cache_tokens, "TOKENS", "Tokens that the caches of one pipeline hold")
-      ->check(InRange(int64_t{1}, int64_t{1} << 40))
+      ->check(InRange(int64_t{1}, int64_t{1} << 36))
       ->default_str("what memory allows");
   AddCacheDTypeFlag(command, options.cache_dtype);
 }
@@ -68,6 +68,13 @@ void AddServerTls(CLI::App& command, const std::string& prefix, const std::strin
   security.Text("--" + prefix + "-server-key", tls.key, "FILE", "Private key (PEM) of that certificate");
   security.Text("--" + prefix + "-root-cert", tls.roots, "FILE",
                 "CA certificate (PEM) to verify those who connect with; they must have a certificate (mutual TLS)");
+}
+
+void AddClusterKeyFlag(CLI::App& command, std::string& file, const std::string& others) {
+  FlagGroup(command, kSecurityFlags)
+      .Text("--cluster-key-file", file, "FILE",
+            "File with a secret of at least 32 characters, the same for the coordinator and its workers; the " +
+                others + " must prove that they have it");
 }
 
 void AddListenFlags(CLI::App& command, ServeOptions& options) {
@@ -123,13 +130,26 @@ void AddServe(CLI::App& app, ServeOptions& options) {
 
 void AddCoordinator(CLI::App& app, ServeOptions& options) {
   CLI::App& command = *app.add_subcommand("coordinator", "Serve a model with workers that connect to this process");
-  command.footer("Example: goldfinch coordinator --model model.pth --pipeline-parallel-size 3 --host 0.0.0.0");
+  command.footer(
+      "Example: goldfinch coordinator --model model.pth --pipeline-parallel-size 3 --host 0.0.0.0 --cluster-key-file "
+      "cluster.key");
   AddModelFlags(command, options);
   AddPipelineFlags(command, options);
   AddCapacityFlags(command, options);
   AddListenFlags(command, options);
+  FlagGroup(command, kModelFlags)
+      .Text("--model-fingerprint", options.model_fingerprint, "HEX",
+            "Fingerprint of the model, as `goldfinch inspect --json` prints it, if only the workers have the file")
+      ->default_str("that of the file");
   AddPort(command, "--cluster-port", options.cluster_port, "Port that workers connect to");
+  FlagGroup(command, kNetworkFlags)
+      .Text("--cluster-host", options.cluster_host, "HOST", "Address of the cluster port")
+      ->default_str("--host");
   AddServerTls(command, "cluster", "cluster port", options.cluster_tls);
+  AddClusterKeyFlag(command, options.cluster_key_file, "workers");
+  FlagGroup(command, kSecurityFlags)
+      .Switch("--insecure-cluster", options.insecure_cluster,
+              "Let whoever reaches the cluster port join as a worker, also where it is not on loopback");
   AddServerTimeouts(command, options);
   FlagGroup timeouts(command, kTimeoutFlags);
   timeouts.Seconds("--heartbeat-interval", options.heartbeat_interval_seconds, "Seconds between heartbeats");
@@ -143,7 +163,7 @@ void AddCoordinator(CLI::App& app, ServeOptions& options) {
 
 void AddWorker(CLI::App& app, WorkerCommandOptions& options) {
   CLI::App& command = *app.add_subcommand("worker", "Run layers of a model for a coordinator");
-  command.footer("Example: goldfinch worker --coordinator 10.0.0.1:50052");
+  command.footer("Example: goldfinch worker --coordinator 10.0.0.1:50052 --cluster-key-file cluster.key");
   FlagGroup model(command, kModelFlags);
   model.Text("--model", options.model, "PATH", "Checkpoint")->default_str("the path that the coordinator names");
   model.Text("--config", options.config, "FILE", "Settings of the model, JSON or YAML")
@@ -159,16 +179,16 @@ void AddWorker(CLI::App& app, WorkerCommandOptions& options) {
       ->default_str("host name and process");
   network.Text("--address", options.address, "HOST", "Host name or IP address at which other workers reach this one")
       ->default_str("the address of the route to the coordinator");
-  network.Choice(
-      "--transport", options.transport, {"auto", "gloo", "nccl"},
-      "How rows travel between workers, the same for all workers of a group: over TCP (gloo) or between GPUs "
-      "with one worker each (nccl); auto is nccl where the device is CUDA and NCCL is available, else gloo");
+  network.Choice("--transport", options.transport, {"auto", "tcp", "nccl"},
+                 "How rows travel between workers, the same for all workers of a group: over TCP (tcp) or between GPUs "
+                 "with one worker each (nccl); auto is nccl where the device is CUDA and NCCL is available, else tcp");
   FlagGroup security(command, kSecurityFlags);
   security.Text("--cluster-root-cert", options.tls.roots, "FILE",
                 "CA certificate (PEM) to verify the coordinator with; turns on TLS");
   security.Text("--cluster-client-cert", options.tls.certificate, "FILE",
                 "Client certificate (PEM), for a coordinator that asks for one");
   security.Text("--cluster-client-key", options.tls.key, "FILE", "Private key (PEM) of that certificate");
+  AddClusterKeyFlag(command, options.key_file, "coordinator and its workers");
   FlagGroup timeouts(command, kTimeoutFlags);
   timeouts.Seconds("--transport-timeout", options.transport_timeout_seconds,
                    "Seconds after which a transfer between workers that makes no progress is given up");

@@ -12,6 +12,8 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/host_port.h"
+#include "base/status.h"
 
 namespace goldfinch {
 
@@ -31,14 +33,11 @@ std::string ProcessName() {
 }
 
 absl::StatusOr<std::string> AddressTowards(const std::string& target) {
-  const size_t colon = target.rfind(':');
-  if (colon == std::string::npos) return absl::InvalidArgumentError(absl::StrCat(target, " is not HOST:PORT"));
-  std::string host = target.substr(0, colon);
-  if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+  GF_ASSIGN_OR_RETURN(const HostPort parsed, ParseHostPort(target));
   addrinfo hints{};
   hints.ai_socktype = SOCK_DGRAM;
   addrinfo* found = nullptr;
-  const int error = getaddrinfo(host.c_str(), target.substr(colon + 1).c_str(), &hints, &found);
+  const int error = getaddrinfo(parsed.host.c_str(), std::to_string(parsed.port).c_str(), &hints, &found);
   if (error != 0) return absl::UnavailableError(absl::StrCat(target, ": ", gai_strerror(error)));
   const absl::Cleanup free_found = [found] { freeaddrinfo(found); };
   // Connecting a datagram socket sends nothing, but chooses the route.

@@ -14,7 +14,8 @@ int64_t MachineMemoryBytes();
 // "node-7:4021": host name and process.
 std::string ProcessName();
 // The address of this machine on the route to `target`, HOST:PORT, by which the target's network reaches it.
-// UNAVAILABLE if the host has no address or there is no route to it.
+// UNAVAILABLE if the host has no address or there is no route to it, which may change; INVALID_ARGUMENT if `target` is
+// not HOST:PORT.
 absl::StatusOr<std::string> AddressTowards(const std::string& target);
 
 }  // namespace goldfinch

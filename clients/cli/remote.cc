@@ -6,9 +6,9 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/credentials.h"
+#include "base/host_port.h"
 #include "base/status.h"
 #include "clients/cli/model.h"
 #include "clients/cli/terminal.h"
@@ -16,22 +16,13 @@
 #include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/create_channel.h"
+#include "grpcpp/support/channel_arguments.h"
 #include "protos/generate.grpc.pb.h"
 
 namespace goldfinch {
 namespace {
 
 constexpr int64_t kApiKeyFileBytesMax = 4096;
-
-absl::Status CheckAddress(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  uint32_t port = 0;
-  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port == 0 ||
-      port > 65535) {
-    return UsageError(absl::StrCat("--server is \"", address, "\", expected HOST:PORT"));
-  }
-  return absl::OkStatus();
-}
 
 absl::StatusOr<std::string> ReadApiKey(const std::string& file) {
   if (file.empty()) return std::string();
@@ -54,16 +45,19 @@ void SilenceGrpc() {
 
 }  // namespace
 
-Remote::Remote(const RemoteOptions& options, std::string authorization, std::shared_ptr<grpc::ChannelInterface> channel)
+Remote::Remote(const RemoteOptions& options, std::string authorization, std::optional<Proxy> proxy,
+               std::shared_ptr<grpc::ChannelInterface> channel)
     : server_(options.server),
       deadline_seconds_(options.deadline_seconds),
       authorization_(std::move(authorization)),
+      proxy_(std::move(proxy)),
       channel_(std::move(channel)) {}
 
 Remote::~Remote() = default;
 
 absl::StatusOr<std::unique_ptr<Remote>> Remote::Open(const RemoteOptions& options) {
-  GF_RETURN_IF_ERROR(CheckAddress(options.server));
+  const absl::StatusOr<HostPort> address = ParseHostPort(options.server);
+  if (!address.ok()) return UsageError(absl::StrCat("--server ", std::string(address.status().message())));
   if (options.client_cert.empty() != options.client_key.empty()) {
     return UsageError("--grpc-client-cert and --grpc-client-key go together");
   }
@@ -71,8 +65,11 @@ absl::StatusOr<std::unique_ptr<Remote>> Remote::Open(const RemoteOptions& option
   SilenceGrpc();
   GF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ChannelCredentials> credentials,
                       MakeChannelCredentials({options.client_cert, options.client_key, options.root_cert}));
-  return std::unique_ptr<Remote>(
-      new Remote(options, key.empty() ? "" : "Bearer " + key, grpc::CreateChannel(options.server, credentials)));
+  std::optional<Proxy> proxy = ProxyFor(address->host);
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, proxy ? 1 : 0);
+  return std::unique_ptr<Remote>(new Remote(options, key.empty() ? "" : "Bearer " + key, std::move(proxy),
+                                            grpc::CreateCustomChannel(options.server, credentials, arguments)));
 }
 
 void Remote::Prepare(grpc::ClientContext* context) const {
@@ -87,7 +84,12 @@ void Remote::Prepare(grpc::ClientContext* context) const {
 absl::Status Remote::ToStatus(const grpc::Status& status) const {
   if (status.ok()) return absl::OkStatus();
   const auto code = static_cast<absl::StatusCode>(status.error_code());
-  return absl::Status(code, absl::StrCat(server_, ": ", absl::StatusCodeToString(code), ": ", status.error_message()));
+  std::string message = absl::StrCat(server_, ": ", absl::StatusCodeToString(code), ": ", status.error_message());
+  if (proxy_ && absl::IsUnavailable(absl::Status(code, ""))) {
+    absl::StrAppend(&message, " (by the proxy ", proxy_->address, ", which the variable ", proxy_->variable,
+                    " names; no_proxy lists hosts to reach without it)");
+  }
+  return absl::Status(code, message);
 }
 
 absl::StatusOr<v1::GetModelInfoResponse> Remote::GetModelInfo() const {

@@ -3,11 +3,13 @@
 #define GOLDFINCH_CLIENTS_CLI_REMOTE_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "clients/cli/options.h"
+#include "clients/cli/proxy.h"
 
 namespace grpc {
 class ChannelInterface;
@@ -35,7 +37,7 @@ class Remote {
   const std::shared_ptr<grpc::ChannelInterface>& channel() const { return channel_; }
   // Gives a call the API key and the deadline, which begins now. Must be called for every call.
   void Prepare(grpc::ClientContext* context) const;
-  // An error of the same code, "HOST:PORT: UNAVAILABLE: ...".
+  // An error of the same code, "HOST:PORT: UNAVAILABLE: ...". Names the proxy if there is one and it may be the cause.
   absl::Status ToStatus(const grpc::Status& status) const;
 
   absl::StatusOr<v1::GetModelInfoResponse> GetModelInfo() const;
@@ -44,11 +46,13 @@ class Remote {
   absl::StatusOr<std::string> TokenBytes(int32_t id) const;
 
  private:
-  Remote(const RemoteOptions& options, std::string authorization, std::shared_ptr<grpc::ChannelInterface> channel);
+  Remote(const RemoteOptions& options, std::string authorization, std::optional<Proxy> proxy,
+         std::shared_ptr<grpc::ChannelInterface> channel);
 
   const std::string server_;
   const double deadline_seconds_;
-  const std::string authorization_;  // value of the metadata key "authorization"; may be empty
+  const std::string authorization_;   // value of the metadata key "authorization"; may be empty
+  const std::optional<Proxy> proxy_;  // by which the channel goes
   const std::shared_ptr<grpc::ChannelInterface> channel_;
 };
 

@@ -15,8 +15,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "base/credentials.h"
+#include "base/host_port.h"
 #include "base/status.h"
 #include "base/version.h"
+#include "clients/cli/cluster_setup.h"
 #include "clients/cli/device.h"
 #include "clients/cli/embedded_workers.h"
 #include "clients/cli/serve_commands.h"
@@ -44,7 +46,8 @@ namespace {
 constexpr double kReadyPollSeconds = 0.02;
 constexpr int64_t kScoredRows = 64;  // rows of logits for scoring in one step
 // Far above the largest answer to a step: raw logits take at most 16 MB.
-constexpr int64_t kClusterMessageBytesMax = int64_t{256} << 20;
+constexpr int64_t kClusterMessageBytesMax = int64_t{64} << 20;
+constexpr int kWorkersMaxLeast = 64;  // for a small cluster: spares, and workers that come back before they are missed
 // Time to write out the streams that have ended.
 constexpr double kCloseSeconds = 2;
 
@@ -71,6 +74,7 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   if (!options.config.empty()) membership.config = std::filesystem::absolute(options.config).string();
   membership.verify = options.verify;
   membership.cache_dtype = options.cache_dtype;
+  membership.workers_max = std::max(kWorkersMaxLeast, 4 * options.replicas * options.stages);
   membership.heartbeat_interval_seconds = options.heartbeat_interval_seconds;
   membership.heartbeat_timeout_seconds = options.heartbeat_timeout_seconds;
   membership.form_timeout_seconds = options.form_timeout_seconds;
@@ -147,12 +151,14 @@ class Frontend {
     GF_ASSIGN_OR_RETURN(frontend->public_, Server::Start(server, {MakePublicService(&coordinator, &metrics, service)}));
     if (with_cluster_port) {
       ServerOptions cluster;
-      cluster.host = options.host;
+      cluster.host = ClusterHost(options);
       cluster.port = options.cluster_port;
       cluster.request_bytes_max = kClusterMessageBytesMax;
       cluster.reflection = false;
       GF_ASSIGN_OR_RETURN(cluster.credentials, MakeServerCredentials(options.cluster_tls));
-      GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, {})}));
+      ClusterServiceOptions service;
+      GF_ASSIGN_OR_RETURN(service.key, ReadClusterKey(options.cluster_key_file));
+      GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, service)}));
     }
     if (options.metrics_port >= 0) {
       GF_ASSIGN_OR_RETURN(frontend->metrics_, MetricsServer::Start(options.host, options.metrics_port, metrics));
@@ -162,7 +168,12 @@ class Frontend {
 
   void Announce(const ServeOptions& options) const {
     spdlog::info("serving {} at {}:{}", ModelName(options), options.host, public_->port());
-    if (cluster_ != nullptr) spdlog::info("workers connect to {}:{}", options.host, cluster_->port());
+    if (cluster_ != nullptr) {
+      spdlog::info("workers connect to {}", HostPort{ClusterHost(options), cluster_->port()}.ToString());
+      if (options.insecure_cluster) {
+        spdlog::warn("--insecure-cluster: whoever reaches that port can join, read prompts and make up answers");
+      }
+    }
     if (metrics_ != nullptr) spdlog::info("metrics at http://{}:{}/metrics", options.host, metrics_->port());
     if (!options.ready_json) return;
     nlohmann::json ports = {{"grpc_port", public_->port()}};
@@ -225,9 +236,11 @@ absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions
 }
 
 absl::Status Serve(const ServeOptions& options, bool embedded) {
+  if (!embedded) GF_RETURN_IF_ERROR(CheckClusterPort(options));
   StopSignal stop;
   LogAsServer();
   GF_ASSIGN_OR_RETURN(CoordinatorOptions coordinator_options, CoordinatorOptionsOf(options, stop));
+  GF_RETURN_IF_ERROR(DescribeModel(options, &coordinator_options.membership));
   const int workers_wanted = coordinator_options.membership.stages * options.replicas;
   std::vector<std::unique_ptr<Backend>> backends;
   if (embedded) {

@@ -14,6 +14,7 @@ namespace goldfinch {
 // `goldfinch serve`, whose workers are in its own process, and `goldfinch coordinator`.
 struct ServeOptions {
   std::string model;                 // --model; workers open the same path unless they are given their own
+  std::string model_fingerprint;     // --model-fingerprint; empty: the model's file is on this machine
   std::string config;                // --config; empty: config.json beside the model
   std::string vocab;                 // --vocab; empty: beside the model, or bytes if the model's config says so
   std::string served_model_name;     // --served-model-name; empty: the model's file name
@@ -38,7 +39,10 @@ struct ServeOptions {
   int metrics_port = 9090;          // --metrics-port: HTTP; 0: any free one, -1: none
   int cluster_port = 50052;         // --cluster-port, for workers; 0: any free one
   TlsFiles tls;                     // --grpc-server-cert, --grpc-server-key, --grpc-root-cert
+  std::string cluster_host;         // --cluster-host; empty: host
   TlsFiles cluster_tls;             // --cluster-server-cert, ...
+  std::string cluster_key_file;     // --cluster-key-file; empty: workers prove nothing
+  bool insecure_cluster = false;    // --insecure-cluster: strangers may reach the cluster port
   std::string api_key_file;         // --api-key-file; empty: no key is asked for
   bool no_grpc_reflection = false;  // --no-grpc-reflection
   // --max-message-bytes: size of a request. A prompt of a million ids has 3 MB, a text of as many tokens 5 MB.
@@ -63,12 +67,13 @@ struct WorkerCommandOptions {
   std::string config;       // --config; empty: the path that the coordinator names
   // --address at which other workers reach this one; empty: the address of the interface that routes to the coordinator
   std::string address;
-  BackendOptions backend;               // --device, --dtype, --threads
-  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization
-  int64_t memory_bytes = 0;             // --memory; 0: a share of the device's
-  std::string gold_tier = "auto";       // --gold-tier
-  TlsFiles tls;                         // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
-  std::string transport = "auto";       // --transport: gloo, nccl; auto: nccl if the device is CUDA and NCCL is there
+  BackendOptions backend;                  // --device, --dtype, --threads
+  double gpu_memory_utilization = 0.9;     // --gpu-memory-utilization
+  int64_t memory_bytes = 0;                // --memory; 0: a share of the device's
+  std::string gold_tier = "auto";          // --gold-tier
+  TlsFiles tls;                            // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
+  std::string key_file;                    // --cluster-key-file; empty: neither side proves anything
+  std::string transport = "auto";          // --transport: tcp, nccl; auto: nccl if the device is CUDA and NCCL is there
   double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress for this long fails
   double shutdown_timeout_seconds = 10;    // --shutdown-timeout: for the group to end, after SIGTERM
 };

@@ -1,15 +1,20 @@
 // goldfinch worker: runs layers for a coordinator.
 #include "worker/worker.h"
 
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/credentials.h"
+#include "base/host_port.h"
+#include "base/shared_key.h"
 #include "base/status.h"
 #include "base/units.h"
+#include "clients/cli/cluster_setup.h"
 #include "clients/cli/device.h"
 #include "clients/cli/machine.h"
 #include "clients/cli/serve_commands.h"
@@ -28,11 +33,13 @@ namespace goldfinch {
 
 namespace {
 
+constexpr double kResolveSecondsMax = 2;  // between two attempts to resolve the coordinator's name
+
 // `description` gets the transport's name, and why it is not a better one.
 absl::StatusOr<std::unique_ptr<TransportFactory>> OpenTransport(const WorkerCommandOptions& options,
                                                                 const Backend& backend, const std::string& address,
                                                                 std::string* description) {
-  *description = "gloo";
+  *description = "tcp";
   if (options.transport == "nccl" && backend.kind() != DeviceKind::kCuda) {
     return AsUsageError(absl::InvalidArgumentError("--transport nccl: the device is not a CUDA device"));
   }
@@ -47,22 +54,40 @@ absl::StatusOr<std::unique_ptr<TransportFactory>> OpenTransport(const WorkerComm
     if (options.transport == "nccl") {
       return AsUsageError(absl::Status(nccl.status().code(), absl::StrCat("--transport nccl: ", why)));
     }
-    *description = absl::StrCat("gloo (no NCCL: ", why, ")");
+    *description = absl::StrCat("tcp (no NCCL: ", why, ")");
   }
-  return MakeGlooTransportFactory(address, options.transport_timeout_seconds);
+  return MakeTcpTransportFactory(address, options.transport_timeout_seconds);
+}
+
+// The address of this machine on the route to the coordinator. The coordinator's name may not resolve yet, and its
+// network may not be up: tries again for as long as it takes. Empty if it was told to stop.
+absl::StatusOr<std::string> AwaitAddressTowards(const std::string& coordinator, StopSignal& stop) {
+  double pause_seconds = 0.1;
+  for (bool first = true;; first = false) {
+    absl::StatusOr<std::string> address = AddressTowards(coordinator);
+    if (!absl::IsUnavailable(address.status())) return address;
+    if (first) spdlog::info("no way to the coordinator yet: {}", std::string(address.status().message()));
+    if (stop.WaitFor(pause_seconds)) return std::string();
+    pause_seconds = std::min(2 * pause_seconds, kResolveSecondsMax);
+  }
 }
 
 }  // namespace
 
 absl::Status RunWorker(const WorkerCommandOptions& options) {
+  if (const absl::Status status = ParseHostPort(options.coordinator).status(); !status.ok()) {
+    return UsageError(absl::StrCat("--coordinator ", std::string(status.message())));
+  }
   StopSignal stop;
   LogAsServer();
+  GF_ASSIGN_OR_RETURN(std::optional<SharedKey> key, ReadClusterKey(options.key_file));
   std::string device;
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend, &device));
   GF_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ChannelCredentials> credentials, MakeChannelCredentials(options.tls));
   std::string address = options.address;
   if (address.empty()) {
-    GF_ASSIGN_OR_RETURN(address, AddressTowards(options.coordinator));
+    GF_ASSIGN_OR_RETURN(address, AwaitAddressTowards(options.coordinator, stop));
+    if (address.empty()) return stop.status();
   }
   std::string transport_kind;
   GF_ASSIGN_OR_RETURN(std::unique_ptr<TransportFactory> transport,
@@ -86,6 +111,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   ClusterClientOptions client_options;
   client_options.coordinator = options.coordinator;
   client_options.credentials = std::move(credentials);
+  client_options.key = std::move(key);
   client_options.log = [](const std::string& line) { spdlog::info("{}", line); };
   ClusterClient client(std::move(client_options), worker);
   std::thread watcher([&] {

@@ -1,16 +1,24 @@
 #include "coordinator/grpc/cluster_service.h"
 
+#include <chrono>
 #include <deque>
 #include <mutex>
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "absl/status/status.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "base/check.h"
+#include "base/status.h"
+#include "coordinator/grpc/worker_gate.h"
 #include "coordinator/worker_link.h"
+#include "coordinator/worker_messages.h"
 #include "grpcpp/server_context.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "grpcpp/support/proto_buffer_reader.h"
 #include "protos/cluster.grpc.pb.h"
+#include "protos/cluster_protocol.h"
 #include "spdlog/spdlog.h"
 
 namespace goldfinch {
@@ -18,7 +26,9 @@ namespace {
 
 using cluster::v1::FromWorker;
 using cluster::v1::ToWorker;
-using Reactor = grpc::ServerBidiReactor<FromWorker, ToWorker>;
+// Messages are raw, so that their bytes are checked before they are parsed.
+using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
+using RawService = cluster::v1::Cluster::WithRawCallbackMethod_Work<cluster::v1::Cluster::Service>;
 
 // "ipv6:%5B::1%5D:41233" is "[::1]:41233".
 std::string AddressOf(const std::string& peer) {
@@ -40,7 +50,9 @@ class Link final : public WorkerLink {
     if (finished_ || closing_) return;
     const auto bytes = static_cast<int64_t>(message.ByteSizeLong());
     if (queued_bytes_ + bytes > queue_bytes_max_) return CutOff(bytes);
-    queue_.push_back(message);
+    bool own_buffer = false;
+    queue_.emplace_back();
+    GF_CHECK(grpc::SerializationTraits<ToWorker>::Serialize(message, &queue_.back(), &own_buffer).ok());
     queued_bytes_ += bytes;
     WriteNext();
   }
@@ -55,7 +67,7 @@ class Link final : public WorkerLink {
   void WriteDone(bool ok) {
     const std::lock_guard<std::mutex> lock(mutex_);
     writing_ = false;
-    queued_bytes_ -= static_cast<int64_t>(queue_.front().ByteSizeLong());
+    queued_bytes_ -= static_cast<int64_t>(queue_.front().Length());
     queue_.pop_front();
     if (ok) return WriteNext();
     Drop();
@@ -91,7 +103,7 @@ class Link final : public WorkerLink {
   // Drops the messages that wait, except the one that is being written.
   void Drop() {
     while (queue_.size() > (writing_ ? 1 : 0)) {
-      queued_bytes_ -= static_cast<int64_t>(queue_.back().ByteSizeLong());
+      queued_bytes_ -= static_cast<int64_t>(queue_.back().Length());
       queue_.pop_back();
     }
   }
@@ -118,7 +130,7 @@ class Link final : public WorkerLink {
   std::mutex mutex_;
   // Guarded by mutex_.
   grpc::CallbackServerContext* context_;  // null once the stream has ended
-  std::deque<ToWorker> queue_;            // the first is under way if `writing_`
+  std::deque<grpc::ByteBuffer> queue_;    // the first is under way if `writing_`
   int64_t queued_bytes_ = 0;
   bool writing_ = false;
   bool closing_ = false;
@@ -131,14 +143,16 @@ class WorkStream final : public Reactor {
   WorkStream(WorkerListener* listener, grpc::CallbackServerContext* context, int64_t queue_bytes_max)
       : listener_(listener), link_(std::make_shared<Link>(this, context, queue_bytes_max)) {
     worker_ = listener_->Connected(link_, link_->address());
-    StartRead(&message_);
+    StartSendInitialMetadata();  // now, for the coordinator's proof is in it
+    StartRead(&bytes_);
   }
 
   void OnReadDone(bool ok) override {
     if (!ok) return link_->Ended();
-    listener_->Received(worker_, std::move(message_));
-    message_.Clear();
-    StartRead(&message_);
+    FromWorker message;
+    if (const absl::Status status = Parse(&message); !status.ok()) return Refuse(std::string(status.message()));
+    listener_->Received(worker_, std::move(message));
+    StartRead(&bytes_);
   }
 
   void OnWriteDone(bool ok) override { link_->WriteDone(ok); }
@@ -150,24 +164,103 @@ class WorkStream final : public Reactor {
   }
 
  private:
+  absl::Status Parse(FromWorker* message) {
+    {
+      grpc::ProtoBufferReader reader(&bytes_);
+      GF_RETURN_IF_ERROR(CheckWorkerBytes(&reader));
+    }
+    const bool parsed = grpc::SerializationTraits<FromWorker>::Deserialize(&bytes_, message).ok();
+    return parsed ? absl::OkStatus() : absl::InvalidArgumentError("the bytes are no message");
+  }
+
+  // Nothing more is read.
+  void Refuse(const std::string& reason) {
+    spdlog::warn("worker {} is dropped: its message is not valid: {}", link_->address(), reason);
+    ToWorker refusal;
+    refusal.set_refused("its message is not valid: " + reason);
+    link_->Send(refusal);
+    link_->Close();
+  }
+
   WorkerListener* const listener_;
   const std::shared_ptr<Link> link_;
   uint64_t worker_ = 0;
-  FromWorker message_;
+  grpc::ByteBuffer bytes_;
 };
 
-class ClusterService final : public cluster::v1::Cluster::CallbackService {
+// Ends a call before anything of it is read. Deletes itself.
+class RefusedStream final : public Reactor {
+ public:
+  explicit RefusedStream(const absl::Status& status) {
+    Finish(grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message())));
+  }
+  void OnDone() override { delete this; }
+};
+
+// Logs at most one line in a while, and how many were left out.
+class RefusalLog {
+ public:
+  void Add(const std::string& address, const absl::Status& status, double now) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (now < next_) {
+      ++left_out_;
+      return;
+    }
+    spdlog::warn("refused a worker at {}: {}{}", address, std::string(status.message()),
+                 left_out_ > 0 ? fmt::format(" (and {} more)", left_out_) : "");
+    left_out_ = 0;
+    next_ = now + kSeconds;
+  }
+
+ private:
+  static constexpr double kSeconds = 5;
+
+  std::mutex mutex_;
+  double next_ = 0;
+  int64_t left_out_ = 0;
+};
+
+double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+WorkerCredentials CredentialsOf(const grpc::CallbackServerContext& context) {
+  const auto value = [&](const char* key) {
+    const auto found = context.client_metadata().find(key);
+    return found == context.client_metadata().end() ? std::string_view()
+                                                    : std::string_view(found->second.data(), found->second.size());
+  };
+  return {value(kProtocolMetadata), value(kNonceMetadata), value(kChallengeMetadata), value(kProofMetadata)};
+}
+
+class ClusterService final : public RawService {
  public:
   ClusterService(WorkerListener* listener, const ClusterServiceOptions& options)
-      : listener_(listener), options_(options) {}
+      : listener_(listener),
+        options_(options),
+        gate_(options.key ? std::make_unique<WorkerGate>(*options.key) : nullptr) {}
 
   Reactor* Work(grpc::CallbackServerContext* context) override {
+    if (gate_ != nullptr) {
+      const double now = Now();
+      const absl::StatusOr<std::string> proof = gate_->Admit(CredentialsOf(*context), now);
+      if (!proof.ok()) return Refuse(context, proof.status(), now);
+      context->AddInitialMetadata(kProofMetadata, *proof);
+    }
     return new WorkStream(listener_, context, options_.queue_bytes_max);
   }
 
  private:
+  Reactor* Refuse(grpc::CallbackServerContext* context, const absl::Status& status, double now) {
+    const WorkerCredentials worker = CredentialsOf(*context);
+    const bool begins = !worker.nonce.empty() && worker.challenge.empty();  // as every worker with a key does
+    if (absl::IsUnauthenticated(status)) context->AddTrailingMetadata(kChallengeMetadata, gate_->MakeChallenge(now));
+    if (!begins || !absl::IsUnauthenticated(status)) log_.Add(AddressOf(context->peer()), status, now);
+    return new RefusedStream(status);
+  }
+
   WorkerListener* const listener_;
   const ClusterServiceOptions options_;
+  const std::unique_ptr<WorkerGate> gate_;  // null without a key
+  RefusalLog log_;
 };
 
 }  // namespace

@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+
+#include "base/shared_key.h"
 
 namespace grpc {
 class Service;
@@ -17,6 +20,10 @@ struct ClusterServiceOptions {
   // The most bytes of messages that wait for one worker; beyond it the worker's stream is closed. The step of a long
   // prompt's chunk takes about 20 KB, so only a worker that has been silent for long gets there.
   int64_t queue_bytes_max = int64_t{256} << 20;
+  // Workers must prove that they have it, and are shown that the coordinator has it. Until then nothing that they send
+  // is read, and the listener does not hear of them. Not set: whoever calls is a worker, so the port must be one that
+  // only workers reach, or one that asks for their certificates.
+  std::optional<SharedKey> key = {};
 };
 
 // The listener must outlive the service, and the service the server that it is registered with. A link may be kept for

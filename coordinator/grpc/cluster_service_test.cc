@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/shared_key.h"
 #include "coordinator/grpc/server.h"
 #include "coordinator/worker_link.h"
 #include "gmock/gmock.h"
@@ -17,6 +18,7 @@
 #include "grpcpp/security/credentials.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.grpc.pb.h"
+#include "protos/cluster_protocol.h"
 
 namespace goldfinch {
 namespace {
@@ -66,6 +68,10 @@ class Listener : public WorkerListener {
     return Wait(worker, [](const Worker& w) { return w.disconnected > 0; });
   }
   Worker Get(uint64_t worker) { return WaitConnected(worker); }
+  size_t count() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return workers_.size();
+  }
 
  private:
   std::mutex mutex_;
@@ -198,6 +204,96 @@ TEST_F(SmallQueueTest, AWorkerThatReadsMayGetAnyAmount) {
   }
   context.TryCancel();
   listener_.WaitDisconnected(0);
+}
+
+TEST_F(ClusterServiceTest, AMessageOfTooManyEntriesIsNotParsed) {
+  grpc::ClientContext context;
+  const auto stream = stub_->Work(&context);
+  listener_.WaitConnected(0);
+  FromWorker message;
+  for (int i = 0; i < 1 << 20; ++i) message.mutable_joined()->add_addresses();
+  ASSERT_TRUE(stream->Write(message));
+  ToWorker refusal;
+  ASSERT_TRUE(stream->Read(&refusal));
+  EXPECT_EQ(refusal.refused(), "its message is not valid: it has more than 262144 entries");
+  EXPECT_FALSE(stream->Read(&refusal));
+  EXPECT_TRUE(listener_.WaitDisconnected(0).received.empty());
+  stream->Finish();
+}
+
+const SharedKey kKey(std::string(32, 'k'));
+
+class ClusterServiceKeyTest : public ClusterServiceTest {
+ protected:
+  ClusterServiceKeyTest() : ClusterServiceTest({.key = kKey}) {}
+
+  using Stream = grpc::ClientReaderWriterInterface<FromWorker, ToWorker>;
+
+  // How the call of someone who sends this metadata ends.
+  struct Refusal {
+    grpc::Status status;
+    std::string challenge;
+  };
+  Refusal Refused(grpc::ClientContext* context) {
+    const std::unique_ptr<Stream> stream = stub_->Work(context);
+    // Whatever he says, it is not read.
+    FromWorker message;
+    message.mutable_register_()->set_name(std::string(1 << 20, 'x'));
+    stream->Write(message);
+    Refusal refusal{stream->Finish(), ""};
+    const auto& metadata = context->GetServerTrailingMetadata();
+    const auto found = metadata.find(kChallengeMetadata);
+    if (found != metadata.end()) refusal.challenge.assign(found->second.data(), found->second.size());
+    return refusal;
+  }
+  std::string Challenge() {
+    grpc::ClientContext context;
+    context.AddMetadata(kNonceMetadata, nonce);
+    return Refused(&context).challenge;
+  }
+  void Answer(grpc::ClientContext* context, const std::string& challenge, const SharedKey& key) const {
+    context->AddMetadata(kProtocolMetadata, protocol);
+    context->AddMetadata(kNonceMetadata, nonce);
+    context->AddMetadata(kChallengeMetadata, challenge);
+    context->AddMetadata(kProofMetadata, key.Prove(kWorkerRole, {protocol, nonce, challenge}));
+  }
+
+  const std::string protocol = absl::StrCat(kClusterProtocol);
+  const std::string nonce = MakeNonce();
+};
+
+TEST_F(ClusterServiceKeyTest, StrangersAreNotHeard) {
+  for (int i = 0; i < 20; ++i) {
+    grpc::ClientContext context;
+    const Refusal refusal = Refused(&context);
+    EXPECT_EQ(refusal.status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+    EXPECT_FALSE(refusal.challenge.empty());
+  }
+  grpc::ClientContext context;
+  Answer(&context, Challenge(), SharedKey("another key"));
+  EXPECT_EQ(Refused(&context).status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(listener_.count(), 0U) << "the coordinator has heard of nobody";
+}
+
+TEST_F(ClusterServiceKeyTest, AWorkerWithTheKeyIsShownThatTheCoordinatorHasIt) {
+  const std::string challenge = Challenge();
+  grpc::ClientContext context, again;
+  Answer(&context, challenge, kKey);
+  const std::unique_ptr<Stream> stream = stub_->Work(&context);
+  stream->WaitForInitialMetadata();
+  const auto& metadata = context.GetServerInitialMetadata();
+  const auto proof = metadata.find(kProofMetadata);
+  ASSERT_NE(proof, metadata.end());
+  EXPECT_TRUE(
+      kKey.Accepts({proof->second.data(), proof->second.size()}, kCoordinatorRole, {protocol, nonce, challenge}));
+  ASSERT_TRUE(stream->Write(Pong(7)));
+  listener_.Wait(0, [](const Listener::Worker& w) { return w.received.size() == 1; });
+
+  Answer(&again, challenge, kKey);
+  EXPECT_EQ(Refused(&again).status.error_code(), grpc::StatusCode::UNAUTHENTICATED) << "a repeated call";
+  EXPECT_EQ(listener_.count(), 1U);
+  stream->WritesDone();
+  EXPECT_TRUE(stream->Finish().ok());
 }
 
 }  // namespace

@@ -268,7 +268,7 @@ def kill(bed):
         workers[name] = bed.start(
             name,
             ["worker", "--coordinator", f"127.0.0.1:{ports['cluster_port']}", "--name", name, "--memory", "4GiB"]
-            + [*bed.compute_flags(), "--transport", "gloo"],
+            + [*bed.compute_flags(), "--transport", "tcp"],
         )
 
     # Three stages, and one that stands by.

@@ -38,6 +38,7 @@ cluster::v1::Form FormOf(const ModelShape& shape, int first, int last) {
   form.set_cache_tokens(333);
   form.set_max_step_tokens(17);
   form.set_max_logit_rows(5);
+  form.set_transport_key(std::string(32, 'k'));
   form.set_sampleable(std::string((shape.vocab_size + 7) / 8, '\x01'));
   form.set_repeats_freely(std::string((shape.vocab_size + 7) / 8, '\0'));
   return form;

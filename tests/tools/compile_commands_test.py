@@ -7,7 +7,7 @@ import unittest
 
 import compile_commands
 
-FLAGS = ["-std=c++20", "-Werror", "-iquote", ".", "-iquote", "bazel-out/k8-opt/bin", "-iquote", "external/gloo"]
+FLAGS = ["-std=c++20", "-Werror", "-iquote", ".", "-iquote", "bazel-out/k8-opt/bin", "-iquote", "external/zlib"]
 OUTPUTS = ["-MD", "-MF", "a.d", "-frandom-seed=a.o", "-fno-canonical-system-headers"]
 
 

@@ -312,7 +312,7 @@ class LocalSetup : public TransportSetup {
 class LocalTransportFactory : public TransportFactory {
  public:
   const char* kind() const override { return "local"; }
-  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t /*generation*/, int stage,
+  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(const std::string& /*key*/, int stage,
                                                         const std::vector<StageTraffic>& traffic,
                                                         Backend& backend) override {
     GF_CHECK(stage >= 0 && stage < static_cast<int>(traffic.size()) && !traffic[stage]);

@@ -181,7 +181,7 @@ class Group {
     if (result == kNcclInvalidUsage) {
       absl::StrAppend(&message,
                       "; NCCL takes one stage a GPU: stages that share a GPU must run in one process, or their "
-                      "workers must use the transport \"gloo\"");
+                      "workers must use the transport \"tcp\"");
     }
     return absl::UnavailableError(message);
   }
@@ -401,7 +401,7 @@ class NcclTransportFactory : public TransportFactory {
   NcclTransportFactory(const NcclApi& api, double timeout_seconds) : api_(api), timeout_seconds_(timeout_seconds) {}
 
   const char* kind() const override { return "nccl"; }
-  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t /*generation*/, int stage,
+  absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(const std::string& /*key*/, int stage,
                                                         const std::vector<StageTraffic>& traffic,
                                                         Backend& backend) override {
     GF_CHECK(stage >= 0 && stage < static_cast<int>(traffic.size()) && !traffic[stage]);

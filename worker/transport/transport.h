@@ -76,10 +76,11 @@ class TransportSetup {
 class TransportFactory {
  public:
   virtual ~TransportFactory() = default;
-  virtual const char* kind() const = 0;  // "local", "gloo" or "nccl"
-  // `traffic` [stages] is what stage `stage` exchanges with each stage. `backend` must outlive the setup and the
-  // transport. RESOURCE_EXHAUSTED: there is no memory for rows on their way.
-  virtual absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(uint64_t generation, int stage,
+  virtual const char* kind() const = 0;  // "local", "tcp" or "nccl"
+  // `key` is a secret of the stages of one generation, by which they recognize each other; strangers that connect are
+  // refused. `traffic` [stages] is what stage `stage` exchanges with each stage. `backend` must outlive the setup and
+  // the transport. RESOURCE_EXHAUSTED: there is no memory for rows on their way. UNAVAILABLE: it cannot listen.
+  virtual absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(const std::string& key, int stage,
                                                                 const std::vector<StageTraffic>& traffic,
                                                                 Backend& backend) = 0;
 };
@@ -90,15 +91,16 @@ class TransportFactory {
 // waiting on the host.
 std::unique_ptr<TransportFactory> MakeLocalTransportFactory();
 
-// Over TCP, by Gloo. Gloo neither encrypts nor authenticates, so the network between workers must be trusted. Rows of a
-// device pass through host memory.
+// Over TCP, on connections whose ends have proved to each other that they have the key of the generation. Rows are not
+// encrypted, so nobody on the way between the workers may be able to read or change them. Rows of a device pass through
+// host memory.
 // `address` is a name or IP address of this machine's interface that peers can reach; INVALID_ARGUMENT names it
-// if it is not an address of this machine. A Send or Recv that makes no progress for `timeout_seconds` fails. The
-// process ignores SIGPIPE from then on.
-absl::StatusOr<std::unique_ptr<TransportFactory>> MakeGlooTransportFactory(const std::string& address,
-                                                                           double timeout_seconds);
+// if it is not an address of this machine. A Send or Recv that makes no progress for `timeout_seconds` fails.
+absl::StatusOr<std::unique_ptr<TransportFactory>> MakeTcpTransportFactory(const std::string& address,
+                                                                          double timeout_seconds);
 
-// Between CUDA devices, by NCCL, which needs a device for each stage and a trusted network as Gloo does. A transfer
+// Between CUDA devices, by NCCL, which needs a device for each stage. NCCL neither
+// encrypts nor authenticates, so nobody else may reach the workers' network. A transfer
 // that makes no progress for `timeout_seconds` fails. The first form opens the NCCL library: UNAVAILABLE names what is
 // missing if there is none or if it is too old.
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeNcclTransportFactory(double timeout_seconds);

@@ -20,8 +20,8 @@ void SendAndReceive(benchmark::State& state, const MakeFactory& make) {
   const int64_t bytes = state.range(0);
   const std::unique_ptr<TransportFactory> factories[] = {make(), make()};
   const std::unique_ptr<Backend> backends[] = {MakeCpuBackend(1), MakeCpuBackend(1)};
-  const auto sender_setup = *factories[0]->Setup(1, 0, {{}, {bytes, 0}}, *backends[0]);
-  const auto receiver_setup = *factories[1]->Setup(1, 1, {{0, bytes}, {}}, *backends[1]);
+  const auto sender_setup = *factories[0]->Setup("a key", 0, {{}, {bytes, 0}}, *backends[0]);
+  const auto receiver_setup = *factories[1]->Setup("a key", 1, {{0, bytes}, {}}, *backends[1]);
   std::unique_ptr<Transport> receiver;
   std::thread connect([&] { receiver = *receiver_setup->Connect({sender_setup->addresses()[1], ""}, 10); });
   const std::unique_ptr<Transport> sender = *sender_setup->Connect({"", receiver_setup->addresses()[0]}, 10);
@@ -42,11 +42,11 @@ void SendAndReceive(benchmark::State& state, const MakeFactory& make) {
 }
 
 void Local(benchmark::State& state) { SendAndReceive(state, MakeLocalTransportFactory); }
-void Gloo(benchmark::State& state) {
-  SendAndReceive(state, [] { return *MakeGlooTransportFactory("127.0.0.1", 10); });
+void Tcp(benchmark::State& state) {
+  SendAndReceive(state, [] { return *MakeTcpTransportFactory("127.0.0.1", 10); });
 }
 BENCHMARK(Local)->Arg(8 << 10)->Arg(4 << 20)->UseRealTime();
-BENCHMARK(Gloo)->Arg(8 << 10)->Arg(4 << 20)->UseRealTime();
+BENCHMARK(Tcp)->Arg(8 << 10)->Arg(4 << 20)->UseRealTime();
 
 }  // namespace
 }  // namespace goldfinch

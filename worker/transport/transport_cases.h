@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "worker/transport/transport.h"
@@ -113,7 +114,7 @@ class TransportTest : public testing::TestWithParam<TransportKind> {
     for (int stage = 0; stage < stages; ++stage) {
       std::vector<StageTraffic> traffic(stages, StageTraffic{kBytesMax, kBytesMax});
       traffic[stage] = {};
-      auto setup = Factory(stage).Setup(generation, stage, traffic, Device(stage));
+      auto setup = Factory(stage).Setup(absl::StrCat("generation ", generation), stage, traffic, Device(stage));
       EXPECT_TRUE(setup.ok()) << setup.status();
       setups.push_back(*std::move(setup));
     }
@@ -163,8 +164,8 @@ class TransportTest : public testing::TestWithParam<TransportKind> {
 struct StagePair {
   StagePair(TransportFactory& factory, const std::function<std::unique_ptr<Backend>(int stage)>& open_device)
       : devices{open_device(0), open_device(1)}, stages{TestStage(*devices[0]), TestStage(*devices[1])} {
-    setups[0] = *factory.Setup(1, 0, {{}, {kBytesMax, 0}}, *devices[0]);
-    setups[1] = *factory.Setup(1, 1, {{0, kBytesMax}, {}}, *devices[1]);
+    setups[0] = *factory.Setup("a key", 0, {{}, {kBytesMax, 0}}, *devices[0]);
+    setups[1] = *factory.Setup("a key", 1, {{0, kBytesMax}, {}}, *devices[1]);
   }
   // Returns how Connect went for the sender and for the receiver.
   std::pair<absl::Status, absl::Status> Connect(double seconds = kConnectSeconds) {

@@ -28,8 +28,8 @@ int Gpus(std::string* why) {
 }
 
 std::unique_ptr<TransportFactory> Local(double /*timeout_seconds*/) { return MakeLocalTransportFactory(); }
-std::unique_ptr<TransportFactory> Gloo(double timeout_seconds) {
-  return *MakeGlooTransportFactory("127.0.0.1", timeout_seconds);
+std::unique_ptr<TransportFactory> Tcp(double timeout_seconds) {
+  return *MakeTcpTransportFactory("127.0.0.1", timeout_seconds);
 }
 std::unique_ptr<TransportFactory> Nccl(double timeout_seconds) { return *MakeNcclTransportFactory(timeout_seconds); }
 
@@ -42,7 +42,8 @@ std::vector<TransportKind> Kinds() {
   if (gpus >= 1) {
     kinds.push_back(
         {.name = "local_one_gpu", .make = Local, .open_device = one, .tells_sizes = true, .leaves_threads = true});
-    kinds.push_back({.name = "gloo_one_gpu", .make = Gloo, .open_device = one, .leaves_threads = true});
+    kinds.push_back(
+        {.name = "tcp_one_gpu", .make = Tcp, .open_device = one, .tells_sizes = true, .leaves_threads = true});
   }
   if (gpus >= 2) {
     kinds.push_back(

@@ -40,7 +40,7 @@ class _AsyncResponses:
                     break
                 seconds = None if self._begun else self._attempts.backoff(error)
                 if seconds is None:
-                    raise from_rpc(error) from None
+                    raise from_rpc(error, self._attempts.proxy) from None
             except asyncio.CancelledError:
                 # close() while this waits looks like a cancelled task.
                 if not self._closed:
@@ -118,7 +118,8 @@ class AsyncClient:
         retries: int = 0,
     ) -> None:
         credentials = _connection.credentials(root_cert, client_cert, client_key)
-        self._channel = _connection.open_channel(grpc.aio, address, credentials)
+        self._proxy = _connection.proxy_of(_connection.host_of(address))
+        self._channel = _connection.open_channel(grpc.aio, address, credentials, self._proxy)
         self._methods = _connection.methods(self._channel)
         self._metadata = _connection.metadata(api_key)
         self._timeout = timeout
@@ -184,7 +185,7 @@ class AsyncClient:
         await self.close()
 
     def _attempts(self, timeout: Optional[float]) -> _connection.Attempts:
-        return _connection.Attempts(self._timeout if timeout is None else timeout, self._retries)
+        return _connection.Attempts(self._timeout if timeout is None else timeout, self._retries, self._proxy)
 
     def _stream(self, request: pb.GenerateRequest, timeout: Optional[float]) -> AsyncStream:
         return AsyncStream(self._responses("Generate", request, timeout))
@@ -203,5 +204,5 @@ class AsyncClient:
             except grpc.RpcError as error:
                 seconds = attempts.backoff(error)
                 if seconds is None:
-                    raise from_rpc(error) from None
+                    raise from_rpc(error, attempts.proxy) from None
             await asyncio.sleep(seconds)

@@ -41,7 +41,7 @@ class _Responses:
                     raise StopIteration from None
                 seconds = None if self._begun else self._attempts.backoff(error)
                 if seconds is None:
-                    raise from_rpc(error) from None
+                    raise from_rpc(error, self._attempts.proxy) from None
             time.sleep(seconds)
             if self._closed:
                 raise StopIteration
@@ -118,7 +118,8 @@ class Client:
         retries: int = 0,
     ) -> None:
         credentials = _connection.credentials(root_cert, client_cert, client_key)
-        self._channel = _connection.open_channel(grpc, address, credentials)
+        self._proxy = _connection.proxy_of(_connection.host_of(address))
+        self._channel = _connection.open_channel(grpc, address, credentials, self._proxy)
         self._methods = _connection.methods(self._channel)
         self._metadata = _connection.metadata(api_key)
         self._timeout = timeout
@@ -183,7 +184,7 @@ class Client:
         self.close()
 
     def _attempts(self, timeout: Optional[float]) -> _connection.Attempts:
-        return _connection.Attempts(self._timeout if timeout is None else timeout, self._retries)
+        return _connection.Attempts(self._timeout if timeout is None else timeout, self._retries, self._proxy)
 
     def _stream(self, request: pb.GenerateRequest, timeout: Optional[float]) -> Stream:
         return Stream(self._responses("Generate", request, timeout))
@@ -202,5 +203,5 @@ class Client:
             except grpc.RpcError as error:
                 seconds = attempts.backoff(error)
                 if seconds is None:
-                    raise from_rpc(error) from None
+                    raise from_rpc(error, attempts.proxy) from None
             time.sleep(seconds)

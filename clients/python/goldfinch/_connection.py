@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pathlib
 import random
 import time
+import urllib.parse
+import urllib.request
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import grpc
@@ -42,11 +45,57 @@ def credentials(
     return grpc.ssl_channel_credentials(_read_pem(root_cert), _read_pem(client_key), _read_pem(client_cert))
 
 
-def open_channel(grpc_module: Any, address: str, channel_credentials: Optional[grpc.ChannelCredentials]) -> Any:
-    """`grpc_module`: grpc or grpc.aio."""
+def host_of(address: str) -> str:
+    """The host of HOST:PORT, without brackets. ValueError says what is missing: nothing is guessed."""
+
+    def bad(why: str) -> ValueError:
+        return ValueError(f'"{address}" is not HOST:PORT: {why}')
+
+    host, colon, port = address.rpartition(":")
+    if host.startswith("[") != host.endswith("]") or address.endswith("]") or not colon or not port:
+        raise bad("the port is missing")
+    if host.startswith("["):
+        host = host[1:-1]
+    elif ":" in host:
+        raise bad("an IPv6 address needs brackets, as in [::1]:50051")
+    if not host:
+        raise bad("the host is missing")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise bad("the port must be a number from 1 to 65535")
+    return host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def proxy_of(host: str) -> str:
+    """How gRPC goes to the host, for people: "the proxy HOST:PORT, ..."; empty if it goes there directly.
+
+    It does so if the host is this machine, or if no_proxy or NO_PROXY names it or its domain.
+    """
+    if _is_loopback(host) or urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]
+        return ""
+    for variable in ("grpc_proxy", "https_proxy", "http_proxy"):
+        url = os.environ.get(variable)
+        if url is not None:
+            parsed = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+            place = parsed.netloc.rpartition("@")[2]  # without a password
+            return f"the proxy {place}, which the variable {variable} names" if url else ""
+    return ""
+
+
+def open_channel(
+    grpc_module: Any, address: str, channel_credentials: Optional[grpc.ChannelCredentials], proxy: str
+) -> Any:
+    """`grpc_module`: grpc or grpc.aio. `proxy`: as proxy_of."""
+    options = [*_OPTIONS, ("grpc.enable_http_proxy", 1 if proxy else 0)]
     if channel_credentials is None:
-        return grpc_module.insecure_channel(address, options=_OPTIONS)
-    return grpc_module.secure_channel(address, channel_credentials, options=_OPTIONS)
+        return grpc_module.insecure_channel(address, options=options)
+    return grpc_module.secure_channel(address, channel_credentials, options=options)
 
 
 def metadata(api_key: Optional[str]) -> List[Tuple[str, str]]:
@@ -73,7 +122,8 @@ def methods(channel: Any) -> Dict[str, Any]:
 class Attempts:
     """Counts the attempts of one call, and keeps its deadline."""
 
-    def __init__(self, timeout: Optional[float], retries: int) -> None:
+    def __init__(self, timeout: Optional[float], retries: int, proxy: str = "") -> None:
+        self.proxy = proxy  # by which the calls go, as proxy_of
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._left = retries
         self._backoff = _BACKOFF_SECONDS

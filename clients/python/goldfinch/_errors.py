@@ -46,6 +46,9 @@ _CLASSES = {
 }
 
 
-def from_rpc(error: grpc.RpcError) -> GoldfinchError:
-    code = error.code()
-    return _CLASSES.get(code, GoldfinchError)(code, error.details() or "")
+def from_rpc(error: grpc.RpcError, proxy: str = "") -> GoldfinchError:
+    """`proxy`: by which the call went, as proxy_of of _connection; it may be why there is no connection."""
+    code, details = error.code(), error.details() or ""
+    if proxy and code == grpc.StatusCode.UNAVAILABLE:
+        details += f" (by {proxy}; no_proxy lists hosts to reach without it)"
+    return _CLASSES.get(code, GoldfinchError)(code, details)

@@ -1,0 +1,71 @@
+#include "clients/cli/cluster_setup.h"
+
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/host_port.h"
+#include "base/status.h"
+#include "clients/cli/terminal.h"
+#include "kernels/backend.h"
+#include "protos/cluster.pb.h"
+#include "worker/stage_loader.h"
+#include "worker/worker_options.h"
+
+namespace goldfinch {
+
+std::string ClusterHost(const ServeOptions& options) {
+  return options.cluster_host.empty() ? options.host : options.cluster_host;
+}
+
+absl::Status CheckClusterPort(const ServeOptions& options) {
+  const std::string host = ClusterHost(options);
+  const bool proved = !options.cluster_key_file.empty() || !options.cluster_tls.roots.empty();
+  if (proved || options.insecure_cluster || IsLoopback(host)) return absl::OkStatus();
+  return UsageError(absl::StrCat(
+      options.cluster_host.empty() ? "--host" : "--cluster-host", " is ", host,
+      ", and whoever reaches the cluster port there could join as a worker, read prompts and make up answers. Give "
+      "coordinator and workers the same key (openssl rand -hex 32 > cluster.key; --cluster-key-file cluster.key) or "
+      "certificates (--cluster-root-cert), or listen on loopback (--cluster-host 127.0.0.1); --insecure-cluster "
+      "starts without any of them"));
+}
+
+absl::StatusOr<std::optional<SharedKey>> ReadClusterKey(const std::string& file) {
+  if (file.empty()) return std::optional<SharedKey>();
+  GF_ASSIGN_OR_RETURN(SharedKey key, SharedKey::FromFile(file));
+  return std::optional<SharedKey>(std::move(key));
+}
+
+absl::Status DescribeModel(const ServeOptions& options, MembershipOptions* membership) {
+  // As a worker on the CPU does it; only what a device takes of memory differs, and that is not compared.
+  const WorkerOptions worker;
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
+  StageLoader loader(worker, *backend);
+  cluster::v1::Welcome welcome;
+  welcome.set_model(options.model);
+  welcome.set_config(options.config);
+  welcome.set_verify("none");
+  welcome.set_cache_dtype(options.cache_dtype);
+  welcome.set_heartbeat_timeout_seconds(1);
+  cluster::v1::Described described;
+  const absl::Status status = loader.OpenModel(welcome, &described);
+  const std::string& fingerprint = options.model_fingerprint;
+  if (absl::IsNotFound(status) && !fingerprint.empty()) {
+    membership->fingerprint = fingerprint;
+    return absl::OkStatus();
+  }
+  if (absl::IsNotFound(status)) {
+    return absl::NotFoundError(absl::StrCat(std::string(status.message()),
+                                            "; if only the workers have the file, give its fingerprint "
+                                            "(--model-fingerprint), which `goldfinch inspect --json` prints there"));
+  }
+  GF_RETURN_IF_ERROR(status);
+  if (!fingerprint.empty() && fingerprint != described.fingerprint()) {
+    return absl::FailedPreconditionError(absl::StrCat(options.model, ": the fingerprint is ", described.fingerprint(),
+                                                      ", --model-fingerprint is ", fingerprint));
+  }
+  membership->description = std::move(described);
+  return absl::OkStatus();
+}
+
+}  // namespace goldfinch

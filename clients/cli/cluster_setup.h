@@ -1,0 +1,32 @@
+// What `goldfinch coordinator` and `goldfinch worker` need to trust each other.
+#ifndef GOLDFINCH_CLIENTS_CLI_CLUSTER_SETUP_H_
+#define GOLDFINCH_CLIENTS_CLI_CLUSTER_SETUP_H_
+
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/shared_key.h"
+#include "clients/cli/serve_options.h"
+#include "coordinator/membership.h"
+
+namespace goldfinch {
+
+// The address of the cluster port.
+std::string ClusterHost(const ServeOptions& options);
+
+// UsageError, with the flags that mend it, if strangers could reach the cluster port and join as workers: it is not on
+// loopback, and workers prove nothing. TLS alone proves nothing about workers.
+absl::Status CheckClusterPort(const ServeOptions& options);
+
+// The key that the file holds; nothing if `file` is empty.
+absl::StatusOr<std::optional<SharedKey>> ReadClusterKey(const std::string& file);
+
+// Sets the description or the fingerprint of the model that is served, from the model's file or else from
+// --model-fingerprint. Reads the file's header and samples of its tensors.
+absl::Status DescribeModel(const ServeOptions& options, MembershipOptions* membership);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_CLI_CLUSTER_SETUP_H_

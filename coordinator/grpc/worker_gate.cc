@@ -1,0 +1,67 @@
+#include "coordinator/grpc/worker_gate.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/safe_text.h"
+#include "protos/cluster_protocol.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr std::string_view kSealRole = "challenge";
+constexpr size_t kEndBytes = sizeof(double);
+constexpr size_t kChallengeBytes = SharedKey::kNonceBytes + kEndBytes + SharedKey::kProofBytes;
+
+// When the challenge is over.
+double EndOf(std::string_view challenge) {
+  double end = 0;
+  std::memcpy(&end, challenge.data() + SharedKey::kNonceBytes, kEndBytes);
+  return end;
+}
+
+}  // namespace
+
+WorkerGate::WorkerGate(SharedKey key) : key_(std::move(key)), seal_(MakeNonce()) {}
+
+std::string WorkerGate::MakeChallenge(double now) const {
+  std::string challenge = MakeNonce();
+  const double end = now + kChallengeSeconds;
+  challenge.append(reinterpret_cast<const char*>(&end), kEndBytes);
+  challenge += seal_.Prove(kSealRole, {challenge});
+  return challenge;
+}
+
+bool WorkerGate::IsOurs(std::string_view challenge, double now) const {
+  if (challenge.size() != kChallengeBytes) return false;
+  const std::string_view sealed = challenge.substr(0, SharedKey::kNonceBytes + kEndBytes);
+  return seal_.Accepts(challenge.substr(sealed.size()), kSealRole, {sealed}) && now <= EndOf(challenge);
+}
+
+absl::StatusOr<std::string> WorkerGate::Admit(const WorkerCredentials& worker, double now) {
+  const std::string protocol = absl::StrCat(kClusterProtocol);
+  if (!worker.protocol.empty() && worker.protocol != protocol) {
+    return absl::FailedPreconditionError(absl::StrCat("it speaks version ", SafeText(worker.protocol, 32),
+                                                      " of the protocol, the coordinator version ", protocol));
+  }
+  if (worker.nonce.size() != SharedKey::kNonceBytes || !IsOurs(worker.challenge, now)) {
+    return absl::UnauthenticatedError("the coordinator asks for the key of the cluster (cluster_key_file)");
+  }
+  if (!key_.Accepts(worker.proof, kWorkerRole, {protocol, worker.nonce, worker.challenge})) {
+    return absl::PermissionDeniedError(
+        "the worker's key is not that of the cluster: the files that cluster_key_file names differ");
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  used_.erase(used_.begin(), used_.lower_bound(now));
+  const auto same_end = used_.equal_range(EndOf(worker.challenge));
+  const bool used =
+      std::any_of(same_end.first, same_end.second, [&](const auto& one) { return one.second == worker.challenge; });
+  if (used) return absl::UnauthenticatedError("the challenge has been used before");
+  used_.emplace(EndOf(worker.challenge), worker.challenge);
+  return key_.Prove(kCoordinatorRole, {protocol, worker.nonce, worker.challenge});
+}
+
+}  // namespace goldfinch

@@ -1,0 +1,52 @@
+// Lets in only workers that have proved that they have the cluster's key, as protos/cluster_protocol.h describes.
+#ifndef GOLDFINCH_COORDINATOR_GRPC_WORKER_GATE_H_
+#define GOLDFINCH_COORDINATOR_GRPC_WORKER_GATE_H_
+
+#include <cstddef>
+#include <map>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "base/shared_key.h"
+
+namespace goldfinch {
+
+// What a worker's call has in its metadata; a view is empty if it is missing.
+struct WorkerCredentials {
+  std::string_view protocol;
+  std::string_view nonce;
+  std::string_view challenge;
+  std::string_view proof;
+};
+
+// Keeps nothing of anyone who has not proved to have the key: a challenge carries its own end and a seal, so that the
+// gate knows it again. Thread-safe. `now` is in seconds and never goes back.
+class WorkerGate {
+ public:
+  // How long a challenge is good for.
+  static constexpr double kChallengeSeconds = 10;
+
+  explicit WorkerGate(SharedKey key);
+
+  std::string MakeChallenge(double now) const;
+
+  // The coordinator's proof for this worker. Errors: FAILED_PRECONDITION if it speaks another version of the protocol,
+  // UNAUTHENTICATED if it needs a (new) challenge, PERMISSION_DENIED if its key is another one.
+  absl::StatusOr<std::string> Admit(const WorkerCredentials& worker, double now);
+
+ private:
+  bool IsOurs(std::string_view challenge, double now) const;
+
+  const SharedKey key_;
+  const SharedKey seal_;  // of this object alone
+
+  std::mutex mutex_;
+  // Challenges that have let a worker in, by their ends, until they are over. Guarded by mutex_.
+  std::multimap<double, std::string> used_;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_GRPC_WORKER_GATE_H_
