@@ -33,7 +33,8 @@ struct ServeOptions {
   int64_t memory_bytes = 0;             // --memory for all embedded workers together; 0: a share of the device's
   int64_t max_queue = 1024;             // --max-queue: requests that wait
 
-  std::string host = "127.0.0.1";                 // --host: address of all ports
+  std::string host = "127.0.0.1";                 // --host: address of all ports but that of the metrics
+  std::string metrics_host = "127.0.0.1";         // --metrics-host: address of the metrics and the probes
   int grpc_port = 50051;                          // --grpc-port; 0: any free one
   int metrics_port = 9090;                        // --metrics-port: HTTP; 0: any free one, -1: none
   int cluster_port = 50052;                       // --cluster-port, for workers; 0: any free one

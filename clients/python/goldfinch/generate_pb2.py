@@ -20,8 +20,10 @@ def _load_descriptors():
 
 def _named(descriptor):
     """Yields what protoc would define for the file: its message classes, its enums, and their values."""
-    for name, message in descriptor.message_types_by_name.items():
-        yield name, message_factory.GetMessageClass(message)
+    for name, descriptor_of_message in descriptor.message_types_by_name.items():
+        message = message_factory.GetMessageClass(descriptor_of_message)
+        message.__module__ = __name__
+        yield name, message
     for name, enum in descriptor.enum_types_by_name.items():
         yield name, enum_type_wrapper.EnumTypeWrapper(enum)
         yield from ((value.name, value.number) for value in enum.values)
