@@ -89,7 +89,7 @@ void AddMemoryFlags(CLI::App& command, double& share, int64_t& bytes, const std:
   CLI::Option* share_flag = AddMemoryShareFlag(command, share);
   FlagGroup(command, kMemoryFlags)
       .Bytes("--memory", bytes, phrase)
-      ->default_str("--gpu-memory-utilization of a GPU, 0.9 of the memory that this process may use for the CPU")
+      ->default_str("--gpu-memory-utilization of a GPU, for the CPU 0.9 of the memory that this process may use")
       ->excludes(share_flag);
 }
 
