@@ -1,14 +1,11 @@
 #include "coordinator/metrics.h"
 
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "prometheus/counter.h"
-#include "prometheus/exposer.h"
 #include "prometheus/gauge.h"
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
@@ -209,30 +206,5 @@ void Metrics::AddBoundaryBytes(int replica, int boundary, const BoundaryAmounts&
   counters.compressed->Increment(Amount(amounts.compressed_bytes));
   counters.ids->Increment(Amount(amounts.id_bytes));
 }
-
-absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& host, int port,
-                                                                    const Metrics& metrics) {
-  // CivetWeb wants brackets around an IPv6 address.
-  const bool bare_ipv6 = absl::StrContains(host, ":") && !absl::StartsWith(host, "[");
-  const std::string address = absl::StrCat(bare_ipv6 ? absl::StrCat("[", host, "]") : host, ":", port);
-  std::unique_ptr<prometheus::Exposer> exposer;
-  try {
-    exposer = std::make_unique<prometheus::Exposer>(address);
-  } catch (const std::exception& error) {
-    // CivetWeb's own message has no reason.
-    return absl::UnavailableError(
-        absl::StrCat("metrics: cannot listen on ", address, ": the port is in use, or this user may not use it"));
-  }
-  const std::vector<int> ports = exposer->GetListeningPorts();
-  GF_CHECK(!ports.empty());
-  exposer->RegisterCollectable(metrics.registry(), "/metrics");
-  return std::unique_ptr<MetricsServer>(new MetricsServer(metrics.registry(), std::move(exposer), ports.front()));
-}
-
-MetricsServer::MetricsServer(std::shared_ptr<prometheus::Registry> registry,
-                             std::unique_ptr<prometheus::Exposer> exposer, int port)
-    : registry_(std::move(registry)), exposer_(std::move(exposer)), port_(port) {}
-
-MetricsServer::~MetricsServer() = default;
 
 }  // namespace goldfinch

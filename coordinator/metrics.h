@@ -12,12 +12,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "coordinator/dispatcher.h"
 
 namespace prometheus {
 class Counter;
-class Exposer;
 class Gauge;
 class Histogram;
 class Registry;
@@ -146,25 +144,6 @@ class Metrics {
   std::map<std::pair<std::string, int>, prometheus::Counter*> failures_of_;  // guarded by mutex_, by method and code
   std::map<std::pair<int, int>, StageCounters> stages_;                      // guarded by mutex_, by replica and stage
   std::map<std::pair<int, int>, BoundaryCounters> boundaries_;  // guarded by mutex_, by replica and boundary
-};
-
-// Serves /metrics over HTTP for as long as it lives.
-class MetricsServer {
- public:
-  // `host` is a name or an address; port 0 takes a free port. UNAVAILABLE names host and port if listening there fails.
-  // `metrics` may be destroyed before the server: it keeps their registry.
-  static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& host, int port,
-                                                              const Metrics& metrics);
-  ~MetricsServer();
-
-  int port() const { return port_; }
-
- private:
-  MetricsServer(std::shared_ptr<prometheus::Registry> registry, std::unique_ptr<prometheus::Exposer> exposer, int port);
-
-  std::shared_ptr<prometheus::Registry> registry_;
-  std::unique_ptr<prometheus::Exposer> exposer_;
-  const int port_;
 };
 
 }  // namespace goldfinch

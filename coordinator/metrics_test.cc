@@ -1,13 +1,7 @@
 #include "coordinator/metrics.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <string>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "prometheus/registry.h"
@@ -27,23 +21,6 @@ std::string Value(const Metrics& metrics, const std::string& series) {
   if (at == std::string::npos) return "";
   const size_t begin = at + series.size() + 2;
   return text.substr(begin, text.find('\n', begin) - begin);
-}
-
-// The whole answer to GET `path`.
-std::string Get(int port, const std::string& path) {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
-  const std::string request = absl::StrCat("GET ", path, " HTTP/1.0\r\n\r\n");
-  EXPECT_EQ(send(fd, request.data(), request.size(), 0), static_cast<ssize_t>(request.size()));
-  std::string answer;
-  char buffer[4096];
-  for (ssize_t n = 0; (n = recv(fd, buffer, sizeof(buffer), 0)) > 0;) answer.append(buffer, n);
-  close(fd);
-  return answer;
 }
 
 TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
@@ -122,31 +99,6 @@ TEST(Metrics, StagesAndBoundariesAddUpEachForItself) {
   EXPECT_EQ(boundary("hidden"), "100");
   EXPECT_EQ(boundary("compressed"), "40");
   EXPECT_EQ(boundary("ids"), "6");
-}
-
-TEST(MetricsServer, ServesWhatIsCounted) {
-  Metrics metrics("m");
-  const auto server = MetricsServer::Start("127.0.0.1", 0, metrics);
-  ASSERT_TRUE(server.ok()) << server.status();
-  metrics.CountStep();
-  const std::string answer = Get((*server)->port(), "/metrics");
-  EXPECT_TRUE(absl::StrContains(answer, "200 OK")) << answer;
-  EXPECT_TRUE(absl::StrContains(answer, "goldfinch_steps_total{model_name=\"m\"} 1\n")) << answer;
-}
-
-TEST(MetricsServer, APortThatIsTakenIsAnErrorThatNamesIt) {
-  const Metrics metrics("m");
-  const auto server = MetricsServer::Start("127.0.0.1", 0, metrics);
-  ASSERT_TRUE(server.ok()) << server.status();
-  const absl::Status status = MetricsServer::Start("127.0.0.1", (*server)->port(), metrics).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_TRUE(absl::StrContains(std::string(status.message()), absl::StrCat("127.0.0.1:", (*server)->port())))
-      << status;
-}
-
-TEST(MetricsServer, ANameThatIsNoneIsAnError) {
-  const Metrics metrics("m");
-  EXPECT_EQ(MetricsServer::Start("no such host", 0, metrics).status().code(), absl::StatusCode::kUnavailable);
 }
 
 }  // namespace

@@ -63,10 +63,7 @@ def libraries():
     )
     system_library(
         name = "prometheus_cpp",
-        targets = {
-            "core:core": "prometheus-cpp-core",
-            "pull:pull": "prometheus-cpp-pull",
-        },
+        targets = {"core:core": "prometheus-cpp-core"},
     )
     system_library(
         name = "openssl",
@@ -74,7 +71,10 @@ def libraries():
     )
     system_library(
         name = "boost",
-        targets = {":context": "-lboost_context"},
+        targets = {
+            ":beast": "",
+            ":context": "-lboost_context",
+        },
     )
     system_library(
         name = "highway",

@@ -54,7 +54,8 @@ absl::Status StageLoader::ReadSettings(const cluster::v1::Welcome& welcome) {
 absl::Status StageLoader::OpenFiles(const cluster::v1::Welcome& welcome) {
   const std::string& model = options_.model.empty() ? welcome.model() : options_.model;
   const std::string& config = options_.config.empty() ? welcome.config() : options_.config;
-  if (checkpoint_ != nullptr && model == opened_model_ && config == opened_config_) return absl::OkStatus();
+  const bool opened = checkpoint_ != nullptr && model == opened_model_ && config == opened_config_;
+  if (opened && CheckModelUnchanged().ok()) return absl::OkStatus();
   stage_.reset();
   model_.reset();
   checkpoint_.reset();
@@ -75,6 +76,7 @@ absl::Status StageLoader::OpenFiles(const cluster::v1::Welcome& welcome) {
 absl::StatusOr<StageAssignment> StageLoader::LoadStage(const cluster::v1::Form& form) {
   if (checkpoint_ == nullptr) return absl::FailedPreconditionError("Form before the model was described");
   GF_ASSIGN_OR_RETURN(StageAssignment assignment, AssignStage(form, shape_, cache_dtype_));
+  GF_RETURN_IF_ERROR(CheckModelUnchanged());
   assignment.options.gold_tier = options_.gold_tier;
   GF_RETURN_IF_ERROR(PlanMemory(assignment));
   GF_RETURN_IF_ERROR(LoadLayers(assignment));
@@ -141,6 +143,10 @@ absl::Status StageLoader::VerifyWeights(const StageAssignment& assignment) {
     if (needed(tensor.name)) verified_.insert(tensor.name);
   }
   return absl::OkStatus();
+}
+
+absl::Status StageLoader::CheckModelUnchanged() const {
+  return checkpoint_ == nullptr ? absl::OkStatus() : checkpoint_->CheckFilesUnchanged();
 }
 
 absl::Status StageLoader::ReserveKept(const StageAssignment& assignment) {

@@ -36,17 +36,22 @@ class StageLoader {
   // Whether a coordinator may name this heartbeat timeout: above 0 and at most a day. NaN is none.
   static bool IsHeartbeatTimeout(double seconds) { return seconds > 0 && seconds <= 24 * 3600; }
 
-  // Opens the checkpoint and configuration that WorkerOptions or else Welcome names, unless they are open, and fills
-  // every field of `described` except `error`. INVALID_ARGUMENT names the bad field of Welcome; other errors are those
-  // of reading the files. The stage that was loaded from another model is discarded.
+  // Opens the checkpoint and configuration that WorkerOptions or else Welcome names, unless they are open and the files
+  // unchanged, and fills every field of `described` except `error`. INVALID_ARGUMENT names the bad field of Welcome;
+  // other errors are those of reading the files. The stage that was loaded from another model is discarded.
   absl::Status OpenModel(const cluster::v1::Welcome& welcome, cluster::v1::Described* described);
 
   // Loads the stage that `form` asks for. Plans its memory before it takes any. FAILED_PRECONDITION before OpenModel;
-  // INVALID_ARGUMENT names the bad field of Form; RESOURCE_EXHAUSTED if the stage does not fit in memory_bytes.
+  // INVALID_ARGUMENT names the bad field of Form; DATA_LOSS as of CheckModelUnchanged; RESOURCE_EXHAUSTED if the stage
+  // does not fit in memory_bytes.
   absl::StatusOr<StageAssignment> LoadStage(const cluster::v1::Form& form);
   // Reserves memory for the stage's kept rows and logs how all memory is used. To be called after everything else that
   // the stage needs is allocated, as kept rows take what is left.
   absl::Status ReserveKept(const StageAssignment& assignment);
+
+  // DATA_LOSS if a file of the model was changed since OpenModel: then what the stage computes may be wrong, and
+  // LoadStage fails until OpenModel is called again. A system call for each file.
+  absl::Status CheckModelUnchanged() const;
 
   // Valid after LoadStage has succeeded. Nobody may use the stage while OpenModel or LoadStage runs.
   Stage& stage() { return *stage_; }

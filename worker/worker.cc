@@ -359,6 +359,8 @@ absl::Status Worker::AnswerSteps() {
     GF_RETURN_IF_ERROR(transport_->status());
     GF_RETURN_IF_ERROR(backend_->status());
     if (!done) return absl::OkStatus();
+    // Weights are read where the file is mapped: an answer counts only if the file was whole when it was computed.
+    GF_RETURN_IF_ERROR(loader_.CheckModelUnchanged());
     cluster::v1::StepDone& answer = *pending.answer->mutable_step_done();
     pending.running.FillTimes(free_since_, &answer);
     answer.set_idle_seconds(std::max(0.0, std::chrono::duration<double>(pending.begin - free_since_).count()));

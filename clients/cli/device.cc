@@ -5,14 +5,16 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/units.h"
-#include "clients/cli/machine.h"
+#include "clients/cli/machine_limits.h"
 #include "clients/cli/terminal.h"
 
 namespace goldfinch {
 
 absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description) {
   std::string no_cuda;
-  absl::StatusOr<std::unique_ptr<Backend>> backend = OpenBackend(options, &no_cuda);
+  BackendOptions limited = options;
+  if (limited.threads == 0) limited.threads = ThisMachine().cpus.threads();
+  absl::StatusOr<std::unique_ptr<Backend>> backend = OpenBackend(limited, &no_cuda);
   if (!backend.ok()) return AsUsageError(backend.status());
   if (description != nullptr) {
     *description = (*backend)->Describe();
@@ -25,7 +27,7 @@ absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_mem
   // The rest is for the system, the tokenizer, requests and the pages of mapped files.
   constexpr double kMachineShare = 0.9;
   if (backend.kind() == DeviceKind::kCpu) {
-    return static_cast<int64_t>(kMachineShare * static_cast<double>(MachineMemoryBytes()));
+    return static_cast<int64_t>(kMachineShare * static_cast<double>(ThisMachine().memory.bytes));
   }
   return LeftOfShare(gpu_memory_utilization, backend.TotalBytes(), backend.FreeBytes());
 }

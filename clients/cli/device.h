@@ -11,11 +11,13 @@
 
 namespace goldfinch {
 
-// OpenBackend for a command: a device that is not available is a usage error. `description` gets "cpu, 2 threads,
+// OpenBackend for a command: threads are those that the machine's limits allow unless the options name a number, and a
+// device that is not available is a usage error. `description` gets "cpu, 2 threads,
 // AVX3 (no CUDA: ...)", for a log line; it may be null.
 absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description = nullptr);
 
-// How much of the back end's memory to use if the user has not said so: a share of the machine's memory for the CPU;
+// How much of the back end's memory to use if the user has not said so: for the CPU a share of the memory that the
+// machine's limits allow;
 // for a GPU `gpu_memory_utilization` of all its memory, less what is in use already. RESOURCE_EXHAUSTED if nothing is
 // left.
 absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization);

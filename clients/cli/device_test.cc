@@ -5,7 +5,7 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "clients/cli/machine.h"
+#include "clients/cli/machine_limits.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
@@ -33,8 +33,8 @@ TEST(UsableMemoryBytesTest, TheCpuUsesAShareOfTheMachinesMemory) {
   const std::unique_ptr<Backend> backend = MakeCpuBackend(1);
   const absl::StatusOr<int64_t> usable = UsableMemoryBytes(*backend, /*gpu_memory_utilization=*/0.1);
   ASSERT_TRUE(usable.ok()) << usable.status();
-  EXPECT_LT(*usable, MachineMemoryBytes());
-  EXPECT_GT(*usable, MachineMemoryBytes() / 2) << "the GPU's share does not matter";
+  EXPECT_LT(*usable, ThisMachine().memory.bytes);
+  EXPECT_GT(*usable, ThisMachine().memory.bytes / 2) << "the GPU's share does not matter";
 }
 
 }  // namespace

@@ -82,8 +82,15 @@ void AddListenFlags(CLI::App& command, ServeOptions& options) {
   network.Text("--host", options.host, "HOST", "Address to listen on; 0.0.0.0 is all of this machine's")
       ->capture_default_str();
   AddPort(command, "--grpc-port", options.grpc_port, "gRPC port, which clients connect to");
-  network.InLimits("--metrics-port", options.metrics_port, "PORT",
-                   "HTTP port of the metrics, at /metrics; 0 takes any free one, -1 is none", -1, 65535);
+  network.InLimits(
+      "--metrics-port", options.metrics_port, "PORT",
+      "HTTP port of the metrics, at /metrics, and of the probes /livez, /readyz and /startupz; 0 takes any "
+      "free one, -1 is none",
+      -1, 65535);
+  network
+      .Text("--metrics-host", options.metrics_host, "HOST",
+            "Address that the HTTP port of the metrics listens on; it asks for no key")
+      ->capture_default_str();
   RefuseOldPortFlag(command);
   network.Bytes("--max-message-bytes", options.max_message_bytes, "Largest request to accept")->default_str("16MiB");
   network.InLimits("--max-queue", options.max_queue, "COUNT", "Most requests that wait to be admitted", 0,

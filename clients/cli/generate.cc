@@ -15,6 +15,7 @@
 #include "clients/cli/commands.h"
 #include "clients/cli/generation.h"
 #include "clients/cli/model.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "nlohmann/json.hpp"
 #include "tokenizer/open.h"
@@ -91,6 +92,7 @@ class Generator {
     std::string rest;
     stream_.Finish(&rest);
     GF_RETURN_IF_ERROR(Print(rest, &result));
+    output_.Finish();
     generation.decode_seconds = Now() - start - generation.prefill_seconds;
     // The last token is not run, so it leaves nothing in the caches.
     const int64_t cached_tokens = engine_.stage().position(slot);
@@ -109,7 +111,7 @@ class Generator {
   absl::Status Print(const std::string& text, GeneratedSample* result) {
     result->text += text;
     if (options_.json || text.empty()) return absl::OkStatus();
-    std::cout << text;
+    output_.Print(text);
     return FlushOutput();
   }
 
@@ -119,6 +121,7 @@ class Generator {
   Sampler sampler_;
   SamplerScratch scratch_;
   TextStream stream_;
+  TextOutput output_;
 };
 
 }  // namespace

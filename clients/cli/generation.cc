@@ -13,6 +13,7 @@
 #include "absl/strings/strip.h"
 #include "base/status.h"
 #include "clients/cli/model.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "nlohmann/json.hpp"
 
@@ -122,8 +123,6 @@ nlohmann::json ToJson(const Generation& generation, bool logprobs, const TokenTe
   return json;
 }
 
-void PrintJson(const nlohmann::json& json) {
-  std::cout << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
-}
+void PrintJson(const nlohmann::json& json) { std::cout << JsonText(json, 2) << "\n"; }
 
 }  // namespace goldfinch

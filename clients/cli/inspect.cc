@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "clients/cli/commands.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "kernels/backend.h"
 #include "nlohmann/json.hpp"
@@ -84,12 +85,12 @@ absl::Status RunInspect(const InspectOptions& options) {
       json["layers"].push_back(
           {{"kind", shape.kinds[layer]->name}, {"parameters", sizes[layer].parameters}, {"bytes", sizes[layer].bytes}});
     }
-    std::cout << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+    std::cout << JsonText(json, 2) << "\n";
     return absl::OkStatus();
   }
 
   const auto line = [](const char* label, const std::string& value) { absl::PrintF("%-18s%s\n", label, value); };
-  line("file", absl::StrCat(options.model.model, ", ", HumanBytes(checkpoint->file_bytes())));
+  line("file", absl::StrCat(OneLine(options.model.model), ", ", HumanBytes(checkpoint->file_bytes())));
   line("parameters", absl::StrCat(WithCommas(parameters), " in ", WeightTypes(*checkpoint)));
   if (!source.empty()) line("quantized from", OneLine(source));
   line("width", absl::StrCat(shape.width, ": ", shape.heads(), " heads of ", shape.head_size));

@@ -20,6 +20,7 @@
 #include "clients/cli/load_test_schedule.h"
 #include "clients/cli/load_test_stats.h"
 #include "clients/cli/model.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/remote.h"
 #include "clients/cli/terminal.h"
 #include "grpcpp/client_context.h"
@@ -211,7 +212,7 @@ absl::Status RunLoadTest(const LoadTestOptions& options) {
   GF_ASSIGN_OR_RETURN(const LoadTestStats stats, results.Finish());
   bar.Done();
   if (options.json) {
-    std::cout << stats.Json(options.rate).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+    std::cout << JsonText(stats.Json(options.rate), 2) << "\n";
   } else {
     std::cout << stats.Table(options.rate, options.max_concurrency);
   }

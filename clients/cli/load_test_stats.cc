@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "nlohmann/json.hpp"
 

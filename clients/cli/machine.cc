@@ -4,27 +4,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/host_port.h"
 #include "base/status.h"
 
 namespace goldfinch {
-
-int64_t MachineMemoryBytes() {
-  int64_t bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-  std::ifstream group("/sys/fs/cgroup/memory.max");
-  std::string text;
-  int64_t limit = 0;
-  if (group >> text && absl::SimpleAtoi(text, &limit)) bytes = std::min(bytes, limit);
-  return bytes;
-}
 
 std::string ProcessName() {
   char host[256] = "worker";

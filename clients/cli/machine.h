@@ -2,15 +2,12 @@
 #ifndef GOLDFINCH_CLIENTS_CLI_MACHINE_H_
 #define GOLDFINCH_CLIENTS_CLI_MACHINE_H_
 
-#include <cstdint>
 #include <string>
 
 #include "absl/status/statusor.h"
 
 namespace goldfinch {
 
-// Memory of the machine, or of this process's control group if that has less.
-int64_t MachineMemoryBytes();
 // "node-7:4021": host name and process.
 std::string ProcessName();
 // The address of this machine on the route to `target`, HOST:PORT, by which the target's network reaches it.

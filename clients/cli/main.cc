@@ -9,12 +9,14 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "base/mapped_file.h"
 #include "base/version.h"
 #include "clients/cli/commands.h"
 #include "clients/cli/flag_names.h"
 #include "clients/cli/flags.h"
 #include "clients/cli/help_formatter.h"
 #include "clients/cli/options.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/serve_commands.h"
 #include "clients/cli/serve_options.h"
 #include "clients/cli/terminal.h"
@@ -105,5 +107,6 @@ int Main(int argc, char** argv) {
 int main(int argc, char** argv) {
   // A closed pipe becomes an error to report, instead of a signal that ends the process.
   std::signal(SIGPIPE, SIG_IGN);
+  goldfinch::MappedFile::ReportFaults();
   return goldfinch::Main(argc, argv);
 }

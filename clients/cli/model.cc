@@ -11,7 +11,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "clients/cli/device.h"
-#include "clients/cli/machine.h"
+#include "clients/cli/machine_limits.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "spdlog/spdlog.h"
 #include "tokenizer/utf8.h"
@@ -77,7 +78,7 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend));
   // The system commits memory of the CPU when it is first used, so a short text takes less than what is reserved.
   if (backend->kind() == DeviceKind::kCpu) {
-    engine.kept_bytes = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(MachineMemoryBytes()));
+    engine.kept_bytes = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(ThisMachine().memory.bytes));
   } else {
     GF_ASSIGN_OR_RETURN(engine.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
     engine.kept_bytes = engine.memory_bytes;

@@ -82,7 +82,7 @@ struct QuantizeCommandOptions {
   std::string dtype;              // --dtype: int8 or int4
   std::vector<std::string> keep;  // --keep: matrices that stay as they are, * and ? as in file names
   bool force = false;             // --force: overwrite
-  int threads = 0;                // --threads; 0: one per core
+  int threads = 0;                // --threads; 0: one for each CPU that may be used
 };
 
 struct TokenizeOptions {

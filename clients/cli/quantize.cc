@@ -1,15 +1,15 @@
 // goldfinch quantize: writes a copy of a checkpoint with its large matrices in 8 or 4 bits.
-#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <system_error>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "clients/cli/commands.h"
+#include "clients/cli/machine_limits.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "kernels/backend.h"
 #include "worker/checkpoint/checkpoint.h"
@@ -35,7 +35,7 @@ absl::Status RunQuantize(const QuantizeCommandOptions& options) {
   quantize.dtype = options.dtype == "int8" ? DType::kInt8 : DType::kInt4;
   quantize.keep = options.keep;
   quantize.overwrite = options.force;
-  quantize.threads = options.threads > 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency());
+  quantize.threads = options.threads > 0 ? options.threads : ThisMachine().cpus.threads();
   quantize.progress = [&](int64_t done, int64_t all) { bar.Update(done, all); };
   const absl::StatusOr<QuantizeReport> report = QuantizeModel(*checkpoint, options.out, quantize);
   bar.Done();
@@ -44,7 +44,7 @@ absl::Status RunQuantize(const QuantizeCommandOptions& options) {
   }
   GF_RETURN_IF_ERROR(report.status());
 
-  absl::PrintF("%s: %s, was %s; %d matrices in %s\n", options.out, HumanBytes(report->bytes),
+  absl::PrintF("%s: %s, was %s; %d matrices in %s\n", OneLine(options.out), HumanBytes(report->bytes),
                HumanBytes(checkpoint->file_bytes()), report->matrices, options.dtype);
   if (!report->kept.empty()) absl::PrintF("kept as they were: %d\n", report->kept.size());
   for (const std::string& matrix : report->unfit) {

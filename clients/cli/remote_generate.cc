@@ -16,6 +16,7 @@
 #include "clients/cli/commands.h"
 #include "clients/cli/flag_names.h"
 #include "clients/cli/generation.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/remote.h"
 #include "clients/cli/terminal.h"
 #include "grpcpp/client_context.h"
@@ -79,17 +80,18 @@ class SamplePrinter {
       pending_[sample] += text;
       return absl::OkStatus();
     }
-    std::cout << text;
+    output_.Print(text);
     return FlushOutput();
   }
 
   absl::Status End(size_t sample) {
     ended_[sample] = true;
     while (!silent_ && shown_ < ended_.size() && ended_[shown_]) {
+      output_.Finish();
       std::cout << "\n";
       if (++shown_ == ended_.size()) break;
       GF_RETURN_IF_ERROR(Title());
-      std::cout << std::exchange(pending_[shown_], "");
+      output_.Print(std::exchange(pending_[shown_], ""));
     }
     return FlushOutput();
   }
@@ -104,6 +106,7 @@ class SamplePrinter {
   std::vector<std::string> pending_;
   std::vector<bool> ended_;
   const bool silent_;
+  TextOutput output_;
   size_t shown_ = 0;
 };
 

@@ -3,12 +3,12 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -21,6 +21,8 @@
 #include "clients/cli/cluster_setup.h"
 #include "clients/cli/device.h"
 #include "clients/cli/embedded_workers.h"
+#include "clients/cli/file_watch.h"
+#include "clients/cli/machine_limits.h"
 #include "clients/cli/serve_commands.h"
 #include "clients/cli/server_log.h"
 #include "clients/cli/stop_signal.h"
@@ -31,6 +33,7 @@
 #include "coordinator/grpc/server.h"
 #include "coordinator/grpc/service.h"
 #include "coordinator/metrics.h"
+#include "coordinator/metrics_server.h"
 #include "grpcpp/security/server_credentials.h"
 #include "kernels/backend.h"
 #include "nlohmann/json.hpp"
@@ -161,7 +164,13 @@ class Frontend {
       GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, service)}));
     }
     if (options.metrics_port >= 0) {
-      GF_ASSIGN_OR_RETURN(frontend->metrics_, MetricsServer::Start(options.host, options.metrics_port, metrics));
+      MetricsServerOptions http;
+      http.host = options.metrics_host;
+      http.port = options.metrics_port;
+      // Nobody may see a server that is ready and has not started: started_ is set a moment later.
+      http.started = [&coordinator, &started = frontend->started_] { return started || coordinator.ready(); };
+      http.ready = [&coordinator, &stopping = frontend->stopping_] { return coordinator.ready() && !stopping; };
+      GF_ASSIGN_OR_RETURN(frontend->metrics_, MetricsServer::Start(http, metrics));
     }
     return frontend;
   }
@@ -174,7 +183,10 @@ class Frontend {
         spdlog::warn("--insecure-cluster: whoever reaches that port can join, read prompts and make up answers");
       }
     }
-    if (metrics_ != nullptr) spdlog::info("metrics at http://{}:{}/metrics", options.host, metrics_->port());
+    if (metrics_ != nullptr) {
+      spdlog::info("metrics and probes at http://{}/metrics",
+                   HostPort{options.metrics_host, metrics_->port()}.ToString());
+    }
     if (!options.ready_json) return;
     nlohmann::json ports = {{"grpc_port", public_->port()}};
     if (cluster_ != nullptr) ports["cluster_port"] = cluster_->port();
@@ -183,7 +195,16 @@ class Frontend {
     std::fflush(stdout);
   }
 
-  void SetReady(bool ready) { public_->SetReady(ready); }
+  void SetReady(bool ready) {
+    if (ready) started_ = true;
+    public_->SetReady(ready);
+  }
+
+  // From here on the probes and the health service say that the server is not ready, and it still serves.
+  void SetStopping() {
+    stopping_ = true;
+    SetReady(false);
+  }
 
   void Shutdown() {
     public_->Shutdown(kCloseSeconds);
@@ -192,20 +213,23 @@ class Frontend {
 
  private:
   std::unique_ptr<Server> public_;
-  std::unique_ptr<Server> cluster_;  // null: the workers are in this process
+  std::unique_ptr<Server> cluster_;     // null: the workers are in this process
+  std::atomic<bool> started_ = false;   // has been ready once
+  std::atomic<bool> stopping_ = false;  // is about to end
   std::unique_ptr<MetricsServer> metrics_;
 };
 
 // One device for each embedded worker. They share the machine's threads, or the GPU.
 absl::StatusOr<std::vector<std::unique_ptr<Backend>>> OpenDevices(const ServeOptions& options, int count) {
-  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const MachineLimits limits = ThisMachine();
   BackendOptions one = options.backend;
-  one.threads = std::max(1, (one.threads > 0 ? one.threads : cores) / count);
+  one.threads = std::max(1, (one.threads > 0 ? one.threads : limits.cpus.threads()) / count);
   std::vector<std::unique_ptr<Backend>> backends(count);
   std::string description;
   for (std::unique_ptr<Backend>& backend : backends) {
     GF_ASSIGN_OR_RETURN(backend, OpenDevice(one, &description));
   }
+  spdlog::info("limits: {}", limits.Describe());
   spdlog::info("device: {}", description);
   return backends;
 }
@@ -255,6 +279,11 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   if (embedded) {
     GF_ASSIGN_OR_RETURN(workers, StartWorkers(options, std::move(backends), coordinator, stop));
   }
+  // A model that is changed in place would answer with nonsense from here on.
+  const FileWatch watch(kFileWatchSeconds, [&stop](const absl::Status& status) {
+    spdlog::error("{}", std::string(status.message()));
+    stop.Raise(status);
+  });
   frontend->Announce(options);
   bool ready = false;
   while (!stop.WaitFor(kReadyPollSeconds)) {
@@ -263,7 +292,7 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
     frontend->SetReady(ready);
     spdlog::info(ready ? "ready" : "not ready");
   }
-  frontend->SetReady(false);
+  frontend->SetStopping();
   if (stop.status().ok()) {
     spdlog::info("ending: running requests have {} s (--shutdown-timeout)", options.shutdown_timeout_seconds);
     coordinator.Drain(options.shutdown_timeout_seconds);

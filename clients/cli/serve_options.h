@@ -34,17 +34,18 @@ struct ServeOptions {
   int64_t memory_bytes = 0;             // --memory for all embedded workers together; 0: a share of the device's
   int64_t max_queue = 1024;             // --max-queue: requests that wait
 
-  std::string host = "127.0.0.1";   // --host: address of all ports
-  int grpc_port = 50051;            // --grpc-port; 0: any free one
-  int metrics_port = 9090;          // --metrics-port: HTTP; 0: any free one, -1: none
-  int cluster_port = 50052;         // --cluster-port, for workers; 0: any free one
-  TlsFiles tls;                     // --grpc-server-cert, --grpc-server-key, --grpc-root-cert
-  std::string cluster_host;         // --cluster-host; empty: host
-  TlsFiles cluster_tls;             // --cluster-server-cert, ...
-  std::string cluster_key_file;     // --cluster-key-file; empty: workers prove nothing
-  bool insecure_cluster = false;    // --insecure-cluster: strangers may reach the cluster port
-  std::string api_key_file;         // --api-key-file; empty: no key is asked for
-  bool no_grpc_reflection = false;  // --no-grpc-reflection
+  std::string host = "127.0.0.1";          // --host: address of all ports but that of the metrics
+  std::string metrics_host = "127.0.0.1";  // --metrics-host: address of the metrics and the probes
+  int grpc_port = 50051;                   // --grpc-port; 0: any free one
+  int metrics_port = 9090;                 // --metrics-port: HTTP; 0: any free one, -1: none
+  int cluster_port = 50052;                // --cluster-port, for workers; 0: any free one
+  TlsFiles tls;                            // --grpc-server-cert, --grpc-server-key, --grpc-root-cert
+  std::string cluster_host;                // --cluster-host; empty: host
+  TlsFiles cluster_tls;                    // --cluster-server-cert, ...
+  std::string cluster_key_file;            // --cluster-key-file; empty: workers prove nothing
+  bool insecure_cluster = false;           // --insecure-cluster: strangers may reach the cluster port
+  std::string api_key_file;                // --api-key-file; empty: no key is asked for
+  bool no_grpc_reflection = false;         // --no-grpc-reflection
   // --max-message-bytes: size of a request. A prompt of a million ids has 3 MB, a text of as many tokens 5 MB.
   int64_t max_message_bytes = int64_t{16} << 20;
   bool ready_json = false;  // --ready-json: one line of JSON with the ports once they listen

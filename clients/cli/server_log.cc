@@ -8,6 +8,7 @@
 
 #include "base/log_limiter.h"
 #include "clients/cli/flag_names.h"
+#include "clients/cli/printable.h"
 #include "grpc/support/log.h"
 #include "spdlog/formatter.h"
 #include "spdlog/pattern_formatter.h"
@@ -22,7 +23,8 @@ class FlagNamingFormatter final : public spdlog::formatter {
   explicit FlagNamingFormatter(std::unique_ptr<spdlog::formatter> pattern) : pattern_(std::move(pattern)) {}
 
   void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& text) override {
-    const std::string named = NameFlags(std::string_view(message.payload.data(), message.payload.size()));
+    const std::string_view payload(message.payload.data(), message.payload.size());
+    const std::string named = OneLine(NameFlags(payload));  // names of workers and models come from outside
     spdlog::details::log_msg translated = message;
     translated.payload = named;
     pattern_->format(translated, text);

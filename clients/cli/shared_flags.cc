@@ -32,7 +32,8 @@ void AddVerifyFlag(CLI::App& command, std::string& verify) {
 }
 
 void AddThreadsFlag(CLI::App& command, int& threads, const std::string& phrase) {
-  FlagGroup(command, kDeviceFlags).InLimits("--threads", threads, "COUNT", phrase + "; 0 is one per core", 0, 1024);
+  FlagGroup(command, kDeviceFlags)
+      .InLimits("--threads", threads, "COUNT", phrase + "; 0 is one for each CPU that this process may use", 0, 1024);
 }
 
 void AddBackendFlags(CLI::App& command, BackendOptions& options, const std::string& threads_phrase) {
@@ -88,7 +89,7 @@ void AddMemoryFlags(CLI::App& command, double& share, int64_t& bytes, const std:
   CLI::Option* share_flag = AddMemoryShareFlag(command, share);
   FlagGroup(command, kMemoryFlags)
       .Bytes("--memory", bytes, phrase)
-      ->default_str("--gpu-memory-utilization of a GPU, 0.9 of the machine's memory for the CPU")
+      ->default_str("--gpu-memory-utilization of a GPU, for the CPU 0.9 of the memory that this process may use")
       ->excludes(share_flag);
 }
 

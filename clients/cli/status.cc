@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "clients/cli/commands.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/remote.h"
 #include "clients/cli/status_table.h"
 #include "clients/cli/terminal.h"
@@ -46,7 +47,7 @@ absl::StatusOr<Look> LookAt(const Remote& remote) {
 void PrintStatusJson(const Look& look, bool one_line) {
   const nlohmann::json json = {{"model", look.model ? MessageJson(*look.model) : nlohmann::json()},
                                {"cluster", MessageJson(look.cluster)}};
-  std::cout << json.dump(one_line ? -1 : 2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+  std::cout << JsonText(json, one_line ? -1 : 2) << "\n";
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/message.h"

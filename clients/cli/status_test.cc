@@ -18,6 +18,7 @@ namespace goldfinch {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 using StatusTest = RemoteCommandsTest;
@@ -86,6 +87,32 @@ TEST_F(StatusTest, Status) {
   EXPECT_EQ(json["cluster"]["prompt_tokens"], uint64_t{1} << 60);
   EXPECT_EQ(json["cluster"]["groups"][0]["state"], "READY");
   EXPECT_EQ(json["cluster"]["groups"][0]["stages"][0]["worker"], "w1");
+}
+
+TEST_F(StatusTest, NamesCannotSteerTheTerminal) {
+  const std::string hostile = "\x1b[2J\u009b31m\u202e\u2066\x7f\n";
+  service_.model.set_name(hostile);
+  service_.model.set_vocabulary(hostile);
+  service_.cluster.add_spare_workers(hostile);
+  v1::GroupInfo& group = *service_.cluster.add_groups();
+  group.set_message(hostile);
+  v1::StageInfo& stage = *group.add_stages();
+  stage.set_worker(hostile);
+  stage.set_address(hostile);
+  stage.set_device(hostile);
+  v1::MemoryPart& part = *stage.add_memory();
+  part.set_name(hostile);
+  part.set_bytes(1);
+  StatusOptions options;
+  options.remote = remote_;
+  for (const bool json : {false, true}) {
+    options.json = json;
+    const CommandOutput output = RunCommand(RunStatus, options);
+    ASSERT_TRUE(output.status.ok()) << output.status;
+    for (const char* raw : {"\x1b", "\u009b", "\u202e", "\u2066", "\x7f"}) EXPECT_THAT(output.out, Not(HasSubstr(raw)));
+    EXPECT_THAT(output.out, HasSubstr(json ? "\\u001b[2J\\u009b31m\\u202e\\u2066\\u007f\\n"
+                                           : "\\x1b[2J\\u009b31m\\u202e\\u2066\\x7f\\x0a"));
+  }
 }
 
 TEST_F(StatusTest, StatusBeforeTheModelIsKnown) {

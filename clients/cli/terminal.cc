@@ -39,19 +39,6 @@ int ExitCode(const absl::Status& status) {
   return status.GetPayload(kUsagePayload).has_value() ? 2 : 1;
 }
 
-std::string OneLine(std::string_view text) {
-  std::string line;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7F) {
-      absl::StrAppendFormat(&line, "\\x%02x", byte);
-    } else {
-      line += c;
-    }
-  }
-  return line;
-}
-
 ProgressBar::ProgressBar(std::string label, std::string unit)
     : label_(std::move(label)), unit_(std::move(unit)), visible_(isatty(STDERR_FILENO) != 0) {}
 

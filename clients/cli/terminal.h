@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 #include "absl/status/status.h"
 #include "base/units.h"
@@ -20,9 +19,6 @@ absl::Status AsUsageError(const absl::Status& status);
 absl::Status FlushOutput();
 // 0, 1 or 2.
 int ExitCode(const absl::Status& status);
-
-// The text with control characters escaped, so that names from a file can neither fake a line nor steer the terminal.
-std::string OneLine(std::string_view text);
 
 // A bar on standard error, redrawn at most ten times a second and only if standard error is a terminal. It appears
 // after the work has taken a moment, and Done removes it.

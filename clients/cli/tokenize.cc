@@ -1,6 +1,5 @@
 // goldfinch tokenize, goldfinch detokenize.
 #include <cctype>
-#include <cstdio>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "base/status.h"
 #include "clients/cli/commands.h"
 #include "clients/cli/model.h"
+#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "nlohmann/json.hpp"
 #include "tokenizer/open.h"
@@ -71,8 +71,10 @@ absl::Status RunDetokenize(const TokenizeOptions& options) {
   }
   std::string decoded;
   if (absl::Status status = tokenizer->Decode(ids, &decoded); !status.ok()) return AsUsageError(status);
-  // Bytes as they are, so that `tokenize | detokenize` gives back its input.
-  std::fwrite(decoded.data(), 1, decoded.size(), stdout);
+  // Into a pipe the bytes go as they are, so that `tokenize | detokenize` gives back its input.
+  TextOutput output;
+  output.Print(decoded);
+  output.Finish();
   return absl::OkStatus();
 }
 

@@ -16,7 +16,9 @@
 #include "base/units.h"
 #include "clients/cli/cluster_setup.h"
 #include "clients/cli/device.h"
+#include "clients/cli/file_watch.h"
 #include "clients/cli/machine.h"
+#include "clients/cli/machine_limits.h"
 #include "clients/cli/serve_commands.h"
 #include "clients/cli/server_log.h"
 #include "clients/cli/stop_signal.h"
@@ -83,6 +85,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   GF_ASSIGN_OR_RETURN(std::optional<SharedKey> key, ReadClusterKey(options.key_file));
   std::string device;
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend, &device));
+  spdlog::info("limits: {}", ThisMachine().Describe());
   GF_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ChannelCredentials> credentials, MakeChannelCredentials(options.tls));
   std::string address = options.address;
   if (address.empty()) {
@@ -114,6 +117,11 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   client_options.key = std::move(key);
   client_options.log = [](const std::string& line) { spdlog::info("{}", line); };
   ClusterClient client(std::move(client_options), worker);
+  // The coordinator goes on with other workers.
+  const FileWatch watch(kFileWatchSeconds, [&stop](const absl::Status& status) {
+    spdlog::error("{}", std::string(status.message()));
+    stop.Raise(status);
+  });
   std::thread watcher([&] {
     if (absl::Status status = client.Wait(); !status.ok()) stop.Raise(status);
   });

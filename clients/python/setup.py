@@ -4,7 +4,6 @@ All three are files of the repository's root. In a source distribution the packa
 the same places.
 """
 
-import importlib.metadata
 import pathlib
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ PROTO = "protos/generate.proto"
 HERE = pathlib.Path(__file__).resolve().parent
 # Every source distribution has PKG-INFO, and no checkout does.
 ROOT = HERE if (HERE / "PKG-INFO").is_file() else HERE.parents[1]
-MESSAGES = ("generate_pb2.py", "generate_pb2.pyi")
+DESCRIPTORS, TYPES = "generate.binpb", "generate_pb2.pyi"  # read by generate_pb2.py, and by type checkers
 
 
 def read_version():
@@ -31,24 +30,19 @@ def copy_license():
         shutil.copyfile(ROOT / "LICENSE", HERE / "LICENSE")
 
 
-def protobuf_requirement():
-    """Generated code runs with the protobuf version that generated it, and with the next major version."""
-    version = importlib.metadata.version("protobuf")
-    return f"protobuf>={version},<{int(version.split('.')[0]) + 2}"
-
-
 class BuildMessages(build_py):
     def run(self):
         super().run()
         folder = HERE if self.editable_mode else pathlib.Path(self.build_lib)
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "goldfinch").mkdir(parents=True, exist_ok=True)
         # Known to protobuf as goldfinch/generate.proto: another package may have a generate.proto too.
         source = (ROOT / PROTO).parent
-        flags = [f"--proto_path=goldfinch={source}", f"--python_out={folder}", f"--pyi_out={folder}"]
+        outputs = [f"--descriptor_set_out={folder / 'goldfinch' / DESCRIPTORS}", "--include_imports"]
+        flags = [f"--proto_path=goldfinch={source}", *outputs, f"--pyi_out={folder}"]
         subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, "goldfinch/generate.proto"], check=True)
 
     def get_outputs(self, include_bytecode=True):
-        made = [str(pathlib.Path(self.build_lib) / "goldfinch" / name) for name in MESSAGES]
+        made = [str(pathlib.Path(self.build_lib) / "goldfinch" / name) for name in (DESCRIPTORS, TYPES)]
         return super().get_outputs(include_bytecode) + made
 
 
@@ -67,5 +61,5 @@ copy_license()
 setup(
     version=read_version(),
     cmdclass={"build_py": BuildMessages, "sdist": CompleteSdist},
-    install_requires=["grpcio>=1.51", protobuf_requirement()],
+    install_requires=["grpcio>=1.51", "protobuf>=4.25"],
 )

@@ -102,7 +102,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
 
 void Server::SetReady(bool ready) {
   if (options_.health_service.empty()) return;
-  server_->GetHealthCheckService()->SetServingStatus(options_.health_service, ready);
+  // "" is what probes ask about that know no service's name, such as kubelet's.
+  for (const std::string& service : {options_.health_service, std::string()}) {
+    server_->GetHealthCheckService()->SetServingStatus(service, ready);
+  }
 }
 
 void Server::Shutdown(double timeout_seconds) {

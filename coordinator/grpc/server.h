@@ -29,7 +29,7 @@ struct ServerOptions {
   // A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
   double keepalive_seconds = 20;
   bool reflection = true;  // whether clients may ask which services and messages there are
-  // The service whose health SetReady sets. The health of "", which means the process, is SERVING until Shutdown.
+  // The service whose health SetReady sets, with that of "", the whole server. Empty: "" is SERVING until Shutdown.
   std::string health_service = {};
 };
 

@@ -129,12 +129,13 @@ TEST_F(ServerTest, MutualTls) {
 TEST_F(ServerTest, HealthFollowsReadiness) {
   const auto server = Start({});
   const auto channel = Connect(*server, {});
-  EXPECT_EQ(Health(channel, ""), 1);
+  EXPECT_EQ(Health(channel, ""), 2);
   EXPECT_EQ(Health(channel, kPublicServiceName), 2);
   server->SetReady(true);
   EXPECT_EQ(Health(channel, kPublicServiceName), 1);
   EXPECT_EQ(Health(channel, ""), 1);
   server->SetReady(false);
+  EXPECT_EQ(Health(channel, ""), 2);
   EXPECT_EQ(Health(channel, kPublicServiceName), 2);
   EXPECT_EQ(Health(channel, "other.Service"), -1);
 }

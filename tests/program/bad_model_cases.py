@@ -31,7 +31,7 @@ class ModelTest(ProgramTest):
 class FileTest(ModelTest):
     def test_no_model(self):
         self.refuses_model(self.folder / "none.pth", "No such file or directory")
-        self.refuses_model(self.folder, "holds no .pth and no .safetensors file")
+        self.refuses_model(self.folder, "holds no .pth, no .safetensors and no pytorch_model.bin file")
         self.refuses_model("/dev/zero", "is not a regular file")
         self.refuses_model(self.write("empty.pth", ""), "is empty")
         text = self.write("text.pth", "Not a model\n\x1b[31m")
@@ -66,6 +66,33 @@ class FileTest(ModelTest):
         self.refuses_model(self.write("a.pth", DEMO_MODEL.read_bytes() + b"\0"), "zip")
         whole = checkpoints.write_safetensors(self.folder / "whole", self.tensors).read_bytes()
         self.refuses_model(self.write("b.safetensors", whole + b"\0"), "no tensor has those from")
+
+
+class OtherVersionTest(ModelTest):
+    """Files of other versions of RWKV, and parts of models: the message says what they are and what to do."""
+
+    def refuses_names(self, shapes, says):
+        width, att = 128, "blocks.0.att."
+        model = {"emb.weight": (256, width), "ln_out.weight": (width,), "head.weight": (256, width)}
+        model |= {f"{att}{name}.weight": (width, width) for name in ("key", "value", "receptance", "output")}
+        model = shapes if all(name.endswith("time_state") for name in shapes) else {**model, **shapes}
+        path = self.folder / "other.pth"
+        checkpoints.write_pth(path, {name: checkpoints.zeros(shape) for name, shape in model.items()})
+        self.refuses_model(path, says)
+        self.refuses("inspect", path, says=[path, *listed(says)])
+
+    def test_rwkv_4(self):
+        shapes = {"blocks.0.att.time_decay": (128,), "blocks.0.att.time_first": (128,)}
+        shapes |= {f"blocks.0.att.time_mix_{x}": (1, 1, 128) for x in "kvr"}
+        self.refuses_names(shapes, ["is an RWKV-4 model", "take a Finch"])
+
+    def test_rwkv_7(self):
+        shapes = {f"blocks.0.att.{x}": (1, 1, 128) for x in "x_r x_w x_k x_v x_a x_g w0 a0 v0 k_k k_a".split()}
+        self.refuses_names({**shapes, "blocks.0.att.r_k": (2, 64)}, ["is an RWKV-7 (Goose) model", "take a Finch"])
+
+    def test_a_state_alone(self):
+        shapes = {f"blocks.{layer}.att.time_state": (2, 64, 64) for layer in range(2)}
+        self.refuses_names(shapes, ["holds a tuned initial state", "add these tensors to the file of the model"])
 
 
 class DamageTest(ModelTest):

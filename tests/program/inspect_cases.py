@@ -1,6 +1,7 @@
 """goldfinch inspect: the demo model's layers and sizes, and what a token of each family keeps."""
 
 import json
+import re
 
 import checkpoints
 from program import DEMO_MODEL, GOLDEN, ProgramTest
@@ -21,6 +22,15 @@ FAMILIES = {
     "gptalpha": (["gptalpha"] * 2, 2 * KEYS_AND_VALUES),
     "llama": (["llama"] * 2, 2 * KEYS_AND_VALUES),
 }
+
+
+def hugging_face_name(name):
+    """Of a tensor of a Finch model, in the naming scheme of Hugging Face's library."""
+    if name == "head.weight":
+        return name
+    name = re.sub(r"^emb\.", "embeddings.", name).replace("blocks.0.ln0", "blocks.0.pre_ln")
+    name = re.sub(r"(blocks\.\d+)\.att\.", r"\1.attention.", name)
+    return "rwkv." + re.sub(r"(blocks\.\d+)\.ffn\.", r"\1.feed_forward.", name)
 
 
 class InspectTest(ProgramTest):
@@ -94,3 +104,34 @@ class InspectTest(ProgramTest):
                 self.assertEqual(found["transformer_cache_bytes_per_token"], len(kinds) * KEYS_AND_VALUES)
                 table = self.succeeds("inspect", GOLDEN / family / "model.pth").stdout.decode()
                 self.assertIn(f"\ncache             {cache_bytes:,} bytes a token (bf16)", table)
+
+    def check_is_finch(self, *paths):
+        expected = self.json(GOLDEN / "finch" / "model.pth")
+        for path in paths:
+            with self.subTest(path):
+                found = self.json(path)
+                for field in ("layers", "parameters", "vocab_size", "head_size"):
+                    self.assertEqual(found[field], expected[field], field)
+
+    def test_folders_of_hugging_face(self):
+        tensors = {hugging_face_name(n): t for n, t in checkpoints.read_pth(GOLDEN / "finch" / "model.pth").items()}
+        config = {"model_type": "rwkv6", "hidden_size": 128, "num_hidden_layers": 2, "head_size": 64, "vocab_size": 256}
+        single, sharded = self.folder / "single", self.folder / "sharded"
+        for folder in (single, sharded):
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps(config))
+        checkpoints.write_pth(single / "pytorch_model.bin", tensors)
+        names, shards = list(tensors), [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+        for shard, part in zip(shards, (names[:20], names[20:])):
+            checkpoints.write_pth(sharded / shard, {name: tensors[name] for name in part})
+        index = sharded / "pytorch_model.bin.index.json"
+        weight_map = {name: shards[number >= 20] for number, name in enumerate(names)}
+        index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+        self.check_is_finch(single, single / "pytorch_model.bin", sharded, index)
+
+    def test_prefixes_of_training_frameworks(self):
+        tensors = checkpoints.read_pth(GOLDEN / "finch" / "model.pth")
+        for prefix in ("_forward_module.", "module.", "model.", "_orig_mod.module."):
+            path = self.folder / f"{prefix}pth"
+            checkpoints.write_pth(path, {prefix + name: tensor for name, tensor in tensors.items()})
+            self.check_is_finch(path)

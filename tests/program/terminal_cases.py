@@ -19,23 +19,24 @@ def left_on_screen(output):
     return re.sub(r"[^\n]*\r\x1b\[K", "", output.replace("\r\n", "\n"))
 
 
-def start(arguments, stderr):
+def start(arguments, stderr, stdout=subprocess.PIPE):
     # A parent that runs in the background has interrupts ignored, and its children with it.
     return subprocess.Popen(
         command(*arguments),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=stderr,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 class Terminal:
-    """A running program with its standard error on a terminal."""
+    """A running program with its standard error, or its standard output, on a terminal."""
 
-    def __init__(self, arguments):
+    def __init__(self, arguments, output=False):
         self._master, terminal = pty.openpty()
-        self.process = start(arguments, stderr=terminal)
+        pipe = subprocess.PIPE
+        self.process = start(arguments, **({"stdout": terminal, "stderr": pipe} if output else {"stderr": terminal}))
         os.close(terminal)
         self.shown = ""
 
@@ -104,6 +105,29 @@ class ProgressTest(ProgramTest):
                 process.communicate(timeout=2)
             process.send_signal(signal.SIGINT)
             self.assertEqual(process.communicate(timeout=SECONDS_MAX), (b"", b""))
+
+
+class ControlsTest(ProgramTest):
+    """Text of a model on a terminal, and in a pipe. The token of a byte is its value plus one."""
+
+    HOSTILE = "\x1b[2J\x9b\u202e\r\x7f\tx\n"
+    SHOWN = "\\x1b[2J\\u009b\\u202e\\x0d\\x7f\tx\n"
+
+    def check(self, arguments, text, shown):
+        self.assertEqual(run(*arguments).stdout.decode(), text)
+        with Terminal(arguments, output=True) as terminal:
+            terminal.read()
+            self.assertEqual(terminal.shown.replace("\r\n", "\n").expandtabs(), shown.expandtabs())
+
+    def test_detokenize(self):
+        ids = " ".join(str(byte + 1) for byte in self.HOSTILE.encode())
+        self.check(["detokenize", *flags(vocab="bytes", text=ids)], self.HOSTILE, self.SHOWN)
+
+    def test_generate(self):
+        """The model is made to say one byte again and again: a whole character, or the start of one."""
+        for byte, text, shown in ((0x1B, "\x1b", "\\x1b"), (0xE2, "\ufffd", "\ufffd")):
+            arguments = generate("And ", max_tokens=3, logit_bias=f"{byte + 1}=100")
+            self.check(arguments, text * 3 + "\n", shown * 3 + "\n")
 
 
 class EndTest(ProgramTest):

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <system_error>
@@ -22,8 +23,11 @@
 namespace goldfinch {
 namespace {
 
-constexpr std::string_view kIndexSuffix = ".safetensors.index.json";
+constexpr std::string_view kIndexSuffixes[] = {".safetensors.index.json", ".bin.index.json"};
 constexpr size_t kIndexBytesMax = 16 << 20;
+// Far above what models have: an index may be hostile, and its names take more memory than its text.
+constexpr int kIndexTensorsMax = 1 << 17;
+constexpr size_t kShardsMax = 1024;
 constexpr int64_t kReadAheadBytes = 64 << 20;  // some 20 ms of a fast disk: more than a copy waits for
 
 absl::Status InFile(const std::string& path, const absl::Status& status) {
@@ -40,7 +44,8 @@ absl::StatusOr<CheckpointLayout> ReadFile(std::string_view file) {
 // The model in a folder.
 absl::StatusOr<std::string> ModelIn(const std::filesystem::path& folder) {
   std::error_code error;
-  for (const char* name : {"model.safetensors.index.json", "model.safetensors"}) {
+  for (const char* name :
+       {"model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"}) {
     if (std::filesystem::exists(folder / name, error)) return (folder / name).string();
   }
   std::vector<std::string> models;
@@ -53,9 +58,19 @@ absl::StatusOr<std::string> ModelIn(const std::filesystem::path& folder) {
   if (models.size() == 1) return models[0];
   std::sort(models.begin(), models.end());
   return absl::InvalidArgumentError(
-      models.empty() ? absl::StrCat(folder.string(), ": holds no .pth and no .safetensors file")
+      models.empty() ? absl::StrCat(folder.string(), ": holds no .pth, no .safetensors and no pytorch_model.bin file")
                      : absl::StrCat(folder.string(), ": holds ", models.size(), " models, ", models[0], " and ",
                                     models[1], models.size() > 2 ? " among them" : "", "; name one"));
+}
+
+bool IsIndex(std::string_view path) {
+  return std::any_of(std::begin(kIndexSuffixes), std::end(kIndexSuffixes),
+                     [&](std::string_view suffix) { return path.ends_with(suffix); });
+}
+
+// Whether the name is one of a file in the folder it is looked for in, and in no other.
+bool IsFileName(std::string_view name) {
+  return !name.empty() && name != "." && name != ".." && name.find_first_of(std::string_view("/\0", 2)) == name.npos;
 }
 
 // Tensor name -> name of the shard's file, from the text of an index.
@@ -63,8 +78,19 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(std::string_view te
   if (text.size() > kIndexBytesMax) {
     return absl::InvalidArgumentError(absl::StrCat("has ", text.size(), " bytes; the limit is ", kIndexBytesMax));
   }
-  const nlohmann::json index = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (index.is_discarded()) return absl::InvalidArgumentError("is not valid JSON");
+  using Event = nlohmann::json::parse_event_t;
+  int tensors = 0;
+  // Everything else is passed over, so that it takes no memory.
+  const auto is_of_weight_map = [&tensors](int depth, Event event, const nlohmann::json& key) {
+    if (event == Event::key && depth == 1) return key == "weight_map";
+    if (event == Event::key && depth == 2) return ++tensors <= kIndexTensorsMax;
+    return depth <= 2 && event != Event::array_start;
+  };
+  const nlohmann::json index = nlohmann::json::parse(text, is_of_weight_map, /*allow_exceptions=*/false);
+  if (index.is_discarded()) return absl::InvalidArgumentError("is not a JSON object");
+  if (tensors > kIndexTensorsMax) {
+    return absl::InvalidArgumentError(absl::StrCat("names ", tensors, " tensors; the limit is ", kIndexTensorsMax));
+  }
   const auto weight_map = index.find("weight_map");
   if (weight_map == index.end() || !weight_map->is_object() || weight_map->empty()) {
     return absl::InvalidArgumentError("has no weight_map");
@@ -72,7 +98,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(std::string_view te
   std::map<std::string, std::string> shard_of_tensor;
   for (const auto& [tensor, shard] : weight_map->items()) {
     // Shards lie beside their index: a path could lead anywhere.
-    if (!shard.is_string() || shard.get_ref<const std::string&>().find('/') != std::string::npos) {
+    if (!shard.is_string() || !IsFileName(shard.get_ref<const std::string&>())) {
       return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(tensor), " is not in a file beside the index"));
     }
     shard_of_tensor[tensor] = shard.get<std::string>();
@@ -90,7 +116,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   }
   std::unique_ptr<Checkpoint> checkpoint(new Checkpoint);
   checkpoint->path_ = file_path;
-  if (file_path.ends_with(kIndexSuffix)) {
+  if (IsIndex(file_path)) {
     GF_RETURN_IF_ERROR(checkpoint->AddIndexedShards(file_path));
   } else {
     GF_ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(file_path));
@@ -123,6 +149,10 @@ absl::Status Checkpoint::AddIndexedShards(const std::string& index_path) {
   if (!shard_of_tensor.ok()) return InFile(index_path, shard_of_tensor.status());
   std::map<std::string, absl::flat_hash_set<std::string>> tensors_of_shard;
   for (const auto& [tensor, shard] : *shard_of_tensor) tensors_of_shard[shard].insert(tensor);
+  if (tensors_of_shard.size() > kShardsMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(index_path, ": names ", tensors_of_shard.size(), " files; the limit is ", kShardsMax));
+  }
 
   for (auto& [shard, missing] : tensors_of_shard) {
     const std::string path = (std::filesystem::path(index_path).parent_path() / shard).string();
@@ -270,6 +300,11 @@ void Checkpoint::ReadAhead(const void* data, int64_t bytes) const {
 void Checkpoint::LetGo(const void* data, int64_t bytes) const {
   const std::string_view part = MappedPart(data, bytes);
   if (!part.empty()) MappedFile::DontNeed(part);
+}
+
+absl::Status Checkpoint::CheckFilesUnchanged() const {
+  for (const MappedFile& file : files_) GF_RETURN_IF_ERROR(file.CheckUnchanged());
+  return absl::OkStatus();
 }
 
 int64_t Checkpoint::owned_bytes() const {

@@ -63,8 +63,10 @@ struct VerifyOptions {
 // (MappedFile).
 class Checkpoint {
  public:
-  // `path` is a .pth or a .safetensors file; or a model.safetensors.index.json, which stands for the shards it lists;
-  // or a folder that holds an index, else a model.safetensors, else exactly one .pth or .safetensors file.
+  // `path` is a file as torch.save or the safetensors library writes it, whatever its name; or a
+  // *.safetensors.index.json or *.bin.index.json, which stands for the shards that it lists; or a folder that holds,
+  // in this order of preference, model.safetensors.index.json, model.safetensors, pytorch_model.bin.index.json or
+  // pytorch_model.bin, else exactly one .pth or .safetensors file.
   //
   // Maps the file and reads its directory. Of the weights it reads only those that it must copy: strided views, and
   // tensors that are not aligned for their type (torch.save aligns all). Copies together never exceed the size of the
@@ -80,6 +82,9 @@ class Checkpoint {
   int64_t file_bytes() const { return file_bytes_; }
   // Memory that copies of tensors take; 0 for files as torch.save and safetensors write them of plain models.
   int64_t owned_bytes() const;
+  // DATA_LOSS names a file that was changed since it was opened: what was computed before a call that returns OK is
+  // right. Costs a system call for each file.
+  absl::Status CheckFilesUnchanged() const;
   // Sorted by name.
   const std::vector<CheckpointTensor>& tensors() const { return tensors_; }
   // Null when there is none.

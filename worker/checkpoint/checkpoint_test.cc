@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/checkpoint/checkpoint_test_util.h"
@@ -100,7 +101,7 @@ TEST(CheckpointTest, MessagesBeginWithTheFile) {
 
 TEST(CheckpointTest, Folders) {
   const std::string folder = Folder("folders");
-  EXPECT_THAT(MessageOf(folder), HasSubstr("holds no .pth and no .safetensors file"));
+  EXPECT_THAT(MessageOf(folder), HasSubstr("holds no .pth, no .safetensors and no pytorch_model.bin file"));
   ASSERT_TRUE(WritePth(folder + "/one.pth", kTensors).ok());
   ASSERT_TRUE(WriteFile(folder + "/config.json", "{}").ok());
   EXPECT_EQ(Checkpoint::Open(folder).value()->path(), folder + "/one.pth");
@@ -131,11 +132,14 @@ TEST(CheckpointTest, Shards) {
     EXPECT_TRUE(WriteFile(index, text).ok());
     return MessageOf(index);
   };
-  EXPECT_THAT(message_with("{"), AllOf(HasSubstr(index), HasSubstr("is not valid JSON")));
+  EXPECT_THAT(message_with("{"), AllOf(HasSubstr(index), HasSubstr("is not a JSON object")));
   EXPECT_THAT(message_with("[1]"), HasSubstr("has no weight_map"));
   EXPECT_THAT(message_with(R"({"weight_map":[]})"), HasSubstr("has no weight_map"));
   EXPECT_THAT(message_with(R"({"weight_map":{"a":7}})"), HasSubstr("tensor 'a' is not in a file beside the index"));
-  EXPECT_THAT(message_with(R"({"weight_map":{"a":"../secret"}})"), HasSubstr("is not in a file beside the index"));
+  for (const char* name : {"../secret", "/etc/passwd", "a/b", "..", ".", "", "2.safetensors\\u0000.x"}) {
+    const std::string text = absl::StrCat(R"({"weight_map":{"a":")", name, R"("}})");
+    EXPECT_THAT(message_with(text), HasSubstr("is not in a file beside the index")) << name;
+  }
   EXPECT_THAT(message_with(R"({"weight_map":{"a":"3.safetensors"}})"), HasSubstr(folder + "/3.safetensors"));
   EXPECT_THAT(message_with(R"({"weight_map":{"a":"2.safetensors","c":"2.safetensors"}})"),
               HasSubstr("2.safetensors: has no tensor 'c', which " + index + " says it has"));
@@ -144,6 +148,46 @@ TEST(CheckpointTest, Shards) {
               HasSubstr("has no tensor 'a'"));
   EXPECT_THAT(message_with(R"({"weight_map":{"rwkv.embeddings.weight":"1.safetensors","b":"3.safetensors"}})"),
               HasSubstr("3.safetensors: tensor 'b' is the same as 'b' of " + folder + "/1.safetensors"));
+}
+
+TEST(CheckpointTest, HuggingFaceFoldersOfPthFiles) {
+  const std::string folder = Folder("hugging_face");
+  ASSERT_TRUE(WritePth(folder + "/pytorch_model.bin", WithNames({"rwkv.embeddings.weight"})).ok());
+  auto checkpoint = Checkpoint::Open(folder);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ((*checkpoint)->path(), folder + "/pytorch_model.bin");
+  EXPECT_NE((*checkpoint)->Find("emb.weight"), nullptr);
+
+  const std::string index = folder + "/pytorch_model.bin.index.json";
+  const std::string first = "pytorch_model-00001-of-00002.bin", second = "pytorch_model-00002-of-00002.bin";
+  ASSERT_TRUE(WritePth(folder + "/" + first, WithNames({"rwkv.embeddings.weight", "b"})).ok());
+  ASSERT_TRUE(WritePth(folder + "/" + second, WithNames({"c"})).ok());
+  ASSERT_TRUE(WriteFile(index, absl::StrCat(R"({"metadata":{"total_size":[1,{"x":[]}]},"weight_map":{"b":")", first,
+                                            R"(","c":")", second, R"(","rwkv.embeddings.weight":")", first, R"("}})"))
+                  .ok());
+  for (const std::string& path : {folder, index}) {
+    checkpoint = Checkpoint::Open(path);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    EXPECT_EQ((*checkpoint)->path(), index);
+    EXPECT_EQ((*checkpoint)->tensors().size(), 3u);
+  }
+  ASSERT_TRUE(WriteSafetensors(folder + "/model.safetensors", WithNames({"a"})).ok());
+  EXPECT_EQ(Checkpoint::Open(folder).value()->path(), folder + "/model.safetensors");
+}
+
+TEST(CheckpointTest, AnIndexIsBounded) {
+  const std::string index = Folder("bounded_index") + "/pytorch_model.bin.index.json";
+  std::string names;
+  for (int i = 0; i <= 1 << 17; ++i) absl::StrAppend(&names, i == 0 ? "" : ",", "\"", i, "\":\"x\"");
+  ASSERT_TRUE(WriteFile(index, absl::StrCat("{\"weight_map\":{", names, "}}")).ok());
+  EXPECT_THAT(MessageOf(index), HasSubstr("names 131073 tensors; the limit is 131072"));
+  names.clear();
+  for (int i = 0; i <= 1024; ++i) absl::StrAppend(&names, i == 0 ? "" : ",", "\"", i, "\":\"", i, "\"");
+  ASSERT_TRUE(WriteFile(index, absl::StrCat("{\"weight_map\":{", names, "}}")).ok());
+  EXPECT_THAT(MessageOf(index), HasSubstr("names 1025 files; the limit is 1024"));
+  ASSERT_TRUE(
+      WriteFile(index, absl::StrCat("{\"a\":", std::string(1 << 20, '['), std::string(1 << 20, ']'), "}")).ok());
+  EXPECT_THAT(MessageOf(index), HasSubstr("has no weight_map"));
 }
 
 TEST(CheckpointTest, VerifyFindsWrongChecksums) {

@@ -24,9 +24,26 @@ constexpr std::pair<std::string_view, std::string_view> kComponents[] = {
     {"time_mix_gate", "time_mix_g"},
 };
 
+// What DeepSpeed, distributed data parallel training, Hugging Face's libraries and torch.compile put before each name.
+constexpr std::string_view kFrameworkPrefixes[] = {"_forward_module.", "module.", "model.", "_orig_mod."};
+
+// They may be nested.
+std::string_view WithoutFrameworkPrefixes(std::string_view name) {
+  for (bool found = true; found;) {
+    found = false;
+    for (const std::string_view prefix : kFrameworkPrefixes) {
+      if (!name.starts_with(prefix)) continue;
+      name.remove_prefix(prefix.size());
+      found = true;
+    }
+  }
+  return name;
+}
+
 }  // namespace
 
 std::string CanonicalName(std::string_view name) {
+  name = WithoutFrameworkPrefixes(name);
   constexpr std::string_view kPrefix = "rwkv.";
   if (!name.starts_with(kPrefix)) return std::string(name);
   std::vector<std::string> components = absl::StrSplit(std::string(name.substr(kPrefix.size())), '.');

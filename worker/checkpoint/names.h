@@ -7,9 +7,10 @@
 
 namespace goldfinch {
 
-// The authors' name of a tensor. Finch and Eagle models are also published in a second naming scheme, in which every
-// name but "head.weight" starts with "rwkv."; other names come back unchanged. Two names of one file may map to one:
-// the caller's error.
+// The authors' name of a tensor. Prefixes that frameworks for training put before the names of a whole model
+// ("_forward_module.", "module.", "model.", "_orig_mod.") are taken off. Finch and Eagle models are also published in a
+// second naming scheme, in which every name but "head.weight" starts with "rwkv."; other names come back unchanged. Two
+// names of one file may map to one: the caller's error.
 std::string CanonicalName(std::string_view name);
 
 // `name` as it may stand in a message: quoted, without control characters, shortened if it is very long.

@@ -48,9 +48,18 @@ TEST(NamesTest, SecondSchemeBecomesTheAuthors) {
   for (const auto& [published, authors] : names) EXPECT_EQ(CanonicalName(published), authors);
 }
 
+TEST(NamesTest, PrefixesOfFrameworksAreTakenOff) {
+  EXPECT_EQ(CanonicalName("_forward_module.blocks.0.att.key.weight"), "blocks.0.att.key.weight");
+  EXPECT_EQ(CanonicalName("module.emb.weight"), "emb.weight");
+  EXPECT_EQ(CanonicalName("model.head.weight"), "head.weight");
+  EXPECT_EQ(CanonicalName("_orig_mod.module._forward_module.model.head.weight"), "head.weight");
+  EXPECT_EQ(CanonicalName("model.rwkv.embeddings.weight"), "emb.weight");
+  EXPECT_EQ(CanonicalName("blocks.0.module.weight"), "blocks.0.module.weight");
+}
+
 TEST(NamesTest, OtherNamesStay) {
   for (const char* name : {"emb.weight", "blocks.0.att.time_mix_k", "blocks.0.ln0.weight", "attention.embeddings",
-                           "rwkv", "model.rwkv.embeddings.weight", ""}) {
+                           "rwkv", "", "my_module.emb.weight", "modules.emb.weight"}) {
     EXPECT_EQ(CanonicalName(name), name);
   }
   EXPECT_EQ(CanonicalName("rwkv.my_attention.weight"), "my_attention.weight") << "only whole components are replaced";

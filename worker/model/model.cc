@@ -12,6 +12,7 @@
 #include "absl/types/span.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "worker/model/foreign_models.h"
 #include "worker/model/state_parts.h"
 #include "worker/model/weight_loader.h"
 
@@ -136,6 +137,9 @@ absl::Status CheckCacheDType(const Checkpoint& checkpoint, const ModelShape& sha
 }
 
 absl::StatusOr<ModelShape> ReadModelShape(const Checkpoint& checkpoint, const ModelConfig& config) {
+  if (const std::string_view foreign = ForeignModel(checkpoint); !foreign.empty()) {
+    return Invalid(checkpoint, std::string(foreign));
+  }
   ModelShape shape;
   const CheckpointTensor* embedding = checkpoint.Find("emb.weight");
   if (embedding == nullptr) return Invalid(checkpoint, "tensor emb.weight is missing");

@@ -350,7 +350,7 @@ class TlsTest(unittest.TestCase):
 class PackageTest(unittest.TestCase):
     def test_is_typed_and_exports_what_it_says(self):
         folder = pathlib.Path(goldfinch.__file__).parent
-        for name in ("py.typed", "generate_pb2.py", "generate_pb2.pyi"):
+        for name in ("py.typed", "generate_pb2.py", "generate_pb2.pyi", "generate.binpb"):
             self.assertTrue((folder / name).is_file(), name)
         for name in goldfinch.__all__:
             self.assertTrue(hasattr(goldfinch, name), name)

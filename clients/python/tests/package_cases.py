@@ -28,6 +28,9 @@ class InstalledTest(unittest.TestCase):
     def test_version_is_that_of_the_repository(self):
         self.assertEqual(goldfinch.__version__, VERSION)
 
+    def test_requires_no_protobuf_of_a_certain_day(self):
+        self.assertCountEqual(importlib.metadata.requires("goldfinch"), ["grpcio>=1.51", "protobuf>=4.25"])
+
     def test_license(self):
         self.assertEqual(importlib.metadata.metadata("goldfinch")["License-Expression"], "Apache-2.0")
         (path,) = [path for path in importlib.metadata.files("goldfinch") if path.name == "LICENSE"]
@@ -57,5 +60,5 @@ class SourceDistributionTest(unittest.TestCase):
             archive.extractall(unpacked)
         with zipfile.ZipFile(build("wheel", unpacked / f"goldfinch-{VERSION}", self.folder)) as wheel:
             self.assertEqual(wheel.read(f"goldfinch-{VERSION}.dist-info/licenses/LICENSE"), LICENSE)
-            self.assertIn("goldfinch/generate_pb2.py", wheel.namelist())
-            self.assertIn("goldfinch/generate_pb2.pyi", wheel.namelist())
+            for name in ("generate_pb2.py", "generate_pb2.pyi", "generate.binpb"):
+                self.assertIn(f"goldfinch/{name}", wheel.namelist())
