@@ -161,8 +161,10 @@ void FakeCluster::Answer(int replica) {
 }
 
 void FakeCluster::RunAll() {
-  for (int idle = 0; idle < 2;) {
-    ++idle;
+  // What was parked may stay so for a while.
+  const auto idle_max = [&] { return scheduler.waiting() > 0 ? 20 : 2; };
+  for (int idle = 0; idle < idle_max();) {
+    if (++idle > 2) now += 0.5;
     for (const auto& [replica, group] : groups) {
       if (Plan(replica) == 0) continue;
       Answer(replica);

@@ -71,7 +71,7 @@ struct FakeClient : RequestSink {
 // A scheduler with one or more fake groups whose Steps take a while.
 class FakeCluster {
  public:
-  explicit FakeCluster(int max_queue = 100, int replicas = 1) : scheduler(max_queue, replicas) {}
+  explicit FakeCluster(int max_queue = 100, int replicas = 1) : scheduler({max_queue}, replicas) {}
 
   // A group becomes ready as this replica.
   void Up(int replica, const GroupCapacity& capacity);
