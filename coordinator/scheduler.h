@@ -25,8 +25,8 @@
 //     the sequence has been served for kTurnSeconds: so clients whose requests only fit one after another take turns.
 // Service counts from the moment when a sequence has caught up with what it had reached before, and must also last as
 // long as catching up took: at least half of the time of a slot is useful. Before it has caught up, a sequence is
-// parked only after twice as long as the last time. A sequence that has not begun costs nothing and may be parked at
-// once. Of those that may be parked, the paused ones go first, then those of the largest share, then those with the
+// parked only after twice as long as the last time. One that has not begun costs nothing, and the second rule parks it
+// at once. Of those that may be parked, the paused ones go first, then those of the largest share, then those with the
 // fewest tokens to read again. What was parked for a client's sake stays so for kHoldSeconds, to leave its slot to that
 // client's next.
 //

@@ -156,7 +156,6 @@ namespace {
 // Whether a run has been served for so long that it may be parked, as scheduler.h has it.
 template <typename Sequence>
 bool Served(const Sequence& sequence, double seconds, double now) {
-  if (sequence.scheduled == 0) return true;
   if (sequence.caught_up >= 0) {
     return now - sequence.caught_up >= std::max(seconds, sequence.caught_up - sequence.started);
   }
@@ -190,7 +189,9 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
       return now - owner.paused_since >= std::max(kPauseSeconds, reread);
     }
     if (owner.account == state.account || owner.request.priority > state.request.priority) return false;
-    if (share_left + kShareTolerance >= share_after) return Served(sequence, kServiceSeconds, now);
+    if (share_left + kShareTolerance >= share_after) {
+      return sequence.scheduled == 0 || Served(sequence, kServiceSeconds, now);
+    }
     return overdue && share > share_before + kShareTolerance && Served(sequence, kTurnSeconds, now);
   };
   // (not paused, -share, tokens to read again, id): the least is parked first.

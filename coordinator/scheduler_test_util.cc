@@ -152,7 +152,7 @@ int FakeCluster::Plan(int replica) {
 
 void FakeCluster::Answer(int replica) {
   ASSERT_FALSE(in_flight[replica].empty());
-  now += 1;
+  now += step_seconds;
   StepResult result = std::move(in_flight[replica].front());
   in_flight[replica].pop_front();
   plans[replica].pop_front();
@@ -170,6 +170,18 @@ void FakeCluster::RunAll() {
       Answer(replica);
       idle = 0;
     }
+  }
+}
+
+void FakeCluster::RunUntil(double time) {
+  while (now < time) {
+    bool idle = true;
+    for (const auto& [replica, group] : groups) {
+      if (Plan(replica) == 0) continue;
+      Answer(replica);
+      idle = false;
+    }
+    if (idle) now += step_seconds;
   }
 }
 

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "coordinator/calls/validation.h"
 #include "coordinator/metrics.h"
+#include "google/protobuf/message_lite.h"
 #include "spdlog/spdlog.h"
 
 namespace goldfinch {
