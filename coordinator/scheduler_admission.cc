@@ -18,6 +18,9 @@ namespace {
 constexpr double kLookSeconds = 0.05;
 // The waits between the parkings of a sequence that does not catch up double so often.
 constexpr int kDoublingsMax = 6;
+// For so many of those that find no room, Admit looks for sequences to park: the first ones have the best claim, and a
+// look takes time.
+constexpr int kParkersMax = 4;
 // Shares that differ by less are equal.
 constexpr double kShareTolerance = 1e-9;
 
@@ -127,6 +130,7 @@ void Scheduler::Admit(double now) {
 // Admits the next sequence, or ends a request that can never be admitted. False if there is none.
 bool Scheduler::AdmitOne(double now) {
   const std::vector<Candidate> candidates = Candidates(now);
+  int parkers = 0;
   for (size_t i = 0; i < candidates.size(); ++i) {
     RequestState& state = *candidates[i].state;
     if (state.group == nullptr && !EverFits(state)) {  // the groups may have become smaller since Submit
@@ -136,7 +140,7 @@ bool Scheduler::AdmitOne(double now) {
     }
     Sequence& next = *state.Next();
     Group* group = FindRoom(state, next);
-    if (group == nullptr) group = MakeRoom(state, next, now);
+    if (group == nullptr && ++parkers <= kParkersMax) group = MakeRoom(state, next, now);
     if (group != nullptr) {
       Start(state, next, *group, now);
       return true;
@@ -203,7 +207,8 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
       const RequestState& owner = *sequence->owner;
       if (owner.group != &group || std::find(victims.begin(), victims.end(), sequence) != victims.end()) continue;
       // The others of its cohort wait for what it reads.
-      if (sequence == sequence->cohort->leader && !sequence->cohort->forked && sequence->cohort->members > 1) continue;
+      const Cohort& cohort = *sequence->cohort;
+      if (sequence == cohort.leader && !cohort.forked && cohort.members - taken_members[&cohort] > 1) continue;
       const auto& [slots_taken, pages_taken] = taken[owner.account];
       const int64_t slots = owner.account->slots - slots_taken, pages = owner.account->pages - pages_taken;
       const double share = Share(slots, pages);
