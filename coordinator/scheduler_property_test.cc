@@ -189,7 +189,7 @@ class History {
 TEST(SchedulerPropertyTest, NobodyStarvesAndEveryAnswerIsExact) {
   int64_t parkings = 0;
   double longest = 0;
-  for (uint32_t seed = 0; seed < 60; ++seed) {
+  for (uint32_t seed = 0; seed < 30; ++seed) {
     SCOPED_TRACE(seed);
     History history(seed);
     history.Run();
@@ -204,7 +204,7 @@ TEST(SchedulerPropertyTest, NobodyStarvesAndEveryAnswerIsExact) {
 
 // Clients that want more than they can get, whatever their requests are: each gets its part of the slots' time.
 TEST(SchedulerPropertyTest, SharesAreEqualInTheLongRun) {
-  for (uint32_t seed = 0; seed < 20; ++seed) {
+  for (uint32_t seed = 0; seed < 10; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
     const auto below = [&](int limit) { return static_cast<int>(random() % limit); };

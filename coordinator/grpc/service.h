@@ -16,8 +16,8 @@ class Dispatcher;
 class Metrics;
 
 struct ServiceOptions {
-  // A call whose client takes nothing for so long ends with RESOURCE_EXHAUSTED. This is long enough for a client that
-  // is busy, and short enough that a client that hangs does not hold memory of the workers for long.
+  // A call whose client takes nothing or too little for so long (calls/call.h) ends with RESOURCE_EXHAUSTED. This is
+  // long enough for a client that is busy, and short enough that one that hangs does not hold memory for long.
   double stall_timeout_seconds = 60;
   // The most bytes of an answer that is not streamed. ServerOptions limits the requests.
   int64_t message_bytes_max = int64_t{64} << 20;
