@@ -27,8 +27,8 @@
 // long as catching up took: at least half of the time of a slot is useful. Before it has caught up, a sequence is
 // parked only after twice as long as the last time. One that has not begun costs nothing, and the second rule parks it
 // at once. Of those that may be parked, the paused ones go first, then those of the largest share, then those with the
-// fewest tokens to read again. What was parked for a client's sake stays so for kHoldSeconds, to leave its slot to that
-// client's next.
+// fewest tokens to read again. What was parked for a client's sake stays so for kHoldSeconds, and with it what is
+// behind it in its own client's queue, to leave the slot to that client's next.
 //
 // LIMITS. A client's requests wait while it has max_running running ones, or while its minute's tokens are used up: a
 // request takes what it may need of them at most when it is admitted, and gives back what it did not use when it ends.

@@ -105,7 +105,7 @@ std::vector<Scheduler::Candidate> Scheduler::Candidates(double now) {
       if (!takes_new && parked == 0) break;
       if (state->admitted >= 0) {
         --parked;
-        if (now < state->held_until) continue;
+        if (now < state->held_until) break;  // nothing of its client gets ahead of it
       } else {
         // What is behind a request that waits for tokens waits too.
         takes_new = takes_new && account->bucket.SecondsUntil(state->CostMax(), now) == 0;

@@ -68,7 +68,6 @@ TEST(SchedulerFairnessTest, AShortRequestGetsASlotOfAClientThatHoldsAllOfThem) {
     const auto brief = Sink();
     cluster.Generate(FakePrompt(9, i), 3, brief, Of("modest"));
     EXPECT_LE(SecondsToFirstToken(cluster, *brief), 2 * cluster.step_seconds);
-    EXPECT_EQ(cluster.scheduler.Load(0).sequences, 64);
     cluster.RunUntil(cluster.now + 0.2);
     EXPECT_TRUE(brief->status.has_value());
   }
@@ -94,6 +93,22 @@ TEST(SchedulerFairnessTest, SamplesGiveUpTheirSlotsOneByOne) {
   cluster.RunAll();
   for (int i = 0; i < 64; ++i) EXPECT_EQ(samples->tokens[i], FakeAnswer(FakePrompt(100), i, 300)) << i;
   EXPECT_EQ(samples->usage.parkings, 1);
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerFairnessTest, WhatWasParkedGoesOnBeforeWhatIsBehindIt) {
+  QuickCluster cluster(Slots(4));
+  std::vector<std::shared_ptr<FakeClient>> streams;
+  for (int i = 0; i < 8; ++i) cluster.Generate(FakePrompt(8, i), 3000, streams.emplace_back(Sink()), Of("greedy"));
+  cluster.RunUntil(2);
+  const auto brief = Sink();
+  cluster.Generate(FakePrompt(9), 3, brief, Of("modest"));
+  cluster.RunUntil(2.5);
+  EXPECT_EQ(cluster.scheduler.Load(0).sequences, 3) << "its slot is left to its next request";
+  cluster.RunUntil(4);
+  EXPECT_EQ(cluster.scheduler.Load(0).sequences, 4);
+  for (int i = 0; i < 4; ++i) EXPECT_GT(streams[i]->tokens[0].size(), 100U);
+  for (int i = 4; i < 8; ++i) EXPECT_TRUE(streams[i]->tokens[0].empty());
   ExpectNothingLeft(cluster);
 }
 
