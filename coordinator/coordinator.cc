@@ -47,7 +47,7 @@ CoordinatorOptions WithSecret(CoordinatorOptions options) {
 Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
     : options_(WithSecret(std::move(options))),
       metrics_(metrics),
-      scheduler_(options_.max_queue, options_.membership.replicas),
+      scheduler_(options_.queue, options_.membership.replicas),
       membership_(options_.membership),
       steps_(options_.membership.replicas),
       last_answers_(options_.membership.replicas),
@@ -407,6 +407,8 @@ void Coordinator::PublishEvents() {
   completion_tokens_ += events.completion_tokens;
   if (events.prompt_tokens > 0) metrics_->AddPromptTokens(events.prompt_tokens);
   if (events.completion_tokens > 0) metrics_->AddCompletionTokens(events.completion_tokens);
+  if (events.replayed_tokens > 0) metrics_->AddReplayedTokens(events.replayed_tokens);
+  if (events.parkings > 0) metrics_->CountParkings(events.parkings);
   for (int64_t i = 0; i < events.recoveries; ++i) metrics_->CountRecovery();
   for (const double seconds : events.first_token_seconds) metrics_->ObserveTimeToFirstToken(seconds);
   for (const double seconds : events.inter_token_seconds) metrics_->ObserveInterTokenLatency(seconds);

@@ -30,7 +30,7 @@ class Metrics;
 
 struct CoordinatorOptions {
   MembershipOptions membership;
-  int max_queue = 1024;  // the most requests that may wait
+  QueueLimits queue;
   // When no stage of a group has answered a Step for so long, the first worker that owes an answer is lost.
   double step_timeout_seconds = 120;
   // When no group has been ready for so long, requests end with UNAVAILABLE.

@@ -45,6 +45,7 @@ struct Request {
   int priority = 0;                        // higher ones go first
   std::optional<double> deadline_seconds;  // counted from now
   bool progress = false;                   // whether OnProgress is called
+  int64_t held_bytes = 0;                  // what its sink keeps in memory for it until it has ended
   std::optional<Generate> generate;
   std::optional<Score> score;
 };
@@ -71,6 +72,7 @@ struct RequestUsage {
   int64_t cache_bytes = 0;
   int64_t transformer_cache_bytes = 0;
   int recoveries = 0;
+  int parkings = 0;  // sequences that gave up their slot for others and were read again
 };
 
 // Receives what becomes of one request. The coordinator's thread calls it, one call at a time, never from within
@@ -117,7 +119,8 @@ class Dispatcher {
   virtual void FillClusterInfo(v1::GetClusterInfoResponse* info) const = 0;
 
   // Returns the request's number, for Cancel and Resume. From then on the sink is called. OnDone comes for every
-  // request that was taken, with RESOURCE_EXHAUSTED if the queue is full or the request can never fit a group. Errors,
+  // request that was taken, with RESOURCE_EXHAUSTED if the queue is full, a limit of its client is reached, or the
+  // request can never fit a group. Errors,
   // after which the sink is not called: DEADLINE_EXCEEDED if reading the prompt alone takes longer than the deadline,
   // UNAVAILABLE if no group is ready or the server is shutting down.
   virtual absl::StatusOr<uint64_t> Submit(Request request, std::shared_ptr<RequestSink> sink) = 0;

@@ -94,11 +94,15 @@ prometheus::Histogram* Metrics::MakeHistogram(const char* name, const char* help
 Metrics::Metrics(const std::string& model_name)
     : model_name_(model_name),
       registry_(std::make_shared<prometheus::Registry>()),
-      requests_running_(MakeGauge("num_requests_running", "Requests that are running in a group of workers")),
-      requests_waiting_(MakeGauge("num_requests_waiting", "Requests that are waiting in the queue")),
+      requests_running_(MakeGauge("num_requests_running", "Requests of which a sequence runs in a group of workers")),
+      requests_waiting_(MakeGauge("num_requests_waiting", "Requests that wait, including those that were parked")),
       prompt_tokens_(MakeCounter("prompt_tokens_total",
-                                 "Prompt tokens that were read, counted again when they are read again after a loss")),
-      completion_tokens_(MakeCounter("generation_tokens_total", "Completion tokens that were generated")),
+                                 "Prompt tokens that were read, those of each request once, as its usage says")),
+      completion_tokens_(
+          MakeCounter("generation_tokens_total", "Completion tokens that were generated, or scored in continuations")),
+      replayed_tokens_(MakeCounter("replayed_tokens_total",
+                                   "Tokens of prompts and answers that were read again: after a loss of workers, after "
+                                   "a parking, or for a further sample")),
       time_to_first_token_(MakeHistogram("time_to_first_token_seconds",
                                          "Seconds from a request to its first token, including its time in the queue",
                                          FirstTokenBuckets())),
@@ -108,6 +112,8 @@ Metrics::Metrics(const std::string& model_name)
           MakeHistogram("e2e_request_latency_seconds", "Seconds from a request to its end", RequestBuckets())),
       failures_(MakeCounters("request_failure_total", "Calls that were refused or ended with an error")),
       recoveries_(MakeCounter("request_recoveries_total", "Requests that were restored after a loss of workers")),
+      parkings_(MakeCounter("sequence_parkings_total",
+                            "Sequences that gave up their slot for requests of others, to be read again later")),
       group_generation_(MakeGauge("group_generation", "The latest generation of any group of workers")),
       groups_ready_(MakeGauge("groups_ready", "Groups of workers that are ready to serve")),
       workers_connected_(MakeGauge("workers_connected", "Workers that are connected to the coordinator")),
@@ -141,12 +147,14 @@ void Metrics::SetRequestsRunning(int64_t requests) { requests_running_->Set(stat
 void Metrics::SetRequestsWaiting(int64_t requests) { requests_waiting_->Set(static_cast<double>(requests)); }
 void Metrics::AddPromptTokens(int64_t tokens) { prompt_tokens_->Increment(Amount(tokens)); }
 void Metrics::AddCompletionTokens(int64_t tokens) { completion_tokens_->Increment(Amount(tokens)); }
+void Metrics::AddReplayedTokens(int64_t tokens) { replayed_tokens_->Increment(Amount(tokens)); }
 void Metrics::ObserveTimeToFirstToken(double seconds) { time_to_first_token_->Observe(seconds); }
 void Metrics::ObserveInterTokenLatency(double seconds) { inter_token_latency_->Observe(seconds); }
 void Metrics::ObserveRequestLatency(double seconds) { request_latency_->Observe(seconds); }
 void Metrics::CountSuccess(Finish finish) { successes_[static_cast<int>(finish)]->Increment(); }
 void Metrics::CountScored() { successes_[kScored]->Increment(); }
 void Metrics::CountRecovery() { recoveries_->Increment(); }
+void Metrics::CountParkings(int64_t sequences) { parkings_->Increment(Amount(sequences)); }
 
 void Metrics::CountFailure(const std::string& method, absl::StatusCode code) {
   const auto number = static_cast<int>(code);

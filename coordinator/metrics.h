@@ -61,8 +61,9 @@ class Metrics {
   // ---- Requests ----
   void SetRequestsRunning(int64_t requests);      // num_requests_running
   void SetRequestsWaiting(int64_t requests);      // num_requests_waiting
-  void AddPromptTokens(int64_t tokens);           // prompt_tokens_total: counted again when read again after a loss
+  void AddPromptTokens(int64_t tokens);           // prompt_tokens_total: of each request once, as its usage says
   void AddCompletionTokens(int64_t tokens);       // generation_tokens_total
+  void AddReplayedTokens(int64_t tokens);         // replayed_tokens_total: run again, beside those two
   void ObserveTimeToFirstToken(double seconds);   // time_to_first_token_seconds: since Submit
   void ObserveInterTokenLatency(double seconds);  // inter_token_latency_seconds: between tokens of one sample
   void ObserveRequestLatency(double seconds);     // e2e_request_latency_seconds: from Submit to OnDone
@@ -70,7 +71,8 @@ class Metrics {
   void CountScored();  // request_success_total{finished_reason="scored"}: once for each request
   // request_failure_total{method,code}: calls of the API that were refused or ended with an error; not kOk.
   void CountFailure(const std::string& method, absl::StatusCode code);
-  void CountRecovery();  // request_recoveries_total: once for each request that is restored
+  void CountRecovery();                   // request_recoveries_total: once for each request that is restored
+  void CountParkings(int64_t sequences);  // sequence_parkings_total
 
   // ---- Groups ----
   void SetGroupGeneration(uint64_t generation);  // group_generation: the latest of any group
@@ -116,12 +118,14 @@ class Metrics {
   prometheus::Gauge* requests_waiting_;
   prometheus::Counter* prompt_tokens_;
   prometheus::Counter* completion_tokens_;
+  prometheus::Counter* replayed_tokens_;
   prometheus::Histogram* time_to_first_token_;
   prometheus::Histogram* inter_token_latency_;
   prometheus::Histogram* request_latency_;
   std::array<prometheus::Counter*, kFinishes> successes_;
   prometheus::Family<prometheus::Counter>* failures_;
   prometheus::Counter* recoveries_;
+  prometheus::Counter* parkings_;
 
   prometheus::Gauge* group_generation_;
   prometheus::Gauge* groups_ready_;

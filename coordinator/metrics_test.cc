@@ -30,6 +30,8 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   metrics.AddPromptTokens(5);
   metrics.AddPromptTokens(6);
   metrics.AddCompletionTokens(7);
+  metrics.AddReplayedTokens(15);
+  metrics.CountParkings(2);
   metrics.ObserveTimeToFirstToken(0.03);
   metrics.ObserveInterTokenLatency(0.5);
   metrics.ObserveRequestLatency(2);
@@ -56,6 +58,8 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   EXPECT_EQ(value("num_requests_waiting"), "4");
   EXPECT_EQ(value("prompt_tokens_total"), "11");
   EXPECT_EQ(value("generation_tokens_total"), "7");
+  EXPECT_EQ(value("replayed_tokens_total"), "15");
+  EXPECT_EQ(value("sequence_parkings_total"), "2");
   EXPECT_EQ(value("time_to_first_token_seconds_count"), "1");
   EXPECT_EQ(value("time_to_first_token_seconds_bucket", "le=\"0.05\""), "1");
   EXPECT_EQ(value("time_to_first_token_seconds_bucket", "le=\"0.025\""), "0");

@@ -8,8 +8,24 @@
 #include "coordinator/scheduler_state.h"
 
 namespace goldfinch {
+namespace {
 
-Scheduler::Scheduler(int max_queue, int replicas) : max_queue_(max_queue), replicas_(replicas) {}
+template <typename Item>
+int64_t BytesOf(const std::vector<Item>& items) {
+  return static_cast<int64_t>(items.capacity() * sizeof(Item));
+}
+
+// The continuations are counted with the sequences.
+int64_t BytesOf(const Request& request) {
+  int64_t bytes = static_cast<int64_t>(sizeof(Request)) + request.held_bytes + BytesOf(request.prompt);
+  if (!request.generate) return bytes;
+  const SamplingOptions& sampling = request.generate->sampling;
+  return bytes + BytesOf(request.generate->stop_ids) + BytesOf(sampling.logit_bias) + BytesOf(sampling.banned_tokens);
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const QueueLimits& queue, int replicas) : queue_(queue), replicas_(replicas) {}
 
 Scheduler::~Scheduler() = default;
 
@@ -43,18 +59,23 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
   }
   state.live = static_cast<int>(sequences);
   state.request = std::move(request);
+  state.bytes = BytesOf(state.request);
+  for (const Sequence& sequence : state.sequences) state.bytes += BytesOf(sequence.after_prompt) + sizeof(Sequence);
+  Account& account = AccountOf(state.request, now);
+  state.account = &account;
+  ++account.requests;
+  ++account.queued;
+  account.queued_cost += state.CostMax();
   GF_CHECK(requests_.emplace(number, std::move(owned)).second) << "request " << number;
-  waiting_.emplace(state.queue_key(), &state);
+  Requeue(state);
   // A prompt of one token: nothing comes before it that could score it.
   if (state.request.score && state.End(state.sequences[0]) == 0) return End(state, absl::OkStatus(), now);
   if (all_groups_ready() && !EverFits(state)) return End(state, TooLarge(state), now);
   Admit(now);
   const auto found = requests_.find(number);
-  if (found == requests_.end() || found->second->group != nullptr || waiting() <= max_queue_) return;
-  End(*found->second,
-      absl::ResourceExhaustedError(
-          absl::StrCat("the queue is full: ", max_queue_, " requests are waiting already (max_queue)")),
-      now);
+  if (found == requests_.end() || found->second->group != nullptr) return;
+  if (const absl::Status status = ClientLimit(state, now); !status.ok()) return End(state, status, now);
+  if (!MakePlace(state, now)) End(state, QueueFull(), now);
 }
 
 void Scheduler::Cancel(uint64_t number, const absl::Status& status, double now) {
@@ -67,7 +88,11 @@ void Scheduler::CancelAll(const absl::Status& status, double now) {
 }
 
 void Scheduler::CancelWaiting(const absl::Status& status, double now) {
-  while (!waiting_.empty()) End(*waiting_.begin()->second, status, now);
+  std::vector<RequestState*> waiting;
+  for (const auto& [number, state] : requests_) {
+    if (state->has_place) waiting.push_back(state.get());
+  }
+  for (RequestState* state : waiting) End(*state, status, now);
 }
 
 void Scheduler::Resume(uint64_t number) {
@@ -78,16 +103,19 @@ void Scheduler::Resume(uint64_t number) {
   for (Sequence& sequence : state.sequences) {
     if (sequence.id == 0 || sequence.awaiting_token) continue;
     if (sequence.decoding) {
-      state.group->ready.push_back(sequence.id);
+      sequence.lane->ready.push_back(sequence.id);
     } else {
       ListPrefill(sequence);
     }
   }
+  Requeue(state);
 }
 
-void Scheduler::Pause(RequestState& state) {
+void Scheduler::Pause(RequestState& state, double now) {
+  if (!state.paused) state.paused_since = now;
   state.paused = true;
   for (Sequence& sequence : state.sequences) UnlistPrefill(sequence);
+  Requeue(state);
 }
 
 // Ends the request; `state` does not exist any more when this returns.
@@ -98,7 +126,10 @@ void Scheduler::End(RequestState& state, const absl::Status& status, double now)
     if (sequence.id != 0) Release(sequence);
     cached_tokens += sequence.cached_tokens;
   }
-  if (state.group == nullptr) waiting_.erase(state.queue_key());
+  state.live = 0;
+  Requeue(state);
+  // The last token of a prompt that is scored alone is not run.
+  if (status.ok()) events_.prompt_tokens += state.prompt_tokens() - state.prompt_read;
   RequestUsage& usage = state.usage;
   const bool ran = state.admitted >= 0;
   const double first_token = state.first_token >= 0 ? state.first_token : now;
@@ -109,6 +140,17 @@ void Scheduler::End(RequestState& state, const absl::Status& status, double now)
   usage.transformer_cache_bytes = cached_tokens * transformer_bytes_per_token_;
   const std::unique_ptr<RequestState> owned = std::move(requests_.find(state.number)->second);
   requests_.erase(owned->number);
+  Account& account = *state.account;
+  --account.requests;
+  if (ran) {
+    --account.admitted;
+    account.allowance.GiveBack(state.CostMax() - usage.prompt_tokens - usage.completion_tokens, now);
+  } else {
+    --account.queued;
+    account.queued_cost -= state.CostMax();
+  }
+  Forget(account, now);
+  changed_ = true;
   events_.ended.push_back(
       {owned->request.id, status, std::move(owned->finishes), now - owned->submitted, owned->usage});
   owned->sink->OnDone(status, owned->usage);
@@ -121,6 +163,7 @@ void Scheduler::GenerationReady(int replica, const GroupCapacity& capacity, doub
   group->capacity = capacity;
   group->pages_max = PagesOf(capacity.cache_tokens);
   GF_CHECK(groups_.emplace(replica, std::move(group)).second) << "replica " << replica;
+  GroupsChanged();
   Admit(now);
 }
 
@@ -129,21 +172,16 @@ void Scheduler::GenerationEnded(int replica, double now) {
   GF_CHECK(found != groups_.end()) << "replica " << replica;
   for (const auto& [number, state] : requests_) {
     if (state->group != found->second.get()) continue;
-    state->group = nullptr;
-    state->shared_tokens = 0;
     ++state->losses;
     ++state->usage.recoveries;
     ++events_.recoveries;
     for (Sequence& sequence : state->sequences) {
-      if (sequence.id != 0) sequences_.erase(sequence.id);
-      sequence.id = 0;
-      sequence.opened = sequence.awaiting_token = sequence.decoding = false;
-      sequence.listed_tokens = -1;
-      if (!sequence.done) sequence.scheduled = 0;
+      if (sequence.id != 0) Release(sequence);
     }
-    waiting_.emplace(state->queue_key(), state.get());
+    Requeue(*state);
   }
   groups_.erase(found);
+  GroupsChanged();
   std::vector<RequestState*> hopeless;
   for (const auto& [number, state] : requests_) {
     if (state->losses >= kLossesMax) hopeless.push_back(state.get());
@@ -156,6 +194,15 @@ void Scheduler::GenerationEnded(int replica, double now) {
   }
 }
 
+void Scheduler::GroupsChanged() {
+  slots_max_ = pages_max_ = 0;
+  for (const auto& [replica, group] : groups_) {
+    slots_max_ += group->capacity.max_sequences;
+    pages_max_ += group->pages_max;
+  }
+  changed_ = true;
+}
+
 GroupLoad Scheduler::Load(int replica) const {
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return {};
@@ -164,60 +211,48 @@ GroupLoad Scheduler::Load(int replica) const {
           group.pages_max * kCachePageTokens, static_cast<int>(group.steps.size())};
 }
 
-// ---- Admission ----
+// ---- Sequences ----
 
-bool Scheduler::EverFits(const RequestState& state) const {
-  return std::any_of(groups_.begin(), groups_.end(), [&](const auto& group) { return group.second->EverFits(state); });
-}
-
-absl::Status Scheduler::TooLarge(const RequestState& state) const {
-  int64_t sequences = 0, tokens = 0, longest = 0;
-  for (const auto& [replica, group] : groups_) {
-    sequences = std::max<int64_t>(sequences, group->capacity.max_sequences);
-    tokens = std::max(tokens, group->pages_max * kCachePageTokens);
-    longest = std::max(longest, group->capacity.max_sequence_tokens);
+void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, double now) {
+  Account& account = *state.account;
+  if (state.admitted < 0) {
+    state.admitted = now;
+    ++account.admitted;
+    --account.queued;
+    account.queued_cost -= state.CostMax();
+    account.allowance.Take(state.CostMax(), now);
   }
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the request may need ", state.live, " sequences of up to ", state.LongestTokens(), " tokens and ",
-                   state.Pages() * kCachePageTokens, " tokens of cache; max_sequences is ", sequences,
-                   ", max_model_len is ", longest, " and the caches hold ", tokens, " tokens"));
-}
-
-void Scheduler::Admit(double now) {
-  while (!waiting_.empty() && has_group()) {
-    RequestState& state = *waiting_.begin()->second;
-    if (!EverFits(state)) {  // the groups may have become smaller since Submit
-      if (!all_groups_ready()) return;
-      End(state, TooLarge(state), now);
-      continue;
-    }
-    Group* best = nullptr;
-    for (const auto& [replica, group] : groups_) {
-      if (group->EverFits(state) && group->FitsNow(state) && (best == nullptr || group->load() < best->load())) {
-        best = group.get();
-      }
-    }
-    if (best == nullptr) return;
-    waiting_.erase(waiting_.begin());
-    Start(state, *best, now);
+  state.blocked_since = -1;
+  account.last_turn = ++last_turn_;
+  Cohort* cohort = state.OpenCohort();
+  if (cohort == nullptr) {
+    const auto left = std::count_if(state.sequences.begin(), state.sequences.end(),
+                                    [](const Sequence& other) { return !other.done && other.id == 0; });
+    cohort = state.cohorts.emplace_back(std::make_unique<Cohort>()).get();
+    cohort->leader = &sequence;
+    cohort->shared_tokens = left > 1 ? state.prompt_tokens() - 1 : 0;
+    cohort->forked = cohort->shared_tokens == 0;
+    group.pages += cohort->pages();
+    account.pages += cohort->pages();
   }
-}
-
-void Scheduler::Start(RequestState& state, Group& group, double now) {
+  ++cohort->members;
+  sequence.cohort = cohort;
+  sequence.pages = PagesOf(state.EndMax(sequence)) - cohort->pages();
+  group.pages += sequence.pages;
+  account.pages += sequence.pages;
+  ++group.sequences;
+  ++account.slots;
+  ++state.slots;
   state.group = &group;
-  if (state.admitted < 0) state.admitted = now;
-  group.sequences += state.live;
-  group.pages += state.Pages();
-  state.shared_tokens = state.SharedTokens();
-  for (Sequence& sequence : state.sequences) {
-    if (sequence.done) continue;
-    sequence.id = ++last_sequence_;
-    sequences_.emplace(sequence.id, &sequence);
-  }
-  if (state.shared_tokens > 0) return Activate(state.leader(), 0);
-  for (Sequence& sequence : state.sequences) {
-    if (!sequence.done) Activate(sequence, 0);
-  }
+  sequence.lane = group.LaneOf(account);
+  ++sequence.lane->sequences;
+  sequence.id = ++last_sequence_;
+  sequences_.emplace(sequence.id, &sequence);
+  sequence.started = now;
+  sequence.caught_up = -1;
+  sequence.reached_before = sequence.reached;
+  Requeue(state);
+  Activate(sequence, 0);
 }
 
 // From now on the sequence can run, from `position` on.
@@ -229,44 +264,54 @@ void Scheduler::Activate(Sequence& sequence, int64_t position) {
 // Lists the sequence for pre-fill, if it has tokens to read that nothing keeps it from reading.
 void Scheduler::ListPrefill(Sequence& sequence) {
   RequestState& state = *sequence.owner;
-  Group& group = *state.group;
   // Until the fork the others stay at 0 while the leader runs what they share.
-  const bool waits_for_fork = sequence.scheduled < state.shared_tokens && &sequence != &state.leader();
+  const bool waits_for_fork =
+      sequence.scheduled < sequence.cohort->shared_tokens && &sequence != sequence.cohort->leader;
   if (state.paused || waits_for_fork || sequence.scheduled >= state.End(sequence)) return;
   GF_CHECK_EQ(sequence.listed_tokens, -1);
   sequence.listed_tokens = state.End(sequence) - sequence.scheduled;
-  group.prefill_tokens += sequence.listed_tokens;
-  group.shortest.emplace(-state.request.priority, sequence.listed_tokens, state.arrival, sequence.id);
-  group.oldest.emplace(-state.request.priority, state.arrival, sequence.id);
+  state.group->prefill_tokens += sequence.listed_tokens;
+  sequence.lane->shortest.emplace(-state.request.priority, sequence.listed_tokens, state.arrival, sequence.id);
+  sequence.lane->oldest.emplace(-state.request.priority, state.arrival, sequence.id);
 }
 
 void Scheduler::UnlistPrefill(Sequence& sequence) {
   if (sequence.listed_tokens < 0) return;
   const RequestState& state = *sequence.owner;
-  Group& group = *state.group;
-  group.prefill_tokens -= sequence.listed_tokens;
-  group.shortest.erase({-state.request.priority, sequence.listed_tokens, state.arrival, sequence.id});
-  group.oldest.erase({-state.request.priority, state.arrival, sequence.id});
+  state.group->prefill_tokens -= sequence.listed_tokens;
+  sequence.lane->shortest.erase({-state.request.priority, sequence.listed_tokens, state.arrival, sequence.id});
+  sequence.lane->oldest.erase({-state.request.priority, state.arrival, sequence.id});
   sequence.listed_tokens = -1;
 }
 
-// Gives back what the sequence holds of its group.
+// Gives back what the sequence holds of its group. The caller calls Requeue.
 void Scheduler::Release(Sequence& sequence) {
   RequestState& state = *sequence.owner;
   Group& group = *state.group;
+  Account& account = *state.account;
   UnlistPrefill(sequence);
-  const int64_t shared_pages = state.shared_tokens / kCachePageTokens;
-  const bool last = std::count_if(state.sequences.begin(), state.sequences.end(),
-                                  [](const Sequence& other) { return other.id != 0; }) == 1;
-  group.sequences -= 1;
-  group.pages -= PagesOf(state.EndMax(sequence)) - shared_pages + (last ? shared_pages : 0);
   if (sequence.decoding) group.decoding -= 1;
+  if (sequence.opened) group.close.push_back(sequence.id);
+  int64_t pages = sequence.pages;
+  if (--sequence.cohort->members == 0) {
+    pages += sequence.cohort->pages();
+    state.cohorts.erase(std::find_if(state.cohorts.begin(), state.cohorts.end(),
+                                     [&](const auto& cohort) { return cohort.get() == sequence.cohort; }));
+  }
+  group.pages -= pages;
+  account.pages -= pages;
+  --group.sequences;
+  --account.slots;
+  if (--sequence.lane->sequences == 0) group.Remove(sequence.lane);
+  if (--state.slots == 0) state.group = nullptr;
   const int64_t shared_tokens = state.sequences.size() > 1 ? state.prompt_tokens() - 1 : 0;
   sequence.cached_tokens = std::max<int64_t>(sequence.scheduled - shared_tokens, 0);
-  if (sequence.opened) group.close.push_back(sequence.id);
   sequences_.erase(sequence.id);
   sequence.id = 0;
+  sequence.cohort = nullptr;
+  sequence.lane = nullptr;
   sequence.decoding = sequence.awaiting_token = sequence.opened = false;
+  changed_ = true;
 }
 
 }  // namespace goldfinch

@@ -1,27 +1,60 @@
 // Decides what each Step computes. Pure: no clock, no I/O, no thread of its own; whole scenarios are tested as data.
 //
-// Requests of all groups wait in one queue, ordered by priority, then by arrival. The first one is admitted to the
-// least loaded group that has the state slots and the cache pages of its worst-case memory (every sample as long as
-// max_tokens allows), so nothing that runs ever runs out of memory. While the first one does not fit, nothing behind it
-// is admitted: otherwise a large request could starve.
+// CLIENTS. Request::client says who asks; requests without a client are one client's too. What a client has of the
+// server is its share: of the slots or of the cache pages of all groups, whichever is larger.
 //
-// A Step has a budget of tokens. Decoding sequences come first with one token each, those that have waited longest
-// first; a pipeline of S stages takes at most 1/S of them into one Step, so that every stage has some to work on.
-// Pre-fill chunks fill the rest, highest priority first. Within a priority, half of the budget goes to the requests
-// with the fewest tokens left to read and the other half to the oldest requests; what one half does not use goes to the
-// other. So a short prompt overtakes long ones, and a long one always makes progress.
+// THE QUEUE. A client's requests wait by priority, then by arrival. The next one to be admitted is the first one of
+// some client: of those with the highest priority that of the client with the smallest share, and of equals that of the
+// client whose last turn is the longest ago. Its sequences (samples, continuations) are admitted one by one, each to
+// the least loaded group that has a state slot and the cache pages of its worst case (as long as max_tokens allows), so
+// nothing that runs ever runs out of memory. A request that does not fit yet blocks those of its own client, those of
+// a lower priority and, once it has waited for kTurnSeconds, all others: otherwise a large request could starve. It
+// blocks nobody while it would not even fit beside what its own client runs.
 //
-// The sequences of a request that share a prompt (samples, continuations) run it once, all but its last token; then the
-// sequence that ran it is forked, and each one goes on by itself.
+// PLACES. A request of which no sequence runs takes a place in the queue, and its bytes. If places or bytes run out,
+// the client with the most of them (the new request counts) loses: if another client has more than the one that asks,
+// its request that would be served last and has never run ends with RESOURCE_EXHAUSTED, or its last one that was parked
+// because its client does not read; otherwise the new one does.
 //
-// Implementation: scheduler.cc keeps requests and groups, scheduler_plan.cc plans Steps, scheduler_results.cc applies
-// their results; scheduler_state.h has the state that they share.
+// PARKING. If the next request does not fit, sequences of others give up their slots. They wait and are later read
+// again, so that their clients get the very tokens that they would have got. A sequence may be parked for a request
+//   - if its client has not read for kPauseSeconds, for whatever waits, its own client's requests included;
+//   - if its priority is not higher, and after that its client's share is still not smaller than the other's will be,
+//     once it has been served for kServiceSeconds;
+//   - if its priority is not higher, its client has the larger share, and the request has waited for kTurnSeconds, once
+//     the sequence has been served for kTurnSeconds: so clients whose requests only fit one after another take turns.
+// Service counts from the moment when a sequence has caught up with what it had reached before, and must also last as
+// long as catching up took: at least half of the time of a slot is useful. Before it has caught up, a sequence is
+// parked only after twice as long as the last time. One that has not begun costs nothing, and the second rule parks it
+// at once. Of those that may be parked, the paused ones go first, then those of the largest share, then those with the
+// fewest tokens to read again. What was parked for a client's sake stays so for kHoldSeconds, and with it what is
+// behind it in its own client's queue, to leave the slot to that client's next.
+//
+// LIMITS. A client's requests wait while it has max_running running ones, or while its minute's tokens are used up: a
+// request takes what it may need of them at most when it is admitted, and gives back what it did not use when it ends.
+// RESOURCE_EXHAUSTED if it has max_queued waiting ones already, or its tokens would not do for kTokenWaitSeconds.
+//
+// STEPS. A Step has a budget of tokens. Decoding sequences come first with one token each, in turns between the
+// clients; of each client's, those that have waited longest go first. A pipeline of S stages takes at most 1/S of them
+// into one Step, so that every stage has some to work on. While there are prompts to read, they take three quarters of
+// the budget at most. Pre-fill chunks fill the rest, highest priority first. Within a priority, the clients share it
+// equally, and of a client's part one half goes to the requests with the fewest tokens left to read and the other to
+// the oldest requests; what one does not use goes to the others. So a short prompt overtakes long ones, and a long one
+// always makes progress.
+//
+// FORKS. The sequences of a request that share a prompt and are admitted before it has been read run it once, all but
+// its last token; then the sequence that ran it is forked, and each one goes on by itself.
+//
+// Implementation: scheduler.cc keeps requests and groups, scheduler_admission.cc decides who runs and who is parked,
+// scheduler_queue.cc keeps clients and the places in the queue, scheduler_plan.cc plans Steps, scheduler_results.cc
+// applies their results; scheduler_state.h has the state that they share.
 #ifndef GOLDFINCH_COORDINATOR_SCHEDULER_H_
 #define GOLDFINCH_COORDINATOR_SCHEDULER_H_
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -54,8 +87,13 @@ struct SchedulerEvents {
     RequestUsage usage;
   };
 
-  int64_t prompt_tokens = 0;  // tokens of prompts that were read, counted again when they are read again
-  int64_t completion_tokens = 0;
+  // The sums of both over all requests that end well are those of their usage.
+  int64_t prompt_tokens = 0;      // of prompts that were read, each request's once
+  int64_t completion_tokens = 0;  // that were sampled, or scored in continuations
+  // Tokens that were run again: after a loss or a parking, or the prompt's for a further sample that was not forked in
+  // time, and its last one for every further sample.
+  int64_t replayed_tokens = 0;
+  int64_t parkings = 0;                     // sequences that gave up their slot for others
   int64_t recoveries = 0;                   // requests that went back to the queue because a generation ended
   std::vector<double> first_token_seconds;  // since Submit, one for each request
   std::vector<double> inter_token_seconds;  // between two tokens of a sample
@@ -70,24 +108,31 @@ struct GroupLoad {
   int steps_in_flight = 0;
 };
 
+// How much may wait: requests of which nothing runs.
+struct QueueLimits {
+  int requests = 1024;
+  int64_t bytes = int64_t{256} << 20;  // of prompts and whatever else is kept for the requests
+};
+
 // Not thread-safe. `now` is in seconds and never goes back. RequestSinks are called from within these calls.
 class Scheduler {
  public:
-  // `max_queue`: the most requests that may wait. `replicas`: how many groups there can be. While one of them is not
-  // ready, a request that is too large for the others waits for it.
-  explicit Scheduler(int max_queue, int replicas = 1);
+  // `replicas`: how many groups there can be. While one of them is not ready, a request that is too large for the
+  // others waits for it.
+  explicit Scheduler(const QueueLimits& queue, int replicas = 1);
   ~Scheduler();
   // `vocab_size`: larger ids in results are errors. The bytes of a token in the caches, and in those of a transformer
   // of this shape, are for RequestUsage. Call it before the first GenerationReady.
   void SetModel(int64_t vocab_size, int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token);
 
-  // Takes the request, or calls OnDone at once: with RESOURCE_EXHAUSTED if the queue is full, or if all groups are
-  // ready and it can never fit any. `number` must be new.
+  // Takes the request, or calls OnDone at once: with RESOURCE_EXHAUSTED if the queue is full, its client's limits are
+  // reached, or all groups are ready and it can never fit any. It may also end another request so, in whose place it
+  // waits. `number` must be new.
   void Submit(uint64_t number, Request request, std::shared_ptr<RequestSink> sink, double now);
   // Ends a request with `status`; its memory is free for the next Step. Does nothing if it has ended.
   void Cancel(uint64_t number, const absl::Status& status, double now);
   void CancelAll(const absl::Status& status, double now);
-  // Ends the requests that no group has admitted.
+  // Ends the requests of which nothing runs.
   void CancelWaiting(const absl::Status& status, double now);
   // Lets a request go on after RequestSink::Verdict::kPause.
   void Resume(uint64_t number);
@@ -99,14 +144,21 @@ class Scheduler {
   void GenerationEnded(int replica, double now);
   static constexpr int kLossesMax = 6;
 
+  static constexpr double kServiceSeconds = 0.5;
+  static constexpr double kTurnSeconds = 5;
+  static constexpr double kPauseSeconds = 1;
+  static constexpr double kHoldSeconds = 1;
+  static constexpr double kTokenWaitSeconds = 60;
+
   // Fills `plan` with the next Step of a replica's group. False if there is nothing to do now.
   bool NextStep(int replica, double now, StepPlan* plan);
   // Takes the results of the oldest Step in flight; moves logits and other large parts out of `result`. An error means
   // that the answer does not fit the Step: the group is broken, and the caller must end its generation.
   absl::Status Apply(int replica, StepResult* result, double now);
 
-  int running() const { return static_cast<int>(requests_.size() - waiting_.size()); }
-  int waiting() const { return static_cast<int>(waiting_.size()); }
+  // Requests of which a sequence runs, and the others.
+  int running() const { return static_cast<int>(requests_.size()) - places_; }
+  int waiting() const { return places_; }
   bool has_group() const { return !groups_.empty(); }
   GroupLoad Load(int replica) const;
   SchedulerEvents TakeEvents() { return std::exchange(events_, {}); }
@@ -114,10 +166,13 @@ class Scheduler {
  private:
   struct RequestState;
   struct Sequence;
+  struct Cohort;
+  struct Account;
+  struct Lane;
   struct Group;
   struct ChunkInFlight;
   struct StepInFlight;
-  // (-priority, arrival): the order of the queue.
+  // (-priority, arrival): the order of a client's queue.
   using QueueKey = std::tuple<int, uint64_t>;
   // (-priority, tokens left, arrival, sequence id) and (-priority, arrival, sequence id): the orders of pre-fill.
   using ShortestKey = std::tuple<int, int64_t, uint64_t, uint64_t>;
@@ -125,39 +180,75 @@ class Scheduler {
 
   // scheduler.cc
   bool all_groups_ready() const { return groups_.size() == replicas_; }
-  bool EverFits(const RequestState& state) const;
-  absl::Status TooLarge(const RequestState& state) const;
-  void Pause(RequestState& state);
+  void GroupsChanged();
+  void Pause(RequestState& state, double now);
   void End(RequestState& state, const absl::Status& status, double now);
-  void Admit(double now);
-  void Start(RequestState& state, Group& group, double now);
+  void Start(RequestState& state, Sequence& sequence, Group& group, double now);
   void Activate(Sequence& sequence, int64_t position);
   void ListPrefill(Sequence& sequence);
   void UnlistPrefill(Sequence& sequence);
   void Release(Sequence& sequence);
 
+  // scheduler_admission.cc
+  struct Candidate;
+  bool EverFits(const RequestState& state) const;
+  absl::Status TooLarge(const RequestState& state) const;
+  double Share(int64_t slots, int64_t pages) const;
+  double Share(const Account& account) const;
+  void Admit(double now);
+  bool AdmitOne(double now);
+  std::vector<Candidate> Candidates(double now);
+  Group* FindRoom(const RequestState& state, const Sequence& next);
+  Group* MakeRoom(const RequestState& state, const Sequence& next, double now);
+  bool FitsBesideOwn(const RequestState& state, const Sequence& next) const;
+  std::vector<Sequence*> Victims(const RequestState& state, const Sequence& next, const Group& group, double now) const;
+  void Park(Sequence& sequence);
+
+  // scheduler_queue.cc
+  Account& AccountOf(const Request& request, double now);
+  void Forget(Account& account, double now);
+  void Requeue(RequestState& state);
+  absl::Status ClientLimit(const RequestState& state, double now) const;
+  bool QueueOverflows() const;
+  absl::Status QueueFull() const;
+  RequestState* Evictable(const Account& account, const RequestState& newest) const;
+  bool MakePlace(const RequestState& newest, double now);
+
   // scheduler_plan.cc
   void PlanDecode(Group& group, StepPlan* plan);
+  Sequence* NextToDecode(Lane& lane);
+  template <typename Grant>
+  void GrantLane(const Lane& lane, int priority, int64_t budget, const Grant& grant);
   void PlanPrefill(Group& group, StepPlan* plan);
   std::vector<Sequence*> GrantPrefill(Group& group, int64_t budget);
   void PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan);
-  void PlanForks(RequestState& state, StepPlan* plan);
+  void PlanForks(RequestState& state, Cohort& cohort, StepPlan* plan);
 
   // scheduler_results.cc
+  void CountChunk(const ChunkInFlight& chunk, Sequence& sequence, double now);
   absl::Status ApplyChunk(const ChunkInFlight& chunk, Sequence& sequence, StepResult::Chunk* result, double now);
   absl::Status TakeToken(Sequence& sequence, StepResult::Chunk* result, double now);
   absl::Status TakeScores(const ChunkInFlight& chunk, Sequence& sequence, StepResult::Chunk* result, double now);
   void FinishSequence(Sequence& sequence, Finish finish, double now);
 
-  const int max_queue_;
+  const QueueLimits queue_;
   const size_t replicas_;
   int64_t vocab_size_ = int64_t{1} << 31;
   int64_t cache_bytes_per_token_ = 0;
   int64_t transformer_bytes_per_token_ = 0;
   uint64_t last_arrival_ = 0;
   uint64_t last_sequence_ = 0;
+  uint64_t last_account_ = 0;
+  uint64_t last_turn_ = 0;
   absl::flat_hash_map<uint64_t, std::unique_ptr<RequestState>> requests_;  // by number
-  std::map<QueueKey, RequestState*> waiting_;
+  absl::flat_hash_map<std::string, std::unique_ptr<Account>> accounts_;    // by name, with a letter before it
+  size_t accounts_sweep_ = 64;                                             // so many accounts are looked through
+  std::map<uint64_t, Account*> waiting_;                                   // by id: those with a sequence to admit
+  int places_ = 0;                                                         // requests of which no sequence runs
+  int64_t place_bytes_ = 0;
+  int64_t slots_max_ = 0, pages_max_ = 0;               // of all groups
+  bool changed_ = false;                                // something may fit that did not when Admit last looked
+  double next_look_ = 0;                                // when Admit looks in any case
   absl::flat_hash_map<uint64_t, Sequence*> sequences_;  // by id: those that hold memory of a group
   std::map<int, std::unique_ptr<Group>> groups_;        // by replica: those that are ready
   SchedulerEvents events_;

@@ -26,7 +26,7 @@ struct NullSink : RequestSink {
 // `decoding` sequences that decode, and as many that read their prompts.
 class Cluster {
  public:
-  explicit Cluster(int decoding) : scheduler_(1 << 20) {
+  explicit Cluster(int decoding) : scheduler_({1 << 20}) {
     GroupCapacity capacity;
     capacity.max_sequences = 2 * decoding;
     capacity.cache_tokens = int64_t{1} << 40;

@@ -12,6 +12,7 @@ namespace {
 
 // The most raw logits that one StepDone brings: far below the largest message of the stream.
 constexpr int64_t kRawLogitBytesMax = int64_t{16} << 20;
+constexpr int64_t kPriorityKeyMin = std::numeric_limits<int>::min();
 
 }  // namespace
 
@@ -45,15 +46,51 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   return true;
 }
 
-void Scheduler::PlanDecode(Group& group, StepPlan* plan) {
-  const int64_t share = (group.decoding + group.capacity.stages - 1) / group.capacity.stages;
-  const int64_t chunks_max = std::min({share, group.capacity.max_step_tokens, group.capacity.max_logit_rows});
-  while (!group.ready.empty() && static_cast<int64_t>(plan->chunks.size()) < chunks_max) {
-    const auto found = sequences_.find(group.ready.front());
-    group.ready.pop_front();
+// The next decoding sequence of a client that can run; null if there is none.
+Scheduler::Sequence* Scheduler::NextToDecode(Lane& lane) {
+  while (!lane.ready.empty()) {
+    const auto found = sequences_.find(lane.ready.front());
+    lane.ready.pop_front();
     // Resume lists paused sequences again.
-    if (found == sequences_.end() || found->second->owner->paused || found->second->awaiting_token) continue;
-    PlanChunk(group, *found->second, 1, plan);
+    if (found != sequences_.end() && !found->second->owner->paused && !found->second->awaiting_token) {
+      return found->second;
+    }
+  }
+  return nullptr;
+}
+
+void Scheduler::PlanDecode(Group& group, StepPlan* plan) {
+  if (group.lanes.empty()) return;
+  const int64_t share = (group.decoding + group.capacity.stages - 1) / group.capacity.stages;
+  const int64_t budget = group.capacity.max_step_tokens;
+  const int64_t for_prompts = group.prefill_tokens > 0 ? budget / 4 : 0;
+  int64_t chunks_left = std::min({share, budget - for_prompts, group.capacity.max_logit_rows});
+  // One sequence of each client in turn.
+  const size_t lanes = group.lanes.size();
+  for (size_t idle = 0, i = ++group.first_lane; idle < lanes && chunks_left > 0; ++i) {
+    Sequence* const sequence = NextToDecode(*group.lanes[i % lanes]);
+    ++idle;
+    if (sequence == nullptr) continue;
+    PlanChunk(group, *sequence, 1, plan);
+    --chunks_left;
+    idle = 0;
+  }
+}
+
+// Grants `budget` tokens to the sequences of a client that are listed with this priority.
+template <typename Grant>
+void Scheduler::GrantLane(const Lane& lane, int priority, int64_t budget, const Grant& grant) {
+  int64_t half = (budget + 1) / 2;
+  constexpr int64_t kLeast = std::numeric_limits<int64_t>::min();
+  for (auto it = lane.shortest.lower_bound({priority, kLeast, 0, 0});
+       it != lane.shortest.end() && std::get<0>(*it) == priority && half > 0; ++it) {
+    const int64_t tokens = grant(std::get<3>(*it), half);
+    half -= tokens;
+    budget -= tokens;
+  }
+  for (auto it = lane.oldest.lower_bound({priority, 0, 0});
+       it != lane.oldest.end() && std::get<0>(*it) == priority && budget > 0; ++it) {
+    budget -= grant(std::get<2>(*it), budget);
   }
 }
 
@@ -69,18 +106,29 @@ std::vector<Scheduler::Sequence*> Scheduler::GrantPrefill(Group& group, int64_t 
     budget -= tokens;
     return tokens;
   };
-  for (auto oldest = group.oldest.begin(); oldest != group.oldest.end() && budget > 0;) {
-    const int priority = std::get<0>(*oldest);
-    int64_t half = (budget + 1) / 2;
-    constexpr int64_t kLeast = std::numeric_limits<int64_t>::min();
-    for (auto it = group.shortest.lower_bound({priority, kLeast, 0, 0});
-         it != group.shortest.end() && std::get<0>(*it) == priority && half > 0; ++it) {
-      half -= grant(std::get<3>(*it), half);
+  const size_t count = group.lanes.size();
+  std::vector<const Lane*> lanes;  // those that have something listed with this priority
+  for (int64_t last = std::numeric_limits<int64_t>::min(); budget > 0;) {
+    int64_t priority = std::numeric_limits<int64_t>::max();
+    lanes.clear();
+    for (size_t i = 0; i < count; ++i) {
+      const Lane& lane = *group.lanes[(group.first_lane + i) % count];
+      const auto first = lane.oldest.lower_bound({static_cast<int>(std::max(last + 1, kPriorityKeyMin)), 0, 0});
+      if (first == lane.oldest.end() || std::get<0>(*first) > priority) continue;
+      if (std::get<0>(*first) < priority) lanes.clear();
+      priority = std::get<0>(*first);
+      lanes.push_back(&lane);
     }
-    for (; oldest != group.oldest.end() && std::get<0>(*oldest) == priority && budget > 0; ++oldest) {
-      grant(std::get<2>(*oldest), budget);
+    if (lanes.empty()) break;
+    // Equal parts; what some do not use is dealt out again.
+    for (int64_t before = 0; budget > 0 && before != budget;) {
+      before = budget;
+      for (size_t i = 0; i < lanes.size() && budget > 0; ++i) {
+        const auto others = static_cast<int64_t>(lanes.size() - i);
+        GrantLane(*lanes[i], static_cast<int>(priority), (budget + others - 1) / others, grant);
+      }
     }
-    while (oldest != group.oldest.end() && std::get<0>(*oldest) == priority) ++oldest;
+    last = priority;
   }
   return granted;
 }
@@ -134,20 +182,21 @@ void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, Step
   sequence.awaiting_token = chunk.sample;
   sequence.scheduled = end;
   chunk.forks_begin = static_cast<int64_t>(plan->forks.size());
-  if (end == state.shared_tokens) PlanForks(state, plan);
+  Cohort& cohort = *sequence.cohort;
+  if (!cohort.forked && end == cohort.shared_tokens) PlanForks(state, cohort, plan);
   chunk.forks = static_cast<int64_t>(plan->forks.size()) - chunk.forks_begin;
   group.steps.back().chunks.push_back({sequence.id, begin, end, chunk.logit_rows});
   plan->chunks.push_back(chunk);
 }
 
 // The leader has run what all share: the others become copies of it and go on by themselves.
-void Scheduler::PlanForks(RequestState& state, StepPlan* plan) {
-  Sequence& leader = state.leader();
+void Scheduler::PlanForks(RequestState& state, Cohort& cohort, StepPlan* plan) {
+  cohort.forked = true;
   for (Sequence& sequence : state.sequences) {
-    if (sequence.done || &sequence == &leader) continue;
+    if (sequence.cohort != &cohort || &sequence == cohort.leader) continue;
     plan->forks.push_back(state.Opening(sequence));
     sequence.opened = true;
-    Activate(sequence, state.shared_tokens);
+    Activate(sequence, cohort.shared_tokens);
   }
 }
 

@@ -13,7 +13,6 @@
 #include "coordinator/scheduler_state.h"
 
 namespace goldfinch {
-namespace {}  // namespace
 
 absl::Status Scheduler::Apply(int replica, StepResult* result, double now) {
   const auto found = groups_.find(replica);
@@ -45,19 +44,34 @@ absl::Status Scheduler::Apply(int replica, StepResult* result, double now) {
   return absl::OkStatus();
 }
 
+// Counts what the chunk has read for the first time, and what was read before.
+void Scheduler::CountChunk(const ChunkInFlight& chunk, Sequence& sequence, double now) {
+  RequestState& state = *sequence.owner;
+  if (!sequence.decoding) {
+    const int64_t prompt_end = std::min(chunk.end, state.prompt_tokens());
+    const int64_t prompt_again = std::max<int64_t>(std::min(prompt_end, state.prompt_read) - chunk.begin, 0);
+    const int64_t answer_begin = std::max(chunk.begin, state.prompt_tokens());
+    const int64_t answer_again = std::max<int64_t>(std::min(chunk.end, sequence.reached) - answer_begin, 0);
+    events_.replayed_tokens += prompt_again + answer_again;
+    if (prompt_end > state.prompt_read) {
+      events_.prompt_tokens += prompt_end - state.prompt_read;
+      state.prompt_read = prompt_end;
+      state.losses = 0;
+      if (state.request.progress) state.sink->OnProgress(prompt_end);
+    }
+  }
+  sequence.reached = std::max(sequence.reached, chunk.end);
+  if (sequence.caught_up < 0 && chunk.end > sequence.reached_before) {
+    sequence.caught_up = now;
+    sequence.lost_runs = 0;
+  }
+}
+
 // `result` is null if the chunk has no logit rows. `sequence` may not exist any more when this returns.
 absl::Status Scheduler::ApplyChunk(const ChunkInFlight& chunk, Sequence& sequence, StepResult::Chunk* result,
                                    double now) {
   RequestState& state = *sequence.owner;
-  if (!sequence.decoding) {
-    events_.prompt_tokens += chunk.end - chunk.begin;
-    const int64_t read = std::min(chunk.end, state.prompt_tokens());
-    if (read > state.prompt_read) {
-      state.prompt_read = read;
-      state.losses = 0;
-      if (state.request.progress) state.sink->OnProgress(read);
-    }
-  }
+  CountChunk(chunk, sequence, now);
   if (result != nullptr && !result->error.empty()) {
     End(state, absl::InternalError(result->error), now);
     return absl::OkStatus();
@@ -101,7 +115,7 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   sequence.decoding = true;
 
   const RequestSink::Verdict verdict = state.sink->OnToken(sequence.index, token);
-  if (verdict == RequestSink::Verdict::kPause) Pause(state);
+  if (verdict == RequestSink::Verdict::kPause) Pause(state, now);
   const bool stops = verdict == RequestSink::Verdict::kStop ||
                      std::find(generate.stop_ids.begin(), generate.stop_ids.end(), token.id) != generate.stop_ids.end();
   if (token.id == kEndOfTextId) {
@@ -111,7 +125,7 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   } else if (static_cast<int64_t>(sequence.after_prompt.size()) >= generate.max_tokens) {
     FinishSequence(sequence, Finish::kLength, now);
   } else if (!state.paused) {
-    state.group->ready.push_back(sequence.id);
+    sequence.lane->ready.push_back(sequence.id);
   }
   return absl::OkStatus();
 }
@@ -139,17 +153,20 @@ absl::Status Scheduler::TakeScores(const ChunkInFlight& chunk, Sequence& sequenc
   }
   const size_t row_bytes = logit_bytes / rows;
   const auto deliver = [&](int continuation, int64_t begin, int64_t end) {
-    if (begin == end) return;
+    if (begin >= end) return;
     const int64_t first = begin + 1 - (continuation < 0 ? 0 : state.prompt_tokens());
     const bool all = begin == first_row && end == chunk.end;
     std::string logits = all ? std::move(result->logits)
                              : result->logits.substr((begin - first_row) * row_bytes, (end - begin) * row_bytes);
     const RequestSink::Verdict verdict = state.sink->OnScores(
         continuation, first, absl::MakeConstSpan(tokens).subspan(begin - first_row, end - begin), std::move(logits));
-    if (verdict == RequestSink::Verdict::kPause) Pause(state);
-    state.usage.completion_tokens += continuation < 0 ? 0 : end - begin;
+    if (verdict == RequestSink::Verdict::kPause) Pause(state, now);
+    if (continuation < 0) return;
+    state.usage.completion_tokens += end - begin;
+    events_.completion_tokens += end - begin;
   };
-  deliver(-1, first_row, border);
+  // Another sequence may have delivered some of the prompt's rows meanwhile.
+  deliver(-1, std::max(first_row, state.prompt_scored), border);
   deliver(sequence.index, border, chunk.end);
   state.losses = 0;
   state.prompt_scored = std::max(state.prompt_scored, border);
@@ -167,7 +184,8 @@ void Scheduler::FinishSequence(Sequence& sequence, Finish finish, double now) {
   }
   Release(sequence);
   sequence.done = true;
-  if (--state.live == 0) End(state, absl::OkStatus(), now);
+  if (--state.live == 0) return End(state, absl::OkStatus(), now);
+  Requeue(state);
 }
 
 }  // namespace goldfinch

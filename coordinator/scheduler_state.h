@@ -1,23 +1,26 @@
 // The scheduler's private state, for its own source files alone: requests, their sequences, and groups.
 //
-// A request waits in the queue (group == null) or runs in a group. In a group each of its unfinished sequences has an
-// id and holds a state slot and pages; when the generation ends they lose all that, and the request waits again:
+// The sequences of a request are admitted one by one, all to the same group. A sequence that runs has an id and holds a
+// state slot and pages. When it is parked or its generation ends, it loses all that, and it waits again:
 //
-//   Submit -> waiting -- Admit --> running -- all sequences done, Cancel --> ended
+//   Submit -> waiting -- Admit --> running -- done, Cancel --> ended
 //                ^                   |
-//                +- GenerationEnded -+
+//                +- Park, GenerationEnded
 #ifndef GOLDFINCH_COORDINATOR_SCHEDULER_STATE_H_
 #define GOLDFINCH_COORDINATOR_SCHEDULER_STATE_H_
 
 #include <algorithm>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "base/stage_memory.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/token_allowance.h"
 
 namespace goldfinch {
 
@@ -32,17 +35,34 @@ struct Scheduler::Sequence {
   // When scoring: the rows of the positions before this one have been delivered, from the prompt's last position on.
   int64_t delivered = 0;
 
-  // In the present generation:
-  uint64_t id = 0;              // 0: holds nothing of a group
+  // In the present run, which lasts from its admission until it is done, parked or lost:
+  uint64_t id = 0;  // 0: it does not run and holds nothing of a group
+  Cohort* cohort = nullptr;
+  Lane* lane = nullptr;
+  int64_t pages = 0;            // that are its own
   bool opened = false;          // the workers know it
+  double started = 0;           // when it was admitted
+  double caught_up = -1;        // when it got beyond what earlier runs had reached; < 0: not yet
+  int64_t reached_before = 0;   // what they had reached
   int64_t scheduled = 0;        // positions that Steps have taken
   bool awaiting_token = false;  // a Step in flight samples its next token
   bool decoding = false;        // has sampled a token: one token a Step from here on
   int64_t listed_tokens = -1;   // tokens left to read, as listed for pre-fill; -1: not listed
   int64_t granted_tokens = 0;   // tokens that it gets of the Step that is being planned
 
+  int64_t reached = 0;          // one after the last position whose results have come, of any run
+  int lost_runs = 0;            // runs in a row that were parked before they had caught up
   int64_t cached_tokens = 0;    // positions of its own, not shared, that it had reached when it was released
   double last_token_time = -1;  // < 0: no token yet
+};
+
+// Sequences of one request that were admitted before the first of them had read what they share.
+struct Scheduler::Cohort {
+  Sequence* leader = nullptr;  // runs for all what they share; the others are then forked from it
+  int64_t shared_tokens = 0;   // at the beginning; 0: there is nothing to share
+  int members = 0;             // those that run
+  bool forked = false;         // it is too late to join
+  int64_t pages() const { return shared_tokens / kCachePageTokens; }  // the page that a fork cuts is each one's own
 };
 
 struct Scheduler::RequestState {
@@ -50,16 +70,25 @@ struct Scheduler::RequestState {
   uint64_t arrival = 0;
   Request request;
   std::shared_ptr<RequestSink> sink;
+  Account* account = nullptr;
+  int64_t bytes = 0;  // of memory that it takes while it waits
   std::vector<Sequence> sequences;
   int live = 0;               // sequences that are not done
   int64_t prompt_scored = 0;  // with score_prompt: the rows of the positions before this one have been delivered
   int64_t prompt_read = 0;    // the most tokens of the prompt that any generation has read
   int losses = 0;             // generations that have ended since it last made progress
   bool paused = false;
+  double paused_since = 0;
+  double blocked_since = -1;    // since when it is the next of its client and finds no room; < 0: it does not
+  double held_until = 0;        // what was parked stays so until then
+  bool wants_slot = false;      // in account->waiting: a sequence waits to be admitted
+  bool counted_parked = false;  // in account->parked
+  bool has_place = false;       // takes a place in the queue: no sequence runs
 
-  // In the present generation:
-  Group* group = nullptr;     // null: it waits
-  int64_t shared_tokens = 0;  // tokens at the beginning that one sequence runs for all
+  // What runs of it:
+  Group* group = nullptr;  // null: nothing
+  int slots = 0;           // sequences
+  std::vector<std::unique_ptr<Cohort>> cohorts;
 
   // Times in seconds; < 0: not yet.
   double submitted = 0;
@@ -85,13 +114,9 @@ struct Scheduler::RequestState {
     if (request.score) return End(sequence);
     return prompt_tokens() + std::max<int64_t>(request.generate->max_tokens - 1, 0);
   }
-  // The sequence that runs what all share.
-  Sequence& leader() {
-    return *std::find_if(sequences.begin(), sequences.end(), [](const Sequence& sequence) { return !sequence.done; });
-  }
   // Where the next chunk has to end at the latest.
   int64_t ChunkEndMax(const Sequence& sequence) const {
-    return sequence.scheduled < shared_tokens ? shared_tokens : End(sequence);
+    return sequence.scheduled < sequence.cohort->shared_tokens ? sequence.cohort->shared_tokens : End(sequence);
   }
   // When scoring: the first position from `begin` on whose logits are needed.
   int64_t ScoredFrom(const Sequence& sequence, int64_t begin) const {
@@ -111,15 +136,40 @@ struct Scheduler::RequestState {
     return {sequence.id, &sampling, sampling.seed + sequence.index, sequence.after_prompt};
   }
 
-  // The worst case of a run that starts now.
-  int64_t SharedTokens() const { return live > 1 ? prompt_tokens() - 1 : 0; }
+  // A sequence that was admitted now could be forked from this cohort's leader; null: it would read the prompt itself.
+  Cohort* OpenCohort() const {
+    for (const auto& cohort : cohorts) {
+      if (!cohort->forked) return cohort.get();
+    }
+    return nullptr;
+  }
+  // The next sequence to admit.
+  Sequence* Next() {
+    for (Sequence& sequence : sequences) {
+      if (!sequence.done && sequence.id == 0) return &sequence;
+    }
+    return nullptr;
+  }
+  // The pages that the next sequence needs in its worst case.
+  int64_t NextPages(const Sequence& next) const {
+    const Cohort* const open = OpenCohort();
+    return PagesOf(EndMax(next)) - (open != nullptr ? open->pages() : 0);
+  }
+  // The worst case of all sequences that are not done, if they are admitted together.
   int64_t Pages() const {
-    const int64_t shared_pages = SharedTokens() / kCachePageTokens;  // the page that a fork cuts is each one's own
+    const int64_t shared_pages = live > 1 ? (prompt_tokens() - 1) / kCachePageTokens : 0;
     int64_t pages = shared_pages;
     for (const Sequence& sequence : sequences) {
       if (!sequence.done) pages += PagesOf(EndMax(sequence)) - shared_pages;
     }
     return pages;
+  }
+  // The most tokens that it may use of its client's minute.
+  int64_t CostMax() const {
+    int64_t cost = prompt_tokens();
+    if (request.generate) return cost + request.generate->samples * request.generate->max_tokens;
+    for (const Sequence& sequence : sequences) cost += static_cast<int64_t>(sequence.after_prompt.size());
+    return cost;
   }
   int64_t LongestTokens() const {
     int64_t longest = 0;
@@ -140,6 +190,37 @@ struct Scheduler::StepInFlight {
   std::vector<ChunkInFlight> chunks;
 };
 
+// What a client has and wants.
+struct Scheduler::Account {
+  std::string name;
+  uint64_t id = 0;
+  ClientLimits limits;
+  bool known = false;  // it is a Client; otherwise those without one share the account, which has no limits
+  TokenAllowance allowance;
+  int requests = 0;                           // that have not ended
+  int admitted = 0;                           // of them, those that have been admitted
+  int queued = 0;                             // the others
+  int64_t queued_cost = 0;                    // CostMax of these
+  int places = 0;                             // requests of which no sequence runs
+  int64_t place_bytes = 0;                    // of these
+  int64_t slots = 0;                          // in all groups
+  int64_t pages = 0;                          // in all groups
+  uint64_t last_turn = 0;                     // when a sequence was last admitted, as a count of admissions
+  int parked = 0;                             // requests in `waiting` that have been admitted before
+  std::map<QueueKey, RequestState*> waiting;  // with a sequence to admit
+};
+
+// What a client runs in one group.
+struct Scheduler::Lane {
+  Account* account = nullptr;
+  int sequences = 0;
+  // The sequences with prompt to read, in two orders.
+  std::set<ShortestKey> shortest;
+  std::set<OldestKey> oldest;
+  // Ids of decoding sequences with a token to run, longest waiting first; they may have ended or been paused since.
+  std::deque<uint64_t> ready;
+};
+
 struct Scheduler::Group {
   GroupCapacity capacity;
   int64_t pages_max = 0;
@@ -150,19 +231,28 @@ struct Scheduler::Group {
   int64_t prefill_tokens = 0;  // left to read by the sequences that are listed
   int decoding = 0;            // sequences
 
-  // The sequences with prompt to read, in two orders.
-  std::set<ShortestKey> shortest;
-  std::set<OldestKey> oldest;
-  // Ids of decoding sequences with a token to run, longest waiting first; they may have ended or been paused since.
-  std::deque<uint64_t> ready;
+  // By client. Steps begin with another one each.
+  std::vector<std::unique_ptr<Lane>> lanes;
+  size_t first_lane = 0;
   std::vector<uint64_t> close;  // for the next Step
 
   uint64_t last_step = 0;
   std::deque<StepInFlight> steps;                 // oldest first
   std::vector<std::vector<ChunkInFlight>> spare;  // emptied lists of chunks, kept for their memory
 
-  bool FitsNow(const RequestState& state) const {
-    return sequences + state.live <= capacity.max_sequences && pages + state.Pages() <= pages_max;
+  Lane* LaneOf(Account& account) {
+    for (const auto& lane : lanes) {
+      if (lane->account == &account) return lane.get();
+    }
+    lanes.push_back(std::make_unique<Lane>());
+    lanes.back()->account = &account;
+    return lanes.back().get();
+  }
+  void Remove(const Lane* lane) {
+    lanes.erase(std::find_if(lanes.begin(), lanes.end(), [&](const auto& one) { return one.get() == lane; }));
+  }
+  bool HasRoom(int64_t pages_wanted) const {
+    return sequences < capacity.max_sequences && pages + pages_wanted <= pages_max;
   }
   bool EverFits(const RequestState& state) const {
     return state.live <= capacity.max_sequences && state.Pages() <= pages_max &&

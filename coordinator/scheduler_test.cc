@@ -90,7 +90,7 @@ TEST(SchedulerTest, StopIdsAndVerdictsEndASample) {
 }
 
 TEST(SchedulerTest, TokenZeroEndsTheText) {
-  Scheduler scheduler(1);
+  Scheduler scheduler({1});
   scheduler.GenerationReady(0, Roomy(), 0);
   const auto client = Client();
   Request request;
@@ -220,7 +220,7 @@ TEST(SchedulerTest, AFullQueueRefuses) {
   cluster.Generate(FakePrompt(4), 1, last);
   ASSERT_TRUE(last->status.has_value());
   EXPECT_EQ(last->status->code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(last->status->message()), HasSubstr("2 requests are waiting already (max_queue)"));
+  EXPECT_THAT(std::string(last->status->message()), HasSubstr("3 requests of "));
 }
 
 TEST(SchedulerTest, WhatCanNeverFitIsRefusedAtOnce) {

@@ -152,7 +152,7 @@ int FakeCluster::Plan(int replica) {
 
 void FakeCluster::Answer(int replica) {
   ASSERT_FALSE(in_flight[replica].empty());
-  now += 1;
+  now += step_seconds;
   StepResult result = std::move(in_flight[replica].front());
   in_flight[replica].pop_front();
   plans[replica].pop_front();
@@ -161,13 +161,27 @@ void FakeCluster::Answer(int replica) {
 }
 
 void FakeCluster::RunAll() {
-  for (int idle = 0; idle < 2;) {
-    ++idle;
+  // What was parked may stay so for a while.
+  const auto idle_max = [&] { return scheduler.waiting() > 0 ? 20 : 2; };
+  for (int idle = 0; idle < idle_max();) {
+    if (++idle > 2) now += 0.5;
     for (const auto& [replica, group] : groups) {
       if (Plan(replica) == 0) continue;
       Answer(replica);
       idle = 0;
     }
+  }
+}
+
+void FakeCluster::RunUntil(double time) {
+  while (now < time) {
+    bool idle = true;
+    for (const auto& [replica, group] : groups) {
+      if (Plan(replica) == 0) continue;
+      Answer(replica);
+      idle = false;
+    }
+    if (idle) now += step_seconds;
   }
 }
 

@@ -71,7 +71,8 @@ struct FakeClient : RequestSink {
 // A scheduler with one or more fake groups whose Steps take a while.
 class FakeCluster {
  public:
-  explicit FakeCluster(int max_queue = 100, int replicas = 1) : scheduler(max_queue, replicas) {}
+  explicit FakeCluster(int max_queue = 100, int replicas = 1) : FakeCluster(QueueLimits{max_queue}, replicas) {}
+  explicit FakeCluster(const QueueLimits& queue, int replicas = 1) : scheduler(queue, replicas) {}
 
   // A group becomes ready as this replica.
   void Up(int replica, const GroupCapacity& capacity);
@@ -82,6 +83,8 @@ class FakeCluster {
   void Answer(int replica);
   // Plans and answers until nothing is left to do.
   void RunAll();
+  // Plans and answers until then, or until nothing is left to do.
+  void RunUntil(double time);
 
   uint64_t Generate(const std::vector<int32_t>& prompt, int64_t max_tokens, std::shared_ptr<FakeClient> client,
                     std::function<void(Request*)> edit = {});
@@ -90,6 +93,7 @@ class FakeCluster {
 
   Scheduler scheduler;
   double now = 0;
+  double step_seconds = 1;  // what a Step takes
   std::map<int, std::unique_ptr<FakeGroup>> groups;
   std::map<int, std::deque<StepPlan>> plans;        // in flight; their spans are not valid any more
   std::map<int, std::deque<StepResult>> in_flight;  // results that have not come back yet

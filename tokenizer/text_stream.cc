@@ -2,6 +2,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/status.h"
 
 namespace goldfinch {
 namespace {
@@ -10,48 +11,89 @@ constexpr std::string_view kReplacementCharacter = "\xef\xbf\xbd";  // U+FFFD
 
 }  // namespace
 
-absl::StatusOr<TextStream> TextStream::Create(absl::Span<const std::string> stop_strings) {
-  for (size_t i = 0; i < stop_strings.size(); ++i) {
-    if (stop_strings[i].empty()) return absl::InvalidArgumentError(absl::StrCat("stop string ", i, " is empty"));
-    if (!IsValidUtf8(stop_strings[i])) {
+absl::StatusOr<std::shared_ptr<const StopStrings>> StopStrings::Create(absl::Span<const std::string> strings) {
+  size_t bytes = 0;
+  for (size_t i = 0; i < strings.size(); ++i) {
+    if (strings[i].empty()) return absl::InvalidArgumentError(absl::StrCat("stop string ", i, " is empty"));
+    if (!IsValidUtf8(strings[i])) {
       return absl::InvalidArgumentError(absl::StrCat("stop string ", i, " is not valid UTF-8"));
     }
+    bytes += strings[i].size();
   }
-  return TextStream(stop_strings);
+  if (bytes >= kBytesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("stop strings have ", bytes, " bytes together, the limit is ", kBytesMax - 1));
+  }
+  return std::shared_ptr<const StopStrings>(new StopStrings(strings));
 }
 
-TextStream::TextStream(absl::Span<const std::string> stop_strings) : states_(1) {
-  for (size_t i = 0; i < stop_strings.size(); ++i) {
+StopStrings::StopStrings(absl::Span<const std::string> strings) {
+  size_t states = 1;
+  for (const std::string& string : strings) states += string.size();
+  states_.reserve(states);
+  states_.emplace_back();
+  sizes_.reserve(strings.size());
+  for (const std::string& string : strings) {
+    sizes_.push_back(static_cast<uint32_t>(string.size()));
     uint32_t state = 0;
-    for (const char byte : stop_strings[i]) {
+    for (const char byte : string) {
       uint32_t child = Child(state, byte);
       if (child == 0) {
         child = static_cast<uint32_t>(states_.size());
-        states_.push_back({.byte = byte, .size = states_[state].size + 1, .next_sibling = states_[state].first_child});
+        State& made = states_.emplace_back();
+        made.byte = static_cast<uint8_t>(byte);
+        made.size = states_[state].size + 1;
+        made.next_sibling = states_[state].first_child;
         states_[state].first_child = child;
       }
       state = child;
     }
-    if (!states_[state].stop) {  // If stop strings are equal, the first one counts.
-      states_[state].stop = static_cast<uint32_t>(i);
-      states_[state].stop_size = states_[state].size;
-    }
+    // If strings are equal, the first one counts.
+    if (states_[state].stop == 0) states_[state].stop = static_cast<uint32_t>(sizes_.size());
   }
+  states_.shrink_to_fit();  // strings with a common beginning share states
 
   // Breadth first, because the `fail` of a state is shorter than the state.
   std::vector<uint32_t> order = {0};
+  order.reserve(states_.size());
   for (size_t i = 0; i < order.size(); ++i) {
     const uint32_t parent = order[i];
     for (uint32_t child = states_[parent].first_child; child != 0; child = states_[child].next_sibling) {
       order.push_back(child);
       State& state = states_[child];
-      if (parent != 0) state.fail = Next(states_[parent].fail, state.byte);
-      if (!state.stop) {
-        state.stop = states_[state.fail].stop;
-        state.stop_size = states_[state.fail].stop_size;
-      }
+      if (parent != 0) state.fail = Next(states_[parent].fail, static_cast<char>(state.byte));
+      if (state.stop == 0) state.stop = states_[state.fail].stop;
     }
   }
+}
+
+const std::shared_ptr<const StopStrings>& StopStrings::None() {
+  static const std::shared_ptr<const StopStrings> none(new StopStrings({}));
+  return none;
+}
+
+int64_t StopStrings::bytes() const {
+  return static_cast<int64_t>(sizeof(*this) + states_.capacity() * sizeof(State) +
+                              sizes_.capacity() * sizeof(uint32_t));
+}
+
+uint32_t StopStrings::Child(uint32_t state, char byte) const {
+  uint32_t child = states_[state].first_child;
+  while (child != 0 && states_[child].byte != static_cast<uint8_t>(byte)) child = states_[child].next_sibling;
+  return child;
+}
+
+uint32_t StopStrings::Next(uint32_t state, char byte) const {
+  for (;;) {
+    const uint32_t child = Child(state, byte);
+    if (child != 0 || state == 0) return child;
+    state = states_[state].fail;
+  }
+}
+
+absl::StatusOr<TextStream> TextStream::Create(absl::Span<const std::string> stop_strings) {
+  GF_ASSIGN_OR_RETURN(std::shared_ptr<const StopStrings> stops, StopStrings::Create(stop_strings));
+  return TextStream(std::move(stops));
 }
 
 void TextStream::Append(std::string_view bytes, std::string* text) {
@@ -74,7 +116,7 @@ void TextStream::Append(std::string_view bytes, std::string* text) {
       character_.clear();
     }
   }
-  Emit(states_[state_].size, text);
+  Emit(stops_->states_[state_].size, text);
 }
 
 void TextStream::Finish(std::string* text) {
@@ -85,29 +127,14 @@ void TextStream::Finish(std::string* text) {
   Emit(0, text);
 }
 
-uint32_t TextStream::Child(uint32_t state, char byte) const {
-  uint32_t child = states_[state].first_child;
-  while (child != 0 && states_[child].byte != byte) child = states_[child].next_sibling;
-  return child;
-}
-
-uint32_t TextStream::Next(uint32_t state, char byte) const {
-  for (;;) {
-    const uint32_t child = Child(state, byte);
-    if (child != 0 || state == 0) return child;
-    state = states_[state].fail;
-  }
-}
-
 void TextStream::AddText(std::string_view text) {
   for (const char byte : text) {
     if (stop_) return;
     pending_.push_back(byte);
-    state_ = Next(state_, byte);
-    const State& state = states_[state_];
-    if (state.stop) {
-      stop_ = *state.stop;
-      pending_.resize(pending_.size() - state.stop_size);
+    state_ = stops_->Next(state_, byte);
+    if (const uint32_t stop = stops_->states_[state_].stop; stop != 0) {
+      stop_ = stop - 1;
+      pending_.resize(pending_.size() - stops_->sizes_[*stop_]);
       state_ = 0;
     }
   }

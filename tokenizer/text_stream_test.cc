@@ -128,6 +128,22 @@ TEST(TextStreamTest, RefusesStopStringsThatCannotMatch) {
   EXPECT_EQ(TextStream::Create({"\xe2\x82"}).status().message(), "stop string 0 is not valid UTF-8");
 }
 
+TEST(TextStreamTest, RefusesMoreBytesOfStopStringsThanItCanHold) {
+  EXPECT_EQ(StopStrings::Create({std::string(StopStrings::kBytesMax, 'a')}).status().message(),
+            "stop strings have 16777216 bytes together, the limit is 16777215");
+}
+
+// As many stop strings as a request may have, all of them different from their first byte on.
+TEST(TextStreamTest, StopStringsTakeAFewBytesOfMemoryForEachOfTheirs) {
+  std::vector<std::string> strings;
+  for (int i = 0; i < 64; ++i) strings.push_back(std::string(1, static_cast<char>('0' + i)) + std::string(1023, 'x'));
+  const auto stops = StopStrings::Create(strings).value();
+  EXPECT_LE(stops->bytes(), 20 * 64 * 1024 + 1024);
+  // The streams of many samples share them.
+  const std::vector<TextStream> samples(64, TextStream(stops));
+  EXPECT_EQ(stops.use_count(), 65);
+}
+
 struct Stopped {
   std::string text;
   std::optional<size_t> stop;

@@ -41,6 +41,7 @@ constexpr FlagName kFlagNames[] = {
     {"max_step_tokens", "--max-num-batched-tokens"},
     {"cache_tokens", "--cache-tokens"},
     {"max_queue", "--max-queue"},
+    {"max_queue_bytes", "--max-queue-bytes"},
     {"max_message_bytes", "--max-message-bytes"},
     {"gpu_memory_utilization", "--gpu-memory-utilization"},
     {"memory_bytes", "--memory"},

@@ -95,6 +95,8 @@ void AddListenFlags(CLI::App& command, ServeOptions& options) {
   network.Bytes("--max-message-bytes", options.max_message_bytes, "Largest request to accept")->default_str("16MiB");
   network.InLimits("--max-queue", options.max_queue, "COUNT", "Most requests that wait to be admitted", 0,
                    int64_t{1} << 20);
+  network.Bytes("--max-queue-bytes", options.max_queue_bytes, "Most memory of requests that wait to be admitted")
+      ->default_str("256MiB");
   AddServerTls(command, "grpc", "gRPC port", options.tls);
   FlagGroup(command, kSecurityFlags)
       .Text("--api-key-file", options.api_key_file, "FILE",
@@ -117,7 +119,7 @@ void AddServerTimeouts(CLI::App& command, ServeOptions& options) {
   timeouts.Seconds("--step-timeout", options.step_timeout_seconds,
                    "Seconds after which a stage that has not finished its step is given up");
   timeouts.Seconds("--stall-timeout", options.stall_timeout_seconds,
-                   "Seconds after which a client that reads nothing is given up");
+                   "Seconds after which a client that reads nothing, or less than 128 bytes a second, is given up");
 }
 
 }  // namespace

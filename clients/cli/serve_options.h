@@ -33,6 +33,7 @@ struct ServeOptions {
   std::string gold_tier = "auto";       // --gold-tier of embedded workers
   int64_t memory_bytes = 0;             // --memory for all embedded workers together; 0: a share of the device's
   int64_t max_queue = 1024;             // --max-queue: requests that wait
+  int64_t max_queue_bytes = int64_t{256} << 20;  // --max-queue-bytes: memory of requests that wait
 
   std::string host = "127.0.0.1";          // --host: address of all ports but that of the metrics
   std::string metrics_host = "127.0.0.1";  // --metrics-host: address of the metrics and the probes
@@ -57,7 +58,7 @@ struct ServeOptions {
   double step_timeout_seconds = 120;     // --step-timeout: a stage that takes longer is considered lost
   double heartbeat_interval_seconds = 1;
   double heartbeat_timeout_seconds = 5;  // --heartbeat-timeout: a worker that is silent for longer is considered lost
-  double stall_timeout_seconds = 60;     // --stall-timeout: the call of a client that reads nothing for longer is ended
+  double stall_timeout_seconds = 60;     // --stall-timeout: the call of a client that reads too little in it is ended
 };
 
 // `goldfinch worker`. (WorkerOptions in worker/worker_options.h is what the worker itself is given.)

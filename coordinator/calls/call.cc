@@ -2,6 +2,7 @@
 
 #include <malloc.h>
 
+#include <algorithm>
 #include <random>
 #include <utility>
 
@@ -9,7 +10,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
+#include "coordinator/calls/validation.h"
 #include "coordinator/metrics.h"
+#include "google/protobuf/message_lite.h"
 #include "spdlog/spdlog.h"
 
 namespace goldfinch {
@@ -100,6 +103,7 @@ void Call::Refuse(const absl::Status& status) {
 }
 
 void Call::Submit(Request request) {
+  if (const absl::Status status = CheckPriority(request); !status.ok()) return Refuse(status);
   const absl::StatusOr<uint64_t> number = environment_->dispatcher->Submit(std::move(request), shared_from_this());
   if (!number.ok()) return Refuse(number.status());
   std::optional<absl::Status> cancel;
@@ -144,6 +148,7 @@ void Call::Pump() {
     if (!TakeMessage()) return FinishIfDone();
     writing_ = true;
     write_start_ = Clock::now();
+    write_bytes_ = static_cast<int64_t>(message().ByteSizeLong());
     if (!watched_) Watch(environment_->stall_timeout_seconds);
   }
   // Without the lock, which the coordinator's thread may want meanwhile. The stream cannot end before this write does.
@@ -155,6 +160,8 @@ void Call::WriteDone(bool ok) {
     const std::lock_guard<std::mutex> lock(mutex_);
     writing_ = false;
     in_flight_ = 0;
+    owed_seconds_ += std::chrono::duration<double>(Clock::now() - write_start_).count();
+    taken_bytes_ += write_bytes_;
     if (!ok) gone_ = true;
   }
   if (!ok) Cancel(GoneStatus());
@@ -213,10 +220,10 @@ void Call::Report() const {
   std::optional<std::string> more;
   if (!done_->ok() && !(more = environment_->failure_log.Take())) return;
   const std::string line = absl::StrFormat(
-      "request=%s method=%s code=%s prompt_tokens=%d completion_tokens=%d recoveries=%d queue_seconds=%.3f "
-      "seconds=%.3f %s",
+      "request=%s method=%s code=%s prompt_tokens=%d completion_tokens=%d recoveries=%d parkings=%d "
+      "queue_seconds=%.3f seconds=%.3f %s",
       LogValue(id_), method_, done_->ok() ? "OK" : absl::StatusCodeToString(done_->code()), usage_.prompt_tokens,
-      usage_.completion_tokens, usage_.recoveries, usage_.queue_seconds, seconds, NameOf(caller_));
+      usage_.completion_tokens, usage_.recoveries, usage_.parkings, usage_.queue_seconds, seconds, NameOf(caller_));
   if (done_->ok()) {
     spdlog::info("{}", line);
   } else {
@@ -231,21 +238,44 @@ void Call::Watch(double seconds) {
   });
 }
 
+// Whenever messages have waited for the client for as long as the timeout, all in all, it must have taken enough of
+// them. The write under way counts with the time that it has waited, and with no byte.
+bool Call::TooSlow(Clock::time_point now) {
+  const double timeout = environment_->stall_timeout_seconds;
+  const double owed = owed_seconds_ + std::chrono::duration<double>(now - write_start_).count();
+  if (owed < timeout) return false;
+  if (static_cast<double>(taken_bytes_) < environment_->least_bytes_per_second * owed) return true;
+  owed_seconds_ = 0;
+  taken_bytes_ = 0;
+  return false;
+}
+
 void Call::CheckStall() {
   const double timeout = environment_->stall_timeout_seconds;
-  const absl::Status status =
-      absl::ResourceExhaustedError(absl::StrCat("the client does not read: it has taken nothing for ", timeout, " s"));
+  absl::Status status;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     watched_ = false;
     if (closed_ || !writing_) return;
-    const double waited = std::chrono::duration<double>(Clock::now() - write_start_).count();
+    const Clock::time_point now = Clock::now();
+    const double waited = std::chrono::duration<double>(now - write_start_).count();
     if (stalled_) {
       // Not even the status has gone through.
       stream_->Abort();
       return;
     }
-    if (waited < timeout) return Watch(timeout - waited);
+    const int64_t taken = taken_bytes_;
+    if (waited >= timeout) {
+      status = absl::ResourceExhaustedError(
+          absl::StrCat("the client does not read: it has taken nothing for ", timeout, " s (stall timeout)"));
+    } else if (TooSlow(now)) {
+      status = absl::ResourceExhaustedError(
+          absl::StrCat("the client reads too slowly: it has taken ", taken, " bytes in ", timeout,
+                       " s (stall timeout) in which messages waited for it, the least is ",
+                       environment_->least_bytes_per_second, " bytes a second"));
+    } else {
+      return Watch(std::clamp(timeout - std::max(waited, owed_seconds_ + waited), timeout / 8, timeout));
+    }
     stalled_ = true;
     Watch(timeout);
     if (done_) done_ = status;

@@ -40,7 +40,10 @@ struct CallEnvironment {
 
   Dispatcher* dispatcher = nullptr;
   Metrics* metrics = nullptr;
-  double stall_timeout_seconds = 60;  // a client that takes nothing for so long loses its call
+  // A client loses its call if it does not take a message within the timeout, or if it takes less than the least bytes
+  // a second over so much time in which messages waited for it. Time in which nothing waits for it does not count.
+  double stall_timeout_seconds = 60;
+  double least_bytes_per_second = 128;  // what the slowest modems took; a token of text is some 10 bytes
   MessageGate gate{{}};
   LogLimiter failure_log{/*per_second=*/10, /*burst=*/200};
   LogLimiter stranger_log{/*per_second=*/1, /*burst=*/40};
@@ -128,6 +131,8 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   void Report() const;  // counts and logs the call
   // Checks the current write again after `seconds`.
   void Watch(double seconds);
+  // With mutex_ held: whether the client has taken too little while messages waited for it.
+  bool TooSlow(Clock::time_point now);
   void CheckStall();
 
   CallEnvironment* const environment_;
@@ -150,6 +155,9 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   bool closed_ = false;
   bool watched_ = false;  // a CheckStall is posted
   Clock::time_point write_start_;
+  int64_t write_bytes_ = 0;  // of the write under way
+  double owed_seconds_ = 0;  // how long writes before that one have waited for the client, and
+  int64_t taken_bytes_ = 0;  // what it took in that time; both since the rate was last found to be enough
 };
 
 uint64_t RandomNumber();

@@ -67,7 +67,8 @@ absl::StatusOr<Request> GenerateCall::Prepare(std::shared_ptr<const ServedModel>
   stop_ids_ = generate.stop_ids;
   std::sort(stop_ids_.begin(), stop_ids_.end());
   samples_left_ = generate.samples;
-  for (int i = 0; i < generate.samples; ++i) samples_.push_back({.text = valid.text, .next = {}});
+  for (int i = 0; i < generate.samples; ++i) samples_.push_back({.text = TextStream(valid.stops), .next = {}});
+  valid.request.held_bytes = valid.stops->bytes() + static_cast<int64_t>(samples_.size() * sizeof(Sample));
   return std::move(valid.request);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <string_view>
 #include <utility>
 
@@ -139,16 +140,17 @@ absl::StatusOr<SamplingOptions> ToSampling(const v1::SamplingOptions& message, b
   return sampling;
 }
 
-absl::StatusOr<TextStream> ToTextStream(const google::protobuf::RepeatedPtrField<std::string>& stops) {
+absl::StatusOr<std::shared_ptr<const StopStrings>> ToStopStrings(
+    const google::protobuf::RepeatedPtrField<std::string>& stops) {
   GF_RETURN_IF_ERROR(CheckCount("stop", stops.size(), kStopsMax));
   for (int i = 0; i < stops.size(); ++i) {
     if (stops[i].empty()) return Invalid("stop[", i, "] is empty");
     if (stops[i].size() <= kStopBytesMax) continue;
     return Invalid("stop[", i, "] has ", stops[i].size(), " bytes, the limit is ", kStopBytesMax);
   }
-  absl::StatusOr<TextStream> text = TextStream::Create(std::vector<std::string>(stops.begin(), stops.end()));
-  if (!text.ok()) return Invalid("stop: ", text.status().message());
-  return text;
+  auto made = StopStrings::Create(std::vector<std::string>(stops.begin(), stops.end()));
+  if (!made.ok()) return Invalid("stop: ", made.status().message());
+  return made;
 }
 
 // `index` says which of the request's continuations it is.
@@ -179,9 +181,9 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& messag
   GF_ASSIGN_OR_RETURN(generate.sampling, ToSampling(message.sampling(), message.ignore_eos(), model));
   if (message.has_logprobs()) generate.sampling.logprobs = static_cast<int>(message.logprobs());
   generate.sampling.seed = message.seed();
-  GF_ASSIGN_OR_RETURN(TextStream text, ToTextStream(message.stop()));
 
-  ValidGenerate valid = {.request = {}, .has_seed = message.has_seed(), .text = std::move(text)};
+  ValidGenerate valid = {.request = {}, .has_seed = message.has_seed(), .stops = nullptr};
+  GF_ASSIGN_OR_RETURN(valid.stops, ToStopStrings(message.stop()));
   GF_ASSIGN_OR_RETURN(valid.request, Common(message, model));
   GF_RETURN_IF_ERROR(CheckLength(valid.request.prompt.size(),
                                  message.has_max_tokens() ? "max_tokens is" : "max_tokens by default",
@@ -215,6 +217,12 @@ absl::StatusOr<Request> ValidateScore(const v1::ScoreRequest& message, const Ser
   }
   request.score = std::move(score);
   return request;
+}
+
+absl::Status CheckPriority(const Request& request) {
+  if (request.client == nullptr || request.priority <= request.client->limits.max_priority) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat("priority is ", request.priority, ", the limit of client ",
+                                                  request.client->name, " is ", request.client->limits.max_priority));
 }
 
 absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& message, const ServedModel& model,

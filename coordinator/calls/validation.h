@@ -1,9 +1,10 @@
 // Turns the messages of generate.proto into requests in tokens. Every limit that the proto documents is enforced here,
-// and nowhere else. Errors are INVALID_ARGUMENT and name the field, its value and the limit.
+// and nowhere else. Errors name the field, its value and the limit, and are INVALID_ARGUMENT unless a function says so.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_VALIDATION_H_
 #define GOLDFINCH_COORDINATOR_CALLS_VALIDATION_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,8 +24,8 @@ class ScoreRequest;
 // The request's `id` is the client's and may be empty; its deadline is not set.
 struct ValidGenerate {
   Request request;
-  bool has_seed = false;  // if not, the caller draws a seed
-  TextStream text;        // turns the tokens of one sample into text; every sample gets a copy
+  bool has_seed = false;                     // if not, the caller draws a seed
+  std::shared_ptr<const StopStrings> stops;  // never null; all samples share them
 };
 
 // All functions are pure and thread-safe. They take time and memory linear in the message; a prompt that can never fit
@@ -32,6 +33,8 @@ struct ValidGenerate {
 
 absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& message, const ServedModel& model);
 absl::StatusOr<Request> ValidateScore(const v1::ScoreRequest& message, const ServedModel& model);
+// PERMISSION_DENIED if the request asks for a higher priority than its client may.
+absl::Status CheckPriority(const Request& request);
 // INVALID_ARGUMENT if text and raw bytes together take more than `bytes_max`.
 absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& message, const ServedModel& model,
                                                   int64_t bytes_max);

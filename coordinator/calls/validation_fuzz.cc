@@ -57,8 +57,9 @@ void FuzzGenerate(const std::string& bytes, const ServedModel& model) {
   GF_CHECK(Validate(request.generate->sampling, *model.vocabulary).ok());
   if (!request.generate->stop_ids.empty()) CheckTokens(request.generate->stop_ids);
   std::string text;
-  valid->text.Append(bytes, &text);
-  valid->text.Finish(&text);
+  TextStream stream(valid->stops);
+  stream.Append(bytes, &text);
+  stream.Finish(&text);
 }
 
 void FuzzScore(const std::string& bytes, const ServedModel& model) {

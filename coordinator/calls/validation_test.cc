@@ -128,10 +128,22 @@ TEST(ValidateGenerate, EveryFieldArrives) {
   EXPECT_EQ(sampling.logit_bias[1].id, 9);
   EXPECT_THAT(sampling.banned_tokens, ElementsAre(5, 0));
   EXPECT_EQ(sampling.logprobs, 20);
-  TextStream text = valid->text;
+  TextStream text(valid->stops);
   std::string out;
   text.Append("a\n\nb", &out);
   EXPECT_EQ(out, "a");
+}
+
+TEST(CheckPriority, NamesTheClientAndItsLimit) {
+  Request request;
+  request.priority = 100;
+  EXPECT_TRUE(CheckPriority(request).ok()) << "no client, no limit";
+  request.client = std::make_shared<Client>(Client{"mobile", {.max_priority = 3}});
+  const absl::Status status = CheckPriority(request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(status.message(), "priority is 100, the limit of client mobile is 3");
+  request.priority = 3;
+  EXPECT_TRUE(CheckPriority(request).ok());
 }
 
 TEST(ValidateGenerate, ErrorsOfThePrompt) {

@@ -16,8 +16,8 @@ class KeyRing;
 class Metrics;
 
 struct ServiceOptions {
-  // A call whose client takes nothing for so long ends with RESOURCE_EXHAUSTED. This is long enough for a client that
-  // is busy, and short enough that a client that hangs does not hold memory of the workers for long.
+  // A call whose client takes nothing or too little for so long (calls/call.h) ends with RESOURCE_EXHAUSTED. This is
+  // long enough for a client that is busy, and short enough that one that hangs does not hold memory for long.
   double stall_timeout_seconds = 60;
   // The most bytes of a request, which ServerOptions must limit likewise, and of an answer that is not streamed. A
   // prompt of a million ids has 3 MB, a text of as many tokens 5 MB. At most 64 messages, and 1 GiB, are in memory at

@@ -138,7 +138,7 @@ TEST(Generate, AClientThatTakesNothingIsCutOff) {
   ASSERT_GT(FillUntilFull(harness, number), 0);
   const absl::Status status = harness.dispatcher().WaitCancelled(number);
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(std::string(status.message()), "the client does not read: it has taken nothing for 1 s");
+  EXPECT_EQ(std::string(status.message()), "the client does not read: it has taken nothing for 1 s (stall timeout)");
   log->Wait("code=RESOURCE_EXHAUSTED");
   // If it reads now, it gets what was on its way and the reason.
   EXPECT_EQ(ReadAll(stream.reader.get()).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);

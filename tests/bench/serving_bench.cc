@@ -26,7 +26,7 @@ void Sized(CoordinatorOptions* options) {
   partition.max_sequence_tokens = 1 << 16;
   partition.cache_tokens = 1 << 20;
   partition.max_step_tokens = 512;
-  options->max_queue = 1 << 20;
+  options->queue.requests = 1 << 20;
 }
 
 void Run(const std::shared_ptr<WatchedRequest>& request) {

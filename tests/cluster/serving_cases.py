@@ -83,9 +83,10 @@ class AnswerTest(ClusterTest):
 
     def test_status_and_metrics_count_what_was_done(self):
         client = self.form()
-        client.generate(PROMPT, max_tokens=10, sampling=GREEDY, ignore_eos=True)
+        usage = client.generate(PROMPT, n=3, max_tokens=10, sampling=GREEDY, ignore_eos=True).usage
         info = self.cluster.wait_idle()
-        self.assertEqual((info.prompt_tokens, info.completion_tokens), (len(PROMPT), 10))
+        self.assertEqual((usage.prompt_tokens, usage.completion_tokens), (len(PROMPT), 30))
+        self.assertEqual((info.prompt_tokens, info.completion_tokens), (len(PROMPT), 30))
 
         def idle_metrics():
             metrics = self.cluster.metrics()
@@ -93,7 +94,8 @@ class AnswerTest(ClusterTest):
 
         metrics = wait_until(idle_metrics, "no request runs, say the metrics")
         self.assertEqual(metric_sum(metrics, "goldfinch_prompt_tokens_total"), len(PROMPT))
-        self.assertEqual(metric_sum(metrics, "goldfinch_generation_tokens_total"), 10)
+        self.assertEqual(metric_sum(metrics, "goldfinch_generation_tokens_total"), 30)
+        self.assertEqual(metric_sum(metrics, "goldfinch_replayed_tokens_total"), 2, "the last of the prompt")
         shown = run("status", "--server", self.cluster.address)
         self.assertEqual(shown.code, 0, shown)
         for worker in self.cluster.workers:

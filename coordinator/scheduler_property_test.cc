@@ -1,0 +1,254 @@
+// Random histories of several clients: nobody starves, nobody gets more than a fair share for long, memory is never
+// exceeded, and every answer is the one that its request would have got alone.
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/stage_memory.h"
+#include "coordinator/scheduler.h"
+#include "coordinator/scheduler_test_util.h"
+#include "gtest/gtest.h"
+
+namespace goldfinch {
+namespace {
+
+using Verdict = RequestSink::Verdict;
+
+struct Wanted {
+  std::vector<int32_t> prompt, continuation;
+  int64_t tokens = 0;
+  uint64_t number = 0;
+  int client = 0;
+  bool cancelled = false;
+  double resume_at = -1;  // < 0: its client reads
+  std::shared_ptr<FakeClient> sink;
+
+  // What it has got so far.
+  size_t got() const {
+    size_t count = sink->status ? 1 : 0;
+    for (const auto& sample : sink->tokens) count += sample.size();
+    for (const auto& [index, scores] : sink->scores) count += scores.size();
+    return count + sink->progress.size();
+  }
+};
+
+// One random history.
+class History {
+ public:
+  explicit History(uint32_t seed) : random_(seed), seed_(seed), clients_(2 + Below(4)), cluster_(1000, 2) {
+    cluster_.step_seconds = 0.05;
+    for (int i = 0; i < clients_; ++i) {
+      ClientLimits limits;
+      if (Below(4) == 0) limits.max_running = 1 + Below(3);
+      names_.push_back(std::make_shared<Client>(Client{std::string(1, static_cast<char>('a' + i)), limits}));
+    }
+    NewGroup(0);
+    NewGroup(1);
+  }
+
+  void Run() {
+    for (int step = 0; step < 1500; ++step) {
+      if (Below(12) == 0) Submit();
+      if (Below(200) == 0 && !all_.empty()) {
+        Wanted& wanted = all_[Below(static_cast<int>(all_.size()))];
+        wanted.cancelled = true;
+        cluster_.scheduler.Cancel(wanted.number, absl::CancelledError(""), cluster_.now);
+      }
+      if (Below(400) == 0) {
+        const int group = Below(2);
+        cluster_.Lose(group);
+        NewGroup(group);
+      }
+      Step();
+    }
+    for (int step = 0; step < 200'000 && cluster_.scheduler.running() + cluster_.scheduler.waiting() > 0; ++step)
+      Step();
+    CheckAnswers();
+    ExpectNothingLeft(cluster_);
+  }
+
+  int64_t parkings() const { return parkings_; }
+  double longest_wait() const { return longest_wait_; }
+
+ private:
+  int Below(int limit) { return static_cast<int>(random_() % limit); }
+
+  void NewGroup(int replica) {
+    GroupCapacity capacity = Roomy(1 + Below(3));
+    capacity.max_sequences = 3 + Below(4);
+    capacity.cache_tokens = kCachePageTokens * (22 + Below(20));
+    capacity.max_step_tokens = 16 + Below(48);
+    cluster_.Up(replica, capacity);
+  }
+
+  void Submit() {
+    Wanted wanted;
+    wanted.client = Below(clients_);
+    wanted.prompt = FakePrompt(1 + Below(120), Below(100));
+    const auto edit = [&](Request* request) {
+      request->client = names_[wanted.client];
+      request->progress = true;
+    };
+    if (Below(5) == 0) {
+      wanted.continuation = FakePrompt(1 + Below(60));
+      wanted.sink = std::make_shared<FakeClient>();
+      Request request;
+      request.prompt = wanted.prompt;
+      request.score.emplace();
+      request.score->continuations = {wanted.continuation, {7}};
+      request.score->score_prompt = Below(2) == 0;
+      edit(&request);
+      wanted.number = ++cluster_.last_number;
+      cluster_.scheduler.Submit(wanted.number, std::move(request), wanted.sink, cluster_.now);
+    } else {
+      wanted.tokens = 1 + Below(Below(3) == 0 ? 300 : 30);
+      wanted.sink = std::make_shared<FakeClient>(1 + Below(3));
+      // Some clients do not keep up now and then.
+      if (Below(3) == 0) {
+        const auto pause_at = static_cast<size_t>(1 + Below(20));
+        wanted.sink->verdict = [sink = wanted.sink.get(), pause_at](int sample, int32_t) {
+          return sink->tokens[sample].size() % 20 == pause_at ? Verdict::kPause : Verdict::kContinue;
+        };
+      }
+      wanted.number = cluster_.Generate(wanted.prompt, wanted.tokens, wanted.sink, [&](Request* request) {
+        edit(request);
+        request->generate->samples = static_cast<int>(wanted.sink->tokens.size());
+        request->generate->sampling.seed = seed_;
+      });
+    }
+    all_.push_back(wanted);
+  }
+
+  void Step() {
+    cluster_.RunUntil(cluster_.now + cluster_.step_seconds);
+    for (int replica = 0; replica < 2; ++replica) {
+      const GroupLoad load = cluster_.scheduler.Load(replica);
+      ASSERT_LE(load.sequences, load.sequences_max);
+      ASSERT_LE(load.cache_tokens_reserved, load.cache_tokens_max);
+    }
+    parkings_ += cluster_.scheduler.TakeEvents().parkings;
+    // Whatever is paused is resumed after a while; the scheduler ignores it for the others.
+    for (Wanted& wanted : all_) {
+      if (wanted.sink->status || Below(100) > 0) continue;
+      cluster_.scheduler.Resume(wanted.number);
+    }
+    Watch();
+  }
+
+  // How long a client has gone without anything, while it has a request whose sink does not pause.
+  void Watch() {
+    std::vector<bool> wants(clients_);
+    std::vector<size_t> got(clients_);
+    for (const Wanted& wanted : all_) {
+      got[wanted.client] += wanted.got();
+      const bool limited = names_[wanted.client]->limits.max_running > 0;  // its own paused requests may keep it out
+      if (!wanted.sink->status && !wanted.sink->verdict && !limited) wants[wanted.client] = true;
+    }
+    for (int i = 0; i < clients_; ++i) {
+      Wait& wait = waits_[i];
+      if (!wants[i] || got[i] != wait.got) wait = {got[i], cluster_.now};
+      longest_wait_ = std::max(longest_wait_, cluster_.now - wait.since);
+    }
+  }
+
+  void CheckAnswers() {
+    for (const Wanted& wanted : all_) {
+      ASSERT_TRUE(wanted.sink->status.has_value());
+      if (wanted.cancelled || absl::IsInternal(*wanted.sink->status)) continue;  // lost too often in a row
+      ASSERT_TRUE(wanted.sink->status->ok()) << *wanted.sink->status;
+      if (!wanted.continuation.empty()) {
+        ExpectScores(*wanted.sink, 0, wanted.prompt, wanted.continuation);
+        continue;
+      }
+      for (size_t i = 0; i < wanted.sink->tokens.size(); ++i) {
+        EXPECT_EQ(wanted.sink->tokens[i], FakeAnswer(wanted.prompt, seed_ + i, wanted.tokens));
+      }
+    }
+  }
+
+  struct Wait {
+    size_t got = 0;
+    double since = 0;
+  };
+
+  std::mt19937 random_;
+  const uint32_t seed_;
+  const int clients_;
+  FakeCluster cluster_;
+  std::vector<std::shared_ptr<const Client>> names_;
+  std::vector<Wanted> all_;
+  std::map<int, Wait> waits_;
+  int64_t parkings_ = 0;
+  double longest_wait_ = 0;
+};
+
+TEST(SchedulerPropertyTest, NobodyStarvesAndEveryAnswerIsExact) {
+  int64_t parkings = 0;
+  double longest = 0;
+  for (uint32_t seed = 0; seed < 30; ++seed) {
+    SCOPED_TRACE(seed);
+    History history(seed);
+    history.Run();
+    if (testing::Test::HasFatalFailure()) return;
+    parkings += history.parkings();
+    longest = std::max(longest, history.longest_wait());
+    EXPECT_LE(history.longest_wait(), 4 * Scheduler::kTurnSeconds) << "a turn for each of at most four others";
+  }
+  RecordProperty("longest_wait_seconds", std::to_string(longest));
+  EXPECT_GT(parkings, 500);
+}
+
+// Clients that want more than they can get, whatever their requests are: each gets its part of the slots' time.
+TEST(SchedulerPropertyTest, SharesAreEqualInTheLongRun) {
+  for (uint32_t seed = 0; seed < 10; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    const auto below = [&](int limit) { return static_cast<int>(random() % limit); };
+    FakeCluster cluster(/*max_queue=*/10'000);
+    cluster.step_seconds = 0.05;
+    GroupCapacity capacity = Roomy(1 + below(2));
+    capacity.max_sequences = 2 + below(12);
+    capacity.max_step_tokens = 256;
+    cluster.Up(0, capacity);
+    const int clients = 2 + below(3);
+    std::vector<std::vector<std::shared_ptr<FakeClient>>> sinks(clients);
+    for (int client = 0; client < clients; ++client) {
+      const auto name = std::make_shared<Client>(Client{std::string(1, static_cast<char>('a' + client)), {}});
+      const int samples = 1 + below(3), tokens = 50 + below(3000);
+      for (int i = 0; i < 30'000 / (samples * tokens) * 16 + 16; ++i) {
+        cluster.Generate(FakePrompt(4, i), tokens, sinks[client].emplace_back(std::make_shared<FakeClient>(samples)),
+                         [&](Request* request) {
+                           request->client = name;
+                           request->generate->samples = std::min(samples, capacity.max_sequences);
+                         });
+      }
+      cluster.RunUntil(cluster.now + below(3));  // they come one after another
+    }
+    const auto count = [&](int client) {
+      size_t tokens = 0;
+      for (const auto& sink : sinks[client]) {
+        for (const auto& sample : sink->tokens) tokens += sample.size();
+      }
+      return tokens;
+    };
+    std::vector<size_t> before(clients);
+    for (int client = 0; client < clients; ++client) before[client] = count(client);
+    cluster.RunUntil(cluster.now + 120);
+    size_t all = 0;
+    for (int client = 0; client < clients; ++client) all += count(client) - before[client];
+    for (int client = 0; client < clients; ++client) {
+      const double share = static_cast<double>(count(client) - before[client]) / static_cast<double>(all);
+      EXPECT_NEAR(share * clients, 1, 0.25)
+          << "client " << client << " of " << clients << ", " << capacity.max_sequences << " slots";
+    }
+    cluster.scheduler.CancelAll(absl::CancelledError(""), cluster.now);
+    ExpectNothingLeft(cluster);
+  }
+}
+
+}  // namespace
+}  // namespace goldfinch
