@@ -48,7 +48,7 @@ absl::Status CatchBadAlloc(Call call) {
 // What goes to the coordinator or comes from it, within the limits of protos/cluster.proto.
 constexpr size_t kTextBytesMax = 4096;
 constexpr size_t kDeviceBytesMax = 512;
-std::string Message(const absl::Status& status) { return SafeText(status.message(), kTextBytesMax); }
+std::string Message(const absl::Status& status) { return SafeText(std::string(status.message()), kTextBytesMax); }
 
 }  // namespace
 
