@@ -8,24 +8,22 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "coordinator/front/front_options.h"
 
 namespace grpc {
 class Server;
-class ServerCredentials;
 class Service;
 }  // namespace grpc
 
 namespace goldfinch {
 
 struct ServerOptions {
-  std::string host = "127.0.0.1";
-  int port = 0;                                               // 0 takes a free port
-  std::shared_ptr<grpc::ServerCredentials> credentials = {};  // null: plain text
-  int64_t request_bytes_max = int64_t{64} << 20;              // a longer message gets RESOURCE_EXHAUSTED
-  // The most memory of gRPC's own buffers over all connections. Beyond it gRPC reads less and refuses calls. 0: no
-  // limit.
+  // What to listen on, TLS, and the limits of connections. `message_bytes_max` is set from request_bytes_max.
+  FrontOptions front = {};
+  int64_t request_bytes_max = int64_t{64} << 20;  // a longer message gets RESOURCE_EXHAUSTED
+  // The most memory of gRPC's own buffers over all connections. Beyond it gRPC reads less and refuses calls, also those
+  // of clients who took little; so the front keeps requests well below it. 0: no limit.
   int64_t buffer_bytes_max = int64_t{1} << 30;
-  int streams_max = 4096;  // the most calls at a time of one connection
   // A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
   double keepalive_seconds = 20;
   // The service whose health SetReady sets. The health of "", which means the process, is SERVING until Shutdown.
