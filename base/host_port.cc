@@ -9,12 +9,12 @@
 
 namespace goldfinch {
 
-std::string HostPort(std::string_view host, int port) {
-  const bool bare_ipv6 = host.find(':') != std::string_view::npos && !host.starts_with('[');
+std::string HostPort(const std::string& host, int port) {
+  const bool bare_ipv6 = host.find(':') != std::string::npos && !host.starts_with('[');
   return bare_ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
 }
 
-std::vector<std::string> SplitHosts(std::string_view hosts) {
+std::vector<std::string> SplitHosts(const std::string& hosts) {
   std::vector<std::string> result;
   for (const absl::string_view part : absl::StrSplit(hosts, ',')) {
     std::string host(absl::StripAsciiWhitespace(part));

@@ -10,7 +10,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "base/credentials.h"
+#include "absl/strings/str_join.h"
+#include "base/host_port.h"
 #include "base/status.h"
 #include "base/version.h"
 #include "clients/cli/device.h"
@@ -25,7 +26,6 @@
 #include "coordinator/grpc/server.h"
 #include "coordinator/grpc/service.h"
 #include "coordinator/metrics.h"
-#include "grpcpp/security/server_credentials.h"
 #include "kernels/backend.h"
 #include "nlohmann/json.hpp"
 #include "spdlog/spdlog.h"
@@ -98,6 +98,13 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   return result;
 }
 
+// "127.0.0.1:50051 and [::1]:50051".
+std::string Addresses(const std::string& hosts, int port) {
+  std::vector<std::string> addresses = SplitHosts(hosts);
+  for (std::string& address : addresses) address = HostPort(address, port);
+  return absl::StrJoin(addresses, " and ");
+}
+
 // Everything that listens. Ends its calls when it is destroyed.
 class Frontend {
  public:
@@ -111,18 +118,18 @@ class Frontend {
       GF_ASSIGN_OR_RETURN(service.api_keys, ApiKeys::FromFile(options.api_key_file));
     }
     ServerOptions server;
-    server.host = options.host;
-    server.port = options.grpc_port;
+    server.front.hosts = SplitHosts(options.host);
+    server.front.port = options.grpc_port;
+    server.front.tls = options.tls;
     server.request_bytes_max = options.max_message_bytes;
     server.health_service = kPublicServiceName;
-    GF_ASSIGN_OR_RETURN(server.credentials, MakeServerCredentials(options.tls));
     GF_ASSIGN_OR_RETURN(frontend->public_, Server::Start(server, {MakePublicService(&coordinator, &metrics, service)}));
     if (with_cluster_port) {
       ServerOptions cluster;
-      cluster.host = options.host;
-      cluster.port = options.cluster_port;
+      cluster.front.hosts = SplitHosts(options.host);
+      cluster.front.port = options.cluster_port;
+      cluster.front.tls = options.cluster_tls;
       cluster.request_bytes_max = kClusterMessageBytesMax;
-      GF_ASSIGN_OR_RETURN(cluster.credentials, MakeServerCredentials(options.cluster_tls));
       GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, {})}));
     }
     if (options.metrics_port >= 0) {
@@ -132,9 +139,13 @@ class Frontend {
   }
 
   void Announce(const ServeOptions& options) const {
-    spdlog::info("serving {} at {}:{}", ModelName(options), options.host, public_->port());
-    if (cluster_ != nullptr) spdlog::info("workers connect to {}:{}", options.host, cluster_->port());
-    if (metrics_ != nullptr) spdlog::info("metrics at http://{}:{}/metrics", options.host, metrics_->port());
+    spdlog::info("serving {} at {}", ModelName(options), Addresses(options.host, public_->port()));
+    if (cluster_ != nullptr) spdlog::info("workers connect to {}", Addresses(options.host, cluster_->port()));
+    if (metrics_ != nullptr) {
+      for (const std::string& host : SplitHosts(options.host)) {
+        spdlog::info("metrics at http://{}/metrics", HostPort(host, metrics_->port()));
+      }
+    }
     if (!options.ready_json) return;
     nlohmann::json ports = {{"grpc_port", public_->port()}};
     if (cluster_ != nullptr) ports["cluster_port"] = cluster_->port();
@@ -144,6 +155,11 @@ class Frontend {
   }
 
   void SetReady(bool ready) { public_->SetReady(ready); }
+
+  void ReloadTls() {
+    public_->ReloadTls();
+    if (cluster_ != nullptr) cluster_->ReloadTls();
+  }
 
   void Shutdown() {
     public_->Shutdown(kCloseSeconds);
@@ -216,6 +232,7 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   frontend->Announce(options);
   bool ready = false;
   while (!stop.WaitFor(kReadyPollSeconds)) {
+    if (stop.TakeReload()) frontend->ReloadTls();
     if (coordinator.ready() == ready) continue;
     ready = !ready;
     frontend->SetReady(ready);

@@ -5,9 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
-#include "absl/strings/strip.h"
+#include "coordinator/grpc/peer.h"
 #include "coordinator/worker_link.h"
 #include "grpcpp/server_context.h"
 #include "protos/cluster.grpc.pb.h"
@@ -20,18 +18,11 @@ using cluster::v1::FromWorker;
 using cluster::v1::ToWorker;
 using Reactor = grpc::ServerBidiReactor<FromWorker, ToWorker>;
 
-// "ipv6:%5B::1%5D:41233" is "[::1]:41233".
-std::string AddressOf(const std::string& peer) {
-  absl::string_view address = peer;
-  if (!absl::ConsumePrefix(&address, "ipv4:")) absl::ConsumePrefix(&address, "ipv6:");
-  return absl::StrReplaceAll(address, {{"%5B", "["}, {"%5D", "]"}, {"%25", "%"}});
-}
-
 // The queue of one stream. Its reactor is used until Finish, which is called after Ended or Close.
 class Link final : public WorkerLink {
  public:
   Link(Reactor* reactor, grpc::CallbackServerContext* context, int64_t queue_bytes_max)
-      : queue_bytes_max_(queue_bytes_max), address_(AddressOf(context->peer())), reactor_(reactor), context_(context) {}
+      : queue_bytes_max_(queue_bytes_max), address_(PeerHostPort(*context)), reactor_(reactor), context_(context) {}
 
   const std::string& address() const { return address_; }
 

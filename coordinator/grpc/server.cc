@@ -1,19 +1,21 @@
 #include "coordinator/grpc/server.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <limits>
 #include <utility>
 
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
+#include "coordinator/front/front.h"
+#include "coordinator/grpc/peer.h"
 #include "grpc/grpc.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
-#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
+#include "grpcpp/server_posix.h"
 
 namespace goldfinch {
 namespace {
@@ -22,22 +24,20 @@ namespace {
 constexpr int kThreadsMax = 8;
 constexpr int kPingIntervalMinMs = 5000;  // clients that ping more often are disconnected
 
-// Puts an IPv6 address in brackets.
-std::string HostPort(const std::string& host, int port) {
-  const bool bare_ipv6 = absl::StrContains(host, ":") && !absl::StartsWith(host, "[");
-  return absl::StrCat(bare_ipv6 ? absl::StrCat("[", host, "]") : host, ":", port);
-}
+// What clients may still get when all calls have ended.
+constexpr double kLastBytesSeconds = 2;
 
 void SetLimits(const ServerOptions& options, grpc::ServerBuilder* builder) {
   constexpr int64_t kIntMax = std::numeric_limits<int>::max();
   builder->SetMaxReceiveMessageSize(static_cast<int>(std::min(options.request_bytes_max, kIntMax)));
-  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.streams_max);
+  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.front.limits.streams_max);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(options.keepalive_seconds * 1000));
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(options.keepalive_seconds * 1000));
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kPingIntervalMinMs);
-  // Otherwise two servers could share a port, and each would get half of the clients.
-  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // Windows and frames stay small: H2Guard's kStreamWindow and kPayloadBytesMax. The probe would let them grow to 4 MiB
+  // for each stream, read or not. A message that is being read gets its window all the same.
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   builder->SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
   builder->SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
   builder->SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
@@ -66,17 +66,31 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   std::unique_ptr<Server> server(new Server(options, std::move(services)));
   grpc::ServerBuilder builder;
   SetLimits(options, &builder);
-  const std::string address = HostPort(options.host, options.port);
-  builder.AddListeningPort(address, options.credentials ? options.credentials : grpc::InsecureServerCredentials(),
-                           &server->port_);
   for (const std::shared_ptr<grpc::Service>& service : server->services_) builder.RegisterService(service.get());
   server->server_ = builder.BuildAndStart();
-  if (server->server_ == nullptr || server->port_ == 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", address, ": the port is taken, or the address is not this machine's"));
-  }
+  if (server->server_ == nullptr) return absl::InternalError("gRPC cannot start a server");
   server->SetReady(false);
+  FrontOptions front = options.front;
+  front.limits.message_bytes_max = options.request_bytes_max;
+  absl::StatusOr<std::unique_ptr<Front>> started = Front::Start(
+      std::move(front), [self = server.get()](const FrontConnection& connection) { self->Take(connection); });
+  if (!started.ok()) return started.status();
+  server->front_ = *std::move(started);
   return server;
+}
+
+int Server::port() const { return front_->port(); }
+
+void Server::ReloadTls() { front_->ReloadTls(); }
+
+void Server::Take(const FrontConnection& connection) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (closing_) {
+    close(connection.fd);
+    return;
+  }
+  RememberPeer(connection.fd, connection.peer);
+  grpc::AddInsecureChannelFromFd(server_.get(), connection.fd);
 }
 
 void Server::SetReady(bool ready) {
@@ -87,9 +101,15 @@ void Server::SetReady(bool ready) {
 void Server::Shutdown(double timeout_seconds) {
   if (server_ == nullptr) return;  // the server has not started
   server_->GetHealthCheckService()->SetServingStatus(false);
+  if (front_ != nullptr) front_->StopListening();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closing_ = true;
+  }
   const std::chrono::duration<double> timeout(timeout_seconds);
   server_->Shutdown(std::chrono::system_clock::now() +
                     std::chrono::duration_cast<std::chrono::system_clock::duration>(timeout));
+  if (front_ != nullptr) front_->Shutdown(kLastBytesSeconds);
 }
 
 }  // namespace goldfinch

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,11 @@ class Service;
 
 namespace goldfinch {
 
+class Front;
+struct FrontConnection;
+
 struct ServerOptions {
-  // What to listen on, TLS, and the limits of connections. `message_bytes_max` is set from request_bytes_max.
+  // What to listen on, TLS, and what connections may do. Its message_bytes_max is request_bytes_max.
   FrontOptions front = {};
   int64_t request_bytes_max = int64_t{64} << 20;  // a longer message gets RESOURCE_EXHAUSTED
   // The most memory of gRPC's own buffers over all connections. Beyond it gRPC reads less and refuses calls, also those
@@ -33,7 +37,8 @@ struct ServerOptions {
 // Serves from Start to Shutdown. Thread-safe.
 class Server {
  public:
-  // UNAVAILABLE names host and port if the server cannot listen on them, also if another server has the port.
+  // UNAVAILABLE names host and port if the server cannot listen on them, also if another server has the port. Errors of
+  // the files of TLS are those of MakeServerTls.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        std::vector<std::shared_ptr<grpc::Service>> services);
   // Calls Shutdown(0).
@@ -41,7 +46,9 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  int port() const { return port_; }
+  int port() const;
+  // Reads the files of TLS again, which happens by itself when they change. Connections keep what they have.
+  void ReloadTls();
   // The server is not ready at first.
   void SetReady(bool ready);
   // Tells the watchers of its health, takes no more calls, waits for those under way, cancels the rest after
@@ -49,12 +56,17 @@ class Server {
   void Shutdown(double timeout_seconds);
 
  private:
+  // Gives a connection of the front to gRPC.
+  void Take(const FrontConnection& connection);
+
   Server(ServerOptions options, std::vector<std::shared_ptr<grpc::Service>> services);
 
   const ServerOptions options_;
   const std::vector<std::shared_ptr<grpc::Service>> services_;
-  int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
+  std::mutex mutex_;
+  bool closing_ = false;          // guarded by mutex_
+  std::unique_ptr<Front> front_;  // gives connections to server_
 };
 
 }  // namespace goldfinch
