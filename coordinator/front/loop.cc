@@ -21,7 +21,7 @@ namespace goldfinch {
 namespace {
 
 constexpr double kTickSeconds = 0.5;
-constexpr double kTlsPollSeconds = 3;
+constexpr double kTlsPollSeconds = 1;
 constexpr double kAcceptPauseSeconds = 0.1;
 // The work of one turn.
 constexpr int kEventsMax = 256;
