@@ -1,17 +1,29 @@
-// Hosts and ports as text.
+// Addresses as users write them: HOST:PORT.
 #ifndef GOLDFINCH_BASE_HOST_PORT_H_
 #define GOLDFINCH_BASE_HOST_PORT_H_
 
 #include <string>
-#include <vector>
+#include <string_view>
+
+#include "absl/status/statusor.h"
 
 namespace goldfinch {
 
-// "127.0.0.1:50051" or "[::1]:50051": an IPv6 address gets brackets unless it has them.
-std::string HostPort(const std::string& host, int port);
+struct HostPort {
+  std::string host;  // a name or an IP address, without brackets
+  int port = 0;      // 1 to 65535
 
-// The hosts of a list that commas separate, without brackets and spaces around them, each once. Empty ones are left out.
-std::vector<std::string> SplitHosts(const std::string& hosts);
+  // With an IPv6 address in brackets.
+  std::string ToString() const;
+};
+
+// Takes "host:1", "10.0.0.7:1" and "[::1]:1". INVALID_ARGUMENT quotes the text and says what is missing: nothing is
+// guessed, neither a port nor where an IPv6 address ends.
+absl::StatusOr<HostPort> ParseHostPort(std::string_view text);
+
+// Whether only this machine reaches a port on `host`: an address in 127.0.0.0/8, ::1, or the name localhost. May have
+// brackets.
+bool IsLoopback(std::string_view host);
 
 }  // namespace goldfinch
 

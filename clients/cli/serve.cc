@@ -21,6 +21,7 @@
 #include "clients/cli/stop_signal.h"
 #include "clients/cli/terminal.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/front/listener.h"
 #include "coordinator/grpc/auth.h"
 #include "coordinator/grpc/cluster_service.h"
 #include "coordinator/grpc/server.h"
@@ -101,7 +102,7 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
 // "127.0.0.1:50051 and [::1]:50051".
 std::string Addresses(const std::string& hosts, int port) {
   std::vector<std::string> addresses = SplitHosts(hosts);
-  for (std::string& address : addresses) address = HostPort(address, port);
+  for (std::string& address : addresses) address = HostPort{address, port}.ToString();
   return absl::StrJoin(addresses, " and ");
 }
 
@@ -143,7 +144,7 @@ class Frontend {
     if (cluster_ != nullptr) spdlog::info("workers connect to {}", Addresses(options.host, cluster_->port()));
     if (metrics_ != nullptr) {
       for (const std::string& host : SplitHosts(options.host)) {
-        spdlog::info("metrics at http://{}/metrics", HostPort(host, metrics_->port()));
+        spdlog::info("metrics at http://{}/metrics", HostPort{host, metrics_->port()}.ToString());
       }
     }
     if (!options.ready_json) return;

@@ -12,7 +12,9 @@
 #include <memory>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "base/host_port.h"
 #include "base/status.h"
 
@@ -20,7 +22,7 @@ namespace goldfinch {
 namespace {
 
 constexpr int kBacklog = 1024;
-constexpr int kPortTries = 20;  // for a free port that is free on all hosts
+constexpr int kPortTries = 20;  // to find a port that is free on all hosts
 
 int PortOf(const sockaddr_storage& address) {
   return ntohs(address.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(address).sin6_port
@@ -62,9 +64,41 @@ std::string Reason(int error) {
   return std::strerror(error);
 }
 
+absl::Status CannotListen(const std::string& host, int port, const std::string& reason) {
+  return absl::UnavailableError(absl::StrCat("cannot listen on ", HostPort{host, port}.ToString(), ": ", reason));
+}
+
+using AddressList = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
+
+absl::StatusOr<AddressList> Resolve(const std::string& host, int port) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+  addrinfo* found = nullptr;
+  const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
+  if (error != 0) return CannotListen(host, port, gai_strerror(error));
+  return AddressList(found, &freeaddrinfo);
+}
+
+void SetPort(addrinfo* address, int port) {
+  const auto number = htons(static_cast<uint16_t>(port));
+  if (address->ai_family == AF_INET6) {
+    reinterpret_cast<sockaddr_in6*>(address->ai_addr)->sin6_port = number;
+  } else {
+    reinterpret_cast<sockaddr_in*>(address->ai_addr)->sin_port = number;
+  }
+}
+
+int OwnPort(int fd) {
+  sockaddr_storage own{};
+  socklen_t size = sizeof(own);
+  getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size);
+  return PortOf(own);
+}
+
 }  // namespace
 
-std::string PeerAddress::Text() const { return HostPort(host, port); }
+std::string PeerAddress::Text() const { return HostPort{host, port}.ToString(); }
 
 PeerAddress ToPeerAddress(const sockaddr_storage& address) {
   sockaddr_storage plain = address;
@@ -99,54 +133,52 @@ Listener::~Listener() {
   if (fd_ >= 0) close(fd_);
 }
 
-absl::StatusOr<std::vector<Listener>> Listener::Open(const std::vector<std::string>& hosts, int port) {
-  const bool any_ipv4 = std::find(hosts.begin(), hosts.end(), "0.0.0.0") != hosts.end();
-  absl::Status failure = absl::InvalidArgumentError("there is no host to listen on");
-  for (int attempt = 0; attempt < (port == 0 ? kPortTries : 1); ++attempt) {
-    std::vector<Listener> listeners;
-    int common_port = port;
-    failure = absl::OkStatus();
-    for (const std::string& host : hosts) {
-      addrinfo hints{};
-      hints.ai_socktype = SOCK_STREAM;
-      hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
-      addrinfo* found = nullptr;
-      const int error = getaddrinfo(host.c_str(), std::to_string(common_port).c_str(), &hints, &found);
-      if (error != 0) {
-        return absl::UnavailableError(
-            absl::StrCat("cannot listen on ", HostPort(host, port), ": ", gai_strerror(error)));
-      }
-      const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
-      int reason = EADDRNOTAVAIL;
-      bool listens = false;
-      for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
-        auto* port_of = entry->ai_family == AF_INET6 ? &reinterpret_cast<sockaddr_in6*>(entry->ai_addr)->sin6_port
-                                                     : &reinterpret_cast<sockaddr_in*>(entry->ai_addr)->sin_port;
-        *port_of = htons(static_cast<uint16_t>(common_port));
-        const int fd = ListenOn(*entry, IsAnyIpv6(*entry) && !any_ipv4);
-        if (fd < 0) {
-          reason = -fd;
-          // A name may have addresses of a kind that this machine lacks, but a port that is taken is an error.
-          if (reason == EADDRINUSE) break;
-          continue;
-        }
-        sockaddr_storage own{};
-        socklen_t size = sizeof(own);
-        getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size);
-        common_port = PortOf(own);
-        listeners.push_back(Listener(fd, common_port));
-        listens = true;
-        reason = 0;
-      }
-      if (reason == EADDRINUSE || !listens) {
-        failure = absl::UnavailableError(absl::StrCat("cannot listen on ", HostPort(host, port), ": ", Reason(reason)));
-        if (reason != EADDRINUSE) return failure;
-        break;
-      }
+absl::Status Listener::OpenHost(const std::string& host, int port, bool any_ipv4, std::vector<Listener>* listeners) {
+  GF_ASSIGN_OR_RETURN(const AddressList addresses, Resolve(host, port));
+  int error = EADDRNOTAVAIL;
+  bool listens = false;
+  for (addrinfo* address = addresses.get(); address != nullptr; address = address->ai_next) {
+    // All sockets have the port that the first one got.
+    SetPort(address, listeners->empty() ? port : listeners->front().port());
+    const int fd = ListenOn(*address, IsAnyIpv6(*address) && !any_ipv4);
+    if (fd >= 0) {
+      listeners->push_back(Listener(fd, OwnPort(fd)));
+      listens = true;
+      continue;
     }
-    if (failure.ok() && !listeners.empty()) return listeners;
+    error = -fd;
+    // A name may have addresses of a kind that this machine lacks, but a port that is taken is an error.
+    if (error == EADDRINUSE) break;
   }
-  return failure.ok() ? absl::InvalidArgumentError("there is no host to listen on") : failure;
+  if (listens && error != EADDRINUSE) return absl::OkStatus();
+  return CannotListen(host, port, Reason(error));
+}
+
+absl::StatusOr<std::vector<Listener>> Listener::Open(const std::vector<std::string>& hosts, int port) {
+  if (hosts.empty()) return absl::InvalidArgumentError("there is no host to listen on");
+  const bool any_ipv4 = std::find(hosts.begin(), hosts.end(), "0.0.0.0") != hosts.end();
+  absl::Status status;
+  for (int attempt = 0; attempt < (port == 0 && hosts.size() > 1 ? kPortTries : 1); ++attempt) {
+    std::vector<Listener> listeners;
+    for (const std::string& host : hosts) {
+      status = OpenHost(host, port, any_ipv4, &listeners);
+      if (!status.ok()) break;
+    }
+    if (status.ok()) return listeners;
+  }
+  return status;
+}
+
+std::vector<std::string> SplitHosts(const std::string& hosts) {
+  std::vector<std::string> result;
+  for (const absl::string_view part : absl::StrSplit(hosts, ',')) {
+    std::string host(absl::StripAsciiWhitespace(part));
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    if (!host.empty() && std::find(result.begin(), result.end(), host) == result.end()) {
+      result.push_back(std::move(host));
+    }
+  }
+  return result;
 }
 
 }  // namespace goldfinch

@@ -25,6 +25,10 @@ struct PeerAddress {
 
 PeerAddress ToPeerAddress(const sockaddr_storage& address);
 
+// The hosts of a list that commas separate, without brackets and spaces around them, each once. Empty ones are left
+// out.
+std::vector<std::string> SplitHosts(const std::string& hosts);
+
 // A listening socket of its own; it closes with its object.
 class Listener {
  public:
@@ -42,6 +46,8 @@ class Listener {
 
  private:
   Listener(int fd, int port) : fd_(fd), port_(port) {}
+
+  static absl::Status OpenHost(const std::string& host, int port, bool any_ipv4, std::vector<Listener>* listeners);
 
   int fd_;
   int port_;

@@ -1,0 +1,69 @@
+#include "base/safe_text.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "absl/strings/str_format.h"
+
+namespace goldfinch {
+namespace {
+
+constexpr std::string_view kCut = "...";
+
+struct Character {
+  size_t bytes = 1;
+  uint32_t code = 0;
+  bool valid = false;
+};
+
+// The character that the text begins with. `text` is not empty.
+Character First(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<unsigned char>(text[i])); };
+  const uint32_t lead = byte(0);
+  if (lead < 0x80) return {1, lead, true};
+  const size_t bytes = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
+  if (lead < 0xC2 || lead > 0xF4 || text.size() < bytes) return {};
+  uint32_t code = lead & (0x7FU >> bytes);
+  for (size_t i = 1; i < bytes; ++i) {
+    if ((byte(i) & 0xC0) != 0x80) return {};
+    code = code << 6 | (byte(i) & 0x3F);
+  }
+  constexpr uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};  // by number of bytes; smaller codes are overlong
+  if (code < kLeast[bytes] || code > 0x10FFFF || (code >= 0xD800 && code <= 0xDFFF)) return {};
+  return {bytes, code, true};
+}
+
+bool IsSafe(uint32_t code) {
+  if (code < 0x20 || (code >= 0x7F && code < 0xA0)) return false;
+  if (code == 0x61C || code == 0xFEFF) return false;   // Arabic letter mark; byte order mark
+  if (code >= 0x200B && code <= 0x200F) return false;  // of no width, and marks of direction
+  if (code >= 0x2028 && code <= 0x202E) return false;  // separators; embeddings and overrides
+  return !(code >= 0x2060 && code <= 0x206F);          // of no width; isolates
+}
+
+}  // namespace
+
+std::string SafeText(std::string_view text, size_t bytes_max) {
+  std::string safe;
+  size_t whole = 0;  // how much of `safe` may stay if the text is cut
+  while (!text.empty()) {
+    const Character character = First(text);
+    const std::string_view bytes = text.substr(0, character.bytes);
+    std::string piece(bytes);
+    if (!character.valid || !IsSafe(character.code)) {
+      piece.clear();
+      for (const char byte : bytes) absl::StrAppendFormat(&piece, "\\x%02x", static_cast<unsigned char>(byte));
+    }
+    if (safe.size() + piece.size() > bytes_max) {
+      safe.resize(whole);
+      safe.append(kCut.substr(0, std::min(kCut.size(), bytes_max - whole)));
+      return safe;
+    }
+    safe += piece;
+    if (safe.size() + kCut.size() <= bytes_max) whole = safe.size();
+    text.remove_prefix(character.bytes);
+  }
+  return safe;
+}
+
+}  // namespace goldfinch
