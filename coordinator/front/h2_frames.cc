@@ -14,11 +14,20 @@ void AppendNumber(uint32_t value, int bytes, std::string* text) {
   for (int shift = 8 * (bytes - 1); shift >= 0; shift -= 8) text->push_back(static_cast<char>(value >> shift));
 }
 
-void AppendHeader(uint8_t type, uint32_t stream, size_t length, std::string* text) {
+void AppendHeader(uint8_t type, uint32_t stream, size_t length, std::string* text, uint8_t flags = 0) {
   AppendNumber(static_cast<uint32_t>(length), 3, text);
   text->push_back(static_cast<char>(type));
-  text->push_back(0);
+  text->push_back(static_cast<char>(flags));
   AppendNumber(stream, 4, text);
+}
+
+// A header that is written out. Name and value have at most 126 characters, so that their lengths take a byte each.
+void AppendField(std::string_view name, std::string_view value, std::string* block) {
+  block->push_back(0);
+  for (const std::string_view part : {name, value}) {
+    block->push_back(static_cast<char>(part.size()));
+    block->append(part);
+  }
 }
 
 }  // namespace
@@ -49,6 +58,16 @@ void AppendWindowUpdate(uint32_t stream, uint64_t bytes, std::string* text) {
   constexpr uint64_t kMost = 0x7fffffff;
   AppendHeader(kWindowUpdate, stream, 4, text);
   AppendNumber(static_cast<uint32_t>(std::min(bytes, kMost)), 4, text);
+}
+
+void AppendFailure(uint32_t stream, int code, std::string_view message, std::string* text) {
+  std::string block = "\x88";  // :status 200, from the static table
+  AppendField("content-type", "application/grpc", &block);
+  AppendField("grpc-status", std::to_string(code), &block);
+  AppendField("grpc-message", message.substr(0, 126), &block);
+  AppendHeader(kHeaders, stream, block.size(), text, kEndHeaders | kEndStream);
+  text->append(block);
+  AppendReset(stream, kNoError, text);
 }
 
 void AppendGoAway(uint32_t stream_last, uint32_t code, std::string_view reason, std::string* text) {

@@ -29,7 +29,7 @@ enum Type : uint8_t {
 // Flags.
 inline constexpr uint8_t kEndStream = 1, kAck = 1, kEndHeaders = 4, kPadded = 8, kHasPriority = 32;
 // Error codes.
-inline constexpr uint32_t kProtocolError = 1, kFrameSizeError = 6, kCancel = 8, kEnhanceYourCalm = 11;
+inline constexpr uint32_t kNoError = 0, kProtocolError = 1, kFrameSizeError = 6, kCancel = 8, kEnhanceYourCalm = 11;
 
 // The header of a frame.
 struct Frame {
@@ -49,6 +49,9 @@ std::string NameOf(uint8_t type);
 void AppendReset(uint32_t stream, uint32_t code, std::string* text);
 // More than a frame can grant is cut to what it can.
 void AppendWindowUpdate(uint32_t stream, uint64_t bytes, std::string* text);
+// The whole answer to a call that fails with the gRPC code, and a reset that stops the client from sending. The message
+// is ASCII without '%', and is cut to 126 characters. Nothing of it depends on earlier headers.
+void AppendFailure(uint32_t stream, int code, std::string_view message, std::string* text);
 void AppendGoAway(uint32_t stream_last, uint32_t code, std::string_view reason, std::string* text);
 
 }  // namespace goldfinch::h2

@@ -33,7 +33,7 @@ class BodyBudget {
 // Passes frames on in both directions. It never changes one, but it
 // - passes every frame of the client but DATA whole, and none that is against the rules or the limits;
 // - withholds the window updates of a stream whose message waits for room;
-// - resets a stream whose message makes no progress.
+// - ends a call whose message is too long, which gRPC would see only when all of it had come, or makes no progress.
 // Pure: it has no sockets, no clock and no threads; `now` is in seconds and never goes back. Time is linear in the
 // bytes, memory bounded by streams_max. What is left of a frame that is not whole is the caller's to keep: it is at
 // most kFrameBytesMax.
@@ -66,7 +66,7 @@ class H2Guard {
 
   // The client has sent the preface and its settings.
   bool open() const { return opened_; }
-  int64_t streams_expired() const { return streams_expired_; }  // that Tick has reset
+  int64_t streams_expired() const { return streams_expired_; }  // that Tick has ended
   int64_t parked_bytes() const { return parked_bytes_; }        // that count against connection_bytes_max
   size_t streams() const { return streams_.size(); }
 
@@ -85,12 +85,14 @@ class H2Guard {
     bool client_done = false;
     bool awaited = true;   // its message has begun and is not complete, or none has come yet
     bool waiting = false;  // for room for its message
-    int prefix_bytes = 0;  // that have come of the five before a message
-    uint32_t length = 0;   // from the prefix
-    int64_t left = 0;      // of the message
-    int64_t received = 0;  // of the message, with its prefix
-    int64_t reserved = 0;  // for the message; 0: it is counted as it comes
-    int64_t done = 0;      // of complete messages that the server has not answered to
+    bool too_long = false;
+    bool answered = false;  // the server has sent headers
+    int prefix_bytes = 0;   // that have come of the five before a message
+    uint32_t length = 0;    // from the prefix
+    int64_t left = 0;       // of the message
+    int64_t received = 0;   // of the message, with its prefix
+    int64_t reserved = 0;   // for the message; 0: it is counted as it comes
+    int64_t done = 0;       // of complete messages that the server has not answered to
     uint64_t withheld = 0;
     int64_t progress = 0;  // bytes since `checked_at`
     double checked_at = 0;
@@ -118,6 +120,8 @@ class H2Guard {
   void EndClient(uint32_t id, Stream& stream);
   void Answered(uint32_t id);  // the server has sent something on the stream
   void Erase(uint32_t id);
+  // Ends a stream for both sides, with RESOURCE_EXHAUSTED for the client.
+  void Fail(uint32_t id, const std::string& message);
   // What the budget and connection_bytes_max see of a stream.
   static int64_t Held(const Stream& stream);
   static int64_t Parked(const Stream& stream) { return stream.received + stream.done; }
@@ -144,13 +148,15 @@ class H2Guard {
   size_t data_padding_ = 0;
   size_t data_bytes_ = 0;  // of the whole frame, without padding
   bool data_ends_stream_ = false;
+  bool data_begins_message_ = false;  // some clients send the prefix of a message in a frame of its own
   double frame_began_at_ = -1;  // when the frame or header block that is not complete has begun; -1: there is none
   std::string for_server_;      // frames of our own that wait for the end of the client's frame
 
   // ---- The server's direction ----
-  size_t server_left_ = 0;
-  int pings_open_ = 0;      // of the server that the client has not answered
-  std::string for_client_;  // frames of our own that wait for the end of the server's frame
+  size_t server_left_ = 0;           // bytes of a frame that are still to come
+  bool server_header_open_ = false;  // a header block is not complete
+  int pings_open_ = 0;               // of the server that the client has not answered
+  std::string for_client_;           // frames of our own that wait for the end of the server's frame
 
   // ---- Both ----
   Streams streams_;  // open

@@ -16,6 +16,8 @@ using namespace h2;  // NOLINT(google-build-using-namespace): the words of HTTP/
 constexpr int kPrefixBytes = 5;  // before each message: a flag and the length
 // A client whose DATA frames are shorter, though more of the message follows, sends them for our cost.
 constexpr size_t kShortDataBytes = 64;
+// The code of gRPC.
+constexpr int kResourceExhausted = 8;
 // An honest client sends one or two for each DATA frame that it gets.
 constexpr double kWindowUpdatesForData = 10;
 
@@ -34,6 +36,7 @@ absl::Status H2Guard::BeginData(const Frame& frame, std::string_view lead, doubl
   data_padding_ = padding;
   data_bytes_ = data_left_ - padding;
   data_ends_stream_ = (frame.flags & kEndStream) != 0;
+  data_begins_message_ = false;
   return data_left_ == 0 ? EndData(now) : absl::OkStatus();
 }
 
@@ -42,6 +45,10 @@ absl::Status H2Guard::PassData(std::string_view bytes, double now, std::string* 
   const auto found = streams_.find(data_stream_);
   if (found != streams_.end() && content_left > 0) {
     TakeBody(data_stream_, found->second, bytes.substr(0, content_left), now);
+    if (found->second.too_long) {
+      Fail(data_stream_,
+           absl::StrCat("the message has ", found->second.length, " bytes, the limit is ", limits_.message_bytes_max));
+    }
     if (parked_bytes_ > limits_.connection_bytes_max) {
       return TooMany(absl::StrCat(parked_bytes_, " bytes of requests that are not complete, the limit is ",
                                   limits_.connection_bytes_max));
@@ -54,12 +61,12 @@ absl::Status H2Guard::PassData(std::string_view bytes, double now, std::string* 
 
 absl::Status H2Guard::EndData(double now) {
   const auto found = streams_.find(data_stream_);
-  const bool unfinished = found != streams_.end() && found->second.awaited;
+  const bool within_message = found != streams_.end() && found->second.awaited && !data_begins_message_;
   if (data_ends_stream_) {
     if (found != streams_.end()) EndClient(data_stream_, found->second);
     return absl::OkStatus();
   }
-  if (data_bytes_ >= kShortDataBytes || (data_bytes_ > 0 && !unfinished) || short_data_.Take(now)) {
+  if (data_bytes_ >= kShortDataBytes || (data_bytes_ > 0 && !within_message) || short_data_.Take(now)) {
     return absl::OkStatus();
   }
   return TooMany(absl::StrCat("too many DATA frames of less than ", kShortDataBytes, " bytes within a message"));
@@ -112,9 +119,11 @@ void H2Guard::TakeBody(uint32_t id, Stream& stream, std::string_view bytes, doub
 
 void H2Guard::BeginMessage(uint32_t id, Stream& stream) {
   stream.left = stream.length;
+  data_begins_message_ = true;
   const int64_t whole = kPrefixBytes + int64_t{stream.length};
-  // A short one fits into the window that a stream has at first; gRPC will refuse one that is too long.
-  if (whole <= kStreamWindow || stream.length > limits_.message_bytes_max) return;
+  stream.too_long = stream.length > limits_.message_bytes_max;
+  // A short one fits into the window that a stream has at first.
+  if (whole <= kStreamWindow || stream.too_long) return;
   if (budget_->Reserve(whole - stream.received)) {
     stream.reserved = whole;
   } else {
@@ -167,6 +176,17 @@ void H2Guard::Erase(uint32_t id) {
   streams_.erase(found);
 }
 
+void H2Guard::Fail(uint32_t id, const std::string& message) {
+  const bool answered = streams_.at(id).answered;
+  Erase(id);
+  AppendReset(id, kCancel, &for_server_);
+  if (answered) {
+    AppendReset(id, kEnhanceYourCalm, &for_client_);  // which gRPC's clients take for RESOURCE_EXHAUSTED
+  } else {
+    AppendFailure(id, kResourceExhausted, message, &for_client_);
+  }
+}
+
 // ---- From the server ----
 
 size_t H2Guard::FromServer(std::string_view bytes, std::string* to_client) {
@@ -198,8 +218,12 @@ size_t H2Guard::FromServer(std::string_view bytes, std::string* to_client) {
     }
     if (frame.type == kData) window_updates_.Add(kWindowUpdatesForData);
     if (frame.type == kPing && (frame.flags & kAck) == 0) ++pings_open_;
+    if (frame.type == kHeaders || frame.type == kContinuation) {
+      server_header_open_ = (frame.flags & kEndHeaders) == 0;
+    }
     if (frame.type == kData || frame.type == kHeaders) {
       Answered(frame.stream);
+      if (const auto found = streams_.find(frame.stream); found != streams_.end()) found->second.answered = true;
       if ((frame.flags & kEndStream) != 0) Erase(frame.stream);
     }
     if (frame.type == kReset) Erase(frame.stream);
@@ -229,9 +253,8 @@ absl::Status H2Guard::Tick(double now, std::string* to_server, std::string* to_c
     if (data_left_ > 0 && data_stream_ == id) {
       return TooMany(absl::StrCat("a DATA frame that made no progress for ", limits_.body_seconds, " s"));
     }
-    Erase(id);
-    AppendReset(id, kCancel, &for_server_);
-    AppendReset(id, kEnhanceYourCalm, &for_client_);
+    Fail(id, absl::StrCat("less than ", limits_.body_progress_bytes, " bytes of the message came in ",
+                          limits_.body_seconds, " s"));
     ++streams_expired_;
   }
   FlushToServer(to_server);
@@ -260,14 +283,14 @@ void H2Guard::FlushToServer(std::string* to_server) {
 }
 
 void H2Guard::FlushToClient(std::string* to_client) {
-  if (for_client_.empty() || server_left_ > 0) return;
+  if (for_client_.empty() || server_left_ > 0 || server_header_open_) return;
   to_client->append(for_client_);
   for_client_.clear();
 }
 
 std::string H2Guard::GoAway(const absl::Status& reason) const {
   std::string frame;
-  if (server_left_ > 0 || preface_bytes_ < kPreface.size()) return frame;
+  if (server_left_ > 0 || server_header_open_ || preface_bytes_ < kPreface.size()) return frame;
   const uint32_t code = absl::IsOutOfRange(reason)          ? kFrameSizeError
                         : absl::IsResourceExhausted(reason) ? kEnhanceYourCalm
                                                             : kProtocolError;

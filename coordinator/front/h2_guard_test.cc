@@ -292,14 +292,34 @@ TEST_F(H2GuardTest, AMessageWithoutProgressIsReset) {
   Tick(2);
   // The one that has not begun; that of stream 5 is complete.
   EXPECT_EQ(to_server_, MakeFrame(kReset, 0, 3, Number(kCancel, 4)));
-  EXPECT_EQ(to_client_, MakeFrame(kReset, 0, 3, Number(kEnhanceYourCalm, 4)));
+  EXPECT_THAT(to_client_, HasSubstr("less than 16384 bytes of the message came in 30 s"));
+  const std::vector<TestFrame> failure = FramesOf(to_client_);
+  ASSERT_EQ(failure.size(), 2U);
+  EXPECT_EQ(failure[0].type, kHeaders);
+  EXPECT_EQ(failure[0].stream, 3U);
+  EXPECT_EQ(failure[0].flags, kEndHeaders | kEndStream);
+  EXPECT_EQ(failure[1].type, kReset);
   to_client_.clear();
+  Answer(MakeFrame(kHeaders, kEndHeaders, 1, "x"));
   Pass(Data(1, "xx", false));
   Tick(31);
   EXPECT_EQ(to_client_, MakeFrame(kReset, 0, 1, Number(kEnhanceYourCalm, 4)));
   EXPECT_EQ(guard_.streams_expired(), 2);
   Tick(1000);
   EXPECT_EQ(guard_.streams(), 1U);
+}
+
+TEST_F(H2GuardTest, AMessageThatIsTooLongFailsAtOnce) {
+  Pass(Opening());
+  EXPECT_EQ(Answer(MakeFrame(kHeaders, 0, 7, "x")).size(), 10U);
+  Pass(OpenStream(1) + FrameHeader(100, kData, 0, 1) + Prefix((64 << 20) + 1));
+  EXPECT_EQ(budget_.held, 0);
+  // The frames of our own wait for the ends of those of both sides.
+  std::string to_server;
+  EXPECT_TRUE(guard_.FromClient(std::string(95, 'x'), now_, &to_server).ok());
+  EXPECT_EQ(to_server, std::string(95, 'x') + MakeFrame(kReset, 0, 1, Number(kCancel, 4)));
+  EXPECT_THAT(Answer(MakeFrame(kContinuation, kEndHeaders, 7, "y")),
+              HasSubstr("the message has 67108865 bytes, the limit is 67108864"));
 }
 
 TEST_F(H2GuardTest, AFrameThatIsNeverCompletedEndsTheConnection) {

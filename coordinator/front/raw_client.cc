@@ -1,6 +1,8 @@
 #include "coordinator/front/raw_client.h"
 
 #include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -57,6 +59,8 @@ RawClient::RawClient(int port, const std::string& host) {
   GF_CHECK(fd_ >= 0);
   GF_CHECK_EQ(connect(fd_, found->ai_addr, found->ai_addrlen), 0) << host << " " << port;
   freeaddrinfo(found);
+  const int yes = 1;
+  setsockopt(fd_, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
 }
 
 RawClient::RawClient(RawClient&& other) noexcept
