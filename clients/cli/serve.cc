@@ -99,6 +99,16 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   return result;
 }
 
+FrontOptions FrontOptionsOf(const ServeOptions& options, int port, const TlsFiles& tls) {
+  FrontOptions front;
+  front.hosts = SplitHosts(options.host);
+  front.port = port;
+  front.tls = tls;
+  front.limits.connections_max = options.max_connections;
+  front.limits.connections_per_address_max = options.max_connections_per_address;
+  return front;
+}
+
 // "127.0.0.1:50051 and [::1]:50051".
 std::string Addresses(const std::string& hosts, int port) {
   std::vector<std::string> addresses = SplitHosts(hosts);
@@ -119,17 +129,13 @@ class Frontend {
       GF_ASSIGN_OR_RETURN(service.api_keys, ApiKeys::FromFile(options.api_key_file));
     }
     ServerOptions server;
-    server.front.hosts = SplitHosts(options.host);
-    server.front.port = options.grpc_port;
-    server.front.tls = options.tls;
+    server.front = FrontOptionsOf(options, options.grpc_port, options.tls);
     server.request_bytes_max = options.max_message_bytes;
     server.health_service = kPublicServiceName;
     GF_ASSIGN_OR_RETURN(frontend->public_, Server::Start(server, {MakePublicService(&coordinator, &metrics, service)}));
     if (with_cluster_port) {
       ServerOptions cluster;
-      cluster.front.hosts = SplitHosts(options.host);
-      cluster.front.port = options.cluster_port;
-      cluster.front.tls = options.cluster_tls;
+      cluster.front = FrontOptionsOf(options, options.cluster_port, options.cluster_tls);
       cluster.request_bytes_max = kClusterMessageBytesMax;
       GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, {})}));
     }

@@ -33,7 +33,7 @@ struct ServeOptions {
   int64_t memory_bytes = 0;             // --memory for all embedded workers together; 0: a share of the device's
   int64_t max_queue = 1024;             // --max-queue: requests that wait
 
-  std::string host = "127.0.0.1";                 // --host: address of all ports
+  std::string host = "127.0.0.1";                 // --host: addresses of all ports, separated by commas
   int grpc_port = 50051;                          // --grpc-port; 0: any free one
   int metrics_port = 9090;                        // --metrics-port: HTTP; 0: any free one, -1: none
   int cluster_port = 50052;                       // --cluster-port, for workers; 0: any free one
@@ -41,6 +41,8 @@ struct ServeOptions {
   TlsFiles cluster_tls;                           // --cluster-server-cert, ...
   std::string api_key_file;                       // --api-key-file; empty: no key is asked for
   int64_t max_message_bytes = int64_t{64} << 20;  // --max-message-bytes: size of a request
+  int max_connections = 4096;                     // --max-connections of one port
+  int max_connections_per_address = 256;          // --max-connections-per-address of one port
   bool ready_json = false;                        // --ready-json: one line of JSON with the ports once they listen
 
   double shutdown_timeout_seconds = 30;  // --shutdown-timeout: for running requests, after SIGTERM

@@ -33,7 +33,7 @@ class StopSignal {
   int raised_;   // an eventfd
   std::mutex mutex_;
   absl::Status status_;  // guarded by mutex_
-  bool reload_ = false;   // WaitFor's thread alone uses it
+  bool reload_ = false;  // WaitFor's thread alone uses it
 };
 
 }  // namespace goldfinch

@@ -32,7 +32,7 @@ struct FrontLimits {
   int streams_max = 4096;                     // open at a time on one connection
 
   // ---- Bytes of unfinished requests ----
-  // Of one connection: what has come of messages that are not complete, and of those that have not been looked at. A
+  // What one connection may have sent of messages that are not complete, and of those that have not been looked at. A
   // connection that sends more is closed.
   int64_t connection_bytes_max = int64_t{64} << 20;
   // Over all connections. A message of more than 64 KiB reserves its length first; if there is no room it waits.
