@@ -1,5 +1,6 @@
 // The part of H2Guard that counts the bytes of messages, and the direction of the server.
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -216,14 +217,20 @@ size_t H2Guard::FromServer(std::string_view bytes, std::string* to_client) {
       rest.remove_prefix(needed);
       continue;
     }
-    if (frame.type == kData) window_updates_.Add(kWindowUpdatesForData);
+    if (frame.type == kData) {
+      window_updates_.Add(kWindowUpdatesForData);
+      pings_.Add(1);  // clients measure by pings how fast data comes
+    }
     if (frame.type == kPing && (frame.flags & kAck) == 0) ++pings_open_;
     if (frame.type == kHeaders || frame.type == kContinuation) {
       server_header_open_ = (frame.flags & kEndHeaders) == 0;
     }
     if (frame.type == kData || frame.type == kHeaders) {
       Answered(frame.stream);
-      if (const auto found = streams_.find(frame.stream); found != streams_.end()) found->second.answered = true;
+      const auto found = streams_.find(frame.stream);
+      if (found != streams_.end() && !std::exchange(found->second.answered, true)) {
+        resets_.Add(1);  // a call that was answered may be cancelled
+      }
       if ((frame.flags & kEndStream) != 0) Erase(frame.stream);
     }
     if (frame.type == kReset) Erase(frame.stream);

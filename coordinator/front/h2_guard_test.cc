@@ -200,6 +200,15 @@ TEST_F(H2GuardTest, AnswersAllowMoreWindowUpdates) {
   }
 }
 
+TEST_F(H2GuardTest, AnswersAllowPingsAndResets) {
+  Pass(Opening());
+  for (uint32_t id = 1; id < 10'000; id += 2) {
+    Pass(OpenStream(id));
+    Answer(MakeFrame(kHeaders, kEndHeaders, id, "x") + MakeFrame(kData, 0, id, "token"));
+    Pass(MakeFrame(kPing, 0, 0, "12345678") + MakeFrame(kReset, 0, id, "abcd"));
+  }
+}
+
 TEST_F(H2GuardTest, PingsOfTheServerMayBeAnswered) {
   Pass(Opening());
   for (int i = 0; i < 5000; ++i) {
