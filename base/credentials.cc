@@ -4,16 +4,17 @@
 #include <cstddef>
 #include <cstring>
 #include <fstream>
-#include <iterator>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "grpcpp/security/credentials.h"
-#include "grpcpp/security/server_credentials.h"
 #include "openssl/bio.h"
 #include "openssl/err.h"
 #include "openssl/evp.h"
 #include "openssl/pem.h"
+#include "openssl/ssl.h"
 #include "openssl/x509.h"
 
 namespace goldfinch {
@@ -100,21 +101,83 @@ absl::StatusOr<Pem> ReadPem(const TlsFiles& files) {
   return pem;
 }
 
+// Every certificate of the text.
+absl::StatusOr<std::vector<Certificate>> ParseCertificates(const std::string& path, const std::string& text) {
+  std::vector<Certificate> certificates;
+  const Bio in = Open(text);
+  while (true) {
+    Certificate next(PEM_read_bio_X509(in.get(), nullptr, NoPassword, nullptr));
+    if (next == nullptr) break;
+    certificates.push_back(std::move(next));
+  }
+  // What follows the last one must be no broken certificate.
+  const bool at_end = ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
+  ERR_clear_error();
+  if (certificates.empty() || !at_end) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": holds no PEM certificate, or a broken one"));
+  }
+  return certificates;
+}
+
+// The client's list of protocols is a list of lengths and names.
+int ChooseHttp2(SSL*, const unsigned char** chosen, unsigned char* length, const unsigned char* offered,
+                unsigned int size, void*) {
+  static constexpr unsigned char kHttp2[] = {2, 'h', '2'};
+  unsigned char* result = nullptr;
+  if (SSL_select_next_proto(&result, length, kHttp2, sizeof(kHttp2), offered, size) != OPENSSL_NPN_NEGOTIATED) {
+    return SSL_TLSEXT_ERR_ALERT_FATAL;
+  }
+  *chosen = result;
+  return SSL_TLSEXT_ERR_OK;
+}
+
+void SetServerRules(SSL_CTX* context) {
+  SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
+  SSL_CTX_set_cipher_list(context, "ECDHE+AESGCM:ECDHE+CHACHA20");
+  // No sessions: certificates are looked at for every connection, and a renewed one counts at once.
+  SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
+  SSL_CTX_set_options(context, SSL_OP_NO_TICKET | SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION |
+                                   SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA);
+  SSL_CTX_set_alpn_select_cb(context, ChooseHttp2, nullptr);
+}
+
+absl::Status UseCertificate(const TlsFiles& files, const Pem& pem, SSL_CTX* context) {
+  GF_ASSIGN_OR_RETURN(const std::vector<Certificate> chain, ParseCertificates(files.certificate, pem.certificate));
+  GF_ASSIGN_OR_RETURN(const Key key, ParseKey(files.key, pem.key));
+  bool good = SSL_CTX_use_certificate(context, chain[0].get()) == 1;
+  for (size_t i = 1; i < chain.size() && good; ++i) good = SSL_CTX_add1_chain_cert(context, chain[i].get()) == 1;
+  good = good && SSL_CTX_use_PrivateKey(context, key.get()) == 1;
+  ERR_clear_error();
+  if (good) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(files.certificate, ": OpenSSL does not accept it, or its key"));
+}
+
+absl::Status RequireClientCertificates(const TlsFiles& files, const Pem& pem, SSL_CTX* context) {
+  GF_ASSIGN_OR_RETURN(const std::vector<Certificate> roots, ParseCertificates(files.roots, pem.roots));
+  for (const Certificate& root : roots) {
+    X509_STORE_add_cert(SSL_CTX_get_cert_store(context), root.get());
+    SSL_CTX_add_client_CA(context, root.get());
+  }
+  ERR_clear_error();
+  SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(const TlsFiles& files) {
-  GF_ASSIGN_OR_RETURN(Pem pem, ReadPem(files));
+absl::StatusOr<std::shared_ptr<SSL_CTX>> MakeServerTls(const TlsFiles& files) {
+  GF_ASSIGN_OR_RETURN(const Pem pem, ReadPem(files));
   if (pem.certificate.empty() && !pem.roots.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(files.roots, ": roots for clients' certificates, but the server has no certificate itself"));
   }
-  if (pem.certificate.empty()) return grpc::InsecureServerCredentials();
-  grpc::SslServerCredentialsOptions options(pem.roots.empty()
-                                                ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
-                                                : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  options.pem_root_certs = pem.roots;
-  options.pem_key_cert_pairs = {{.private_key = pem.key, .cert_chain = pem.certificate}};
-  return grpc::SslServerCredentials(options);
+  if (pem.certificate.empty()) return nullptr;
+  std::shared_ptr<SSL_CTX> context(SSL_CTX_new(TLS_server_method()), SSL_CTX_free);
+  if (context == nullptr) return absl::InternalError("TLS cannot be set up");
+  SetServerRules(context.get());
+  GF_RETURN_IF_ERROR(UseCertificate(files, pem, context.get()));
+  if (!pem.roots.empty()) GF_RETURN_IF_ERROR(RequireClientCertificates(files, pem, context.get()));
+  return context;
 }
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials(const TlsFiles& files) {

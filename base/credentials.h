@@ -9,8 +9,9 @@
 
 namespace grpc {
 class ChannelCredentials;
-class ServerCredentials;
-}  // namespace grpc
+}
+
+struct ssl_ctx_st;  // SSL_CTX
 
 namespace goldfinch {
 
@@ -24,8 +25,9 @@ struct TlsFiles {
 // Both read the files once. NOT_FOUND, PERMISSION_DENIED or INVALID_ARGUMENT names the file: if it is missing, is not
 // PEM of the expected kind, or if the key does not match the certificate.
 
-// A server needs `certificate` and `key`. With `roots` it asks clients for a certificate, and takes none without.
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(const TlsFiles& files);
+// For servers that speak HTTP/2: TLS 1.2 and 1.3 with forward secrecy. It needs `certificate` and `key`; null if all
+// are empty. With `roots` the server asks clients for a certificate, and takes none without.
+absl::StatusOr<std::shared_ptr<ssl_ctx_st>> MakeServerTls(const TlsFiles& files);
 // `certificate` and `key` are needed only if the server requires a client certificate. If `roots` is empty but they are
 // given, the system's roots are used.
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials(const TlsFiles& files);

@@ -19,7 +19,7 @@ class CredentialsTest : public testing::Test {
   }
   // Both ends refuse the files, and say why.
   static void ExpectRefused(const TlsFiles& files, absl::StatusCode code, const std::string& message) {
-    for (const absl::Status& status : {MakeServerCredentials(files).status(), MakeChannelCredentials(files).status()}) {
+    for (const absl::Status& status : {MakeServerTls(files).status(), MakeChannelCredentials(files).status()}) {
       EXPECT_EQ(status.code(), code) << status;
       EXPECT_TRUE(absl::StrContains(std::string(status.message()), message)) << status;
     }
@@ -30,13 +30,13 @@ class CredentialsTest : public testing::Test {
 };
 
 TEST_F(CredentialsTest, NoFilesIsPlainText) {
-  EXPECT_TRUE(MakeServerCredentials({}).ok());
+  EXPECT_TRUE(MakeServerTls({}).ok());
   EXPECT_TRUE(MakeChannelCredentials({}).ok());
 }
 
 TEST_F(CredentialsTest, GoodFilesAreTaken) {
-  EXPECT_TRUE(MakeServerCredentials(good_).ok());
-  EXPECT_TRUE(MakeServerCredentials({good_.certificate, good_.key, ""}).ok());
+  EXPECT_TRUE(MakeServerTls(good_).ok());
+  EXPECT_TRUE(MakeServerTls({good_.certificate, good_.key, ""}).ok());
   EXPECT_TRUE(MakeChannelCredentials(good_).ok());
   EXPECT_TRUE(MakeChannelCredentials({"", "", good_.roots}).ok());
   EXPECT_TRUE(MakeChannelCredentials({good_.certificate, good_.key, ""}).ok());
@@ -75,7 +75,7 @@ TEST_F(CredentialsTest, AKeyOfAnotherCertificate) {
 TEST_F(CredentialsTest, FilesThatNeedEachOther) {
   ExpectRefused({good_.certificate, "", ""}, absl::StatusCode::kInvalidArgument, "end.pem: a certificate without its");
   ExpectRefused({"", good_.key, ""}, absl::StatusCode::kInvalidArgument, "end.key: a key without its certificate");
-  const absl::Status status = MakeServerCredentials({"", "", good_.roots}).status();
+  const absl::Status status = MakeServerTls({"", "", good_.roots}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(absl::StrContains(std::string(status.message()), good_.roots)) << status;
 }

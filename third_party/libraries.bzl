@@ -67,7 +67,10 @@ def libraries():
     )
     system_library(
         name = "openssl",
-        targets = {":crypto": "libcrypto"},
+        targets = {
+            ":crypto": "libcrypto",
+            ":ssl": "libssl",
+        },
     )
     system_library(
         name = "boost",

@@ -1,5 +1,6 @@
 #include "clients/cli/cluster_setup.h"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -7,6 +8,7 @@
 #include "base/host_port.h"
 #include "base/status.h"
 #include "clients/cli/terminal.h"
+#include "coordinator/front/listener.h"
 #include "kernels/backend.h"
 #include "protos/cluster.pb.h"
 #include "worker/stage_loader.h"
@@ -18,10 +20,12 @@ std::string ClusterHost(const ServeOptions& options) {
   return options.cluster_host.empty() ? options.host : options.cluster_host;
 }
 
+bool OnlyLoopback(const std::string& hosts) { return std::ranges::all_of(SplitHosts(hosts), IsLoopback); }
+
 absl::Status CheckClusterPort(const ServeOptions& options) {
   const std::string host = ClusterHost(options);
   const bool proved = !options.cluster_key_file.empty() || !options.cluster_tls.roots.empty();
-  if (proved || options.insecure_cluster || IsLoopback(host)) return absl::OkStatus();
+  if (proved || options.insecure_cluster || OnlyLoopback(host)) return absl::OkStatus();
   return UsageError(absl::StrCat(
       options.cluster_host.empty() ? "--host" : "--cluster-host", " is ", host,
       ", and whoever reaches the cluster port there could join as a worker, read prompts and make up answers. Give "

@@ -13,8 +13,11 @@
 
 namespace goldfinch {
 
-// The address of the cluster port.
+// The addresses of the cluster port, separated by commas.
 std::string ClusterHost(const ServeOptions& options);
+
+// Whether only this machine reaches what listens on these addresses, which are separated by commas.
+bool OnlyLoopback(const std::string& hosts);
 
 // UsageError, with the flags that mend it, if strangers could reach the cluster port and join as workers: it is not on
 // loopback, and workers prove nothing. TLS alone proves nothing about workers.

@@ -79,7 +79,10 @@ void AddClusterKeyFlag(CLI::App& command, std::string& file, const std::string& 
 
 void AddListenFlags(CLI::App& command, ServeOptions& options) {
   FlagGroup network(command, kNetworkFlags);
-  network.Text("--host", options.host, "HOST", "Address to listen on; 0.0.0.0 is all of this machine's")
+  network
+      .Text("--host", options.host, "HOSTS",
+            "Addresses to listen on, separated by commas; 0.0.0.0 is all IPv4 addresses of this machine, and :: is all "
+            "of both kinds")
       ->capture_default_str();
   AddPort(command, "--grpc-port", options.grpc_port, "gRPC port, which clients connect to");
   network.InLimits(
@@ -97,6 +100,10 @@ void AddListenFlags(CLI::App& command, ServeOptions& options) {
                    int64_t{1} << 20);
   network.Bytes("--max-queue-bytes", options.max_queue_bytes, "Most memory of requests that wait to be admitted")
       ->default_str("256MiB");
+  network.InLimits("--max-connections", options.max_connections, "COUNT", "Most connections of one port", 1, 1 << 20);
+  network.InLimits("--max-connections-per-address", options.max_connections_per_address, "COUNT",
+                   "Most connections of one port from one address; connections from this machine are not limited", 1,
+                   1 << 20);
   AddServerTls(command, "grpc", "gRPC port", options.tls);
   FlagGroup(command, kSecurityFlags)
       .Text("--api-key-file", options.api_key_file, "FILE",

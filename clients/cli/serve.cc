@@ -1,7 +1,4 @@
 // goldfinch serve, goldfinch coordinator: the ports of the server, and with serve the workers too.
-#include <arpa/inet.h>
-#include <netinet/in.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -13,7 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
+#include "absl/strings/str_join.h"
 #include "base/credentials.h"
 #include "base/host_port.h"
 #include "base/status.h"
@@ -29,12 +26,12 @@
 #include "clients/cli/terminal.h"
 #include "coordinator/calls/key_ring.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/front/listener.h"
 #include "coordinator/grpc/cluster_service.h"
 #include "coordinator/grpc/server.h"
 #include "coordinator/grpc/service.h"
 #include "coordinator/metrics.h"
 #include "coordinator/metrics_server.h"
-#include "grpcpp/security/server_credentials.h"
 #include "kernels/backend.h"
 #include "nlohmann/json.hpp"
 #include "spdlog/spdlog.h"
@@ -109,18 +106,8 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   return result;
 }
 
-// Whether only this machine can reach what listens on that host.
-bool IsLoopback(const std::string& host) {
-  if (host == "localhost") return true;
-  in_addr four;
-  if (inet_pton(AF_INET, host.c_str(), &four) == 1) return ntohl(four.s_addr) >> 24 == 127;
-  in6_addr six;
-  const std::string bare(absl::StripSuffix(absl::StripPrefix(host, "["), "]"));
-  return inet_pton(AF_INET6, bare.c_str(), &six) == 1 && IN6_IS_ADDR_LOOPBACK(&six);
-}
-
 void WarnIfOpen(const ServeOptions& options) {
-  if (IsLoopback(options.host)) return;
+  if (OnlyLoopback(options.host)) return;
   const bool no_keys = options.api_key_file.empty() && options.tls.roots.empty();
   const bool no_tls = options.tls.certificate.empty();
   if (!no_keys && !no_tls) return;
@@ -129,6 +116,23 @@ void WarnIfOpen(const ServeOptions& options) {
   if (no_keys && no_tls) text += "; and it";
   if (no_tls) text += " is not encrypted: set --grpc-server-cert and --grpc-server-key";
   spdlog::warn("{}", text);
+}
+
+FrontOptions FrontOptionsOf(const ServeOptions& options, const std::string& hosts, int port, const TlsFiles& tls) {
+  FrontOptions front;
+  front.hosts = SplitHosts(hosts);
+  front.port = port;
+  front.tls = tls;
+  front.limits.connections_max = options.max_connections;
+  front.limits.connections_per_address_max = options.max_connections_per_address;
+  return front;
+}
+
+// "127.0.0.1:50051 and [::1]:50051".
+std::string Addresses(const std::string& hosts, int port) {
+  std::vector<std::string> addresses = SplitHosts(hosts);
+  for (std::string& address : addresses) address = HostPort{address, port}.ToString();
+  return absl::StrJoin(addresses, " and ");
 }
 
 // Everything that listens. Ends its calls when it is destroyed.
@@ -141,24 +145,21 @@ class Frontend {
     service.stall_timeout_seconds = options.stall_timeout_seconds;
     service.message_bytes_max = options.max_message_bytes;
     if (!options.api_key_file.empty()) {
-      GF_ASSIGN_OR_RETURN(service.api_keys, KeyRing::Open(options.api_key_file));
+      GF_ASSIGN_OR_RETURN(frontend->api_keys_, KeyRing::Open(options.api_key_file));
+      service.api_keys = frontend->api_keys_;
     }
     WarnIfOpen(options);
     ServerOptions server;
-    server.host = options.host;
-    server.port = options.grpc_port;
+    server.front = FrontOptionsOf(options, options.host, options.grpc_port, options.tls);
     server.request_bytes_max = options.max_message_bytes;
     server.health_service = kPublicServiceName;
     server.reflection = !options.no_grpc_reflection;
-    GF_ASSIGN_OR_RETURN(server.credentials, MakeServerCredentials(options.tls));
     GF_ASSIGN_OR_RETURN(frontend->public_, Server::Start(server, {MakePublicService(&coordinator, &metrics, service)}));
     if (with_cluster_port) {
       ServerOptions cluster;
-      cluster.host = ClusterHost(options);
-      cluster.port = options.cluster_port;
+      cluster.front = FrontOptionsOf(options, ClusterHost(options), options.cluster_port, options.cluster_tls);
       cluster.request_bytes_max = kClusterMessageBytesMax;
       cluster.reflection = false;
-      GF_ASSIGN_OR_RETURN(cluster.credentials, MakeServerCredentials(options.cluster_tls));
       ClusterServiceOptions service;
       GF_ASSIGN_OR_RETURN(service.key, ReadClusterKey(options.cluster_key_file));
       GF_ASSIGN_OR_RETURN(frontend->cluster_, Server::Start(cluster, {MakeClusterService(&coordinator, service)}));
@@ -176,9 +177,9 @@ class Frontend {
   }
 
   void Announce(const ServeOptions& options) const {
-    spdlog::info("serving {} at {}:{}", ModelName(options), options.host, public_->port());
+    spdlog::info("serving {} at {}", ModelName(options), Addresses(options.host, public_->port()));
     if (cluster_ != nullptr) {
-      spdlog::info("workers connect to {}", HostPort{ClusterHost(options), cluster_->port()}.ToString());
+      spdlog::info("workers connect to {}", Addresses(ClusterHost(options), cluster_->port()));
       if (options.insecure_cluster) {
         spdlog::warn("--insecure-cluster: whoever reaches that port can join, read prompts and make up answers");
       }
@@ -206,12 +207,20 @@ class Frontend {
     SetReady(false);
   }
 
+  // Reads certificates and API keys again. What is wrong with them is logged, and changes nothing.
+  void Reload() {
+    public_->ReloadTls();
+    if (api_keys_ != nullptr) api_keys_->Reload().IgnoreError();
+    if (cluster_ != nullptr) cluster_->ReloadTls();
+  }
+
   void Shutdown() {
     public_->Shutdown(kCloseSeconds);
     if (cluster_ != nullptr) cluster_->Shutdown(kCloseSeconds);
   }
 
  private:
+  std::shared_ptr<KeyRing> api_keys_;  // null: no key is asked for
   std::unique_ptr<Server> public_;
   std::unique_ptr<Server> cluster_;     // null: the workers are in this process
   std::atomic<bool> started_ = false;   // has been ready once
@@ -287,6 +296,7 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   frontend->Announce(options);
   bool ready = false;
   while (!stop.WaitFor(kReadyPollSeconds)) {
+    if (stop.TakeReload()) frontend->Reload();
     if (coordinator.ready() == ready) continue;
     ready = !ready;
     frontend->SetReady(ready);

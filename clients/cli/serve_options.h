@@ -35,7 +35,7 @@ struct ServeOptions {
   int64_t max_queue = 1024;             // --max-queue: requests that wait
   int64_t max_queue_bytes = int64_t{256} << 20;  // --max-queue-bytes: memory of requests that wait
 
-  std::string host = "127.0.0.1";          // --host: address of all ports but that of the metrics
+  std::string host = "127.0.0.1";  // --host: addresses of all ports but that of the metrics, separated by commas
   std::string metrics_host = "127.0.0.1";  // --metrics-host: address of the metrics and the probes
   int grpc_port = 50051;                   // --grpc-port; 0: any free one
   int metrics_port = 9090;                 // --metrics-port: HTTP; 0: any free one, -1: none
@@ -49,7 +49,9 @@ struct ServeOptions {
   bool no_grpc_reflection = false;         // --no-grpc-reflection
   // --max-message-bytes: size of a request. A prompt of a million ids has 3 MB, a text of as many tokens 5 MB.
   int64_t max_message_bytes = int64_t{16} << 20;
-  bool ready_json = false;  // --ready-json: one line of JSON with the ports once they listen
+  int max_connections = 4096;             // --max-connections of one port
+  int max_connections_per_address = 256;  // --max-connections-per-address of one port
+  bool ready_json = false;                // --ready-json: one line of JSON with the ports once they listen
 
   double shutdown_timeout_seconds = 30;  // --shutdown-timeout: for running requests, after SIGTERM
   double recovery_timeout_seconds = 60;  // --recovery-timeout: after this long without a group, requests end

@@ -2,6 +2,8 @@
 #include "absl/status/status.h"
 
 #include <array>
+#include <fstream>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -11,6 +13,7 @@
 #include "clients/cli/remote_test_util.h"
 #include "clients/cli/terminal.h"
 #include "gmock/gmock.h"
+#include "grpcpp/security/server_credentials.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
@@ -22,6 +25,12 @@ using ::testing::Not;
 using ::testing::StartsWith;
 
 using StatusTest = RemoteCommandsTest;
+
+std::string Read(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
 
 TEST_F(StatusTest, ApiKey) {
   StatusOptions options;
@@ -42,9 +51,11 @@ TEST_F(StatusTest, ApiKey) {
 
 TEST_F(StatusTest, Tls) {
   const TestAuthority authority(testing::TempDir(), "ours"), stranger(testing::TempDir(), "stranger");
-  const auto credentials = MakeServerCredentials(authority.Issue("server"));
-  ASSERT_TRUE(credentials.ok()) << credentials.status();
-  Serve(*credentials);
+  const TlsFiles files = authority.Issue("server");
+  grpc::SslServerCredentialsOptions server(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  server.pem_root_certs = Read(files.roots);
+  server.pem_key_cert_pairs = {{.private_key = Read(files.key), .cert_chain = Read(files.certificate)}};
+  Serve(grpc::SslServerCredentials(server));
   const TlsFiles client = authority.Issue("client");
   StatusOptions options;
   options.remote = remote_;

@@ -21,27 +21,49 @@ sigset_t StopSignals() {
   return set;
 }
 
+sigset_t ReloadSignal() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGHUP);
+  return set;
+}
+
+// Blocks the signals, and returns a descriptor that they can be read from instead.
+int Catch(const sigset_t& set) {
+  GF_CHECK_EQ(pthread_sigmask(SIG_BLOCK, &set, nullptr), 0);
+  const int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+  GF_CHECK(fd >= 0);
+  return fd;
+}
+
+// Returns whether there was a signal.
+bool Drain(int fd) {
+  signalfd_siginfo info;
+  bool any = false;
+  while (read(fd, &info, sizeof(info)) > 0) any = true;
+  return any;
+}
+
 }  // namespace
 
-StopSignal::StopSignal() {
-  const sigset_t set = StopSignals();
-  GF_CHECK_EQ(pthread_sigmask(SIG_BLOCK, &set, nullptr), 0);
-  signals_ = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+StopSignal::StopSignal() : signals_(Catch(StopSignals())), reloads_(Catch(ReloadSignal())) {
   raised_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  GF_CHECK(signals_ >= 0 && raised_ >= 0);
+  GF_CHECK(raised_ >= 0);
 }
 
 StopSignal::~StopSignal() {
   close(signals_);
+  close(reloads_);
   close(raised_);
 }
 
 bool StopSignal::WaitFor(double seconds) {
-  pollfd fds[2] = {{signals_, POLLIN, 0}, {raised_, POLLIN, 0}};
-  if (poll(fds, 2, static_cast<int>(seconds * 1000)) <= 0) return false;
+  pollfd fds[3] = {{signals_, POLLIN, 0}, {raised_, POLLIN, 0}, {reloads_, POLLIN, 0}};
+  if (poll(fds, 3, static_cast<int>(seconds * 1000)) <= 0) return false;
+  if (Drain(reloads_)) reload_ = true;
+  if ((fds[0].revents | fds[1].revents) == 0) return false;
   // The next signal ends the process.
-  signalfd_siginfo info;
-  while (read(signals_, &info, sizeof(info)) > 0) continue;
+  Drain(signals_);
   const sigset_t set = StopSignals();
   pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
   return true;

@@ -7,10 +7,9 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_replace.h"
-#include "absl/strings/strip.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "coordinator/grpc/peer.h"
 #include "coordinator/grpc/worker_gate.h"
 #include "coordinator/worker_link.h"
 #include "coordinator/worker_messages.h"
@@ -30,18 +29,11 @@ using cluster::v1::ToWorker;
 using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 using RawService = cluster::v1::Cluster::WithRawCallbackMethod_Work<cluster::v1::Cluster::Service>;
 
-// "ipv6:%5B::1%5D:41233" is "[::1]:41233".
-std::string AddressOf(const std::string& peer) {
-  absl::string_view address = peer;
-  if (!absl::ConsumePrefix(&address, "ipv4:")) absl::ConsumePrefix(&address, "ipv6:");
-  return absl::StrReplaceAll(address, {{"%5B", "["}, {"%5D", "]"}, {"%25", "%"}});
-}
-
 // The queue of one stream. Its reactor is used until Finish, which is called after Ended or Close.
 class Link final : public WorkerLink {
  public:
   Link(Reactor* reactor, grpc::CallbackServerContext* context, int64_t queue_bytes_max)
-      : queue_bytes_max_(queue_bytes_max), address_(AddressOf(context->peer())), reactor_(reactor), context_(context) {}
+      : queue_bytes_max_(queue_bytes_max), address_(PeerHostPort(*context)), reactor_(reactor), context_(context) {}
 
   const std::string& address() const { return address_; }
 
@@ -253,7 +245,7 @@ class ClusterService final : public RawService {
     const WorkerCredentials worker = CredentialsOf(*context);
     const bool begins = !worker.nonce.empty() && worker.challenge.empty();  // as every worker with a key does
     if (absl::IsUnauthenticated(status)) context->AddTrailingMetadata(kChallengeMetadata, gate_->MakeChallenge(now));
-    if (!begins || !absl::IsUnauthenticated(status)) log_.Add(AddressOf(context->peer()), status, now);
+    if (!begins || !absl::IsUnauthenticated(status)) log_.Add(PeerHostPort(*context), status, now);
     return new RefusedStream(status);
   }
 

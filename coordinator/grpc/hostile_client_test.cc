@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/calls/key_ring.h"
-#include "coordinator/grpc/raw_client.h"
+#include "coordinator/grpc/raw_call_client.h"
 #include "coordinator/grpc/service_test_util.h"
 #include "gmock/gmock.h"
 #include "grpcpp/client_context.h"
@@ -23,7 +23,7 @@ constexpr char kKey[] = "0123456789abcdef";
 constexpr char kOther[] = "another-key-of-mine";
 constexpr int64_t kFirstWindow = 65535;  // what every stream may send before it is asked for more
 
-RawClient::Headers Bearer(const std::string& key) { return {{"authorization", "Bearer " + key}}; }
+RawCallClient::Headers Bearer(const std::string& key) { return {{"authorization", "Bearer " + key}}; }
 
 int64_t ResidentBytes() {
   std::ifstream file("/proc/self/statm");
@@ -55,9 +55,9 @@ class HostileClientTest : public testing::Test {
 TEST_F(HostileClientTest, WithoutAKeyNothingOfTheMessageIsAskedFor) {
   ServiceHarness harness({.api_keys = Keys()});
   for (const char* method : {"Generate", "Score", "Tokenize", "Detokenize", "GetModelInfo", "GetClusterInfo"}) {
-    RawClient client(harness.server().port());
+    RawCallClient client(harness.server().port());
     client.Begin(1, method);
-    client.Send(1, RawClient::Prefix(10 << 20) + std::string(60'000, 'x'));
+    client.Send(1, RawCallClient::Prefix(10 << 20) + std::string(60'000, 'x'));
     EXPECT_EQ(client.WaitStatus(), grpc::StatusCode::UNAUTHENTICATED) << method;
     EXPECT_FALSE(client.WaitWindow(1, kFirstWindow + 1, 0.1)) << method;
   }
@@ -81,28 +81,28 @@ TEST_F(HostileClientTest, CompressedMessagesAreRefusedBeforeTheyAreInflated) {
   const int64_t before = ResidentBytes();
   for (const char* method : {"Generate", "Tokenize"}) {
     for (const char* encoding : {"gzip", "deflate"}) {
-      RawClient client(harness.server().port());
+      RawCallClient client(harness.server().port());
       client.Begin(1, method, {{"grpc-encoding", encoding}});
-      client.Send(1, RawClient::Prefix(zipped.size(), true) + zipped, true);
+      client.Send(1, RawCallClient::Prefix(zipped.size(), true) + zipped, true);
       EXPECT_EQ(client.WaitStatus(), grpc::StatusCode::UNIMPLEMENTED);
     }
   }
   EXPECT_LT(ResidentBytes(), before + (32 << 20));
   // A message may say that it is compressed although its call did not.
-  RawClient liar(harness.server().port());
+  RawCallClient liar(harness.server().port());
   liar.Begin(1, "Tokenize");
-  liar.Send(1, RawClient::Prefix(zipped.size(), true) + zipped, true);
+  liar.Send(1, RawCallClient::Prefix(zipped.size(), true) + zipped, true);
   EXPECT_EQ(liar.WaitStatus(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_LT(ResidentBytes(), before + (32 << 20));
 }
 
 TEST_F(HostileClientTest, AMessageThatDoesNotComeIsNotWaitedForForEver) {
   ServiceHarness harness({.stall_timeout_seconds = 0.5});
-  RawClient silent(harness.server().port());
+  RawCallClient silent(harness.server().port());
   silent.Begin(1, "Generate");
-  RawClient partial(harness.server().port());
+  RawCallClient partial(harness.server().port());
   partial.Begin(1, "Tokenize");
-  partial.Send(1, RawClient::Prefix(1'000'000) + "some");
+  partial.Send(1, RawCallClient::Prefix(1'000'000) + "some");
   EXPECT_EQ(silent.WaitStatus(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(partial.WaitStatus(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
@@ -110,7 +110,7 @@ TEST_F(HostileClientTest, AMessageThatDoesNotComeIsNotWaitedForForEver) {
 TEST_F(HostileClientTest, ACallWithoutAMessageIsRefused) {
   ServiceHarness harness;
   for (const char* method : {"Score", "Detokenize"}) {
-    RawClient client(harness.server().port());
+    RawCallClient client(harness.server().port());
     client.Begin(1, method);
     client.Send(1, "", true);
     EXPECT_EQ(client.WaitStatus(), grpc::StatusCode::INVALID_ARGUMENT);
@@ -119,12 +119,12 @@ TEST_F(HostileClientTest, ACallWithoutAMessageIsRefused) {
 
 TEST_F(HostileClientTest, WhatFollowsTheMessageIsNotRead) {
   ServiceHarness harness;
-  RawClient client(harness.server().port());
+  RawCallClient client(harness.server().port());
   client.Begin(1, "Generate");
   const std::string message = Simple().SerializeAsString();
-  client.Send(1, RawClient::Prefix(message.size()) + message);
+  client.Send(1, RawCallClient::Prefix(message.size()) + message);
   const uint64_t number = harness.dispatcher().Next();
-  client.Send(1, RawClient::Prefix(100 << 20) + std::string(60'000, 'x'));
+  client.Send(1, RawCallClient::Prefix(100 << 20) + std::string(60'000, 'x'));
   EXPECT_FALSE(client.WaitWindow(1, 3 * kFirstWindow, 0.3)) << "a message that is read gets a megabyte at a time";
   harness.dispatcher().SampleDone(number, 0, Finish::kLength);
   harness.dispatcher().Done(number, absl::OkStatus());
@@ -139,12 +139,12 @@ TEST_F(HostileClientTest, ParkedMessagesOfOneClientEndNobodyElsesCalls) {
   const uint64_t number = harness.dispatcher().Next();
 
   // Eight connections with 100 unfinished messages each. Those that have no place get no more than the first window.
-  std::vector<std::unique_ptr<RawClient>> clients;
+  std::vector<std::unique_ptr<RawCallClient>> clients;
   for (int i = 0; i < 8; ++i) {
-    clients.push_back(std::make_unique<RawClient>(harness.server().port()));
+    clients.push_back(std::make_unique<RawCallClient>(harness.server().port()));
     for (uint32_t stream = 1; stream < 200; stream += 2) {
       clients.back()->Begin(stream, "Tokenize", Bearer(kKey));
-      clients.back()->Send(stream, RawClient::Prefix(15 << 20) + "x");
+      clients.back()->Send(stream, RawCallClient::Prefix(15 << 20) + "x");
     }
   }
   int admitted = 0;
@@ -165,15 +165,15 @@ TEST_F(HostileClientTest, ParkedMessagesOfOneClientEndNobodyElsesCalls) {
 
 TEST_F(HostileClientTest, AnAnswerThatNobodyReadsIsGivenUp) {
   ServiceHarness harness({.stall_timeout_seconds = 0.3});
-  RawClient client(harness.server().port());
+  RawCallClient client(harness.server().port());
   v1::TokenizeRequest request;
   request.set_text(std::string(200'000, 'x'));  // the answer has twice as many bytes, the client's window is 64 KiB
   const std::string message = request.SerializeAsString();
   client.Begin(1, "Tokenize");
   ASSERT_TRUE(client.WaitWindow(0, 10, 10));
-  client.Send(1, (RawClient::Prefix(message.size()) + message).substr(0, 60'000));
+  client.Send(1, (RawCallClient::Prefix(message.size()) + message).substr(0, 60'000));
   ASSERT_TRUE(client.WaitWindow(1, static_cast<int64_t>(message.size()) + 5, 10));
-  client.Send(1, (RawClient::Prefix(message.size()) + message).substr(60'000), true);
+  client.Send(1, (RawCallClient::Prefix(message.size()) + message).substr(60'000), true);
   EXPECT_EQ(client.WaitStatus(), grpc::StatusCode::CANCELLED);
   EXPECT_EQ(harness.Counted("request_failure_total", "RESOURCE_EXHAUSTED"), 1);
 }
@@ -184,9 +184,9 @@ TEST_F(HostileClientTest, EntriesThatMultiplyAreCountedFirst) {
   for (int i = 0; i < 7'000'000; ++i) empty_continuations.append("\x1a\0", 2);
   v1::ScoreRequest parsed;
   const int64_t before = ResidentBytes();
-  RawClient client(harness.server().port());
+  RawCallClient client(harness.server().port());
   client.Begin(1, "Score");
-  client.Send(1, RawClient::Prefix(empty_continuations.size()));
+  client.Send(1, RawCallClient::Prefix(empty_continuations.size()));
   ASSERT_TRUE(client.WaitWindow(1, 1 << 20, 10));
   size_t sent = 0;
   while (sent < empty_continuations.size()) {

@@ -1,21 +1,26 @@
 #include "coordinator/grpc/server.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
+#include "coordinator/front/front.h"
+#include "coordinator/grpc/peer.h"
 #include "grpc/compression.h"
 #include "grpc/grpc.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/resource_quota.h"
-#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
+#include "grpcpp/server_posix.h"
 
 namespace goldfinch {
 namespace {
@@ -24,18 +29,16 @@ namespace {
 constexpr int kThreadsMax = 8;
 constexpr int kPingIntervalMinMs = 5000;  // clients that ping more often are disconnected
 
-// Puts an IPv6 address in brackets.
-std::string HostPort(const std::string& host, int port) {
-  const bool bare_ipv6 = absl::StrContains(host, ":") && !absl::StartsWith(host, "[");
-  return absl::StrCat(bare_ipv6 ? absl::StrCat("[", host, "]") : host, ":", port);
-}
+// What clients may still get when all calls have ended.
+constexpr double kLastBytesSeconds = 2;
 
 void SetLimits(const ServerOptions& options, grpc::ServerBuilder* builder) {
   constexpr int64_t kIntMax = std::numeric_limits<int>::max();
   builder->SetMaxReceiveMessageSize(static_cast<int>(std::min(options.request_bytes_max, kIntMax)));
-  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.streams_max);
+  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.front.limits.streams_max);
   // A message that the service has not asked for may have 64 KiB, the initial window, with its sender held up. With the
-  // probe, which measures bandwidth to enlarge windows, it would be 4 MiB and more for each stream.
+  // probe, which measures bandwidth to enlarge windows, it would be 4 MiB and more for each stream. H2Guard's
+  // kStreamWindow and kPayloadBytesMax rely on this. A message that is being read gets its window all the same.
   builder->AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   // Compressed messages are refused with UNIMPLEMENTED: gRPC would inflate them before it looks at any limit, and a
   // megabyte can become a gigabyte. The filters that inflate and compress are left out.
@@ -46,8 +49,6 @@ void SetLimits(const ServerOptions& options, grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(options.keepalive_seconds * 1000));
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kPingIntervalMinMs);
-  // Otherwise two servers could share a port, and each would get half of the clients.
-  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder->SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
   builder->SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
   builder->SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
@@ -87,17 +88,31 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   grpc::ServerBuilder builder;
   SetLimits(options, &builder);
   if (!options.reflection) builder.SetOption(std::make_unique<NoReflection>());
-  const std::string address = HostPort(options.host, options.port);
-  builder.AddListeningPort(address, options.credentials ? options.credentials : grpc::InsecureServerCredentials(),
-                           &server->port_);
   for (const std::shared_ptr<grpc::Service>& service : server->services_) builder.RegisterService(service.get());
   server->server_ = builder.BuildAndStart();
-  if (server->server_ == nullptr || server->port_ == 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", address, ": the port is taken, or the address is not this machine's"));
-  }
+  if (server->server_ == nullptr) return absl::InternalError("gRPC cannot start a server");
   server->SetReady(false);
+  FrontOptions front = options.front;
+  front.limits.message_bytes_max = options.request_bytes_max;
+  absl::StatusOr<std::unique_ptr<Front>> started = Front::Start(
+      std::move(front), [self = server.get()](const FrontConnection& connection) { self->Take(connection); });
+  if (!started.ok()) return started.status();
+  server->front_ = *std::move(started);
   return server;
+}
+
+int Server::port() const { return front_->port(); }
+
+void Server::ReloadTls() { front_->ReloadTls(); }
+
+void Server::Take(const FrontConnection& connection) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (closing_) {
+    close(connection.fd);
+    return;
+  }
+  RememberPeer(connection.fd, connection.peer);
+  grpc::AddInsecureChannelFromFd(server_.get(), connection.fd);
 }
 
 void Server::SetReady(bool ready) {
@@ -111,9 +126,15 @@ void Server::SetReady(bool ready) {
 void Server::Shutdown(double timeout_seconds) {
   if (server_ == nullptr) return;  // the server has not started
   server_->GetHealthCheckService()->SetServingStatus(false);
+  if (front_ != nullptr) front_->StopListening();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closing_ = true;
+  }
   const std::chrono::duration<double> timeout(timeout_seconds);
   server_->Shutdown(std::chrono::system_clock::now() +
                     std::chrono::duration_cast<std::chrono::system_clock::duration>(timeout));
+  if (front_ != nullptr) front_->Shutdown(kLastBytesSeconds);
 }
 
 }  // namespace goldfinch

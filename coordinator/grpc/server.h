@@ -4,28 +4,30 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "coordinator/front/front_options.h"
 
 namespace grpc {
 class Server;
-class ServerCredentials;
 class Service;
 }  // namespace grpc
 
 namespace goldfinch {
 
+class Front;
+struct FrontConnection;
+
 struct ServerOptions {
-  std::string host = "127.0.0.1";
-  int port = 0;                                               // 0 takes a free port
-  std::shared_ptr<grpc::ServerCredentials> credentials = {};  // null: plain text
-  int64_t request_bytes_max = int64_t{16} << 20;              // a longer message gets RESOURCE_EXHAUSTED
+  // What to listen on, TLS, and what connections may do. Its message_bytes_max is request_bytes_max.
+  FrontOptions front = {};
+  int64_t request_bytes_max = int64_t{16} << 20;  // a longer message gets RESOURCE_EXHAUSTED
   // The most memory of gRPC's own buffers over all connections. Beyond it gRPC cancels calls, whosesoever they are, so
   // that what clients send must be bounded by other means. 0: no limit.
   int64_t buffer_bytes_max = 0;
-  int streams_max = 4096;  // the most calls at a time of one connection
   // A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
   double keepalive_seconds = 20;
   bool reflection = true;  // whether clients may ask which services and messages there are
@@ -36,7 +38,8 @@ struct ServerOptions {
 // Serves from Start to Shutdown. Thread-safe.
 class Server {
  public:
-  // UNAVAILABLE names host and port if the server cannot listen on them, also if another server has the port.
+  // UNAVAILABLE names host and port if the server cannot listen on them, also if another server has the port. Errors of
+  // the files of TLS are those of MakeServerTls.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        std::vector<std::shared_ptr<grpc::Service>> services);
   // Calls Shutdown(0).
@@ -44,7 +47,9 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  int port() const { return port_; }
+  int port() const;
+  // Reads the files of TLS again, which happens by itself when they change. Connections keep what they have.
+  void ReloadTls();
   // The server is not ready at first.
   void SetReady(bool ready);
   // Tells the watchers of its health, takes no more calls, waits for those under way, cancels the rest after
@@ -52,12 +57,17 @@ class Server {
   void Shutdown(double timeout_seconds);
 
  private:
+  // Gives a connection of the front to gRPC.
+  void Take(const FrontConnection& connection);
+
   Server(ServerOptions options, std::vector<std::shared_ptr<grpc::Service>> services);
 
   const ServerOptions options_;
   const std::vector<std::shared_ptr<grpc::Service>> services_;
-  int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
+  std::mutex mutex_;
+  bool closing_ = false;          // guarded by mutex_
+  std::unique_ptr<Front> front_;  // gives connections to server_
 };
 
 }  // namespace goldfinch

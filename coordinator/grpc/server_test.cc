@@ -80,7 +80,7 @@ class ServerTest : public testing::Test {
   std::unique_ptr<Server> Start(const TlsFiles& files) {
     ServerOptions options;
     options.health_service = kPublicServiceName;
-    options.credentials = *MakeServerCredentials(files);
+    options.front.tls = files;
     auto server = Server::Start(options, {MakePublicService(&dispatcher_, &metrics_, {})});
     EXPECT_TRUE(server.ok()) << server.status();
     return *std::move(server);
@@ -179,16 +179,15 @@ TEST_F(ServerTest, MalformedRequestsAreRefused) {
 TEST_F(ServerTest, ATakenPortIsAnErrorThatNamesIt) {
   const auto server = Start({});
   ServerOptions options;
-  options.port = server->port();
+  options.front.port = server->port();
   const absl::Status status = Server::Start(options, {}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(std::string(status.message()), absl::StrCat("cannot listen on ", Target(*server),
-                                                        ": the port is taken, or the address is not this machine's"));
+  EXPECT_EQ(std::string(status.message()), absl::StrCat("cannot listen on ", Target(*server), ": the port is taken"));
 }
 
 TEST_F(ServerTest, AHostThatIsNoneIsAnError) {
   ServerOptions options;
-  options.host = "256.0.0.1";
+  options.front.hosts = {"256.0.0.1"};
   EXPECT_EQ(Server::Start(options, {}).status().code(), absl::StatusCode::kUnavailable);
 }
 

@@ -38,7 +38,8 @@ MAY_INCLUDE = {
     "worker": {"base", "kernels", "protos", "worker/checkpoint", "worker/model", "worker/stage", "worker/transport"},
     "coordinator": {"base", "protos", "tokenizer"},
     "coordinator/calls": {"base", "protos", "tokenizer", "coordinator"},
-    "coordinator/grpc": {"base", "protos", "tokenizer", "coordinator", "coordinator/calls"},
+    "coordinator/front": {"base"},
+    "coordinator/grpc": {"base", "protos", "tokenizer", "coordinator", "coordinator/calls", "coordinator/front"},
 }
 ROOMS = set(MAY_INCLUDE) | {"clients", "tests"}
 

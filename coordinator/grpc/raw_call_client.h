@@ -1,6 +1,6 @@
 // An HTTP/2 client for tests that sends what no library would send, and keeps count of what the server allows it.
-#ifndef GOLDFINCH_COORDINATOR_GRPC_RAW_CLIENT_H_
-#define GOLDFINCH_COORDINATOR_GRPC_RAW_CLIENT_H_
+#ifndef GOLDFINCH_COORDINATOR_GRPC_RAW_CALL_CLIENT_H_
+#define GOLDFINCH_COORDINATOR_GRPC_RAW_CALL_CLIENT_H_
 
 #include <cstdint>
 #include <optional>
@@ -12,14 +12,14 @@ namespace goldfinch {
 
 // One connection in plain text to a port of this machine, with one call at least: stream 1. A server that does not do
 // what a test waits for makes the test run into its time limit.
-class RawClient {
+class RawCallClient {
  public:
   using Headers = std::vector<std::pair<std::string, std::string>>;
 
-  explicit RawClient(int port);
-  ~RawClient();
-  RawClient(const RawClient&) = delete;
-  RawClient& operator=(const RawClient&) = delete;
+  explicit RawCallClient(int port);
+  ~RawCallClient();
+  RawCallClient(const RawCallClient&) = delete;
+  RawCallClient& operator=(const RawCallClient&) = delete;
 
   // Begins a call of the public service with `more` headers.
   void Begin(uint32_t stream, const std::string& method, const Headers& more = {});
@@ -54,4 +54,4 @@ class RawClient {
 
 }  // namespace goldfinch
 
-#endif  // GOLDFINCH_COORDINATOR_GRPC_RAW_CLIENT_H_
+#endif  // GOLDFINCH_COORDINATOR_GRPC_RAW_CALL_CLIENT_H_

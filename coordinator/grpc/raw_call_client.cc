@@ -1,4 +1,4 @@
-#include "coordinator/grpc/raw_client.h"
+#include "coordinator/grpc/raw_call_client.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -43,7 +43,7 @@ std::string Literal(const std::string& name, const std::string& value) {
 
 }  // namespace
 
-RawClient::RawClient(int port) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+RawCallClient::RawCallClient(int port) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
   sockaddr_in address = {};
   address.sin_family = AF_INET;
   address.sin_port = htons(port);
@@ -54,9 +54,9 @@ RawClient::RawClient(int port) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
   Frame(kSettings, 0, 0, "");
 }
 
-RawClient::~RawClient() { close(fd_); }
+RawCallClient::~RawCallClient() { close(fd_); }
 
-void RawClient::Frame(int type, int flags, uint32_t stream, const std::string& payload) {
+void RawCallClient::Frame(int type, int flags, uint32_t stream, const std::string& payload) {
   std::string frame = BigEndian(static_cast<uint32_t>(payload.size())).substr(1);
   frame += static_cast<char>(type);
   frame += static_cast<char>(flags);
@@ -69,7 +69,7 @@ void RawClient::Frame(int type, int flags, uint32_t stream, const std::string& p
   }
 }
 
-void RawClient::Begin(uint32_t stream, const std::string& method, const Headers& more) {
+void RawCallClient::Begin(uint32_t stream, const std::string& method, const Headers& more) {
   std::string block = Literal(":method", "POST") + Literal(":scheme", "http") +
                       Literal(":path", absl::StrCat("/goldfinch.v1.Goldfinch/", method)) +
                       Literal(":authority", "localhost") + Literal("te", "trailers") +
@@ -78,7 +78,7 @@ void RawClient::Begin(uint32_t stream, const std::string& method, const Headers&
   Frame(kHeaders, kEndHeaders, stream, block);
 }
 
-void RawClient::Send(uint32_t stream, const std::string& bytes, bool end) {
+void RawCallClient::Send(uint32_t stream, const std::string& bytes, bool end) {
   for (size_t at = 0; at < bytes.size(); at += kDataBytesMax) {
     const bool last = at + kDataBytesMax >= bytes.size();
     Frame(kData, end && last ? kEndStream : 0, stream, bytes.substr(at, kDataBytesMax));
@@ -86,9 +86,9 @@ void RawClient::Send(uint32_t stream, const std::string& bytes, bool end) {
   if (bytes.empty() && end) Frame(kData, kEndStream, stream, "");
 }
 
-void RawClient::Allow(uint32_t stream, uint32_t bytes) { Frame(kWindowUpdate, 0, stream, BigEndian(bytes)); }
+void RawCallClient::Allow(uint32_t stream, uint32_t bytes) { Frame(kWindowUpdate, 0, stream, BigEndian(bytes)); }
 
-bool RawClient::ReadFrame(double seconds) {
+bool RawCallClient::ReadFrame(double seconds) {
   const auto whole = [this] {
     return input_.size() >= kFrameHeaderBytes && input_.size() >= kFrameHeaderBytes + ReadBigEndian(input_, 0, 3);
   };
@@ -125,12 +125,12 @@ bool RawClient::ReadFrame(double seconds) {
   return true;
 }
 
-int RawClient::WaitStatus() {
+int RawCallClient::WaitStatus() {
   while (!status_ && !closed_) ReadFrame(1);
   return status_.value_or(-1);
 }
 
-bool RawClient::WaitWindow(uint32_t stream, int64_t bytes, double seconds) {
+bool RawCallClient::WaitWindow(uint32_t stream, int64_t bytes, double seconds) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   while (window(stream) < bytes) {
     const std::chrono::duration<double> left = end - std::chrono::steady_clock::now();
@@ -139,13 +139,13 @@ bool RawClient::WaitWindow(uint32_t stream, int64_t bytes, double seconds) {
   return window(stream) >= bytes;
 }
 
-int64_t RawClient::window(uint32_t stream) const {
+int64_t RawCallClient::window(uint32_t stream) const {
   int64_t window = initial_window_;
   for (const auto& [of, bytes] : updates_) window += of == stream ? bytes : 0;
   return window;
 }
 
-std::string RawClient::Prefix(uint32_t bytes, bool compressed) {
+std::string RawCallClient::Prefix(uint32_t bytes, bool compressed) {
   return std::string(1, compressed ? '\1' : '\0') + BigEndian(bytes);
 }
 

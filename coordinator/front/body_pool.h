@@ -1,0 +1,85 @@
+// The bytes of requests that are not complete, over all connections of a front.
+#ifndef GOLDFINCH_COORDINATOR_FRONT_BODY_POOL_H_
+#define GOLDFINCH_COORDINATOR_FRONT_BODY_POOL_H_
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "coordinator/front/h2_guard.h"
+
+namespace goldfinch {
+
+// Grants room to connections in the order in which they ask, one message of each in turn, so that nobody waits behind
+// all messages of another. A connection may reserve `connection_bytes_max`, an address half of the pool. Thread-safe;
+// one account is used by one thread at a time.
+class BodyPool {
+ public:
+  // A loop's part of a connection. Both functions are called on any thread, with the pool locked: they may only leave a
+  // note.
+  struct Owner {
+    std::string address;            // clients of one address share its part of the pool
+    std::function<void()> on_room;  // H2Guard::Retry may succeed now
+    std::function<void()> evict;    // the connection has to go, because it holds the most and others wait
+  };
+
+  class Account final : public BodyBudget {
+   public:
+    Account(BodyPool* pool, Owner owner);
+    ~Account() override;
+    Account(const Account&) = delete;
+    Account& operator=(const Account&) = delete;
+
+    void Take(int64_t bytes) override;
+    bool Reserve(int64_t bytes) override;
+    void Release(int64_t bytes) override;
+
+   private:
+    friend class BodyPool;
+
+    BodyPool* const pool_;
+    const Owner owner_;
+    // Guarded by the pool's mutex.
+    int64_t bytes_ = 0;
+    int64_t wanted_ = 0;        // by the message that waits; 0: none does
+    double waiting_since_ = 0;  // set by the pool's next Tick; 0: not yet
+    bool evicted_ = false;
+  };
+
+  BodyPool(int64_t total_bytes_max, int64_t connection_bytes_max, double patience_seconds)
+      : total_bytes_max_(total_bytes_max),
+        connection_bytes_max_(connection_bytes_max),
+        patience_seconds_(patience_seconds) {}
+
+  // To be called every second or so: evicts the largest connection of the address that holds the most, if another
+  // connection has waited too long, or if bytes that nobody reserved have filled the pool.
+  void Tick(double now);
+
+  int64_t bytes() const;
+
+ private:
+  // All are called with mutex_ held.
+  bool MayReserve(const Account& account, int64_t bytes) const;
+  void Wake();
+  void Evict();
+  int64_t BytesOf(const std::string& address) const;
+
+  const int64_t total_bytes_max_;
+  const int64_t connection_bytes_max_;
+  const double patience_seconds_;
+
+  mutable std::mutex mutex_;
+  // Guarded by mutex_.
+  int64_t bytes_ = 0;
+  std::set<Account*> accounts_;
+  std::deque<Account*> waiting_;
+  Account* turn_ = nullptr;  // of waiting_, which has been told of room
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_FRONT_BODY_POOL_H_

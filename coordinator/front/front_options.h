@@ -1,0 +1,56 @@
+// What a front listens on, and what it lets clients do.
+#ifndef GOLDFINCH_COORDINATOR_FRONT_FRONT_OPTIONS_H_
+#define GOLDFINCH_COORDINATOR_FRONT_FRONT_OPTIONS_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/credentials.h"
+
+namespace goldfinch {
+
+struct FrontLimits {
+  // ---- Connections ----
+  // Each takes three descriptors, so a low limit of descriptors lowers this one.
+  int connections_max = 4096;
+  // The most connections of one address; an IPv6 address counts by its first 64 bits. Loopback is exempt: proxies and
+  // load tests on this machine come from one address.
+  int connections_per_address_max = 256;
+
+  // ---- Times ----
+  double handshake_seconds = 10;  // for TLS and for the first bytes of HTTP/2
+  double header_seconds = 10;     // for the rest of a header block, or of any other frame that has begun
+  // A request whose message has begun must get `body_progress_bytes` more of it in each such time, or its end. Time in
+  // which it waits for room does not count.
+  double body_seconds = 30;
+  int64_t body_progress_bytes = 16 << 10;
+
+  // ---- HTTP/2 ----
+  int64_t header_block_bytes_max = 64 << 10;  // compressed, over HEADERS and CONTINUATION; gRPC itself takes 8 KiB
+  int continuations_max = 8;                  // frames of one header block
+  int streams_max = 4096;                     // open at a time on one connection
+
+  // ---- Bytes of unfinished requests ----
+  // What one connection may have sent of messages that are not complete, and of those that have not been looked at. A
+  // connection that sends more is closed.
+  int64_t connection_bytes_max = int64_t{64} << 20;
+  // Over all connections. A message of more than 64 KiB reserves its length first; if there is no room it waits.
+  int64_t total_bytes_max = int64_t{256} << 20;
+  // When a message has waited so long, the address that holds the most loses its largest connection.
+  double patience_seconds = 5;
+  // A longer message is not waited for: it will be refused.
+  int64_t message_bytes_max = int64_t{64} << 20;
+};
+
+struct FrontOptions {
+  // Names or addresses, without brackets. "0.0.0.0" is every IPv4 address, "::" every address of both kinds.
+  std::vector<std::string> hosts = {"127.0.0.1"};
+  int port = 0;       // 0 takes a free port, the same for all hosts
+  TlsFiles tls = {};  // without a certificate: plain text
+  FrontLimits limits = {};
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_FRONT_FRONT_OPTIONS_H_
