@@ -147,7 +147,7 @@ void AddServe(CLI::App& app, ServeOptions& options) {
 void AddCoordinator(CLI::App& app, ServeOptions& options) {
   CLI::App& command = *app.add_subcommand("coordinator", "Serve a model with workers that connect to this process");
   command.footer(
-      "Example: goldfinch coordinator --model model.pth --pipeline-parallel-size 3 --host 0.0.0.0 --cluster-key-file "
+      "Example: goldfinch coordinator --model model.pth --host 0.0.0.0 --cluster-key-file "
       "cluster.key");
   AddModelFlags(command, options);
   AddPipelineFlags(command, options);

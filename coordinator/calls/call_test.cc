@@ -103,7 +103,8 @@ struct Served {
       message->add_stop("never");
       return absl::OkStatus();
     };
-    call = std::make_shared<GenerateCall>(&environment, std::nullopt, read, &client);
+    call = std::make_shared<GenerateCall>(
+        &environment, Caller{.client = std::make_shared<Client>(), .peer = "127.0.0.1"}, std::nullopt, read, &client);
     client.Attach(call);
     call->Begin();
   }

@@ -55,8 +55,8 @@ class FrontTest : public testing::Test {
     return taken_.at(place);
   }
 
-  RawClient Connect() {
-    RawClient client(front_->port());
+  RawClient Connect(const std::string& host = "127.0.0.1") {
+    RawClient client(front_->port(), host);
     EXPECT_TRUE(client.Send(Opening()));
     return client;
   }
@@ -381,20 +381,34 @@ TEST_F(FrontTest, RenewedCertificatesAreForNewConnections) {
 
 TEST_F(FrontTest, TheLargestHolderGoesWhenOthersWait) {
   FrontOptions options;
+  options.hosts = {"127.0.0.1", "::1"};
   options.limits.total_bytes_max = 4'000'000;
   options.limits.connection_bytes_max = 1'000'000;
   options.limits.message_bytes_max = 1'000'000;
   options.limits.patience_seconds = 0.5;
   Start(options);
-  // They announce messages and send no more: loopback is one address, which may have half of the pool.
+  // They announce messages and send no more. Each address may have half of the pool.
   std::vector<RawClient> hogs;
-  for (int i = 0; i < 2; ++i) {
-    hogs.push_back(Connect());
+  for (const char* host : {"127.0.0.1", "127.0.0.1", "::1", "::1"}) {
+    hogs.push_back(Connect(host));
     EXPECT_TRUE(hogs.back().Send(OpenStream(1) + Data(1, Prefix(900'000), false)));
-    Taken(i);
+    Taken(static_cast<int>(hogs.size()) - 1);
   }
+  // There is no room for this one until one of them has gone.
+  RawClient waiting = Connect();
+  EXPECT_TRUE(waiting.Send(OpenStream(1) + Data(1, Prefix(900'000), false)));
+  Taken(4);
+  bool gone = false;
+  for (int tries = 0; tries < 100 && !gone; ++tries) {
+    for (RawClient& hog : hogs) {
+      bool ended = false;
+      hog.ReadToEnd(&ended, 0.1);
+      gone = gone || ended;
+    }
+  }
+  EXPECT_TRUE(gone);
   RawClient small = Connect();
-  const int fd = Taken(2).fd;
+  const int fd = Taken(5).fd;
   ReadFrom(fd, Opening().size());
   ExpectServed(small, fd);
 }

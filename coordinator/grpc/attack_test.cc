@@ -230,6 +230,7 @@ TEST_F(AttackTest, RapidResets) {
 
 TEST_F(AttackTest, UnfinishedMessagesHarmNobodyElse) {
   ServerOptions options;
+  options.request_bytes_max = int64_t{64} << 20;
   // Room for all four: this machine's clients have one address, which may have half.
   options.front.limits.total_bytes_max = int64_t{512} << 20;
   Start(options);
@@ -284,7 +285,9 @@ TEST_F(AttackTest, ASlowMessageIsReset) {
 }
 
 TEST_F(AttackTest, LongMessagesWithinTheLimitArrive) {
-  Start();
+  ServerOptions options;
+  options.request_bytes_max = int64_t{32} << 20;
+  Start(options);
   v1::GetModelInfoRequest request;
   v1::GenerateRequest message;
   message.set_text(std::string(30'000'000, 'x'));
@@ -301,7 +304,7 @@ TEST_F(AttackTest, LongMessagesWithinTheLimitArrive) {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  message.set_text(std::string(65 << 20, 'x'));
+  message.set_text(std::string(33 << 20, 'x'));
   grpc::ClientContext context;
   const auto stub = NewStub();
   const auto stream = stub->Generate(&context, message);
@@ -309,7 +312,7 @@ TEST_F(AttackTest, LongMessagesWithinTheLimitArrive) {
   EXPECT_FALSE(stream->Read(&response));
   const grpc::Status status = stream->Finish();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(status.error_message(), HasSubstr("bytes, the limit is 67108864"));
+  EXPECT_THAT(status.error_message(), HasSubstr("bytes, the limit is 33554432"));
 }
 
 TEST_F(AttackTest, ADescriptorsNumberIsNotReusedWhileACallLives) {
