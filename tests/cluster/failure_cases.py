@@ -1,5 +1,6 @@
 """Losses at random moments: streams go on as if nothing had happened, token by token."""
 
+import secrets
 import socket
 import subprocess
 import threading
@@ -203,14 +204,17 @@ class FailureTest(ClusterTest):
 
     def test_a_network_that_is_cut(self):
         network = self.namespace()
-        self.begin(workers=0, host="0.0.0.0")
+        key = self.cluster.folder / "cluster.key"
+        key.write_text(secrets.token_hex(32))
+        self.begin(workers=0, host="0.0.0.0", cluster_key_file=key)
         for name in ("a", "b"):
-            self.cluster.start_worker(name, address=network["here"])
+            self.cluster.start_worker(name, address=network["here"], cluster_key_file=key)
         self.cluster.start_worker(
             "c",
             wrapper=["ip", "netns", "exec", network["name"]],
             coordinator=f"{network['here']}:{self.cluster.ports.cluster}",
             address=network["there"],
+            cluster_key_file=key,
         )
 
         def lose():

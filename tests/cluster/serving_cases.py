@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import threading
+import time
 
 import grpc
 
@@ -336,6 +337,7 @@ class AccessTest(ClusterTest):
             try:
                 return admin.cluster_info() is not None
             except goldfinch.UnauthenticatedError:
+                time.sleep(0.5)  # more than 20 wrong keys in a minute would be throttled
                 return False
 
         wait_until(changed, "the keys are read again")
