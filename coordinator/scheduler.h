@@ -144,7 +144,7 @@ class Scheduler {
   void GenerationEnded(int replica, double now);
   static constexpr int kLossesMax = 6;
 
-  static constexpr double kServiceSeconds = 0.5;
+  static constexpr double kServiceSeconds = 0.02;
   static constexpr double kTurnSeconds = 5;
   static constexpr double kPauseSeconds = 1;
   static constexpr double kHoldSeconds = 1;

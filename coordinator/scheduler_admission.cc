@@ -15,7 +15,9 @@ namespace goldfinch {
 namespace {
 
 // While something waits, Admit looks so often whether a sequence may be parked or tokens have flowed in.
-constexpr double kLookSeconds = 0.05;
+constexpr double kLookSeconds = 0.02;
+// How long a run is left alone that has not caught up, at least: reading again must get somewhere.
+constexpr double kCatchUpSeconds = 0.5;
 // The waits between the parkings of a sequence that does not catch up double so often.
 constexpr int kDoublingsMax = 6;
 // For so many of those that find no room, Admit looks for sequences to park: the first ones have the best claim, and a
@@ -163,7 +165,8 @@ bool Served(const Sequence& sequence, double seconds, double now) {
   if (sequence.caught_up >= 0) {
     return now - sequence.caught_up >= std::max(seconds, sequence.caught_up - sequence.started);
   }
-  return now - sequence.started >= seconds * (1 << std::min(sequence.lost_runs, kDoublingsMax));
+  return now - sequence.started >=
+         std::max(seconds, kCatchUpSeconds) * (1 << std::min(sequence.lost_runs, kDoublingsMax));
 }
 
 }  // namespace
