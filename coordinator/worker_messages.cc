@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/wire_format_lite.h"
 #include "protos/cluster.pb.h"
 
 namespace goldfinch {
@@ -212,6 +213,8 @@ absl::Status CheckResult(const cluster::v1::ChunkResult& result, uint64_t vocab_
                                                  " bytes, which are no rows of ", vocab_size, " numbers"));
 }
 
+using google::protobuf::internal::WireFormatLite;
+
 enum WireType : uint32_t { kVarint = 0, kFixed64 = 1, kSized = 2, kFixed32 = 5 };
 constexpr int kDepthMax = 8;  // the protocol's messages are four deep
 
@@ -222,7 +225,10 @@ bool CountEntries(const google::protobuf::Descriptor& type, int depth, google::p
   while (const uint32_t tag = input->ReadTag()) {
     const auto* const field = type.FindFieldByNumber(static_cast<int>(tag >> 3));
     const uint32_t wire_type = tag & 7;
-    if ((field == nullptr || wire_type == kSized) && --*left < 0) return false;
+    // Protobuf keeps a field whose wire type is not its own among the unknown ones.
+    const bool fits = field != nullptr && wire_type == static_cast<uint32_t>(WireFormatLite::WireTypeForFieldType(
+                                                           static_cast<WireFormatLite::FieldType>(field->type())));
+    if ((!fits || wire_type == kSized) && --*left < 0) return false;
     uint64_t number = 0;
     int size = wire_type == kFixed64 ? 8 : wire_type == kFixed32 ? 4 : 0;
     if (wire_type == kVarint) {

@@ -37,6 +37,12 @@ bool TakesMoreThanANumber(const FieldDescriptor& field) {
          (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE || field.cpp_type() == FieldDescriptor::CPPTYPE_STRING);
 }
 
+// Protobuf keeps a field whose wire type is not its own among the unknown ones.
+bool Fits(const FieldDescriptor& field, WireFormatLite::WireType type) {
+  return type == WireFormatLite::WireTypeForFieldType(static_cast<WireFormatLite::FieldType>(field.type())) ||
+         (field.is_packable() && type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
+}
+
 class Counter {
  public:
   explicit Counter(CodedInputStream* input) : input_(*input) {}
@@ -45,7 +51,7 @@ class Counter {
   bool Count(const Descriptor& type, int depth) {
     while (const uint32_t tag = input_.ReadTag()) {
       const FieldDescriptor* field = type.FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
-      if (field == nullptr) {
+      if (field == nullptr || !Fits(*field, WireFormatLite::GetTagWireType(tag))) {
         ++unknown_;
       } else if (TakesMoreThanANumber(*field)) {
         ++entries_[field];

@@ -68,6 +68,9 @@ TEST(WireLimits, UnknownFieldsAreCountedToo) {
   EXPECT_TRUE(Check<v1::TokenizeRequest>(Repeat(Field(15, "new"), 100)).ok());
   EXPECT_EQ(Refusal<v1::TokenizeRequest>(Repeat(Field(15, ""), 1000)),
             "the set of unknown fields has 1000 entries, the limit is 256");
+  // Known fields of another wire type are kept among the unknown ones.
+  EXPECT_FALSE(Check<v1::GenerateRequest>(Repeat(Field(3, ""), 1000)).ok());
+  EXPECT_FALSE(Check<v1::TokenizeRequest>(Repeat(std::string("\x08\x00", 2), 1000)).ok());
   EXPECT_EQ(Refusal<v1::GetModelInfoRequest>(Repeat(std::string("\x08\x01", 2), 1000)),
             "the set of unknown fields has 1000 entries, the limit is 256");
   // A group could hold any number of them.

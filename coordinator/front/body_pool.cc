@@ -58,6 +58,15 @@ void BodyPool::Account::Release(int64_t bytes) {
   pool_->Wake();
 }
 
+void BodyPool::Account::Withdraw() {
+  const std::lock_guard<std::mutex> lock(pool_->mutex_);
+  if (wanted_ == 0) return;
+  wanted_ = 0;
+  std::erase(pool_->waiting_, this);
+  if (pool_->turn_ == this) pool_->turn_ = nullptr;
+  pool_->Wake();
+}
+
 int64_t BodyPool::bytes() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return bytes_;

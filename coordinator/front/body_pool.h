@@ -37,6 +37,7 @@ class BodyPool {
     void Take(int64_t bytes) override;
     bool Reserve(int64_t bytes) override;
     void Release(int64_t bytes) override;
+    void Withdraw() override;
 
    private:
     friend class BodyPool;

@@ -46,6 +46,24 @@ TEST_F(BodyPoolTest, GivesRoomInTheOrderOfAsking) {
   d->Release(100);
 }
 
+TEST_F(BodyPoolTest, WhoWaitsNoLongerHoldsNobodyUp) {
+  const auto a = Open("a", "1"), b = Open("b", "2"), c = Open("c", "3"), d = Open("d", "4");
+  EXPECT_TRUE(a->Reserve(400));
+  EXPECT_TRUE(b->Reserve(400));
+  EXPECT_FALSE(c->Reserve(300));
+  EXPECT_FALSE(d->Reserve(300));
+  a->Release(400);
+  EXPECT_THAT(events_, ElementsAre("c has room"));
+  c->Withdraw();
+  EXPECT_THAT(events_, ElementsAre("c has room", "d has room"));
+  EXPECT_TRUE(d->Reserve(300));
+  c->Withdraw();
+  EXPECT_TRUE(a->Reserve(300));
+  a->Release(300);
+  b->Release(400);
+  d->Release(300);
+}
+
 TEST_F(BodyPoolTest, AConnectionAndAnAddressHaveTheirParts) {
   const auto a = Open("a", "1"), b = Open("b", "1"), c = Open("c", "2");
   EXPECT_TRUE(a->Reserve(300));

@@ -23,6 +23,8 @@ namespace {
 // connection, and the client would not get those last bytes.
 constexpr double kCloseSeconds = 1;
 constexpr double kLastBytesSeconds = 10;
+constexpr double kStalledSeconds = 60;  // a client that takes nothing of what waits for it for so long is gone
+constexpr size_t kToClientBytesMax = size_t{2} << 20;
 constexpr size_t kBufferKeptBytes = 16 << 10;
 
 std::string TlsError() {
@@ -128,6 +130,14 @@ bool Connection::Tick(double now) {
       Log(now, absl::StrCat("it has not finished its handshake in ", setup_.limits->handshake_seconds, " s"));
       return false;
     case Phase::kRelaying: {
+      if (!to_client_.full()) {
+        client_full_since_ = -1;
+      } else if (client_full_since_ < 0) {
+        client_full_since_ = now;
+      } else if (now - client_full_since_ > kStalledSeconds) {
+        Log(now, absl::StrCat("it has read nothing for ", kStalledSeconds, " s"));
+        return false;
+      }
       if (const absl::Status status = guard_->Tick(now, to_server_.text(), to_client_.text()); !status.ok()) {
         Refuse(status, now);
         break;
@@ -164,6 +174,8 @@ bool Connection::EndTurn(double now) {
   if (!broken_) WriteServer();
   if (!broken_ && phase_ != Phase::kHandshake) WriteClient();
   if (broken_) return false;
+  // Of the server there are never more than a full outbox and one read; the rest are the guard's answers.
+  if (to_client_.pending().size() > kToClientBytesMax) return false;
   if (client_ended_ && (phase_ == Phase::kHandshake || phase_ == Phase::kOpening)) return false;
   if (phase_ == Phase::kRelaying) {
     if (client_ended_ && to_server_.empty() && !server_told_) {
@@ -266,6 +278,7 @@ void Connection::WriteClient() {
     }
     if (count <= 0) return;
     to_client_.Sent(count);
+    client_full_since_ = -1;
   }
 }
 

@@ -126,8 +126,9 @@ class Connection {
   Outbox to_client_, to_server_;
   bool client_ended_ = false;  // nothing more comes from the client
   bool server_ended_ = false;
-  bool server_told_ = false;  // that the client has ended
-  bool client_told_ = false;  // that the connection has ended
+  double client_full_since_ = -1;  // since when the client has taken nothing of a full outbox; -1: it is not full
+  bool server_told_ = false;       // that the client has ended
+  bool client_told_ = false;       // that the connection has ended
   bool broken_ = false;
   double close_by_ = 0;  // in kClosing
   int64_t streams_expired_ = 0;

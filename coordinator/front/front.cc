@@ -23,9 +23,10 @@ absl::StatusOr<std::unique_ptr<Front>> Front::Start(FrontOptions options, OnConn
   FrontLimits& limits = options.limits;
   const int descriptors = std::max(RaiseDescriptorLimit() - kOtherDescriptors, kDescriptorsOfConnection * kFronts);
   const int connections_max = std::min(limits.connections_max, descriptors / (kDescriptorsOfConnection * kFronts));
-  // A longest message must have its place in the pool.
-  limits.total_bytes_max = std::max(limits.total_bytes_max, 2 * limits.message_bytes_max);
-  limits.connection_bytes_max = std::max(limits.connection_bytes_max, limits.message_bytes_max);
+  // A longest message must have its place in the pool, beside its prefix and what other streams have begun.
+  const int64_t longest = limits.message_bytes_max + H2Guard::kStreamWindow;
+  limits.total_bytes_max = std::max(limits.total_bytes_max, 2 * longest);
+  limits.connection_bytes_max = std::max(limits.connection_bytes_max, longest);
   GF_ASSIGN_OR_RETURN(std::unique_ptr<ServerTls> tls, ServerTls::Open(options.tls));
   GF_ASSIGN_OR_RETURN(std::vector<Listener> listeners, Listener::Open(options.hosts, options.port));
   auto shared = std::make_unique<FrontShared>(std::move(options), std::move(on_connection), connections_max);

@@ -413,6 +413,32 @@ TEST_F(FrontTest, TheLargestHolderGoesWhenOthersWait) {
   ExpectServed(small, fd);
 }
 
+TEST_F(FrontTest, AResetWhileItWaitsForRoomHoldsNobodyUp) {
+  FrontOptions options;
+  options.hosts = {"127.0.0.1", "::1"};
+  options.limits.total_bytes_max = 4'000'000;
+  options.limits.connection_bytes_max = 1'000'000;
+  options.limits.message_bytes_max = 1'000'000;
+  Start(options);
+  RawClient attacker = Connect();
+  const int attacker_fd = Taken(0).fd;
+  // The second message waits for room of its connection. It is reset, and then the first one, which gives room.
+  const std::string both = OpenStream(1) + Data(1, Prefix(900'000), false) + OpenStream(3) +
+                           Data(3, Prefix(900'000), false) + MakeFrame(h2::kReset, 0, 3, Number(8, 4)) +
+                           MakeFrame(h2::kReset, 0, 1, Number(8, 4));
+  EXPECT_TRUE(attacker.Send(both));
+  ReadFrom(attacker_fd, Opening().size() + both.size());
+  RawClient client = Connect("::1");
+  const int fd = Taken(1).fd;
+  const std::string message = OpenStream(1) + Data(1, Prefix(500'000) + std::string(10'000, 'x'), false);
+  EXPECT_TRUE(client.Send(message));
+  EXPECT_EQ(ReadFrom(fd, Opening().size() + message.size()).size(), Opening().size() + message.size());
+  // The server asks for more, and the client gets to know it: its message does not wait.
+  const std::string more = MakeFrame(h2::kWindowUpdate, 0, 1, Number(100'000, 4));
+  EXPECT_EQ(send(fd, more.data(), more.size(), MSG_NOSIGNAL), static_cast<ssize_t>(more.size()));
+  EXPECT_THAT(client.Read(more.size()), HasSubstr(more));
+}
+
 TEST_F(FrontTest, ShutdownWaitsForTheServerAndNoLonger) {
   Start();
   RawClient client = Connect();

@@ -28,6 +28,8 @@ class BodyBudget {
   // False if there is no room: H2Guard::Retry is to be called when there is.
   virtual bool Reserve(int64_t bytes) = 0;
   virtual void Release(int64_t bytes) = 0;
+  // What Reserve refused is no longer waited for. Does nothing if nothing is.
+  virtual void Withdraw() {}
 };
 
 // Passes frames on in both directions. It never changes one, but it

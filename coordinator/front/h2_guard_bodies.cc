@@ -22,6 +22,9 @@ constexpr int kResourceExhausted = 8;
 // An honest client sends one or two for each DATA frame that it gets.
 constexpr double kWindowUpdatesForData = 10;
 
+// The most bytes of the guard's own answers that the client has not been sent. All streams of a connection need less.
+constexpr size_t kOwnBytesMax = size_t{1} << 20;
+
 absl::Status TooMany(absl::string_view what) { return absl::ResourceExhaustedError(what); }
 
 }  // namespace
@@ -49,6 +52,7 @@ absl::Status H2Guard::PassData(std::string_view bytes, double now, std::string* 
     if (found->second.too_long) {
       Fail(data_stream_,
            absl::StrCat("the message has ", found->second.length, " bytes, the limit is ", limits_.message_bytes_max));
+      if (for_client_.size() > kOwnBytesMax) return TooMany("too many messages that are too long");
     }
     if (parked_bytes_ > limits_.connection_bytes_max) {
       return TooMany(absl::StrCat(parked_bytes_, " bytes of requests that are not complete, the limit is ",
@@ -155,6 +159,7 @@ void H2Guard::StopWaiting(uint32_t id, Stream& stream) {
   if (!stream.waiting) return;
   stream.waiting = false;
   waiting_.erase(id);
+  if (waiting_.empty()) budget_->Withdraw();
   if (stream.withheld > 0) AppendWindowUpdate(id, stream.withheld, &for_client_);
   stream.withheld = 0;
 }
@@ -173,7 +178,7 @@ void H2Guard::Erase(uint32_t id) {
   budget_->Release(Held(found->second));
   parked_bytes_ -= Parked(found->second);
   SetAwaited(found->second, false);
-  waiting_.erase(id);
+  if (waiting_.erase(id) > 0 && waiting_.empty()) budget_->Withdraw();
   streams_.erase(found);
 }
 

@@ -253,7 +253,7 @@ TEST_F(AttackTest, UnfinishedMessagesHarmNobodyElse) {
   uint32_t id = 1;
   while (id < 4'000 && many.Park(id, 60'000)) id += 2;
   EXPECT_LT(id, 4'000U);
-  EXPECT_THAT(many.answers(), HasSubstr("bytes of requests that are not complete, the limit is 67108864"));
+  EXPECT_THAT(many.answers(), HasSubstr("bytes of requests that are not complete, the limit is 67174399"));
   for (int reads = 0; reads < 1'000; ++reads) ASSERT_TRUE(stream->Read(&response));
   EXPECT_EQ(response.text(), "127.0.0.1");
   for (int i = 0; i < 20; ++i) ExpectServed();

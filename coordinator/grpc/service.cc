@@ -149,6 +149,9 @@ class PublicService final : public grpc::Service {
       Response response;
       GF_RETURN_IF_ERROR(ParseMessage(bytes, &request));
       GF_RETURN_IF_ERROR((this->*work)(request, &response));
+      if (const auto size = static_cast<int64_t>(response.ByteSizeLong()); size > bytes_max_) {
+        return absl::ResourceExhaustedError(absl::StrCat("the answer has ", size, " bytes, the limit is ", bytes_max_));
+      }
       SerializeMessage(response, answer);
       return absl::OkStatus();
     };

@@ -55,7 +55,10 @@ absl::StatusOr<std::string> WorkerGate::Admit(const WorkerCredentials& worker, d
         "the worker's key is not that of the cluster: the files that cluster_key_file names differ");
   }
   const std::lock_guard<std::mutex> lock(mutex_);
-  used_.erase(used_.begin(), used_.lower_bound(now));
+  // Others may have come here with a later time, and forgotten challenges that were over by then.
+  latest_ = std::max(latest_, now);
+  if (EndOf(worker.challenge) < latest_) return absl::UnauthenticatedError("the challenge is over");
+  used_.erase(used_.begin(), used_.lower_bound(latest_));
   const auto same_end = used_.equal_range(EndOf(worker.challenge));
   const bool used =
       std::any_of(same_end.first, same_end.second, [&](const auto& one) { return one.second == worker.challenge; });

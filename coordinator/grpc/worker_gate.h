@@ -45,6 +45,7 @@ class WorkerGate {
   std::mutex mutex_;
   // Challenges that have let a worker in, by their ends, until they are over. Guarded by mutex_.
   std::multimap<double, std::string> used_;
+  double latest_ = 0;  // the latest time at which a worker came this far. Guarded by mutex_.
 };
 
 }  // namespace goldfinch

@@ -210,7 +210,8 @@ class KeyedSockets::Meeting {
   }
 
   void Accept() {
-    for (;;) {
+    // The rest waits for the next turn: the links, the deadline and Abort get theirs.
+    for (size_t i = 0; i < kStrangersMax / 2; ++i) {
       Socket socket(accept4(self_.listener_.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
       if (socket.fd() < 0) {
         if (errno == EINTR || errno == ECONNABORTED) continue;
