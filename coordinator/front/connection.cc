@@ -174,7 +174,7 @@ bool Connection::EndTurn(double now) {
   if (!broken_) WriteServer();
   if (!broken_ && phase_ != Phase::kHandshake) WriteClient();
   if (broken_) return false;
-  // Of the server there are never more than a full outbox and one read; the rest are the guard's answers.
+  // The server alone never fills more than an outbox and one read; the rest are answers of the guard.
   if (to_client_.pending().size() > kToClientBytesMax) return false;
   if (client_ended_ && (phase_ == Phase::kHandshake || phase_ == Phase::kOpening)) return false;
   if (phase_ == Phase::kRelaying) {

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/test_certificates.h"
+#include "coordinator/front/front_test_util.h"
 #include "coordinator/front/h2_test_util.h"
 #include "coordinator/front/raw_client.h"
 #include "gmock/gmock.h"
@@ -28,59 +29,6 @@ namespace goldfinch {
 namespace {
 
 using testing::HasSubstr;
-
-std::string Answer(const std::string& text) { return MakeFrame(h2::kData, 0, 1, text); }
-
-class FrontTest : public testing::Test {
- protected:
-  ~FrontTest() override {
-    front_.reset();
-    for (const FrontConnection& connection : taken_) close(connection.fd);
-  }
-
-  void Start(FrontOptions options = {}) {
-    auto front = Front::Start(std::move(options), [this](const FrontConnection& connection) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      taken_.push_back(connection);
-      changed_.notify_all();
-    });
-    ASSERT_TRUE(front.ok()) << front.status();
-    front_ = *std::move(front);
-  }
-
-  // The connection that was handed on as this one, from 0 on; waits for it.
-  FrontConnection Taken(size_t place) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait_for(lock, std::chrono::seconds(20), [&] { return taken_.size() > place; });
-    return taken_.at(place);
-  }
-
-  RawClient Connect(const std::string& host = "127.0.0.1") {
-    RawClient client(front_->port(), host);
-    EXPECT_TRUE(client.Send(Opening()));
-    return client;
-  }
-
-  // Both directions work.
-  void ExpectServed(RawClient& client, int fd) {
-    const std::string question = MakeFrame(h2::kPing, 0, 0, "question");
-    EXPECT_TRUE(client.Send(question));
-    EXPECT_THAT(ReadFrom(fd, question.size()), HasSubstr(question));
-    const std::string answer = Answer("answer");
-    EXPECT_EQ(send(fd, answer.data(), answer.size(), MSG_NOSIGNAL), static_cast<ssize_t>(answer.size()));
-    EXPECT_EQ(client.Read(answer.size()), answer);
-  }
-
-  static void CopyFile(const std::string& from, const std::string& to) {
-    std::ofstream(to + ".new", std::ios::binary) << std::ifstream(from, std::ios::binary).rdbuf();
-    ASSERT_EQ(std::rename((to + ".new").c_str(), to.c_str()), 0);
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<FrontConnection> taken_;  // guarded by mutex_
-  std::unique_ptr<Front> front_;
-};
 
 TEST_F(FrontTest, RelaysBothWays) {
   Start();
@@ -377,66 +325,6 @@ TEST_F(FrontTest, RenewedCertificatesAreForNewConnections) {
   CopyFile(before.key, options.tls.key);
   front_->ReloadTls();
   EXPECT_EQ(name(), "before");
-}
-
-TEST_F(FrontTest, TheLargestHolderGoesWhenOthersWait) {
-  FrontOptions options;
-  options.hosts = {"127.0.0.1", "::1"};
-  options.limits.total_bytes_max = 4'000'000;
-  options.limits.connection_bytes_max = 1'000'000;
-  options.limits.message_bytes_max = 1'000'000;
-  options.limits.patience_seconds = 0.5;
-  Start(options);
-  // They announce messages and send no more. Each address may have half of the pool.
-  std::vector<RawClient> hogs;
-  for (const char* host : {"127.0.0.1", "127.0.0.1", "::1", "::1"}) {
-    hogs.push_back(Connect(host));
-    EXPECT_TRUE(hogs.back().Send(OpenStream(1) + Data(1, Prefix(900'000), false)));
-    Taken(static_cast<int>(hogs.size()) - 1);
-  }
-  // There is no room for this one until one of them has gone.
-  RawClient waiting = Connect();
-  EXPECT_TRUE(waiting.Send(OpenStream(1) + Data(1, Prefix(900'000), false)));
-  Taken(4);
-  bool gone = false;
-  for (int tries = 0; tries < 100 && !gone; ++tries) {
-    for (RawClient& hog : hogs) {
-      bool ended = false;
-      hog.ReadToEnd(&ended, 0.1);
-      gone = gone || ended;
-    }
-  }
-  EXPECT_TRUE(gone);
-  RawClient small = Connect();
-  const int fd = Taken(5).fd;
-  ReadFrom(fd, Opening().size());
-  ExpectServed(small, fd);
-}
-
-TEST_F(FrontTest, AResetWhileItWaitsForRoomHoldsNobodyUp) {
-  FrontOptions options;
-  options.hosts = {"127.0.0.1", "::1"};
-  options.limits.total_bytes_max = 4'000'000;
-  options.limits.connection_bytes_max = 1'000'000;
-  options.limits.message_bytes_max = 1'000'000;
-  Start(options);
-  RawClient attacker = Connect();
-  const int attacker_fd = Taken(0).fd;
-  // The second message waits for room of its connection. It is reset, and then the first one, which gives room.
-  const std::string both = OpenStream(1) + Data(1, Prefix(900'000), false) + OpenStream(3) +
-                           Data(3, Prefix(900'000), false) + MakeFrame(h2::kReset, 0, 3, Number(8, 4)) +
-                           MakeFrame(h2::kReset, 0, 1, Number(8, 4));
-  EXPECT_TRUE(attacker.Send(both));
-  ReadFrom(attacker_fd, Opening().size() + both.size());
-  RawClient client = Connect("::1");
-  const int fd = Taken(1).fd;
-  const std::string message = OpenStream(1) + Data(1, Prefix(500'000) + std::string(10'000, 'x'), false);
-  EXPECT_TRUE(client.Send(message));
-  EXPECT_EQ(ReadFrom(fd, Opening().size() + message.size()).size(), Opening().size() + message.size());
-  // The server asks for more, and the client gets to know it: its message does not wait.
-  const std::string more = MakeFrame(h2::kWindowUpdate, 0, 1, Number(100'000, 4));
-  EXPECT_EQ(send(fd, more.data(), more.size(), MSG_NOSIGNAL), static_cast<ssize_t>(more.size()));
-  EXPECT_THAT(client.Read(more.size()), HasSubstr(more));
 }
 
 TEST_F(FrontTest, ShutdownWaitsForTheServerAndNoLonger) {
