@@ -16,12 +16,13 @@ TEST(FileWatchTest, TellsOfAChangeOnce) {
   std::ofstream(path) << std::string(10000, 'g');
   const absl::StatusOr<MappedFile> file = MappedFile::Open(path);
   ASSERT_TRUE(file.ok()) << file.status();
-  std::promise<absl::Status> told;  // throws if it is set twice
-  FileWatch watch(0.01, [&](const absl::Status& status) { told.set_value(status); });
+  // A text, since ThreadSanitizer does not see the counts of references in abseil. It throws if it is set twice.
+  std::promise<std::string> told;
+  FileWatch watch(0.01, [&](const absl::Status& status) { told.set_value(status.ToString()); });
   std::ofstream(path, std::ios::app) << "more";
-  const absl::Status status = told.get_future().get();
-  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
-  EXPECT_THAT(status.message(), testing::HasSubstr("watched: was changed while it was in use: it has 10004 bytes"));
+  const std::string status = told.get_future().get();
+  EXPECT_THAT(status, testing::StartsWith("DATA_LOSS: "));
+  EXPECT_THAT(status, testing::HasSubstr("watched: was changed while it was in use: it has 10004 bytes"));
 }
 
 TEST(FileWatchTest, EndsWhereNothingChanges) {
