@@ -1,13 +1,11 @@
 #include "base/credentials.h"
 
-#include <cerrno>
 #include <cstddef>
-#include <cstring>
-#include <fstream>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/small_file.h"
 #include "base/status.h"
 #include "grpcpp/security/credentials.h"
 #include "openssl/bio.h"
@@ -35,23 +33,6 @@ struct Pem {
   std::string key;
   std::string roots;
 };
-
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) {
-    const int error = errno;
-    const std::string message = absl::StrCat(path, ": cannot be read: ", std::strerror(error));
-    return error == EACCES ? absl::PermissionDeniedError(message) : absl::NotFoundError(message);
-  }
-  std::string text(kFileBytesMax + 1, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (in.bad()) return absl::DataLossError(absl::StrCat(path, ": cannot be read"));
-  text.resize(in.gcount());
-  if (text.size() > kFileBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": more than ", kFileBytesMax, " bytes"));
-  }
-  return text;
-}
 
 Bio Open(const std::string& text) { return Bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size()))); }
 
@@ -83,8 +64,8 @@ absl::StatusOr<Pem> ReadPem(const TlsFiles& files) {
                      files.certificate.empty() ? "a key without its certificate" : "a certificate without its key"));
   }
   if (!files.certificate.empty()) {
-    GF_ASSIGN_OR_RETURN(pem.certificate, ReadFile(files.certificate));
-    GF_ASSIGN_OR_RETURN(pem.key, ReadFile(files.key));
+    GF_ASSIGN_OR_RETURN(pem.certificate, ReadSmallFile(files.certificate, kFileBytesMax));
+    GF_ASSIGN_OR_RETURN(pem.key, ReadSmallFile(files.key, kFileBytesMax));
     GF_ASSIGN_OR_RETURN(const Certificate certificate, ParseCertificate(files.certificate, pem.certificate));
     GF_ASSIGN_OR_RETURN(const Key key, ParseKey(files.key, pem.key));
     const bool match = X509_check_private_key(certificate.get(), key.get()) == 1;
@@ -95,7 +76,7 @@ absl::StatusOr<Pem> ReadPem(const TlsFiles& files) {
     }
   }
   if (!files.roots.empty()) {
-    GF_ASSIGN_OR_RETURN(pem.roots, ReadFile(files.roots));
+    GF_ASSIGN_OR_RETURN(pem.roots, ReadSmallFile(files.roots, kFileBytesMax));
     GF_RETURN_IF_ERROR(ParseCertificate(files.roots, pem.roots).status());
   }
   return pem;

@@ -1,13 +1,12 @@
 #include "base/shared_key.h"
 
-#include <cerrno>
 #include <cstdint>
-#include <cstring>
-#include <fstream>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/small_file.h"
+#include "base/status.h"
 #include "openssl/crypto.h"
 #include "openssl/evp.h"
 #include "openssl/hmac.h"
@@ -25,19 +24,7 @@ void AppendSized(std::string_view text, std::string* out) {
 }  // namespace
 
 absl::StatusOr<SharedKey> SharedKey::FromFile(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) {
-    const int error = errno;
-    const std::string message = absl::StrCat(path, ": cannot be read: ", std::strerror(error));
-    return error == EACCES ? absl::PermissionDeniedError(message) : absl::NotFoundError(message);
-  }
-  std::string text(kFileBytesMax + 1, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (in.bad()) return absl::DataLossError(absl::StrCat(path, ": cannot be read"));
-  text.resize(in.gcount());
-  if (text.size() > kFileBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": has more than ", kFileBytesMax, " bytes"));
-  }
+  GF_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kFileBytesMax));
   const std::string secret(absl::StripAsciiWhitespace(text));
   if (secret.size() < kFileBytesMin) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": the key has ", secret.size(),

@@ -18,7 +18,8 @@
 //
 // PARKING. If the next request does not fit, sequences of others give up their slots. They wait and are later read
 // again, so that their clients get the very tokens that they would have got. A sequence may be parked for a request
-//   - if its client has not read for kPauseSeconds, for whatever waits, its own client's requests included;
+//   - if its client has not read for kPauseSeconds, and for as long as catching up took, for whatever waits, its own
+//     client's requests included;
 //   - if its priority is not higher, and after that its client's share is still not smaller than the other's will be,
 //     once it has been served for kServiceSeconds;
 //   - if its priority is not higher, its client has the larger share, and the request has waited for kTurnSeconds, once

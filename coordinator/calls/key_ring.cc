@@ -47,6 +47,7 @@ absl::StatusOr<std::shared_ptr<const KeyRing::Entries>> KeyRing::Read(const Entr
   GF_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path_, kFileBytesMax));
   GF_ASSIGN_OR_RETURN(std::vector<ApiKey> keys, ParseKeyFile(path_, text));
   auto entries = std::make_shared<Entries>();
+  entries->has_roles = old.has_roles;  // once there were roles, no key gets more rights because they are gone
   for (ApiKey& key : keys) {
     const auto same = std::find_if(old.list.begin(), old.list.end(), [&](const Entry& one) {
       return one.key.digest == key.digest && SameClient(*one.client, key);

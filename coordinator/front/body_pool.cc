@@ -1,7 +1,6 @@
 #include "coordinator/front/body_pool.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 #include "base/check.h"
@@ -10,50 +9,52 @@ namespace goldfinch {
 
 BodyPool::Account::Account(BodyPool* pool, Owner owner) : pool_(pool), owner_(std::move(owner)) {
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
-  pool_->accounts_.insert(this);
+  share_ = &*pool_->shares_.try_emplace(owner_.address).first;
+  share_->second.accounts.insert(this);
 }
 
 BodyPool::Account::~Account() {
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
   GF_CHECK_EQ(bytes_, 0) << "the connection's guard has not released its bytes";
-  pool_->accounts_.erase(this);
-  std::erase(pool_->waiting_, this);
-  if (pool_->turn_ == this) pool_->turn_ = nullptr;
-  pool_->Wake();
+  share_->second.accounts.erase(this);
+  if (share_->second.accounts.empty()) pool_->shares_.erase(share_->first);
+  pool_->StopWaiting(this);
+}
+
+void BodyPool::Account::Add(int64_t bytes) {
+  bytes_ += bytes;
+  share_->second.bytes += bytes;
+  pool_->bytes_ += bytes;
 }
 
 void BodyPool::Account::Take(int64_t bytes) {
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
-  bytes_ += bytes;
-  pool_->bytes_ += bytes;
+  Add(bytes);
 }
 
 bool BodyPool::Account::Reserve(int64_t bytes) {
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
   BodyPool& pool = *pool_;
-  const bool granted = (pool.waiting_.empty() || pool.turn_ == this) && pool.MayReserve(*this, bytes);
-  if (granted) {
-    bytes_ += bytes;
-    pool.bytes_ += bytes;
-  }
+  const bool had_turn = pool.turn_ == this;
+  const bool granted = (pool.waiting_.empty() || had_turn) && pool.MayReserve(*this, bytes);
+  if (granted) Add(bytes);
   if (wanted_ > 0 && granted) std::erase(pool.waiting_, this);
   if (wanted_ == 0 && !granted) {
     pool.waiting_.push_back(this);
     waiting_since_ = 0;
   }
   wanted_ = granted ? 0 : bytes;
-  if (pool.turn_ == this) {
-    pool.turn_ = nullptr;
-    if (granted) pool.Wake();
-  }
+  if (had_turn) pool.turn_ = nullptr;
+  // Whoever waits for room of its own part holds nobody up.
+  const auto lacks_room = [&](const Account* one) { return pool.bytes_ + one->wanted_ > pool.total_bytes_max_; };
+  if (had_turn || std::none_of(pool.waiting_.begin(), pool.waiting_.end(), lacks_room)) pool.Wake();
   return granted;
 }
 
 void BodyPool::Account::Release(int64_t bytes) {
   if (bytes == 0) return;
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
-  bytes_ -= bytes;
-  pool_->bytes_ -= bytes;
+  Add(-bytes);
   GF_CHECK_GE(bytes_, 0);
   pool_->Wake();
 }
@@ -62,9 +63,7 @@ void BodyPool::Account::Withdraw() {
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
   if (wanted_ == 0) return;
   wanted_ = 0;
-  std::erase(pool_->waiting_, this);
-  if (pool_->turn_ == this) pool_->turn_ = nullptr;
-  pool_->Wake();
+  pool_->StopWaiting(this);
 }
 
 int64_t BodyPool::bytes() const {
@@ -72,17 +71,17 @@ int64_t BodyPool::bytes() const {
   return bytes_;
 }
 
-int64_t BodyPool::BytesOf(const std::string& address) const {
-  int64_t bytes = 0;
-  for (const Account* account : accounts_) bytes += account->owner_.address == address ? account->bytes_ : 0;
-  return bytes;
+void BodyPool::StopWaiting(Account* account) {
+  std::erase(waiting_, account);
+  if (turn_ == account) turn_ = nullptr;
+  Wake();
 }
 
 bool BodyPool::MayReserve(const Account& account, int64_t bytes) const {
   // A connection that holds nothing may always have one message, if there is room.
   return bytes_ + bytes <= total_bytes_max_ &&
          (account.bytes_ == 0 || account.bytes_ + bytes <= connection_bytes_max_) &&
-         (bytes_ == 0 || BytesOf(account.owner_.address) + bytes <= std::max(total_bytes_max_ / 2, bytes));
+         (bytes_ == 0 || account.share_->second.bytes + bytes <= std::max(total_bytes_max_ / 2, bytes));
 }
 
 void BodyPool::Wake() {
@@ -109,19 +108,16 @@ void BodyPool::Tick(double now) {
 }
 
 void BodyPool::Evict() {
-  std::map<std::string, int64_t> bytes;
-  for (const Account* account : accounts_) {
-    if (account->evicted_) return;  // its bytes are about to come back
-    bytes[account->owner_.address] += account->bytes_;
+  const Share* most = nullptr;
+  for (const auto& [address, share] : shares_) {
+    for (const Account* account : share.accounts) {
+      if (account->evicted_) return;  // its bytes are about to come back
+    }
+    if (most == nullptr || share.bytes > most->bytes) most = &share;
   }
-  const auto less = [](const auto& a, const auto& b) { return a.second < b.second; };
-  const auto address = std::max_element(bytes.begin(), bytes.end(), less);
-  Account* largest = nullptr;
-  for (Account* account : accounts_) {
-    if (account->owner_.address != address->first) continue;
-    if (largest == nullptr || account->bytes_ > largest->bytes_) largest = account;
-  }
-  if (largest == nullptr || largest->bytes_ == 0) return;
+  if (most == nullptr || most->bytes == 0) return;
+  const auto less = [](const Account* a, const Account* b) { return a->bytes_ < b->bytes_; };
+  Account* const largest = *std::max_element(most->accounts.begin(), most->accounts.end(), less);
   largest->evicted_ = true;
   largest->owner_.evict();
 }

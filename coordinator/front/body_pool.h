@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -18,6 +19,9 @@ namespace goldfinch {
 // all messages of another. A connection may reserve `connection_bytes_max`, an address half of the pool. Thread-safe;
 // one account is used by one thread at a time.
 class BodyPool {
+  struct Share;
+  using Shares = std::map<std::string, Share>;  // by address
+
  public:
   // A loop's part of a connection. Both functions are called on any thread, with the pool locked: they may only leave a
   // note.
@@ -42,9 +46,12 @@ class BodyPool {
    private:
     friend class BodyPool;
 
+    void Add(int64_t bytes);  // with the pool locked
+
     BodyPool* const pool_;
     const Owner owner_;
     // Guarded by the pool's mutex.
+    Shares::value_type* share_;  // of its address
     int64_t bytes_ = 0;
     int64_t wanted_ = 0;        // by the message that waits; 0: none does
     double waiting_since_ = 0;  // set by the pool's next Tick; 0: not yet
@@ -63,11 +70,17 @@ class BodyPool {
   int64_t bytes() const;
 
  private:
+  // What the connections of one address hold together.
+  struct Share {
+    int64_t bytes = 0;
+    std::set<Account*> accounts;
+  };
+
   // All are called with mutex_ held.
   bool MayReserve(const Account& account, int64_t bytes) const;
+  void StopWaiting(Account* account);
   void Wake();
   void Evict();
-  int64_t BytesOf(const std::string& address) const;
 
   const int64_t total_bytes_max_;
   const int64_t connection_bytes_max_;
@@ -76,7 +89,7 @@ class BodyPool {
   mutable std::mutex mutex_;
   // Guarded by mutex_.
   int64_t bytes_ = 0;
-  std::set<Account*> accounts_;
+  Shares shares_;
   std::deque<Account*> waiting_;
   Account* turn_ = nullptr;  // of waiting_, which has been told of room
 };

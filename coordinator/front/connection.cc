@@ -9,12 +9,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "openssl/err.h"
 #include "openssl/ssl.h"
+#include "spdlog/spdlog.h"
 
 namespace goldfinch {
 namespace {
@@ -102,13 +104,16 @@ Connection::~Connection() {
 }
 
 void Connection::Log(double now, const std::string& what) {
-  setup_.log->Warn(now, absl::StrCat("client ", setup_.peer.Text(), ": ", what));
+  if (const std::optional<std::string> more = setup_.log->Take(now)) {
+    spdlog::warn("client {}: {}{}", setup_.peer.Text(), what, *more);
+  }
 }
 
 // ---- Events ----
 
 bool Connection::OnClient(uint32_t events, double now, char* scratch) {
   if ((events & (EPOLLERR | EPOLLHUP)) != 0) return false;
+  tls_wants_write_ = false;
   if (phase_ == Phase::kHandshake) {
     Handshake();
     if (broken_) Log(now, absl::StrCat("the TLS handshake failed: ", TlsError()));
@@ -194,7 +199,8 @@ bool Connection::EndTurn(double now) {
       close_by_ = std::min(close_by_, now + kCloseSeconds);
     }
   }
-  const bool read_client = !client_ended_ && !to_server_.full();
+  // TLS that has something to write first reads nothing, and would be told of the same bytes again and again.
+  const bool read_client = !client_ended_ && !to_server_.full() && !tls_wants_write_;
   client_.Want((read_client ? EPOLLIN : 0U) | (tls_wants_write_ || !to_client_.empty() ? EPOLLOUT : 0U));
   const bool read_server = phase_ == Phase::kRelaying && !server_ended_ && !to_client_.full();
   server_.Want((read_server ? EPOLLIN : 0U) | (!to_server_.empty() ? EPOLLOUT : 0U));
@@ -206,7 +212,6 @@ bool Connection::EndTurn(double now) {
 void Connection::Handshake() {
   ERR_clear_error();
   const int result = SSL_do_handshake(tls_);
-  tls_wants_write_ = false;
   if (result == 1) {
     phase_ = Phase::kOpening;
     return;
@@ -232,8 +237,10 @@ ssize_t Connection::ReceiveClient(char* bytes, size_t size) {
   const int count = SSL_read(tls_, bytes, static_cast<int>(size));
   if (count > 0) return count;
   switch (SSL_get_error(tls_, count)) {
-    case SSL_ERROR_WANT_READ:
     case SSL_ERROR_WANT_WRITE:
+      tls_wants_write_ = true;
+      return -1;
+    case SSL_ERROR_WANT_READ:
       return -1;
     case SSL_ERROR_ZERO_RETURN:
       return 0;
@@ -263,7 +270,6 @@ void Connection::Filter(std::string_view bytes, double now) {
 }
 
 void Connection::WriteClient() {
-  tls_wants_write_ = false;
   while (!to_client_.empty()) {
     const std::string_view pending = to_client_.pending();
     ssize_t count = 0;

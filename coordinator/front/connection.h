@@ -13,11 +13,11 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "base/log_limiter.h"
 #include "coordinator/front/body_pool.h"
 #include "coordinator/front/front_options.h"
 #include "coordinator/front/h2_guard.h"
 #include "coordinator/front/listener.h"
-#include "coordinator/front/log_limit.h"
 
 struct ssl_st;      // SSL
 struct ssl_ctx_st;  // SSL_CTX
@@ -69,7 +69,7 @@ class Connection {
     std::shared_ptr<ssl_ctx_st> tls;  // null: plain text
     BodyPool* pool = nullptr;
     BodyPool::Owner owner;
-    LogLimit* log = nullptr;
+    LogLimiter* log = nullptr;
     // Is given the other end of the connection.
     std::function<void(int fd, const PeerAddress& peer)> hand_on;
   };

@@ -8,14 +8,15 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <future>
+#include <optional>
+#include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "spdlog/spdlog.h"
 
 namespace goldfinch {
 namespace {
@@ -31,15 +32,12 @@ constexpr int kAcceptsMax = 32;
 // The keys of events: connections have 2 * id and 2 * id + 1, with ids from kIdFirst on; listeners their place.
 constexpr uint64_t kWakeKey = 0, kListenerKey = 1, kIdFirst = uint64_t{1} << 20;
 
-double SteadySeconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-void EpollControl(int epoll, int action, int fd, uint64_t key) {
+// False if there is no memory for it.
+bool EpollControl(int epoll, int action, int fd, uint64_t key) {
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.u64 = key;
-  epoll_ctl(epoll, action, fd, &event);
+  return epoll_ctl(epoll, action, fd, &event) == 0 || errno == EEXIST;
 }
 
 }  // namespace
@@ -137,7 +135,7 @@ void FrontLoop::Run() {
 
 int FrontLoop::TimeoutMs() const {
   if (paused_until_ >= 0) return static_cast<int>(kAcceptPauseSeconds * 1000);
-  const bool polls = !connections_.empty() || !listeners_.empty();
+  const bool polls = !connections_.empty() || !loops_.empty();
   return polls ? static_cast<int>(kTickSeconds * 1000) : -1;
 }
 
@@ -182,8 +180,9 @@ void FrontLoop::Tick() {
     shared_->admission.Leave(entry.second->peer());
     return true;
   });
-  if (listeners_.empty()) return;
+  if (loops_.empty()) return;  // the loop that accepts does this for all, also while the server drains
   shared_->pool.Tick(now_);
+  if (listeners_.empty()) return;
   if (shared_->tls != nullptr && now_ >= tls_poll_at_) {
     tls_poll_at_ = now_ + kTlsPollSeconds;
     shared_->tls->Poll();
@@ -209,7 +208,9 @@ void FrontLoop::AcceptSome(const Listener& listener) {
 }
 
 void FrontLoop::TurnAway(const Listener& listener, int error) {
-  shared_->refusals.Warn(now_, absl::StrCat("no connection can be taken: ", std::strerror(error)));
+  if (const std::optional<std::string> more = shared_->refusals.Take(now_)) {
+    spdlog::warn("no connection can be taken: {}{}", std::strerror(error), *more);
+  }
   if (reserve_ >= 0) {
     close(reserve_);
     const int fd = accept4(listener.fd(), nullptr, nullptr, SOCK_CLOEXEC);
@@ -223,14 +224,17 @@ void FrontLoop::PauseAccepting(bool paused) {
   paused_until_ = paused ? now_ + kAcceptPauseSeconds : -1;
   if (!paused && reserve_ < 0) reserve_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
   for (size_t i = 0; i < listeners_.size(); ++i) {
-    EpollControl(epoll_, paused ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, listeners_[i].fd(), kListenerKey + i);
+    const bool done =
+        EpollControl(epoll_, paused ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, listeners_[i].fd(), kListenerKey + i);
+    if (!paused && !done) paused_until_ = now_ + kAcceptPauseSeconds;
   }
 }
 
 void FrontLoop::Place(int fd, const PeerAddress& peer) {
   if (const absl::Status status = shared_->admission.Enter(peer); !status.ok()) {
-    shared_->refusals.Warn(now_,
-                           absl::StrCat("client ", peer.Text(), " is turned away: ", std::string(status.message())));
+    if (const std::optional<std::string> more = shared_->refusals.Take(now_)) {
+      spdlog::warn("client {} is turned away: {}{}", peer.Text(), std::string(status.message()), *more);
+    }
     close(fd);
     return;
   }

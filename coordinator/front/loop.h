@@ -10,17 +10,19 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "base/log_limiter.h"
 #include "coordinator/front/admission.h"
 #include "coordinator/front/body_pool.h"
 #include "coordinator/front/connection.h"
 #include "coordinator/front/front.h"
-#include "coordinator/front/log_limit.h"
 #include "coordinator/front/tls.h"
 
 namespace goldfinch {
 
 // What the threads of a front have in common.
 struct FrontShared {
+  static constexpr double kLinesASecond = 1, kLinesAtOnce = 10;  // of the log, of each kind
+
   FrontShared(FrontOptions front_options, Front::OnConnection callback, int connections_max)
       : options(std::move(front_options)),
         on_connection(std::move(callback)),
@@ -32,8 +34,8 @@ struct FrontShared {
   std::unique_ptr<ServerTls> tls;  // null: plain text
   Admission admission;
   BodyPool pool;
-  LogLimit refusals;  // of connections that were not taken
-  LogLimit faults;    // of connections that were taken
+  LogLimiter refusals{kLinesASecond, kLinesAtOnce};  // of connections that were not taken
+  LogLimiter faults{kLinesASecond, kLinesAtOnce};    // of connections that were taken
 };
 
 // Other threads call Post, Add and End; everything else happens on the loop's thread.

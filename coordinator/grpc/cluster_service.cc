@@ -2,17 +2,21 @@
 
 #include <chrono>
 #include <deque>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "base/check.h"
+#include "base/log_limiter.h"
 #include "base/status.h"
 #include "coordinator/grpc/peer.h"
 #include "coordinator/grpc/worker_gate.h"
 #include "coordinator/worker_link.h"
 #include "coordinator/worker_messages.h"
+#include "grpcpp/alarm.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/proto_buffer_reader.h"
@@ -29,8 +33,11 @@ using cluster::v1::ToWorker;
 using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 using RawService = cluster::v1::Cluster::WithRawCallbackMethod_Work<cluster::v1::Cluster::Service>;
 
+// The time in which a worker must take the last messages of a stream that the coordinator ends.
+constexpr std::chrono::seconds kCloseTime(5);
+
 // The queue of one stream. Its reactor is used until Finish, which is called after Ended or Close.
-class Link final : public WorkerLink {
+class Link final : public WorkerLink, public std::enable_shared_from_this<Link> {
  public:
   Link(Reactor* reactor, grpc::CallbackServerContext* context, int64_t queue_bytes_max)
       : queue_bytes_max_(queue_bytes_max), address_(PeerHostPort(*context)), reactor_(reactor), context_(context) {}
@@ -51,8 +58,7 @@ class Link final : public WorkerLink {
 
   void Close() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    closing_ = true;
-    WriteNext();
+    CloseSoon();
   }
 
   // The stream calls it.
@@ -70,8 +76,7 @@ class Link final : public WorkerLink {
   void Ended() {
     const std::lock_guard<std::mutex> lock(mutex_);
     Drop();
-    closing_ = true;
-    WriteNext();
+    CloseSoon();
   }
 
   // The stream calls it when the context is about to be destroyed.
@@ -81,6 +86,11 @@ class Link final : public WorkerLink {
   }
 
  private:
+  void Cancel() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (context_ != nullptr && !finished_) context_->TryCancel();
+  }
+
   // All of these are called with mutex_ held.
   void WriteNext() {
     if (writing_ || finished_) return;
@@ -90,6 +100,17 @@ class Link final : public WorkerLink {
     }
     writing_ = true;
     reactor_->StartWrite(&queue_.front());
+  }
+
+  // Ends the stream after the messages that wait. A worker that does not read them must not keep them.
+  void CloseSoon() {
+    if (finished_ || closing_) return;
+    closing_ = true;
+    WriteNext();
+    if (finished_) return;
+    close_by_.Set(std::chrono::system_clock::now() + kCloseTime, [weak = weak_from_this()](bool) {
+      if (const std::shared_ptr<Link> link = weak.lock()) link->Cancel();
+    });
   }
 
   // Drops the messages that wait, except the one that is being written.
@@ -127,6 +148,7 @@ class Link final : public WorkerLink {
   bool writing_ = false;
   bool closing_ = false;
   bool finished_ = false;
+  grpc::Alarm close_by_;
 };
 
 // Belongs to gRPC, and deletes itself when gRPC is done with it.
@@ -189,31 +211,6 @@ class RefusedStream final : public Reactor {
   void OnDone() override { delete this; }
 };
 
-// Logs at most one line in a while, and how many were left out.
-class RefusalLog {
- public:
-  void Add(const std::string& address, const absl::Status& status, double now) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (now < next_) {
-      ++left_out_;
-      return;
-    }
-    spdlog::warn("refused a worker at {}: {}{}", address, std::string(status.message()),
-                 left_out_ > 0 ? fmt::format(" (and {} more)", left_out_) : "");
-    left_out_ = 0;
-    next_ = now + kSeconds;
-  }
-
- private:
-  static constexpr double kSeconds = 5;
-
-  std::mutex mutex_;
-  double next_ = 0;
-  int64_t left_out_ = 0;
-};
-
-double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
 WorkerCredentials CredentialsOf(const grpc::CallbackServerContext& context) {
   const auto value = [&](const char* key) {
     const auto found = context.client_metadata().find(key);
@@ -232,7 +229,7 @@ class ClusterService final : public RawService {
 
   Reactor* Work(grpc::CallbackServerContext* context) override {
     if (gate_ != nullptr) {
-      const double now = Now();
+      const double now = SteadySeconds();
       const absl::StatusOr<std::string> proof = gate_->Admit(CredentialsOf(*context), now);
       if (!proof.ok()) return Refuse(context, proof.status(), now);
       context->AddInitialMetadata(kProofMetadata, *proof);
@@ -245,14 +242,17 @@ class ClusterService final : public RawService {
     const WorkerCredentials worker = CredentialsOf(*context);
     const bool begins = !worker.nonce.empty() && worker.challenge.empty();  // as every worker with a key does
     if (absl::IsUnauthenticated(status)) context->AddTrailingMetadata(kChallengeMetadata, gate_->MakeChallenge(now));
-    if (!begins || !absl::IsUnauthenticated(status)) log_.Add(PeerHostPort(*context), status, now);
+    if (begins && absl::IsUnauthenticated(status)) return new RefusedStream(status);
+    if (const std::optional<std::string> more = log_.Take(now)) {
+      spdlog::warn("refused a worker at {}: {}{}", PeerHostPort(*context), std::string(status.message()), *more);
+    }
     return new RefusedStream(status);
   }
 
   WorkerListener* const listener_;
   const ClusterServiceOptions options_;
-  const std::unique_ptr<WorkerGate> gate_;  // null without a key
-  RefusalLog log_;
+  const std::unique_ptr<WorkerGate> gate_;           // null without a key
+  LogLimiter log_{/*per_second=*/0.2, /*burst=*/1};  // strangers may cause these lines
 };
 
 }  // namespace
