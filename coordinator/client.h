@@ -13,6 +13,8 @@ struct ClientLimits {
   int max_queued = 0;             // requests that wait
   int64_t tokens_per_minute = 0;  // tokens of prompts and answers together
   int max_priority = 0;           // the highest priority that a request may ask for
+
+  bool operator==(const ClientLimits&) const = default;
 };
 
 // Immutable. One object stands for one client: calls with the same API key share it; without keys, calls from the same
@@ -20,6 +22,8 @@ struct ClientLimits {
 struct Client {
   std::string name;  // the name of the API key, or the address; for logs and for fairness
   ClientLimits limits;
+
+  bool operator==(const Client&) const = default;
 };
 
 }  // namespace goldfinch

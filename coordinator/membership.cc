@@ -21,10 +21,10 @@ using cluster::v1::ToWorker;
 namespace {
 
 constexpr double kFormRetrySecondsMax = 5;
-constexpr size_t kReasonBytesMax = 2 * kWorkerTextBytesMax;
+constexpr size_t kReasonBytesMax = 2 * kClusterTextBytesMax;
 
 // For logs, clients and other workers.
-std::string Safe(const std::string& text) { return SafeText(text, kWorkerTextBytesMax); }
+std::string Safe(const std::string& text) { return SafeText(text, kClusterTextBytesMax); }
 
 }  // namespace
 

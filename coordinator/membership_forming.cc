@@ -9,6 +9,7 @@
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
 #include "coordinator/worker_messages.h"
+#include "protos/cluster_protocol.h"
 
 namespace goldfinch {
 
@@ -205,7 +206,7 @@ void Membership::HandleJoined(Worker& worker, const cluster::v1::Joined& message
   stage.weight_bytes = static_cast<int64_t>(message.weight_bytes());
   stage.reserved_bytes = static_cast<int64_t>(message.reserved_bytes());
   for (const cluster::v1::MemoryPart& part : message.memory()) {
-    stage.memory.emplace_back(SafeText(part.name(), kWorkerTextBytesMax), static_cast<int64_t>(part.bytes()));
+    stage.memory.emplace_back(SafeText(part.name(), kClusterTextBytesMax), static_cast<int64_t>(part.bytes()));
   }
   if (!std::all_of(replica->stages.begin(), replica->stages.end(), [](const Stage& s) { return s.joined; })) return;
   for (size_t i = 0; i < replica->stages.size(); ++i) {

@@ -63,7 +63,6 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
   for (const Sequence& sequence : state.sequences) state.bytes += BytesOf(sequence.after_prompt) + sizeof(Sequence);
   Account& account = AccountOf(state.request, now);
   state.account = &account;
-  ++account.requests;
   ++account.queued;
   account.queued_cost += state.CostMax();
   GF_CHECK(requests_.emplace(number, std::move(owned)).second) << "request " << number;
@@ -141,7 +140,6 @@ void Scheduler::End(RequestState& state, const absl::Status& status, double now)
   const std::unique_ptr<RequestState> owned = std::move(requests_.find(state.number)->second);
   requests_.erase(owned->number);
   Account& account = *state.account;
-  --account.requests;
   if (ran) {
     --account.admitted;
     account.allowance.GiveBack(state.CostMax() - usage.prompt_tokens - usage.completion_tokens, now);
@@ -224,28 +222,31 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
   }
   state.blocked_since = -1;
   account.last_turn = ++last_turn_;
+  Lane* const lane = group.LaneOf(account);
   Cohort* cohort = state.OpenCohort();
   if (cohort == nullptr) {
     const auto left = std::count_if(state.sequences.begin(), state.sequences.end(),
                                     [](const Sequence& other) { return !other.done && other.id == 0; });
     cohort = state.cohorts.emplace_back(std::make_unique<Cohort>()).get();
     cohort->leader = &sequence;
-    cohort->shared_tokens = left > 1 ? state.prompt_tokens() - 1 : 0;
+    cohort->shared_tokens = left > 1 ? state.SharedTokens() : 0;
     cohort->forked = cohort->shared_tokens == 0;
     group.pages += cohort->pages();
     account.pages += cohort->pages();
+    lane->pages += cohort->pages();
   }
   ++cohort->members;
   sequence.cohort = cohort;
   sequence.pages = PagesOf(state.EndMax(sequence)) - cohort->pages();
   group.pages += sequence.pages;
   account.pages += sequence.pages;
+  lane->pages += sequence.pages;
   ++group.sequences;
   ++account.slots;
   ++state.slots;
   state.group = &group;
-  sequence.lane = group.LaneOf(account);
-  ++sequence.lane->sequences;
+  sequence.lane = lane;
+  ++lane->sequences;
   sequence.id = ++last_sequence_;
   sequences_.emplace(sequence.id, &sequence);
   sequence.started = now;
@@ -300,11 +301,12 @@ void Scheduler::Release(Sequence& sequence) {
   }
   group.pages -= pages;
   account.pages -= pages;
+  sequence.lane->pages -= pages;
   --group.sequences;
   --account.slots;
   if (--sequence.lane->sequences == 0) group.Remove(sequence.lane);
   if (--state.slots == 0) state.group = nullptr;
-  const int64_t shared_tokens = state.sequences.size() > 1 ? state.prompt_tokens() - 1 : 0;
+  const int64_t shared_tokens = state.sequences.size() > 1 ? state.SharedTokens() : 0;
   sequence.cached_tokens = std::max<int64_t>(sequence.scheduled - shared_tokens, 0);
   sequences_.erase(sequence.id);
   sequence.id = 0;

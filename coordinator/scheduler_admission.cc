@@ -1,6 +1,5 @@
 // Scheduler: which requests run, and who gives up a slot for them.
 #include <algorithm>
-#include <set>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -69,18 +68,15 @@ Scheduler::Group* Scheduler::FindRoom(const RequestState& state, const Sequence&
 
 // Whether the sequence would have room in some group if only the request's own client ran anything there.
 bool Scheduler::FitsBesideOwn(const RequestState& state, const Sequence& next) const {
-  for (const auto& [replica, group] : groups_) {
-    if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
-    int64_t slots = 0, pages = 0;
-    std::set<const Cohort*> cohorts;
-    for (const auto& [id, sequence] : sequences_) {
-      if (sequence->owner->group != group.get() || sequence->owner->account != state.account) continue;
-      ++slots;
-      pages += sequence->pages + (cohorts.insert(sequence->cohort).second ? sequence->cohort->pages() : 0);
-    }
-    if (slots < group->capacity.max_sequences && pages + state.NextPages(next) <= group->pages_max) return true;
-  }
-  return false;
+  return std::any_of(groups_.begin(), groups_.end(), [&](const auto& entry) {
+    const Group& group = *entry.second;
+    if (state.group != nullptr ? state.group != &group : !group.EverFits(state)) return false;
+    const auto own = std::find_if(group.lanes.begin(), group.lanes.end(),
+                                  [&](const auto& lane) { return lane->account == state.account; });
+    const bool none = own == group.lanes.end();
+    return (none ? 0 : (*own)->sequences) < group.capacity.max_sequences &&
+           (none ? 0 : (*own)->pages) + state.NextPages(next) <= group.pages_max;
+  });
 }
 
 // ---- Who is next ----
@@ -148,7 +144,7 @@ bool Scheduler::AdmitOne(double now) {
       return true;
     }
     if (state.blocked_since < 0) state.blocked_since = now;
-    const bool overdue = now - state.blocked_since >= kTurnSeconds;
+    const bool overdue = state.Overdue(now);
     const bool others_rank_lower = i + 1 < candidates.size() && candidates[i + 1].priority() < state.request.priority;
     if ((overdue || others_rank_lower) && FitsBesideOwn(state, next)) return false;
   }
@@ -177,17 +173,25 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
   const int64_t pages_wanted = state.NextPages(next);
   const double share_after = Share(state.account->slots + 1, state.account->pages + pages_wanted);
   const double share_before = Share(*state.account);
-  const bool overdue = state.blocked_since >= 0 && now - state.blocked_since >= kTurnSeconds;
+  const bool overdue = state.Overdue(now);
 
   std::vector<Sequence*> victims;
   absl::flat_hash_map<const Account*, std::pair<int64_t, int64_t>> taken;  // slots and pages
   absl::flat_hash_map<const Cohort*, int> taken_members;
   int64_t slots_missing = group.sequences + 1 - group.capacity.max_sequences;
   int64_t pages_missing = group.pages + pages_wanted - group.pages_max;
+  // Most looks find nobody, and must not fill the maps for it.
+  const auto taken_of = [&](const Account* account) {
+    const auto found = taken.find(account);
+    return found == taken.end() ? std::pair<int64_t, int64_t>() : found->second;
+  };
+  const auto gone_of = [&](const Cohort* cohort) {
+    const auto found = taken_members.find(cohort);
+    return found == taken_members.end() ? 0 : found->second;
+  };
   const auto pages_of = [&](const Sequence& sequence) {
-    const auto found = taken_members.find(sequence.cohort);
-    const int gone = found == taken_members.end() ? 0 : found->second;
-    return sequence.pages + (gone + 1 == sequence.cohort->members ? sequence.cohort->pages() : 0);
+    const bool last = gone_of(sequence.cohort) + 1 == sequence.cohort->members;
+    return sequence.pages + (last ? sequence.cohort->pages() : 0);
   };
   const auto may_be_parked = [&](const Sequence& sequence, double share, double share_left) {
     const RequestState& owner = *sequence.owner;
@@ -211,8 +215,8 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
       if (owner.group != &group || std::find(victims.begin(), victims.end(), sequence) != victims.end()) continue;
       // The others of its cohort wait for what it reads.
       const Cohort& cohort = *sequence->cohort;
-      if (sequence == cohort.leader && !cohort.forked && cohort.members - taken_members[&cohort] > 1) continue;
-      const auto& [slots_taken, pages_taken] = taken[owner.account];
+      if (sequence == cohort.leader && !cohort.forked && cohort.members - gone_of(&cohort) > 1) continue;
+      const auto [slots_taken, pages_taken] = taken_of(owner.account);
       const int64_t slots = owner.account->slots - slots_taken, pages = owner.account->pages - pages_taken;
       const double share = Share(slots, pages);
       const Rank rank = {!owner.paused, -share, sequence->scheduled, id};

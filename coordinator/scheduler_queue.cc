@@ -18,12 +18,13 @@ namespace goldfinch {
 // Clients of one name share an account, even if they are several objects: keys may have been read again.
 Scheduler::Account& Scheduler::AccountOf(const Request& request, double now) {
   const Client* const client = request.client.get();
-  std::unique_ptr<Account>& found = accounts_[client == nullptr ? "" : absl::StrCat("c", client->name)];
+  std::string key = client == nullptr ? "" : absl::StrCat("c", client->name);
+  std::unique_ptr<Account>& found = accounts_[key];
   if (found == nullptr) {
     found = std::make_unique<Account>();
     found->id = ++last_account_;
+    found->key = std::move(key);
     if (client != nullptr) found->name = client->name;
-    found->known = client != nullptr;
   }
   Account& account = *found;
   if (client != nullptr) {
@@ -33,7 +34,7 @@ Scheduler::Account& Scheduler::AccountOf(const Request& request, double now) {
   if (accounts_.size() >= accounts_sweep_) {
     absl::erase_if(accounts_, [&](const auto& entry) {
       Account& one = *entry.second;
-      return &one != &account && one.requests == 0 && one.allowance.full(now);
+      return &one != &account && one.admitted + one.queued == 0 && one.allowance.full(now);
     });
     accounts_sweep_ = std::max<size_t>(2 * accounts_.size(), 64);
   }
@@ -42,8 +43,8 @@ Scheduler::Account& Scheduler::AccountOf(const Request& request, double now) {
 
 // An account is kept while it has requests, or has used tokens of its minute.
 void Scheduler::Forget(Account& account, double now) {
-  if (account.requests > 0 || !account.allowance.full(now)) return;
-  accounts_.erase(account.known ? absl::StrCat("c", account.name) : "");
+  if (account.admitted + account.queued > 0 || !account.allowance.full(now)) return;
+  accounts_.erase(std::string(account.key));
 }
 
 // OK unless a request that has to wait is one more than its client may have.
@@ -99,6 +100,7 @@ void Scheduler::Requeue(RequestState& state) {
   account.waiting.erase(state.queue_key());
   account.parked -= state.counted_parked ? 1 : 0;
   state.counted_parked = false;
+  state.blocked_since = -1;
   if (account.waiting.empty()) waiting_.erase(account.id);
 }
 

@@ -79,7 +79,7 @@ struct Scheduler::RequestState {
   int losses = 0;             // generations that have ended since it last made progress
   bool paused = false;
   double paused_since = 0;
-  double blocked_since = -1;    // since when it is the next of its client and finds no room; < 0: it does not
+  double blocked_since = -1;    // when it first found no room since it has waited; < 0: it has not yet
   double held_until = 0;        // what was parked stays so until then
   bool wants_slot = false;      // in account->waiting: a sequence waits to be admitted
   bool counted_parked = false;  // in account->parked
@@ -157,7 +157,7 @@ struct Scheduler::RequestState {
   }
   // The worst case of all sequences that are not done, if they are admitted together.
   int64_t Pages() const {
-    const int64_t shared_pages = live > 1 ? (prompt_tokens() - 1) / kCachePageTokens : 0;
+    const int64_t shared_pages = live > 1 ? SharedTokens() / kCachePageTokens : 0;
     int64_t pages = shared_pages;
     for (const Sequence& sequence : sequences) {
       if (!sequence.done) pages += PagesOf(EndMax(sequence)) - shared_pages;
@@ -171,6 +171,9 @@ struct Scheduler::RequestState {
     for (const Sequence& sequence : sequences) cost += static_cast<int64_t>(sequence.after_prompt.size());
     return cost;
   }
+  // Whether it has waited for room so long that it comes before others.
+  bool Overdue(double now) const { return blocked_since >= 0 && now - blocked_since >= kTurnSeconds; }
+  int64_t SharedTokens() const { return prompt_tokens() - 1; }  // that several sequences of it run once
   int64_t LongestTokens() const {
     int64_t longest = 0;
     for (const Sequence& sequence : sequences) longest = std::max(longest, EndMax(sequence));
@@ -195,11 +198,10 @@ struct Scheduler::Account {
   std::string name;
   uint64_t id = 0;
   ClientLimits limits;
-  bool known = false;  // it is a Client; otherwise those without one share the account, which has no limits
+  std::string key;  // in accounts_; empty: requests without a Client share the account, which has no limits
   TokenAllowance allowance;
-  int requests = 0;                           // that have not ended
-  int admitted = 0;                           // of them, those that have been admitted
-  int queued = 0;                             // the others
+  int admitted = 0;                           // requests that have been admitted and have not ended
+  int queued = 0;                             // requests that have not been admitted
   int64_t queued_cost = 0;                    // CostMax of these
   int places = 0;                             // requests of which no sequence runs
   int64_t place_bytes = 0;                    // of these
@@ -214,6 +216,7 @@ struct Scheduler::Account {
 struct Scheduler::Lane {
   Account* account = nullptr;
   int sequences = 0;
+  int64_t pages = 0;  // that they hold
   // The sequences with prompt to read, in two orders.
   std::set<ShortestKey> shortest;
   std::set<OldestKey> oldest;

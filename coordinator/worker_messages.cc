@@ -12,6 +12,7 @@
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/wire_format_lite.h"
 #include "protos/cluster.pb.h"
+#include "protos/cluster_protocol.h"
 
 namespace goldfinch {
 namespace {
@@ -28,7 +29,6 @@ constexpr uint64_t kDropsMax = uint64_t{1} << 53;
 constexpr double kSecondsMax = 1e9;
 constexpr double kRateMax = 1e18;
 constexpr size_t kNameBytesMax = 256;
-constexpr size_t kDeviceBytesMax = 512;
 constexpr size_t kWordBytesMax = 64;  // kinds, fingerprints, parts of the memory
 constexpr size_t kAddressBytesMax = 1024;
 constexpr uint64_t kAddressesMax = kLayersMax;  // one a stage
@@ -147,7 +147,7 @@ absl::Status CheckMemory(const cluster::v1::Described& model) {
 }
 
 absl::Status CheckDescribed(const cluster::v1::Described& model) {
-  GF_RETURN_IF_ERROR(CheckTexts("", kWorkerTextBytesMax, {{"error", model.error()}}));
+  GF_RETURN_IF_ERROR(CheckTexts("", kClusterTextBytesMax, {{"error", model.error()}}));
   if (!model.error().empty()) return absl::OkStatus();  // nothing else is looked at
   const auto layers = static_cast<uint64_t>(model.layers_size());
   GF_RETURN_IF_ERROR(CheckRange("", 1, kLayersMax, {{"the number of layers", layers}}));
@@ -197,7 +197,7 @@ absl::Status CheckLogprobs(std::string_view prefix, const google::protobuf::Repe
 }
 
 absl::Status CheckResult(const cluster::v1::ChunkResult& result, uint64_t vocab_size) {
-  GF_RETURN_IF_ERROR(CheckTexts("results.", kWorkerTextBytesMax, {{"error", result.error()}}));
+  GF_RETURN_IF_ERROR(CheckTexts("results.", kClusterTextBytesMax, {{"error", result.error()}}));
   GF_RETURN_IF_ERROR(CheckAtMost("results.", vocab_size - 1, {{"token", result.token()}}));
   GF_RETURN_IF_ERROR(CheckLogprobs("results.", result.logprobs()));
   for (const cluster::v1::TopLogprobs& top : result.top()) {
@@ -215,7 +215,6 @@ absl::Status CheckResult(const cluster::v1::ChunkResult& result, uint64_t vocab_
 
 using google::protobuf::internal::WireFormatLite;
 
-enum WireType : uint32_t { kVarint = 0, kFixed64 = 1, kSized = 2, kFixed32 = 5 };
 constexpr int kDepthMax = 8;  // the protocol's messages are four deep
 
 // Reads a message to the end of the input or of the limit that is pushed. False if it is none, or if it has more than
@@ -223,25 +222,20 @@ constexpr int kDepthMax = 8;  // the protocol's messages are four deep
 bool CountEntries(const google::protobuf::Descriptor& type, int depth, google::protobuf::io::CodedInputStream* input,
                   int64_t* left) {
   while (const uint32_t tag = input->ReadTag()) {
-    const auto* const field = type.FindFieldByNumber(static_cast<int>(tag >> 3));
-    const uint32_t wire_type = tag & 7;
+    const auto* const field = type.FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
+    const WireFormatLite::WireType wire_type = WireFormatLite::GetTagWireType(tag);
+    const bool sized = wire_type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
     // Protobuf keeps a field whose wire type is not its own among the unknown ones.
-    const bool fits = field != nullptr && wire_type == static_cast<uint32_t>(WireFormatLite::WireTypeForFieldType(
-                                                           static_cast<WireFormatLite::FieldType>(field->type())));
-    if ((!fits || wire_type == kSized) && --*left < 0) return false;
-    uint64_t number = 0;
-    int size = wire_type == kFixed64 ? 8 : wire_type == kFixed32 ? 4 : 0;
-    if (wire_type == kVarint) {
-      if (!input->ReadVarint64(&number)) return false;
-    } else if (wire_type == kSized) {
-      if (!input->ReadVarintSizeAsInt(&size)) return false;
-    } else if (size == 0) {
-      return false;  // a group, of which the protocol has none
-    }
-    if (wire_type != kSized || field == nullptr || field->message_type() == nullptr) {
-      if (!input->Skip(size)) return false;
+    const bool fits = field != nullptr && wire_type == WireFormatLite::WireTypeForFieldType(
+                                                           static_cast<WireFormatLite::FieldType>(field->type()));
+    if ((!fits || sized) && --*left < 0) return false;
+    if (!sized || field == nullptr || field->message_type() == nullptr) {
+      // The protocol has no groups.
+      if (wire_type == WireFormatLite::WIRETYPE_START_GROUP || !WireFormatLite::SkipField(input, tag)) return false;
       continue;
     }
+    int size = 0;
+    if (!input->ReadVarintSizeAsInt(&size)) return false;
     const auto limit = input->PushLimit(size);
     if (depth >= kDepthMax || !CountEntries(*field->message_type(), depth + 1, input, left)) return false;
     input->PopLimit(limit);
@@ -290,7 +284,7 @@ absl::Status CheckWorkerMessage(const cluster::v1::FromWorker& message) {
     case FromWorker::kJoined:
       return CheckJoined(message.joined());
     case FromWorker::kEndGeneration:
-      return CheckTexts("", kWorkerTextBytesMax, {{"reason", message.end_generation().reason()}});
+      return CheckTexts("", kClusterTextBytesMax, {{"reason", message.end_generation().reason()}});
     case FromWorker::kReady:
     case FromWorker::kPong:
     case FromWorker::kLeaving:

@@ -23,11 +23,6 @@ class FromWorker;
 class StepDone;
 }  // namespace cluster::v1
 
-// The longest text that a worker may send, in bytes: why something failed.
-inline constexpr size_t kWorkerTextBytesMax = 4096;
-// The most positions of the caches of one group.
-inline constexpr int64_t kCacheTokensMax = int64_t{1} << 36;
-
 // The most texts, messages and unknown fields of one message, at all depths: an entry of 2 bytes takes up to 80 in
 // memory.
 inline constexpr int64_t kWorkerEntriesMax = int64_t{1} << 18;

@@ -3,6 +3,7 @@
 #ifndef GOLDFINCH_PROTOS_CLUSTER_PROTOCOL_H_
 #define GOLDFINCH_PROTOS_CLUSTER_PROTOCOL_H_
 
+#include <cstddef>
 #include <cstdint>
 
 namespace goldfinch {
@@ -24,6 +25,11 @@ inline constexpr char kChallengeMetadata[] = "goldfinch-cluster-challenge-bin";
 inline constexpr char kProofMetadata[] = "goldfinch-cluster-proof-bin";
 inline constexpr char kWorkerRole[] = "goldfinch cluster worker";
 inline constexpr char kCoordinatorRole[] = "goldfinch cluster coordinator";
+
+// Limits of cluster.proto that both sides keep.
+inline constexpr size_t kClusterTextBytesMax = 4096;  // why something failed, or who is called what
+inline constexpr size_t kDeviceBytesMax = 512;
+inline constexpr int64_t kCacheTokensMax = int64_t{1} << 36;  // positions in the caches of one group
 
 }  // namespace goldfinch
 

@@ -31,7 +31,6 @@ constexpr double kPauseMinSeconds = 0.1, kPauseMaxSeconds = 2;  // between two s
 constexpr double kHandshakeSeconds = 10;                        // within which the coordinator must have answered
 constexpr double kProofSeconds = 1;  // within which a call ends that is answered by a challenge, not by a proof
 constexpr auto kPollTime = std::chrono::milliseconds(100);  // how often the stream is checked for silence
-constexpr size_t kTextBytesMax = 4096;                      // of what a coordinator says in a log line
 constexpr int kReceiveBytesMax = 256 << 20;                 // far more than any Step has
 
 double SecondsSince(SteadyClock::time_point start) {
@@ -256,7 +255,7 @@ void ClusterClient::Run() {
     if (!challenge.empty()) continue;
     const grpc::Status status = stream->status();
     verdict = Verdict(*stream);
-    const std::string reason = SafeText(status.error_message(), kTextBytesMax);
+    const std::string reason = SafeText(status.error_message(), kClusterTextBytesMax);
     if (stream->answered()) {
       pause = kPauseMinSeconds;
       Log(absl::StrCat("the stream to ", options_.coordinator, " has ended: ", status.ok() ? "closed" : reason));
@@ -286,7 +285,7 @@ absl::Status ClusterClient::Verdict(Stream& stream) const {
   if (stream.answered() || !about_key) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("the coordinator at ", options_.coordinator,
-                   " refused this worker: ", SafeText(status.error_message(), kTextBytesMax)));
+                   " refused this worker: ", SafeText(status.error_message(), kClusterTextBytesMax)));
 }
 
 std::shared_ptr<ClusterClient::Stream> ClusterClient::Dial(const std::string& challenge) {

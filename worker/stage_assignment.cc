@@ -6,9 +6,11 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/shared_key.h"
 #include "base/stage_extent.h"
 #include "base/status.h"
 #include "protos/cluster.pb.h"
+#include "protos/cluster_protocol.h"
 
 namespace goldfinch {
 namespace {
@@ -18,8 +20,6 @@ using cluster::v1::Form;
 // Limits that no machine reaches, and that are far from overflow in what is computed from them.
 constexpr uint64_t kSequencesMax = 1 << 20;
 constexpr uint64_t kStepTokensMax = 1 << 20;
-constexpr uint64_t kCacheTokensMax = uint64_t{1} << 36;
-constexpr uint64_t kTransportKeyBytes = 32;
 
 absl::Status CheckField(const char* name, uint64_t value, uint64_t low, uint64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
@@ -94,7 +94,7 @@ absl::StatusOr<StageAssignment> AssignStage(const Form& form, const ModelShape& 
   GF_RETURN_IF_ERROR(CheckField("max_step_tokens", form.max_step_tokens(), 1, kStepTokensMax));
   GF_RETURN_IF_ERROR(CheckField("max_logit_rows", form.max_logit_rows(), 1, kStepTokensMax));
   GF_RETURN_IF_ERROR(
-      CheckField("transport_key.size", form.transport_key().size(), kTransportKeyBytes, kTransportKeyBytes));
+      CheckField("transport_key.size", form.transport_key().size(), SharedKey::kProofBytes, SharedKey::kProofBytes));
   StageAssignment assignment;
   assignment.generation = form.generation();
   assignment.transport_key = form.transport_key();

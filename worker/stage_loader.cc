@@ -80,6 +80,7 @@ absl::StatusOr<StageAssignment> StageLoader::LoadStage(const cluster::v1::Form& 
   assignment.options.gold_tier = options_.gold_tier;
   GF_RETURN_IF_ERROR(PlanMemory(assignment));
   GF_RETURN_IF_ERROR(LoadLayers(assignment));
+  GF_RETURN_IF_ERROR(CheckModelUnchanged());  // also while they were read
   return assignment;
 }
 

@@ -8,9 +8,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/safe_text.h"
 #include "base/status.h"
 #include "base/token_ids.h"
 #include "protos/cluster.pb.h"
+#include "protos/cluster_protocol.h"
 #include "worker/sampling_message.h"
 
 namespace goldfinch {
@@ -350,7 +352,7 @@ void StageRunner::SampleInto(absl::Span<const float> logits, Sequence& sequence,
   const int64_t position = stage_.position(sequence.slot);  // after the chunk
   const absl::StatusOr<Token> token = sequence.sampler->Sample(logits, position, scratch_);
   if (!token.ok()) {
-    result->set_error(std::string(token.status().message()));
+    result->set_error(SafeText(std::string(token.status().message()), kClusterTextBytesMax));
     return;
   }
   sequence.sampler->Observe(token->id);
@@ -369,7 +371,7 @@ void StageRunner::ScoreInto(const ChunkMessage& message, absl::Span<const float>
     if (!logprob.ok()) {
       result->clear_logprobs();
       result->clear_top();
-      result->set_error(std::string(logprob.status().message()));
+      result->set_error(SafeText(std::string(logprob.status().message()), kClusterTextBytesMax));
       return;
     }
     result->add_logprobs(*logprob);

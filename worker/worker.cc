@@ -45,10 +45,10 @@ absl::Status CatchBadAlloc(Call call) {
   }
 }
 
-// What goes to the coordinator or comes from it, within the limits of protos/cluster.proto.
-constexpr size_t kTextBytesMax = 4096;
-constexpr size_t kDeviceBytesMax = 512;
-std::string Message(const absl::Status& status) { return SafeText(std::string(status.message()), kTextBytesMax); }
+// What goes to the coordinator, within the limits of protos/cluster_protocol.h.
+std::string Message(const absl::Status& status) {
+  return SafeText(std::string(status.message()), kClusterTextBytesMax);
+}
 
 }  // namespace
 
@@ -102,7 +102,7 @@ void Worker::Received(ToWorker message) {
     if (message.has_ping()) {
       reply.mutable_pong()->set_number(message.ping().number());
     } else if (message.has_refused()) {
-      refused_ = absl::FailedPreconditionError(SafeText(message.refused(), kTextBytesMax));
+      refused_ = absl::FailedPreconditionError(SafeText(message.refused(), kClusterTextBytesMax));
       EndGeneration("the coordinator has refused this worker");
     } else if (message.has_end_generation()) {
       if (message.end_generation().generation() == generation_->number) EndGeneration("the coordinator has ended it");
@@ -359,8 +359,8 @@ absl::Status Worker::AnswerSteps() {
     GF_RETURN_IF_ERROR(transport_->status());
     GF_RETURN_IF_ERROR(backend_->status());
     if (!done) return absl::OkStatus();
-    // Weights are read where the file is mapped: an answer counts only if the file was whole when it was computed.
-    GF_RETURN_IF_ERROR(loader_.CheckModelUnchanged());
+    // Where weights are read from the mapped file, an answer counts only if the file was whole when it was computed.
+    if (backend_->reads_weights_in_place()) GF_RETURN_IF_ERROR(loader_.CheckModelUnchanged());
     cluster::v1::StepDone& answer = *pending.answer->mutable_step_done();
     pending.running.FillTimes(free_since_, &answer);
     answer.set_idle_seconds(std::max(0.0, std::chrono::duration<double>(pending.begin - free_since_).count()));

@@ -5,6 +5,7 @@
 #include "clients/cli/flag_group.h"
 #include "clients/cli/flags.h"
 #include "clients/cli/shared_flags.h"
+#include "protos/cluster_protocol.h"
 
 namespace goldfinch {
 namespace {
@@ -15,7 +16,7 @@ void AddModelFlags(CLI::App& command, ServeOptions& options) {
   AddVocabFlag(command, options.vocab);
   FlagGroup(command, kModelFlags)
       .Text("--served-model-name", options.served_model_name, "NAME", "Name of the model for clients and in metrics")
-      ->default_str("the file's name");
+      ->default_str("the file's name without its ending");
   AddVerifyFlag(command, options.verify);
 }
 
@@ -41,7 +42,7 @@ void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
   AddMaxStepTokensFlag(command, options.max_step_tokens, int64_t{1} << 16,
                        "Most tokens of one step, over all its sequences");
   memory.Text("--cache-tokens", options.cache_tokens, "TOKENS", "Tokens that the caches of one pipeline hold")
-      ->check(InRange(int64_t{1}, int64_t{1} << 36))
+      ->check(InRange(int64_t{1}, kCacheTokensMax))
       ->default_str("what memory allows");
   AddCacheDTypeFlag(command, options.cache_dtype);
 }
@@ -95,7 +96,9 @@ void AddListenFlags(CLI::App& command, ServeOptions& options) {
             "Address that the HTTP port of the metrics listens on; it asks for no key")
       ->capture_default_str();
   RefuseOldPortFlag(command);
-  network.Bytes("--max-message-bytes", options.max_message_bytes, "Largest request to accept")->default_str("16MiB");
+  network.Bytes("--max-message-bytes", options.max_message_bytes, "Largest request, or answer that is not streamed")
+      ->check(InRange(int64_t{1}, int64_t{1} << 30))
+      ->default_str("16MiB");
   network.InLimits("--max-queue", options.max_queue, "COUNT", "Most requests that wait to be admitted", 0,
                    int64_t{1} << 20);
   network.Bytes("--max-queue-bytes", options.max_queue_bytes, "Most memory of requests that wait to be admitted")
@@ -125,8 +128,10 @@ void AddServerTimeouts(CLI::App& command, ServeOptions& options) {
                    "Seconds without workers after which requests end with UNAVAILABLE");
   timeouts.Seconds("--step-timeout", options.step_timeout_seconds,
                    "Seconds after which a stage that has not finished its step is given up");
-  timeouts.Seconds("--stall-timeout", options.stall_timeout_seconds,
-                   "Seconds after which a client that reads nothing, or less than 128 bytes a second, is given up");
+  timeouts.Seconds(
+      "--stall-timeout", options.stall_timeout_seconds,
+      "Seconds after which a client that has not sent its request, reads nothing, or reads less than 128 bytes a "
+      "second, is given up");
 }
 
 }  // namespace
@@ -159,7 +164,7 @@ void AddCoordinator(CLI::App& app, ServeOptions& options) {
       ->default_str("that of the file");
   AddPort(command, "--cluster-port", options.cluster_port, "Port that workers connect to");
   FlagGroup(command, kNetworkFlags)
-      .Text("--cluster-host", options.cluster_host, "HOST", "Address of the cluster port")
+      .Text("--cluster-host", options.cluster_host, "HOSTS", "Addresses of the cluster port, separated by commas")
       ->default_str("--host");
   AddServerTls(command, "cluster", "cluster port", options.cluster_tls);
   AddClusterKeyFlag(command, options.cluster_key_file, "workers");

@@ -85,7 +85,7 @@ absl::Status Remote::ToStatus(const grpc::Status& status) const {
   if (status.ok()) return absl::OkStatus();
   const auto code = static_cast<absl::StatusCode>(status.error_code());
   std::string message = absl::StrCat(server_, ": ", absl::StatusCodeToString(code), ": ", status.error_message());
-  if (proxy_ && absl::IsUnavailable(absl::Status(code, ""))) {
+  if (proxy_ && code == absl::StatusCode::kUnavailable) {
     absl::StrAppend(&message, " (by the proxy ", proxy_->address, ", which the variable ", proxy_->variable,
                     " names; no_proxy lists hosts to reach without it)");
   }

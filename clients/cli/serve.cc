@@ -185,8 +185,7 @@ class Frontend {
       }
     }
     if (metrics_ != nullptr) {
-      spdlog::info("metrics and probes at http://{}/metrics",
-                   HostPort{options.metrics_host, metrics_->port()}.ToString());
+      spdlog::info("metrics and probes at http://{}/metrics", Addresses(options.metrics_host, metrics_->port()));
     }
     if (!options.ready_json) return;
     nlohmann::json ports = {{"grpc_port", public_->port()}};

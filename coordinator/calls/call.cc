@@ -148,10 +148,10 @@ void Call::Pump() {
     if (!TakeMessage()) return FinishIfDone();
     writing_ = true;
     write_start_ = Clock::now();
-    write_bytes_ = static_cast<int64_t>(message().ByteSizeLong());
     if (!watched_) Watch(environment_->stall_timeout_seconds);
   }
   // Without the lock, which the coordinator's thread may want meanwhile. The stream cannot end before this write does.
+  write_bytes_ = static_cast<int64_t>(message().ByteSizeLong());
   stream_->Write(message());
 }
 
@@ -274,7 +274,7 @@ void Call::CheckStall() {
                        " s (stall timeout) in which messages waited for it, the least is ",
                        environment_->least_bytes_per_second, " bytes a second"));
     } else {
-      return Watch(std::clamp(timeout - std::max(waited, owed_seconds_ + waited), timeout / 8, timeout));
+      return Watch(std::clamp(timeout - owed_seconds_ - waited, timeout / 8, timeout));
     }
     stalled_ = true;
     Watch(timeout);

@@ -155,7 +155,7 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   bool closed_ = false;
   bool watched_ = false;  // a CheckStall is posted
   Clock::time_point write_start_;
-  int64_t write_bytes_ = 0;  // of the write under way
+  int64_t write_bytes_ = 0;  // of the write under way: set before it and read after it, without the mutex
   double owed_seconds_ = 0;  // how long writes before that one have waited for the client, and
   int64_t taken_bytes_ = 0;  // what it took in that time; both since the rate was last found to be enough
 };

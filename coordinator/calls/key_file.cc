@@ -13,6 +13,7 @@
 #include "absl/strings/str_split.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "coordinator/calls/request_limits.h"
 #include "openssl/evp.h"
 #include "yaml-cpp/yaml.h"
 
@@ -22,7 +23,6 @@ namespace {
 constexpr size_t kNameCharactersMax = 64;
 constexpr int64_t kRequestsMax = int64_t{1} << 20;
 constexpr int64_t kTokensPerMinuteMax = int64_t{1} << 50;
-constexpr int64_t kPriorityMax = 100;
 
 template <typename... Parts>
 absl::Status Invalid(const Parts&... parts) {
@@ -85,7 +85,7 @@ absl::Status ReadLimits(const YAML::Node& map, const std::string& where, ClientL
   GF_RETURN_IF_ERROR(ReadNumber(map, "max_running", where, 0, kRequestsMax, &running));
   GF_RETURN_IF_ERROR(ReadNumber(map, "max_queued", where, 0, kRequestsMax, &queued));
   GF_RETURN_IF_ERROR(ReadNumber(map, "tokens_per_minute", where, 0, kTokensPerMinuteMax, &limits->tokens_per_minute));
-  GF_RETURN_IF_ERROR(ReadNumber(map, "max_priority", where, -kPriorityMax, kPriorityMax, &priority));
+  GF_RETURN_IF_ERROR(ReadNumber(map, "max_priority", where, int64_t{-kPriorityMax}, int64_t{kPriorityMax}, &priority));
   limits->max_running = static_cast<int>(running);
   limits->max_queued = static_cast<int>(queued);
   limits->max_priority = static_cast<int>(priority);
@@ -115,7 +115,7 @@ absl::Status ReadRoles(const YAML::Node& roles, const std::string& where, ApiKey
     if (Scalar(role) != "operator") {
       return Invalid(where, ".roles has \"", absl::CEscape(Scalar(role)), "\", the only role is operator");
     }
-    key->has_roles = key->is_operator = true;
+    key->is_operator = true;
   }
   return absl::OkStatus();
 }

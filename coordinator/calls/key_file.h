@@ -45,7 +45,6 @@ struct ApiKey {
   KeyDigest digest = {};
   std::string name;
   ClientLimits limits = {};
-  bool has_roles = false;
   bool is_operator = false;                // has the role of that name
   std::optional<absl::Time> expires = {};  // from then on it is refused
 };

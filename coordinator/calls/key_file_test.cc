@@ -38,7 +38,7 @@ TEST(PlainKeys, AreNamedByTheirLines) {
   EXPECT_EQ(keys[1].name, "key-4");
   EXPECT_EQ(keys[0].limits.max_priority, 100);
   EXPECT_EQ(keys[0].limits.max_running + keys[0].limits.max_queued + keys[0].limits.tokens_per_minute, 0);
-  EXPECT_FALSE(keys[0].has_roles || keys[0].is_operator || keys[0].expires);
+  EXPECT_FALSE(keys[0].is_operator || keys[0].expires);
 }
 
 TEST(PlainKeys, ErrorsNameFileAndLineButNeverTheKey) {
@@ -57,7 +57,7 @@ TEST(YamlKeys, SayEverything) {
   ASSERT_EQ(keys.size(), 2u);
   EXPECT_EQ(keys[0].name, "alice");
   EXPECT_EQ(Hex(keys[0].digest), kDigest);
-  EXPECT_TRUE(keys[0].is_operator && keys[0].has_roles);
+  EXPECT_TRUE(keys[0].is_operator);
   EXPECT_EQ(absl::FormatTime(absl::RFC3339_sec, *keys[0].expires, absl::UTCTimeZone()), "2027-06-30T10:00:00+00:00");
   EXPECT_EQ(keys[0].limits.max_running, 8);
   EXPECT_EQ(keys[0].limits.max_queued, 32);
@@ -66,7 +66,7 @@ TEST(YamlKeys, SayEverything) {
   EXPECT_EQ(keys[1].name, "bob@home");
   EXPECT_EQ(keys[1].digest, DigestOfKey("the-key-of-bob-himself"));
   EXPECT_EQ(keys[1].limits.max_priority, 0);
-  EXPECT_FALSE(keys[1].has_roles || keys[1].expires);
+  EXPECT_FALSE(keys[1].is_operator || keys[1].expires);
 }
 
 TEST(YamlKeys, MistakesAreRefused) {

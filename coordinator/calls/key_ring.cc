@@ -17,13 +17,6 @@ namespace {
 
 constexpr size_t kFileBytesMax = size_t{4} << 20;  // some 30,000 keys
 
-bool SameClient(const Client& client, const ApiKey& key) {
-  const ClientLimits& a = client.limits;
-  const ClientLimits& b = key.limits;
-  return client.name == key.name && a.max_running == b.max_running && a.max_queued == b.max_queued &&
-         a.tokens_per_minute == b.tokens_per_minute && a.max_priority == b.max_priority;
-}
-
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<KeyRing>> KeyRing::Open(const std::string& path, double poll_seconds) {
@@ -50,11 +43,11 @@ absl::StatusOr<std::shared_ptr<const KeyRing::Entries>> KeyRing::Read(const Entr
   entries->has_roles = old.has_roles;  // once there were roles, no key gets more rights because they are gone
   for (ApiKey& key : keys) {
     const auto same = std::find_if(old.list.begin(), old.list.end(), [&](const Entry& one) {
-      return one.key.digest == key.digest && SameClient(*one.client, key);
+      return one.key.digest == key.digest && *one.client == Client{key.name, key.limits};
     });
     std::shared_ptr<const Client> client =
         same != old.list.end() ? same->client : std::make_shared<const Client>(Client{key.name, key.limits});
-    entries->has_roles |= key.has_roles;
+    entries->has_roles |= key.is_operator;
     entries->list.push_back({std::move(key), std::move(client)});
   }
   return entries;

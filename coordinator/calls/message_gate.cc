@@ -20,11 +20,10 @@ void MessageGate::Enter(std::shared_ptr<Guest> guest, std::shared_ptr<const Clie
     Share& share = shares_[client.get()];
     if (share.waiting.empty()) turns_.push_back(client.get());
     share.waiting.push_back(key);
-    ++waiting_;
     entries_[key] = {std::move(guest), client.get(), false, now, now + limits_.seconds};
     share.client = std::move(client);
     AdmitWaiting(now, &actions);
-    if (waiting_ > limits_.waiting) MakeRoomToWait(&actions);
+    if (static_cast<int>(entries_.size()) - inside_ > limits_.waiting) MakeRoomToWait(&actions);
   }
   actions.Run();
 }
@@ -57,7 +56,6 @@ void MessageGate::Remove(const Guest* guest) {
     --inside_;
   } else {
     share.waiting.erase(std::find(share.waiting.begin(), share.waiting.end(), guest));
-    --waiting_;
     if (share.waiting.empty()) turns_.erase(std::find(turns_.begin(), turns_.end(), client));
   }
   entries_.erase(entry);
@@ -79,7 +77,6 @@ void MessageGate::AdmitWaiting(double now, Actions* actions) {
     if (!share.waiting.empty()) turns_.push_back(client);
     ++share.inside;
     ++inside_;
-    --waiting_;
     entry.inside = true;
     entry.since = now;
     entry.until = now + limits_.seconds;
@@ -149,7 +146,7 @@ int MessageGate::inside() const {
 
 int MessageGate::waiting() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return waiting_;
+  return static_cast<int>(entries_.size()) - inside_;
 }
 
 }  // namespace goldfinch

@@ -88,7 +88,6 @@ class MessageGate {
   std::map<const Client*, Share> shares_;  // of clients with an entry
   std::deque<const Client*> turns_;        // clients that wait, the next one first
   int inside_ = 0;
-  int waiting_ = 0;
 };
 
 }  // namespace goldfinch

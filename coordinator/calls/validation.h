@@ -1,5 +1,6 @@
-// Turns the messages of generate.proto into requests in tokens. Every limit that the proto documents is enforced here,
-// and nowhere else. Errors name the field, its value and the limit, and are INVALID_ARGUMENT unless a function says so.
+// Turns the messages of generate.proto into requests in tokens. Every limit that the proto documents is enforced here;
+// wire_limits.h enforces some of them before a message is parsed, too. Errors name the field, its value and the limit,
+// and are INVALID_ARGUMENT unless a function says so.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_VALIDATION_H_
 #define GOLDFINCH_COORDINATOR_CALLS_VALIDATION_H_
 

@@ -1,6 +1,5 @@
 #include "coordinator/grpc/call_reactor.h"
 
-#include "absl/strings/str_cat.h"
 #include "base/log_limiter.h"
 #include "coordinator/grpc/wire.h"
 
@@ -69,7 +68,7 @@ void MessageReactor::OnCancel() {
 
 void MessageReactor::Dismiss(const absl::Status& status) {
   if (Fail()) return NotReceived(status);
-  // With the lock, so that OnDone does not end the context meanwhile.
+  // The lock is held so that OnDone does not end the context meanwhile.
   const std::lock_guard<std::mutex> lock(mutex_);
   if (stage_ == Stage::kReceived) Overdue(status);
 }
@@ -118,15 +117,11 @@ void UnaryReactor::Received() {
 }
 
 void UnaryReactor::Run() {
-  absl::Status status = work_(message_, &answer_);
-  const auto bytes = static_cast<int64_t>(status.ok() ? answer_.Length() : 0);
-  if (bytes > answer_bytes_max_) {
-    status = absl::ResourceExhaustedError(
-        absl::StrCat("the answer has ", bytes, " bytes, the limit is ", answer_bytes_max_));
-  }
+  const absl::Status status = work_(message_, &answer_);
   if (!status.ok()) return End(status);
   message_.Clear();
-  if (bytes > static_cast<int64_t>(kLargeBytes)) environment_->ReturnMemorySoon();
+  const size_t bytes = answer_.Length();
+  if (bytes > kLargeBytes) environment_->ReturnMemorySoon();
   // The place is kept until the client has taken the answer.
   const double seconds = environment_->stall_timeout_seconds + static_cast<double>(bytes) / kAnswerBytesPerSecond;
   environment_->gate.Prolong(this, seconds, SteadySeconds());

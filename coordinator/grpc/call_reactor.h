@@ -110,13 +110,12 @@ class UnaryReactor final : public MessageReactor {
   // Runs on another thread than gRPC's if it `takes_long`, or if the message is large.
   using Work = absl::AnyInvocable<absl::Status(const grpc::ByteBuffer& message, grpc::ByteBuffer* answer)>;
 
-  // `method` is for the log. `answer_bytes_max`: a longer answer is RESOURCE_EXHAUSTED.
+  // `method` is for the log.
   UnaryReactor(CallEnvironment* environment, grpc::CallbackServerContext* context, Caller caller, const char* method,
-               bool takes_long, int64_t answer_bytes_max, Work work)
+               bool takes_long, Work work)
       : MessageReactor(environment, context, std::move(caller)),
         method_(method),
         takes_long_(takes_long),
-        answer_bytes_max_(answer_bytes_max),
         work_(std::move(work)) {}
 
  private:
@@ -131,7 +130,6 @@ class UnaryReactor final : public MessageReactor {
 
   const char* const method_;
   const bool takes_long_;
-  const int64_t answer_bytes_max_;
   Work work_;
   grpc::ByteBuffer answer_;
 };

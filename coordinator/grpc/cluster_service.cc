@@ -9,10 +9,10 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "base/check.h"
 #include "base/log_limiter.h"
 #include "base/status.h"
 #include "coordinator/grpc/peer.h"
+#include "coordinator/grpc/wire.h"
 #include "coordinator/grpc/worker_gate.h"
 #include "coordinator/worker_link.h"
 #include "coordinator/worker_messages.h"
@@ -44,14 +44,15 @@ class Link final : public WorkerLink, public std::enable_shared_from_this<Link> 
 
   const std::string& address() const { return address_; }
 
+  // The coordinator's thread calls it, and the stream for its last message.
   void Send(const ToWorker& message) override {
+    grpc::ByteBuffer serialized;
+    SerializeMessage(message, &serialized);
+    const auto bytes = static_cast<int64_t>(serialized.Length());
     const std::lock_guard<std::mutex> lock(mutex_);
     if (finished_ || closing_) return;
-    const auto bytes = static_cast<int64_t>(message.ByteSizeLong());
     if (queued_bytes_ + bytes > queue_bytes_max_) return CutOff(bytes);
-    bool own_buffer = false;
-    queue_.emplace_back();
-    GF_CHECK(grpc::SerializationTraits<ToWorker>::Serialize(message, &queue_.back(), &own_buffer).ok());
+    queue_.push_back(std::move(serialized));
     queued_bytes_ += bytes;
     WriteNext();
   }
@@ -205,9 +206,7 @@ class WorkStream final : public Reactor {
 // Ends a call before anything of it is read. Deletes itself.
 class RefusedStream final : public Reactor {
  public:
-  explicit RefusedStream(const absl::Status& status) {
-    Finish(grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message())));
-  }
+  explicit RefusedStream(const absl::Status& status) { Finish(ToGrpc(status)); }
   void OnDone() override { delete this; }
 };
 

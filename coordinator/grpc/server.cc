@@ -52,9 +52,9 @@ void SetLimits(const ServerOptions& options, grpc::ServerBuilder* builder) {
   builder->SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
   builder->SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
   builder->SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
+  // The quota bounds threads alone: what gRPC does about a lack of memory is to cancel calls, whosesoever they are.
   grpc::ResourceQuota quota("goldfinch");
   quota.SetMaxThreads(kThreadsMax);
-  if (options.buffer_bytes_max > 0) quota.Resize(options.buffer_bytes_max);
   builder->SetResourceQuota(quota);
 }
 

@@ -25,9 +25,6 @@ struct ServerOptions {
   // What to listen on, TLS, and what connections may do. Its message_bytes_max is request_bytes_max.
   FrontOptions front = {};
   int64_t request_bytes_max = int64_t{16} << 20;  // a longer message gets RESOURCE_EXHAUSTED
-  // The most memory of gRPC's own buffers over all connections. Beyond it gRPC cancels calls, whosesoever they are, so
-  // that what clients send must be bounded by other means. 0: no limit.
-  int64_t buffer_bytes_max = 0;
   // A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
   double keepalive_seconds = 20;
   bool reflection = true;  // whether clients may ask which services and messages there are

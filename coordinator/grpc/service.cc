@@ -157,8 +157,8 @@ class PublicService final : public grpc::Service {
     };
     const char* method = std::strrchr(path, '/') + 1;
     const auto handle = [this, method, traits, run](Context* context, Caller caller) -> ByteReactor* {
-      return Started(std::make_shared<UnaryReactor>(&environment_, context, std::move(caller), method, traits.slow,
-                                                    bytes_max_, run));
+      return Started(
+          std::make_shared<UnaryReactor>(&environment_, context, std::move(caller), method, traits.slow, run));
     };
     Add(path, handle, traits);
   }

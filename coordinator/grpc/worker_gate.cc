@@ -58,12 +58,10 @@ absl::StatusOr<std::string> WorkerGate::Admit(const WorkerCredentials& worker, d
   // Others may have come here with a later time, and forgotten challenges that were over by then.
   latest_ = std::max(latest_, now);
   if (EndOf(worker.challenge) < latest_) return absl::UnauthenticatedError("the challenge is over");
-  used_.erase(used_.begin(), used_.lower_bound(latest_));
-  const auto same_end = used_.equal_range(EndOf(worker.challenge));
-  const bool used =
-      std::any_of(same_end.first, same_end.second, [&](const auto& one) { return one.second == worker.challenge; });
-  if (used) return absl::UnauthenticatedError("the challenge has been used before");
-  used_.emplace(EndOf(worker.challenge), worker.challenge);
+  used_.erase(used_.begin(), used_.lower_bound({latest_, ""}));
+  if (!used_.emplace(EndOf(worker.challenge), worker.challenge).second) {
+    return absl::UnauthenticatedError("the challenge has been used before");
+  }
   return key_.Prove(kCoordinatorRole, {protocol, worker.nonce, worker.challenge});
 }
 

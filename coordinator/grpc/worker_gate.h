@@ -3,10 +3,11 @@
 #define GOLDFINCH_COORDINATOR_GRPC_WORKER_GATE_H_
 
 #include <cstddef>
-#include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "base/shared_key.h"
@@ -44,7 +45,7 @@ class WorkerGate {
 
   std::mutex mutex_;
   // Challenges that have let a worker in, by their ends, until they are over. Guarded by mutex_.
-  std::multimap<double, std::string> used_;
+  std::set<std::pair<double, std::string>> used_;
   double latest_ = 0;  // the latest time at which a worker came this far. Guarded by mutex_.
 };
 

@@ -164,7 +164,7 @@ ATTACKS = {
 
 
 def attack(name, ports):
-    """Goes on until the process is killed. Prints how often it has begun, once a second."""
+    """Goes on until the process is killed."""
     os.nice(10)
     while True:
         with contextlib.suppress(OSError, grpc.RpcError):
@@ -220,12 +220,12 @@ def percentile(values, share):
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def measure(seconds, attacks, quiet_seconds=10, **options):
+def measure(seconds, attacks, quiet_seconds=10):
     """Returns what main() prints."""
     with cluster.Cluster() as servers:
         keys = servers.folder / "keys.yaml"
         keys.write_text(KEYS)
-        servers.start_serve(api_key_file=keys, max_num_seqs=16, **options)
+        servers.start_serve(api_key_file=keys, max_num_seqs=16)
         servers.wait_ready()
         client = servers.client(api_key="the-honest-api-key")
         expected = client.generate(PROMPT, max_tokens=8, ignore_eos=True, sampling=GREEDY).text
