@@ -6,8 +6,9 @@ every kind that this file knows. It prints the honest client's time to first tok
 server's memory, descriptors and threads went. Run it as run_cases.py says. It ends with exit code 1 if an honest
 request failed or had a wrong answer; the times are for people to judge.
 
-Attackers come from 127.0.0.9, since limits are by address, and run at a low priority, since their processors are not
-the server's in real life.
+Attackers come from 127.0.0.9, since limits are by address. Where there are two processors or more, the attackers get
+the last one and everything else the others, in the quiet time too: in real life they do not compute on the server's
+processors.
 """
 
 import argparse
@@ -165,7 +166,6 @@ ATTACKS = {
 
 def attack(name, ports):
     """Goes on until the process is killed."""
-    os.nice(10)
     while True:
         with contextlib.suppress(OSError, grpc.RpcError):
             ATTACKS[name](ports)
@@ -173,6 +173,14 @@ def attack(name, ports):
 
 
 # ---- Measuring ----
+
+
+def split_processors():
+    """Leaves the last processor to the attackers, and returns it. Processes that are started later inherit the rest."""
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) > 1:
+        os.sched_setaffinity(0, processors[:-1])
+    return processors[-1]
 
 
 class Usage(threading.Thread):
@@ -222,6 +230,7 @@ def percentile(values, share):
 
 def measure(seconds, attacks, quiet_seconds=10):
     """Returns what main() prints."""
+    attackers_processor = split_processors()
     with cluster.Cluster() as servers:
         keys = servers.folder / "keys.yaml"
         keys.write_text(KEYS)
@@ -236,6 +245,8 @@ def measure(seconds, attacks, quiet_seconds=10):
             subprocess.Popen([sys.executable, __file__, "--attack", name, "--ports", json.dumps(ports)])
             for name in attacks
         ]
+        for attacker in attackers:
+            os.sched_setaffinity(attacker.pid, [attackers_processor])
         try:
             loaded, more_wrong = first_tokens(client, expected, seconds)
         finally:

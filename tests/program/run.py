@@ -72,11 +72,32 @@ def write_xml(cases, path):
     xml.etree.ElementTree.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
 
 
+def cases_of(suite):
+    """The test cases of nested suites, in their order."""
+    for member in suite:
+        if isinstance(member, unittest.TestSuite):
+            yield from cases_of(member)
+        else:
+            yield member
+
+
+def of_this_shard(suite):
+    """What Bazel wants this process to run: every n-th class, so that each class is set up once."""
+    shards = int(os.environ.get("TEST_TOTAL_SHARDS", "1"))
+    if shards == 1:
+        return suite
+    pathlib.Path(os.environ["TEST_SHARD_STATUS_FILE"]).touch()
+    cases = list(cases_of(suite))
+    classes = list(dict.fromkeys(type(case) for case in cases))
+    mine = set(classes[int(os.environ["TEST_SHARD_INDEX"]) :: shards])
+    return unittest.TestSuite(case for case in cases if type(case) in mine)
+
+
 def main(folder=pathlib.Path(__file__).parent):
     loader = unittest.defaultTestLoader
     names = sys.argv[1:] or sorted(path.stem for path in folder.glob("*_cases.py"))
     runner = unittest.TextTestRunner(verbosity=2, resultclass=XmlResult)
-    result = runner.run(loader.loadTestsFromNames(names))
+    result = runner.run(of_this_shard(loader.loadTestsFromNames(names)))
     if "XML_OUTPUT_FILE" in os.environ:
         write_xml(result.cases.values(), os.environ["XML_OUTPUT_FILE"])
     return 0 if result.wasSuccessful() and result.testsRun else 1
