@@ -291,11 +291,11 @@ TEST_F(MembershipHostileTest, TextsAreEscapedWhereverTheyGo) {
   evil.mutable_register_()->set_device("cpu\r\nfake line");
   membership->Connected(1, "10.0.0.7:1", now);
   Say(1, evil);
-  EXPECT_THAT(log, Contains(HasSubstr("worker w\\x1b[2J\\x0a\\xe2\\x80\\xae at 10.0.0.7:1: cpu\\x0d\\x0afake line")));
+  EXPECT_THAT(log, Contains(HasSubstr("worker w\\x1b[2J\\x0a\\u202e at 10.0.0.7:1: cpu\\x0d\\x0afake line")));
   Say(1, Described(Model()));
   v1::GetClusterInfoResponse info;
   membership->FillClusterInfo(now, &info);
-  EXPECT_THAT(info.spare_workers(), ElementsAre("w\\x1b[2J\\x0a\\xe2\\x80\\xae"));
+  EXPECT_THAT(info.spare_workers(), ElementsAre("w\\x1b[2J\\x0a\\u202e"));
   // A reason that a worker gives is shown to clients, and in the log.
   Add(2);
   FromWorker failed;

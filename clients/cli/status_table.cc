@@ -10,7 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
-#include "clients/cli/printable.h"
+#include "base/safe_text.h"
 #include "clients/cli/terminal.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/message.h"
@@ -82,9 +82,9 @@ std::vector<std::string> StageRow(int number, const v1::StageInfo& stage, const 
   const v1::BoundaryBytes& now = stage.received();
   const v1::BoundaryBytes& then = before.received();
   return {absl::StrCat(number),
-          OneLine(stage.worker()),
-          OneLine(stage.address()),
-          OneLine(stage.device()),
+          SafeText(stage.worker()),
+          SafeText(stage.address()),
+          SafeText(stage.device()),
           absl::StrCat(stage.first_layer(), "-", std::max(stage.last_layer(), 1u) - 1),
           Bytes(stage.weight_bytes()),
           absl::StrCat(Bytes(stage.reserved_bytes()), " of ", Bytes(stage.memory_bytes())),
@@ -128,7 +128,7 @@ std::string MemoryTable(const v1::GroupInfo& group) {
   std::vector<std::vector<std::string>> rows = {{"memory"}};
   for (int i = 0; i < group.stages_size(); ++i) rows[0].push_back(absl::StrCat("stage ", i));
   for (const std::string& name : names) {
-    rows.push_back({OneLine(name)});
+    rows.push_back({SafeText(name)});
     for (const v1::StageInfo& stage : group.stages()) rows.back().push_back(Bytes(bytes_of(stage, name)));
   }
   rows.push_back({"left"});
@@ -141,7 +141,7 @@ std::string MemoryTable(const v1::GroupInfo& group) {
 std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, double seconds) {
   std::string text =
       absl::StrFormat("\nreplica %d: %s, generation %d", group.replica(), StateName(group.state()), group.generation());
-  if (!group.message().empty()) absl::StrAppend(&text, ": ", OneLine(group.message()));
+  if (!group.message().empty()) absl::StrAppend(&text, ": ", SafeText(group.message()));
   absl::StrAppendFormat(&text, "\n%s steps, %d in flight; %s of %s sequences; cache reserved for %s of %s tokens\n",
                         Commas(group.steps()), group.steps_in_flight(), Commas(group.sequences()),
                         Commas(group.sequences_max()), Commas(group.cache_tokens_reserved()),
@@ -160,8 +160,8 @@ std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, 
 std::string ModelLine(const v1::GetModelInfoResponse* model) {
   if (model == nullptr) return "not known yet: no worker has read it";
   return absl::StrFormat("%s, %d layers (%d GOLD), width %d, vocabulary %s of %s; at most %s tokens a sequence",
-                         OneLine(model->name()), model->layers(), model->gold_layers(), model->width(),
-                         OneLine(model->vocabulary()), Commas(model->vocab_size()), Commas(model->max_model_len()));
+                         SafeText(model->name()), model->layers(), model->gold_layers(), model->width(),
+                         SafeText(model->vocabulary()), Commas(model->vocab_size()), Commas(model->max_model_len()));
 }
 
 nlohmann::json ValueJson(const google::protobuf::Message& message, const google::protobuf::FieldDescriptor* field,
@@ -224,7 +224,7 @@ std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClus
   }
   absl::StrAppend(&text, ", kept rows ", Bytes(now.gold_kept_bytes()), ", states ", Bytes(now.state_bytes()), "\n");
   if (!now.spare_workers().empty()) {
-    absl::StrAppend(&text, "spare     ", OneLine(absl::StrJoin(now.spare_workers(), ", ")), "\n");
+    absl::StrAppend(&text, "spare     ", SafeText(absl::StrJoin(now.spare_workers(), ", ")), "\n");
   }
   for (const v1::GroupInfo& group : now.groups())
     absl::StrAppend(&text, GroupTable(group, SameGroup(group, before), seconds));
