@@ -1,7 +1,6 @@
 #include "worker/transport/keyed_sockets.h"
 
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
