@@ -257,7 +257,7 @@ TEST_F(MembershipHostileTest, AnswersToStepsThatCannotBe) {
     done.set_generation(1);
     done.set_id(1);
     edit(done);
-    EXPECT_FALSE(membership->ReceivedStepDone(2, done, now).has_value());
+    EXPECT_FALSE(membership->ReceivedStepDone(2, &done, now).has_value());
     Settle();
     EXPECT_THAT(RefusalOf(2), HasSubstr(expected));
     EXPECT_FALSE(membership->ready(0));
@@ -296,6 +296,15 @@ TEST_F(MembershipHostileTest, TextsAreEscapedWhereverTheyGo) {
   v1::GetClusterInfoResponse info;
   membership->FillClusterInfo(now, &info);
   EXPECT_THAT(info.spare_workers(), ElementsAre("w\\x1b[2J\\x0a\\u202e"));
+  // Names are within their limit where they are shown, too.
+  membership->Connected(9, "10.0.0.7:9", now);
+  Say(9, Register(std::string(256, '\x01')));
+  Say(9, Described(Model()));
+  info.Clear();
+  membership->FillClusterInfo(now, &info);
+  EXPECT_THAT(info.spare_workers(), Contains(testing::StartsWith("\\x01\\x01")));
+  for (const std::string& name : info.spare_workers()) EXPECT_LE(name.size(), kNameBytesMax);
+  membership->Disconnected(9, now);
   // A reason that a worker gives is shown to clients, and in the log.
   Add(2);
   FromWorker failed;

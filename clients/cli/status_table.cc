@@ -31,6 +31,12 @@ std::string HumanAge(double seconds) {
   return absl::StrCat(whole / 86400, " d ", whole / 3600 % 24, " h");
 }
 
+// A name or another short text of the server.
+std::string Cell(const std::string& text) {
+  constexpr size_t kCellBytesMax = 512;
+  return SafeText(text, kCellBytesMax);
+}
+
 // By how much a counter has grown since the earlier look; all of it if it has started again since.
 template <typename Number>
 Number Growth(Number now, Number before) {
@@ -82,9 +88,9 @@ std::vector<std::string> StageRow(int number, const v1::StageInfo& stage, const 
   const v1::BoundaryBytes& now = stage.received();
   const v1::BoundaryBytes& then = before.received();
   return {absl::StrCat(number),
-          SafeText(stage.worker()),
-          SafeText(stage.address()),
-          SafeText(stage.device()),
+          Cell(stage.worker()),
+          Cell(stage.address()),
+          Cell(stage.device()),
           absl::StrCat(stage.first_layer(), "-", std::max(stage.last_layer(), 1u) - 1),
           Bytes(stage.weight_bytes()),
           absl::StrCat(Bytes(stage.reserved_bytes()), " of ", Bytes(stage.memory_bytes())),
@@ -128,7 +134,7 @@ std::string MemoryTable(const v1::GroupInfo& group) {
   std::vector<std::vector<std::string>> rows = {{"memory"}};
   for (int i = 0; i < group.stages_size(); ++i) rows[0].push_back(absl::StrCat("stage ", i));
   for (const std::string& name : names) {
-    rows.push_back({SafeText(name)});
+    rows.push_back({Cell(name)});
     for (const v1::StageInfo& stage : group.stages()) rows.back().push_back(Bytes(bytes_of(stage, name)));
   }
   rows.push_back({"left"});
@@ -160,8 +166,8 @@ std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, 
 std::string ModelLine(const v1::GetModelInfoResponse* model) {
   if (model == nullptr) return "not known yet: no worker has read it";
   return absl::StrFormat("%s, %d layers (%d GOLD), width %d, vocabulary %s of %s; at most %s tokens a sequence",
-                         SafeText(model->name()), model->layers(), model->gold_layers(), model->width(),
-                         SafeText(model->vocabulary()), Commas(model->vocab_size()), Commas(model->max_model_len()));
+                         Cell(model->name()), model->layers(), model->gold_layers(), model->width(),
+                         Cell(model->vocabulary()), Commas(model->vocab_size()), Commas(model->max_model_len()));
 }
 
 nlohmann::json ValueJson(const google::protobuf::Message& message, const google::protobuf::FieldDescriptor* field,
@@ -224,7 +230,8 @@ std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClus
   }
   absl::StrAppend(&text, ", kept rows ", Bytes(now.gold_kept_bytes()), ", states ", Bytes(now.state_bytes()), "\n");
   if (!now.spare_workers().empty()) {
-    absl::StrAppend(&text, "spare     ", SafeText(absl::StrJoin(now.spare_workers(), ", ")), "\n");
+    const auto append = [](std::string* names, const std::string& name) { names->append(Cell(name)); };
+    absl::StrAppend(&text, "spare     ", absl::StrJoin(now.spare_workers(), ", ", append), "\n");
   }
   for (const v1::GroupInfo& group : now.groups())
     absl::StrAppend(&text, GroupTable(group, SameGroup(group, before), seconds));
