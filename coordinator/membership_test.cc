@@ -383,6 +383,7 @@ TEST(MembershipTest, SaysWhoseAStepDoneIsAndCountsIt) {
   done.set_generation(9);
   EXPECT_FALSE(cluster.membership.ReceivedStepDone(2, &done, cluster.now).has_value()) << "of another generation";
   EXPECT_FALSE(cluster.membership.ReceivedStepDone(99, &done, cluster.now).has_value()) << "of no worker";
+  info.Clear();
   cluster.membership.FillClusterInfo(cluster.now, &info);
   EXPECT_EQ(info.groups(0).steps(), 2U);
   cluster.membership.Connected(3, "a", cluster.now);
