@@ -53,9 +53,13 @@ absl::StatusOr<HostPort> ParseHostPort(std::string_view text) {
   return result;
 }
 
+std::string WithoutBrackets(std::string_view host) {
+  const bool brackets = host.size() >= 2 && host.front() == '[' && host.back() == ']';
+  return std::string(brackets ? host.substr(1, host.size() - 2) : host);
+}
+
 bool IsLoopback(std::string_view host) {
-  std::string name(host);
-  if (name.size() >= 2 && name.front() == '[' && name.back() == ']') name = name.substr(1, name.size() - 2);
+  const std::string name = WithoutBrackets(host);
   if (absl::EqualsIgnoreCase(name, "localhost")) return true;
   in_addr v4;
   if (inet_pton(AF_INET, name.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;

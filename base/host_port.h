@@ -21,6 +21,9 @@ struct HostPort {
 // guessed, neither a port nor where an IPv6 address ends.
 absl::StatusOr<HostPort> ParseHostPort(std::string_view text);
 
+// "::1" of "[::1]"; any other text as it is.
+std::string WithoutBrackets(std::string_view host);
+
 // Whether only this machine reaches a port on `host`: an address in 127.0.0.0/8, ::1, or the name localhost. May have
 // brackets.
 bool IsLoopback(std::string_view host);

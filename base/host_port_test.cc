@@ -55,6 +55,11 @@ TEST(HostPortTest, BadAddressesSayWhatIsMissing) {
   }
 }
 
+TEST(HostPortTest, Brackets) {
+  EXPECT_EQ(WithoutBrackets("[::1]"), "::1");
+  for (const char* text : {"::1", "host", "[::1", "[", ""}) EXPECT_EQ(WithoutBrackets(text), text);
+}
+
 TEST(HostPortTest, Loopback) {
   for (const char* host : {"127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "LocalHost", "::ffff:127.0.0.1"}) {
     EXPECT_TRUE(IsLoopback(host)) << host;

@@ -11,12 +11,21 @@ TEST(TokenBucket, FillsAtItsRateUpToItsCapacity) {
   EXPECT_TRUE(bucket.full(10));
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(bucket.Take(10));
   EXPECT_FALSE(bucket.Take(10));
-  EXPECT_DOUBLE_EQ(bucket.SecondsUntilToken(10), 0.5);
+  EXPECT_DOUBLE_EQ(bucket.SecondsUntil(1, 10), 0.5);
   EXPECT_FALSE(bucket.Take(10.25));
   EXPECT_TRUE(bucket.Take(10.5));
   EXPECT_FALSE(bucket.full(11.5));
   EXPECT_TRUE(bucket.full(1000));
   EXPECT_DOUBLE_EQ(bucket.Tokens(1000), 3);
+  bucket.Spend(5, 1000);
+  EXPECT_EQ(bucket.SecondsUntil(3, 1000), 2.5) << "with the debt";
+  EXPECT_EQ(bucket.SecondsUntil(99, 1000), 2.5) << "more than it can hold";
+  bucket.GiveBack(1);
+  EXPECT_EQ(bucket.Tokens(1000), -1);
+  bucket.SetRate(/*per_second=*/10, /*capacity=*/7, /*now=*/1001);
+  EXPECT_EQ(bucket.Tokens(1001), 5) << "it got 2 at the old rate, and can hold 4 more";
+  bucket.GiveBack(99);
+  EXPECT_EQ(bucket.Tokens(1001), 7);
 }
 
 TEST(LogLimiter, SaysHowManyLinesItLeftOut) {

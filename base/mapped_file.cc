@@ -19,9 +19,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/safe_text.h"
 
 namespace goldfinch {
 namespace {
@@ -42,7 +42,7 @@ struct MappedRange {
   std::atomic<uintptr_t> begin = 0;  // 0: not in use; set last
   size_t bytes = 0;
   int file = -1;
-  char path[512] = {};  // without control characters; cut if it is longer
+  char path[512] = {};  // as SafeText
 };
 
 // Files beyond these are not named when reading them faults.
@@ -55,10 +55,9 @@ void AddRange(std::string_view bytes, int file, const std::string& path) {
     if (range.begin != 0) continue;
     range.bytes = bytes.size();
     range.file = file;
-    const std::string printable = absl::Utf8SafeCHexEscape(path);
-    const size_t length = std::min(printable.size(), sizeof(range.path) - 1);
-    std::memcpy(range.path, printable.data(), length);
-    range.path[length] = '\0';
+    const std::string printable = SafeText(path, sizeof(range.path) - 1);
+    printable.copy(range.path, printable.size());
+    range.path[printable.size()] = '\0';
     range.begin.store(reinterpret_cast<uintptr_t>(bytes.data()), std::memory_order_release);
     return;
   }

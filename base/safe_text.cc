@@ -33,15 +33,19 @@ Character First(std::string_view text) {
   return {bytes, code, true};
 }
 
-bool IsSafe(uint32_t code) {
-  if (code < 0x20 || (code >= 0x7F && code < 0xA0)) return false;
-  if (code == 0x61C || code == 0xFEFF) return false;   // Arabic letter mark; byte order mark
-  if (code >= 0x200B && code <= 0x200F) return false;  // of no width, and marks of direction
-  if (code >= 0x2028 && code <= 0x202E) return false;  // separators; embeddings and overrides
-  return !(code >= 0x2060 && code <= 0x206F);          // of no width; isolates
+// Letters of several scripts need some of them, names and messages do not.
+bool IsInvisible(uint32_t code) {
+  return (code >= 0x200B && code <= 0x200D) || (code >= 0x2060 && code <= 0x2065) || code == 0xFEFF;
 }
 
 }  // namespace
+
+bool SteersText(uint32_t code) {
+  return code < 0x20 || (code >= 0x7F && code < 0xA0) ||       // C0, DEL, C1
+         code == 0x61C || code == 0x200E || code == 0x200F ||  // marks of direction
+         (code >= 0x2028 && code <= 0x202E) ||                 // separators, embeddings and overrides of direction
+         (code >= 0x2066 && code <= 0x206F);                   // isolates, and what came before them
+}
 
 std::string SafeText(std::string_view text, size_t bytes_max) {
   std::string safe;
@@ -50,17 +54,18 @@ std::string SafeText(std::string_view text, size_t bytes_max) {
     const Character character = First(text);
     const std::string_view bytes = text.substr(0, character.bytes);
     std::string piece(bytes);
-    if (!character.valid || !IsSafe(character.code)) {
-      piece.clear();
-      for (const char byte : bytes) absl::StrAppendFormat(&piece, "\\x%02x", static_cast<unsigned char>(byte));
+    if (!character.valid || (character.bytes == 1 && SteersText(character.code))) {
+      piece = absl::StrFormat("\\x%02x", static_cast<unsigned char>(bytes[0]));
+    } else if (SteersText(character.code) || IsInvisible(character.code)) {
+      piece = absl::StrFormat("\\u%04x", character.code);
     }
-    if (safe.size() + piece.size() > bytes_max) {
+    if (piece.size() > bytes_max - safe.size()) {
       safe.resize(whole);
       safe.append(kCut.substr(0, std::min(kCut.size(), bytes_max - whole)));
       return safe;
     }
     safe += piece;
-    if (safe.size() + kCut.size() <= bytes_max) whole = safe.size();
+    if (kCut.size() <= bytes_max - safe.size()) whole = safe.size();
     text.remove_prefix(character.bytes);
   }
   return safe;

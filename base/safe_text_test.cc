@@ -18,10 +18,11 @@ TEST(SafeTextTest, SafeTextsStayAsTheyAre) {
 TEST(SafeTextTest, WhatSteersATerminalIsEscaped) {
   EXPECT_EQ(SafeText("a\nb\x1b[2J\x07\x7f", kMany), "a\\x0ab\\x1b[2J\\x07\\x7f");
   EXPECT_EQ(SafeText(std::string("a\0b", 3), kMany), "a\\x00b");
-  EXPECT_EQ(SafeText("\xC2\x9B", kMany), "\\xc2\\x9b") << "C1: CSI";
-  EXPECT_EQ(SafeText("\xE2\x80\xAE", kMany), "\\xe2\\x80\\xae") << "U+202E turns the order around";
-  EXPECT_EQ(SafeText("\xE2\x80\xA8", kMany), "\\xe2\\x80\\xa8") << "U+2028 is a line separator";
-  EXPECT_EQ(SafeText("\xE2\x81\xA6", kMany), "\\xe2\\x81\\xa6") << "U+2066 begins an isolate";
+  EXPECT_EQ(SafeText("\xC2\x9B", kMany), "\\u009b") << "C1: CSI";
+  EXPECT_EQ(SafeText("\xE2\x80\xAE", kMany), "\\u202e") << "U+202E turns the order around";
+  EXPECT_EQ(SafeText("\xE2\x80\xA8", kMany), "\\u2028") << "U+2028 is a line separator";
+  EXPECT_EQ(SafeText("\xE2\x81\xA6", kMany), "\\u2066") << "U+2066 begins an isolate";
+  EXPECT_EQ(SafeText("a\xE2\x80\x8B\xEF\xBB\xBF", kMany), "a\\u200b\\ufeff") << "of no width";
 }
 
 TEST(SafeTextTest, BytesThatAreNotUtf8AreEscaped) {
@@ -48,6 +49,7 @@ TEST(SafeTextTest, LongTextsAreCut) {
   EXPECT_EQ(SafeText("12\n3456", 8), "12...");
   EXPECT_EQ(SafeText("1234", 2), "..");
   EXPECT_EQ(SafeText("1", 0), "");
+  EXPECT_EQ(SafeText(std::string(10'000, 'x')).size(), 10'000U) << "no limit";
   EXPECT_EQ(SafeText(std::string(10 << 20, 'x'), 100).size(), 100U);
 }
 

@@ -15,12 +15,15 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t bytes_
     const std::string message = absl::StrCat(path, ": cannot be read: ", std::strerror(error));
     return error == EACCES ? absl::PermissionDeniedError(message) : absl::NotFoundError(message);
   }
-  std::string text(bytes_max + 1, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
+  std::string text;
+  char part[4096];
+  while (in.read(part, sizeof(part)), in.gcount() > 0) {
+    text.append(part, in.gcount());
+    if (text.size() > bytes_max) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": more than ", bytes_max, " bytes"));
+    }
+  }
   if (in.bad()) return absl::DataLossError(absl::StrCat(path, ": cannot be read"));
-  text.resize(in.gcount());
-  if (text.size() > bytes_max)
-    return absl::InvalidArgumentError(absl::StrCat(path, ": more than ", bytes_max, " bytes"));
   return text;
 }
 

@@ -313,7 +313,7 @@ void Coordinator::HandleGenerationEnded(int replica, double now) {
 
 void Coordinator::HandleMessage(uint64_t worker, cluster::v1::FromWorker message, double now) {
   if (!message.has_step_done()) return membership_.Received(worker, std::move(message), now);
-  const std::optional<StageOfWorker> from = membership_.ReceivedStepDone(worker, message.step_done(), now);
+  const std::optional<StageOfWorker> from = membership_.ReceivedStepDone(worker, message.mutable_step_done(), now);
   if (from) HandleStepDone(*from, message.mutable_step_done(), now);
 }
 

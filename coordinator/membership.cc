@@ -26,6 +26,20 @@ constexpr size_t kReasonBytesMax = 2 * kClusterTextBytesMax;
 // For logs, clients and other workers.
 std::string Safe(const std::string& text) { return SafeText(text, kClusterTextBytesMax); }
 
+// Lowers the times to what can have passed since the group became ready, less what the stage has counted already: one
+// worker's claim must not drown the sums of all others.
+void LowerTimes(double passed_seconds, cluster::v1::StepDone* message) {
+  double left = std::max(passed_seconds, 0.0);
+  const auto lowered = [&left](double seconds) {
+    seconds = std::min(seconds, left);
+    left -= seconds;
+    return seconds;
+  };
+  message->set_busy_seconds(lowered(message->busy_seconds()));
+  message->set_bubble_seconds(lowered(message->bubble_seconds()));
+  message->set_idle_seconds(lowered(message->idle_seconds()));
+}
+
 }  // namespace
 
 Membership::Membership(MembershipOptions options) : options_(std::move(options)), secret_(options_.secret) {
@@ -132,8 +146,8 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
 void Membership::HandleRegister(uint64_t id, Worker& worker, const cluster::v1::Register& message, double now) {
   if (worker.registered) return Refuse(id, "it registered twice", now);
   worker.registration = message;
-  worker.registration.set_name(Safe(message.name()));
-  worker.registration.set_device(Safe(message.device()));
+  worker.registration.set_name(SafeText(message.name(), kNameBytesMax));
+  worker.registration.set_device(SafeText(message.device(), kDeviceBytesMax));
   worker.registered = true;
   effects_.log.push_back(
       absl::StrCat("worker ", worker.registration.name(), " at ", worker.address, ": ", worker.registration.device()));
@@ -178,35 +192,35 @@ void Membership::RejectModel(const std::string& reason, double now) {
   if (!options_.description) model_ = nullptr;
 }
 
-std::optional<StageOfWorker> Membership::ReceivedStepDone(uint64_t id, const cluster::v1::StepDone& message,
-                                                          double now) {
+std::optional<StageOfWorker> Membership::ReceivedStepDone(uint64_t id, cluster::v1::StepDone* message, double now) {
   const Worker* const worker = Heard(id, /*registers=*/false, now);
   if (worker == nullptr) return std::nullopt;
-  Replica* const replica = ReplicaOf(*worker, message.generation());
+  Replica* const replica = ReplicaOf(*worker, message->generation());
   if (replica == nullptr || replica->state != Replica::State::kReady) return std::nullopt;
-  if (const absl::Status status = CheckStepDone(message, model_->vocab_size()); !status.ok()) {
+  if (const absl::Status status = CheckStepDone(*message, model_->vocab_size()); !status.ok()) {
     Refuse(id, absl::StrCat("its answer to a step is not valid: ", std::string(status.message())), now);
     return std::nullopt;
   }
   const int64_t tokens_max =
       CachePagesToReserve(replica->partition.cache_tokens, options_.partition.max_sequences) * kCachePageTokens;
-  if (static_cast<int64_t>(message.cache_tokens()) > tokens_max) {
+  if (static_cast<int64_t>(message->cache_tokens()) > tokens_max) {
     Refuse(id,
-           absl::StrCat("its caches have room for ", message.cache_tokens(), " tokens, ", tokens_max, " are planned"),
+           absl::StrCat("its caches have room for ", message->cache_tokens(), " tokens, ", tokens_max, " are planned"),
            now);
     return std::nullopt;
   }
   Stage& stage = replica->stages[worker->stage];
-  stage.busy_seconds += message.busy_seconds();
-  stage.bubble_seconds += message.bubble_seconds();
-  stage.idle_seconds += message.idle_seconds();
-  stage.hidden_bytes += message.hidden_bytes();
-  stage.compressed_bytes += message.compressed_bytes();
-  stage.id_bytes += message.id_bytes();
-  stage.cache_bytes = static_cast<int64_t>(message.cache_bytes());
-  stage.cache_tokens = static_cast<int64_t>(message.cache_tokens());
-  stage.gold_kept_bytes = static_cast<int64_t>(message.gold_kept_bytes());
-  stage.gold_tier_drops = static_cast<int64_t>(message.gold_tier_drops());
+  LowerTimes(now - replica->since - stage.busy_seconds - stage.bubble_seconds - stage.idle_seconds, message);
+  stage.busy_seconds += message->busy_seconds();
+  stage.bubble_seconds += message->bubble_seconds();
+  stage.idle_seconds += message->idle_seconds();
+  stage.hidden_bytes += message->hidden_bytes();
+  stage.compressed_bytes += message->compressed_bytes();
+  stage.id_bytes += message->id_bytes();
+  stage.cache_bytes = static_cast<int64_t>(message->cache_bytes());
+  stage.cache_tokens = static_cast<int64_t>(message->cache_tokens());
+  stage.gold_kept_bytes = static_cast<int64_t>(message->gold_kept_bytes());
+  stage.gold_tier_drops = static_cast<int64_t>(message->gold_tier_drops());
   if (replica->views[worker->stage].is_last) ++replica->steps;
   return StageOfWorker{replica->index, worker->stage};
 }

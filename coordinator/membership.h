@@ -110,8 +110,9 @@ class Membership {
   // Takes every message but StepDone.
   void Received(uint64_t id, cluster::v1::FromWorker message, double now);
   // Counts what a StepDone says of the worker's time, traffic and caches, and says whose answer it is. Nothing if the
-  // worker is not a stage of a ready group of the message's generation: the caller ignores the answer then.
-  std::optional<StageOfWorker> ReceivedStepDone(uint64_t id, const cluster::v1::StepDone& message, double now);
+  // worker is not a stage of a ready group of the message's generation: the caller ignores the answer then. Times of
+  // which more were claimed than have passed since the group became ready are lowered in the message.
+  std::optional<StageOfWorker> ReceivedStepDone(uint64_t id, cluster::v1::StepDone* message, double now);
   void Disconnected(uint64_t id, double now);
   // The worker is dead or hangs: closes its connection, and ends the generation of its group.
   void WorkerLost(uint64_t id, const std::string& reason, double now);

@@ -257,7 +257,7 @@ TEST_F(MembershipHostileTest, AnswersToStepsThatCannotBe) {
     done.set_generation(1);
     done.set_id(1);
     edit(done);
-    EXPECT_FALSE(membership->ReceivedStepDone(2, done, now).has_value());
+    EXPECT_FALSE(membership->ReceivedStepDone(2, &done, now).has_value());
     Settle();
     EXPECT_THAT(RefusalOf(2), HasSubstr(expected));
     EXPECT_FALSE(membership->ready(0));
@@ -285,17 +285,29 @@ TEST_F(MembershipHostileTest, ListsAndTextsAreBounded) {
   for (const std::string& line : log) EXPECT_LT(line.size(), size_t{2048});
 }
 
+TEST_F(MembershipHostileTest, NamesAreWithinTheirLimitWhereTheyAreShown) {
+  Start(Options());
+  membership->Connected(1, "10.0.0.7:1", now);
+  Say(1, Register(std::string(kNameBytesMax, '\x01')));
+  Say(1, Described(Model()));
+  v1::GetClusterInfoResponse info;
+  membership->FillClusterInfo(now, &info);
+  ASSERT_EQ(info.spare_workers_size(), 1);
+  EXPECT_THAT(info.spare_workers(0), testing::StartsWith("\\x01\\x01"));
+  EXPECT_LE(info.spare_workers(0).size(), kNameBytesMax);
+}
+
 TEST_F(MembershipHostileTest, TextsAreEscapedWhereverTheyGo) {
   Start(Options());
   FromWorker evil = Register("w\x1b[2J\n\xE2\x80\xAE");
   evil.mutable_register_()->set_device("cpu\r\nfake line");
   membership->Connected(1, "10.0.0.7:1", now);
   Say(1, evil);
-  EXPECT_THAT(log, Contains(HasSubstr("worker w\\x1b[2J\\x0a\\xe2\\x80\\xae at 10.0.0.7:1: cpu\\x0d\\x0afake line")));
+  EXPECT_THAT(log, Contains(HasSubstr("worker w\\x1b[2J\\x0a\\u202e at 10.0.0.7:1: cpu\\x0d\\x0afake line")));
   Say(1, Described(Model()));
   v1::GetClusterInfoResponse info;
   membership->FillClusterInfo(now, &info);
-  EXPECT_THAT(info.spare_workers(), ElementsAre("w\\x1b[2J\\x0a\\xe2\\x80\\xae"));
+  EXPECT_THAT(info.spare_workers(), ElementsAre("w\\x1b[2J\\x0a\\u202e"));
   // A reason that a worker gives is shown to clients, and in the log.
   Add(2);
   FromWorker failed;

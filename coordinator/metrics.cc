@@ -137,7 +137,7 @@ Metrics::Metrics(const std::string& model_name)
   auto* successes = MakeCounters("request_success_total", "Samples and score requests that were completed");
   for (int i = 0; i < kFinishes; ++i) successes_[i] = &successes->Add({{"finished_reason", kFinishNames[i]}});
   for (const char* method : kMethods) {
-    for (int i = 1; i < kCodes; ++i) FailuresOf(method, i);
+    for (int i = 1; i < kCodes; ++i) FailuresOf(method, static_cast<absl::StatusCode>(i));
   }
 }
 
@@ -160,17 +160,12 @@ void Metrics::CountFailure(const std::string& method, absl::StatusCode code) {
   const auto number = static_cast<int>(code);
   GF_CHECK_NE(number, 0) << "OK is no failure";
   const bool canonical = number > 0 && number < kCodes;
-  const std::lock_guard<std::mutex> lock(mutex_);
-  FailuresOf(method, canonical ? number : static_cast<int>(absl::StatusCode::kUnknown))->Increment();
+  FailuresOf(method, canonical ? code : absl::StatusCode::kUnknown)->Increment();
 }
 
-prometheus::Counter* Metrics::FailuresOf(const std::string& method, int code) {
-  prometheus::Counter*& counter = failures_of_[{method, code}];
-  if (counter == nullptr) {
-    counter =
-        &failures_->Add({{"method", method}, {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
-  }
-  return counter;
+// Family::Add returns the counter of the labels if there is one.
+prometheus::Counter* Metrics::FailuresOf(const std::string& method, absl::StatusCode code) {
+  return &failures_->Add({{"method", method}, {"code", absl::StatusCodeToString(code)}});
 }
 
 void Metrics::SetGroupGeneration(uint64_t generation) { group_generation_->Set(static_cast<double>(generation)); }

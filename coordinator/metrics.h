@@ -27,8 +27,8 @@ namespace goldfinch {
 
 // The front ends count calls that fail; the coordinator's core counts everything else about the requests that it took.
 //
-// Thread-safe. A call takes an atomic operation or two: labels are looked up once and kept. A negative amount for a
-// counter is the programmer's error.
+// Thread-safe. A call takes an atomic operation or two: labels are looked up once and kept, but for those of failures.
+// A negative amount for a counter is the programmer's error.
 class Metrics {
  public:
   // How one stage spent its time, as its StepDone says.
@@ -104,7 +104,7 @@ class Metrics {
   static constexpr int kFinishes = 4;  // the values of Finish, and "scored"
   static constexpr int kCodes = 17;    // the canonical status codes
 
-  prometheus::Counter* FailuresOf(const std::string& method, int code);
+  prometheus::Counter* FailuresOf(const std::string& method, absl::StatusCode code);
 
   prometheus::Counter* MakeCounter(const char* name, const char* help);
   prometheus::Gauge* MakeGauge(const char* name, const char* help);
@@ -145,8 +145,7 @@ class Metrics {
   prometheus::Family<prometheus::Counter>* boundary_bytes_;
 
   std::mutex mutex_;
-  std::map<std::pair<std::string, int>, prometheus::Counter*> failures_of_;  // guarded by mutex_, by method and code
-  std::map<std::pair<int, int>, StageCounters> stages_;                      // guarded by mutex_, by replica and stage
+  std::map<std::pair<int, int>, StageCounters> stages_;         // guarded by mutex_, by replica and stage
   std::map<std::pair<int, int>, BoundaryCounters> boundaries_;  // guarded by mutex_, by replica and boundary
 };
 

@@ -7,8 +7,8 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/host_port.h"
 #include "boost/asio/io_context.hpp"
 #include "boost/asio/ip/tcp.hpp"
 #include "boost/asio/ip/v6_only.hpp"
@@ -36,16 +36,6 @@ constexpr std::chrono::milliseconds kAcceptPause(100);
 constexpr char kText[] = "text/plain; charset=utf-8";
 constexpr char kPrometheusText[] = "text/plain; version=0.0.4; charset=utf-8";
 
-std::string AddressText(const std::string& host, int port) {
-  const bool bare_ipv6 = absl::StrContains(host, ':') && !absl::StartsWith(host, "[");
-  return absl::StrCat(bare_ipv6 ? absl::StrCat("[", host, "]") : host, ":", port);
-}
-
-std::string WithoutBrackets(const std::string& host) {
-  const bool brackets = absl::StartsWith(host, "[") && absl::EndsWith(host, "]");
-  return brackets ? host.substr(1, host.size() - 2) : host;
-}
-
 }  // namespace
 
 class MetricsServer::Listener {
@@ -61,7 +51,8 @@ class MetricsServer::Listener {
   absl::Status Start() {
     error_code error;
     tcp::resolver resolver(context_);
-    const auto found = resolver.resolve(WithoutBrackets(options_.host), std::to_string(options_.port),
+    const std::string host = WithoutBrackets(options_.host);
+    const auto found = resolver.resolve(host, std::to_string(options_.port),
                                         tcp::resolver::passive | tcp::resolver::numeric_service, error);
     if (!error) {
       for (const auto& one : found) {
@@ -71,7 +62,7 @@ class MetricsServer::Listener {
     }
     if (error) {
       return absl::UnavailableError(
-          absl::StrCat("metrics: cannot listen on ", AddressText(options_.host, options_.port), ": ", error.message()));
+          absl::StrCat("metrics: cannot listen on ", HostPort{host, options_.port}.ToString(), ": ", error.message()));
     }
     port_ = acceptor_.local_endpoint().port();
     Accept();

@@ -15,6 +15,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/resolve.h"
 #include "gtest/gtest.h"
 
 namespace goldfinch {
@@ -24,14 +25,10 @@ namespace {
 class Client {
  public:
   explicit Client(int port, const char* host = "127.0.0.1") {
-    addrinfo hints = {};
-    hints.ai_socktype = SOCK_STREAM;
-    hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
-    addrinfo* found = nullptr;
-    if (getaddrinfo(host, std::to_string(port).c_str(), &hints, &found) != 0) return;
-    fd_ = socket(found->ai_family, SOCK_STREAM, 0);
-    connected_ = connect(fd_, found->ai_addr, found->ai_addrlen) == 0;
-    freeaddrinfo(found);
+    const auto found = ResolveHost(host, port, AI_NUMERICHOST);
+    if (!found.ok()) return;
+    fd_ = socket((*found)->ai_family, SOCK_STREAM, 0);
+    connected_ = connect(fd_, (*found)->ai_addr, (*found)->ai_addrlen) == 0;
   }
   ~Client() { close(fd_); }
   Client(const Client&) = delete;

@@ -142,7 +142,7 @@ void Scheduler::End(RequestState& state, const absl::Status& status, double now)
   Account& account = *state.account;
   if (ran) {
     --account.admitted;
-    account.allowance.GiveBack(state.CostMax() - usage.prompt_tokens - usage.completion_tokens, now);
+    account.allowance.GiveBack(state.CostMax() - usage.prompt_tokens - usage.completion_tokens);
   } else {
     --account.queued;
     account.queued_cost -= state.CostMax();

@@ -29,7 +29,7 @@ Scheduler::Account& Scheduler::AccountOf(const Request& request, double now) {
   Account& account = *found;
   if (client != nullptr) {
     account.limits = client->limits;
-    account.allowance.SetLimit(client->limits.tokens_per_minute);
+    account.allowance.SetLimit(client->limits.tokens_per_minute, now);
   }
   if (accounts_.size() >= accounts_sweep_) {
     absl::erase_if(accounts_, [&](const auto& entry) {

@@ -223,17 +223,17 @@ TEST(SchedulerQueueTest, TokensThatWereNotUsedAreGivenBack) {
 TEST(TokenAllowanceTest, FillsByTheMinuteAndPaysItsDebtsFirst) {
   TokenAllowance allowance;
   EXPECT_EQ(allowance.SecondsUntil(1'000'000, 5), 0) << "no limit";
-  allowance.SetLimit(120);
+  allowance.SetLimit(120, 10);
   EXPECT_EQ(allowance.SecondsUntil(120, 10), 0);
   EXPECT_EQ(allowance.SecondsUntil(1000, 10), 0) << "more than it can hold";
   allowance.Take(1000, 10);
   EXPECT_EQ(allowance.SecondsUntil(1, 10), 440.5);
   EXPECT_EQ(allowance.SecondsUntil(1, 450), 0.5);
-  allowance.GiveBack(500, 450);
+  allowance.GiveBack(500);
   EXPECT_EQ(allowance.SecondsUntil(120, 450), 0);
   EXPECT_TRUE(allowance.full(450)) << "never more than a minute's";
   allowance.Take(60, 450);
-  allowance.SetLimit(240);
+  allowance.SetLimit(240, 450);
   EXPECT_EQ(allowance.SecondsUntil(240, 450), 15);
 }
 

@@ -18,7 +18,7 @@ namespace goldfinch {
 struct StepPlan {
   struct NewSequence {
     uint64_t sequence = 0;                      // never used before in this generation
-    const SamplingOptions* sampling = nullptr;  // null: the sequence does not sample
+    const SamplingOptions* sampling = nullptr;  // null: it does not sample; of a fork that of what it is a copy of
     uint64_t seed = 0;                          // used in place of sampling->seed
     absl::Span<const int32_t> observed = {};    // the completion tokens so far, which penalties look at
   };

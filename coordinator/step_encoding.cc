@@ -31,10 +31,14 @@ void EncodeSampling(const SamplingOptions& options, uint64_t seed, cluster::v1::
   if (options.logprobs) out->set_logprobs(*options.logprobs);
 }
 
-void EncodeNew(const StepPlan::NewSequence& sequence, bool is_last, cluster::v1::NewSequence* out) {
+void EncodeNew(const StepPlan::NewSequence& sequence, bool is_last, bool is_fork, cluster::v1::NewSequence* out) {
   out->set_sequence(sequence.sequence);
   if (!is_last || sequence.sampling == nullptr) return;
-  EncodeSampling(*sequence.sampling, sequence.seed, out->mutable_sampling());
+  if (is_fork) {
+    out->set_seed(sequence.seed);
+  } else {
+    EncodeSampling(*sequence.sampling, sequence.seed, out->mutable_sampling());
+  }
   out->mutable_observed()->Assign(sequence.observed.begin(), sequence.observed.end());
 }
 
@@ -58,7 +62,7 @@ void EncodeChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, const StepA
   }
   out->set_logit_rows(static_cast<uint32_t>(chunk.logit_rows));
   for (int64_t i = 0; i < chunk.forks; ++i) {
-    EncodeNew(plan.forks[chunk.forks_begin + i], audience.is_last, out->add_forks());
+    EncodeNew(plan.forks[chunk.forks_begin + i], audience.is_last, /*is_fork=*/true, out->add_forks());
   }
   if (!audience.is_last) return;
   out->set_sample(chunk.sample);
@@ -95,7 +99,9 @@ void EncodeStep(const StepPlan& plan, const StepAudience& audience, cluster::v1:
   step->set_generation(audience.generation);
   step->set_id(plan.id);
   step->mutable_close()->Assign(plan.close.begin(), plan.close.end());
-  for (const StepPlan::NewSequence& sequence : plan.open) EncodeNew(sequence, audience.is_last, step->add_open());
+  for (const StepPlan::NewSequence& sequence : plan.open) {
+    EncodeNew(sequence, audience.is_last, /*is_fork=*/false, step->add_open());
+  }
   step->mutable_chunks()->Reserve(static_cast<int>(plan.chunks.size()));
   for (const StepPlan::Chunk& chunk : plan.chunks) EncodeChunk(plan, chunk, audience, step->add_chunks());
 }

@@ -69,7 +69,8 @@ TEST_F(StepEncodingTest, TheLastStageIsToldAll) {
   ASSERT_EQ(step.chunks_size(), 2);
   EXPECT_EQ(step.chunks(0).ids(), std::string("\2\1\3\0", 4));
   ASSERT_EQ(step.chunks(0).forks_size(), 1);
-  EXPECT_EQ(step.chunks(0).forks(0).sampling().seed(), 12U);
+  EXPECT_EQ(step.chunks(0).forks(0).seed(), 12U);
+  EXPECT_FALSE(step.chunks(0).forks(0).has_sampling()) << "it is that of the sequence that is forked";
   EXPECT_EQ(step.chunks(0).targets_size(), 0);
   EXPECT_EQ(step.chunks(1).ids(), "\xff\xff");
   EXPECT_EQ(step.chunks(1).position(), 70U);
@@ -84,6 +85,7 @@ TEST_F(StepEncodingTest, OtherStagesAreToldWhatTheyNeed) {
   EXPECT_EQ(step.chunks(0).ids(), "");
   EXPECT_EQ(step.chunks(0).tokens(), 2U);
   EXPECT_EQ(step.chunks(0).forks(0).sequence(), 5U);
+  EXPECT_FALSE(step.chunks(0).forks(0).has_seed());
   EXPECT_EQ(step.chunks(1).logit_rows(), 1U);
   EXPECT_EQ(step.chunks(1).targets_size(), 0);
 }

@@ -8,9 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
-#include "google/protobuf/descriptor.h"
-#include "google/protobuf/io/coded_stream.h"
-#include "google/protobuf/wire_format_lite.h"
+#include "coordinator/wire_fields.h"
 #include "protos/cluster.pb.h"
 #include "protos/cluster_protocol.h"
 
@@ -26,9 +24,8 @@ constexpr uint64_t kWidthMax = uint64_t{1} << 24;
 constexpr uint64_t kResultsMax = uint64_t{1} << 20;
 constexpr uint64_t kTopMax = 1024;
 constexpr uint64_t kDropsMax = uint64_t{1} << 53;
-constexpr double kSecondsMax = 1e9;
+constexpr double kSecondsMax = 1e9;  // Membership lowers them to what can have passed
 constexpr double kRateMax = 1e18;
-constexpr size_t kNameBytesMax = 256;
 constexpr size_t kWordBytesMax = 64;  // kinds, fingerprints, parts of the memory
 constexpr size_t kAddressBytesMax = 1024;
 constexpr uint64_t kAddressesMax = kLayersMax;  // one a stage
@@ -213,42 +210,14 @@ absl::Status CheckResult(const cluster::v1::ChunkResult& result, uint64_t vocab_
                                                  " bytes, which are no rows of ", vocab_size, " numbers"));
 }
 
-using google::protobuf::internal::WireFormatLite;
-
-constexpr int kDepthMax = 8;  // the protocol's messages are four deep
-
-// Reads a message to the end of the input or of the limit that is pushed. False if it is none, or if it has more than
-// `left` entries.
-bool CountEntries(const google::protobuf::Descriptor& type, int depth, google::protobuf::io::CodedInputStream* input,
-                  int64_t* left) {
-  while (const uint32_t tag = input->ReadTag()) {
-    const auto* const field = type.FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
-    const WireFormatLite::WireType wire_type = WireFormatLite::GetTagWireType(tag);
-    const bool sized = wire_type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
-    // Protobuf keeps a field whose wire type is not its own among the unknown ones.
-    const bool fits = field != nullptr && wire_type == WireFormatLite::WireTypeForFieldType(
-                                                           static_cast<WireFormatLite::FieldType>(field->type()));
-    if ((!fits || sized) && --*left < 0) return false;
-    if (!sized || field == nullptr || field->message_type() == nullptr) {
-      // The protocol has no groups.
-      if (wire_type == WireFormatLite::WIRETYPE_START_GROUP || !WireFormatLite::SkipField(input, tag)) return false;
-      continue;
-    }
-    int size = 0;
-    if (!input->ReadVarintSizeAsInt(&size)) return false;
-    const auto limit = input->PushLimit(size);
-    if (depth >= kDepthMax || !CountEntries(*field->message_type(), depth + 1, input, left)) return false;
-    input->PopLimit(limit);
-  }
-  return input->ConsumedEntireMessage();
-}
-
 }  // namespace
 
 absl::Status CheckWorkerBytes(google::protobuf::io::ZeroCopyInputStream* bytes) {
-  google::protobuf::io::CodedInputStream input(bytes);
   int64_t left = kWorkerEntriesMax;
-  if (CountEntries(*cluster::v1::FromWorker::descriptor(), 0, &input, &left)) return absl::OkStatus();
+  const bool whole = ForEachWireField(*cluster::v1::FromWorker::descriptor(), bytes, [&left](const WireField& one) {
+    return (one.field != nullptr && !one.sized) || --left >= 0;
+  });
+  if (whole) return absl::OkStatus();
   return absl::InvalidArgumentError(left < 0 ? absl::StrCat("it has more than ", kWorkerEntriesMax, " entries")
                                              : "the bytes are no message");
 }

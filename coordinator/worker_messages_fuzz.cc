@@ -69,7 +69,7 @@ class Cluster {
   void Receive(uint64_t worker, FromWorker message) {
     now_ += 0.01;
     if (message.has_step_done()) {
-      const auto from = membership_.ReceivedStepDone(worker, message.step_done(), now_);
+      const auto from = membership_.ReceivedStepDone(worker, message.mutable_step_done(), now_);
       if (from) Count(*from, message.mutable_step_done());
     } else {
       membership_.Received(worker, std::move(message), now_);
@@ -92,6 +92,7 @@ class Cluster {
   }
 
   void Count(const StageOfWorker& from, cluster::v1::StepDone* done) {
+    GF_CHECK_LE(done->busy_seconds() + done->bubble_seconds() + done->idle_seconds(), now_);
     metrics_.AddStageSeconds(from.replica, from.stage,
                              {done->busy_seconds(), done->bubble_seconds(), done->idle_seconds()});
     metrics_.AddBoundaryBytes(from.replica, from.stage,

@@ -27,7 +27,8 @@ inline constexpr char kWorkerRole[] = "goldfinch cluster worker";
 inline constexpr char kCoordinatorRole[] = "goldfinch cluster coordinator";
 
 // Limits of cluster.proto that both sides keep.
-inline constexpr size_t kClusterTextBytesMax = 4096;  // why something failed, or who is called what
+inline constexpr size_t kClusterTextBytesMax = 4096;  // why something failed
+inline constexpr size_t kNameBytesMax = 256;          // of a worker
 inline constexpr size_t kDeviceBytesMax = 512;
 inline constexpr int64_t kCacheTokensMax = int64_t{1} << 36;  // positions in the caches of one group
 

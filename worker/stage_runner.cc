@@ -139,13 +139,13 @@ absl::Status StageRunner::Close(const Step& step) {
   return absl::OkStatus();
 }
 
-absl::Status StageRunner::Add(const NewSequence& message, absl::StatusOr<int> slot) {
+// The sampler is one that has observed nothing.
+absl::Status StageRunner::Add(const NewSequence& message, absl::StatusOr<int> slot, std::optional<Sampler> sampler) {
   GF_RETURN_IF_ERROR(slot.status());
   Sequence& sequence = sequences_[message.sequence()];
   sequence.slot = *slot;
-  if (!is_last_ || !message.has_sampling()) return absl::OkStatus();
-  GF_ASSIGN_OR_RETURN(SamplingOptions options, ReadSampling(message.sampling(), *assignment_.vocabulary));
-  sequence.sampler.emplace(std::move(options), assignment_.vocabulary);
+  if (!sampler) return absl::OkStatus();
+  sequence.sampler.emplace(*std::move(sampler));
   for (const uint32_t id : message.observed()) {
     if (id >= shape_.vocab_size) {
       return Invalid("observed token ", id, " of sequence ", message.sequence(), " is outside the vocabulary of ",
@@ -159,7 +159,12 @@ absl::Status StageRunner::Add(const NewSequence& message, absl::StatusOr<int> sl
 absl::Status StageRunner::Open(const Step& step) {
   for (const NewSequence& message : step.open()) {
     if (sequences_.contains(message.sequence())) return Invalid("open: sequence ", message.sequence(), " is open");
-    GF_RETURN_IF_ERROR(Add(message, stage_.Open()));
+    std::optional<Sampler> sampler;
+    if (is_last_ && message.has_sampling()) {
+      GF_ASSIGN_OR_RETURN(SamplingOptions options, ReadSampling(message.sampling(), *assignment_.vocabulary));
+      sampler.emplace(std::move(options), assignment_.vocabulary);
+    }
+    GF_RETURN_IF_ERROR(Add(message, stage_.Open(), std::move(sampler)));
   }
   return absl::OkStatus();
 }
@@ -321,7 +326,7 @@ void StageRunner::DrawOnDevice(const Step& step, ConstTensor logits) {
   for (int i = 0; i < step.chunks_size(); ++i) {
     const ChunkMessage& message = step.chunks(i);
     if (message.logit_rows() == 0) continue;
-    if (message.sample() && !owners_[i]->sampler->options().logprobs) {
+    if (message.sample() && !owners_[i]->sampler->wants_logprobs()) {
       if (changes_.size() == draws_.size()) changes_.emplace_back();
       draws_.push_back(owners_[i]->sampler->Row(stage_.position(owners_[i]->slot), changes_[draws_.size()]));
     } else {
@@ -357,7 +362,7 @@ void StageRunner::SampleInto(absl::Span<const float> logits, Sequence& sequence,
   }
   sequence.sampler->Observe(token->id);
   result->set_token(token->id);
-  if (!sequence.sampler->options().logprobs) return;
+  if (!sequence.sampler->wants_logprobs()) return;
   result->add_logprobs(token->logprob);
   AddTop(token->top, result);
 }
@@ -386,7 +391,14 @@ absl::Status StageRunner::Fork(const Step& step) {
   for (int i = 0; i < step.chunks_size(); ++i) {
     for (const NewSequence& fork : step.chunks(i).forks()) {
       if (sequences_.contains(fork.sequence())) return Invalid("forks: sequence ", fork.sequence(), " is open");
-      GF_RETURN_IF_ERROR(Add(fork, stage_.Fork(chunks_[i].slot)));
+      std::optional<Sampler> sampler;
+      if (is_last_ && fork.has_seed()) {
+        const std::optional<Sampler>& forked = owners_[i]->sampler;
+        if (!forked)
+          return Invalid("forks: sequence ", fork.sequence(), " has a seed, what it is forked from does not sample");
+        sampler.emplace(forked->WithSeed(fork.seed()));
+      }
+      GF_RETURN_IF_ERROR(Add(fork, stage_.Fork(chunks_[i].slot), std::move(sampler)));
     }
   }
   return absl::OkStatus();

@@ -83,7 +83,7 @@ class StageRunner {
   absl::Status AllocateBuffer(const Shape& shape, DType dtype, Tensor* buffer);
 
   absl::StatusOr<Sequence*> Find(uint64_t id, const char* field);
-  absl::Status Add(const cluster::v1::NewSequence& message, absl::StatusOr<int> slot);
+  absl::Status Add(const cluster::v1::NewSequence& message, absl::StatusOr<int> slot, std::optional<Sampler> sampler);
   absl::Status Close(const cluster::v1::Step& step);
   absl::Status Open(const cluster::v1::Step& step);
   absl::Status ReadChunks(const cluster::v1::Step& step);

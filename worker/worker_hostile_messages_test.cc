@@ -125,6 +125,11 @@ TEST_P(WorkerTest, BadStepsEndTheGeneration) {
          chunk.set_sample(true);
        }},
       {{"forks", "sequence 2"}, [](Step&, auto& chunk) { chunk.add_forks()->set_sequence(2); }},
+      {{"forks", "sequence 9", "does not sample"},
+       [](Step&, auto& chunk) {
+         chunk.add_forks()->set_sequence(9);
+         chunk.mutable_forks(0)->set_seed(1);
+       }},
       {{"observed token 40"}, [](Step& step, auto&) { step.mutable_open(1)->add_observed(40); }},
       {{"temperature"}, sampling([](auto& s) { s.set_temperature(std::numeric_limits<double>::quiet_NaN()); })},
       {{"top_p"}, sampling([](auto& s) { s.set_top_p(1.5); })},

@@ -118,7 +118,7 @@ TEST_P(WorkerTest, ForksDrawAsSequencesOfTheirOwn) {
     for (const uint64_t fork : {2, 3}) {
       cluster::v1::NewSequence* forked = chunk->add_forks();
       forked->set_sequence(fork);
-      FillSampling(SomeSampling(fork), forked->mutable_sampling());
+      forked->set_seed(fork);
     }
     EXPECT_TRUE(RunStep(step).results().empty());
     std::vector<std::vector<int32_t>> answers(4);

@@ -50,11 +50,14 @@ CLI::Option* FlagGroup::Choice(const std::string& names, std::string& value, con
 }
 
 CLI::Option* FlagGroup::Bytes(const std::string& names, int64_t& value, const std::string& help) {
+  constexpr int64_t kMebibyte = 1 << 20;
+  const bool whole = value > 0 && value % kMebibyte == 0;
   return command_.add_option(names, value, help + ", such as 64MiB or 4GiB")
       ->group(heading_)
       ->option_text("BYTES")
       ->transform(CLI::Validator(ReadBytes, ""))
-      ->check(InRange(int64_t{0}, kBytesMax));
+      ->check(InRange(int64_t{0}, kBytesMax))
+      ->default_str(whole ? absl::StrCat(value / kMebibyte, "MiB") : absl::StrCat(value));
 }
 
 CLI::Option* FlagGroup::Seconds(const std::string& names, double& value, const std::string& help, double least) {

@@ -18,14 +18,15 @@ const std::vector<std::pair<std::string, std::string>> kMessages = {
     {"banned_tokens[0] is 300", "--ban[0] is 300"},
     {"stop[1] is not UTF-8", "--stop[1] is not UTF-8"},
     {"prompt has 11 tokens, max_model_len is 10", "prompt has 11 tokens, --max-model-len is 10"},
-    {"lower max_model_len, max_num_seqs or max_num_batched_tokens, raise gpu_memory_utilization or memory, or use more "
+    {"lower max_model_len, max_sequences or max_step_tokens, raise gpu_memory_utilization or memory, or use more "
      "workers",
      "lower --max-model-len, --max-num-seqs or --max-num-batched-tokens, raise --gpu-memory-utilization or --memory, "
      "or "
      "use more workers"},
-    {"all 3 sequence slots (max_num_seqs) are taken", "all 3 sequence slots (--max-num-seqs) are taken"},
-    {"not a stage within the form timeout of 600 s", "not a stage within the --form-timeout of 600 s"},
-    {"no answer after 120 s (step_timeout_seconds)", "no answer after 120 s (--step-timeout)"},
+    {"all 3 slots for sequences (max_sequences) are taken", "all 3 slots for sequences (--max-num-seqs) are taken"},
+    {"it did not become a stage within 600 s (form timeout)",
+     "it did not become a stage within 600 s (--form-timeout)"},
+    {"no answer to step 7 for 120 s (step timeout)", "no answer to step 7 for 120 s (--step-timeout)"},
     {"dtype is bf16, the CPU computes in f32 only", "--dtype is bf16, the CPU computes in f32 only"},
     {"device cuda:1: no CUDA driver", "--device cuda:1: no CUDA driver"},
     {"device is \"gpu\", expected auto, cpu, cuda or cuda:N",

@@ -97,12 +97,10 @@ void AddListenFlags(CLI::App& command, ServeOptions& options) {
       ->capture_default_str();
   RefuseOldPortFlag(command);
   network.Bytes("--max-message-bytes", options.max_message_bytes, "Largest request, or answer that is not streamed")
-      ->check(InRange(int64_t{1}, int64_t{1} << 30))
-      ->default_str("16MiB");
+      ->check(InRange(int64_t{1}, int64_t{1} << 30));
   network.InLimits("--max-queue", options.max_queue, "COUNT", "Most requests that wait to be admitted", 0,
                    int64_t{1} << 20);
-  network.Bytes("--max-queue-bytes", options.max_queue_bytes, "Most memory of requests that wait to be admitted")
-      ->default_str("256MiB");
+  network.Bytes("--max-queue-bytes", options.max_queue_bytes, "Most memory of requests that wait to be admitted");
   network.InLimits("--max-connections", options.max_connections, "COUNT", "Most connections of one port", 1, 1 << 20);
   network.InLimits("--max-connections-per-address", options.max_connections_per_address, "COUNT",
                    "Most connections of one port from one address; connections from this machine are not limited", 1,

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/safe_text.h"
 #include "base/status.h"
 #include "clients/cli/commands.h"
 #include "clients/cli/printable.h"
@@ -90,9 +91,9 @@ absl::Status RunInspect(const InspectOptions& options) {
   }
 
   const auto line = [](const char* label, const std::string& value) { absl::PrintF("%-18s%s\n", label, value); };
-  line("file", absl::StrCat(OneLine(options.model.model), ", ", HumanBytes(checkpoint->file_bytes())));
+  line("file", absl::StrCat(SafeText(options.model.model), ", ", HumanBytes(checkpoint->file_bytes())));
   line("parameters", absl::StrCat(WithCommas(parameters), " in ", WeightTypes(*checkpoint)));
-  if (!source.empty()) line("quantized from", OneLine(source));
+  if (!source.empty()) line("quantized from", SafeText(source));
   line("width", absl::StrCat(shape.width, ": ", shape.heads(), " heads of ", shape.head_size));
   line("vocabulary", WithCommas(shape.vocab_size));
   line("state", absl::StrCat(HumanBytes(shape.StateBytes()), " a sequence"));

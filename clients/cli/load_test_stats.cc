@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
-#include "clients/cli/printable.h"
+#include "base/safe_text.h"
 #include "clients/cli/terminal.h"
 #include "nlohmann/json.hpp"
 
@@ -119,7 +119,7 @@ std::string LoadTestStats::Table(double rate, int64_t max_concurrency) const {
   AppendLatencies("end to end", end_to_end_, &table);
   absl::StrAppendFormat(&table, "errors    %s\n", WithCommas(failed_));
   for (const auto& [code, errors] : errors_) {
-    absl::StrAppendFormat(&table, "  %s %s, the first: %s\n", WithCommas(errors.count), code, OneLine(errors.message));
+    absl::StrAppendFormat(&table, "  %s %s, the first: %s\n", WithCommas(errors.count), code, SafeText(errors.message));
   }
   return table;
 }

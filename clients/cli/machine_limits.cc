@@ -6,17 +6,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <optional>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "base/small_file.h"
 #include "base/units.h"
 
 namespace goldfinch {
@@ -25,15 +26,7 @@ namespace {
 constexpr size_t kFileBytesMax = 4 << 20;
 
 // The file's text; empty if it cannot be read.
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path);
-  std::string text;
-  char part[4096];
-  while (text.size() < kFileBytesMax && (file.read(part, sizeof(part)), file.gcount() > 0)) {
-    text.append(part, file.gcount());
-  }
-  return text;
-}
+std::string ReadFile(const std::string& path) { return ReadSmallFile(path, kFileBytesMax).value_or(""); }
 
 // A hierarchy of control groups as it is mounted.
 struct Hierarchy {
@@ -46,15 +39,7 @@ struct Hierarchy {
 // Mountinfo writes spaces, tabs, newlines and backslashes in octal.
 std::string Unescaped(absl::string_view text) {
   std::string plain;
-  for (size_t i = 0; i < text.size(); ++i) {
-    int code = 0;
-    const bool escape = text[i] == '\\' && i + 3 < text.size() &&
-                        std::all_of(text.begin() + i + 1, text.begin() + i + 4,
-                                    [&](char c) { return c >= '0' && c <= '7' && (code = code * 8 + c - '0', true); });
-    plain += escape ? static_cast<char>(code) : text[i];
-    if (escape) i += 3;
-  }
-  return plain;
+  return absl::CUnescape(text, &plain) ? plain : std::string(text);
 }
 
 std::vector<Hierarchy> MountedHierarchies(const std::string& root) {

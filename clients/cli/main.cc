@@ -10,13 +10,13 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "base/mapped_file.h"
+#include "base/safe_text.h"
 #include "base/version.h"
 #include "clients/cli/commands.h"
 #include "clients/cli/flag_names.h"
 #include "clients/cli/flags.h"
 #include "clients/cli/help_formatter.h"
 #include "clients/cli/options.h"
-#include "clients/cli/printable.h"
 #include "clients/cli/serve_commands.h"
 #include "clients/cli/serve_options.h"
 #include "clients/cli/terminal.h"
@@ -32,7 +32,7 @@ std::string ParseMessage(const CLI::App& app, const CLI::ParseError& error) {
   return unknown.empty() ? std::string(error.what()) : "unknown command or flag: " + unknown[0];
 }
 
-void PrintError(const std::string& message) { std::fprintf(stderr, "goldfinch: %s\n", OneLine(message).c_str()); }
+void PrintError(const std::string& message) { std::fprintf(stderr, "goldfinch: %s\n", SafeText(message).c_str()); }
 
 int Main(int argc, char** argv) {
   // Warnings and errors are for people at a terminal: no timestamps.

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/safe_text.h"
 #include "base/status.h"
 #include "clients/cli/device.h"
 #include "clients/cli/machine_limits.h"
-#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "spdlog/spdlog.h"
 #include "tokenizer/utf8.h"
@@ -94,7 +94,7 @@ absl::Status VerifyWeights(const ModelOptions& options, const Engine& engine) {
       engine.VerifyWeights(options.verify == "all", [&](int64_t done, int64_t all) { bar.Update(done, all); }));
   bar.Done();
   for (const std::string& name : non_finite) {
-    spdlog::warn(OneLine(absl::StrCat(options.model, ": tensor ", name, " has values that are NaN or infinite")));
+    spdlog::warn(SafeText(absl::StrCat(options.model, ": tensor ", name, " has values that are NaN or infinite")));
   }
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "base/safe_text.h"
 #include "nlohmann/json.hpp"
 
 namespace goldfinch {
@@ -21,13 +22,6 @@ uint32_t CodePoint(std::string_view character) {
   uint32_t code = first & (0x7f >> character.size());
   for (const char c : character.substr(1)) code = code << 6 | (static_cast<uint8_t>(c) & 0x3f);
   return code;
-}
-
-bool SteersTerminals(uint32_t code) {
-  return code < 0x20 || (code >= 0x7f && code < 0xa0) ||       // C0, DEL, C1
-         code == 0x61c || code == 0x200e || code == 0x200f ||  // marks of direction
-         (code >= 0x2028 && code <= 0x202e) ||                 // separators, embeddings and overrides of direction
-         (code >= 0x2066 && code <= 0x2069);                   // isolates
 }
 
 }  // namespace
@@ -48,7 +42,7 @@ std::string TerminalEscaper::Append(std::string_view piece) {
     character_ += c;
     if (step == Utf8Scanner::Step::kMore) continue;
     const uint32_t code = CodePoint(character_);
-    if (c == '\n' || c == '\t' || !SteersTerminals(code)) {
+    if (c == '\n' || c == '\t' || !SteersText(code)) {
       text += character_;
     } else if (character_.size() == 1) {
       AppendByte(c, &text);
@@ -81,19 +75,6 @@ void TextOutput::Finish() {
   if (escape_) std::cout << escaper_.Finish();
 }
 
-std::string OneLine(std::string_view text) {
-  TerminalEscaper escaper;
-  std::string line;
-  for (const char c : escaper.Append(text) + escaper.Finish()) {
-    if (c == '\n' || c == '\t') {
-      AppendByte(c, &line);
-    } else {
-      line += c;
-    }
-  }
-  return line;
-}
-
 std::string JsonText(const nlohmann::json& json, int indent) {
   const std::string dumped = json.dump(indent, ' ', /*ensure_ascii=*/false, nlohmann::json::error_handler_t::replace);
   // Outside of strings JSON has nothing but ASCII, and within them no C0, so all that is found here is in a string.
@@ -103,7 +84,7 @@ std::string JsonText(const nlohmann::json& json, int indent) {
     const size_t size = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
     const std::string_view character = std::string_view(dumped).substr(i, size);
     const uint32_t code = CodePoint(character);
-    if (code >= 0x20 && SteersTerminals(code)) {
+    if (code >= 0x20 && SteersText(code)) {
       absl::StrAppendFormat(&text, "\\u%04x", code);
     } else {
       text += character;

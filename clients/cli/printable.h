@@ -1,5 +1,5 @@
-// Text from outside (of a model, a server, a file) as it may be printed: what could steer a terminal, fake a line or
-// turn the direction of the text around is escaped.
+// Text of a model as it may be printed, and JSON with text from outside: what steers a text (base/safe_text.h) is
+// escaped. Names and messages, which are to be on one line, go through SafeText.
 #ifndef GOLDFINCH_CLIENTS_CLI_PRINTABLE_H_
 #define GOLDFINCH_CLIENTS_CLI_PRINTABLE_H_
 
@@ -11,9 +11,9 @@
 
 namespace goldfinch {
 
-// Escapes a text that comes in pieces, which may end within a character. Escaped are the controls of ASCII and Latin-1
-// (C0 but for newline and tab, DEL, C1), the controls of bidirectional text, the separators of lines and paragraphs
-// (U+2028, U+2029), and bytes that are not UTF-8: "\x1b" for a byte, "\u202e" for a character. All else is unchanged.
+// Escapes a text that comes in pieces, which may end within a character. Escaped are the characters that steer a text,
+// but for newline and tab, and bytes that are not UTF-8: "\x1b" for a byte, "\u202e" for a character. All else is
+// unchanged, characters of no width too, which several scripts need.
 class TerminalEscaper {
  public:
   // The next part of the text; the bytes of a character that is not complete yet are held back.
@@ -40,9 +40,6 @@ class TextOutput {
   const bool escape_;
   TerminalEscaper escaper_;
 };
-
-// A whole text on one line: newlines and tabs are escaped too. For names and messages in tables, errors and the log.
-std::string OneLine(std::string_view text);
 
 // JSON in which the same characters stand as \uXXXX. Bytes that are not UTF-8 become U+FFFD. `indent` as of
 // nlohmann::json::dump: -1 makes one line.

@@ -6,10 +6,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/safe_text.h"
 #include "base/status.h"
 #include "clients/cli/commands.h"
 #include "clients/cli/machine_limits.h"
-#include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
 #include "kernels/backend.h"
 #include "worker/checkpoint/checkpoint.h"
@@ -44,11 +44,11 @@ absl::Status RunQuantize(const QuantizeCommandOptions& options) {
   }
   GF_RETURN_IF_ERROR(report.status());
 
-  absl::PrintF("%s: %s, was %s; %d matrices in %s\n", OneLine(options.out), HumanBytes(report->bytes),
+  absl::PrintF("%s: %s, was %s; %d matrices in %s\n", SafeText(options.out), HumanBytes(report->bytes),
                HumanBytes(checkpoint->file_bytes()), report->matrices, options.dtype);
   if (!report->kept.empty()) absl::PrintF("kept as they were: %d\n", report->kept.size());
   for (const std::string& matrix : report->unfit) {
-    absl::PrintF("kept as it was, as sizes must be multiples of 16 and 32: %s\n", OneLine(matrix));
+    absl::PrintF("kept as it was, as sizes must be multiples of 16 and 32: %s\n", SafeText(matrix));
   }
   return absl::OkStatus();
 }

@@ -143,7 +143,6 @@ class Frontend {
     auto frontend = std::make_unique<Frontend>();
     ServiceOptions service;
     service.stall_timeout_seconds = options.stall_timeout_seconds;
-    service.message_bytes_max = options.max_message_bytes;
     if (!options.api_key_file.empty()) {
       GF_ASSIGN_OR_RETURN(frontend->api_keys_, KeyRing::Open(options.api_key_file));
       service.api_keys = frontend->api_keys_;
@@ -151,14 +150,14 @@ class Frontend {
     WarnIfOpen(options);
     ServerOptions server;
     server.front = FrontOptionsOf(options, options.host, options.grpc_port, options.tls);
-    server.request_bytes_max = options.max_message_bytes;
+    server.front.limits.message_bytes_max = service.message_bytes_max = options.max_message_bytes;
     server.health_service = kPublicServiceName;
     server.reflection = !options.no_grpc_reflection;
     GF_ASSIGN_OR_RETURN(frontend->public_, Server::Start(server, {MakePublicService(&coordinator, &metrics, service)}));
     if (with_cluster_port) {
       ServerOptions cluster;
       cluster.front = FrontOptionsOf(options, ClusterHost(options), options.cluster_port, options.cluster_tls);
-      cluster.request_bytes_max = kClusterMessageBytesMax;
+      cluster.front.limits.message_bytes_max = kClusterMessageBytesMax;
       cluster.reflection = false;
       ClusterServiceOptions service;
       GF_ASSIGN_OR_RETURN(service.key, ReadClusterKey(options.cluster_key_file));

@@ -7,6 +7,11 @@
 #include <vector>
 
 #include "base/credentials.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/front/front_options.h"
+#include "coordinator/grpc/service.h"
+#include "coordinator/membership.h"
+#include "coordinator/scheduler.h"
 #include "kernels/open_backend.h"
 
 namespace goldfinch {
@@ -21,19 +26,19 @@ struct ServeOptions {
   std::string cache_dtype = "bf16";  // --cache-dtype
   std::string verify = "all";        // --verify
 
-  int stages = 1;                       // --pipeline-parallel-size
-  int replicas = 1;                     // --replicas: pipelines side by side
-  std::string split;                    // --split 0-7,8-15,16-23; empty: balanced
-  BackendOptions backend;               // --device, --dtype; --threads for all embedded workers together
-  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization for all embedded workers together
-  int64_t max_model_len = 1 << 20;      // --max-model-len: tokens of a sequence
-  int64_t max_num_seqs = 64;            // --max-num-seqs: sequences that run at once in one pipeline
-  int64_t max_step_tokens = 512;        // --max-num-batched-tokens: tokens of one step
-  int64_t cache_tokens = 0;             // --cache-tokens of one pipeline; 0: what memory allows
-  std::string gold_tier = "auto";       // --gold-tier of embedded workers
-  int64_t memory_bytes = 0;             // --memory for all embedded workers together; 0: a share of the device's
-  int64_t max_queue = 1024;             // --max-queue: requests that wait
-  int64_t max_queue_bytes = int64_t{256} << 20;  // --max-queue-bytes: memory of requests that wait
+  int stages = 1;                              // --pipeline-parallel-size
+  int replicas = 1;                            // --replicas: pipelines side by side
+  std::string split;                           // --split 0-7,8-15,16-23; empty: balanced
+  BackendOptions backend;                      // --device, --dtype; --threads for all embedded workers together
+  double gpu_memory_utilization = 0.9;         // --gpu-memory-utilization for all embedded workers together
+  int64_t max_model_len = 1 << 20;             // --max-model-len: tokens of a sequence
+  int64_t max_num_seqs = 64;                   // --max-num-seqs: sequences that run at once in one pipeline
+  int64_t max_step_tokens = 512;               // --max-num-batched-tokens: tokens of one step
+  int64_t cache_tokens = 0;                    // --cache-tokens of one pipeline; 0: what memory allows
+  std::string gold_tier = "auto";              // --gold-tier of embedded workers
+  int64_t memory_bytes = 0;                    // --memory for all embedded workers together; 0: a share of the device's
+  int64_t max_queue = QueueLimits().requests;  // --max-queue: requests that wait
+  int64_t max_queue_bytes = QueueLimits().bytes;  // --max-queue-bytes: memory of requests that wait
 
   std::string host = "127.0.0.1";  // --host: addresses of all ports but that of the metrics, separated by commas
   std::string metrics_host = "127.0.0.1";  // --metrics-host: address of the metrics and the probes
@@ -47,20 +52,21 @@ struct ServeOptions {
   bool insecure_cluster = false;           // --insecure-cluster: strangers may reach the cluster port
   std::string api_key_file;                // --api-key-file; empty: no key is asked for
   bool no_grpc_reflection = false;         // --no-grpc-reflection
-  // --max-message-bytes: size of a request. A prompt of a million ids has 3 MB, a text of as many tokens 5 MB.
-  int64_t max_message_bytes = int64_t{16} << 20;
-  int max_connections = 4096;             // --max-connections of one port
-  int max_connections_per_address = 256;  // --max-connections-per-address of one port
-  bool ready_json = false;                // --ready-json: one line of JSON with the ports once they listen
+  int64_t max_message_bytes = FrontLimits().message_bytes_max;  // --max-message-bytes: size of a request
+  int max_connections = FrontLimits().connections_max;          // --max-connections of one port
+  // --max-connections-per-address of one port
+  int max_connections_per_address = FrontLimits().connections_per_address_max;
+  bool ready_json = false;  // --ready-json: one line of JSON with the ports once they listen
 
+  // The coordinator's options say what these times mean.
   double shutdown_timeout_seconds = 30;  // --shutdown-timeout: for running requests, after SIGTERM
-  double recovery_timeout_seconds = 60;  // --recovery-timeout: after this long without a group, requests end
-  double regroup_wait_seconds = 1;       // --regroup-wait: for a lost worker's return, before going on with fewer
-  double form_timeout_seconds = 600;     // --form-timeout: for workers to load their layers
-  double step_timeout_seconds = 120;     // --step-timeout: a stage that takes longer is considered lost
-  double heartbeat_interval_seconds = 1;
-  double heartbeat_timeout_seconds = 5;  // --heartbeat-timeout: a worker that is silent for longer is considered lost
-  double stall_timeout_seconds = 60;     // --stall-timeout: the call of a client that reads too little in it is ended
+  double recovery_timeout_seconds = CoordinatorOptions().recovery_timeout_seconds;     // --recovery-timeout
+  double regroup_wait_seconds = MembershipOptions().regroup_wait_seconds;              // --regroup-wait
+  double form_timeout_seconds = MembershipOptions().form_timeout_seconds;              // --form-timeout
+  double step_timeout_seconds = CoordinatorOptions().step_timeout_seconds;             // --step-timeout
+  double heartbeat_interval_seconds = MembershipOptions().heartbeat_interval_seconds;  // --heartbeat-interval
+  double heartbeat_timeout_seconds = MembershipOptions().heartbeat_timeout_seconds;    // --heartbeat-timeout
+  double stall_timeout_seconds = ServiceOptions().stall_timeout_seconds;               // --stall-timeout
 };
 
 // `goldfinch worker`. (WorkerOptions in worker/worker_options.h is what the worker itself is given.)

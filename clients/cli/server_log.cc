@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "base/log_limiter.h"
+#include "base/safe_text.h"
 #include "clients/cli/flag_names.h"
-#include "clients/cli/printable.h"
 #include "grpc/support/log.h"
 #include "spdlog/formatter.h"
 #include "spdlog/pattern_formatter.h"
@@ -24,7 +24,7 @@ class FlagNamingFormatter final : public spdlog::formatter {
 
   void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& text) override {
     const std::string_view payload(message.payload.data(), message.payload.size());
-    const std::string named = OneLine(NameFlags(payload));  // names of workers and models come from outside
+    const std::string named = SafeText(NameFlags(payload));  // names of workers and models come from outside
     spdlog::details::log_msg translated = message;
     translated.payload = named;
     pattern_->format(translated, text);

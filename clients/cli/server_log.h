@@ -5,7 +5,7 @@
 namespace goldfinch {
 
 // From here on every line of the log, on standard error, has a time and a level, "2026-03-01T12:00:00.123+01:00 info
-// ...", and names flags where the code below names fields (NameFlags). Control characters are escaped (OneLine).
+// ...", and names flags where the code below names fields (NameFlags). Control characters are escaped (SafeText).
 void LogAsServer();
 
 }  // namespace goldfinch

@@ -10,7 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
-#include "clients/cli/printable.h"
+#include "base/safe_text.h"
 #include "clients/cli/terminal.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/message.h"
@@ -29,6 +29,12 @@ std::string HumanAge(double seconds) {
   if (whole < 7200) return absl::StrCat(whole / 60, " min ", whole % 60, " s");
   if (whole < 172800) return absl::StrCat(whole / 3600, " h ", whole / 60 % 60, " min");
   return absl::StrCat(whole / 86400, " d ", whole / 3600 % 24, " h");
+}
+
+// A name or another short text of the server.
+std::string Cell(const std::string& text) {
+  constexpr size_t kCellBytesMax = 512;
+  return SafeText(text, kCellBytesMax);
 }
 
 // By how much a counter has grown since the earlier look; all of it if it has started again since.
@@ -82,9 +88,9 @@ std::vector<std::string> StageRow(int number, const v1::StageInfo& stage, const 
   const v1::BoundaryBytes& now = stage.received();
   const v1::BoundaryBytes& then = before.received();
   return {absl::StrCat(number),
-          OneLine(stage.worker()),
-          OneLine(stage.address()),
-          OneLine(stage.device()),
+          Cell(stage.worker()),
+          Cell(stage.address()),
+          Cell(stage.device()),
           absl::StrCat(stage.first_layer(), "-", std::max(stage.last_layer(), 1u) - 1),
           Bytes(stage.weight_bytes()),
           absl::StrCat(Bytes(stage.reserved_bytes()), " of ", Bytes(stage.memory_bytes())),
@@ -128,7 +134,7 @@ std::string MemoryTable(const v1::GroupInfo& group) {
   std::vector<std::vector<std::string>> rows = {{"memory"}};
   for (int i = 0; i < group.stages_size(); ++i) rows[0].push_back(absl::StrCat("stage ", i));
   for (const std::string& name : names) {
-    rows.push_back({OneLine(name)});
+    rows.push_back({Cell(name)});
     for (const v1::StageInfo& stage : group.stages()) rows.back().push_back(Bytes(bytes_of(stage, name)));
   }
   rows.push_back({"left"});
@@ -141,7 +147,7 @@ std::string MemoryTable(const v1::GroupInfo& group) {
 std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, double seconds) {
   std::string text =
       absl::StrFormat("\nreplica %d: %s, generation %d", group.replica(), StateName(group.state()), group.generation());
-  if (!group.message().empty()) absl::StrAppend(&text, ": ", OneLine(group.message()));
+  if (!group.message().empty()) absl::StrAppend(&text, ": ", SafeText(group.message()));
   absl::StrAppendFormat(&text, "\n%s steps, %d in flight; %s of %s sequences; cache reserved for %s of %s tokens\n",
                         Commas(group.steps()), group.steps_in_flight(), Commas(group.sequences()),
                         Commas(group.sequences_max()), Commas(group.cache_tokens_reserved()),
@@ -160,8 +166,8 @@ std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, 
 std::string ModelLine(const v1::GetModelInfoResponse* model) {
   if (model == nullptr) return "not known yet: no worker has read it";
   return absl::StrFormat("%s, %d layers (%d GOLD), width %d, vocabulary %s of %s; at most %s tokens a sequence",
-                         OneLine(model->name()), model->layers(), model->gold_layers(), model->width(),
-                         OneLine(model->vocabulary()), Commas(model->vocab_size()), Commas(model->max_model_len()));
+                         Cell(model->name()), model->layers(), model->gold_layers(), model->width(),
+                         Cell(model->vocabulary()), Commas(model->vocab_size()), Commas(model->max_model_len()));
 }
 
 nlohmann::json ValueJson(const google::protobuf::Message& message, const google::protobuf::FieldDescriptor* field,
@@ -224,7 +230,8 @@ std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClus
   }
   absl::StrAppend(&text, ", kept rows ", Bytes(now.gold_kept_bytes()), ", states ", Bytes(now.state_bytes()), "\n");
   if (!now.spare_workers().empty()) {
-    absl::StrAppend(&text, "spare     ", OneLine(absl::StrJoin(now.spare_workers(), ", ")), "\n");
+    const auto append = [](std::string* names, const std::string& name) { names->append(Cell(name)); };
+    absl::StrAppend(&text, "spare     ", absl::StrJoin(now.spare_workers(), ", ", append), "\n");
   }
   for (const v1::GroupInfo& group : now.groups())
     absl::StrAppend(&text, GroupTable(group, SameGroup(group, before), seconds));

@@ -48,7 +48,7 @@ std::string NetworkOf(const std::string& address) {
 
 double WrongKeys::SecondsRefused(const std::string& network, double now) const {
   const auto found = buckets_.find(network);
-  return found == buckets_.end() ? 0 : found->second.SecondsUntilToken(now);
+  return found == buckets_.end() ? 0 : found->second.SecondsUntil(1, now);
 }
 
 void WrongKeys::Count(const std::string& network, double now) {

@@ -57,7 +57,9 @@ TEST_F(FrontTest, RelaysMuch) {
 }
 
 TEST_F(FrontTest, AServerThatDoesNotReadStopsTheClient) {
-  Start();
+  FrontOptions options;
+  options.limits.message_bytes_max = 60'000'000;
+  Start(options);
   RawClient client = Connect();
   Taken(0);
   EXPECT_TRUE(client.Send(OpenStream(1) + Data(1, Prefix(60'000'000), false)));

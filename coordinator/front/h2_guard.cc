@@ -1,7 +1,5 @@
 #include "coordinator/front/h2_guard.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "base/status.h"
@@ -20,24 +18,16 @@ absl::Status TooMany(absl::string_view what) { return absl::ResourceExhaustedErr
 
 }  // namespace
 
-bool H2Guard::Bucket::Take(double now) {
-  level = std::min(burst, level + rate * (now - at)) - 1;
-  at = now;
-  return level >= 0;
-}
-
-void H2Guard::Bucket::Add(double frames) { level = std::min(burst, level + frames); }
-
 H2Guard::H2Guard(const FrontLimits& limits, BodyBudget* budget, double now)
     : limits_(limits),
       budget_(budget),
       // Honest clients reset many streams at once when they stop, and seldom otherwise.
-      resets_{.rate = 100, .burst = 1000, .at = now},
-      settings_{.rate = 1, .burst = 100, .at = now},
-      pings_{.rate = 20, .burst = 200, .at = now},
-      priorities_{.rate = 100, .burst = 1000, .at = now},
-      short_data_{.rate = 100, .burst = 1000, .at = now},
-      window_updates_{.rate = 100, .burst = 10000, .at = now} {}
+      resets_(/*per_second=*/100, /*capacity=*/1000, now),
+      settings_(1, 100, now),
+      pings_(20, 200, now),
+      priorities_(100, 1000, now),
+      short_data_(100, 1000, now),
+      window_updates_(100, 10000, now) {}
 
 H2Guard::~H2Guard() {
   for (const auto& [id, stream] : streams_) budget_->Release(Held(stream));
@@ -161,7 +151,7 @@ absl::Status H2Guard::CheckContinuation(const Frame& frame) const {
 }
 
 absl::Status H2Guard::CheckRate(const Frame& frame, double now) {
-  Bucket* bucket = &priorities_;
+  TokenBucket* bucket = &priorities_;
   switch (frame.type) {
     case kData:
     case kHeaders:
@@ -188,8 +178,8 @@ absl::Status H2Guard::CheckRate(const Frame& frame, double now) {
       break;
   }
   if (bucket->Take(now)) return absl::OkStatus();
-  return TooMany(absl::StrCat("too many ", NameOf(frame.type), " frames: ", bucket->burst, " at once and ",
-                              bucket->rate, " a second are allowed"));
+  return TooMany(absl::StrCat("too many ", NameOf(frame.type), " frames: ", bucket->capacity(), " at once and ",
+                              bucket->per_second(), " a second are allowed"));
 }
 
 absl::Status H2Guard::CheckData(const Frame& frame) const {

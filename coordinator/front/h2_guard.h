@@ -11,6 +11,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/token_bucket.h"
 #include "coordinator/front/front_options.h"
 
 namespace goldfinch {
@@ -73,16 +74,6 @@ class H2Guard {
   size_t streams() const { return streams_.size(); }
 
  private:
-  // Allows `burst` frames at once, and `rate` a second.
-  struct Bucket {
-    double rate;
-    double burst;
-    double level = burst;
-    double at = 0;
-
-    bool Take(double now);
-    void Add(double frames);
-  };
   struct Stream {
     bool client_done = false;
     bool awaited = true;   // its message has begun and is not complete, or none has come yet
@@ -166,7 +157,7 @@ class H2Guard {
   int64_t awaited_streams_ = 0;
   int64_t parked_bytes_ = 0;
   int64_t streams_expired_ = 0;
-  Bucket resets_, settings_, pings_, priorities_, short_data_, window_updates_;
+  TokenBucket resets_, settings_, pings_, priorities_, short_data_, window_updates_;
 };
 
 }  // namespace goldfinch

@@ -223,8 +223,8 @@ size_t H2Guard::FromServer(std::string_view bytes, std::string* to_client) {
       continue;
     }
     if (frame.type == kData) {
-      window_updates_.Add(kWindowUpdatesForData);
-      pings_.Add(1);  // clients measure by pings how fast data comes
+      window_updates_.GiveBack(kWindowUpdatesForData);
+      pings_.GiveBack(1);  // clients measure by pings how fast data comes
     }
     if (frame.type == kPing && (frame.flags & kAck) == 0) ++pings_open_;
     if (frame.type == kHeaders || frame.type == kContinuation) {
@@ -234,7 +234,7 @@ size_t H2Guard::FromServer(std::string_view bytes, std::string* to_client) {
       Answered(frame.stream);
       const auto found = streams_.find(frame.stream);
       if (found != streams_.end() && !std::exchange(found->second.answered, true)) {
-        resets_.Add(1);  // a call that was answered may be cancelled
+        resets_.GiveBack(1);  // a call that was answered may be cancelled
       }
       if ((frame.flags & kEndStream) != 0) Erase(frame.stream);
     }

@@ -321,14 +321,14 @@ TEST_F(H2GuardTest, AMessageWithoutProgressIsReset) {
 TEST_F(H2GuardTest, AMessageThatIsTooLongFailsAtOnce) {
   Pass(Opening());
   EXPECT_EQ(Answer(MakeFrame(kHeaders, 0, 7, "x")).size(), 10U);
-  Pass(OpenStream(1) + FrameHeader(100, kData, 0, 1) + Prefix((64 << 20) + 1));
+  Pass(OpenStream(1) + FrameHeader(100, kData, 0, 1) + Prefix((16 << 20) + 1));
   EXPECT_EQ(budget_.held, 0);
   // The frames of our own wait for the ends of those of both sides.
   std::string to_server;
   EXPECT_TRUE(guard_.FromClient(std::string(95, 'x'), now_, &to_server).ok());
   EXPECT_EQ(to_server, std::string(95, 'x') + MakeFrame(kReset, 0, 1, Number(kCancel, 4)));
   EXPECT_THAT(Answer(MakeFrame(kContinuation, kEndHeaders, 7, "y")),
-              HasSubstr("the message has 67108865 bytes, the limit is 67108864"));
+              HasSubstr("the message has 16777217 bytes, the limit is 16777216"));
 }
 
 TEST_F(H2GuardTest, AFrameThatIsNeverCompletedEndsTheConnection) {

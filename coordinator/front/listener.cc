@@ -2,7 +2,6 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/host_port.h"
+#include "base/resolve.h"
 #include "base/status.h"
 
 namespace goldfinch {
@@ -23,19 +23,6 @@ namespace {
 
 constexpr int kBacklog = 1024;
 constexpr int kPortTries = 20;  // to find a port that is free on all hosts
-
-int PortOf(const sockaddr_storage& address) {
-  return ntohs(address.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(address).sin6_port
-                                             : reinterpret_cast<const sockaddr_in&>(address).sin_port);
-}
-
-std::string NumericHost(const sockaddr_storage& address) {
-  char text[NI_MAXHOST];
-  const socklen_t size = address.ss_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
-  const int error =
-      getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, text, sizeof(text), nullptr, 0, NI_NUMERICHOST);
-  return error == 0 ? text : "unknown";
-}
 
 bool IsAnyIpv6(const addrinfo& address) {
   return address.ai_family == AF_INET6 &&
@@ -64,20 +51,8 @@ std::string Reason(int error) {
   return std::strerror(error);
 }
 
-absl::Status CannotListen(const std::string& host, int port, const std::string& reason) {
+absl::Status CannotListen(const std::string& host, int port, absl::string_view reason) {
   return absl::UnavailableError(absl::StrCat("cannot listen on ", HostPort{host, port}.ToString(), ": ", reason));
-}
-
-using AddressList = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
-
-absl::StatusOr<AddressList> Resolve(const std::string& host, int port) {
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
-  addrinfo* found = nullptr;
-  const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
-  if (error != 0) return CannotListen(host, port, gai_strerror(error));
-  return AddressList(found, &freeaddrinfo);
 }
 
 void SetPort(addrinfo* address, int port) {
@@ -93,7 +68,7 @@ int OwnPort(int fd) {
   sockaddr_storage own{};
   socklen_t size = sizeof(own);
   getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size);
-  return PortOf(own);
+  return PortOf(reinterpret_cast<const sockaddr&>(own));
 }
 
 }  // namespace
@@ -103,7 +78,7 @@ std::string PeerAddress::Text() const { return HostPort{host, port}.ToString(); 
 PeerAddress ToPeerAddress(const sockaddr_storage& address) {
   sockaddr_storage plain = address;
   PeerAddress peer;
-  peer.port = PortOf(address);
+  peer.port = PortOf(reinterpret_cast<const sockaddr&>(address));
   if (address.ss_family == AF_INET6) {
     const auto& ipv6 = reinterpret_cast<const sockaddr_in6&>(address);
     if (IN6_IS_ADDR_V4MAPPED(&ipv6.sin6_addr)) {
@@ -118,7 +93,7 @@ PeerAddress ToPeerAddress(const sockaddr_storage& address) {
       peer.network.assign(reinterpret_cast<const char*>(ipv6.sin6_addr.s6_addr), 8);
     }
   }
-  peer.host = NumericHost(plain);
+  peer.host = NumericHost(reinterpret_cast<const sockaddr&>(plain));
   if (plain.ss_family == AF_INET) {
     const auto& ipv4 = reinterpret_cast<const sockaddr_in&>(plain);
     peer.loopback = ntohl(ipv4.sin_addr.s_addr) >> 24 == 127;
@@ -134,10 +109,11 @@ Listener::~Listener() {
 }
 
 absl::Status Listener::OpenHost(const std::string& host, int port, bool any_ipv4, std::vector<Listener>* listeners) {
-  GF_ASSIGN_OR_RETURN(const AddressList addresses, Resolve(host, port));
+  const absl::StatusOr<AddressList> addresses = ResolveHost(host, port, AI_PASSIVE);
+  if (!addresses.ok()) return CannotListen(host, port, addresses.status().message());
   int error = EADDRNOTAVAIL;
   bool listens = false;
-  for (addrinfo* address = addresses.get(); address != nullptr; address = address->ai_next) {
+  for (addrinfo* address = addresses->get(); address != nullptr; address = address->ai_next) {
     // All sockets have the port that the first one got.
     SetPort(address, listeners->empty() ? port : listeners->front().port());
     const int fd = ListenOn(*address, IsAnyIpv6(*address) && !any_ipv4);
@@ -172,8 +148,7 @@ absl::StatusOr<std::vector<Listener>> Listener::Open(const std::vector<std::stri
 std::vector<std::string> SplitHosts(const std::string& hosts) {
   std::vector<std::string> result;
   for (const absl::string_view part : absl::StrSplit(hosts, ',')) {
-    std::string host(absl::StripAsciiWhitespace(part));
-    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    std::string host = WithoutBrackets(std::string(absl::StripAsciiWhitespace(part)));
     if (!host.empty() && std::find(result.begin(), result.end(), host) == result.end()) {
       result.push_back(std::move(host));
     }

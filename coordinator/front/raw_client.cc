@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/resolve.h"
 #include "openssl/ssl.h"
 #include "openssl/x509.h"
 
@@ -50,15 +51,11 @@ std::string ReadFrom(int fd, size_t bytes) {
 RawClient::RawClient(int port, const std::string& host) {
   // OpenSSL writes to sockets whose other end may be closed.
   std::signal(SIGPIPE, SIG_IGN);  // NOLINT(cert-err33-c)
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICHOST;
-  addrinfo* found = nullptr;
-  GF_CHECK_EQ(getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found), 0);
-  fd_ = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const absl::StatusOr<AddressList> found = ResolveHost(host, port, AI_NUMERICHOST);
+  GF_CHECK(found.ok()) << host;
+  fd_ = socket((*found)->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
   GF_CHECK(fd_ >= 0);
-  GF_CHECK_EQ(connect(fd_, found->ai_addr, found->ai_addrlen), 0) << host << " " << port;
-  freeaddrinfo(found);
+  GF_CHECK_EQ(connect(fd_, (*found)->ai_addr, (*found)->ai_addrlen), 0) << host << " " << port;
   const int yes = 1;
   setsockopt(fd_, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
 }

@@ -230,7 +230,7 @@ TEST_F(AttackTest, RapidResets) {
 
 TEST_F(AttackTest, UnfinishedMessagesHarmNobodyElse) {
   ServerOptions options;
-  options.request_bytes_max = int64_t{64} << 20;
+  options.front.limits.message_bytes_max = int64_t{64} << 20;
   // Room for all four: this machine's clients have one address, which may have half.
   options.front.limits.total_bytes_max = int64_t{512} << 20;
   Start(options);
@@ -286,7 +286,7 @@ TEST_F(AttackTest, ASlowMessageIsReset) {
 
 TEST_F(AttackTest, LongMessagesWithinTheLimitArrive) {
   ServerOptions options;
-  options.request_bytes_max = int64_t{32} << 20;
+  options.front.limits.message_bytes_max = int64_t{32} << 20;
   Start(options);
   v1::GetModelInfoRequest request;
   v1::GenerateRequest message;

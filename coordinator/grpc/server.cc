@@ -34,7 +34,7 @@ constexpr double kLastBytesSeconds = 2;
 
 void SetLimits(const ServerOptions& options, grpc::ServerBuilder* builder) {
   constexpr int64_t kIntMax = std::numeric_limits<int>::max();
-  builder->SetMaxReceiveMessageSize(static_cast<int>(std::min(options.request_bytes_max, kIntMax)));
+  builder->SetMaxReceiveMessageSize(static_cast<int>(std::min(options.front.limits.message_bytes_max, kIntMax)));
   builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.front.limits.streams_max);
   // A message that the service has not asked for may have 64 KiB, the initial window, with its sender held up. With the
   // probe, which measures bandwidth to enlarge windows, it would be 4 MiB and more for each stream. H2Guard's
@@ -92,10 +92,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr) return absl::InternalError("gRPC cannot start a server");
   server->SetReady(false);
-  FrontOptions front = options.front;
-  front.limits.message_bytes_max = options.request_bytes_max;
-  absl::StatusOr<std::unique_ptr<Front>> started = Front::Start(
-      std::move(front), [self = server.get()](const FrontConnection& connection) { self->Take(connection); });
+  absl::StatusOr<std::unique_ptr<Front>> started =
+      Front::Start(options.front, [self = server.get()](const FrontConnection& connection) { self->Take(connection); });
   if (!started.ok()) return started.status();
   server->front_ = *std::move(started);
   return server;

@@ -2,7 +2,6 @@
 #ifndef GOLDFINCH_COORDINATOR_GRPC_SERVER_H_
 #define GOLDFINCH_COORDINATOR_GRPC_SERVER_H_
 
-#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -22,9 +21,8 @@ class Front;
 struct FrontConnection;
 
 struct ServerOptions {
-  // What to listen on, TLS, and what connections may do. Its message_bytes_max is request_bytes_max.
+  // What to listen on, TLS, and what connections may do.
   FrontOptions front = {};
-  int64_t request_bytes_max = int64_t{16} << 20;  // a longer message gets RESOURCE_EXHAUSTED
   // A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
   double keepalive_seconds = 20;
   bool reflection = true;  // whether clients may ask which services and messages there are

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "coordinator/front/front_options.h"
+
 namespace grpc {
 class Service;
 }
@@ -19,10 +21,9 @@ struct ServiceOptions {
   // A call whose client takes nothing or too little for so long (calls/call.h) ends with RESOURCE_EXHAUSTED. This is
   // long enough for a client that is busy, and short enough that one that hangs does not hold memory for long.
   double stall_timeout_seconds = 60;
-  // The most bytes of a request, which ServerOptions must limit likewise, and of an answer that is not streamed. A
-  // prompt of a million ids has 3 MB, a text of as many tokens 5 MB. At most 64 messages, and 1 GiB, are in memory at
-  // once, an eighth of them from one client.
-  int64_t message_bytes_max = int64_t{16} << 20;
+  // The most bytes of a request, as the server's front limits it, and of an answer that is not streamed. At most 64
+  // messages, and 1 GiB, are in memory at once, an eighth of them from one client.
+  int64_t message_bytes_max = FrontLimits().message_bytes_max;
   std::shared_ptr<const KeyRing> api_keys = {};  // null: everybody may call
 };
 

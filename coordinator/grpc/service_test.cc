@@ -172,7 +172,7 @@ TEST(Unary, ModelAndClusterInfo) {
 }
 
 TEST(Limits, AnOversizedMessageIsRefused) {
-  ServiceHarness harness({}, {.request_bytes_max = 10'000});
+  ServiceHarness harness({}, {.front = {.limits = {.message_bytes_max = 10'000}}});
   v1::TokenizeRequest request;
   v1::TokenizeResponse response;
   request.set_text(std::string(20'000, 'x'));

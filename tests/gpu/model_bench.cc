@@ -444,7 +444,7 @@ int Main(int argc, char** argv) {
   CLI::Option* width = app.add_option("--width", options.spec.width, "likewise; a multiple of 64")
                            ->check(CLI::Range(64, 16384))
                            ->capture_default_str();
-  app.add_option("--chunk-tokens", options.chunk_tokens, "most tokens of a step")
+  app.add_option("--max-num-batched-tokens", options.chunk_tokens, "most tokens of a step")
       ->check(CLI::Range(64, 1 << 16))
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);

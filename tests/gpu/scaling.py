@@ -65,7 +65,7 @@ def main():
     parser.add_argument("json", type=pathlib.Path, nargs="?", help="what model_bench --json wrote")
     parser.add_argument("--predicted-rate", type=float, help="tokens a second of one device, instead of a file")
     parser.add_argument("--width", type=int, default=2048, help="of the model, with --predicted-rate")
-    parser.add_argument("--chunk-tokens", type=int, default=8192, help="likewise")
+    parser.add_argument("--max-num-batched-tokens", dest="chunk_tokens", type=int, default=8192, help="likewise")
     parser.add_argument("--link-gb-per-second", type=float, default=25.0, help="between two devices, one way [25]")
     parser.add_argument("--prompt-tokens", type=int, default=1 << 20, help="[1048576]")
     arguments = parser.parse_args()

@@ -344,7 +344,7 @@ class ConfigTest(ModelTest):
         for text in ("", "{", "[1, 2]", "null", "\xff", '{"n_layer": 6', "[" * 100_000, '{"n_layer": "\xff"}'):
             with self.subTest(text[:20]):
                 self.refuses_config(text.encode("latin-1"), "config.json: ")
-        self.refuses_config(" " * (1 << 20) + "{}", "config.json: a config of more than 1048576 bytes")
+        self.refuses_config(" " * (1 << 20) + "{}", "config.json: more than 1048576 bytes")
 
     def test_nested_json(self):
         """Down to as deep as a config may be long."""

@@ -1,9 +1,8 @@
 #include "worker/model/model_config.h"
 
 #include <cmath>
+#include <cstddef>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <string>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/small_file.h"
 #include "base/status.h"
 #include "nlohmann/json.hpp"
 #include "yaml-cpp/yaml.h"
@@ -24,20 +24,7 @@ std::string Shown(const nlohmann::json& value) {
   return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).substr(0, 100);
 }
 
-constexpr int64_t kMaxConfigBytes = 1 << 20;
-
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
-  std::string text;
-  text.resize(kMaxConfigBytes + 1);
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(file.gcount());
-  if (static_cast<int64_t>(text.size()) > kMaxConfigBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": a config of more than ", kMaxConfigBytes, " bytes"));
-  }
-  return text;
-}
+constexpr size_t kConfigBytesMax = 1 << 20;
 
 // What the getters below read, as JSON: the scalars of a map, and of the map `rope` in it. Scalars of YAML stay
 // strings. The rest is passed over: aliases can make a small file stand for a huge tree.
@@ -139,7 +126,7 @@ class Reader {
 }  // namespace
 
 absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& path) {
-  GF_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path));
+  GF_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kConfigBytesMax));
   nlohmann::json root;
   if (absl::EndsWith(path, ".yaml") || absl::EndsWith(path, ".yml")) {
     try {

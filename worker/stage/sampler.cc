@@ -16,21 +16,28 @@ namespace {
 // Occurrences below this cannot change an fp32 logit, and would end as slow denormals.
 constexpr double kOccurrenceMin = 1e-30;
 
+std::shared_ptr<const SamplingOptions> Checked(SamplingOptions options, const SamplerVocabulary& vocabulary) {
+  const absl::Status status = Validate(options, vocabulary);
+  GF_CHECK(status.ok()) << status.ToString();
+  std::erase_if(options.banned_tokens, [&](int32_t id) { return id >= vocabulary.limit(); });
+  return std::make_shared<const SamplingOptions>(std::move(options));
+}
+
 }  // namespace
 
+Sampler::Sampler(std::shared_ptr<const SamplingOptions> options, uint64_t seed,
+                 std::shared_ptr<const SamplerVocabulary> vocabulary)
+    : options_(std::move(options)), seed_(seed), vocabulary_(std::move(vocabulary)) {}
+
 Sampler::Sampler(SamplingOptions options, std::shared_ptr<const SamplerVocabulary> vocabulary)
-    : options_(std::move(options)), vocabulary_(std::move(vocabulary)) {
-  const absl::Status status = Validate(options_, *vocabulary_);
-  GF_CHECK(status.ok()) << status.ToString();
-  for (const int32_t id : options_.banned_tokens) {
-    if (id < vocabulary_->limit()) banned_.push_back(id);
-  }
-}
+    : options_(Checked(std::move(options), *vocabulary)), seed_(options_->seed), vocabulary_(std::move(vocabulary)) {}
+
+Sampler Sampler::WithSeed(uint64_t seed) const { return Sampler(options_, seed, vocabulary_); }
 
 void Sampler::Observe(int32_t id) {
   GF_CHECK(id >= 0 && id < vocabulary_->size()) << id;
   for (double& occurrence : occurrences_) {
-    occurrence *= options_.penalty_decay;
+    occurrence *= options_->penalty_decay;
     if (occurrence < kOccurrenceMin) occurrence = 0;
   }
   // A look through the list: answers have some hundreds of different tokens, and the loop above passes them all anyway.
@@ -44,20 +51,20 @@ void Sampler::Observe(int32_t id) {
 
 SampleRow Sampler::Row(int64_t position, std::vector<LogitChange>& changes) const {
   changes.clear();
-  for (const LogitBias& entry : options_.logit_bias) changes.push_back({entry.id, entry.bias});
-  if (options_.presence_penalty != 0 || options_.frequency_penalty != 0) {
+  for (const LogitBias& entry : options_->logit_bias) changes.push_back({entry.id, entry.bias});
+  if (options_->presence_penalty != 0 || options_->frequency_penalty != 0) {
     for (size_t i = 0; i < seen_.size(); ++i) {
-      const double penalty = options_.presence_penalty + occurrences_[i] * options_.frequency_penalty;
+      const double penalty = options_->presence_penalty + occurrences_[i] * options_->frequency_penalty;
       changes.push_back({seen_[i], -penalty});
     }
   }
-  return {.temperature = options_.temperature,
-          .top_p = options_.top_p,
-          .top_k = options_.top_k,
-          .min_p = options_.min_p,
-          .uniform = PhiloxUniform(options_.seed, static_cast<uint64_t>(position), PhiloxPurpose::kSampling),
+  return {.temperature = options_->temperature,
+          .top_p = options_->top_p,
+          .top_k = options_->top_k,
+          .min_p = options_->min_p,
+          .uniform = PhiloxUniform(seed_, static_cast<uint64_t>(position), PhiloxPurpose::kSampling),
           .changes = changes,
-          .banned = banned_};
+          .banned = options_->banned_tokens};
 }
 
 absl::StatusOr<TokenDistribution> Sampler::Distribution(absl::Span<const float> logits, const SampleRow& row,
@@ -81,7 +88,7 @@ absl::StatusOr<Token> Sampler::Sample(absl::Span<const float> logits, int64_t po
   GF_ASSIGN_OR_RETURN(const TokenDistribution distribution, Distribution(logits, row, position, scratch));
   Token token;
   token.id = sampling::Draw(distribution, row.uniform);
-  if (options_.logprobs) FillLogprobs(logits, scratch, &token);
+  if (options_->logprobs) FillLogprobs(logits, scratch, &token);
   return token;
 }
 
@@ -91,7 +98,7 @@ void Sampler::FillLogprobs(absl::Span<const float> logits, SamplerScratch& scrat
   token->logprob = logprob(token->id);
 
   // An insertion sort of those that are above the least of the list; of equals the first stays.
-  const auto wanted = static_cast<size_t>(*options_.logprobs);
+  const auto wanted = static_cast<size_t>(*options_->logprobs);
   std::vector<TokenLogprob>& top = scratch.top;  // holds logits at first
   top.clear();
   top.reserve(kLogprobsMax + 1);

@@ -66,6 +66,8 @@ class Sampler {
  public:
   // `options` must be valid for the vocabulary: CHECKed.
   Sampler(SamplingOptions options, std::shared_ptr<const SamplerVocabulary> vocabulary);
+  // A sampler that has observed nothing, with the same options but for the seed; they are shared, not copied.
+  Sampler WithSeed(uint64_t seed) const;
 
   // Draws the token for `position`, which is the number of tokens before it and selects the random number. `logits` is
   // [vocabulary]. INTERNAL if one of them is not finite: the model or the device is at fault, as tokens are masked by
@@ -85,16 +87,19 @@ class Sampler {
   // `changes` is overwritten. The row points into it and into this sampler: neither may change until the draw.
   SampleRow Row(int64_t position, std::vector<LogitChange>& changes) const;
 
-  const SamplingOptions& options() const { return options_; }
+  bool wants_logprobs() const { return options_->logprobs.has_value(); }
 
  private:
   absl::StatusOr<TokenDistribution> Distribution(absl::Span<const float> logits, const SampleRow& row, int64_t position,
                                                  SamplerScratch& scratch) const;
   void FillLogprobs(absl::Span<const float> logits, SamplerScratch& scratch, Token* token) const;
 
-  const SamplingOptions options_;
+  Sampler(std::shared_ptr<const SamplingOptions> options, uint64_t seed,
+          std::shared_ptr<const SamplerVocabulary> vocabulary);
+
+  const std::shared_ptr<const SamplingOptions> options_;  // banned tokens are below the vocabulary's limit
+  const uint64_t seed_;                                   // in place of that of options_
   const std::shared_ptr<const SamplerVocabulary> vocabulary_;
-  std::vector<int32_t> banned_;  // the banned tokens below the vocabulary's limit
 
   // Tokens that have occurred, in order of their first time.
   std::vector<int32_t> seen_;

@@ -1,8 +1,6 @@
 #include "worker/transport/keyed_sockets.h"
 
 #include <fcntl.h>
-#include <netdb.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -19,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/host_port.h"
+#include "base/resolve.h"
 #include "base/status.h"
 
 namespace goldfinch {
@@ -50,19 +49,11 @@ uint32_t ReadNumber(std::string_view bytes) {
   return number;
 }
 
-struct FreeAddresses {
-  void operator()(addrinfo* found) const { freeaddrinfo(found); }
-};
-
-absl::StatusOr<std::unique_ptr<addrinfo, FreeAddresses>> ReadAddress(const std::string& host, int port, bool listens) {
-  addrinfo hints = {};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | (listens ? AI_PASSIVE : 0);
-  addrinfo* found = nullptr;
-  const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
-  if (error != 0) return absl::UnavailableError(absl::StrCat(host, ": ", gai_strerror(error)));
-  return std::unique_ptr<addrinfo, FreeAddresses>(found);
+// The address is a number, so that nothing waits for a resolver.
+absl::StatusOr<AddressList> ReadAddress(const std::string& host, int port, int flags = 0) {
+  absl::StatusOr<AddressList> found = ResolveHost(host, port, flags | AI_NUMERICHOST);
+  if (!found.ok()) return absl::UnavailableError(absl::StrCat(host, ": ", found.status().message()));
+  return found;
 }
 
 absl::Status SystemError(const std::string& what) {
@@ -148,7 +139,7 @@ class KeyedSockets::Meeting {
     };
     const absl::StatusOr<HostPort> address = ParseHostPort(addresses_[peer]);
     if (!address.ok()) return failed(address.status());
-    const auto found = ReadAddress(address->host, address->port, /*listens=*/false);
+    const auto found = ReadAddress(address->host, address->port);
     if (!found.ok()) return failed(found.status());
     Link link{.socket = Socket(socket((*found)->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)),
               .state = Link::State::kConnecting,
@@ -353,7 +344,7 @@ absl::StatusOr<std::unique_ptr<KeyedSockets>> KeyedSockets::Listen(const std::st
   self->abort_ = Socket(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (self->abort_.fd() < 0) return SystemError("eventfd");
   if (!listens) return self;
-  GF_ASSIGN_OR_RETURN(const auto found, ReadAddress(address, 0, /*listens=*/true));
+  GF_ASSIGN_OR_RETURN(const auto found, ReadAddress(address, 0, AI_PASSIVE));
   self->listener_ = Socket(socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   const int fd = self->listener_.fd();
   sockaddr_storage own = {};
@@ -362,9 +353,7 @@ absl::StatusOr<std::unique_ptr<KeyedSockets>> KeyedSockets::Listen(const std::st
       getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size) != 0) {
     return SystemError(absl::StrCat("listen on ", address));
   }
-  const uint16_t port = own.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(own).sin6_port
-                                                  : reinterpret_cast<const sockaddr_in&>(own).sin_port;
-  self->address_ = HostPort{address, ntohs(port)}.ToString();
+  self->address_ = HostPort{address, PortOf(reinterpret_cast<const sockaddr&>(own))}.ToString();
   return self;
 }
 

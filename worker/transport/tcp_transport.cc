@@ -5,7 +5,6 @@
 // the rest, and counts the answers, which free the slots. Recv reads on the calling thread, into place where the back
 // end's memory is the host's. Errors end all connections, so that calls under way and the peers notice.
 #include <arpa/inet.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -31,6 +30,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/resolve.h"
 #include "base/status.h"
 #include "worker/transport/keyed_sockets.h"
 #include "worker/transport/transport.h"
@@ -434,24 +434,16 @@ bool IsWildcard(const sockaddr& address) {
 
 // Returns the first IP address of the name that belongs to this machine.
 absl::StatusOr<std::string> ResolveOwnAddress(const std::string& name) {
-  addrinfo hints = {};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (const int error = getaddrinfo(name.c_str(), nullptr, &hints, &found); error != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("address \"", name, "\": ", gai_strerror(error)));
+  const absl::StatusOr<AddressList> found = ResolveHost(name, /*port=*/0);
+  if (!found.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("address \"", name, "\": ", found.status().message()));
   }
-  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
-  for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
+  for (const addrinfo* entry = found->get(); entry != nullptr; entry = entry->ai_next) {
     const int fd = socket(entry->ai_family, entry->ai_socktype | SOCK_CLOEXEC, entry->ai_protocol);
     if (fd < 0) continue;
     const bool own = !IsWildcard(*entry->ai_addr) && bind(fd, entry->ai_addr, entry->ai_addrlen) == 0;
     close(fd);
-    char number[NI_MAXHOST];
-    if (own &&
-        getnameinfo(entry->ai_addr, entry->ai_addrlen, number, sizeof(number), nullptr, 0, NI_NUMERICHOST) == 0) {
-      return std::string(number);
-    }
+    if (own) return NumericHost(*entry->ai_addr);
   }
   return absl::InvalidArgumentError(absl::StrCat("address \"", name, "\" is not one of this machine"));
 }

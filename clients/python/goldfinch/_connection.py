@@ -75,9 +75,10 @@ def _is_loopback(host: str) -> bool:
 def proxy_of(host: str) -> str:
     """How gRPC goes to the host, for people: "the proxy HOST:PORT, ..."; empty if it goes there directly.
 
-    It does so if the host is this machine, or if no_proxy or NO_PROXY names it or its domain.
+    It does so if the host is this machine, or if no_proxy, NO_PROXY or gRPC's no_grpc_proxy names it or its domain.
     """
-    if _is_loopback(host) or urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]
+    bypass: Any = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
+    if _is_loopback(host) or bypass(host) or bypass(host, {"no": os.environ.get("no_grpc_proxy", "")}):
         return ""
     for variable in ("grpc_proxy", "https_proxy", "http_proxy"):
         url = os.environ.get(variable)
@@ -122,7 +123,7 @@ def methods(channel: Any) -> Dict[str, Any]:
 class Attempts:
     """Counts the attempts of one call, and keeps its deadline."""
 
-    def __init__(self, timeout: Optional[float], retries: int, proxy: str = "") -> None:
+    def __init__(self, timeout: Optional[float], retries: int, proxy: str) -> None:
         self.proxy = proxy  # by which the calls go, as proxy_of
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._left = retries

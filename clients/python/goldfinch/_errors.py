@@ -46,7 +46,7 @@ _CLASSES = {
 }
 
 
-def from_rpc(error: grpc.RpcError, proxy: str = "") -> GoldfinchError:
+def from_rpc(error: grpc.RpcError, proxy: str) -> GoldfinchError:
     """`proxy`: by which the call went, as proxy_of of _connection; it may be why there is no connection."""
     code, details = error.code(), error.details() or ""
     if proxy and code == grpc.StatusCode.UNAVAILABLE:

@@ -8,7 +8,7 @@ import goldfinch
 from fake_server import SECONDS_MAX, FakeServer, echo
 from goldfinch import _connection
 
-VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_proxy", "NO_PROXY")
+VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy", "NO_PROXY")
 DEAD = "http://user:password@127.0.0.1:9"  # nobody listens there
 
 
@@ -36,6 +36,8 @@ class ProxyTest(unittest.TestCase):
             self.assertEqual(_connection.proxy_of(host), "", host)
         for host in ("10.0.0.8", "example.org"):
             self.assertEqual(_connection.proxy_of(host), "the proxy 127.0.0.1:9, which the variable http_proxy names")
+        self.environment(http_proxy=DEAD, no_grpc_proxy="example.org")
+        self.assertEqual(_connection.proxy_of("example.org"), "")
         self.environment(https_proxy="http://a:1", http_proxy=DEAD)
         self.assertIn("https_proxy", _connection.proxy_of("example.org"))
         self.environment()
