@@ -51,6 +51,7 @@ struct ServeOptions {
   int64_t max_message_bytes = int64_t{16} << 20;
   int max_connections = 4096;             // --max-connections of one port
   int max_connections_per_address = 256;  // --max-connections-per-address of one port
+  int max_calls_per_address = 4096;       // --max-calls-per-address of one port
   bool ready_json = false;                // --ready-json: one line of JSON with the ports once they listen
 
   double shutdown_timeout_seconds = 30;  // --shutdown-timeout: for running requests, after SIGTERM

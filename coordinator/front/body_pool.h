@@ -16,8 +16,8 @@
 namespace goldfinch {
 
 // Grants room to connections in the order in which they ask, one message of each in turn, so that nobody waits behind
-// all messages of another. A connection may reserve `connection_bytes_max`, an address half of the pool. A call gets its
-// place at once or never. Thread-safe; one account is used by one thread at a time.
+// all messages of another. A connection may reserve `connection_bytes_max`, an address half of the pool. A call gets
+// its place at once or never. Thread-safe; one account is used by one thread at a time.
 class BodyPool {
   struct Share;
   using Shares = std::map<std::string, Share>;  // by address

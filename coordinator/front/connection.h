@@ -133,7 +133,7 @@ class Connection {
   bool server_told_ = false;       // that the client has ended
   bool client_told_ = false;       // that the connection has ended
   bool broken_ = false;
-  double close_by_ = 0;  // in kClosing
+  double close_by_ = 0;          // in kClosing
   int64_t streams_expired_ = 0;  // and refused, which have been logged
   int64_t streams_refused_ = 0;
   // Both are gone in kClosing; the guard uses the account.

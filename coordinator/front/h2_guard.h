@@ -19,7 +19,8 @@ namespace h2 {
 struct Frame;
 }
 
-// Where a guard asks for room for calls, and for the bytes of those that are not complete. It belongs to one connection.
+// Where a guard asks for room for calls, and for the bytes of those that are not complete. It belongs to one
+// connection.
 class CallBudget {
  public:
   virtual ~CallBudget() = default;
@@ -143,6 +144,8 @@ class H2Guard {
   // Calls the budget for what has changed since `held` and `parked`.
   void Settle(const Stream& stream, int64_t held, int64_t parked);
   void StopWaiting(uint32_t id, Stream& stream);
+  // Ends the calls whose messages make no progress. `time` is ClientTime.
+  absl::Status ExpireMessages(double time);
   // Whether flow control keeps the client from sending more of the stream's message.
   bool HeldUp(uint32_t id, const Stream& stream) const;
   // What has gone by for the client, in seconds.

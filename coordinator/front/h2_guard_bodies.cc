@@ -165,8 +165,9 @@ void H2Guard::StopWaiting(uint32_t id, Stream& stream) {
 }
 
 bool H2Guard::HeldUp(uint32_t id, const Stream& stream) const {
+  if (stream.waiting) return true;
   if (data_left_ > 0 && data_stream_ == id) return false;  // it owes the rest of a frame that it has begun
-  return stream.waiting || stream.window <= 0 || window_ <= 0;
+  return stream.window <= 0 || window_ <= 0;
 }
 
 void H2Guard::Answered(uint32_t id) {
@@ -267,7 +268,13 @@ absl::Status H2Guard::Tick(double now, std::string* to_server, std::string* to_c
     return TooMany(absl::StrCat(header_stream_ != 0 ? "a header block" : "a frame", " that is not complete after ",
                                 limits_.header_seconds, " s"));
   }
-  if (awaited_streams_ == 0) return absl::OkStatus();
+  if (awaited_streams_ > 0) GF_RETURN_IF_ERROR(ExpireMessages(time));
+  FlushToServer(to_server);
+  FlushToClient(to_client);
+  return absl::OkStatus();
+}
+
+absl::Status H2Guard::ExpireMessages(double time) {
   std::vector<uint32_t> expired;
   for (auto& [id, stream] : streams_) {
     if (!stream.awaited) continue;
@@ -285,8 +292,6 @@ absl::Status H2Guard::Tick(double now, std::string* to_server, std::string* to_c
                           limits_.body_seconds, " s"));
     ++streams_expired_;
   }
-  FlushToServer(to_server);
-  FlushToClient(to_client);
   return absl::OkStatus();
 }
 

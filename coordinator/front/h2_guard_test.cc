@@ -399,6 +399,7 @@ TEST_F(H2GuardTest, TheWindowOfTheConnectionHoldsMessagesUpToo) {
 TEST_F(H2GuardTest, AFrameThatHasBegunIsOwedWhateverTheWindow) {
   Pass(Opening() + OpenStream(1) + Data(1, (Prefix(200'000) + std::string(200'000, 'x')).substr(0, 49'152), false));
   Pass(FrameHeader(16'383, kData, 0, 1) + "x");
+  Tick(31);
   now_ += 31;
   EXPECT_THAT(guard_.Tick(now_, &to_server_, &to_client_).ToString(),
               HasSubstr("a DATA frame that made no progress for 30 s"));
