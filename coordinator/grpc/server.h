@@ -25,9 +25,7 @@ struct ServerOptions {
   // What to listen on, TLS, and what connections may do. Its message_bytes_max is request_bytes_max.
   FrontOptions front = {};
   int64_t request_bytes_max = int64_t{16} << 20;  // a longer message gets RESOURCE_EXHAUSTED
-  // A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
-  double keepalive_seconds = 20;
-  bool reflection = true;  // whether clients may ask which services and messages there are
+  bool reflection = true;                         // whether clients may ask which services and messages there are
   // The service whose health SetReady sets, with that of "", the whole server. Empty: "" is SERVING until Shutdown.
   std::string health_service = {};
 };
