@@ -147,6 +147,8 @@ uint64_t Coordinator::Connected(std::shared_ptr<WorkerLink> link, const std::str
 void Coordinator::Received(uint64_t worker, cluster::v1::FromWorker message) {
   Post([this, worker, message = std::move(message)](double now) mutable {
     HandleMessage(worker, std::move(message), now);
+    const auto link = links_.find(worker);
+    if (link != links_.end()) link->second->Handled();
   });
 }
 

@@ -13,7 +13,7 @@ class FromWorker;
 class ToWorker;
 }  // namespace cluster::v1
 
-// Sends to one worker. Thread-safe. No call blocks: messages are queued.
+// The way to one worker. Thread-safe. No call blocks: messages are queued.
 class WorkerLink {
  public:
   virtual ~WorkerLink() = default;
@@ -21,9 +21,12 @@ class WorkerLink {
   // Ends the connection after the messages that have been sent. The listener's Disconnected follows, unless it has been
   // called before.
   virtual void Close() = 0;
+  // The listener has handled the oldest message that it has not said this of; to be called once for each, on any
+  // thread. A link to another process lets the worker send only so much ahead of it.
+  virtual void Handled() {}
 };
 
-// Hears from all workers. Thread-safe. No call blocks for long or calls a link.
+// Hears from all workers. Thread-safe. No call blocks for long or sends anything.
 class WorkerListener {
  public:
   virtual ~WorkerListener() = default;

@@ -15,7 +15,7 @@ inline constexpr uint32_t kClusterProtocol = 3;
 //   1. The worker calls with its protocol and a nonce.
 //   2. The coordinator ends the call with UNAUTHENTICATED and a challenge in the trailing metadata.
 //   3. The worker calls again, with the challenge and Prove(kWorkerRole, {protocol, nonce, challenge}) besides. A
-//      challenge is good for one call, and for a few seconds.
+//      challenge is good for one call, on the connection that it came by, and for a few seconds.
 //   4. The coordinator's initial metadata has Prove(kCoordinatorRole, {protocol, nonce, challenge}). Only then does the
 //      worker register. (Prove is that of base/shared_key.h; the protocol is written in decimal.)
 // A coordinator without a key takes the first call.

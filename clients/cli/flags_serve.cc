@@ -105,6 +105,8 @@ void AddListenFlags(CLI::App& command, ServeOptions& options) {
   network.InLimits("--max-connections-per-address", options.max_connections_per_address, "COUNT",
                    "Most connections of one port from one address; connections from this machine are not limited", 1,
                    1 << 20);
+  network.InLimits("--max-calls-per-address", options.max_calls_per_address, "COUNT",
+                   "Most open calls of one port from one address; calls from this machine are not limited", 1, 1 << 20);
   AddServerTls(command, "grpc", "gRPC port", options.tls);
   FlagGroup(command, kSecurityFlags)
       .Text("--api-key-file", options.api_key_file, "FILE",

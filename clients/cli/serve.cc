@@ -125,6 +125,9 @@ FrontOptions FrontOptionsOf(const ServeOptions& options, const std::string& host
   front.tls = tls;
   front.limits.connections_max = options.max_connections;
   front.limits.connections_per_address_max = options.max_connections_per_address;
+  front.limits.calls_per_address_max = options.max_calls_per_address;
+  // All requests that wait, and as many others.
+  front.limits.calls_max = std::max<int>(front.limits.calls_max, 2 * static_cast<int>(options.max_queue));
   return front;
 }
 

@@ -52,10 +52,12 @@ struct ServeOptions {
   bool insecure_cluster = false;           // --insecure-cluster: strangers may reach the cluster port
   std::string api_key_file;                // --api-key-file; empty: no key is asked for
   bool no_grpc_reflection = false;         // --no-grpc-reflection
-  int64_t max_message_bytes = FrontLimits().message_bytes_max;  // --max-message-bytes: size of a request
-  int max_connections = FrontLimits().connections_max;          // --max-connections of one port
+  // --max-message-bytes: size of a request. A prompt of a million ids has 3 MB, a text of as many tokens 5 MB.
+  int64_t max_message_bytes = FrontLimits().message_bytes_max;
+  int max_connections = FrontLimits().connections_max;  // --max-connections of one port
   // --max-connections-per-address of one port
   int max_connections_per_address = FrontLimits().connections_per_address_max;
+  int max_calls_per_address = FrontLimits().calls_per_address_max;  // --max-calls-per-address of one port
   bool ready_json = false;  // --ready-json: one line of JSON with the ports once they listen
 
   // The coordinator's options say what these times mean.

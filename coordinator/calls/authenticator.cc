@@ -68,18 +68,16 @@ absl::StatusOr<Caller> Authenticator::Identify(const std::string& peer, std::opt
   if (keys_ == nullptr) return Caller{ClientAt(network), peer, /*may_operate=*/true};
   const absl::StatusOr<std::string_view> key = KeyOf(authorization);
   if (!key.ok()) return key.status();
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const double seconds = wrong_keys_.SecondsRefused(network, SteadySeconds());
-    if (seconds > 0) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("too many wrong API keys from ", network, ": try again in ", std::ceil(seconds), " s"));
-    }
-  }
   absl::StatusOr<KeyRing::Holder> holder = keys_->Find(*key);
   if (holder.ok()) return Caller{std::move(holder->client), peer, holder->may_operate};
+  const double now = SteadySeconds();
   const std::lock_guard<std::mutex> lock(mutex_);
-  wrong_keys_.Count(network, SteadySeconds());
+  const double seconds = wrong_keys_.SecondsRefused(network, now);
+  if (seconds > 0) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("too many wrong API keys from ", network, ": try again in ", std::ceil(seconds), " s"));
+  }
+  wrong_keys_.Count(network, now);
   return holder.status();
 }
 

@@ -33,7 +33,7 @@ class WrongKeys {
   static constexpr int kPerMinute = 20;
   static constexpr size_t kAddressesMax = 4096;
 
-  // How long calls from that address are refused; 0 if they are not.
+  // How long wrong keys from that address get no other answer; 0 if there have been few.
   double SecondsRefused(const std::string& network, double now) const;
   void Count(const std::string& network, double now);
   size_t addresses() const { return buckets_.size(); }
@@ -47,9 +47,10 @@ class Authenticator {
  public:
   explicit Authenticator(std::shared_ptr<const KeyRing> keys) : keys_(std::move(keys)) {}  // null: everybody may call
 
-  // `peer` is a numeric address, and `authorization` the value of that header or metadata: `Bearer KEY`.
-  // UNAUTHENTICATED says what is wrong with it. After kPerMinute wrong keys in a minute, calls from an address get
-  // RESOURCE_EXHAUSTED without a look at their key, until they have been fewer.
+  // `peer` is a numeric address, and `authorization` the value of that header or metadata: `Bearer KEY`. A good key is
+  // good wherever it comes from, whatever others at that address do. UNAUTHENTICATED says what is wrong with any other;
+  // after kPerMinute wrong keys in a minute, those from an address get RESOURCE_EXHAUSTED until they have been fewer. A
+  // wrong key costs one hash and a comparison with each key, also then.
   absl::StatusOr<Caller> Identify(const std::string& peer, std::optional<std::string_view> authorization);
 
  private:

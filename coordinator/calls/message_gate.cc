@@ -1,14 +1,21 @@
 #include "coordinator/calls/message_gate.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace goldfinch {
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
+}  // namespace
 
 void MessageGate::Actions::Run() {
   for (const auto& [guest, status] : dismiss) guest->Dismiss(status);
+  for (const std::shared_ptr<Guest>& guest : evict) guest->Evict();
   for (const std::shared_ptr<Guest>& guest : admit) guest->Admit();
 }
 
@@ -20,12 +27,19 @@ void MessageGate::Enter(std::shared_ptr<Guest> guest, std::shared_ptr<const Clie
     Share& share = shares_[client.get()];
     if (share.waiting.empty()) turns_.push_back(client.get());
     share.waiting.push_back(key);
-    entries_[key] = {std::move(guest), client.get(), false, now, now + limits_.seconds};
+    entries_[key] = {.guest = std::move(guest), .client = client.get(), .since = now, .until = now + limits_.seconds};
     share.client = std::move(client);
     AdmitWaiting(now, &actions);
     if (static_cast<int>(entries_.size()) - inside_ > limits_.waiting) MakeRoomToWait(&actions);
   }
   actions.Run();
+}
+
+void MessageGate::Pause(const Guest* guest) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto entry = entries_.find(guest);
+  if (entry == entries_.end()) return;
+  entry->second.since = entry->second.until = kNever;
 }
 
 void MessageGate::Prolong(const Guest* guest, double seconds, double now) {
@@ -54,12 +68,22 @@ void MessageGate::Remove(const Guest* guest) {
   if (entry->second.inside) {
     --share.inside;
     --inside_;
+    share.leaving -= static_cast<int>(entry->second.leaving);
+    leaving_ -= static_cast<int>(entry->second.leaving);
   } else {
     share.waiting.erase(std::find(share.waiting.begin(), share.waiting.end(), guest));
     if (share.waiting.empty()) turns_.erase(std::find(turns_.begin(), turns_.end(), client));
   }
   entries_.erase(entry);
   if (share.inside == 0 && share.waiting.empty()) shares_.erase(client);
+}
+
+void MessageGate::DismissInside(Entry* entry, absl::string_view reason, double now, Actions* actions) {
+  actions->dismiss.emplace_back(entry->guest, absl::ResourceExhaustedError(reason));
+  entry->leaving = true;
+  entry->until = now + limits_.leave_seconds;
+  ++shares_[entry->client].leaving;
+  ++leaving_;
 }
 
 void MessageGate::AdmitWaiting(double now, Actions* actions) {
@@ -99,43 +123,52 @@ void MessageGate::Sweep(double now) {
   Actions actions;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<const Guest*> late;
-    for (const auto& [guest, entry] : entries_) {
+    std::vector<const Guest*> waited;
+    for (auto& [guest, entry] : entries_) {
       if (entry.until > now) continue;
-      late.push_back(guest);
-      const std::string text =
-          entry.inside ? absl::StrCat("the client is too slow: its message has not arrived, or was not taken, in ",
-                                      static_cast<int64_t>(now - entry.since), " s")
-                       : absl::StrCat("other messages of this client have been arriving for ", limits_.seconds, " s");
-      actions.dismiss.emplace_back(entry.guest, absl::ResourceExhaustedError(text));
+      if (!entry.inside) {
+        actions.dismiss.emplace_back(
+            entry.guest, absl::ResourceExhaustedError(
+                             absl::StrCat("other messages have been arriving for ", limits_.seconds, " s")));
+        waited.push_back(guest);
+      } else if (entry.leaving) {
+        actions.evict.push_back(entry.guest);
+        entry.until = kNever;
+      } else {
+        DismissInside(&entry,
+                      absl::StrCat("the client is too slow: its message has not arrived, or was not taken, in ",
+                                   static_cast<int64_t>(now - entry.since), " s"),
+                      now, &actions);
+      }
     }
-    for (const Guest* guest : late) Remove(guest);
+    for (const Guest* guest : waited) Remove(guest);
     AdmitWaiting(now, &actions);
     SettleContest(now, &actions);
   }
   actions.Run();
 }
 
-// While all places are taken, the oldest one of the client with the most of them goes to a client that has fewer.
+// While all places are taken, the oldest one of the client with the most of them goes to a client that has fewer: one
+// for each client that waits, with those that are about to come free.
 void MessageGate::SettleContest(double now, Actions* actions) {
-  while (inside_ >= limits_.places && !turns_.empty()) {
-    const auto by_places = [](const auto& a, const auto& b) { return a.second.inside < b.second.inside; };
-    const auto most = std::max_element(shares_.begin(), shares_.end(), by_places);
+  const auto staying = [](const Share& share) { return share.inside - share.leaving; };
+  while (inside_ >= limits_.places && leaving_ < static_cast<int>(turns_.size())) {
+    const auto most = std::max_element(shares_.begin(), shares_.end(), [&](const auto& a, const auto& b) {
+      return staying(a.second) < staying(b.second);
+    });
     int fewest = limits_.places;
     for (const Client* client : turns_) fewest = std::min(fewest, shares_[client].inside);
-    if (most->second.inside <= fewest + 1) return;
-    const Entry* oldest = nullptr;
-    for (const auto& [guest, entry] : entries_) {
-      if (entry.client != most->first || !entry.inside) continue;
+    if (staying(most->second) <= fewest + 1) return;
+    Entry* oldest = nullptr;
+    for (auto& [guest, entry] : entries_) {
+      if (entry.client != most->first || !entry.inside || entry.leaving) continue;
       if (oldest == nullptr || entry.since < oldest->since) oldest = &entry;
     }
     if (now - oldest->since < limits_.contested_seconds) return;
-    actions->dismiss.emplace_back(oldest->guest,
-                                  absl::ResourceExhaustedError(absl::StrCat(
-                                      "the client is too slow, and has ", most->second.inside,
-                                      " messages under way while others wait: send them faster, or fewer at a time")));
-    Remove(oldest->guest.get());
-    AdmitWaiting(now, actions);
+    DismissInside(oldest,
+                  absl::StrCat("the client is too slow, and has ", staying(most->second),
+                               " messages under way while others wait: send them faster, or fewer at a time"),
+                  now, actions);
   }
 }
 

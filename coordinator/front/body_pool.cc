@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
 
 namespace goldfinch {
@@ -15,7 +16,7 @@ BodyPool::Account::Account(BodyPool* pool, Owner owner) : pool_(pool), owner_(st
 
 BodyPool::Account::~Account() {
   const std::lock_guard<std::mutex> lock(pool_->mutex_);
-  GF_CHECK_EQ(bytes_, 0) << "the connection's guard has not released its bytes";
+  GF_CHECK(bytes_ == 0 && calls_ == 0) << "the connection's guard has not released its bytes and calls";
   share_->second.accounts.erase(this);
   if (share_->second.accounts.empty()) pool_->shares_.erase(share_->first);
   pool_->StopWaiting(this);
@@ -25,6 +26,32 @@ void BodyPool::Account::Add(int64_t bytes) {
   bytes_ += bytes;
   share_->second.bytes += bytes;
   pool_->bytes_ += bytes;
+}
+
+absl::Status BodyPool::Account::OpenCall() {
+  const std::lock_guard<std::mutex> lock(pool_->mutex_);
+  const int left = pool_->limits_.calls_max - pool_->calls_;
+  if (left <= 0) {
+    return absl::ResourceExhaustedError(absl::StrCat("there are ", pool_->calls_, " open calls, which is the limit"));
+  }
+  int& calls_of_address = share_->second.calls;
+  const int most = std::min(pool_->limits_.calls_per_address_max, left);
+  if (!owner_.loopback && calls_of_address >= most) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("there are ", calls_of_address, " open calls of its address, the limit is ", most));
+  }
+  ++calls_;
+  ++calls_of_address;
+  ++pool_->calls_;
+  return absl::OkStatus();
+}
+
+void BodyPool::Account::CloseCall() {
+  const std::lock_guard<std::mutex> lock(pool_->mutex_);
+  GF_CHECK_GT(calls_, 0);
+  --calls_;
+  --share_->second.calls;
+  --pool_->calls_;
 }
 
 void BodyPool::Account::Take(int64_t bytes) {
@@ -46,7 +73,7 @@ bool BodyPool::Account::Reserve(int64_t bytes) {
   wanted_ = granted ? 0 : bytes;
   if (had_turn) pool.turn_ = nullptr;
   // Whoever waits for room of its own part holds nobody up.
-  const auto lacks_room = [&](const Account* one) { return pool.bytes_ + one->wanted_ > pool.total_bytes_max_; };
+  const auto lacks_room = [&](const Account* one) { return pool.bytes_ + one->wanted_ > pool.limits_.total_bytes_max; };
   if (had_turn || std::none_of(pool.waiting_.begin(), pool.waiting_.end(), lacks_room)) pool.Wake();
   return granted;
 }
@@ -79,9 +106,9 @@ void BodyPool::StopWaiting(Account* account) {
 
 bool BodyPool::MayReserve(const Account& account, int64_t bytes) const {
   // A connection that holds nothing may always have one message, if there is room.
-  return bytes_ + bytes <= total_bytes_max_ &&
-         (account.bytes_ == 0 || account.bytes_ + bytes <= connection_bytes_max_) &&
-         (bytes_ == 0 || account.share_->second.bytes + bytes <= std::max(total_bytes_max_ / 2, bytes));
+  return bytes_ + bytes <= limits_.total_bytes_max &&
+         (account.bytes_ == 0 || account.bytes_ + bytes <= limits_.connection_bytes_max) &&
+         (bytes_ == 0 || account.share_->second.bytes + bytes <= std::max(limits_.total_bytes_max / 2, bytes));
 }
 
 void BodyPool::Wake() {
@@ -96,12 +123,12 @@ void BodyPool::Wake() {
 
 void BodyPool::Tick(double now) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  bool starved = bytes_ > total_bytes_max_;
+  bool starved = bytes_ > limits_.total_bytes_max;
   for (Account* account : waiting_) {
     if (account->waiting_since_ == 0) account->waiting_since_ = now;
     // Who waits for room of its own part has itself to wait for.
-    const bool waits_for_others = bytes_ + account->wanted_ > total_bytes_max_;
-    starved |= waits_for_others && now - account->waiting_since_ >= patience_seconds_;
+    const bool waits_for_others = bytes_ + account->wanted_ > limits_.total_bytes_max;
+    starved |= waits_for_others && now - account->waiting_since_ >= limits_.patience_seconds;
   }
   if (starved) Evict();
   Wake();

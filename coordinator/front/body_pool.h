@@ -1,4 +1,4 @@
-// The bytes of requests that are not complete, over all connections of a front.
+// The open calls, and the bytes of those that are not complete, over all connections of a front.
 #ifndef GOLDFINCH_COORDINATOR_FRONT_BODY_POOL_H_
 #define GOLDFINCH_COORDINATOR_FRONT_BODY_POOL_H_
 
@@ -16,8 +16,8 @@
 namespace goldfinch {
 
 // Grants room to connections in the order in which they ask, one message of each in turn, so that nobody waits behind
-// all messages of another. A connection may reserve `connection_bytes_max`, an address half of the pool. Thread-safe;
-// one account is used by one thread at a time.
+// all messages of another. A connection may reserve `connection_bytes_max`, an address half of the pool. A call gets
+// its place at once or never. Thread-safe; one account is used by one thread at a time.
 class BodyPool {
   struct Share;
   using Shares = std::map<std::string, Share>;  // by address
@@ -29,15 +29,18 @@ class BodyPool {
     std::string address;            // clients of one address share its part of the pool
     std::function<void()> on_room;  // H2Guard::Retry may succeed now
     std::function<void()> evict;    // the connection has to go, because it holds the most and others wait
+    bool loopback = false;          // the address may have any number of calls
   };
 
-  class Account final : public BodyBudget {
+  class Account final : public CallBudget {
    public:
     Account(BodyPool* pool, Owner owner);
     ~Account() override;
     Account(const Account&) = delete;
     Account& operator=(const Account&) = delete;
 
+    absl::Status OpenCall() override;
+    void CloseCall() override;
     void Take(int64_t bytes) override;
     bool Reserve(int64_t bytes) override;
     void Release(int64_t bytes) override;
@@ -52,16 +55,14 @@ class BodyPool {
     const Owner owner_;
     // Guarded by the pool's mutex.
     Shares::value_type* share_;  // of its address
+    int calls_ = 0;
     int64_t bytes_ = 0;
     int64_t wanted_ = 0;        // by the message that waits; 0: none does
     double waiting_since_ = 0;  // set by the pool's next Tick; 0: not yet
     bool evicted_ = false;
   };
 
-  BodyPool(int64_t total_bytes_max, int64_t connection_bytes_max, double patience_seconds)
-      : total_bytes_max_(total_bytes_max),
-        connection_bytes_max_(connection_bytes_max),
-        patience_seconds_(patience_seconds) {}
+  explicit BodyPool(const FrontLimits& limits) : limits_(limits) {}
 
   // To be called every second or so: evicts the largest connection of the address that holds the most, if another
   // connection has waited too long, or if bytes that nobody reserved have filled the pool.
@@ -72,6 +73,7 @@ class BodyPool {
  private:
   // What the connections of one address hold together.
   struct Share {
+    int calls = 0;
     int64_t bytes = 0;
     std::set<Account*> accounts;
   };
@@ -82,12 +84,11 @@ class BodyPool {
   void Wake();
   void Evict();
 
-  const int64_t total_bytes_max_;
-  const int64_t connection_bytes_max_;
-  const double patience_seconds_;
+  const FrontLimits limits_;
 
   mutable std::mutex mutex_;
   // Guarded by mutex_.
+  int calls_ = 0;
   int64_t bytes_ = 0;
   Shares shares_;
   std::deque<Account*> waiting_;

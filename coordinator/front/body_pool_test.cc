@@ -13,6 +13,27 @@ namespace {
 
 using testing::ElementsAre;
 
+FrontLimits Limits(double patience_seconds) {
+  FrontLimits limits;
+  limits.calls_max = 12;
+  limits.calls_per_address_max = 5;
+  limits.total_bytes_max = 1000;
+  limits.connection_bytes_max = 400;
+  limits.patience_seconds = patience_seconds;
+  return limits;
+}
+
+// How many calls the account can open.
+int OpenCalls(BodyPool::Account& account) {
+  int calls = 0;
+  while (account.OpenCall().ok()) ++calls;
+  return calls;
+}
+
+void CloseCalls(BodyPool::Account& account, int calls) {
+  for (int i = 0; i < calls; ++i) account.CloseCall();
+}
+
 class BodyPoolTest : public testing::Test {
  protected:
   std::unique_ptr<BodyPool::Account> Open(const std::string& name, const std::string& address) {
@@ -22,7 +43,7 @@ class BodyPoolTest : public testing::Test {
   }
 
   std::vector<std::string> events_;
-  BodyPool pool_{1000, 400, 5};
+  BodyPool pool_{Limits(5)};
 };
 
 TEST_F(BodyPoolTest, GivesRoomInTheOrderOfAsking) {
@@ -125,13 +146,49 @@ TEST_F(BodyPoolTest, WhoeverLeavesLetsOthersIn) {
   b->Release(400);
 }
 
+TEST_F(BodyPoolTest, AnAddressHasSoManyCallsOverAllItsConnections) {
+  const auto a = Open("a", "1"), b = Open("b", "1"), c = Open("c", "2");
+  EXPECT_TRUE(a->OpenCall().ok());
+  EXPECT_TRUE(a->OpenCall().ok());
+  EXPECT_EQ(OpenCalls(*b), 3);
+  EXPECT_EQ(std::string(a->OpenCall().message()), "there are 5 open calls of its address, the limit is 5");
+  EXPECT_TRUE(c->OpenCall().ok());
+  b->CloseCall();
+  EXPECT_EQ(OpenCalls(*a), 1);
+  CloseCalls(*a, 3);
+  CloseCalls(*b, 2);
+  CloseCalls(*c, 1);
+}
+
+TEST_F(BodyPoolTest, WhenFewCallsAreLeftAnAddressMayHaveFewer) {
+  const auto a = Open("a", "1"), b = Open("b", "2"), c = Open("c", "3"), d = Open("d", "4");
+  EXPECT_EQ(OpenCalls(*a), 5);
+  EXPECT_EQ(OpenCalls(*b), 4) << "7 were left, then 3";
+  EXPECT_EQ(OpenCalls(*c), 2) << "3 were left, then 1";
+  EXPECT_EQ(OpenCalls(*d), 1) << "whoever has none gets one";
+  EXPECT_EQ(std::string(d->OpenCall().message()), "there are 12 open calls, which is the limit");
+  CloseCalls(*a, 5);
+  EXPECT_EQ(OpenCalls(*d), 2);
+  CloseCalls(*b, 4);
+  CloseCalls(*c, 2);
+  CloseCalls(*d, 3);
+}
+
+TEST_F(BodyPoolTest, LoopbackCountsOnlyAmongAllCalls) {
+  BodyPool::Account local(&pool_, {.address = "127.0.0.1", .on_room = [] {}, .evict = [] {}, .loopback = true});
+  EXPECT_EQ(OpenCalls(local), 12);
+  EXPECT_FALSE(Open("a", "1")->OpenCall().ok());
+  CloseCalls(local, 12);
+}
+
 TEST(BodyPoolThreads, ManyAtOnce) {
-  BodyPool pool(1000, 400, 0);
+  BodyPool pool(Limits(0));
   std::vector<std::thread> threads;
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([&pool, i] {
       for (int round = 0; round < 500; ++round) {
         BodyPool::Account account(&pool, {std::to_string(i % 3), [] {}, [] {}});
+        const bool opened = account.OpenCall().ok();
         int64_t held = 10;
         account.Take(held);
         for (int tries = 0; tries < 10; ++tries) {
@@ -141,6 +198,7 @@ TEST(BodyPoolThreads, ManyAtOnce) {
         }
         pool.Tick(round);
         account.Release(held);
+        if (opened) account.CloseCall();
       }
     });
   }

@@ -143,6 +143,7 @@ bool Connection::Tick(double now) {
         Log(now, absl::StrCat("it has read nothing for ", kStalledSeconds, " s"));
         return false;
       }
+      ExcuseClient(now);
       if (const absl::Status status = guard_->Tick(now, to_server_.text(), to_client_.text()); !status.ok()) {
         Refuse(status, now);
         break;
@@ -153,6 +154,13 @@ bool Connection::Tick(double now) {
                               setup_.limits->body_progress_bytes, " bytes of their messages came in ",
                               setup_.limits->body_seconds, " s"));
         streams_expired_ = expired;
+      }
+      const int64_t refused = guard_->streams_refused();
+      if (refused > streams_refused_) {
+        Log(now, absl::StrCat(refused - streams_refused_, " calls were refused, because too many are open (at most ",
+                              setup_.limits->calls_per_address_max, " of one address and ", setup_.limits->calls_max,
+                              " in all)"));
+        streams_refused_ = refused;
       }
       break;
     }
@@ -173,6 +181,11 @@ bool Connection::Evicted(double now) {
   if (!guard_) return true;
   Refuse(absl::ResourceExhaustedError("its unfinished requests hold the most bytes, and others wait"), now);
   return EndTurn(now);
+}
+
+void Connection::ExcuseClient(double now) {
+  if (server_full_since_ >= 0 && guard_) guard_->Excuse(now - server_full_since_);
+  server_full_since_ = to_server_.full() ? now : -1;
 }
 
 bool Connection::EndTurn(double now) {
@@ -199,6 +212,7 @@ bool Connection::EndTurn(double now) {
       close_by_ = std::min(close_by_, now + kCloseSeconds);
     }
   }
+  ExcuseClient(now);
   // TLS that has something to write first reads nothing, and would be told of the same bytes again and again.
   const bool read_client = !client_ended_ && !to_server_.full() && !tls_wants_write_;
   client_.Want((read_client ? EPOLLIN : 0U) | (tls_wants_write_ || !to_client_.empty() ? EPOLLOUT : 0U));

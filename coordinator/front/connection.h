@@ -113,6 +113,8 @@ class Connection {
   void Close(double now);
   // Writes what can be written, goes on to the next phase, and says what to wait for.
   bool EndTurn(double now);
+  // Tells the guard for how long the client has not been read because of the server.
+  void ExcuseClient(double now);
   void Log(double now, const std::string& what);
 
   const Setup setup_;
@@ -127,11 +129,13 @@ class Connection {
   bool client_ended_ = false;  // nothing more comes from the client
   bool server_ended_ = false;
   double client_full_since_ = -1;  // since when the client has taken nothing of a full outbox; -1: it is not full
+  double server_full_since_ = -1;  // the same of the server; what the client sends is not read meanwhile
   bool server_told_ = false;       // that the client has ended
   bool client_told_ = false;       // that the connection has ended
   bool broken_ = false;
-  double close_by_ = 0;  // in kClosing
-  int64_t streams_expired_ = 0;
+  double close_by_ = 0;          // in kClosing
+  int64_t streams_expired_ = 0;  // and refused, which have been logged
+  int64_t streams_refused_ = 0;
   // Both are gone in kClosing; the guard uses the account.
   std::optional<BodyPool::Account> account_;
   std::optional<H2Guard> guard_;

@@ -23,6 +23,7 @@ absl::StatusOr<std::unique_ptr<Front>> Front::Start(FrontOptions options, OnConn
   FrontLimits& limits = options.limits;
   const int descriptors = std::max(RaiseDescriptorLimit() - kOtherDescriptors, kDescriptorsOfConnection * kFronts);
   const int connections_max = std::min(limits.connections_max, descriptors / (kDescriptorsOfConnection * kFronts));
+  limits.calls_max = std::max(limits.calls_max, 2 * limits.calls_per_address_max);
   // A longest message must have its place in the pool, beside its prefix and what other streams have begun.
   const int64_t longest = limits.message_bytes_max + H2Guard::kStreamWindow;
   limits.total_bytes_max = std::max(limits.total_bytes_max, 2 * longest);

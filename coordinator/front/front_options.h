@@ -22,7 +22,7 @@ struct FrontLimits {
   double handshake_seconds = 10;  // for TLS and for the first bytes of HTTP/2
   double header_seconds = 10;     // for the rest of a header block, or of any other frame that has begun
   // A request whose message has begun must get `body_progress_bytes` more of it in each such time, or its end. Time in
-  // which it waits for room does not count.
+  // which the client must not send, because the server has no room or does not read, does not count.
   double body_seconds = 30;
   int64_t body_progress_bytes = 16 << 10;
 
@@ -30,6 +30,13 @@ struct FrontLimits {
   int64_t header_block_bytes_max = 64 << 10;  // compressed, over HEADERS and CONTINUATION; gRPC itself takes 8 KiB
   int continuations_max = 8;                  // frames of one header block
   int streams_max = 4096;                     // open at a time on one connection
+
+  // ---- Open calls ----
+  // A call beyond these is refused, and its connection goes on. Each takes some 20 KB in the server.
+  int calls_max = 16384;  // over all connections; at least twice the next one
+  // The most of one address, which are counted as its connections are. When fewer are left over all connections, they
+  // are the most, so that clients who come later find some. Loopback is exempt.
+  int calls_per_address_max = 4096;
 
   // ---- Bytes of unfinished requests ----
   // What one connection may have sent of messages that are not complete, and of those that have not been looked at. A

@@ -18,7 +18,7 @@ absl::Status TooMany(absl::string_view what) { return absl::ResourceExhaustedErr
 
 }  // namespace
 
-H2Guard::H2Guard(const FrontLimits& limits, BodyBudget* budget, double now)
+H2Guard::H2Guard(const FrontLimits& limits, CallBudget* budget, double now)
     : limits_(limits),
       budget_(budget),
       // Honest clients reset many streams at once when they stop, and seldom otherwise.
@@ -30,7 +30,10 @@ H2Guard::H2Guard(const FrontLimits& limits, BodyBudget* budget, double now)
       window_updates_(100, 10000, now) {}
 
 H2Guard::~H2Guard() {
-  for (const auto& [id, stream] : streams_) budget_->Release(Held(stream));
+  for (const auto& [id, stream] : streams_) {
+    budget_->Release(Held(stream));
+    budget_->CloseCall();
+  }
 }
 
 // ---- From the client ----
@@ -71,11 +74,11 @@ absl::StatusOr<size_t> H2Guard::FromClient(std::string_view bytes, double now, s
     passed = true;
   }
   if (header_stream_ != 0) {
-    if (frame_began_at_ < 0 || !within_block) frame_began_at_ = now;
+    if (frame_began_at_ < 0 || !within_block) frame_began_at_ = ClientTime(now);
   } else if (rest.empty()) {
     frame_began_at_ = -1;
   } else if (passed || frame_began_at_ < 0) {
-    frame_began_at_ = now;
+    frame_began_at_ = ClientTime(now);
   }
   return bytes.size() - rest.size();
 }
@@ -225,12 +228,7 @@ absl::Status H2Guard::BeginHeaders(const Frame& frame, double now) {
   if (opens) {
     if (frame.stream % 2 == 0)
       return Malformed(kHeaders, absl::StrCat("opens stream ", frame.stream, ", which is even"));
-    if (static_cast<int64_t>(streams_.size()) >= limits_.streams_max) {
-      return TooMany(absl::StrCat("more than ", limits_.streams_max, " streams are open"));
-    }
-    stream_last_ = frame.stream;
-    streams_[frame.stream].checked_at = now;
-    ++awaited_streams_;
+    GF_RETURN_IF_ERROR(BeginCall(frame.stream, now));
   }
   const auto found = streams_.find(frame.stream);
   if (found != streams_.end()) {
@@ -241,6 +239,25 @@ absl::Status H2Guard::BeginHeaders(const Frame& frame, double now) {
   continuations_ = 0;
   header_block_bytes_ = frame.length;
   header_stream_ = (frame.flags & kEndHeaders) != 0 ? 0 : frame.stream;
+  return absl::OkStatus();
+}
+
+absl::Status H2Guard::BeginCall(uint32_t id, double now) {
+  if (static_cast<int64_t>(streams_.size()) >= limits_.streams_max) {
+    return TooMany(absl::StrCat("more than ", limits_.streams_max, " streams are open"));
+  }
+  stream_last_ = id;
+  if (const absl::Status status = budget_->OpenCall(); !status.ok()) {
+    ++streams_refused_;
+    // gRPC gets the headers all the same, for later ones refer to them. That costs as much as a call that is reset.
+    if (!resets_.Take(now) || for_client_.size() > kOwnBytesMax) {
+      return TooMany(absl::StrCat("too many calls beyond the limit: ", status.message()));
+    }
+    AppendEnds(id, /*answered=*/false, std::string(status.message()));
+    return absl::OkStatus();
+  }
+  streams_[id].checked_at = ClientTime(now);
+  ++awaited_streams_;
   return absl::OkStatus();
 }
 

@@ -20,10 +20,14 @@ namespace h2 {
 struct Frame;
 }
 
-// Where a guard asks for room for the bytes of requests that are not complete. It belongs to one connection.
-class BodyBudget {
+// Where a guard asks for room for calls, and for the bytes of those that are not complete. It belongs to one
+// connection.
+class CallBudget {
  public:
-  virtual ~BodyBudget() = default;
+  virtual ~CallBudget() = default;
+  // RESOURCE_EXHAUSTED names the limit, in a few words of ASCII. After OK, CloseCall follows.
+  virtual absl::Status OpenCall() = 0;
+  virtual void CloseCall() = 0;
   // These bytes have come already.
   virtual void Take(int64_t bytes) = 0;
   // False if there is no room: H2Guard::Retry is to be called when there is.
@@ -36,7 +40,8 @@ class BodyBudget {
 // Passes frames on in both directions. It never changes one, but it
 // - passes every frame of the client but DATA whole, and none that is against the rules or the limits;
 // - withholds the window updates of a stream whose message waits for room;
-// - ends a call whose message is too long, which gRPC would see only when all of it had come, or makes no progress.
+// - ends a call that is one too many, or whose message is too long, which gRPC would see only when all of it had come,
+//   or makes no progress although the server lets the client send.
 // Pure: it has no sockets, no clock and no threads; `now` is in seconds and never goes back. Time is linear in the
 // bytes, memory bounded by streams_max. What is left of a frame that is not whole is the caller's to keep: it is at
 // most kFrameBytesMax.
@@ -47,7 +52,7 @@ class H2Guard {
   static constexpr size_t kFrameBytesMax = 9 + kPayloadBytesMax;
   static constexpr int64_t kStreamWindow = 65535;
 
-  H2Guard(const FrontLimits& limits, BodyBudget* budget, double now);
+  H2Guard(const FrontLimits& limits, CallBudget* budget, double now);
   ~H2Guard();  // releases what it holds
   H2Guard(const H2Guard&) = delete;
   H2Guard& operator=(const H2Guard&) = delete;
@@ -62,6 +67,9 @@ class H2Guard {
   absl::Status Tick(double now, std::string* to_server, std::string* to_client);
   // To be called when there is room again.
   void Retry(double now, std::string* to_client);
+  // For so long, bytes of the client have not been read because of the server. Frames and messages have as much more
+  // time.
+  void Excuse(double seconds) { excused_seconds_ += seconds; }
 
   // The last frame that tells the client why the connection ends; nothing if it cannot be told, because a frame is half
   // written.
@@ -70,6 +78,7 @@ class H2Guard {
   // The client has sent the preface and its settings.
   bool open() const { return opened_; }
   int64_t streams_expired() const { return streams_expired_; }  // that Tick has ended
+  int64_t streams_refused() const { return streams_refused_; }  // because there was no room for the call
   int64_t parked_bytes() const { return parked_bytes_; }        // that count against connection_bytes_max
   size_t streams() const { return streams_.size(); }
 
@@ -87,8 +96,9 @@ class H2Guard {
     int64_t reserved = 0;   // for the message; 0: it is counted as it comes
     int64_t done = 0;       // of complete messages that the server has not answered to
     uint64_t withheld = 0;
-    int64_t progress = 0;  // bytes since `checked_at`
-    double checked_at = 0;
+    int64_t window = kStreamWindow;  // what the client may still send, without what is withheld
+    int64_t progress = 0;            // bytes since `checked_at`
+    double checked_at = 0;           // by ClientTime
   };
   using Streams = absl::flat_hash_map<uint32_t, Stream>;
 
@@ -99,6 +109,7 @@ class H2Guard {
   absl::Status CheckRate(const h2::Frame& frame, double now);
   absl::Status CheckData(const h2::Frame& frame) const;
   absl::Status BeginHeaders(const h2::Frame& frame, double now);
+  absl::Status BeginCall(uint32_t id, double now);
   // Looks at a whole frame that is not DATA.
   absl::Status CheckFrame(const h2::Frame& frame, std::string_view payload, double now);
 
@@ -115,6 +126,8 @@ class H2Guard {
   void Erase(uint32_t id);
   // Ends a stream for both sides, with RESOURCE_EXHAUSTED for the client.
   void Fail(uint32_t id, const std::string& message);
+  // The frames of Fail. `answered`: the client has got headers of an answer.
+  void AppendEnds(uint32_t id, bool answered, const std::string& message);
   // What the budget and connection_bytes_max see of a stream.
   static int64_t Held(const Stream& stream);
   static int64_t Parked(const Stream& stream) { return stream.received + stream.done; }
@@ -122,12 +135,21 @@ class H2Guard {
   // Calls the budget for what has changed since `held` and `parked`.
   void Settle(const Stream& stream, int64_t held, int64_t parked);
   void StopWaiting(uint32_t id, Stream& stream);
+  // Ends the calls whose messages make no progress. `time` is ClientTime.
+  absl::Status ExpireMessages(double time);
+  // Whether flow control keeps the client from sending more of the stream's message.
+  bool HeldUp(uint32_t id, const Stream& stream) const;
+  // What has gone by for the client, in seconds.
+  double ClientTime(double now) const { return now - excused_seconds_; }
   // Appends the frames of our own if the last frame is whole.
   void FlushToServer(std::string* to_server);
   void FlushToClient(std::string* to_client);
 
+  // The most bytes of the guard's own answers that the client has not been sent. Honest clients cause far fewer.
+  static constexpr size_t kOwnBytesMax = size_t{1} << 20;
+
   const FrontLimits limits_;
-  BodyBudget* const budget_;
+  CallBudget* const budget_;
 
   // ---- The client's direction ----
   size_t preface_bytes_ = 0;  // that have come
@@ -142,8 +164,11 @@ class H2Guard {
   size_t data_bytes_ = 0;  // of the whole frame, without padding
   bool data_ends_stream_ = false;
   bool data_begins_message_ = false;  // some clients send the prefix of a message in a frame of its own
-  double frame_began_at_ = -1;  // when the frame or header block that is not complete has begun; -1: there is none
-  std::string for_server_;      // frames of our own that wait for the end of the client's frame
+  // When the frame or header block that is not complete has begun, by ClientTime; -1: there is none.
+  double frame_began_at_ = -1;
+  double excused_seconds_ = 0;
+  int64_t window_ = kStreamWindow;  // of the connection: what the client may still send
+  std::string for_server_;          // frames of our own that wait for the end of the client's frame
 
   // ---- The server's direction ----
   size_t server_left_ = 0;           // bytes of a frame that are still to come
@@ -157,6 +182,7 @@ class H2Guard {
   int64_t awaited_streams_ = 0;
   int64_t parked_bytes_ = 0;
   int64_t streams_expired_ = 0;
+  int64_t streams_refused_ = 0;
   TokenBucket resets_, settings_, pings_, priorities_, short_data_, window_updates_;
 };
 

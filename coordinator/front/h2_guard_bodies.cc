@@ -22,9 +22,6 @@ constexpr int kResourceExhausted = 8;
 // An honest client sends one or two for each DATA frame that it gets.
 constexpr double kWindowUpdatesForData = 10;
 
-// The most bytes of the guard's own answers that the client has not been sent. All streams of a connection need less.
-constexpr size_t kOwnBytesMax = size_t{1} << 20;
-
 absl::Status TooMany(absl::string_view what) { return absl::ResourceExhaustedError(what); }
 
 }  // namespace
@@ -33,6 +30,8 @@ absl::Status TooMany(absl::string_view what) { return absl::ResourceExhaustedErr
 
 absl::Status H2Guard::BeginData(const Frame& frame, std::string_view lead, double now) {
   GF_RETURN_IF_ERROR(CheckData(frame));
+  window_ -= frame.length;
+  if (const auto found = streams_.find(frame.stream); found != streams_.end()) found->second.window -= frame.length;
   const size_t padding = lead.empty() ? 0 : static_cast<uint8_t>(lead[0]);
   if (lead.size() + padding > frame.length) return absl::InvalidArgumentError("DATA is padded beyond its end");
   data_stream_ = frame.stream;
@@ -96,7 +95,7 @@ void H2Guard::TakeBody(uint32_t id, Stream& stream, std::string_view bytes, doub
   while (!bytes.empty()) {
     if (!stream.awaited) {
       SetAwaited(stream, true);
-      stream.checked_at = now;
+      stream.checked_at = ClientTime(now);
       stream.progress = 0;
     }
     const bool in_prefix = stream.prefix_bytes < kPrefixBytes;
@@ -161,7 +160,14 @@ void H2Guard::StopWaiting(uint32_t id, Stream& stream) {
   waiting_.erase(id);
   if (waiting_.empty()) budget_->Withdraw();
   if (stream.withheld > 0) AppendWindowUpdate(id, stream.withheld, &for_client_);
+  stream.window += static_cast<int64_t>(stream.withheld);
   stream.withheld = 0;
+}
+
+bool H2Guard::HeldUp(uint32_t id, const Stream& stream) const {
+  if (stream.waiting) return true;
+  if (data_left_ > 0 && data_stream_ == id) return false;  // it owes the rest of a frame that it has begun
+  return stream.window <= 0 || window_ <= 0;
 }
 
 void H2Guard::Answered(uint32_t id) {
@@ -180,11 +186,16 @@ void H2Guard::Erase(uint32_t id) {
   SetAwaited(found->second, false);
   if (waiting_.erase(id) > 0 && waiting_.empty()) budget_->Withdraw();
   streams_.erase(found);
+  budget_->CloseCall();
 }
 
 void H2Guard::Fail(uint32_t id, const std::string& message) {
   const bool answered = streams_.at(id).answered;
   Erase(id);
+  AppendEnds(id, answered, message);
+}
+
+void H2Guard::AppendEnds(uint32_t id, bool answered, const std::string& message) {
   AppendReset(id, kCancel, &for_server_);
   if (answered) {
     AppendReset(id, kEnhanceYourCalm, &for_client_);  // which gRPC's clients take for RESOURCE_EXHAUSTED
@@ -214,9 +225,12 @@ size_t H2Guard::FromServer(std::string_view bytes, std::string* to_client) {
       if (rest.size() < needed) break;
       Answered(frame.stream);
       const auto found = streams_.find(frame.stream);
+      const uint32_t more = ReadNumber(rest.substr(kHeaderBytes, 4));
       if (found != streams_.end() && found->second.waiting) {
-        found->second.withheld += ReadNumber(rest.substr(kHeaderBytes, 4));
+        found->second.withheld += more;
       } else {
+        if (frame.stream == 0) window_ += more;
+        if (found != streams_.end()) found->second.window += more;
         to_client->append(rest.substr(0, needed));
       }
       rest.remove_prefix(needed);
@@ -249,16 +263,25 @@ size_t H2Guard::FromServer(std::string_view bytes, std::string* to_client) {
 // ---- Time and room ----
 
 absl::Status H2Guard::Tick(double now, std::string* to_server, std::string* to_client) {
-  if (frame_began_at_ >= 0 && now - frame_began_at_ > limits_.header_seconds) {
+  const double time = ClientTime(now);
+  if (frame_began_at_ >= 0 && time - frame_began_at_ > limits_.header_seconds) {
     return TooMany(absl::StrCat(header_stream_ != 0 ? "a header block" : "a frame", " that is not complete after ",
                                 limits_.header_seconds, " s"));
   }
-  if (awaited_streams_ == 0) return absl::OkStatus();
+  if (awaited_streams_ > 0) GF_RETURN_IF_ERROR(ExpireMessages(time));
+  FlushToServer(to_server);
+  FlushToClient(to_client);
+  return absl::OkStatus();
+}
+
+absl::Status H2Guard::ExpireMessages(double time) {
   std::vector<uint32_t> expired;
   for (auto& [id, stream] : streams_) {
-    if (!stream.awaited || stream.waiting || now - stream.checked_at < limits_.body_seconds) continue;
-    if (stream.progress < limits_.body_progress_bytes) expired.push_back(id);
-    stream.checked_at = now;
+    if (!stream.awaited) continue;
+    const bool held_up = HeldUp(id, stream);
+    if (!held_up && time - stream.checked_at < limits_.body_seconds) continue;
+    if (!held_up && stream.progress < limits_.body_progress_bytes) expired.push_back(id);
+    stream.checked_at = time;
     stream.progress = 0;
   }
   for (const uint32_t id : expired) {
@@ -269,8 +292,6 @@ absl::Status H2Guard::Tick(double now, std::string* to_server, std::string* to_c
                           limits_.body_seconds, " s"));
     ++streams_expired_;
   }
-  FlushToServer(to_server);
-  FlushToClient(to_client);
   return absl::OkStatus();
 }
 
@@ -281,7 +302,7 @@ void H2Guard::Retry(double now, std::string* to_client) {
     const int64_t whole = kPrefixBytes + int64_t{stream.length};
     if (!budget_->Reserve(whole - stream.received)) break;
     stream.reserved = whole;
-    stream.checked_at = now;
+    stream.checked_at = ClientTime(now);
     stream.progress = 0;
     StopWaiting(id, stream);
   }

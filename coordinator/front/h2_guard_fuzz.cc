@@ -12,9 +12,15 @@
 namespace goldfinch {
 namespace {
 
-class CountingBudget final : public BodyBudget {
+class CountingBudget final : public CallBudget {
  public:
-  ~CountingBudget() override { GF_CHECK_EQ(held_, 0); }
+  ~CountingBudget() override { GF_CHECK(held_ == 0 && calls_ == 0); }
+  absl::Status OpenCall() override {
+    if (++asked_ % 7 == 0) return absl::ResourceExhaustedError("it is the seventh");
+    ++calls_;
+    return absl::OkStatus();
+  }
+  void CloseCall() override { GF_CHECK_GE(--calls_, 0); }
   void Take(int64_t bytes) override { Add(bytes); }
   bool Reserve(int64_t bytes) override {
     if (held_ + bytes > kMost) return false;
@@ -35,6 +41,8 @@ class CountingBudget final : public BodyBudget {
   }
 
   int64_t held_ = 0;
+  int asked_ = 0;
+  int calls_ = 0;
 };
 
 struct Result {
@@ -60,7 +68,7 @@ Result Feed(const std::string& bytes, size_t part) {
     GF_CHECK_LE(*consumed, rest.size());
     GF_CHECK_LE(rest.size() - *consumed, H2Guard::kFrameBytesMax);
     GF_CHECK(guard.streams() <= 16 && guard.parked_bytes() >= 0 && guard.parked_bytes() <= 200'000);
-    // A message that is too long adds a reset.
+    // A call that is refused, or whose message is too long, adds a reset.
     GF_CHECK_GE(result.passed.size() - passed_before, *consumed);
     rest.erase(0, *consumed);
   }

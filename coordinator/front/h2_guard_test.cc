@@ -13,8 +13,14 @@ namespace {
 using namespace h2;  // NOLINT(google-build-using-namespace): the words of HTTP/2
 using testing::HasSubstr;
 
-class FakeBudget final : public BodyBudget {
+class FakeBudget final : public CallBudget {
  public:
+  absl::Status OpenCall() override {
+    if (calls >= calls_max) return absl::ResourceExhaustedError("there are enough calls");
+    ++calls;
+    return absl::OkStatus();
+  }
+  void CloseCall() override { --calls; }
   void Take(int64_t bytes) override { held += bytes; }
   bool Reserve(int64_t bytes) override {
     if (held + bytes > most) return false;
@@ -25,11 +31,16 @@ class FakeBudget final : public BodyBudget {
 
   int64_t most = int64_t{1} << 40;
   int64_t held = 0;
+  int calls_max = 1000;
+  int calls = 0;
 };
 
 class H2GuardTest : public testing::Test {
  protected:
-  ~H2GuardTest() override { EXPECT_GE(budget_.held, 0); }
+  ~H2GuardTest() override {
+    EXPECT_GE(budget_.held, 0);
+    EXPECT_GE(budget_.calls, 0);
+  }
 
   // Sends bytes, whole or in pieces, and expects them to pass.
   void Pass(const std::string& bytes) {
@@ -227,6 +238,50 @@ TEST_F(H2GuardTest, StreamsAreBounded) {
               HasSubstr("more than 2 streams are open"));
 }
 
+TEST_F(H2GuardTest, ACallThatIsOneTooManyIsRefusedAndTheOthersGoOn) {
+  budget_.calls_max = 2;
+  Pass(Opening() + OpenStream(1) + OpenStream(3));
+  // gRPC gets the whole header block, which later ones refer to, and then a reset.
+  const std::string headers = MakeFrame(kHeaders, 0, 5, "ab") + MakeFrame(kContinuation, kEndHeaders, 5, "c");
+  std::string to_server;
+  EXPECT_TRUE(guard_.FromClient(headers, now_, &to_server).ok());
+  EXPECT_EQ(to_server, headers + MakeFrame(kReset, 0, 5, Number(kCancel, 4)));
+  const std::vector<TestFrame> refusal = FramesOf(Answer(MakeFrame(kPing, kAck, 0, "12345678")));
+  ASSERT_EQ(refusal.size(), 3U);
+  EXPECT_EQ(refusal[0].stream, 5U);
+  EXPECT_EQ(refusal[0].flags, kEndHeaders | kEndStream);
+  EXPECT_THAT(refusal[0].payload, HasSubstr("there are enough calls"));
+  EXPECT_EQ(refusal[1].type, kReset);
+  // What the client sends of it meanwhile is not counted.
+  Pass(Data(5, Prefix(10) + "12345", false));
+  EXPECT_EQ(budget_.held, 0);
+  EXPECT_EQ(guard_.streams(), 2U);
+  EXPECT_EQ(guard_.streams_refused(), 1);
+  // A call that ends, by whichever side, makes room for another.
+  Answer(MakeFrame(kHeaders, kEndHeaders | kEndStream, 1, "x"));
+  Pass(OpenStream(7) + MakeFrame(kReset, 0, 3, "abcd") + OpenStream(9));
+  EXPECT_EQ(budget_.calls, 2);
+}
+
+TEST_F(H2GuardTest, CallsThatAreRefusedCostAsMuchAsResets) {
+  budget_.calls_max = 0;
+  Pass(Opening());
+  uint32_t id = 1;
+  std::string out;
+  for (int i = 0; i < 1000; ++i, id += 2) ASSERT_TRUE(guard_.FromClient(OpenStream(id), now_, &out).ok());
+  EXPECT_THAT(Refused(OpenStream(id)).ToString(), HasSubstr("too many calls beyond the limit: there are enough calls"));
+}
+
+TEST_F(H2GuardTest, AConnectionThatEndsGivesItsCallsBack) {
+  {
+    std::string out;
+    H2Guard guard(limits_, &budget_, now_);
+    ASSERT_TRUE(guard.FromClient(Opening() + OpenStream(1) + OpenStream(3), now_, &out).ok());
+    EXPECT_EQ(budget_.calls, 2);
+  }
+  EXPECT_EQ(budget_.calls, 0);
+}
+
 TEST_F(H2GuardTest, UnfinishedBytesOfAConnectionAreBounded) {
   FrontLimits limits;
   limits.connection_bytes_max = 100'000;
@@ -316,6 +371,50 @@ TEST_F(H2GuardTest, AMessageWithoutProgressIsReset) {
   EXPECT_EQ(guard_.streams_expired(), 2);
   Tick(1000);
   EXPECT_EQ(guard_.streams(), 1U);
+}
+
+TEST_F(H2GuardTest, AMessageThatTheServerDoesNotReadMayTakeItsTime) {
+  // The client has sent all that it may.
+  Pass(Opening() + OpenStream(1) + Data(1, (Prefix(200'000) + std::string(200'000, 'x')).substr(0, 65'535), false));
+  for (int i = 0; i < 10; ++i) Tick(20);
+  EXPECT_EQ(to_client_, "");
+  // Now the server reads, so the client must send, and has the whole time for it.
+  Answer(MakeFrame(kWindowUpdate, 0, 0, Number(200'000, 4)) + MakeFrame(kWindowUpdate, 0, 1, Number(200'000, 4)));
+  Tick(29);
+  EXPECT_EQ(to_client_, "");
+  Tick(2);
+  EXPECT_THAT(to_client_, HasSubstr("less than 16384 bytes of the message came in 30 s"));
+}
+
+TEST_F(H2GuardTest, TheWindowOfTheConnectionHoldsMessagesUpToo) {
+  Pass(Opening() + OpenStream(1) + Data(1, Prefix(40'000) + std::string(39'999, 'x'), false));
+  Pass(OpenStream(3) + Data(3, (Prefix(40'000) + std::string(39'999, 'x')).substr(0, 65'535 - 40'004), false));
+  for (int i = 0; i < 10; ++i) Tick(20);
+  EXPECT_EQ(to_client_, "") << "neither may send a byte";
+  Answer(MakeFrame(kWindowUpdate, 0, 0, Number(100'000, 4)));
+  Tick(31);
+  EXPECT_EQ(guard_.streams_expired(), 2);
+}
+
+TEST_F(H2GuardTest, AFrameThatHasBegunIsOwedWhateverTheWindow) {
+  Pass(Opening() + OpenStream(1) + Data(1, (Prefix(200'000) + std::string(200'000, 'x')).substr(0, 49'152), false));
+  Pass(FrameHeader(16'383, kData, 0, 1) + "x");
+  Tick(31);
+  now_ += 31;
+  EXPECT_THAT(guard_.Tick(now_, &to_server_, &to_client_).ToString(),
+              HasSubstr("a DATA frame that made no progress for 30 s"));
+}
+
+TEST_F(H2GuardTest, TimeInWhichTheServerIsFullDoesNotCount) {
+  Pass(Opening() + OpenStream(1) + Data(1, Prefix(100'000) + "x", false) + FrameHeader(8, kPing, 0, 0));
+  for (int i = 0; i < 10; ++i) {
+    guard_.Excuse(20);
+    Tick(20);
+  }
+  EXPECT_EQ(to_client_, "");
+  Tick(9);
+  now_ += 2;
+  EXPECT_THAT(guard_.Tick(now_, &to_server_, &to_client_).ToString(), HasSubstr("that is not complete after 10 s"));
 }
 
 TEST_F(H2GuardTest, AMessageThatIsTooLongFailsAtOnce) {

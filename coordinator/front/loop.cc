@@ -254,6 +254,7 @@ void FrontLoop::Add(int fd, const PeerAddress& peer) {
   if (shared_->tls != nullptr) setup.tls = shared_->tls->context();
   setup.pool = &shared_->pool;
   setup.owner.address = peer.network;
+  setup.owner.loopback = peer.loopback;
   setup.owner.on_room = [this, id] {
     Post([this, id] { With(id, [this](Connection& connection) { return connection.OnRoom(now_); }); });
   };

@@ -27,7 +27,7 @@ struct FrontShared {
       : options(std::move(front_options)),
         on_connection(std::move(callback)),
         admission(connections_max, options.limits.connections_per_address_max),
-        pool(options.limits.total_bytes_max, options.limits.connection_bytes_max, options.limits.patience_seconds) {}
+        pool(options.limits) {}
 
   const FrontOptions options;
   const Front::OnConnection on_connection;

@@ -16,8 +16,6 @@ constexpr double kAnswerBytesPerSecond = 256 << 10;
 
 }  // namespace
 
-RefusingReactor::RefusingReactor(const absl::Status& status) { Finish(ToGrpc(status)); }
-
 void MessageReactor::Start() {
   self_ = shared_from_this();
   environment_->gate.Enter(self_, caller_.client, SteadySeconds());
@@ -43,17 +41,21 @@ void MessageReactor::OnReadDone(bool ok) {
     if (stage_ != Stage::kReading) return;
     stage_ = Stage::kReceived;
   }
+  environment_->gate.Pause(this);
   if (message_.Length() > kLargeBytes) environment_->ReturnMemorySoon();
   Received();
 }
 
 bool MessageReactor::Fail() {
+  bool waiting = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (stage_ != Stage::kWaiting && stage_ != Stage::kReading) return false;
+    waiting = stage_ == Stage::kWaiting;
     stage_ = Stage::kFailed;
   }
-  environment_->gate.Leave(this, SteadySeconds());
+  // What has come of a message stays with gRPC until OnDone, and so does its place.
+  if (waiting) environment_->gate.Leave(this, SteadySeconds());
   return true;
 }
 
@@ -71,6 +73,12 @@ void MessageReactor::Dismiss(const absl::Status& status) {
   // The lock is held so that OnDone does not end the context meanwhile.
   const std::lock_guard<std::mutex> lock(mutex_);
   if (stage_ == Stage::kReceived) Overdue(status);
+}
+
+void MessageReactor::Evict() {
+  // Not even the status has gone through.
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (stage_ == Stage::kFailed) context_->TryCancel();
 }
 
 void MessageReactor::Release() {
@@ -118,7 +126,11 @@ void UnaryReactor::Received() {
 
 void UnaryReactor::Run() {
   const absl::Status status = work_(message_, &answer_);
-  if (!status.ok()) return End(status);
+  if (!status.ok()) {
+    answer_.Clear();
+    Release();
+    return End(status);
+  }
   message_.Clear();
   const size_t bytes = answer_.Length();
   if (bytes > kLargeBytes) environment_->ReturnMemorySoon();
@@ -130,7 +142,6 @@ void UnaryReactor::Run() {
 
 void UnaryReactor::End(const absl::Status& status) {
   environment_->ReportFailure(method_, caller_, status);
-  answer_.Clear();
   Finish(ToGrpc(status));
 }
 

@@ -14,20 +14,12 @@
 #include "coordinator/calls/authenticator.h"
 #include "coordinator/calls/call.h"
 #include "coordinator/calls/message_gate.h"
+#include "coordinator/grpc/wire.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/server_callback.h"
 
 namespace goldfinch {
-
-using ByteReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
-
-// Ends a call with an error before anything is read. It deletes itself.
-class RefusingReactor final : public ByteReactor {
- public:
-  explicit RefusingReactor(const absl::Status& status);
-  void OnDone() override { delete this; }
-};
 
 // Waits for a place at the gate, and reads the one message of a client. Whatever the client sends after it is never
 // read, so that flow control stops it.
@@ -42,6 +34,7 @@ class MessageReactor : public ByteReactor,
 
   void Admit() final;
   void Dismiss(const absl::Status& status) final;
+  void Evict() final;
   void OnReadDone(bool ok) final;
   void OnCancel() final;
   void OnDone() final;
@@ -56,7 +49,7 @@ class MessageReactor : public ByteReactor,
   virtual void NotReceived(const absl::Status& status) = 0;
   // The client has gone after Received was called, or was about to be.
   virtual void Gone() = 0;
-  // The message has been received, but the place was kept for too long.
+  // The message has been received, but the place was kept for too long by a client that does not take its answer.
   virtual void Overdue(const absl::Status& status) = 0;
   virtual void Done() = 0;
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "base/check.h"
 #include "base/log_limiter.h"
 #include "base/status.h"
 #include "coordinator/grpc/peer.h"
@@ -29,18 +30,24 @@ namespace {
 
 using cluster::v1::FromWorker;
 using cluster::v1::ToWorker;
-// Messages are raw, so that their bytes are checked before they are parsed.
-using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 using RawService = cluster::v1::Cluster::WithRawCallbackMethod_Work<cluster::v1::Cluster::Service>;
 
 // The time in which a worker must take the last messages of a stream that the coordinator ends.
 constexpr std::chrono::seconds kCloseTime(5);
 
-// The queue of one stream. Its reactor is used until Finish, which is called after Ended or Close.
+// What goes to one worker and comes from it. The reactor and `incoming`, which it reads into, are used until Finish,
+// which is called after Ended or Close.
 class Link final : public WorkerLink, public std::enable_shared_from_this<Link> {
  public:
-  Link(Reactor* reactor, grpc::CallbackServerContext* context, int64_t queue_bytes_max)
-      : queue_bytes_max_(queue_bytes_max), address_(PeerHostPort(*context)), reactor_(reactor), context_(context) {}
+  Link(ByteReactor* reactor, grpc::ByteBuffer* incoming, grpc::CallbackServerContext* context,
+       const ClusterServiceOptions& options)
+      : queue_bytes_max_(options.queue_bytes_max),
+        unhandled_messages_max_(options.unhandled_messages_max),
+        unhandled_bytes_max_(options.unhandled_bytes_max),
+        address_(PeerHostPort(*context)),
+        reactor_(reactor),
+        incoming_(incoming),
+        context_(context) {}
 
   const std::string& address() const { return address_; }
 
@@ -60,6 +67,27 @@ class Link final : public WorkerLink, public std::enable_shared_from_this<Link> 
   void Close() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     CloseSoon();
+  }
+
+  void Handled() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    GF_CHECK(!unhandled_.empty());
+    unhandled_bytes_ -= unhandled_.front();
+    unhandled_.pop_front();
+    if (paused_) Read();
+  }
+
+  // The stream calls it for each message before the listener gets it, and Read afterwards.
+  void Took(int64_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    unhandled_.push_back(bytes);
+    unhandled_bytes_ += bytes;
+  }
+
+  // Reads the next message, at once or when few enough are unhandled.
+  void ReadNext() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Read();
   }
 
   // The stream calls it.
@@ -93,6 +121,13 @@ class Link final : public WorkerLink, public std::enable_shared_from_this<Link> 
   }
 
   // All of these are called with mutex_ held.
+  void Read() {
+    paused_ =
+        static_cast<int>(unhandled_.size()) >= unhandled_messages_max_ || unhandled_bytes_ >= unhandled_bytes_max_;
+    // The reactor lives at least until Finish.
+    if (!paused_ && !finished_) reactor_->StartRead(incoming_);
+  }
+
   void WriteNext() {
     if (writing_ || finished_) return;
     if (queue_.empty()) {
@@ -138,8 +173,11 @@ class Link final : public WorkerLink, public std::enable_shared_from_this<Link> 
   }
 
   const int64_t queue_bytes_max_;
+  const int unhandled_messages_max_;
+  const int64_t unhandled_bytes_max_;
   const std::string address_;
-  Reactor* const reactor_;
+  ByteReactor* const reactor_;
+  grpc::ByteBuffer* const incoming_;
 
   std::mutex mutex_;
   // Guarded by mutex_.
@@ -149,26 +187,34 @@ class Link final : public WorkerLink, public std::enable_shared_from_this<Link> 
   bool writing_ = false;
   bool closing_ = false;
   bool finished_ = false;
+  std::deque<int64_t> unhandled_;  // the bytes of the messages that the listener has not handled, oldest first
+  int64_t unhandled_bytes_ = 0;
+  bool paused_ = false;  // nothing is read until some of them have been handled
   grpc::Alarm close_by_;
 };
 
 // Belongs to gRPC, and deletes itself when gRPC is done with it.
-class WorkStream final : public Reactor {
+class WorkStream final : public ByteReactor {
  public:
-  WorkStream(WorkerListener* listener, grpc::CallbackServerContext* context, int64_t queue_bytes_max)
-      : listener_(listener), link_(std::make_shared<Link>(this, context, queue_bytes_max)) {
+  WorkStream(WorkerListener* listener, grpc::CallbackServerContext* context, const ClusterServiceOptions& options)
+      : listener_(listener), link_(std::make_shared<Link>(this, &bytes_, context, options)) {
     worker_ = listener_->Connected(link_, link_->address());
     StartSendInitialMetadata();  // now, for the coordinator's proof is in it
-    StartRead(&bytes_);
+    link_->ReadNext();
   }
 
   void OnReadDone(bool ok) override {
     if (!ok) return link_->Ended();
+    const auto bytes = static_cast<int64_t>(bytes_.Length());  // parsing takes them
     FromWorker message;
     if (const absl::Status status = Parse(&message); !status.ok()) return Refuse(std::string(status.message()));
+    link_->Took(bytes);
     listener_->Received(worker_, std::move(message));
-    StartRead(&bytes_);
+    link_->ReadNext();
   }
+
+  // A stream that reads nothing for the moment does not hear of its end in any other way.
+  void OnCancel() override { link_->Ended(); }
 
   void OnWriteDone(bool ok) override { link_->WriteDone(ok); }
 
@@ -203,13 +249,6 @@ class WorkStream final : public Reactor {
   grpc::ByteBuffer bytes_;
 };
 
-// Ends a call before anything of it is read. Deletes itself.
-class RefusedStream final : public Reactor {
- public:
-  explicit RefusedStream(const absl::Status& status) { Finish(ToGrpc(status)); }
-  void OnDone() override { delete this; }
-};
-
 WorkerCredentials CredentialsOf(const grpc::CallbackServerContext& context) {
   const auto value = [&](const char* key) {
     const auto found = context.client_metadata().find(key);
@@ -226,26 +265,28 @@ class ClusterService final : public RawService {
         options_(options),
         gate_(options.key ? std::make_unique<WorkerGate>(*options.key) : nullptr) {}
 
-  Reactor* Work(grpc::CallbackServerContext* context) override {
+  ByteReactor* Work(grpc::CallbackServerContext* context) override {
     if (gate_ != nullptr) {
       const double now = SteadySeconds();
-      const absl::StatusOr<std::string> proof = gate_->Admit(CredentialsOf(*context), now);
+      const absl::StatusOr<std::string> proof = gate_->Admit(CredentialsOf(*context), PeerConnection(*context), now);
       if (!proof.ok()) return Refuse(context, proof.status(), now);
       context->AddInitialMetadata(kProofMetadata, *proof);
     }
-    return new WorkStream(listener_, context, options_.queue_bytes_max);
+    return new WorkStream(listener_, context, options_);
   }
 
  private:
-  Reactor* Refuse(grpc::CallbackServerContext* context, const absl::Status& status, double now) {
+  ByteReactor* Refuse(grpc::CallbackServerContext* context, const absl::Status& status, double now) {
     const WorkerCredentials worker = CredentialsOf(*context);
     const bool begins = !worker.nonce.empty() && worker.challenge.empty();  // as every worker with a key does
-    if (absl::IsUnauthenticated(status)) context->AddTrailingMetadata(kChallengeMetadata, gate_->MakeChallenge(now));
-    if (begins && absl::IsUnauthenticated(status)) return new RefusedStream(status);
+    if (absl::IsUnauthenticated(status)) {
+      context->AddTrailingMetadata(kChallengeMetadata, gate_->MakeChallenge(PeerConnection(*context), now));
+      if (begins) return RefuseCall(status);
+    }
     if (const std::optional<std::string> more = log_.Take(now)) {
       spdlog::warn("refused a worker at {}: {}{}", PeerHostPort(*context), std::string(status.message()), *more);
     }
-    return new RefusedStream(status);
+    return RefuseCall(status);
   }
 
   WorkerListener* const listener_;

@@ -1,10 +1,13 @@
 #include "coordinator/grpc/cluster_service.h"
 
+#include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -16,6 +19,7 @@
 #include "grpcpp/client_context.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
+#include "grpcpp/support/channel_arguments.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.grpc.pb.h"
 #include "protos/cluster_protocol.h"
@@ -34,12 +38,13 @@ class Listener : public WorkerListener {
     std::shared_ptr<WorkerLink> link;
     std::string address;
     std::vector<FromWorker> received;
+    size_t handled = 0;  // of those
     int disconnected = 0;
   };
 
   uint64_t Connected(std::shared_ptr<WorkerLink> link, const std::string& address) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    workers_.push_back({std::move(link), address, {}, 0});
+    workers_.push_back({std::move(link), address, {}});
     changed_.notify_all();
     return workers_.size() - 1;
   }
@@ -47,6 +52,8 @@ class Listener : public WorkerListener {
     const std::lock_guard<std::mutex> lock(mutex_);
     EXPECT_EQ(workers_[worker].disconnected, 0);
     workers_[worker].received.push_back(std::move(message));
+    unhandled_most_ = std::max(unhandled_most_, workers_[worker].received.size() - workers_[worker].handled);
+    if (handles_) Handle(workers_[worker]);
     changed_.notify_all();
   }
   void Disconnected(uint64_t worker) override {
@@ -67,6 +74,21 @@ class Listener : public WorkerListener {
   Worker WaitDisconnected(uint64_t worker) {
     return Wait(worker, [](const Worker& w) { return w.disconnected > 0; });
   }
+  // Messages are not handled until HandleAll.
+  void Postpone() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    handles_ = false;
+  }
+  void HandleAll() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    handles_ = true;
+    for (Worker& worker : workers_) Handle(worker);
+  }
+  // The most messages of a worker that it had and had not handled.
+  size_t unhandled_most() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return unhandled_most_;
+  }
   Worker Get(uint64_t worker) { return WaitConnected(worker); }
   size_t count() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -74,9 +96,16 @@ class Listener : public WorkerListener {
   }
 
  private:
+  static void Handle(Worker& worker) {
+    for (; worker.handled < worker.received.size(); ++worker.handled) worker.link->Handled();
+  }
+
   std::mutex mutex_;
   std::condition_variable changed_;
+  // Guarded by mutex_.
   std::vector<Worker> workers_;
+  bool handles_ = true;
+  size_t unhandled_most_ = 0;
 };
 
 ToWorker Ping(uint64_t number) {
@@ -221,6 +250,72 @@ TEST_F(ClusterServiceTest, AMessageOfTooManyEntriesIsNotParsed) {
   stream->Finish();
 }
 
+class BackPressureTest : public ClusterServiceTest {
+ protected:
+  BackPressureTest() : ClusterServiceTest({.unhandled_messages_max = 8, .unhandled_bytes_max = 100'000}) {
+    listener_.Postpone();
+  }
+
+  // Waits until so many messages have come of a worker that sends messages of `bytes` bytes until it is cut off.
+  std::thread Flood(grpc::ClientReaderWriter<FromWorker, ToWorker>* stream, size_t bytes, size_t received) {
+    std::thread sender([stream, bytes] {
+      FromWorker message;
+      message.mutable_end_generation()->set_reason(std::string(bytes, 'x'));
+      for (int i = 0; i < 2'000 && stream->Write(message); ++i) continue;
+      stream->WritesDone();
+    });
+    listener_.Wait(0, [received](const Listener::Worker& w) { return w.received.size() == received; });
+    return sender;
+  }
+};
+
+TEST_F(BackPressureTest, AWorkerSendsOnlySoManyMessagesAhead) {
+  grpc::ClientContext context;
+  const auto stream = stub_->Work(&context);
+  listener_.WaitConnected(0);
+  std::thread sender = Flood(stream.get(), 1'000, 8);
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(listener_.Get(0).received.size(), 8U);
+  listener_.HandleAll();
+  sender.join();
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(listener_.WaitDisconnected(0).received.size(), 2'000U);
+  EXPECT_LE(listener_.unhandled_most(), 8U);
+}
+
+TEST_F(BackPressureTest, AndOnlySoManyBytes) {
+  grpc::ClientContext context;
+  const auto stream = stub_->Work(&context);
+  listener_.WaitConnected(0);
+  std::thread sender = Flood(stream.get(), 40'000, 3);
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(listener_.Get(0).received.size(), 3U) << "two have 80,000 bytes, so a third may come";
+  // A worker that is held up and breaks off is heard of all the same.
+  context.TryCancel();
+  sender.join();
+  EXPECT_EQ(listener_.WaitDisconnected(0).received.size(), 3U);
+  listener_.HandleAll();
+  EXPECT_FALSE(stream->Finish().ok());
+}
+
+TEST_F(BackPressureTest, AWorkerThatIsHeldUpCanBeClosed) {
+  for (uint64_t i = 0; i < 2; ++i) {
+    grpc::ClientContext context;
+    const auto stream = stub_->Work(&context);
+    const auto link = listener_.WaitConnected(i).link;
+    for (int message = 0; message < 8; ++message) ASSERT_TRUE(stream->Write(Pong(message)));
+    listener_.Wait(i, [](const Listener::Worker& w) { return w.received.size() == 8; });
+    if (i == 0) {
+      link->Close();
+    } else {
+      server_->Shutdown(0);
+    }
+    EXPECT_EQ(listener_.WaitDisconnected(i).disconnected, 1);
+    link->Handled();  // too late
+    stream->Finish();
+  }
+}
+
 const SharedKey kKey(std::string(32, 'k'));
 
 class ClusterServiceKeyTest : public ClusterServiceTest {
@@ -234,8 +329,9 @@ class ClusterServiceKeyTest : public ClusterServiceTest {
     grpc::Status status;
     std::string challenge;
   };
-  Refusal Refused(grpc::ClientContext* context) {
-    const std::unique_ptr<Stream> stream = stub_->Work(context);
+  Refusal Refused(grpc::ClientContext* context) { return Refused(context, stub_.get()); }
+  static Refusal Refused(grpc::ClientContext* context, cluster::v1::Cluster::Stub* stub) {
+    const std::unique_ptr<Stream> stream = stub->Work(context);
     // Whatever he says, it is not read.
     FromWorker message;
     message.mutable_register_()->set_name(std::string(1 << 20, 'x'));
@@ -292,6 +388,26 @@ TEST_F(ClusterServiceKeyTest, AWorkerWithTheKeyIsShownThatTheCoordinatorHasIt) {
   Answer(&again, challenge, kKey);
   EXPECT_EQ(Refused(&again).status.error_code(), grpc::StatusCode::UNAUTHENTICATED) << "a repeated call";
   EXPECT_EQ(listener_.count(), 1U);
+  stream->WritesDone();
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+TEST_F(ClusterServiceKeyTest, AProofIsWorthNothingOnAnotherConnection) {
+  const std::string challenge = Challenge();
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  const auto other = cluster::v1::Cluster::NewStub(grpc::CreateCustomChannel(
+      absl::StrCat("127.0.0.1:", server_->port()), grpc::InsecureChannelCredentials(), arguments));
+  grpc::ClientContext stolen, own;
+  Answer(&stolen, challenge, kKey);
+  const Refusal refusal = Refused(&stolen, other.get());
+  EXPECT_EQ(refusal.status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_FALSE(refusal.challenge.empty()) << "it may prove itself anew";
+  EXPECT_EQ(listener_.count(), 0U);
+
+  Answer(&own, challenge, kKey);
+  const std::unique_ptr<Stream> stream = stub_->Work(&own);
+  listener_.WaitConnected(0);
   stream->WritesDone();
   EXPECT_TRUE(stream->Finish().ok());
 }

@@ -230,6 +230,7 @@ TEST_F(HostileClientTest, WrongKeysLeaveATraceThatDoesNotFillTheLog) {
     unauthenticated += code == grpc::StatusCode::UNAUTHENTICATED;
     exhausted += code == grpc::StatusCode::RESOURCE_EXHAUSTED;
   }
+  EXPECT_TRUE(Tokenize(harness, kKey).ok()) << "who has a key may share the address";
   EXPECT_EQ(unauthenticated + exhausted, 600);
   EXPECT_GE(unauthenticated, 20);
   EXPECT_GE(exhausted, 500);

@@ -13,9 +13,16 @@ namespace {
 
 // Descriptors are numbers of the process, so one table is enough for all servers. It has at most as many entries as
 // there can be descriptors.
+struct Peer {
+  PeerAddress address = {.host = "unknown", .port = 0, .network = {}, .loopback = false};
+  uint64_t connection = 0;
+};
+
 struct Peers {
   std::mutex mutex;
-  std::map<int, PeerAddress> by_fd;  // guarded by mutex
+  // Guarded by mutex.
+  std::map<int, Peer> by_fd;
+  uint64_t connections = 0;  // that have been remembered
 };
 
 Peers& AllPeers() {
@@ -24,16 +31,15 @@ Peers& AllPeers() {
 }
 
 // gRPC writes "fd:12".
-PeerAddress PeerOf(const grpc::ServerContextBase& context) {
-  const PeerAddress unknown = {.host = "unknown", .port = 0, .network = {}, .loopback = false};
+Peer PeerOf(const grpc::ServerContextBase& context) {
   const std::string text = context.peer();
   absl::string_view number = text;
   int fd = 0;
-  if (!absl::ConsumePrefix(&number, "fd:") || !absl::SimpleAtoi(number, &fd)) return unknown;
+  if (!absl::ConsumePrefix(&number, "fd:") || !absl::SimpleAtoi(number, &fd)) return {};
   Peers& peers = AllPeers();
   const std::lock_guard<std::mutex> lock(peers.mutex);
   const auto found = peers.by_fd.find(fd);
-  return found == peers.by_fd.end() ? unknown : found->second;
+  return found == peers.by_fd.end() ? Peer{} : found->second;
 }
 
 }  // namespace
@@ -41,11 +47,13 @@ PeerAddress PeerOf(const grpc::ServerContextBase& context) {
 void RememberPeer(int fd, const PeerAddress& peer) {
   Peers& peers = AllPeers();
   const std::lock_guard<std::mutex> lock(peers.mutex);
-  peers.by_fd[fd] = peer;
+  peers.by_fd[fd] = {peer, ++peers.connections};
 }
 
-std::string PeerHost(const grpc::ServerContextBase& context) { return PeerOf(context).host; }
+std::string PeerHost(const grpc::ServerContextBase& context) { return PeerOf(context).address.host; }
 
-std::string PeerHostPort(const grpc::ServerContextBase& context) { return PeerOf(context).Text(); }
+std::string PeerHostPort(const grpc::ServerContextBase& context) { return PeerOf(context).address.Text(); }
+
+uint64_t PeerConnection(const grpc::ServerContextBase& context) { return PeerOf(context).connection; }
 
 }  // namespace goldfinch

@@ -2,6 +2,7 @@
 #ifndef GOLDFINCH_COORDINATOR_GRPC_PEER_H_
 #define GOLDFINCH_COORDINATOR_GRPC_PEER_H_
 
+#include <cstdint>
 #include <string>
 
 #include "coordinator/front/listener.h"
@@ -22,6 +23,9 @@ void RememberPeer(int fd, const PeerAddress& peer);
 std::string PeerHost(const grpc::ServerContextBase& context);
 // The same with the port: "192.0.2.7:41233" or "[2001:db8::7]:41233".
 std::string PeerHostPort(const grpc::ServerContextBase& context);
+// The number of the connection that the call came by: no other connection of this process has it, before or after. 0 if
+// there is none.
+uint64_t PeerConnection(const grpc::ServerContextBase& context);
 
 }  // namespace goldfinch
 

@@ -27,6 +27,8 @@ namespace {
 
 // Threads of the synchronous services: reflection is the only one, and each of its calls holds a thread.
 constexpr int kThreadsMax = 8;
+// A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
+constexpr int kKeepaliveMs = 20'000;
 constexpr int kPingIntervalMinMs = 5000;  // clients that ping more often are disconnected
 
 // What clients may still get when all calls have ended.
@@ -45,8 +47,8 @@ void SetLimits(const ServerOptions& options, grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE);
   builder->AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
   builder->AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(options.keepalive_seconds * 1000));
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(options.keepalive_seconds * 1000));
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kPingIntervalMinMs);
   builder->SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);

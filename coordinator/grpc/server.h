@@ -23,8 +23,6 @@ struct FrontConnection;
 struct ServerOptions {
   // What to listen on, TLS, and what connections may do.
   FrontOptions front = {};
-  // A peer is pinged so often; one that does not answer for as long is gone, and its calls are cancelled.
-  double keepalive_seconds = 20;
   bool reflection = true;  // whether clients may ask which services and messages there are
   // The service whose health SetReady sets, with that of "", the whole server. Empty: "" is SERVING until Shutdown.
   std::string health_service = {};

@@ -137,7 +137,7 @@ class PublicService final : public grpc::Service {
     MarkMethodRawCallback(methods_++, new grpc::internal::CallbackBidiHandler<ByteBuffer, ByteBuffer>(
                                           [this, method, traits, handler](Context* context) -> ByteReactor* {
                                             absl::StatusOr<Caller> caller = Identify(*context, method, traits);
-                                            if (!caller.ok()) return new RefusingReactor(caller.status());
+                                            if (!caller.ok()) return RefuseCall(caller.status());
                                             return handler(context, *std::move(caller));
                                           }));
   }

@@ -16,6 +16,12 @@ namespace {
 
 constexpr int kBlockBytes = 1 << 20;
 
+class RefusedCall final : public ByteReactor {
+ public:
+  explicit RefusedCall(const absl::Status& status) { Finish(ToGrpc(status)); }
+  void OnDone() override { delete this; }
+};
+
 }  // namespace
 
 absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Message* message) {
@@ -40,5 +46,7 @@ grpc::Status ToGrpc(const absl::Status& status) {
   // gRPC and abseil number the canonical codes alike.
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
 }
+
+ByteReactor* RefuseCall(const absl::Status& status) { return new RefusedCall(status); }
 
 }  // namespace goldfinch

@@ -4,16 +4,13 @@
 #define GOLDFINCH_COORDINATOR_GRPC_WIRE_H_
 
 #include "absl/status/status.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "grpcpp/support/server_callback.h"
 
 namespace google::protobuf {
 class Message;
 class MessageLite;
 }  // namespace google::protobuf
-
-namespace grpc {
-class ByteBuffer;
-class Status;
-}  // namespace grpc
 
 namespace goldfinch {
 
@@ -23,6 +20,12 @@ absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Messa
 void SerializeMessage(const google::protobuf::MessageLite& message, grpc::ByteBuffer* bytes);
 
 grpc::Status ToGrpc(const absl::Status& status);
+
+// A call whose messages are raw, so that their bytes are checked before they are parsed.
+using ByteReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
+
+// Ends the call that it is returned for with an error, before anything is read. It deletes itself.
+ByteReactor* RefuseCall(const absl::Status& status);
 
 }  // namespace goldfinch
 

@@ -27,27 +27,28 @@ double EndOf(std::string_view challenge) {
 
 WorkerGate::WorkerGate(SharedKey key) : key_(std::move(key)), seal_(MakeNonce()) {}
 
-std::string WorkerGate::MakeChallenge(double now) const {
+std::string WorkerGate::MakeChallenge(uint64_t connection, double now) const {
   std::string challenge = MakeNonce();
   const double end = now + kChallengeSeconds;
   challenge.append(reinterpret_cast<const char*>(&end), kEndBytes);
-  challenge += seal_.Prove(kSealRole, {challenge});
+  challenge += seal_.Prove(kSealRole, {challenge, absl::StrCat(connection)});
   return challenge;
 }
 
-bool WorkerGate::IsOurs(std::string_view challenge, double now) const {
+bool WorkerGate::IsOurs(std::string_view challenge, uint64_t connection, double now) const {
   if (challenge.size() != kChallengeBytes) return false;
   const std::string_view sealed = challenge.substr(0, SharedKey::kNonceBytes + kEndBytes);
-  return seal_.Accepts(challenge.substr(sealed.size()), kSealRole, {sealed}) && now <= EndOf(challenge);
+  return seal_.Accepts(challenge.substr(sealed.size()), kSealRole, {sealed, absl::StrCat(connection)}) &&
+         now <= EndOf(challenge);
 }
 
-absl::StatusOr<std::string> WorkerGate::Admit(const WorkerCredentials& worker, double now) {
+absl::StatusOr<std::string> WorkerGate::Admit(const WorkerCredentials& worker, uint64_t connection, double now) {
   const std::string protocol = absl::StrCat(kClusterProtocol);
   if (!worker.protocol.empty() && worker.protocol != protocol) {
     return absl::FailedPreconditionError(absl::StrCat("it speaks version ", SafeText(worker.protocol, 32),
                                                       " of the protocol, the coordinator version ", protocol));
   }
-  if (worker.nonce.size() != SharedKey::kNonceBytes || !IsOurs(worker.challenge, now)) {
+  if (worker.nonce.size() != SharedKey::kNonceBytes || !IsOurs(worker.challenge, connection, now)) {
     return absl::UnauthenticatedError("the coordinator asks for the key of the cluster (cluster_key_file)");
   }
   if (!key_.Accepts(worker.proof, kWorkerRole, {protocol, worker.nonce, worker.challenge})) {

@@ -3,6 +3,7 @@
 #define GOLDFINCH_COORDINATOR_GRPC_WORKER_GATE_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <mutex>
 #include <set>
 #include <string>
@@ -23,7 +24,8 @@ struct WorkerCredentials {
 };
 
 // Keeps nothing of anyone who has not proved to have the key: a challenge carries its own end and a seal, so that the
-// gate knows it again. Thread-safe. `now` is in seconds and never goes back.
+// gate knows it again. The seal covers the number of the connection (PeerConnection), so that what is seen on one is
+// worth nothing on another. Thread-safe. `now` is in seconds and never goes back.
 class WorkerGate {
  public:
   // How long a challenge is good for.
@@ -31,14 +33,14 @@ class WorkerGate {
 
   explicit WorkerGate(SharedKey key);
 
-  std::string MakeChallenge(double now) const;
+  std::string MakeChallenge(uint64_t connection, double now) const;
 
   // The coordinator's proof for this worker. Errors: FAILED_PRECONDITION if it speaks another version of the protocol,
   // UNAUTHENTICATED if it needs a (new) challenge, PERMISSION_DENIED if its key is another one.
-  absl::StatusOr<std::string> Admit(const WorkerCredentials& worker, double now);
+  absl::StatusOr<std::string> Admit(const WorkerCredentials& worker, uint64_t connection, double now);
 
  private:
-  bool IsOurs(std::string_view challenge, double now) const;
+  bool IsOurs(std::string_view challenge, uint64_t connection, double now) const;
 
   const SharedKey key_;
   const SharedKey seal_;  // of this object alone

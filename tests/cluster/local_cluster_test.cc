@@ -1,6 +1,7 @@
 // The whole service but its sockets: coordinator, scheduler, workers and the local transport.
 #include "tests/cluster/local_cluster.h"
 
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <random>
@@ -9,8 +10,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/worker_link.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "protos/cluster.pb.h"
 
 namespace goldfinch {
 namespace {
@@ -226,6 +229,29 @@ TEST(LocalClusterTest, WithoutWorkersRequestsEndWhenTheTimeIsOut) {
   EXPECT_EQ(request->Wait().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(request->Wait().message()), HasSubstr("recovery timeout"));
   EXPECT_EQ(cluster.Generate({1}, 1)->Wait().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(LocalClusterTest, ALinkHearsThatItsMessagesHaveBeenHandled) {
+  // Whatever becomes of them: this worker speaks before it has registered.
+  class CountingLink final : public WorkerLink {
+   public:
+    void Send(const cluster::v1::ToWorker&) override {}
+    void Close() override {}
+    void Handled() override { ++handled; }
+
+    std::atomic<int> handled = 0;
+  };
+  LocalCluster cluster(kDemoModel, 1);
+  const auto link = std::make_shared<CountingLink>();
+  const uint64_t worker = cluster.coordinator().Connected(link, "elsewhere");
+  cluster.Info();
+  EXPECT_EQ(link->handled, 0);
+  cluster::v1::FromWorker message;
+  message.mutable_pong()->set_number(1);
+  cluster.coordinator().Received(worker, message);
+  cluster.Info();  // which waits for the coordinator's thread
+  EXPECT_EQ(link->handled, 1);
+  cluster.coordinator().Disconnected(worker);
 }
 
 TEST(LocalClusterTest, DrainingLetsRequestsEndAndTakesNoNewOnes) {
