@@ -146,8 +146,8 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
 void Membership::HandleRegister(uint64_t id, Worker& worker, const cluster::v1::Register& message, double now) {
   if (worker.registered) return Refuse(id, "it registered twice", now);
   worker.registration = message;
-  worker.registration.set_name(SafeText(message.name(), kNameBytesMax));
-  worker.registration.set_device(SafeText(message.device(), kDeviceBytesMax));
+  worker.registration.set_name(SafeText(message.name(), kWorkerNameBytesMax));
+  worker.registration.set_device(SafeText(message.device(), kWorkerDeviceBytesMax));
   worker.registered = true;
   effects_.log.push_back(
       absl::StrCat("worker ", worker.registration.name(), " at ", worker.address, ": ", worker.registration.device()));

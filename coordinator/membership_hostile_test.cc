@@ -288,13 +288,13 @@ TEST_F(MembershipHostileTest, ListsAndTextsAreBounded) {
 TEST_F(MembershipHostileTest, NamesAreWithinTheirLimitWhereTheyAreShown) {
   Start(Options());
   membership->Connected(1, "10.0.0.7:1", now);
-  Say(1, Register(std::string(kNameBytesMax, '\x01')));
+  Say(1, Register(std::string(kWorkerNameBytesMax, '\x01')));
   Say(1, Described(Model()));
   v1::GetClusterInfoResponse info;
   membership->FillClusterInfo(now, &info);
   ASSERT_EQ(info.spare_workers_size(), 1);
   EXPECT_THAT(info.spare_workers(0), testing::StartsWith("\\x01\\x01"));
-  EXPECT_LE(info.spare_workers(0).size(), kNameBytesMax);
+  EXPECT_LE(info.spare_workers(0).size(), kWorkerNameBytesMax);
 }
 
 TEST_F(MembershipHostileTest, TextsAreEscapedWhereverTheyGo) {

@@ -88,8 +88,8 @@ absl::Status CheckOneOf(const char* name, const std::string& text, std::initiali
 }
 
 absl::Status CheckRegister(const cluster::v1::Register& message) {
-  GF_RETURN_IF_ERROR(CheckTexts("", kNameBytesMax, {{"name", message.name()}}));
-  GF_RETURN_IF_ERROR(CheckTexts("", kDeviceBytesMax, {{"device", message.device()}}));
+  GF_RETURN_IF_ERROR(CheckTexts("", kWorkerNameBytesMax, {{"name", message.name()}}));
+  GF_RETURN_IF_ERROR(CheckTexts("", kWorkerDeviceBytesMax, {{"device", message.device()}}));
   GF_RETURN_IF_ERROR(CheckOneOf("transport", message.transport(), {"local", "tcp", "nccl"}));
   GF_RETURN_IF_ERROR(CheckAtMost("", kMemoryBytesMax, {{"memory_bytes", message.memory_bytes()}}));
   GF_RETURN_IF_ERROR(CheckReals(

@@ -28,8 +28,8 @@ inline constexpr char kCoordinatorRole[] = "goldfinch cluster coordinator";
 
 // Limits of cluster.proto that both sides keep.
 inline constexpr size_t kClusterTextBytesMax = 4096;  // why something failed
-inline constexpr size_t kNameBytesMax = 256;          // of a worker
-inline constexpr size_t kDeviceBytesMax = 512;
+inline constexpr size_t kWorkerNameBytesMax = 256;    // of a worker
+inline constexpr size_t kWorkerDeviceBytesMax = 512;
 inline constexpr int64_t kCacheTokensMax = int64_t{1} << 36;  // positions in the caches of one group
 
 }  // namespace goldfinch

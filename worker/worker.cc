@@ -86,7 +86,7 @@ void Worker::Connected(std::function<void(const FromWorker& message)> send) {
   cluster::v1::Register& registration = *message.mutable_register_();
   registration.set_protocol(kClusterProtocol);
   registration.set_name(options_.name);
-  registration.set_device(SafeText(backend_->Describe(), kDeviceBytesMax));
+  registration.set_device(SafeText(backend_->Describe(), kWorkerDeviceBytesMax));
   registration.set_memory_bytes(options_.memory_bytes);
   registration.set_flops(options_.speed.flops);
   registration.set_read_bytes_per_second(options_.speed.read_bytes_per_second);

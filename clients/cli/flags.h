@@ -3,13 +3,15 @@
 #define GOLDFINCH_CLIENTS_CLI_FLAGS_H_
 
 #include "clients/cli/options.h"
-#include "clients/cli/serve_options.h"
 
 namespace CLI {
 class App;
 }  // namespace CLI
 
 namespace goldfinch {
+
+struct ServeOptions;
+struct WorkerCommandOptions;
 
 // Each function adds one command to `app`. Parsing fills in `options`, which must outlive the app.
 void AddServe(CLI::App& app, ServeOptions& options);

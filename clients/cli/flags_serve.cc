@@ -4,6 +4,7 @@
 
 #include "clients/cli/flag_group.h"
 #include "clients/cli/flags.h"
+#include "clients/cli/serve_options.h"
 #include "clients/cli/shared_flags.h"
 #include "protos/cluster_protocol.h"
 

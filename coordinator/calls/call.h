@@ -42,7 +42,7 @@ struct CallEnvironment {
   Metrics* metrics = nullptr;
   // A client loses its call if it does not take a message within the timeout, or if it takes less than the least bytes
   // a second over so much time in which messages waited for it. Time in which nothing waits for it does not count.
-  double stall_timeout_seconds = 0;
+  double stall_timeout_seconds = 0;     // must be set
   double least_bytes_per_second = 128;  // what the slowest modems took; a token of text is some 10 bytes
   MessageGate gate{{}};
   LogLimiter failure_log{/*per_second=*/10, /*burst=*/200};

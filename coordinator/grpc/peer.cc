@@ -11,13 +11,13 @@
 namespace goldfinch {
 namespace {
 
-// Descriptors are numbers of the process, so one table is enough for all servers. It has at most as many entries as
-// there can be descriptors.
 struct Peer {
   PeerAddress address = {.host = "unknown", .port = 0, .network = {}, .loopback = false};
   uint64_t connection = 0;
 };
 
+// Descriptors are numbers of the process, so one table is enough for all servers. It has at most as many entries as
+// there can be descriptors.
 struct Peers {
   std::mutex mutex;
   // Guarded by mutex.
