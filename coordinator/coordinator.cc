@@ -391,13 +391,15 @@ void Coordinator::CheckSteps(int replica, double now) {
   const std::deque<SentStep>& steps = steps_[replica];
   if (steps.empty()) return;
   // Several Steps are in flight, and a stage begins one only when it is done with those before.
-  const double since = std::max(steps.front().sent_at, last_answers_[replica]);
+  const double since =
+      std::max({steps.front().sent_at, last_answers_[replica], membership_.LastProgress(replica)});
   if (now - since <= options_.step_timeout_seconds) return;
   const auto& answered = steps.front().answered;
   const auto stage = std::find(answered.begin(), answered.end(), false) - answered.begin();
   membership_.WorkerLost(
       membership_.stages(replica)[stage].worker,
-      absl::StrCat("no answer to step ", steps.front().id, " for ", options_.step_timeout_seconds, " s (step timeout)"),
+      absl::StrCat("no answer to step ", steps.front().id, " and no progress for ", options_.step_timeout_seconds,
+                   " s (step timeout)"),
       now);
 }
 

@@ -31,7 +31,8 @@ class Metrics;
 struct CoordinatorOptions {
   MembershipOptions membership;
   QueueLimits queue;
-  // When no stage of a group has answered a Step for so long, the first worker that owes an answer is lost.
+  // When no stage of a group has answered a Step or got on with one for so long, the first worker that owes an answer is
+  // lost. A Step may take as long as it likes.
   double step_timeout_seconds = 120;
   // When no group has been ready for so long, requests end with UNAVAILABLE.
   double recovery_timeout_seconds = 60;

@@ -137,6 +137,7 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
     case FromWorker::kLeaving:
       return WorkerLost(id, "it leaves", now);
     case FromWorker::kPong:
+      return HandlePong(*worker, message.pong(), now);
     case FromWorker::kStepDone:
     case FromWorker::MESSAGE_NOT_SET:  // CheckWorkerMessage refuses it
       return;
@@ -190,6 +191,13 @@ void Membership::RejectModel(const std::string& reason, double now) {
   }
   for (const uint64_t id : described) Refuse(id, reason, now);
   if (!options_.description) model_ = nullptr;
+}
+
+void Membership::HandlePong(Worker& worker, const cluster::v1::Pong& message, double now) {
+  if (worker.progress && *worker.progress != message.progress() && worker.replica != nullptr) {
+    worker.replica->last_progress = now;
+  }
+  worker.progress = message.progress();
 }
 
 std::optional<StageOfWorker> Membership::ReceivedStepDone(uint64_t id, cluster::v1::StepDone* message, double now) {

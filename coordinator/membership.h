@@ -140,6 +140,8 @@ class Membership {
   GroupCapacity Capacity(int replica) const;
   double SecondsPerPromptToken(int replica) const;
   uint64_t generation(int replica) const;
+  // When a stage last said that its device had got on with work since the Pong before; 0: never.
+  double LastProgress(int replica) const;
   struct StageView {
     uint64_t worker;
     bool reads_ids;
@@ -170,6 +172,7 @@ class Membership {
   void HandleRegister(uint64_t id, Worker& worker, const cluster::v1::Register& message, double now);
   void HandleDescribed(uint64_t id, Worker& worker, cluster::v1::Described message, double now);
   absl::Status CheckModel(const cluster::v1::Described& message) const;
+  void HandlePong(Worker& worker, const cluster::v1::Pong& message, double now);
   void HandleEndGeneration(Worker& worker, const cluster::v1::EndGeneration& message, double now);
   Replica* ReplicaOf(const Worker& worker, uint64_t generation);
   void EndGeneration(Replica& replica, const std::string& reason, double retry_at, double now);

@@ -25,6 +25,8 @@ double Membership::SecondsPerPromptToken(int replica) const {
   return replicas_[replica]->partition.seconds_per_prompt_token;
 }
 
+double Membership::LastProgress(int replica) const { return replicas_[replica]->last_progress; }
+
 uint64_t Membership::generation(int replica) const { return replicas_[replica]->generation; }
 
 const std::vector<Membership::StageView>& Membership::stages(int replica) const { return replicas_[replica]->views; }

@@ -3,6 +3,7 @@
 #define GOLDFINCH_COORDINATOR_MEMBERSHIP_STATE_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +25,7 @@ struct Membership::Worker {
   bool described = false;
   ModelMemory memory;  // the model's memory on this worker
   double last_heard = 0;
+  std::optional<uint64_t> progress;  // of its last Pong
 
   Replica* replica = nullptr;  // null: it is no stage
   int stage = 0;
@@ -73,7 +75,8 @@ struct Membership::Replica {
   // The group, or what the last one was.
   uint64_t generation = 0;
   Partition partition;
-  uint64_t steps = 0;  // that are done
+  uint64_t steps = 0;        // that are done
+  double last_progress = 0;  // LastProgress
   // Empty while it waits.
   std::vector<Stage> stages;
   std::vector<StageView> views;  // [stages]

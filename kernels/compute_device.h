@@ -67,6 +67,9 @@ class ComputeDevice {
   virtual absl::Status Synchronize() = 0;
   // The fault that Synchronize would return, if one is known already. Does not wait; any thread may call it.
   virtual absl::Status status() const = 0;
+  // A number that changes while the device gets on with its work: two readings that are equal, some time apart, mean
+  // that it is idle, or hangs, or is busy with a single submission. Any thread may call it.
+  virtual uint64_t progress() const = 0;
 
   // The main queue, on which ops run.
   virtual Queue& queue() = 0;

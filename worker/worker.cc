@@ -101,6 +101,7 @@ void Worker::Received(ToWorker message) {
     last_message_ = Clock::now();
     if (message.has_ping()) {
       reply.mutable_pong()->set_number(message.ping().number());
+      reply.mutable_pong()->set_progress(backend_->progress());
     } else if (message.has_refused()) {
       refused_ = absl::FailedPreconditionError(SafeText(message.refused(), kClusterTextBytesMax));
       EndGeneration("the coordinator has refused this worker");

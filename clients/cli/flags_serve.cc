@@ -128,7 +128,7 @@ void AddServerTimeouts(CLI::App& command, ServeOptions& options) {
   timeouts.Seconds("--recovery-timeout", options.recovery_timeout_seconds,
                    "Seconds without workers after which requests end with UNAVAILABLE");
   timeouts.Seconds("--step-timeout", options.step_timeout_seconds,
-                   "Seconds after which a stage that has not finished its step is given up");
+                   "Seconds without any progress after which a stage that has not finished its step is given up");
   timeouts.Seconds(
       "--stall-timeout", options.stall_timeout_seconds,
       "Seconds after which a client that has not sent its request, reads nothing, or reads less than 128 bytes a "

@@ -48,6 +48,7 @@ class CpuBackend : public Backend {
   Queue& queue() override { return queue_; }
   std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<HostQueue>(); }
   absl::Status status() const override { return absl::OkStatus(); }
+  uint64_t progress() const override { return context_.pool.progress(); }
 
   int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
                               int64_t page_tokens) const override {

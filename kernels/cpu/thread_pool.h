@@ -33,6 +33,12 @@ class ThreadPool {
   // Must not be called while a loop runs.
   Times times() const;
 
+  // A number that changes as long as loops run. Any thread may call it.
+  uint64_t progress() const {
+    return (uint64_t{loops_.load(std::memory_order_relaxed)} << 32) +
+           static_cast<uint64_t>(next_task_.load(std::memory_order_relaxed));
+  }
+
   // Calls body(task, thread) once for every task in [0, tasks), thread in [0, threads()). Returns when all are done.
   // Tasks are handed out in order, one at a time. `task_work` is roughly how many multiply-adds a task takes: a loop of
   // little work is not shared, because sharing would take longer.

@@ -90,6 +90,7 @@ absl::Status Context::Synchronize() {
 void Context::Submit(bool repeats, absl::FunctionRef<void()> ops) {
   GF_CHECK(!in_submission_) << "a submission within a submission";
   in_submission_ = true;
+  submissions_.fetch_add(1, std::memory_order_relaxed);
   if (scratch_used_ == 0) outgrown_.clear();  // their release waits for the device, so it is not done sooner
   again_ = false;
   uploaded_.clear();

@@ -9,6 +9,7 @@
 #ifndef GOLDFINCH_KERNELS_CUDA_CONTEXT_H_
 #define GOLDFINCH_KERNELS_CUDA_CONTEXT_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -68,6 +69,8 @@ class Context : private LaunchTap {
   // ComputeDevice::Submit.
   void Submit(bool repeats, absl::FunctionRef<void()> ops);
   bool in_submission() const { return in_submission_; }
+  // How many have begun. Any thread may call it.
+  uint64_t submissions() const { return submissions_.load(std::memory_order_relaxed); }
 
   // Copies an array of the host to device memory. The copy is valid as long as Scratch memory would be; within a
   // submission, until its end. Graphs are reused only if the sizes of arrays do not depend on positions.
@@ -148,6 +151,7 @@ class Context : private LaunchTap {
 
   // State of the current submission. The vectors are kept to reuse their memory.
   bool in_submission_ = false;
+  std::atomic<uint64_t> submissions_ = 0;
   bool again_ = false;              // its ops are called again: their uploads return what they did before
   std::vector<Uploaded> uploaded_;  // in call order
   size_t uploaded_again_ = 0;       // how many of these the repeated call has asked for

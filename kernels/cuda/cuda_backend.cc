@@ -54,6 +54,7 @@ class CudaBackend : public Backend {
   Queue& queue() override { return Ready().runtime().queue(); }
   std::unique_ptr<Queue> MakeQueue() override { return Ready().runtime().MakeQueue(); }
   absl::Status status() const override { return context_.runtime().status(); }
+  uint64_t progress() const override { return context_.submissions(); }
 
   int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int /*head_size*/,
                               int64_t page_tokens) const override {

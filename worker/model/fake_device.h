@@ -55,6 +55,7 @@ class FakeDevice : public Backend {
   Queue& queue() override { return queue_; }
   std::unique_ptr<Queue> MakeQueue() override { return std::make_unique<FakeQueue>(progress_); }
   absl::Status status() const override;
+  uint64_t progress() const override { return inner_.progress(); }
   int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
                               int64_t page_tokens) const override;
   bool can_sample(int64_t vocab) const override { return vocab <= sample_vocab_max_; }
