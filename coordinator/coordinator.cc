@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "base/check.h"
 #include "base/shared_key.h"
+#include "base/stage_extent.h"
 #include "base/token_ids.h"
 #include "coordinator/metrics.h"
 #include "coordinator/step_encoding.h"
@@ -23,8 +24,6 @@ namespace goldfinch {
 namespace {
 
 constexpr double kTickSeconds = 0.05;
-// Steps with fewer tokens say little about the speed of pre-fill.
-constexpr int64_t kRateTokensMin = 64;
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -113,12 +112,6 @@ absl::StatusOr<uint64_t> Coordinator::Submit(Request request, std::shared_ptr<Re
   if (!accepting_) {
     const std::lock_guard<std::mutex> lock(mutex_);
     return absl::UnavailableError(unavailable_reason_);
-  }
-  const double estimate = seconds_per_prompt_token_ * static_cast<double>(request.prompt.size());
-  if (request.deadline_seconds && estimate > *request.deadline_seconds) {
-    return absl::DeadlineExceededError(
-        absl::StrFormat("reading the prompt of %d tokens takes about %.3g s, the deadline is in %.3g s",
-                        request.prompt.size(), estimate, std::max(*request.deadline_seconds, 0.0)));
   }
   const uint64_t number = ++last_number_;
   Post([this, number, request = std::move(request), sink = std::move(sink)](double now) mutable {
@@ -279,8 +272,12 @@ void Coordinator::HandleModelKnown(double now) {
   info->set_cache_bytes_per_token(cache);
   info->set_transformer_cache_bytes_per_token(about.transformer_cache_bytes_per_token());
   info->set_cache_dtype(options_.membership.cache_dtype);
+  AttentionShape attention;
+  attention.every_row = std::any_of(about.layers().begin(), about.layers().end(),
+                                    [](const auto& layer) { return layer.cache_bytes_per_token() > 0; });
+  if (about.gold_layers() > 0) attention.gold_rows_before = TokenShiftReach(static_cast<int>(about.gold_layers()));
   scheduler_.SetModel(vocab, static_cast<int64_t>(cache),
-                      static_cast<int64_t>(about.transformer_cache_bytes_per_token()));
+                      static_cast<int64_t>(about.transformer_cache_bytes_per_token()), attention);
 
   auto model = std::make_shared<ServedModel>();
   model->info = std::move(info);
@@ -296,8 +293,10 @@ void Coordinator::HandleModelKnown(double now) {
 }
 
 void Coordinator::HandleGenerationReady(int replica, double now) {
-  scheduler_.GenerationReady(replica, membership_.Capacity(replica), now);
-  seconds_per_prompt_token_ = membership_.SecondsPerPromptToken(replica);
+  GroupCapacity capacity = membership_.Capacity(replica);
+  const double usual_seconds = membership_.OnGpus(replica) ? kGpuStepTargetSeconds : kCpuStepTargetSeconds;
+  capacity.step_target_seconds = options_.step_target_seconds > 0 ? options_.step_target_seconds : usual_seconds;
+  scheduler_.GenerationReady(replica, capacity, now);
   no_group_since_ = -1;
   accepting_ = true;
   ready_ = true;
@@ -346,18 +345,14 @@ void Coordinator::HandleStepDone(const StageOfWorker& from, cluster::v1::StepDon
   ForgetAnsweredSteps(replica);
 }
 
-// Drops the oldest Steps as far as all stages have answered them. Those of prompts alone show the speed of pre-fill.
+// Drops the oldest Steps as far as all stages have answered them, and tells the scheduler what they took.
 void Coordinator::ForgetAnsweredSteps(int replica) {
   std::deque<SentStep>& steps = steps_[replica];
   const auto answered_by_all = [](const SentStep& one) {
     return std::find(one.answered.begin(), one.answered.end(), false) == one.answered.end();
   };
   while (!steps.empty() && answered_by_all(steps.front())) {
-    const SentStep& front = steps.front();
-    if (front.prefill_tokens >= kRateTokensMin && front.prefill_tokens == front.tokens) {
-      const double measured = front.busy_seconds_max / static_cast<double>(front.tokens);
-      seconds_per_prompt_token_ = 0.8 * seconds_per_prompt_token_ + 0.2 * measured;
-    }
+    scheduler_.Measured(replica, steps.front().work, steps.front().busy_seconds_max);
     steps.pop_front();
   }
 }
@@ -380,8 +375,7 @@ void Coordinator::SendSteps(int replica, double now) {
       const auto link = links_.find(stage.worker);
       if (link != links_.end()) link->second->Send(message);
     }
-    steps_[replica].push_back({plan_.id, now, static_cast<int64_t>(plan_.ids.size()), plan_.prefill_tokens,
-                               std::vector<bool>(stages.size())});
+    steps_[replica].push_back({plan_.id, now, plan_.work, std::vector<bool>(stages.size())});
     now = Now();
   }
 }
@@ -391,16 +385,14 @@ void Coordinator::CheckSteps(int replica, double now) {
   const std::deque<SentStep>& steps = steps_[replica];
   if (steps.empty()) return;
   // Several Steps are in flight, and a stage begins one only when it is done with those before.
-  const double since =
-      std::max({steps.front().sent_at, last_answers_[replica], membership_.LastProgress(replica)});
+  const double since = std::max({steps.front().sent_at, last_answers_[replica], membership_.LastProgress(replica)});
   if (now - since <= options_.step_timeout_seconds) return;
   const auto& answered = steps.front().answered;
   const auto stage = std::find(answered.begin(), answered.end(), false) - answered.begin();
-  membership_.WorkerLost(
-      membership_.stages(replica)[stage].worker,
-      absl::StrCat("no answer to step ", steps.front().id, " and no progress for ", options_.step_timeout_seconds,
-                   " s (step timeout)"),
-      now);
+  membership_.WorkerLost(membership_.stages(replica)[stage].worker,
+                         absl::StrCat("no answer to step ", steps.front().id, " and no progress for ",
+                                      options_.step_timeout_seconds, " s (step timeout)"),
+                         now);
 }
 
 // ---- What others see ----

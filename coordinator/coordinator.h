@@ -22,18 +22,25 @@
 #include "coordinator/membership.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/step.h"
+#include "coordinator/step_cost.h"
 #include "coordinator/worker_link.h"
 
 namespace goldfinch {
 
 class Metrics;
 
+inline constexpr double kGpuStepTargetSeconds = 0.05;
+inline constexpr double kCpuStepTargetSeconds = 0.2;
+
 struct CoordinatorOptions {
   MembershipOptions membership;
   QueueLimits queue;
-  // When no stage of a group has answered a Step or got on with one for so long, the first worker that owes an answer is
-  // lost. A Step may take as long as it likes.
+  // When no stage of a group has answered a Step or got on with one for so long, the first worker that owes an answer
+  // is lost. A Step may take as long as it likes.
   double step_timeout_seconds = 120;
+  // How long a Step should take through all stages (Scheduler, TIME); 0: kGpuStepTargetSeconds if all stages compute on
+  // GPUs, else kCpuStepTargetSeconds.
+  double step_target_seconds = 0;
   // When no group has been ready for so long, requests end with UNAVAILABLE.
   double recovery_timeout_seconds = 60;
 
@@ -77,8 +84,7 @@ class Coordinator : public Dispatcher, public WorkerListener {
   struct SentStep {
     uint64_t id = 0;
     double sent_at = 0;  // seconds
-    int64_t tokens = 0;
-    int64_t prefill_tokens = 0;
+    StepWork work;
     std::vector<bool> answered;   // [stages]
     double busy_seconds_max = 0;  // of the stages that have answered
   };
@@ -116,7 +122,6 @@ class Coordinator : public Dispatcher, public WorkerListener {
   std::atomic<bool> ready_ = false;
   std::atomic<bool> accepting_ = true;  // a group is ready, or may be within the recovery timeout
   std::atomic<bool> draining_ = false;
-  std::atomic<double> seconds_per_prompt_token_ = 0;
 
   // Used by the coordinator's thread alone.
   Scheduler scheduler_;

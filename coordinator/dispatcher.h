@@ -120,9 +120,8 @@ class Dispatcher {
 
   // Returns the request's number, for Cancel and Resume. From then on the sink is called. OnDone comes for every
   // request that was taken, with RESOURCE_EXHAUSTED if the queue is full, a limit of its client is reached, or the
-  // request can never fit a group. Errors,
-  // after which the sink is not called: DEADLINE_EXCEEDED if reading the prompt alone takes longer than the deadline,
-  // UNAVAILABLE if no group is ready or the server is shutting down.
+  // request can never fit a group, and with DEADLINE_EXCEEDED if it would certainly miss its deadline. UNAVAILABLE,
+  // after which the sink is not called, if no group is ready or the server is shutting down.
   virtual absl::StatusOr<uint64_t> Submit(Request request, std::shared_ptr<RequestSink> sink) = 0;
   // Ends the request with `status`. Does nothing if it has ended.
   virtual void Cancel(uint64_t number, absl::Status status) = 0;

@@ -138,7 +138,8 @@ class Membership {
 
   // These are for replicas whose group is ready.
   GroupCapacity Capacity(int replica) const;
-  double SecondsPerPromptToken(int replica) const;
+  // Whether all its stages compute on GPUs.
+  bool OnGpus(int replica) const;
   uint64_t generation(int replica) const;
   // When a stage last said that its device had got on with work since the Pong before; 0: never.
   double LastProgress(int replica) const;

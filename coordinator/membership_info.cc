@@ -18,11 +18,15 @@ GroupCapacity Membership::Capacity(int replica) const {
   const Replica& ready = *replicas_[replica];
   return {static_cast<int>(ready.stages.size()), options_.partition.max_sequences,
           ready.partition.cache_tokens,          options_.partition.max_sequence_tokens,
-          options_.partition.max_step_tokens,    options_.partition.max_logit_rows};
+          options_.partition.max_step_tokens,    options_.partition.max_logit_rows,
+          /*step_target_seconds=*/0,             ready.partition.seconds_per_prompt_token};
 }
 
-double Membership::SecondsPerPromptToken(int replica) const {
-  return replicas_[replica]->partition.seconds_per_prompt_token;
+bool Membership::OnGpus(int replica) const {
+  return std::all_of(replicas_[replica]->stages.begin(), replicas_[replica]->stages.end(), [&](const Stage& stage) {
+    const auto worker = workers_.find(stage.worker);
+    return worker != workers_.end() && worker->second->registration.transport() == "nccl";
+  });
 }
 
 double Membership::LastProgress(int replica) const { return replicas_[replica]->last_progress; }

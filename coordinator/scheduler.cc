@@ -29,10 +29,12 @@ Scheduler::Scheduler(const QueueLimits& queue, int replicas) : queue_(queue), re
 
 Scheduler::~Scheduler() = default;
 
-void Scheduler::SetModel(int64_t vocab_size, int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token) {
+void Scheduler::SetModel(int64_t vocab_size, int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token,
+                         const AttentionShape& attention) {
   vocab_size_ = vocab_size;
   cache_bytes_per_token_ = cache_bytes_per_token;
   transformer_bytes_per_token_ = transformer_bytes_per_token;
+  attention_ = attention;
 }
 
 // ---- Requests ----
@@ -70,6 +72,7 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
   // A prompt of one token: nothing comes before it that could score it.
   if (state.request.score && state.End(state.sequences[0]) == 0) return End(state, absl::OkStatus(), now);
   if (all_groups_ready() && !EverFits(state)) return End(state, TooLarge(state), now);
+  if (const absl::Status status = CheckDeadline(state); !status.ok()) return End(state, status, now);
   Admit(now);
   const auto found = requests_.find(number);
   if (found == requests_.end() || found->second->group != nullptr) return;
@@ -157,10 +160,7 @@ void Scheduler::End(RequestState& state, const absl::Status& status, double now)
 // ---- Groups ----
 
 void Scheduler::GenerationReady(int replica, const GroupCapacity& capacity, double now) {
-  auto group = std::make_unique<Group>();
-  group->capacity = capacity;
-  group->pages_max = PagesOf(capacity.cache_tokens);
-  GF_CHECK(groups_.emplace(replica, std::move(group)).second) << "replica " << replica;
+  GF_CHECK(groups_.emplace(replica, std::make_unique<Group>(capacity)).second) << "replica " << replica;
   GroupsChanged();
   Admit(now);
 }

@@ -35,20 +35,36 @@
 // request takes what it may need of them at most when it is admitted, and gives back what it did not use when it ends.
 // RESOURCE_EXHAUSTED if it has max_queued waiting ones already, or its tokens would not do for kTokenWaitSeconds.
 //
-// STEPS. A Step has a budget of tokens. Decoding sequences come first with one token each, in turns between the
-// clients; of each client's, those that have waited longest go first. A pipeline of S stages takes at most 1/S of them
-// into one Step, so that every stage has some to work on. While there are prompts to read, they take three quarters of
-// the budget at most. Pre-fill chunks fill the rest, highest priority first. Within a priority, the clients share it
-// equally, and of a client's part one half goes to the requests with the fewest tokens left to read and the other to
-// the oldest requests; what one does not use goes to the others. So a short prompt overtakes long ones, and a long one
-// always makes progress.
+// DEADLINES. A request ends with DEADLINE_EXCEEDED at once if it would certainly miss its deadline: if what it waits
+// for a slot and for its first token beside the others, or for its scores, is estimated to be a quarter longer than
+// that. The rest of an answer does not count, as it may be short.
+//
+// STEPS. A Step has a budget of tokens and one of time. Decoding sequences come first with one token each, in turns
+// between the clients; of each client's, those that have waited longest go first. A pipeline of S stages takes at most
+// 1/S of them into one Step, so that every stage has some to work on. While there are prompts to read, they take three
+// quarters of the tokens at most. Pre-fill chunks fill the rest, highest priority first. Within a priority, the clients
+// share it equally, and of a client's part one half goes to the requests with the fewest tokens left to read and the
+// other to the oldest requests; what one does not use goes to the others. So a short prompt overtakes long ones, and a
+// long one always makes progress.
+//
+// TIME. The time of a Step is estimated from its tokens and from the positions that they attend to, by what Steps have
+// been measured to take (step_cost.h). A stage has target_seconds for it, the group's step target divided by its number
+// of stages, and a Step always costs some time whatever is in it, step_seconds:
+//   - Decoding takes as many sequences into a Step as fit max(target_seconds, 8 step_seconds), the others go into the
+//     next ones.
+//   - While anything decodes, prompts get what decoding leaves of target_seconds, or half as much as decoding takes if
+//     that is more.
+//   - While nothing decodes, they get max(target_seconds, 10 step_seconds): nine tenths of the best rate.
+// A token, or a prompt's end, that takes longer by itself runs in a Step of its own length. What such Steps take too
+// much is counted, and there is no further one before other Steps have had as much time, unless there is nothing else
+// to do. So no sequence is too long to be served, and those that are long have half of the time at most.
 //
 // FORKS. The sequences of a request that share a prompt and are admitted before it has been read run it once, all but
 // its last token; then the sequence that ran it is forked, and each one goes on by itself.
 //
 // Implementation: scheduler.cc keeps requests and groups, scheduler_admission.cc decides who runs and who is parked,
 // scheduler_queue.cc keeps clients and the places in the queue, scheduler_plan.cc plans Steps, scheduler_results.cc
-// applies their results; scheduler_state.h has the state that they share.
+// applies their results, scheduler_estimate.cc looks ahead; scheduler_state.h has the state that they share.
 #ifndef GOLDFINCH_COORDINATOR_SCHEDULER_H_
 #define GOLDFINCH_COORDINATOR_SCHEDULER_H_
 
@@ -76,6 +92,8 @@ struct GroupCapacity {
   int64_t max_sequence_tokens = 0;  // of one sequence
   int64_t max_step_tokens = 1;      // of one Step
   int64_t max_logit_rows = 1;       // of one Step
+  double step_target_seconds = 0;   // how long a Step should take through all stages; 0: as long as it likes
+  double row_seconds = 0;           // what a stage should take for a token of a prompt; 0: unknown
 };
 
 // What has happened since TakeEvents was last called; for metrics.
@@ -124,11 +142,12 @@ class Scheduler {
   ~Scheduler();
   // `vocab_size`: larger ids in results are errors. The bytes of a token in the caches, and in those of a transformer
   // of this shape, are for RequestUsage. Call it before the first GenerationReady.
-  void SetModel(int64_t vocab_size, int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token);
+  void SetModel(int64_t vocab_size, int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token,
+                const AttentionShape& attention = {});
 
   // Takes the request, or calls OnDone at once: with RESOURCE_EXHAUSTED if the queue is full, its client's limits are
-  // reached, or all groups are ready and it can never fit any. It may also end another request so, in whose place it
-  // waits. `number` must be new.
+  // reached, or all groups are ready and it can never fit any, and with DEADLINE_EXCEEDED as above. It may also end
+  // another request with RESOURCE_EXHAUSTED, in whose place it waits. `number` must be new.
   void Submit(uint64_t number, Request request, std::shared_ptr<RequestSink> sink, double now);
   // Ends a request with `status`; its memory is free for the next Step. Does nothing if it has ended.
   void Cancel(uint64_t number, const absl::Status& status, double now);
@@ -156,6 +175,8 @@ class Scheduler {
   // Takes the results of the oldest Step in flight; moves logits and other large parts out of `result`. An error means
   // that the answer does not fit the Step: the group is broken, and the caller must end its generation.
   absl::Status Apply(int replica, StepResult* result, double now);
+  // A Step of this work has taken so long in the slowest stage of the replica's group.
+  void Measured(int replica, const StepWork& work, double seconds);
 
   // Requests of which a sequence runs, and the others.
   int running() const { return static_cast<int>(requests_.size()) - places_; }
@@ -216,14 +237,25 @@ class Scheduler {
   bool MakePlace(const RequestState& newest, double now);
 
   // scheduler_plan.cc
-  void PlanDecode(Group& group, StepPlan* plan);
+  bool WantsStep(const Group& group) const;
+  bool PlanDecode(Group& group, StepPlan* plan);
   Sequence* NextToDecode(Lane& lane);
   template <typename Grant>
   void GrantLane(const Lane& lane, int priority, int64_t budget, const Grant& grant);
-  void PlanPrefill(Group& group, StepPlan* plan);
+  bool PlanPrefill(Group& group, StepPlan* plan);
   std::vector<Sequence*> GrantPrefill(Group& group, int64_t budget);
+  int64_t TokensWithin(const Group& group, const Sequence& sequence, int64_t tokens, const StepWork& before,
+                       double seconds) const;
+  StepWork PrefillWork(const Sequence& sequence, int64_t tokens) const;
   void PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan);
   void PlanForks(RequestState& state, Cohort& cohort, StepPlan* plan);
+
+  // scheduler_estimate.cc
+  StepWork WorkOf(const RequestState& state) const;
+  double TokensRead(const Group& group, const RequestState& state, double tokens) const;
+  double ReadSeconds(const Group& group, const RequestState& state) const;
+  double QueueSeconds(const Group& group, const RequestState& state) const;
+  absl::Status CheckDeadline(const RequestState& state) const;
 
   // scheduler_results.cc
   void CountChunk(const ChunkInFlight& chunk, Sequence& sequence, double now);
@@ -237,6 +269,7 @@ class Scheduler {
   int64_t vocab_size_ = int64_t{1} << 31;
   int64_t cache_bytes_per_token_ = 0;
   int64_t transformer_bytes_per_token_ = 0;
+  AttentionShape attention_;
   uint64_t last_arrival_ = 0;
   uint64_t last_sequence_ = 0;
   uint64_t last_account_ = 0;
@@ -252,7 +285,9 @@ class Scheduler {
   double next_look_ = 0;                                // when Admit looks in any case
   absl::flat_hash_map<uint64_t, Sequence*> sequences_;  // by id: those that hold memory of a group
   std::map<int, std::unique_ptr<Group>> groups_;        // by replica: those that are ready
+  double answer_tokens_mean_ = 0;                       // of samples that have ended lately; 0: none has
   SchedulerEvents events_;
+  std::vector<Sequence*> put_back_;  // PlanDecode's, kept for its memory
 };
 
 }  // namespace goldfinch

@@ -22,10 +22,7 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   Group& group = *found->second;
   plan->Clear();
   Admit(now);
-  // One Step for every stage. While there is nothing but prompts to read, one more hides the time that messages take.
-  // With decoding sequences it would only delay their next tokens.
-  const int steps_max = group.capacity.stages + (group.decoding > 0 ? 0 : 1);
-  if (static_cast<int>(group.steps.size()) >= steps_max) return false;
+  if (!WantsStep(group)) return false;
   std::vector<ChunkInFlight> chunks;
   if (!group.spare.empty()) {
     chunks = std::move(group.spare.back());
@@ -33,8 +30,18 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   }
   chunks.clear();
   group.steps.push_back({group.last_step + 1, std::move(chunks)});
-  PlanDecode(group, plan);
-  PlanPrefill(group, plan);
+  const double overdrawn_before = group.overdrawn_seconds;
+  bool put_off = PlanDecode(group, plan);
+  put_off = PlanPrefill(group, plan) || put_off;
+  if (put_off && plan->chunks.empty() && group.steps.size() == 1) {
+    // Nothing else could make up for the time.
+    group.overdrawn_seconds = 0;
+    PlanDecode(group, plan);
+    PlanPrefill(group, plan);
+  } else if (group.overdrawn_seconds == overdrawn_before && !plan->chunks.empty()) {
+    group.overdrawn_seconds = std::max(group.overdrawn_seconds - group.cost.Seconds(plan->work), 0.0);
+  }
+  group.steps.back().seconds = group.cost.Seconds(plan->work);
   std::swap(plan->close, group.close);
   group.close.clear();
   if (plan->chunks.empty() && plan->close.empty()) {
@@ -44,6 +51,21 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   }
   plan->id = ++group.last_step;
   return true;
+}
+
+bool Scheduler::WantsStep(const Group& group) const {
+  const auto in_flight = static_cast<int>(group.steps.size());
+  if (in_flight < group.capacity.stages) return true;
+  // While there is nothing but prompts to read, one Step more hides the time that messages take. With decoding
+  // sequences it would only delay their next tokens, and after a long Step it would only delay who comes next.
+  if (in_flight > group.capacity.stages || group.decoding > 0) return false;
+  return !group.has_target() || group.steps.back().seconds < group.target_seconds() / 2;
+}
+
+void Scheduler::Measured(int replica, const StepWork& work, double seconds) {
+  const auto found = groups_.find(replica);
+  GF_CHECK(found != groups_.end()) << "replica " << replica;
+  found->second->cost.Measured(work, seconds);
 }
 
 // The next decoding sequence of a client that can run; null if there is none.
@@ -59,22 +81,56 @@ Scheduler::Sequence* Scheduler::NextToDecode(Lane& lane) {
   return nullptr;
 }
 
-void Scheduler::PlanDecode(Group& group, StepPlan* plan) {
-  if (group.lanes.empty()) return;
+// Returns whether a sequence was put off because Steps have taken too much time before.
+bool Scheduler::PlanDecode(Group& group, StepPlan* plan) {
+  if (group.lanes.empty()) return false;
   const int64_t share = (group.decoding + group.capacity.stages - 1) / group.capacity.stages;
-  const int64_t budget = group.capacity.max_step_tokens;
-  const int64_t for_prompts = group.prefill_tokens > 0 ? budget / 4 : 0;
-  int64_t chunks_left = std::min({share, budget - for_prompts, group.capacity.max_logit_rows});
+  int64_t budget = group.capacity.max_step_tokens, logit_rows = group.capacity.max_logit_rows;
+  if (group.prefill_tokens > 0) {
+    // A quarter is for prompts, whose last tokens need logits, too.
+    budget -= budget / 4;
+    if (logit_rows > 1) logit_rows -= std::max<int64_t>(logit_rows / 4, 1);
+  }
+  int64_t chunks_left = std::min({share, budget, logit_rows});
+  const double seconds_max = group.DecodeSecondsMax();
+  const auto work_of = [&](const Sequence& sequence) {
+    return ChunkWork(attention_, sequence.scheduled, sequence.scheduled + 1, 1, /*decodes=*/true);
+  };
+  put_back_.clear();  // sequences that need longer than a Step by themselves
   // One sequence of each client in turn.
   const size_t lanes = group.lanes.size();
-  for (size_t idle = 0, i = ++group.first_lane; idle < lanes && chunks_left > 0; ++i) {
-    Sequence* const sequence = NextToDecode(*group.lanes[i % lanes]);
+  size_t i = group.first_to_decode, idle = 0;
+  for (; idle < lanes && chunks_left > 0; ++i) {
+    Lane& lane = *group.lanes[i % lanes];
+    Sequence* const sequence = NextToDecode(lane);
     ++idle;
     if (sequence == nullptr) continue;
+    const StepWork work = work_of(*sequence);
+    if (group.cost.Seconds(plan->work + work) > seconds_max) {
+      if (group.cost.Seconds(work) > seconds_max) {
+        put_back_.push_back(sequence);
+        idle = 0;
+        continue;
+      }
+      lane.ready.push_front(sequence->id);
+      break;
+    }
     PlanChunk(group, *sequence, 1, plan);
     --chunks_left;
     idle = 0;
   }
+  group.first_to_decode = i;  // where this Step has stopped
+  const bool takes_long = !put_back_.empty() && chunks_left > 0 && group.overdrawn_seconds <= 0;
+  for (size_t back = put_back_.size(); back > (takes_long ? 1U : 0U); --back) {
+    Sequence& sequence = *put_back_[back - 1];
+    sequence.lane->ready.push_front(sequence.id);
+  }
+  if (!plan->chunks.empty()) group.decode_seconds = group.cost.Seconds(plan->work);
+  if (takes_long) {
+    PlanChunk(group, *put_back_[0], 1, plan);
+    group.overdrawn_seconds = group.cost.Seconds(plan->work) - seconds_max;
+  }
+  return !put_back_.empty() && !takes_long;
 }
 
 // Grants `budget` tokens to the sequences of a client that are listed with this priority.
@@ -112,7 +168,7 @@ std::vector<Scheduler::Sequence*> Scheduler::GrantPrefill(Group& group, int64_t 
     int64_t priority = std::numeric_limits<int64_t>::max();
     lanes.clear();
     for (size_t i = 0; i < count; ++i) {
-      const Lane& lane = *group.lanes[(group.first_lane + i) % count];
+      const Lane& lane = *group.lanes[(group.first_to_read + i) % count];
       const auto first = lane.oldest.lower_bound({static_cast<int>(std::max(last + 1, kPriorityKeyMin)), 0, 0});
       if (first == lane.oldest.end() || std::get<0>(*first) > priority) continue;
       if (std::get<0>(*first) < priority) lanes.clear();
@@ -133,11 +189,39 @@ std::vector<Scheduler::Sequence*> Scheduler::GrantPrefill(Group& group, int64_t 
   return granted;
 }
 
-void Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
-  const int64_t budget = group.capacity.max_step_tokens - static_cast<int64_t>(plan->ids.size());
+StepWork Scheduler::PrefillWork(const Sequence& sequence, int64_t tokens) const {
+  const int64_t begin = sequence.scheduled, end = begin + tokens;
+  return ChunkWork(attention_, begin, end, sequence.owner->LogitRows(sequence, begin, end));
+}
+
+// How many of the sequence's next `tokens` fit a Step of `seconds` beside the work that is planned already.
+int64_t Scheduler::TokensWithin(const Group& group, const Sequence& sequence, int64_t tokens, const StepWork& before,
+                                double seconds) const {
+  const auto fits = [&](int64_t count) { return group.cost.Seconds(before + PrefillWork(sequence, count)) <= seconds; };
+  if (fits(tokens)) return tokens;
+  int64_t fit = 0;
+  for (int64_t too_many = tokens; too_many - fit > 1;) {
+    const int64_t middle = fit + (too_many - fit) / 2;
+    (fits(middle) ? fit : too_many) = middle;
+  }
+  return fit;
+}
+
+// Returns whether a sequence was put off because Steps have taken too much time before.
+bool Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
+  if (group.prefill_tokens == 0) return false;
+  ++group.first_to_read;
+  const double spent = group.cost.Seconds(plan->work);
+  const double seconds_max = group.PrefillSecondsMax(spent);
+  int64_t budget = group.capacity.max_step_tokens - static_cast<int64_t>(plan->ids.size());
+  if (group.has_target()) {
+    const double rows = std::max((seconds_max - spent) / group.cost.row_seconds(), 1.0);
+    if (rows < static_cast<double>(budget)) budget = static_cast<int64_t>(rows);
+  }
   int64_t logit_rows = group.capacity.max_logit_rows;
   int64_t raw_logit_rows = std::max<int64_t>(kRawLogitBytesMax / (4 * vocab_size_), 1);
   for (const StepPlan::Chunk& chunk : plan->chunks) logit_rows -= chunk.logit_rows;
+  bool put_off = false;
   for (Sequence* sequence : GrantPrefill(group, budget)) {
     int64_t tokens = std::exchange(sequence->granted_tokens, 0);
     const RequestState& state = *sequence->owner;
@@ -146,14 +230,22 @@ void Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
     const int64_t rows = state.LogitRows(*sequence, sequence->scheduled, sequence->scheduled + tokens);
     tokens -= std::max<int64_t>(rows - (raw ? std::min(logit_rows, raw_logit_rows) : logit_rows), 0);
     if (tokens <= 0) continue;
+    const int64_t in_time = TokensWithin(group, *sequence, tokens, plan->work, seconds_max);
+    // The first one gets on whatever it takes, or prompts would wait for ever.
+    const bool must = in_time == 0 && plan->prefill_tokens == 0;
+    if (must && group.overdrawn_seconds > 0) put_off = true;
+    if (in_time == 0 && (!must || group.overdrawn_seconds > 0)) continue;
+    tokens = std::max<int64_t>(in_time, 1);
     const int64_t taken = state.LogitRows(*sequence, sequence->scheduled, sequence->scheduled + tokens);
     logit_rows -= taken;
     if (raw) raw_logit_rows -= taken;
     UnlistPrefill(*sequence);
     PlanChunk(group, *sequence, tokens, plan);
+    if (must) group.overdrawn_seconds = group.cost.Seconds(plan->work) - seconds_max;
     plan->prefill_tokens += tokens;
     ListPrefill(*sequence);
   }
+  return put_off;
 }
 
 void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan) {
@@ -186,6 +278,7 @@ void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, Step
   if (!cohort.forked && end == cohort.shared_tokens) PlanForks(state, cohort, plan);
   chunk.forks = static_cast<int64_t>(plan->forks.size()) - chunk.forks_begin;
   group.steps.back().chunks.push_back({sequence.id, begin, end, chunk.logit_rows});
+  plan->work += ChunkWork(attention_, begin, end, chunk.logit_rows, sequence.decoding);
   plan->chunks.push_back(chunk);
 }
 

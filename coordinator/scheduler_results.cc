@@ -179,6 +179,8 @@ absl::Status Scheduler::TakeScores(const ChunkInFlight& chunk, Sequence& sequenc
 void Scheduler::FinishSequence(Sequence& sequence, Finish finish, double now) {
   RequestState& state = *sequence.owner;
   if (state.request.generate) {
+    const auto tokens = static_cast<double>(sequence.after_prompt.size());
+    answer_tokens_mean_ += (answer_tokens_mean_ > 0 ? 0.1 : 1) * (tokens - answer_tokens_mean_);
     state.finishes.push_back(finish);
     state.sink->OnSampleDone(sequence.index, finish);
   }

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <map>
 #include <memory>
 #include <set>
@@ -191,6 +192,7 @@ struct Scheduler::ChunkInFlight {
 struct Scheduler::StepInFlight {
   uint64_t id = 0;
   std::vector<ChunkInFlight> chunks;
+  double seconds = 0;  // that it should take in the slowest stage
 };
 
 // What a client has and wants.
@@ -225,8 +227,14 @@ struct Scheduler::Lane {
 };
 
 struct Scheduler::Group {
+  explicit Group(const GroupCapacity& capacity)
+      : capacity(capacity), pages_max(PagesOf(capacity.cache_tokens)), cost(capacity.row_seconds) {}
+
   GroupCapacity capacity;
   int64_t pages_max = 0;
+  StepCost cost;
+  double overdrawn_seconds = 0;  // what Steps have taken too much that other Steps have not made up for
+  double decode_seconds = 0;     // of a Step's decoding sequences, but for those that are longer than a Step
 
   // What the running requests hold.
   int sequences = 0;
@@ -236,12 +244,26 @@ struct Scheduler::Group {
 
   // By client. Steps begin with another one each.
   std::vector<std::unique_ptr<Lane>> lanes;
-  size_t first_lane = 0;
+  size_t first_to_decode = 0, first_to_read = 0;
   std::vector<uint64_t> close;  // for the next Step
 
   uint64_t last_step = 0;
   std::deque<StepInFlight> steps;                 // oldest first
   std::vector<std::vector<ChunkInFlight>> spare;  // emptied lists of chunks, kept for their memory
+
+  // The seconds that a stage should take for a Step at most: of decoding sequences, and after prompts have been added
+  // to what takes `spent`.
+  bool has_target() const { return capacity.step_target_seconds > 0; }
+  double target_seconds() const { return capacity.step_target_seconds / capacity.stages; }
+  double DecodeSecondsMax() const {
+    if (!has_target()) return std::numeric_limits<double>::infinity();
+    return std::max(target_seconds(), 8 * cost.step_seconds());
+  }
+  double PrefillSecondsMax(double spent) const {
+    if (!has_target()) return std::numeric_limits<double>::infinity();
+    if (decoding == 0) return std::max(target_seconds(), 10 * cost.step_seconds());
+    return std::max(target_seconds(), spent + std::min(spent, DecodeSecondsMax()) / 2);
+  }
 
   Lane* LaneOf(Account& account) {
     for (const auto& lane : lanes) {

@@ -152,12 +152,17 @@ int FakeCluster::Plan(int replica) {
 
 void FakeCluster::Answer(int replica) {
   ASSERT_FALSE(in_flight[replica].empty());
-  now += step_seconds;
+  const StepWork work = plans[replica].front().work;
+  const double seconds = seconds_of ? seconds_of(work) : step_seconds;
+  now += seconds;
   StepResult result = std::move(in_flight[replica].front());
   in_flight[replica].pop_front();
   plans[replica].pop_front();
   const absl::Status status = scheduler.Apply(replica, &result, now);
   ASSERT_TRUE(status.ok()) << status.ToString();
+  if (!seconds_of) return;
+  step_times.push_back(seconds);
+  scheduler.Measured(replica, work, seconds);
 }
 
 void FakeCluster::RunAll() {

@@ -94,6 +94,9 @@ class FakeCluster {
   Scheduler scheduler;
   double now = 0;
   double step_seconds = 1;  // what a Step takes
+  // If it is set, what a Step takes instead; the scheduler is told.
+  std::function<double(const StepWork&)> seconds_of;
+  std::vector<double> step_times;  // of Steps that seconds_of has timed
   std::map<int, std::unique_ptr<FakeGroup>> groups;
   std::map<int, std::deque<StepPlan>> plans;        // in flight; their spans are not valid any more
   std::map<int, std::deque<StepResult>> in_flight;  // results that have not come back yet

@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "base/sampling.h"
 #include "coordinator/dispatcher.h"
+#include "coordinator/step_cost.h"
 
 namespace goldfinch {
 
@@ -45,6 +46,7 @@ struct StepPlan {
   std::vector<int32_t> targets;
   std::vector<NewSequence> forks;
   int64_t prefill_tokens = 0;  // those of `ids` that belong to prompts, not to decoding sequences
+  StepWork work;
 
   // Empties it and keeps its memory.
   void Clear() {
@@ -55,6 +57,7 @@ struct StepPlan {
     targets.clear();
     forks.clear();
     prefill_tokens = 0;
+    work = {};
   }
 };
 

@@ -7,14 +7,17 @@ namespace goldfinch {
 namespace {
 
 // Ratios to the time of a row, of models from a million to a billion parameters; they need only be of the right order.
-constexpr double kStepRows = 10, kAttendRows = 1e-4, kDeriveRows = 1e-2;
-constexpr double kRowSecondsMin = 1e-9;
+constexpr double kStepRows = 10, kAttendRows = 1e-4;
+constexpr double kRowSecondsUnknown = 1e-4;
 
-// How much of an error is corrected at once: more at first, when nothing is known.
-constexpr int kFirstSteps = 8;
-constexpr double kFirstRate = 0.7, kRate = 0.2;
-// One Step that was held up by something else must not spoil what many have taught.
-constexpr double kErrorMin = -0.5, kErrorMax = 1, kFirstErrorMax = 10;
+// Standard deviations, relative to the values: of what is not known at all, of one Step's time around the model, and of
+// what the coefficients change by from one Step to the next.
+constexpr double kUnknown = 300, kNoise = 0.15, kDrift = 0.02;
+// One Step that was held up by something else must not spoil what many have taught: an error counts up to so many
+// standard deviations.
+constexpr double kErrorMax = 3;
+// Coefficients stay positive: at least this part of where they began.
+constexpr double kSmallest = 1e-6;
 
 // The sum of begin + 1, ..., end: the positions that the rows [begin, end) attend to.
 double Triangle(int64_t begin, int64_t end) {
@@ -23,47 +26,52 @@ double Triangle(int64_t begin, int64_t end) {
 
 }  // namespace
 
-StepWork ChunkWork(const AttentionShape& shape, int64_t begin, int64_t end, int64_t logit_rows, int64_t derived_until) {
+StepWork ChunkWork(const AttentionShape& shape, int64_t begin, int64_t end, int64_t logit_rows, bool decodes) {
   StepWork work;
   work.rows = static_cast<double>(end - begin);
   if (shape.every_row) work.attended += Triangle(begin, end);
   if (shape.gold_rows_before >= 0 && logit_rows > 0) {
-    const int64_t first = std::max<int64_t>(end - logit_rows - shape.gold_rows_before, 0);
-    work.attended += Triangle(first, end);
-    work.derived += static_cast<double>(std::max<int64_t>(end - derived_until, 0));
+    const int64_t before = decodes ? 0 : shape.gold_rows_before;
+    work.attended += Triangle(std::max<int64_t>(end - logit_rows - before, 0), end);
   }
   return work;
 }
 
 StepCost::StepCost(double row_seconds) {
-  const double row = std::max(row_seconds, kRowSecondsMin);
-  coefficients_ = {kStepRows * row, row, kAttendRows * row, kDeriveRows * row};
+  const double row = row_seconds > 0 ? row_seconds : kRowSecondsUnknown;
+  coefficients_ = {kStepRows * row, row, kAttendRows * row};
+  for (int i = 0; i < kTerms; ++i) covariance_[i][i] = std::pow(kUnknown * coefficients_[i], 2);
 }
 
 double StepCost::Seconds(const StepWork& work) const {
-  const std::array<double, 4> terms = Terms(work);
+  const Terms terms = TermsOf(work);
   double seconds = 0;
-  for (size_t i = 0; i < terms.size(); ++i) seconds += coefficients_[i] * terms[i];
+  for (int i = 0; i < kTerms; ++i) seconds += coefficients_[i] * terms[i];
   return seconds;
 }
 
 void StepCost::Measured(const StepWork& work, double seconds) {
   if (!(seconds > 0) || !std::isfinite(seconds)) return;
-  const double expected = Seconds(work);
-  const bool first = measured_ < kFirstSteps;
-  measured_ += first ? 1 : 0;
-  const double error = std::clamp(seconds / expected - 1, kErrorMin, first ? kFirstErrorMax : kErrorMax);
-  const std::array<double, 4> terms = Terms(work);
-  // With shares s_i of the expected time, factors 1 + g s_i change it by g times the sum of s_i squared.
-  double squares = 0;
-  for (size_t i = 0; i < terms.size(); ++i) {
-    const double share = coefficients_[i] * terms[i] / expected;
-    squares += share * share;
+  measured_ = std::min(measured_ + 1, kKnownSteps);
+  const Terms terms = TermsOf(work);
+  // covariance * terms, and the variance of the expected time.
+  Terms spread{};
+  double variance = 0;
+  for (int i = 0; i < kTerms; ++i) {
+    for (int j = 0; j < kTerms; ++j) spread[i] += covariance_[i][j] * terms[j];
+    variance += spread[i] * terms[i];
   }
-  const double gain = (first ? kFirstRate : kRate) * error / squares;
-  for (size_t i = 0; i < terms.size(); ++i) {
-    const double share = coefficients_[i] * terms[i] / expected;
-    coefficients_[i] *= std::max(1 + gain * share, 0.1);
+  const double expected = Seconds(work);
+  variance += std::pow(kNoise * std::min(seconds, expected), 2);
+  const double largest = kErrorMax * std::sqrt(variance);
+  const double error = std::clamp(seconds - expected, -largest, largest);
+  for (int i = 0; i < kTerms; ++i) {
+    const double smallest = kSmallest * coefficients_[i];
+    coefficients_[i] = std::max(coefficients_[i] + spread[i] / variance * error, smallest);
+  }
+  for (int i = 0; i < kTerms; ++i) {
+    for (int j = 0; j < kTerms; ++j) covariance_[i][j] -= spread[i] * spread[j] / variance;
+    covariance_[i][i] += std::pow(kDrift * coefficients_[i], 2);
   }
 }
 

@@ -129,6 +129,12 @@ void AddServerTimeouts(CLI::App& command, ServeOptions& options) {
                    "Seconds without workers after which requests end with UNAVAILABLE");
   timeouts.Seconds("--step-timeout", options.step_timeout_seconds,
                    "Seconds without any progress after which a stage that has not finished its step is given up");
+  timeouts
+      .Unchecked("--step-target-ms", options.step_target_ms, "MS",
+                 "Milliseconds that a step should take through all stages; a long prompt holds up the tokens of others "
+                 "for no longer; 0: chosen by the devices")
+      ->check(InRange(0.0, kSecondsMax))
+      ->default_str("50 on GPUs, 200 on CPUs");
   timeouts.Seconds(
       "--stall-timeout", options.stall_timeout_seconds,
       "Seconds after which a client that has not sent its request, reads nothing, or reads less than 128 bytes a "

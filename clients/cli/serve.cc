@@ -60,6 +60,7 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   CoordinatorOptions result;
   result.queue = {static_cast<int>(options.max_queue), options.max_queue_bytes};
   result.step_timeout_seconds = options.step_timeout_seconds;
+  result.step_target_seconds = options.step_target_ms / 1000;
   result.recovery_timeout_seconds = options.recovery_timeout_seconds;
   result.served_model_name = ModelName(options);
   result.server_version = kVersion;
