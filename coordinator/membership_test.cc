@@ -90,7 +90,10 @@ class Cluster {
   void Answer(uint64_t worker, const ToWorker& message) {
     FromWorker answer;
     if (message.has_welcome()) answer = Described();
-    if (message.has_ping()) answer.mutable_pong()->set_number(message.ping().number());
+    if (message.has_ping()) {
+      answer.mutable_pong()->set_number(message.ping().number());
+      answer.mutable_pong()->set_progress(progress);
+    }
     if (message.has_form()) {
       answer.mutable_joined()->set_generation(message.form().generation());
       for (int peer = 0; peer < message.form().first_layers_size(); ++peer) {
@@ -123,6 +126,7 @@ class Cluster {
   Membership membership;
   std::map<uint64_t, std::vector<ToWorker>> sent;
   std::set<uint64_t> silent;
+  uint64_t progress = 0;  // what Pongs say
   std::vector<uint64_t> closed;
   std::vector<Event> events;
 };
@@ -229,6 +233,22 @@ TEST(MembershipTest, ASilentWorkerIsLost) {
   for (int i = 0; i < 11; ++i) cluster.Tick(0.5);
   EXPECT_THAT(cluster.closed, ElementsAre(1));
   EXPECT_THAT(cluster.Stages(), ElementsAre(2));
+}
+
+TEST(MembershipTest, AStageGetsOnWhileItsProgressChanges) {
+  Cluster cluster(Cluster::Options(1));
+  cluster.Add(1);
+  cluster.Tick(1);
+  EXPECT_EQ(cluster.membership.LastProgress(0), 0) << "the first Pong says nothing";
+  cluster.progress = 7;
+  cluster.Tick(1);
+  const double got_on = cluster.now;
+  EXPECT_EQ(cluster.membership.LastProgress(0), got_on);
+  for (int i = 0; i < 3; ++i) cluster.Tick(1);
+  EXPECT_EQ(cluster.membership.LastProgress(0), got_on) << "it answers, but does not get on";
+  cluster.progress = 3;  // wraps, as far as anybody knows
+  cluster.Tick(1);
+  EXPECT_EQ(cluster.membership.LastProgress(0), cluster.now);
 }
 
 TEST(MembershipTest, AfterAPauseOfTheCoordinatorNobodyIsLost) {

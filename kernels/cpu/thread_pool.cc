@@ -40,7 +40,7 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::ParallelFor(int64_t tasks, absl::FunctionRef<void(int64_t task, int thread)> body, int64_t task_work) {
   if (workers_.empty() || tasks <= 1 || tasks * task_work < kWorthSharing) {
     for (int64_t task = 0; task < tasks; ++task) {
-      // Without other threads nobody else writes the counter.
+      // Between shared loops no other thread writes the counter.
       next_task_.store(next_task_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
       body(task, 0);
     }

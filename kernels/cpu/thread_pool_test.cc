@@ -110,6 +110,21 @@ TEST_P(ThreadPoolTest, TellsHowLongOthersWorked) {
   EXPECT_EQ(pool.times().waiting_ns, times.waiting_ns);
 }
 
+TEST_P(ThreadPoolTest, ProgressChangesWithEveryTask) {
+  ThreadPool pool(threads());
+  uint64_t last = pool.progress();
+  for (const int64_t work : {int64_t{0}, int64_t{1} << 30}) {  // not shared, and shared
+    const int64_t tasks = 10;
+    std::atomic<int> changes = 0;
+    pool.ParallelFor(
+        tasks, [&](int64_t, int thread) { changes += thread == 0 && pool.progress() != last ? 1 : 0; }, work);
+    EXPECT_GE(changes, 1);
+    EXPECT_NE(pool.progress(), last);
+    last = pool.progress();
+    EXPECT_EQ(pool.progress(), last) << "while nothing runs, it stays";
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 3, 4), testing::PrintToStringParamName());
 
 TEST(ThreadPoolDeathTest, NeedsAThread) { EXPECT_DEATH(ThreadPool(0), "CHECK failed"); }

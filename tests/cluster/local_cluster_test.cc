@@ -211,13 +211,31 @@ TEST(LocalClusterTest, ManyRequestsWithCancelsLeaveNothingBehind) {
   cluster.ExpectNothingHeld();
 }
 
+// However long a Step takes: what counts is that its stage gets on.
+TEST(LocalClusterTest, AStepMayTakeLongerThanTheStepTimeout) {
+  LocalCluster cluster(kDemoModel, 1, [](CoordinatorOptions* options) {
+    options->step_timeout_seconds = 0.2;
+    options->membership.heartbeat_interval_seconds = 0.02;
+    options->step_target_seconds = 1000;
+    options->membership.partition.max_step_tokens = 1 << 15;
+    options->membership.partition.max_sequence_tokens = 1 << 16;
+  });
+  cluster.AwaitReady();
+  const auto request = cluster.Generate(Text(std::string(30'000, 'a')), 1);
+  EXPECT_TRUE(request->Wait().ok());
+  EXPECT_EQ(request->usage().recoveries, 0);
+}
+
 TEST(LocalClusterTest, ADeadlineThatCannotBeMetIsRefusedWithTheEstimate) {
   LocalCluster cluster(kDemoModel, 1);
   cluster.AwaitReady();
+  // Estimates begin when some Steps have been measured.
+  ASSERT_TRUE(cluster.Generate(Text("a"), 20)->Wait().ok());
   const auto request =
       cluster.Generate(Text(std::string(4000, 'a')), 1, [](Request* request) { request->deadline_seconds = 1e-4; });
   EXPECT_EQ(request->Wait().code(), absl::StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(std::string(request->Wait().message()), HasSubstr("reading the prompt of 4000 tokens takes about"));
+  EXPECT_THAT(std::string(request->Wait().message()),
+              HasSubstr("to read 4000 tokens beside other requests; the deadline is in"));
 }
 
 TEST(LocalClusterTest, WithoutWorkersRequestsEndWhenTheTimeIsOut) {
