@@ -48,8 +48,9 @@
 // long one always makes progress.
 //
 // TIME. The time of a Step is estimated from its tokens and from the positions that they attend to, by what Steps have
-// been measured to take (step_cost.h). A stage has target_seconds for it, the group's step target divided by its number
-// of stages, and a Step always costs some time whatever is in it, step_seconds:
+// been measured to take (step_cost.h). A Step costs some time whatever is in it, step_seconds. A stage has
+// target_seconds for a Step: the group's step target divided by its number of stages, but no more than 20 step_seconds
+// or kStepSecondsLeast, as longer Steps would make all wait longer and get hardly more done.
 //   - Decoding takes as many sequences into a Step as fit max(target_seconds, 8 step_seconds), the others go into the
 //     next ones.
 //   - While anything decodes, prompts get what decoding leaves of target_seconds, or half as much as decoding takes if
@@ -164,6 +165,7 @@ class Scheduler {
   void GenerationEnded(int replica, double now);
   static constexpr int kLossesMax = 6;
 
+  static constexpr double kStepSecondsLeast = 0.01;  // far above what messages between coordinator and workers take
   static constexpr double kServiceSeconds = 0.02;
   static constexpr double kTurnSeconds = 5;
   static constexpr double kPauseSeconds = 1;

@@ -254,7 +254,10 @@ struct Scheduler::Group {
   // The seconds that a stage should take for a Step at most: of decoding sequences, and after prompts have been added
   // to what takes `spent`.
   bool has_target() const { return capacity.step_target_seconds > 0; }
-  double target_seconds() const { return capacity.step_target_seconds / capacity.stages; }
+  double target_seconds() const {
+    return std::min(capacity.step_target_seconds / capacity.stages,
+                    std::max(20 * cost.step_seconds(), kStepSecondsLeast));
+  }
   double DecodeSecondsMax() const {
     if (!has_target()) return std::numeric_limits<double>::infinity();
     return std::max(target_seconds(), 8 * cost.step_seconds());

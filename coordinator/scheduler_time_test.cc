@@ -183,6 +183,19 @@ TEST_F(SchedulerTimeTest, StagesShareTheTarget) {
   EXPECT_LT(longest(), 1.3 * 0.2 / 4);
 }
 
+TEST_F(SchedulerTimeTest, WhereStepsAreCheapTheyAreShort) {
+  step = 1e-3;
+  row = 5e-5;
+  Start();
+  Generate(10, 10'000);
+  RunUntil([&] { return Begun(*clients[0]); });
+  cluster.step_times.clear();
+  const auto reader = Generate(20'000, 1);
+  RunUntil([&] { return reader->status.has_value(); });
+  EXPECT_LT(longest(), 1.3 * 20 * step) << "far below the target";
+  EXPECT_LT(total(), 1.15 * 20'000 * row) << "and this costs little";
+}
+
 TEST_F(SchedulerTimeTest, WithoutATargetTokensAloneBoundAStep) {
   Start(/*target=*/0);
   Generate(2000, 1);
