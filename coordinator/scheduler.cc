@@ -25,7 +25,8 @@ int64_t BytesOf(const Request& request) {
 
 }  // namespace
 
-Scheduler::Scheduler(const QueueLimits& queue, int replicas) : queue_(queue), replicas_(replicas) {}
+Scheduler::Scheduler(const QueueLimits& queue, int replicas, bool overcommit)
+    : queue_(queue), replicas_(replicas), overcommit_(overcommit) {}
 
 Scheduler::~Scheduler() = default;
 
@@ -63,6 +64,7 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
   state.request = std::move(request);
   state.bytes = BytesOf(state.request);
   for (const Sequence& sequence : state.sequences) state.bytes += BytesOf(sequence.after_prompt) + sizeof(Sequence);
+  state.is_short = state.CostMax() <= kShortTokens;
   Account& account = AccountOf(state.request, now);
   state.account = &account;
   ++account.queued;
@@ -205,8 +207,12 @@ GroupLoad Scheduler::Load(int replica) const {
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return {};
   const Group& group = *found->second;
-  return {group.sequences, group.capacity.max_sequences, group.pages * kCachePageTokens,
-          group.pages_max * kCachePageTokens, static_cast<int>(group.steps.size())};
+  return {.sequences = group.held.sequences,
+          .sequences_max = group.capacity.max_sequences,
+          .cache_tokens_used = UsedPages(group) * kCachePageTokens,
+          .cache_tokens_reserved = group.held.pages * kCachePageTokens,
+          .cache_tokens_max = group.pages_max * kCachePageTokens,
+          .steps_in_flight = static_cast<int>(group.steps.size())};
 }
 
 // ---- Sequences ----
@@ -222,7 +228,9 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
   }
   state.blocked_since = -1;
   account.last_turn = ++last_turn_;
-  Lane* const lane = group.LaneOf(account);
+  state.group = &group;
+  sequence.lane = group.LaneOf(account);
+  sequence.pages = NextPages(state, sequence);
   Cohort* cohort = state.OpenCohort();
   if (cohort == nullptr) {
     const auto left = std::count_if(state.sequences.begin(), state.sequences.end(),
@@ -231,22 +239,15 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
     cohort->leader = &sequence;
     cohort->shared_tokens = left > 1 ? state.SharedTokens() : 0;
     cohort->forked = cohort->shared_tokens == 0;
-    group.pages += cohort->pages();
-    account.pages += cohort->pages();
-    lane->pages += cohort->pages();
+    sequence.pages -= cohort->pages();
+    Hold(sequence, 0, cohort->pages(), 0);
   }
   ++cohort->members;
   sequence.cohort = cohort;
-  sequence.pages = PagesOf(state.EndMax(sequence)) - cohort->pages();
-  group.pages += sequence.pages;
-  account.pages += sequence.pages;
-  lane->pages += sequence.pages;
-  ++group.sequences;
-  ++account.slots;
+  sequence.growing = HeldPages(sequence) < PagesOf(state.EndMax(sequence));
+  sequence.grown = false;
+  Hold(sequence, 1, sequence.pages, sequence.growing ? 1 : 0);
   ++state.slots;
-  state.group = &group;
-  sequence.lane = lane;
-  ++lane->sequences;
   sequence.id = ++last_sequence_;
   sequences_.emplace(sequence.id, &sequence);
   sequence.started = now;
@@ -289,7 +290,6 @@ void Scheduler::UnlistPrefill(Sequence& sequence) {
 void Scheduler::Release(Sequence& sequence) {
   RequestState& state = *sequence.owner;
   Group& group = *state.group;
-  Account& account = *state.account;
   UnlistPrefill(sequence);
   if (sequence.decoding) group.decoding -= 1;
   if (sequence.opened) group.close.push_back(sequence.id);
@@ -299,12 +299,8 @@ void Scheduler::Release(Sequence& sequence) {
     state.cohorts.erase(std::find_if(state.cohorts.begin(), state.cohorts.end(),
                                      [&](const auto& cohort) { return cohort.get() == sequence.cohort; }));
   }
-  group.pages -= pages;
-  account.pages -= pages;
-  sequence.lane->pages -= pages;
-  --group.sequences;
-  --account.slots;
-  if (--sequence.lane->sequences == 0) group.Remove(sequence.lane);
+  Hold(sequence, -1, -pages, sequence.growing ? -1 : 0);
+  if (sequence.lane->held.sequences == 0) group.Remove(sequence.lane);
   if (--state.slots == 0) state.group = nullptr;
   const int64_t shared_tokens = state.sequences.size() > 1 ? state.SharedTokens() : 0;
   sequence.cached_tokens = std::max<int64_t>(sequence.scheduled - shared_tokens, 0);

@@ -123,7 +123,8 @@ struct SchedulerEvents {
 struct GroupLoad {
   int sequences = 0;
   int sequences_max = 0;
-  int64_t cache_tokens_reserved = 0;
+  int64_t cache_tokens_used = 0;      // that Steps have taken, in whole pages, as are the next two
+  int64_t cache_tokens_reserved = 0;  // of those that run
   int64_t cache_tokens_max = 0;
   int steps_in_flight = 0;
 };
@@ -138,8 +139,8 @@ struct QueueLimits {
 class Scheduler {
  public:
   // `replicas`: how many groups there can be. While one of them is not ready, a request that is too large for the
-  // others waits for it.
-  explicit Scheduler(const QueueLimits& queue, int replicas = 1);
+  // others waits for it. `overcommit`: whether a sequence may be admitted with less memory than its worst case.
+  explicit Scheduler(const QueueLimits& queue, int replicas = 1, bool overcommit = true);
   ~Scheduler();
   // `vocab_size`: larger ids in results are errors. The bytes of a token in the caches, and in those of a transformer
   // of this shape, are for RequestUsage. Call it before the first GenerationReady.
@@ -166,6 +167,9 @@ class Scheduler {
   static constexpr int kLossesMax = 6;
 
   static constexpr double kStepSecondsLeast = 0.01;  // far above what messages between coordinator and workers take
+  static constexpr int64_t kShortTokens = 1024;
+  static constexpr int64_t kAnswerTokens = 256;
+
   static constexpr double kServiceSeconds = 0.02;
   static constexpr double kTurnSeconds = 5;
   static constexpr double kPauseSeconds = 1;
@@ -192,6 +196,7 @@ class Scheduler {
   struct Sequence;
   struct Cohort;
   struct Account;
+  struct Holding;
   struct Lane;
   struct Group;
   struct ChunkInFlight;
@@ -222,11 +227,22 @@ class Scheduler {
   void Admit(double now);
   bool AdmitOne(double now);
   std::vector<Candidate> Candidates(double now);
-  Group* FindRoom(const RequestState& state, const Sequence& next);
+  bool NeedsKept(RequestState& state) const;
+  Group* FindRoom(const RequestState& state, const Sequence& next, bool only_kept);
   Group* MakeRoom(const RequestState& state, const Sequence& next, double now);
   bool FitsBesideOwn(const RequestState& state, const Sequence& next) const;
   std::vector<Sequence*> Victims(const RequestState& state, const Sequence& next, const Group& group, double now) const;
   void Park(Sequence& sequence);
+
+  // scheduler_memory.cc
+  int64_t PagesToReserve(const RequestState& state, const Sequence& sequence) const;
+  int64_t NextPages(const RequestState& state, const Sequence& next) const;
+  static int64_t HeldPages(const Sequence& sequence);
+  int64_t UsedPages(const Group& group) const;
+  void Hold(const Sequence& sequence, int sequences, int64_t pages, int growing);
+  void Grow(Group& group, double now);
+  Sequence& GrowthVictim(Sequence& grower, double now);
+  void LearnAnswer(int64_t tokens);
 
   // scheduler_queue.cc
   Account& AccountOf(const Request& request, double now);
@@ -268,6 +284,7 @@ class Scheduler {
 
   const QueueLimits queue_;
   const size_t replicas_;
+  const bool overcommit_;
   int64_t vocab_size_ = int64_t{1} << 31;
   int64_t cache_bytes_per_token_ = 0;
   int64_t transformer_bytes_per_token_ = 0;
@@ -283,11 +300,11 @@ class Scheduler {
   int places_ = 0;                                                         // requests of which no sequence runs
   int64_t place_bytes_ = 0;
   int64_t slots_max_ = 0, pages_max_ = 0;               // of all groups
+  double answer_tokens_ = kAnswerTokens;                // what answers have had lately, on average
   bool changed_ = false;                                // something may fit that did not when Admit last looked
   double next_look_ = 0;                                // when Admit looks in any case
   absl::flat_hash_map<uint64_t, Sequence*> sequences_;  // by id: those that hold memory of a group
   std::map<int, std::unique_ptr<Group>> groups_;        // by replica: those that are ready
-  double answer_tokens_mean_ = 0;                       // of samples that have ended lately; 0: none has
   SchedulerEvents events_;
   std::vector<Sequence*> put_back_;  // PlanDecode's, kept for its memory
 };

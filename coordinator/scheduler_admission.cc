@@ -41,9 +41,10 @@ absl::Status Scheduler::TooLarge(const RequestState& state) const {
     longest = std::max(longest, group->capacity.max_sequence_tokens);
   }
   return absl::ResourceExhaustedError(
-      absl::StrCat("the request may need ", state.live, " sequences of up to ", state.LongestTokens(), " tokens and ",
-                   state.Pages() * kCachePageTokens, " tokens of cache; max_sequences is ", sequences,
-                   ", max_model_len is ", longest, " and the caches hold ", tokens, " tokens"));
+      absl::StrCat("the request may need ", state.live, " sequences of up to ", state.LongestTokens(),
+                   " tokens, one of which takes ", PagesOf(state.LongestTokens()) * kCachePageTokens,
+                   " tokens of cache; max_sequences is ", sequences, ", max_model_len is ", longest,
+                   " and the caches hold ", tokens, " tokens"));
 }
 
 double Scheduler::Share(int64_t slots, int64_t pages) const {
@@ -54,16 +55,27 @@ double Scheduler::Share(int64_t slots, int64_t pages) const {
 double Scheduler::Share(const Account& account) const { return Share(account.slots, account.pages); }
 
 // Where the next sequence of the request can run now. All sequences of a request that run are in one group.
-Scheduler::Group* Scheduler::FindRoom(const RequestState& state, const Sequence& next) {
-  const int64_t pages = state.NextPages(next);
-  if (state.group != nullptr) return state.group->HasRoom(pages) ? state.group : nullptr;
+Scheduler::Group* Scheduler::FindRoom(const RequestState& state, const Sequence& next, bool only_kept) {
+  const int64_t pages = NextPages(state, next);
   Group* best = nullptr;
   for (const auto& [replica, group] : groups_) {
-    if (group->EverFits(state) && group->HasRoom(pages) && (best == nullptr || group->load() < best->load())) {
-      best = group.get();
-    }
+    if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
+    if (!group->HasRoom(group->held, state, pages, only_kept)) continue;
+    if (best == nullptr || group->load() < best->load()) best = group.get();
   }
   return best;
+}
+
+// Whether what is kept for short requests may be what the request waits for: it is short itself, or its next sequence
+// needs more than what long ones may have.
+bool Scheduler::NeedsKept(RequestState& state) const {
+  if (state.is_short) return true;
+  const int64_t pages = NextPages(state, *state.Next());
+  return std::none_of(groups_.begin(), groups_.end(), [&](const auto& entry) {
+    const Group& group = *entry.second;
+    if (state.group != nullptr ? state.group != &group : !group.EverFits(state)) return false;
+    return pages <= group.pages_max - group.pages_kept();
+  });
 }
 
 // Whether the sequence would have room in some group if only the request's own client ran anything there.
@@ -73,9 +85,7 @@ bool Scheduler::FitsBesideOwn(const RequestState& state, const Sequence& next) c
     if (state.group != nullptr ? state.group != &group : !group.EverFits(state)) return false;
     const auto own = std::find_if(group.lanes.begin(), group.lanes.end(),
                                   [&](const auto& lane) { return lane->account == state.account; });
-    const bool none = own == group.lanes.end();
-    return (none ? 0 : (*own)->sequences) < group.capacity.max_sequences &&
-           (none ? 0 : (*own)->pages) + state.NextPages(next) <= group.pages_max;
+    return group.HasRoom(own == group.lanes.end() ? Holding() : (*own)->held, state, NextPages(state, next));
   });
 }
 
@@ -84,34 +94,51 @@ bool Scheduler::FitsBesideOwn(const RequestState& state, const Sequence& next) c
 struct Scheduler::Candidate {
   RequestState* state = nullptr;
   double share = 0;
+  bool only_kept = false;  // it may only take what is kept for short requests
 
   int priority() const { return state->request.priority; }
   bool operator<(const Candidate& other) const {
-    return std::make_tuple(-priority(), share, state->account->last_turn, state->account->id) <
-           std::make_tuple(-other.priority(), other.share, other.state->account->last_turn, other.state->account->id);
+    const auto key = [](const Candidate& one) {
+      const Account& account = *one.state->account;
+      return std::make_tuple(-one.priority(), one.share, account.last_turn, account.id, one.state->arrival);
+    };
+    return key(*this) < key(other);
   }
 };
 
-// The first request of each client that its limits let run, in the order in which they are to be admitted.
+// The first request of each client that its limits let run and, if that is not short, the first short one, in the order
+// in which they are to be admitted.
 std::vector<Scheduler::Candidate> Scheduler::Candidates(double now) {
   std::vector<Candidate> candidates;
   for (const auto& [id, account] : waiting_) {
     const ClientLimits& limits = account->limits;
     bool takes_new = limits.max_running == 0 || account->admitted < limits.max_running;
     int parked = account->parked;
+    RequestState* first = nullptr;
     for (const auto& [key, state] : account->waiting) {
       if (!takes_new && parked == 0) break;
       if (state->admitted >= 0) {
         --parked;
-        if (now < state->held_until) break;  // nothing of its client gets ahead of it
       } else {
         // What is behind a request that waits for tokens waits too.
         takes_new = takes_new && account->allowance.SecondsUntil(state->CostMax(), now) == 0;
         if (!takes_new) continue;
       }
-      candidates.push_back({state, Share(*account)});
+      first = state;
       break;
     }
+    if (first == nullptr) continue;
+    const auto held = [&](const RequestState& state) { return state.admitted >= 0 && now < state.held_until; };
+    if (!held(*first)) candidates.push_back({first, Share(*account)});
+    // Nothing of its client gets ahead of what is held or has waited for long, except into what is of no use to it.
+    if (first->is_short || account->waiting_short.empty()) continue;
+    RequestState& passing = *account->waiting_short.begin()->second;
+    if (passing.admitted < 0 ? !takes_new || account->allowance.SecondsUntil(passing.CostMax(), now) > 0
+                             : held(passing)) {
+      continue;
+    }
+    const bool only_kept = held(*first) || first->Overdue(now);
+    if (!only_kept || !NeedsKept(*first)) candidates.push_back({&passing, Share(*account), only_kept});
   }
   std::sort(candidates.begin(), candidates.end());
   return candidates;
@@ -129,6 +156,7 @@ void Scheduler::Admit(double now) {
 bool Scheduler::AdmitOne(double now) {
   const std::vector<Candidate> candidates = Candidates(now);
   int parkers = 0;
+  bool only_kept = false;  // a request waits for everything but what is kept for short ones
   for (size_t i = 0; i < candidates.size(); ++i) {
     RequestState& state = *candidates[i].state;
     if (state.group == nullptr && !EverFits(state)) {  // the groups may have become smaller since Submit
@@ -137,8 +165,10 @@ bool Scheduler::AdmitOne(double now) {
       return true;
     }
     Sequence& next = *state.Next();
-    Group* group = FindRoom(state, next);
-    if (group == nullptr && ++parkers <= kParkersMax) group = MakeRoom(state, next, now);
+    const bool restricted = only_kept || candidates[i].only_kept;
+    if (restricted && !state.is_short) continue;
+    Group* group = FindRoom(state, next, restricted);
+    if (group == nullptr && !restricted && ++parkers <= kParkersMax) group = MakeRoom(state, next, now);
     if (group != nullptr) {
       Start(state, next, *group, now);
       return true;
@@ -146,7 +176,10 @@ bool Scheduler::AdmitOne(double now) {
     if (state.blocked_since < 0) state.blocked_since = now;
     const bool overdue = state.Overdue(now);
     const bool others_rank_lower = i + 1 < candidates.size() && candidates[i + 1].priority() < state.request.priority;
-    if ((overdue || others_rank_lower) && FitsBesideOwn(state, next)) return false;
+    if ((overdue || others_rank_lower) && FitsBesideOwn(state, next)) {
+      if (NeedsKept(state)) return false;
+      only_kept = true;
+    }
   }
   return false;
 }
@@ -170,7 +203,7 @@ bool Served(const Sequence& sequence, double seconds, double now) {
 // The sequences of a group to park so that `next` has room; none if there are not enough.
 std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, const Sequence& next,
                                                      const Group& group, double now) const {
-  const int64_t pages_wanted = state.NextPages(next);
+  const int64_t pages_wanted = NextPages(state, next);
   const double share_after = Share(state.account->slots + 1, state.account->pages + pages_wanted);
   const double share_before = Share(*state.account);
   const bool overdue = state.Overdue(now);
@@ -178,8 +211,7 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
   std::vector<Sequence*> victims;
   absl::flat_hash_map<const Account*, std::pair<int64_t, int64_t>> taken;  // slots and pages
   absl::flat_hash_map<const Cohort*, int> taken_members;
-  int64_t slots_missing = group.sequences + 1 - group.capacity.max_sequences;
-  int64_t pages_missing = group.pages + pages_wanted - group.pages_max;
+  Holding others = group.held;  // what is left when the victims are gone
   // Most looks find nobody, and must not fill the maps for it.
   const auto taken_of = [&](const Account* account) {
     const auto found = taken.find(account);
@@ -199,7 +231,11 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
       const double reread = sequence.caught_up >= 0 ? sequence.caught_up - sequence.started : 0;
       return now - owner.paused_since >= std::max(kPauseSeconds, reread);
     }
-    if (owner.account == state.account || owner.request.priority > state.request.priority) return false;
+    if (owner.request.priority > state.request.priority) return false;
+    // What long ones have of the slots that are kept for short ones is a loan.
+    const bool on_loan = others.long_sequences > group.capacity.max_sequences - group.slots_kept();
+    if (state.is_short && !owner.is_short && on_loan && overdue && Served(sequence, kTurnSeconds, now)) return true;
+    if (owner.account == state.account) return false;
     if (share_left + kShareTolerance >= share_after) {
       return sequence.scheduled == 0 || Served(sequence, kServiceSeconds, now);
     }
@@ -207,12 +243,16 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
   };
   // (not paused, -share, tokens to read again, id): the least is parked first.
   using Rank = std::tuple<bool, double, int64_t, uint64_t>;
-  while (slots_missing > 0 || pages_missing > 0) {
+  while (!group.HasRoom(others, state, pages_wanted)) {
+    // Short ones are of no use if it is the long ones that have all that they may have.
+    const bool only_long = !state.is_short && others.sequences < group.capacity.max_sequences &&
+                           others.pages + pages_wanted + others.growing <= group.pages_max;
     Sequence* best = nullptr;
     Rank best_rank;
     for (const auto& [id, sequence] : sequences_) {
       const RequestState& owner = *sequence->owner;
-      if (owner.group != &group || std::find(victims.begin(), victims.end(), sequence) != victims.end()) continue;
+      if (owner.group != &group || (only_long && owner.is_short)) continue;
+      if (std::find(victims.begin(), victims.end(), sequence) != victims.end()) continue;
       // The others of its cohort wait for what it reads.
       const Cohort& cohort = *sequence->cohort;
       if (sequence == cohort.leader && !cohort.forked && cohort.members - gone_of(&cohort) > 1) continue;
@@ -231,8 +271,7 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
     ++slots_taken;
     pages_taken += pages;
     ++taken_members[best->cohort];
-    --slots_missing;
-    pages_missing -= pages;
+    others.Add(*best->owner, -1, -pages, best->growing ? -1 : 0);
     victims.push_back(best);
   }
   return victims;
@@ -249,7 +288,7 @@ Scheduler::Group* Scheduler::MakeRoom(const RequestState& state, const Sequence&
       Park(*victim);
     }
     if (!victims.empty()) {
-      GF_CHECK(group->HasRoom(state.NextPages(next)));
+      GF_CHECK(group->HasRoom(group->held, state, NextPages(state, next)));
       return group.get();
     }
   }

@@ -96,7 +96,7 @@ double Scheduler::QueueSeconds(const Group& group, const RequestState& state) co
     ahead += std::min(theirs, own + 1);
   }
   ahead += own;
-  const bool has_room = group.HasRoom(state.NextPages(state.sequences[0]));
+  const bool has_room = group.HasRoom(group.held, state, NextPages(state, state.sequences[0]));
   if (has_room && ahead == 0) return 0;
   // Sequences of a client that has more are parked for it.
   const auto gives_way = [&](const auto& lane) {
@@ -114,8 +114,7 @@ double Scheduler::QueueSeconds(const Group& group, const RequestState& state) co
     if (owner.request.generate) {
       const auto sampled = static_cast<double>(sequence->after_prompt.size());
       const auto most = static_cast<double>(owner.request.generate->max_tokens) - sampled;
-      const double usual = std::max(answer_tokens_mean_ - sampled, kRestMin * answer_tokens_mean_);
-      seconds += token_seconds * (answer_tokens_mean_ > 0 ? std::min(most, usual) : most);
+      seconds += token_seconds * std::min(most, std::max(answer_tokens_ - sampled, kRestMin * answer_tokens_));
     }
     rests.push_back(seconds);
   }

@@ -86,13 +86,14 @@ TEST(SchedulerFairnessTest, SamplesGiveUpTheirSlotsOneByOne) {
   const auto samples = Sink(64);
   cluster.Generate(FakePrompt(100), 300, samples, Of("greedy", Samples(64)));
   cluster.RunUntil(2);
-  const auto brief = Sink();
-  cluster.Generate(FakePrompt(9), 3, brief, Of("modest"));
-  EXPECT_LE(SecondsToFirstToken(cluster, *brief), 2 * cluster.step_seconds);
-  EXPECT_EQ(cluster.scheduler.TakeEvents().parkings, 1);
+  EXPECT_EQ(cluster.scheduler.Load(0).sequences, 56) << "the others are kept for short requests";
+  const auto lengthy = Sink(2);
+  cluster.Generate(FakePrompt(9), 3000, lengthy, Of("modest", Samples(2)));
+  EXPECT_LE(SecondsToFirstToken(cluster, *lengthy), 3 * cluster.step_seconds);
+  EXPECT_EQ(cluster.scheduler.TakeEvents().parkings, 2) << "the second one has its turn, too";
   cluster.RunAll();
   for (int i = 0; i < 64; ++i) EXPECT_EQ(samples->tokens[i], FakeAnswer(FakePrompt(100), i, 300)) << i;
-  EXPECT_EQ(samples->usage.parkings, 1);
+  EXPECT_EQ(samples->usage.parkings, 2);
   ExpectNothingLeft(cluster);
 }
 

@@ -21,6 +21,7 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   GF_CHECK(found != groups_.end()) << "replica " << replica;
   Group& group = *found->second;
   plan->Clear();
+  Grow(group, now);
   Admit(now);
   if (!WantsStep(group)) return false;
   std::vector<ChunkInFlight> chunks;
@@ -251,6 +252,7 @@ bool Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
 void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan) {
   RequestState& state = *sequence.owner;
   const int64_t begin = sequence.scheduled, end = begin + tokens;
+  GF_CHECK_LE(PagesOf(end), HeldPages(sequence)) << "sequence " << sequence.id;
   if (!sequence.opened) {
     plan->open.push_back(state.Opening(sequence));
     sequence.opened = true;

@@ -24,7 +24,7 @@ struct Wanted {
   uint64_t number = 0;
   int client = 0;
   bool cancelled = false;
-  double resume_at = -1;  // < 0: its client reads
+  bool pauses = false;
   std::shared_ptr<FakeClient> sink;
 
   // What it has got so far.
@@ -36,10 +36,16 @@ struct Wanted {
   }
 };
 
-// One random history.
+// One random history. If it is `lengthy`, requests may take far more than they do, and what they take does not fit the
+// caches together.
 class History {
  public:
-  explicit History(uint32_t seed) : random_(seed), seed_(seed), clients_(2 + Below(4)), cluster_(1000, 2) {
+  explicit History(uint32_t seed, bool lengthy = false, bool overcommit = true)
+      : random_(seed),
+        seed_(seed),
+        lengthy_(lengthy),
+        clients_(2 + Below(4)),
+        cluster_(QueueLimits{1000}, 2, overcommit) {
     cluster_.step_seconds = 0.05;
     for (int i = 0; i < clients_; ++i) {
       ClientLimits limits;
@@ -52,7 +58,7 @@ class History {
 
   void Run() {
     for (int step = 0; step < 1500; ++step) {
-      if (Below(12) == 0) Submit();
+      if (Below(lengthy_ ? 40 : 12) == 0) Submit();
       if (Below(200) == 0 && !all_.empty()) {
         Wanted& wanted = all_[Below(static_cast<int>(all_.size()))];
         wanted.cancelled = true;
@@ -80,7 +86,7 @@ class History {
   void NewGroup(int replica) {
     GroupCapacity capacity = Roomy(1 + Below(3));
     capacity.max_sequences = 3 + Below(4);
-    capacity.cache_tokens = kCachePageTokens * (22 + Below(20));
+    capacity.cache_tokens = kCachePageTokens * ((lengthy_ ? 48 : 22) + Below(20));
     capacity.max_step_tokens = 16 + Below(48);
     cluster_.Up(replica, capacity);
   }
@@ -107,14 +113,24 @@ class History {
     } else {
       wanted.tokens = 1 + Below(Below(3) == 0 ? 300 : 30);
       wanted.sink = std::make_shared<FakeClient>(1 + Below(3));
+      int64_t max_tokens = wanted.tokens;
+      if (lengthy_) {
+        max_tokens = 1 + Below(2900);
+        wanted.tokens = std::min<int64_t>(max_tokens, 1 + Below(Below(4) == 0 ? 2900 : 400));
+      }
       // Some clients do not keep up now and then.
-      if (Below(3) == 0) {
-        const auto pause_at = static_cast<size_t>(1 + Below(20));
-        wanted.sink->verdict = [sink = wanted.sink.get(), pause_at](int sample, int32_t) {
-          return sink->tokens[sample].size() % 20 == pause_at ? Verdict::kPause : Verdict::kContinue;
+      const bool pauses = Below(3) == 0;
+      const auto pause_at = static_cast<size_t>(1 + Below(20));
+      if (pauses || lengthy_) {
+        wanted.pauses = pauses;
+        const auto stop_at = static_cast<size_t>(wanted.tokens);
+        wanted.sink->verdict = [sink = wanted.sink.get(), pauses, pause_at, stop_at](int sample, int32_t) {
+          const size_t tokens = sink->tokens[sample].size();
+          if (tokens >= stop_at) return Verdict::kStop;
+          return pauses && tokens % 20 == pause_at ? Verdict::kPause : Verdict::kContinue;
         };
       }
-      wanted.number = cluster_.Generate(wanted.prompt, wanted.tokens, wanted.sink, [&](Request* request) {
+      wanted.number = cluster_.Generate(wanted.prompt, max_tokens, wanted.sink, [&](Request* request) {
         edit(request);
         request->generate->samples = static_cast<int>(wanted.sink->tokens.size());
         request->generate->sampling.seed = seed_;
@@ -129,6 +145,7 @@ class History {
       const GroupLoad load = cluster_.scheduler.Load(replica);
       ASSERT_LE(load.sequences, load.sequences_max);
       ASSERT_LE(load.cache_tokens_reserved, load.cache_tokens_max);
+      ASSERT_LE(load.cache_tokens_used, load.cache_tokens_reserved);
     }
     parkings_ += cluster_.scheduler.TakeEvents().parkings;
     // Whatever is paused is resumed after a while; the scheduler ignores it for the others.
@@ -146,7 +163,7 @@ class History {
     for (const Wanted& wanted : all_) {
       got[wanted.client] += wanted.got();
       const bool limited = names_[wanted.client]->limits.max_running > 0;  // its own paused requests may keep it out
-      if (!wanted.sink->status && !wanted.sink->verdict && !limited) wants[wanted.client] = true;
+      if (!wanted.sink->status && !wanted.pauses && !limited) wants[wanted.client] = true;
     }
     for (int i = 0; i < clients_; ++i) {
       Wait& wait = waits_[i];
@@ -177,6 +194,7 @@ class History {
 
   std::mt19937 random_;
   const uint32_t seed_;
+  const bool lengthy_;
   const int clients_;
   FakeCluster cluster_;
   std::vector<std::shared_ptr<const Client>> names_;
@@ -200,6 +218,25 @@ TEST(SchedulerPropertyTest, NobodyStarvesAndEveryAnswerIsExact) {
   }
   RecordProperty("longest_wait_seconds", std::to_string(longest));
   EXPECT_GT(parkings, 500);
+}
+
+TEST(SchedulerPropertyTest, MemoryThatWasNotReservedCostsNoTokenAndEverythingEnds) {
+  for (const bool overcommit : {false, true}) {
+    int64_t parkings = 0;
+    double longest = 0;
+    for (uint32_t seed = 100; seed < 115; ++seed) {
+      SCOPED_TRACE(seed);
+      History history(seed, /*lengthy=*/true, overcommit);
+      history.Run();
+      if (testing::Test::HasFatalFailure()) return;
+      parkings += history.parkings();
+      longest = std::max(longest, history.longest_wait());
+    }
+    const std::string key = overcommit ? "with_overcommit_" : "without_overcommit_";
+    RecordProperty(key + "parkings", std::to_string(parkings));
+    RecordProperty(key + "longest_wait_seconds", std::to_string(longest));
+    EXPECT_LE(longest, 8 * Scheduler::kTurnSeconds);
+  }
 }
 
 // Clients that want more than they can get, whatever their requests are: each gets its part of the slots' time.
@@ -242,7 +279,9 @@ TEST(SchedulerPropertyTest, SharesAreEqualInTheLongRun) {
     for (int client = 0; client < clients; ++client) all += count(client) - before[client];
     for (int client = 0; client < clients; ++client) {
       const double share = static_cast<double>(count(client) - before[client]) / static_cast<double>(all);
-      EXPECT_NEAR(share * clients, 1, 0.25)
+      // Of few slots, the one that is kept for short requests is a large part. It is lent to those of one sequence.
+      const bool few = capacity.max_sequences >= 4 && capacity.max_sequences < 8;
+      EXPECT_NEAR(share * clients, 1, few ? 0.75 : 0.25)
           << "client " << client << " of " << clients << ", " << capacity.max_sequences << " slots";
     }
     cluster.scheduler.CancelAll(absl::CancelledError(""), cluster.now);

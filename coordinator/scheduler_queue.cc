@@ -91,6 +91,7 @@ void Scheduler::Requeue(RequestState& state) {
   state.wants_slot = wants_slot;
   if (wants_slot) {
     account.waiting.emplace(state.queue_key(), &state);
+    if (state.is_short) account.waiting_short.emplace(state.queue_key(), &state);
     waiting_.emplace(account.id, &account);
     state.counted_parked = state.admitted >= 0;
     account.parked += state.counted_parked ? 1 : 0;
@@ -98,6 +99,7 @@ void Scheduler::Requeue(RequestState& state) {
     return;
   }
   account.waiting.erase(state.queue_key());
+  account.waiting_short.erase(state.queue_key());
   account.parked -= state.counted_parked ? 1 : 0;
   state.counted_parked = false;
   state.blocked_since = -1;

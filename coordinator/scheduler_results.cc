@@ -113,6 +113,7 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   sequence.awaiting_token = false;
   if (!sequence.decoding) ++state.group->decoding;
   sequence.decoding = true;
+  if (PagesOf(state.End(sequence)) > HeldPages(sequence)) state.group->full.push_back(sequence.id);
 
   const RequestSink::Verdict verdict = state.sink->OnToken(sequence.index, token);
   if (verdict == RequestSink::Verdict::kPause) Pause(state, now);
@@ -179,9 +180,8 @@ absl::Status Scheduler::TakeScores(const ChunkInFlight& chunk, Sequence& sequenc
 void Scheduler::FinishSequence(Sequence& sequence, Finish finish, double now) {
   RequestState& state = *sequence.owner;
   if (state.request.generate) {
-    const auto tokens = static_cast<double>(sequence.after_prompt.size());
-    answer_tokens_mean_ += (answer_tokens_mean_ > 0 ? 0.1 : 1) * (tokens - answer_tokens_mean_);
     state.finishes.push_back(finish);
+    LearnAnswer(static_cast<int64_t>(sequence.after_prompt.size()));
     state.sink->OnSampleDone(sequence.index, finish);
   }
   Release(sequence);

@@ -41,6 +41,8 @@ struct Scheduler::Sequence {
   Cohort* cohort = nullptr;
   Lane* lane = nullptr;
   int64_t pages = 0;            // that are its own
+  bool growing = false;         // they are fewer than its worst case
+  bool grown = false;           // it has got some since it was admitted
   bool opened = false;          // the workers know it
   double started = 0;           // when it was admitted
   double caught_up = -1;        // when it got beyond what earlier runs had reached; < 0: not yet
@@ -53,6 +55,7 @@ struct Scheduler::Sequence {
 
   int64_t reached = 0;          // one after the last position whose results have come, of any run
   int lost_runs = 0;            // runs in a row that were parked before they had caught up
+  int growth_parkings = 0;      // when the caches were full and one of the group's sequences had to grow
   int64_t cached_tokens = 0;    // positions of its own, not shared, that it had reached when it was released
   double last_token_time = -1;  // < 0: no token yet
 };
@@ -72,7 +75,8 @@ struct Scheduler::RequestState {
   Request request;
   std::shared_ptr<RequestSink> sink;
   Account* account = nullptr;
-  int64_t bytes = 0;  // of memory that it takes while it waits
+  int64_t bytes = 0;      // of memory that it takes while it waits
+  bool is_short = false;  // it has little to read and to sample: it may take what is kept for such requests
   std::vector<Sequence> sequences;
   int live = 0;               // sequences that are not done
   int64_t prompt_scored = 0;  // with score_prompt: the rows of the positions before this one have been delivered
@@ -151,20 +155,6 @@ struct Scheduler::RequestState {
     }
     return nullptr;
   }
-  // The pages that the next sequence needs in its worst case.
-  int64_t NextPages(const Sequence& next) const {
-    const Cohort* const open = OpenCohort();
-    return PagesOf(EndMax(next)) - (open != nullptr ? open->pages() : 0);
-  }
-  // The worst case of all sequences that are not done, if they are admitted together.
-  int64_t Pages() const {
-    const int64_t shared_pages = live > 1 ? SharedTokens() / kCachePageTokens : 0;
-    int64_t pages = shared_pages;
-    for (const Sequence& sequence : sequences) {
-      if (!sequence.done) pages += PagesOf(EndMax(sequence)) - shared_pages;
-    }
-    return pages;
-  }
   // The most tokens that it may use of its client's minute.
   int64_t CostMax() const {
     int64_t cost = prompt_tokens();
@@ -202,23 +192,41 @@ struct Scheduler::Account {
   ClientLimits limits;
   std::string key;  // in accounts_; empty: requests without a Client share the account, which has no limits
   TokenAllowance allowance;
-  int admitted = 0;                           // requests that have been admitted and have not ended
-  int queued = 0;                             // requests that have not been admitted
-  int64_t queued_cost = 0;                    // CostMax of these
-  int places = 0;                             // requests of which no sequence runs
-  int64_t place_bytes = 0;                    // of these
-  int64_t slots = 0;                          // in all groups
-  int64_t pages = 0;                          // in all groups
-  uint64_t last_turn = 0;                     // when a sequence was last admitted, as a count of admissions
-  int parked = 0;                             // requests in `waiting` that have been admitted before
-  std::map<QueueKey, RequestState*> waiting;  // with a sequence to admit
+  int admitted = 0;                                 // requests that have been admitted and have not ended
+  int queued = 0;                                   // requests that have not been admitted
+  int64_t queued_cost = 0;                          // CostMax of these
+  int places = 0;                                   // requests of which no sequence runs
+  int64_t place_bytes = 0;                          // of these
+  int64_t slots = 0;                                // in all groups
+  int64_t pages = 0;                                // in all groups
+  uint64_t last_turn = 0;                           // when a sequence was last admitted, as a count of admissions
+  int parked = 0;                                   // requests in `waiting` that have been admitted before
+  std::map<QueueKey, RequestState*> waiting;        // with a sequence to admit
+  std::map<QueueKey, RequestState*> waiting_short;  // those of them that are short
+};
+
+// What sequences that run hold of a group.
+struct Scheduler::Holding {
+  int sequences = 0;
+  int64_t pages = 0;
+  // Of these, what belongs to requests that are not short.
+  int long_sequences = 0;
+  int64_t long_pages = 0;
+  int growing = 0;  // sequences that hold less than their worst case; none of them is short
+
+  void Add(const RequestState& owner, int more_sequences, int64_t more_pages, int more_growing) {
+    sequences += more_sequences;
+    pages += more_pages;
+    long_sequences += owner.is_short ? 0 : more_sequences;
+    long_pages += owner.is_short ? 0 : more_pages;
+    growing += more_growing;
+  }
 };
 
 // What a client runs in one group.
 struct Scheduler::Lane {
   Account* account = nullptr;
-  int sequences = 0;
-  int64_t pages = 0;  // that they hold
+  Holding held;
   // The sequences with prompt to read, in two orders.
   std::set<ShortestKey> shortest;
   std::set<OldestKey> oldest;
@@ -236,9 +244,9 @@ struct Scheduler::Group {
   double overdrawn_seconds = 0;  // what Steps have taken too much that other Steps have not made up for
   double decode_seconds = 0;     // of a Step's decoding sequences, but for those that are longer than a Step
 
-  // What the running requests hold.
-  int sequences = 0;
-  int64_t pages = 0;
+  Holding held;
+  // Ids of decoding sequences whose next token needs one more page; some may have ended or been paused since.
+  std::vector<uint64_t> full;
   int64_t prefill_tokens = 0;  // left to read by the sequences that are listed
   int decoding = 0;            // sequences
 
@@ -279,15 +287,36 @@ struct Scheduler::Group {
   void Remove(const Lane* lane) {
     lanes.erase(std::find_if(lanes.begin(), lanes.end(), [&](const auto& one) { return one.get() == lane; }));
   }
-  bool HasRoom(int64_t pages_wanted) const {
-    return sequences < capacity.max_sequences && pages + pages_wanted <= pages_max;
+  // What is kept for short requests.
+  int slots_kept() const { return capacity.max_sequences < 4 ? 0 : std::max(capacity.max_sequences / 8, 1); }
+  int64_t pages_kept() const { return std::min(slots_kept() * PagesOf(kShortTokens), pages_max / 8); }
+  // Whether a sequence that needs `pages` has room beside `others`. With `only_kept`, which is for short requests, only
+  // in what is kept for them.
+  bool HasRoom(const Holding& others, const RequestState& state, int64_t pages, bool only_kept = false) const {
+    const int64_t after = others.pages + pages;
+    if (others.sequences >= capacity.max_sequences || after > pages_max) return false;
+    // One page for each sequence that may grow stays free.
+    const bool leaves_growth = after + others.growing <= pages_max;
+    if (state.is_short) {
+      const bool kept =
+          others.sequences - others.long_sequences < slots_kept() && after - others.long_pages <= pages_kept();
+      return kept || (!only_kept && leaves_growth);
+    }
+    if (others.long_sequences == 0) return leaves_growth;  // or it would never run if it needs everything
+    return leaves_growth && others.long_pages + pages + others.growing <= pages_max - pages_kept() &&
+           (state.slots == 0 || others.long_sequences < capacity.max_sequences - slots_kept());
+  }
+  // Whether a sequence that grows may have one more page. It is never short.
+  bool HasPage() const {
+    return held.pages < pages_max && (held.long_sequences == 1 || held.long_pages < pages_max - pages_kept());
   }
   bool EverFits(const RequestState& state) const {
-    return state.live <= capacity.max_sequences && state.Pages() <= pages_max &&
-           state.LongestTokens() <= capacity.max_sequence_tokens;
+    const int64_t longest = state.LongestTokens();
+    return state.live <= capacity.max_sequences && PagesOf(longest) <= pages_max &&
+           longest <= capacity.max_sequence_tokens;
   }
   // How much is ahead of a new request, in tokens: a sequence counts as 16.
-  int64_t load() const { return prefill_tokens + int64_t{16} * sequences; }
+  int64_t load() const { return prefill_tokens + int64_t{16} * held.sequences; }
 };
 
 }  // namespace goldfinch

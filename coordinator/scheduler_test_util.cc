@@ -3,6 +3,7 @@
 #include <set>
 #include <utility>
 
+#include "base/cache_page.h"
 #include "gtest/gtest.h"
 
 namespace goldfinch {
@@ -41,10 +42,16 @@ std::vector<int32_t> FakePrompt(int64_t count, int32_t first) {
 
 // ---- FakeGroup ----
 
-void FakeGroup::Open(const StepPlan::NewSequence& sequence, std::vector<int32_t> ids) {
+// `forked`: what it is a copy of; null: it is empty.
+void FakeGroup::Open(const StepPlan::NewSequence& sequence, const Sequence* forked) {
   EXPECT_TRUE(used_.insert(sequence.sequence).second) << "used before";
   Sequence opened;
-  opened.ids = std::move(ids);
+  if (forked != nullptr) {
+    opened.ids = forked->ids;
+    opened.pages = forked->pages;
+    // Both go on writing into a page that is not full.
+    if (opened.ids.size() % kCachePageTokens != 0) opened.pages.back() = std::make_shared<Page>(&pages_used_);
+  }
   if (sequence.sampling != nullptr) opened.seed = sequence.seed;
   opened.observed = sequence.observed.size();
   EXPECT_TRUE(sequences_.emplace(sequence.sequence, std::move(opened)).second);
@@ -57,7 +64,7 @@ StepResult FakeGroup::Run(const StepPlan& plan) {
   StepResult result;
   result.id = plan.id;
   for (const uint64_t sequence : plan.close) EXPECT_EQ(sequences_.erase(sequence), 1U) << sequence;
-  for (const StepPlan::NewSequence& sequence : plan.open) Open(sequence, {});
+  for (const StepPlan::NewSequence& sequence : plan.open) Open(sequence, nullptr);
   std::set<uint64_t> seen;
   int64_t logit_rows = 0;
   for (const StepPlan::Chunk& chunk : plan.chunks) {
@@ -66,6 +73,7 @@ StepResult FakeGroup::Run(const StepPlan& plan) {
     RunChunk(plan, chunk, &result);
   }
   EXPECT_LE(logit_rows, capacity_.max_logit_rows);
+  EXPECT_LE(pages_used_, CachePagesFor(capacity_.cache_tokens));
   return result;
 }
 
@@ -80,7 +88,11 @@ void FakeGroup::RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, Ste
   const auto begin = plan.ids.begin() + chunk.ids_begin;
   ids.insert(ids.end(), begin, begin + chunk.tokens);
   ASSERT_LE(static_cast<int64_t>(ids.size()), capacity_.max_sequence_tokens);
-  for (int64_t i = 0; i < chunk.forks; ++i) Open(plan.forks[chunk.forks_begin + i], ids);
+  std::vector<std::shared_ptr<Page>>& pages = found->second.pages;
+  while (static_cast<int64_t>(pages.size()) < CachePagesFor(static_cast<int64_t>(ids.size()))) {
+    pages.push_back(std::make_shared<Page>(&pages_used_));
+  }
+  for (int64_t i = 0; i < chunk.forks; ++i) Open(plan.forks[chunk.forks_begin + i], &found->second);
   if (chunk.logit_rows == 0) return;
   StepResult::Chunk& answer = result->chunks.emplace_back();
   answer.sequence = chunk.sequence;
@@ -244,6 +256,8 @@ void ExpectNothingLeft(FakeCluster& cluster) {
     const GroupLoad load = cluster.scheduler.Load(replica);
     EXPECT_EQ(load.sequences, 0);
     EXPECT_EQ(load.cache_tokens_reserved, 0);
+    EXPECT_EQ(load.cache_tokens_used, 0);
+    EXPECT_EQ(group->pages_used(), 0);
     EXPECT_EQ(load.steps_in_flight, 0);
   }
 }

@@ -33,17 +33,26 @@ class FakeGroup {
   StepResult Run(const StepPlan& plan);
   size_t sequences() const { return sequences_.size(); }
   int64_t tokens_run() const { return tokens_run_; }
+  int64_t pages_used() const { return pages_used_; }
 
  private:
+  // A page of the caches, which forked sequences share while it is full.
+  struct Page {
+    explicit Page(int64_t* used) : used(used) { ++*used; }
+    ~Page() { --*used; }
+    int64_t* const used;
+  };
   struct Sequence {
     std::vector<int32_t> ids;
+    std::vector<std::shared_ptr<Page>> pages;
     std::optional<uint64_t> seed;
     size_t observed = 0;
   };
-  void Open(const StepPlan::NewSequence& sequence, std::vector<int32_t> ids);
+  void Open(const StepPlan::NewSequence& sequence, const Sequence* forked);
   void RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, StepResult* result);
 
   const GroupCapacity capacity_;
+  int64_t pages_used_ = 0;  // before sequences_, whose pages count themselves
   std::map<uint64_t, Sequence> sequences_;
   uint64_t last_step_ = 0;
   std::set<uint64_t> used_;
@@ -72,7 +81,8 @@ struct FakeClient : RequestSink {
 class FakeCluster {
  public:
   explicit FakeCluster(int max_queue = 100, int replicas = 1) : FakeCluster(QueueLimits{max_queue}, replicas) {}
-  explicit FakeCluster(const QueueLimits& queue, int replicas = 1) : scheduler(queue, replicas) {}
+  explicit FakeCluster(const QueueLimits& queue, int replicas = 1, bool overcommit = true)
+      : scheduler(queue, replicas, overcommit) {}
 
   // A group becomes ready as this replica.
   void Up(int replica, const GroupCapacity& capacity);

@@ -1,0 +1,127 @@
+// Scheduler: how much memory a sequence reserves, and what becomes of it when it needs more.
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+
+#include "base/check.h"
+#include "coordinator/scheduler.h"
+#include "coordinator/scheduler_state.h"
+
+namespace goldfinch {
+namespace {
+
+// The weight of one more answer in what answers have had lately.
+constexpr double kAnswerWeight = 1.0 / 64;
+// What a sequence that has been parked for growth reserves beside its tokens doubles so often.
+constexpr int kDoublingsMax = 30;
+
+}  // namespace
+
+// The pages that a sequence reserves when it is admitted, with those that it shares.
+int64_t Scheduler::PagesToReserve(const RequestState& state, const Sequence& sequence) const {
+  const int64_t end_max = state.EndMax(sequence);
+  if (!overcommit_ || state.is_short) return PagesOf(end_max);
+  const auto likely = std::max(static_cast<int64_t>(answer_tokens_), kCachePageTokens);
+  const int64_t end = state.End(sequence);
+  if (sequence.growth_parkings == 0) {
+    return PagesOf(std::min(end_max, std::max(state.prompt_tokens() + likely, end + kCachePageTokens)));
+  }
+  const int doublings = std::min(sequence.growth_parkings, kDoublingsMax);
+  return PagesOf(std::min(end_max, end + (likely << doublings)));
+}
+
+// The pages that the request's next sequence needs to be admitted.
+int64_t Scheduler::NextPages(const RequestState& state, const Sequence& next) const {
+  const Cohort* const open = state.OpenCohort();
+  return PagesToReserve(state, next) - (open != nullptr ? open->pages() : 0);
+}
+
+int64_t Scheduler::HeldPages(const Sequence& sequence) { return sequence.pages + sequence.cohort->pages(); }
+
+// The pages that the workers use when they have carried out all Steps so far.
+int64_t Scheduler::UsedPages(const Group& group) const {
+  int64_t pages = 0;
+  for (const auto& [number, state] : requests_) {
+    if (state->group != &group) continue;
+    for (const auto& cohort : state->cohorts) {
+      pages += cohort->forked ? cohort->pages() : std::min(PagesOf(cohort->leader->scheduled), cohort->pages());
+    }
+    for (const Sequence& sequence : state->sequences) {
+      if (sequence.id == 0) continue;
+      pages += std::max<int64_t>(PagesOf(sequence.scheduled) - sequence.cohort->pages(), 0);
+    }
+  }
+  return pages;
+}
+
+// Counts what a sequence takes of its group, or gives back.
+void Scheduler::Hold(const Sequence& sequence, int sequences, int64_t pages, int growing) {
+  const RequestState& state = *sequence.owner;
+  state.group->held.Add(state, sequences, pages, growing);
+  sequence.lane->held.Add(state, sequences, pages, growing);
+  state.account->slots += sequences;
+  state.account->pages += pages;
+}
+
+void Scheduler::LearnAnswer(int64_t tokens) {
+  answer_tokens_ += kAnswerWeight * (static_cast<double>(tokens) - answer_tokens_);
+}
+
+// Gives one more page to every sequence that cannot decode its next token without it. Parks sequences if there is none.
+void Scheduler::Grow(Group& group, double now) {
+  size_t kept = 0;
+  for (size_t i = 0; i < group.full.size(); ++i) {
+    const uint64_t id = group.full[i];
+    const auto found = sequences_.find(id);
+    if (found == sequences_.end()) continue;
+    Sequence& sequence = *found->second;
+    if (sequence.owner->paused) {
+      group.full[kept++] = id;
+      continue;
+    }
+    while (sequence.id == id && !group.HasPage()) {
+      Sequence& victim = GrowthVictim(sequence, now);
+      ++victim.growth_parkings;
+      Park(victim);
+    }
+    if (sequence.id != id) continue;
+    ++sequence.pages;
+    sequence.grown = true;
+    const bool growing = HeldPages(sequence) < PagesOf(sequence.owner->EndMax(sequence));
+    Hold(sequence, 0, 1, static_cast<int>(growing) - static_cast<int>(sequence.growing));
+    sequence.growing = growing;
+  }
+  group.full.resize(kept);
+}
+
+// Who is parked because there is no page for `grower`: it may be `grower` itself.
+Scheduler::Sequence& Scheduler::GrowthVictim(Sequence& grower, double now) {
+  const Group& group = *grower.owner->group;
+  const bool all_taken = group.held.pages >= group.pages_max;
+  // (not paused, priority, -share, tokens to read again, id): the least is parked.
+  using Rank = std::tuple<bool, int, double, int64_t, uint64_t>;
+  const auto rank_of = [&](const Sequence& sequence) {
+    const RequestState& owner = *sequence.owner;
+    const bool paused = owner.paused && now - owner.paused_since >= kPauseSeconds;
+    return Rank{!paused, owner.request.priority, -Share(*owner.account), sequence.scheduled, sequence.id};
+  };
+  Sequence* victim = &grower;
+  Rank least = rank_of(grower);
+  for (const auto& [id, sequence] : sequences_) {
+    const RequestState& owner = *sequence->owner;
+    if (owner.group != &group || (owner.is_short && !all_taken)) continue;
+    // It has been parked for others before, and has not used up what it has reserved since.
+    if (sequence->growth_parkings > 0 && !sequence->grown) continue;
+    // The others of its cohort wait for what it reads.
+    const Cohort& cohort = *sequence->cohort;
+    if (sequence == cohort.leader && !cohort.forked && cohort.members > 1) continue;
+    const Rank rank = rank_of(*sequence);
+    if (rank < least) {
+      victim = sequence;
+      least = rank;
+    }
+  }
+  return *victim;
+}
+
+}  // namespace goldfinch
