@@ -58,6 +58,10 @@ nlohmann::json OrNull(const std::optional<double>& number) {
   return number ? nlohmann::json(*number) : nlohmann::json();
 }
 
+double IdleShare(uint64_t used, uint64_t all) {
+  return all > 0 ? std::max(0.0, 1 - static_cast<double>(used) / static_cast<double>(all)) : 1;
+}
+
 std::string Percent(double share) { return absl::StrFormat("%.0f %%", 100 * share); }
 
 void AppendRow(const std::string& group, const std::string& run, const LoadTestStats& stats, std::string* table) {
@@ -152,7 +156,7 @@ Totals TotalsOf(const ScenarioResult& result) {
 }  // namespace
 
 void MemoryUse::Add(const v1::GetClusterInfoResponse& cluster) {
-  uint64_t reserved = 0, sequences = 0;
+  uint64_t reserved = 0, sequences = 0, used = 0;
   cache_tokens_max_ = sequences_max_ = memory_bytes_ = reserved_bytes_ = 0;
   for (const v1::GroupInfo& group : cluster.groups()) {
     reserved += group.cache_tokens_reserved();
@@ -160,12 +164,15 @@ void MemoryUse::Add(const v1::GetClusterInfoResponse& cluster) {
     cache_tokens_max_ += group.cache_tokens_max();
     sequences_max_ += group.sequences_max();
     for (const v1::StageInfo& stage : group.stages()) {
+      used += stage.weight_bytes();
       memory_bytes_ += stage.memory_bytes();
       reserved_bytes_ += stage.reserved_bytes();
     }
   }
-  const double idle = 1 - PerSecond(static_cast<int64_t>(reserved), static_cast<double>(cache_tokens_max_));
+  used += cluster.cache_bytes() + cluster.state_bytes() + cluster.gold_kept_bytes();
+  const double idle = IdleShare(reserved, cache_tokens_max_);
   ++looks_;
+  memory_idle_sum_ += IdleShare(used, memory_bytes_);
   idle_sum_ += idle;
   idle_least_ = std::min(idle_least_, idle);
   if (cluster.requests_waiting() > 0) {
@@ -187,8 +194,10 @@ std::string MemoryUse::Line() const {
     absl::StrAppendFormat(&line, ", %s while requests waited",
                           Percent(idle_waiting_sum_ / static_cast<double>(waiting_looks_)));
   }
-  absl::StrAppendFormat(&line, "; at most %s of %s slots used and %s requests waiting", WithCommas(sequences_),
-                        WithCommas(sequences_max_), WithCommas(requests_waiting_));
+  absl::StrAppendFormat(&line,
+                        "; of %s of memory, %s idle at the mean; at most %s of %s slots used and %s requests waiting",
+                        HumanBytes(memory_bytes_), Percent(memory_idle_sum_ / static_cast<double>(looks_)),
+                        WithCommas(sequences_), WithCommas(sequences_max_), WithCommas(requests_waiting_));
   return line;
 }
 
@@ -204,6 +213,7 @@ nlohmann::json MemoryUse::Json() const {
           {"sequences_most", sequences_},
           {"sequences_max", sequences_max_},
           {"requests_waiting_most", requests_waiting_},
+          {"memory_idle_share_mean", mean(memory_idle_sum_, looks_)},
           {"memory_bytes", memory_bytes_},
           {"reserved_bytes", reserved_bytes_},
           {"cache_bytes_most", cache_bytes_},

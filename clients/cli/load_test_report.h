@@ -16,7 +16,8 @@
 namespace goldfinch {
 
 // What the server's memory was used for during a run, from looks at it at regular times. A share of the cache is idle
-// if no sequence has reserved it.
+// if no sequence has reserved it, and a share of the workers' memory if it holds neither weights nor anything of a
+// sequence that runs.
 class MemoryUse {
  public:
   void Add(const v1::GetClusterInfoResponse& cluster);
@@ -31,6 +32,7 @@ class MemoryUse {
   double idle_sum_ = 0;        // of the idle shares
   double idle_waiting_sum_ = 0;
   double idle_least_ = 1;
+  double memory_idle_sum_ = 0;
   uint64_t cache_tokens_max_ = 0;  // what the caches hold, of the latest look
   uint64_t sequences_max_ = 0;     // slots, of the latest look
   uint64_t memory_bytes_ = 0;      // of all workers of groups, of the latest look

@@ -146,7 +146,8 @@ def remarks(name, result):
     if memory:
         idle, waiting = memory["cache_idle_share_mean"], memory["cache_idle_share_mean_while_waiting"]
         while_waiting = "" if waiting is None else f", {waiting:.0%} while requests waited"
-        yield f"{name}: {idle:.0%} of the cache idle{while_waiting}"
+        of_memory = memory["memory_idle_share_mean"]
+        yield f"{name}: {of_memory:.0%} of the memory idle; {idle:.0%} of the cache not reserved{while_waiting}"
     for aim in report["aims"]:
         seconds, limit = (
             "-" if value is None else f"{1e3 * value:.4g} ms" for value in (aim["seconds"], aim["limit_seconds"])
