@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "base/small_file.h"
 #include "base/status.h"
@@ -126,6 +127,9 @@ std::optional<Range> RangeOf(const std::string& field) {
   return std::nullopt;
 }
 
+// Without an exponent for what a file may hold.
+std::string Number(double number) { return absl::StrFormat("%.10g", number); }
+
 // Checks each number that is set.
 absl::Status CheckRanges(const Place& place) {
   std::vector<const FieldDescriptor*> fields;
@@ -139,9 +143,9 @@ absl::Status CheckRanges(const Place& place) {
                              : reflection.GetDouble(place.message, field);
     if (value >= range->least && value <= range->most) continue;
     const std::string limits = range->least == std::numeric_limits<double>::min()
-                                   ? absl::StrCat("above 0 and at most ", range->most)
-                                   : absl::StrCat("from ", range->least, " to ", range->most);
-    return Refuse(place, field->name(), absl::StrCat("is ", value, ", it may be ", limits));
+                                   ? absl::StrCat("above 0 and at most ", Number(range->most))
+                                   : absl::StrCat("from ", Number(range->least), " to ", Number(range->most));
+    return Refuse(place, field->name(), absl::StrCat("is ", Number(value), ", it may be ", limits));
   }
   return absl::OkStatus();
 }

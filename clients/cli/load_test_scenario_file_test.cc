@@ -98,7 +98,7 @@ TEST(ScenarioFileTest, ErrorsOfValuesNameTheLineAndTheField) {
   EXPECT_EQ(Refusal(Changed("clients: 8", "clients: 0")),
             "f:5: group \"users\": clients is 0, it may be from 1 to 4096");
   EXPECT_EQ(Refusal(Changed("seconds: 1.5", "seconds: 0")),
-            "f:14: variant \"small\": group \"users\": seconds is 0, it may be above 0 and at most 1e+06");
+            "f:13: variant \"small\": group \"users\": seconds is 0, it may be above 0 and at most 1000000");
   for (const auto& [what, with] : std::vector<std::pair<std::string, std::string>>{
            {"requests: 4", "requests: 1000001"},
            {"requests: 4", "seconds: nan"},
@@ -141,7 +141,7 @@ TEST(ScenarioFileTest, FieldsThatDoNotGoTogether) {
   EXPECT_THAT(Refusal(Changed("at_most_times_quiet: 3", "")), HasSubstr("at_most_ms is missing"));
   EXPECT_THAT(Refusal(Changed("measure: TIME_TO_FIRST_TOKEN_P99", "")), HasSubstr("measure is missing"));
   EXPECT_THAT(Refusal(Changed("groups { name: \"users\" clients: 2", "groups { name: \"user\" clients: 2")),
-              HasSubstr("f:12: variant \"small\": groups has \"user\", which the scenario has not"));
+              HasSubstr("f:11: variant \"small\": groups has \"user\", which the scenario has not"));
 }
 
 TEST(ScenarioFileTest, ReadsFilesOfABoundedSize) {

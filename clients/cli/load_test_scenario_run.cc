@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <iostream>
@@ -32,7 +33,6 @@
 #include "grpcpp/support/sync_stream.h"
 #include "nlohmann/json.hpp"
 #include "protos/generate.grpc.pb.h"
-#include "spdlog/spdlog.h"
 
 namespace goldfinch {
 namespace {
@@ -117,6 +117,7 @@ class Watch {
         if (!first_tokens) first_tokens = tokens;
         tokens_ = static_cast<int64_t>(tokens - *first_tokens);
       }
+      if (absl::IsPermissionDenied(status_)) return;  // the server shows it to operators only
       stop_.wait_for(lock, Duration(kLookSeconds), [&] { return stopped_; });
     }
   }
@@ -361,17 +362,21 @@ class Runs {
     for (size_t i = 0; i < groups.size(); ++i) {
       result_->groups.push_back({groups[i].settings, std::nullopt, {}});
       if (groups[i].settings.background()) continue;
-      spdlog::info("{}: quiet run of {}", result_->scenario.name(), groups[i].settings.name());
+      Tell("quiet run of " + groups[i].settings.name());
       double seconds = 0;
       result_->groups.back().quiet = RunOne({Quiet(groups[i])}, &seconds).front();
       result_->quiet_seconds += seconds;
     }
-    spdlog::info("{}: all groups together", result_->scenario.name());
+    Tell("all groups together");
     const std::vector<LoadTestStats> stats = RunOne(groups, &result_->together_seconds);
     for (size_t i = 0; i < groups.size(); ++i) result_->groups[i].together = stats[i];
   }
 
  private:
+  void Tell(const std::string& what) const {
+    std::fprintf(stderr, "%s: %s\n", result_->scenario.name().c_str(), what.c_str());
+  }
+
   // Leaves what the server did in result_->memory.
   std::vector<LoadTestStats> RunOne(const std::vector<ConnectedGroup>& groups, double* seconds) {
     WaitIdle(*looking_.remote);
