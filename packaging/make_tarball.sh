@@ -116,6 +116,9 @@ add_data() {
   install -m 755 tests/gpu/run_all.sh tests/gpu/service_parts.py tests/gpu/torch_peer.py tests/gpu/scaling.py \
     "$root/tests/gpu"
   install -m 644 tests/demo_model/goldfinch.py tests/demo_model/config.json "$root/tests/demo_model"
+  install -D -m 755 tests/cluster/scenarios/run.py "$root/tests/cluster/scenarios/run.py"
+  install -m 644 tests/cluster/scenarios/*.textproto "$root/tests/cluster/scenarios"
+  install -D -m 644 clients/cli/load_test_scenario.proto "$root/clients/cli/load_test_scenario.proto"
   add_vocabulary
   install -m 644 CHANGELOG.md LICENSE "$root"
 }

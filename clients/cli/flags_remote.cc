@@ -24,13 +24,21 @@ void AddStatus(CLI::App& app, StatusOptions& options) {
 }
 
 void AddLoadTest(CLI::App& app, LoadTestOptions& options) {
-  CLI::App& command = *app.add_subcommand(
-      "load-test", "Send requests at a steady rate, whether or not they are answered, and measure latencies");
+  CLI::App& command =
+      *app.add_subcommand("load-test", "Send requests at a steady rate, or as a scenario says, and measure latencies");
   command.footer("Example: goldfinch load-test --server 127.0.0.1:50051 --rate 5 --duration 60");
   AddServerFlags(command, options.remote);
   FlagGroup load(command, kLoadFlags);
-  load.Unchecked("--rate", options.rate, "NUMBER", "Requests per second, at random times (Poisson), 0.001 to 1000000")
-      ->check(InRange(1e-3, 1e6));
+  CLI::Option* scenario = load.Text("--scenario", options.scenario, "FILE",
+                                    "File of a scenario: groups of clients, each measured alone and then together "
+                                    "with the others, and what is aimed at");
+  load.Text("--variant", options.variant, "NAME", "Variant of the scenario to run, as its file names them")
+      ->needs(scenario);
+  CLI::Option* rate =
+      load.Unchecked("--rate", options.rate, "NUMBER",
+                     "Requests per second, at random times (Poisson) and whether or not they are answered, 0.001 to "
+                     "1000000")
+          ->check(InRange(1e-3, 1e6));
   CLI::Option* duration = command
                               .add_option_function<double>(
                                   "--duration", [&options](double seconds) { options.duration_seconds = seconds; },
@@ -49,22 +57,26 @@ void AddLoadTest(CLI::App& app, LoadTestOptions& options) {
                                    "Lengths of the prompts, of random tokens: fixed:N, uniform:A:B or "
                                    "lognormal:MEDIAN:SIGMA")
                              ->capture_default_str();
-  load.Text("--prompt-file", options.prompt_file, "FILE",
-            "File of prompts, one a line, to choose from at random instead")
-      ->excludes(lengths);
-  load.Text("--output-tokens", options.output_tokens, "LENGTHS", "Lengths of the answers, written as those of prompts")
-      ->capture_default_str();
+  CLI::Option* prompts = load.Text("--prompt-file", options.prompt_file, "FILE",
+                                   "File of prompts, one a line, to choose from at random instead")
+                             ->excludes(lengths);
+  CLI::Option* outputs = load.Text("--output-tokens", options.output_tokens, "LENGTHS",
+                                   "Lengths of the answers, written as those of prompts")
+                             ->capture_default_str();
   load.Unchecked("--seed", options.seed, "NUMBER",
                  "Seed of arrival times, lengths, prompts and draws, 0 to 18446744073709551615")
       ->check(InRange(uint64_t{0}, UINT64_MAX));
   load.InLimits("--max-concurrency", options.max_concurrency, "COUNT",
                 "Most requests that run at once; one that has to wait for this limit is reported", 1, int64_t{1} << 20);
   FlagGroup output(command, kOutputFlags);
-  output.Text("--csv", options.csv, "FILE", "File to write one line per request to");
+  CLI::Option* csv = output.Text("--csv", options.csv, "FILE", "File to write one line per request to");
   output.Switch("--json", options.json, "Print JSON instead of a table");
-  command.parse_complete_callback([duration, requests] {
-    if ((duration->count() > 0) != (requests->count() > 0)) return;
-    throw CLI::RequiredError("either --duration or --requests is required", CLI::ExitCodes::RequiredError);
+  output.Switch("--strict", options.strict, "Exit with an error if an aim of the scenario is missed")->needs(scenario);
+  for (CLI::Option* other : {rate, duration, requests, lengths, prompts, outputs, csv}) scenario->excludes(other);
+  command.parse_complete_callback([scenario, duration, requests] {
+    if (scenario->count() > 0 || (duration->count() > 0) != (requests->count() > 0)) return;
+    throw CLI::RequiredError("either --duration or --requests is required, or --scenario",
+                             CLI::ExitCodes::RequiredError);
   });
 }
 

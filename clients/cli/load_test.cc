@@ -1,4 +1,5 @@
-// goldfinch load-test: sends requests at a steady rate, whether or not they are answered, and measures latencies.
+// goldfinch load-test: sends requests at a steady rate, whether or not they are answered, and measures latencies; or
+// runs a scenario.
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -17,6 +18,8 @@
 #include "absl/strings/str_split.h"
 #include "base/status.h"
 #include "clients/cli/commands.h"
+#include "clients/cli/load_test_call.h"
+#include "clients/cli/load_test_scenario_run.h"
 #include "clients/cli/load_test_schedule.h"
 #include "clients/cli/load_test_stats.h"
 #include "clients/cli/model.h"
@@ -24,7 +27,6 @@
 #include "clients/cli/remote.h"
 #include "clients/cli/terminal.h"
 #include "grpcpp/client_context.h"
-#include "grpcpp/support/client_callback.h"
 #include "nlohmann/json.hpp"
 #include "protos/generate.grpc.pb.h"
 
@@ -36,13 +38,13 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kPromptFileBytesMax = int64_t{1} << 30;
 
 // Collects the results of calls, which end on gRPC's threads, for the thread that sends them. Thread-safe.
-class Results {
+class Results final : public CallObserver {
  public:
   Results(const Remote& remote, std::ofstream csv) : remote_(remote), csv_(std::move(csv)) {
     if (csv_.is_open()) csv_ << CsvHeader() << "\n";
   }
 
-  double Seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  double Seconds() const override { return std::chrono::duration<double>(Clock::now() - start_).count(); }
   Clock::time_point TimeOf(double seconds) const {
     return start_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   }
@@ -55,12 +57,12 @@ class Results {
     ++running_;
   }
 
-  void AddGap(double seconds, int64_t tokens) {
+  void AddGap(int /*group*/, double seconds, int64_t tokens) override {
     std::lock_guard<std::mutex> lock(mutex_);
     stats_.AddGap(seconds, tokens);
   }
 
-  void EndCall(RequestRecord record, const grpc::Status& status) {
+  void EndCall(RequestRecord record, const grpc::Status& status) override {
     record.status = remote_.ToStatus(status);
     std::lock_guard<std::mutex> lock(mutex_);
     stats_.Add(record);
@@ -90,59 +92,6 @@ class Results {
   LoadTestStats stats_;
   std::ofstream csv_;
   int64_t running_ = 0;
-};
-
-// One call. It deletes itself when it has ended.
-class Call final : public grpc::ClientReadReactor<v1::GenerateResponse> {
- public:
-  Call(const Remote& remote, Results& results, const ScheduledRequest& scheduled, v1::GenerateRequest request)
-      : results_(results), request_(std::move(request)) {
-    record_.number = scheduled.number;
-    record_.scheduled_seconds = scheduled.start_seconds;
-    record_.prompt_tokens = scheduled.prompt_tokens;
-    remote.Prepare(&context_);
-  }
-
-  void Start(v1::Goldfinch::Stub& stub) {
-    record_.sent_seconds = results_.Seconds();
-    stub.async()->Generate(&context_, &request_, this);
-    StartRead(&response_);
-    StartCall();
-  }
-
-  void OnReadDone(bool ok) override {
-    if (!ok) return;
-    if (response_.has_usage()) record_.prompt_tokens = static_cast<int64_t>(response_.usage().prompt_tokens());
-    if (const int tokens = response_.tokens_size(); tokens > 0) {
-      const double now = results_.Seconds();
-      if (!record_.first_token_seconds) {
-        record_.first_token_seconds = now;
-      } else {
-        results_.AddGap(now - last_seconds_, tokens);
-      }
-      last_seconds_ = now;
-      record_.output_tokens += tokens;
-    }
-    StartRead(&response_);
-  }
-
-  void OnDone(const grpc::Status& status) override {
-    record_.done_seconds = results_.Seconds();
-    Results& results = results_;
-    const RequestRecord record = record_;
-    // Deleted before EndCall lets the sending thread go on: the context shares ownership of the channel, and the
-    // channel must not be destroyed here, on a thread that its destructor waits for.
-    delete this;
-    results.EndCall(record, status);
-  }
-
- private:
-  Results& results_;
-  grpc::ClientContext context_;
-  v1::GenerateRequest request_;
-  v1::GenerateResponse response_;
-  RequestRecord record_;
-  double last_seconds_ = 0;
 };
 
 absl::StatusOr<std::vector<std::string>> ReadPrompts(const std::string& file) {
@@ -182,6 +131,7 @@ v1::GenerateRequest RequestOf(const ScheduledRequest& scheduled, const std::vect
 }  // namespace
 
 absl::Status RunLoadTest(const LoadTestOptions& options) {
+  if (!options.scenario.empty()) return RunScenario(options);
   const auto prompt_lengths = LengthDistribution::Parse("--prompt-tokens", options.prompt_tokens);
   if (!prompt_lengths.ok()) return AsUsageError(prompt_lengths.status());
   const auto output_lengths = LengthDistribution::Parse("--output-tokens", options.output_tokens);
@@ -206,7 +156,13 @@ absl::Status RunLoadTest(const LoadTestOptions& options) {
     v1::GenerateRequest request = RequestOf(scheduled, prompts, model.vocab_size());
     std::this_thread::sleep_until(results.TimeOf(scheduled.start_seconds));
     results.BeginCall(options.max_concurrency);
-    (new Call(*remote, results, scheduled, std::move(request)))->Start(*stub);
+    auto context = std::make_shared<grpc::ClientContext>();
+    remote->Prepare(context.get());
+    RequestRecord record;
+    record.number = scheduled.number;
+    record.scheduled_seconds = scheduled.start_seconds;
+    record.prompt_tokens = scheduled.prompt_tokens;
+    StartCall(*stub, std::move(context), std::move(request), std::move(record), results);
     bar.Update(results.finished(), expected);
   }
   GF_ASSIGN_OR_RETURN(const LoadTestStats stats, results.Finish());

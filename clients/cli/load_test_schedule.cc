@@ -71,6 +71,14 @@ ScheduledRequest LoadSchedule::Next() {
   return request;
 }
 
+// The finalizer of SplitMix64.
+uint64_t MixSeed(uint64_t seed, uint64_t number) {
+  uint64_t mixed = seed + (number + 1) * 0x9E3779B97F4A7C15u;
+  mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9u;
+  mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBu;
+  return mixed ^ (mixed >> 31);
+}
+
 std::vector<uint32_t> PromptIds(const ScheduledRequest& request, int64_t vocab_size) {
   GF_CHECK(vocab_size >= 2 && vocab_size <= int64_t{1} << 32) << "vocabulary of " << vocab_size;
   PortableRandom random(request.seed);

@@ -69,6 +69,9 @@ class LoadSchedule {
   double seconds_ = 0;
 };
 
+// A seed that depends on both numbers; other numbers give unrelated seeds.
+uint64_t MixSeed(uint64_t seed, uint64_t number);
+
 // The request's prompt: random ids in [1, vocab_size). 0 is left out, as it ends a text.
 std::vector<uint32_t> PromptIds(const ScheduledRequest& request, int64_t vocab_size);
 

@@ -107,6 +107,15 @@ TEST(LoadScheduleTest, DependsOnItsSeedAlone) {
   EXPECT_NE(first(5).seed, first(6).seed);
 }
 
+TEST(MixSeedTest, DependsOnBothNumbers) {
+  std::set<uint64_t> seeds;
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    for (uint64_t number = 0; number < 100; ++number) seeds.insert(MixSeed(seed, number));
+  }
+  EXPECT_EQ(seeds.size(), 10'000u);
+  EXPECT_EQ(MixSeed(0, 0), 0xE220A8397B1DCDAFu);  // the first number of SplitMix64 with seed 0
+}
+
 TEST(PromptIdsTest, UseTheWholeVocabularyButTheEndOfText) {
   ScheduledRequest request;
   request.prompt_tokens = 5000;

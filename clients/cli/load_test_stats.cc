@@ -28,13 +28,6 @@ double BucketSeconds(size_t bucket) { return kLeastSeconds * std::pow(kStep, sta
 
 constexpr std::pair<const char*, double> kQuantiles[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}};
 
-std::string HumanSeconds(double seconds) {
-  if (seconds >= 100) return absl::StrFormat("%.0f s", seconds);
-  if (seconds >= 1) return absl::StrFormat("%.2f s", seconds);
-  if (seconds >= 1e-3) return absl::StrFormat("%.3g ms", seconds * 1e3);
-  return absl::StrFormat("%.3g us", seconds * 1e6);
-}
-
 void AppendLatencies(const char* name, const LatencyHistogram& latencies, std::string* table) {
   absl::StrAppendFormat(table, "%-20s", name);
   for (const auto& [label, share] : kQuantiles) {
@@ -43,13 +36,20 @@ void AppendLatencies(const char* name, const LatencyHistogram& latencies, std::s
   absl::StrAppendFormat(table, " %10s\n", latencies.count() > 0 ? HumanSeconds(latencies.max()) : "-");
 }
 
+}  // namespace
+
+std::string HumanSeconds(double seconds) {
+  if (seconds >= 100) return absl::StrFormat("%.0f s", seconds);
+  if (seconds >= 1) return absl::StrFormat("%.2f s", seconds);
+  if (seconds >= 1e-3) return absl::StrFormat("%.3g ms", seconds * 1e3);
+  return absl::StrFormat("%.3g us", seconds * 1e6);
+}
+
 nlohmann::json LatencyJson(const LatencyHistogram& latencies) {
   nlohmann::json json = {{"count", latencies.count()}, {"max", latencies.max()}};
   for (const auto& [label, share] : kQuantiles) json[label] = latencies.Quantile(share);
   return json;
 }
-
-}  // namespace
 
 LatencyHistogram::LatencyHistogram() : counts_(BucketOf(kMostSeconds) + 1) {}
 
@@ -83,10 +83,16 @@ std::string CsvRow(const RequestRecord& record) {
 }
 
 void LoadTestStats::Add(const RequestRecord& record) {
+  begin_seconds_ = finished() == 0 ? record.scheduled_seconds : std::min(begin_seconds_, record.scheduled_seconds);
   seconds_ = std::max(seconds_, record.done_seconds);
   lag_seconds_max_ = std::max(lag_seconds_max_, record.sent_seconds - record.scheduled_seconds);
   output_tokens_ += record.output_tokens;
   if (record.first_token_seconds) first_token_.Add(*record.first_token_seconds - record.scheduled_seconds);
+  if (record.cut) {
+    ++cut_;
+    if (record.first_token_seconds) prompt_tokens_ += record.prompt_tokens;
+    return;
+  }
   if (record.status.ok()) {
     ++completed_;
     prompt_tokens_ += record.prompt_tokens;

@@ -86,6 +86,27 @@ TEST(LoadTestStatsTest, FailedRequestsHaveNoEndToEndLatency) {
   EXPECT_THAT(stats.Table(1, 10), HasSubstr("  2 UNAVAILABLE, the first: first\\x0areason\n"));
 }
 
+TEST(LoadTestStatsTest, WhatTheTestHasCutIsNeitherCompletedNorFailed) {
+  LoadTestStats stats;
+  EXPECT_EQ(stats.seconds(), 0);
+  RequestRecord cut = Record();
+  cut.cut = true;
+  cut.status = absl::CancelledError("cut");
+  stats.Add(cut);
+  cut.first_token_seconds.reset();
+  cut.scheduled_seconds = 0.5;
+  cut.done_seconds = 2;
+  stats.Add(cut);
+  EXPECT_EQ(stats.completed(), 0);
+  EXPECT_EQ(stats.failed(), 0);
+  EXPECT_EQ(stats.cut(), 2);
+  EXPECT_EQ(stats.finished(), 2);
+  EXPECT_TRUE(stats.first_error().ok());
+  EXPECT_EQ(stats.prompt_tokens(), 100);  // of the one whose prompt was read
+  EXPECT_EQ(stats.output_tokens(), 32);
+  EXPECT_EQ(stats.seconds(), 7.5);
+}
+
 TEST(LoadTestStatsTest, AGapIsSplitAmongItsTokens) {
   LoadTestStats stats;
   stats.AddGap(1, 4);

@@ -113,6 +113,9 @@ struct LoadTestOptions {
   uint64_t seed = 0;                        // --seed of arrival times, lengths, prompts and draws
   int64_t max_concurrency = 1024;           // --max-concurrency: requests that run at once
   std::string csv;                          // --csv: file for one line per request
+  std::string scenario;                     // --scenario: file that says what is sent instead of all but seed and limit
+  std::string variant;                      // --variant: of the scenario; empty: none
+  bool strict = false;                      // --strict: a missed aim of the scenario is an error
   bool json = false;
 };
 

@@ -2,13 +2,14 @@
 
 import socket
 
-from program import DEMO_MODEL, ProgramTest, flags
+from program import DEMO_MODEL, ProgramTest, flags, listed
 
 COMMANDS = {
     "generate": ["--prompt", "a"],
     "status": [],
     "load-test": ["--requests", "1"],
 }
+HOGS = "tests/cluster/scenarios/hogs.textproto"
 
 
 def closed_port():
@@ -109,6 +110,12 @@ class FlagsTest(RemoteTest):
         for end in ([], ["--requests", "1", "--duration", "1"]):
             with self.subTest(end):
                 self.refuses(*load_test, *end, code=2, says=("--requests", "--duration"))
+        for flag, value in (("--requests", "1"), ("--rate", "1"), ("--prompt-tokens", "fixed:1"), ("--csv", "x")):
+            with self.subTest(flag):
+                self.refuses(*load_test, "--scenario", HOGS, flag, value, code=2, says=("--scenario", flag))
+        for flag in (["--variant", "small"], ["--strict"]):
+            with self.subTest(flag):
+                self.refuses(*load_test, "--requests", "1", *flag, code=2, says=("--scenario", flag[0]))
         both = ["--prompt-file", "x", "--prompt-tokens", "fixed:1"]
         self.refuses(*load_test, "--requests", "1", *both, code=2, says="--prompt-file")
 
@@ -142,6 +149,36 @@ class FilesTest(RemoteTest):
         self.refuses(*load_test, "--prompt-file", self.folder / "none", says=self.folder / "none")
         blank = self.write("blank", "\n \n")
         self.refuses(*load_test, "--prompt-file", blank, says=(blank, "no prompt"))
+
+
+class ScenarioTest(RemoteTest):
+    """Whatever is wrong with the file is told before the server is looked for."""
+
+    def load_test(self, scenario, *more):
+        return ["load-test", "--server", self.server, "--scenario", scenario, *more]
+
+    def test_files(self):
+        missing = self.folder / "none"
+        self.refuses(*self.load_test(missing), says=missing)
+        large = self.write("large", "#" * 70_000)
+        self.refuses(*self.load_test(large), says=(large, "65536"))
+        for text, says in (
+            ("", "name"),
+            ("{" * 10_000, ":1:"),
+            ("name: 'a'\ngroups { client: 1 }", ":2:"),
+            ("name: 'a'\ngroups { name: 'b'\nclients: 0 }", (":3:", "clients is 0", "4096")),
+            (b"name: '\xff\x1b'", "\\xff\\x1b"),
+            (b"\x00\x1b[2J", ":1:"),
+        ):
+            with self.subTest(text[:20]):
+                scenario = self.write("scenario", text)
+                self.refuses(*self.load_test(scenario), says=(scenario, *listed(says)))
+
+    def test_variants(self):
+        self.refuses(*self.load_test(HOGS, "--variant", "tiny"), code=2, says=(HOGS, '"tiny"', "small"))
+
+    def test_no_server(self):
+        self.refuses(*self.load_test(HOGS, "--variant", "small"), says=(self.server, "UNAVAILABLE"))
 
 
 class HelpTest(ProgramTest):
