@@ -60,6 +60,32 @@ TEST_P(WorkerTest, GoldLayersKeepWhatMemoryAllows) {
   }
 }
 
+// The stage outlives a generation, but its drops are told of each for itself.
+TEST_P(WorkerTest, DropsOfKeptRowsAreThoseOfTheGeneration) {
+  const auto open = [&](uint64_t sequence) {
+    Step step;
+    step.add_open()->set_sequence(sequence);
+    WantLogits(AddChunk(step, sequence, 0, RandomTokens(90, kVocab, 4), 2));
+    return RunStep(step);
+  };
+  workers.push_back(Start({.kept_bytes = int64_t{1} << 30}));
+  EXPECT_EQ(Welcome(workers.back()).error(), "");
+  Form({0});
+  const auto full_bytes = static_cast<int64_t>(open(1).gold_kept_bytes());
+  EndGeneration();
+  workers.clear();
+  workers.push_back(Start({.kept_bytes = full_bytes}));
+  EXPECT_EQ(Welcome(workers.back()).error(), "");
+  for (int generation = 0; generation < 2; ++generation) {
+    Form({0});
+    EXPECT_EQ(open(1).gold_tier_drops(), 0u) << generation;
+    const StepDone done = open(2);
+    EXPECT_EQ(done.gold_tier_drops(), 1u) << "the first one makes room";
+    EXPECT_EQ(done.gold_shared_sequences(), 2u);
+    EndGeneration();
+  }
+}
+
 // A worker reports each use of its memory, and takes nothing if it would need more than it may use.
 TEST_P(WorkerTest, MemoryIsPlannedAndTold) {
   std::mutex mutex;
