@@ -53,6 +53,7 @@ Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
       start_(Now()),
       no_group_since_(start_),
       next_tick_(start_),
+      activity_(start_),
       thread_([this] { Run(); }) {}
 
 Coordinator::~Coordinator() {
@@ -204,6 +205,7 @@ void Coordinator::Tick(double now) {
     scheduler_.CancelWaiting(absl::UnavailableError(reason), now);
   }
   PublishGauges();
+  LogActivity(now);
 }
 
 // Carries out the membership's effects, until there are none: handling events may cause more.
@@ -305,6 +307,7 @@ void Coordinator::HandleGenerationReady(int replica, double now) {
 
 void Coordinator::HandleGenerationEnded(int replica, double now) {
   steps_[replica].clear();
+  metrics_->ClearTiers(replica);
   scheduler_.GenerationEnded(replica, now);
   if (scheduler_.has_group()) return;
   no_group_since_ = now;
@@ -320,6 +323,9 @@ void Coordinator::HandleMessage(uint64_t worker, cluster::v1::FromWorker message
 
 void Coordinator::HandleStepDone(const StageOfWorker& from, cluster::v1::StepDone* done, double now) {
   const auto [replica, stage] = from;
+  metrics_->SetTiers(replica, stage,
+                     {done->gold_compressed_sequences(), done->gold_shared_sequences(), done->gold_full_sequences(),
+                      static_cast<int64_t>(done->gold_tier_drops())});
   metrics_->AddStageSeconds(replica, stage, {done->busy_seconds(), done->bubble_seconds(), done->idle_seconds()});
   if (stage > 0) {
     metrics_->AddBoundaryBytes(
@@ -352,7 +358,10 @@ void Coordinator::ForgetAnsweredSteps(int replica) {
     return std::find(one.answered.begin(), one.answered.end(), false) == one.answered.end();
   };
   while (!steps.empty() && answered_by_all(steps.front())) {
-    scheduler_.Measured(replica, steps.front().work, steps.front().busy_seconds_max);
+    const SentStep& front = steps.front();
+    scheduler_.Measured(replica, front.work, front.busy_seconds_max);
+    metrics_->ObserveStep(front.busy_seconds_max, scheduler_.StepTargetSeconds(replica), front.work.attended);
+    activity_.CountStep(front.busy_seconds_max);
     steps.pop_front();
   }
 }
@@ -362,7 +371,7 @@ void Coordinator::SendSteps(int replica, double now) {
     const bool planned = scheduler_.NextStep(replica, now, &plan_);
     if (!planned) return;
     metrics_->ObserveStepScheduling(Now() - now);
-    metrics_->CountStep();
+    metrics_->CountStep(static_cast<int64_t>(plan_.chunks.size()), static_cast<int64_t>(plan_.ids.size()));
     const auto& stages = membership_.stages(replica);
     StepAudience audience;
     audience.generation = membership_.generation(replica);
@@ -393,76 +402,6 @@ void Coordinator::CheckSteps(int replica, double now) {
                          absl::StrCat("no answer to step ", steps.front().id, " and no progress for ",
                                       options_.step_timeout_seconds, " s (step timeout)"),
                          now);
-}
-
-// ---- What others see ----
-
-void Coordinator::PublishEvents() {
-  const SchedulerEvents events = scheduler_.TakeEvents();
-  prompt_tokens_ += events.prompt_tokens;
-  completion_tokens_ += events.completion_tokens;
-  if (events.prompt_tokens > 0) metrics_->AddPromptTokens(events.prompt_tokens);
-  if (events.completion_tokens > 0) metrics_->AddCompletionTokens(events.completion_tokens);
-  if (events.replayed_tokens > 0) metrics_->AddReplayedTokens(events.replayed_tokens);
-  if (events.parkings > 0) metrics_->CountParkings(events.parkings);
-  for (int64_t i = 0; i < events.recoveries; ++i) metrics_->CountRecovery();
-  for (const double seconds : events.first_token_seconds) metrics_->ObserveTimeToFirstToken(seconds);
-  for (const double seconds : events.inter_token_seconds) metrics_->ObserveInterTokenLatency(seconds);
-  for (const SchedulerEvents::Ended& ended : events.ended) {
-    if (!ended.status.ok()) continue;  // the call counts it
-    metrics_->ObserveRequestLatency(ended.seconds);
-    for (const Finish finish : ended.finishes) metrics_->CountSuccess(finish);
-    if (ended.finishes.empty()) metrics_->CountScored();
-  }
-}
-
-void Coordinator::PublishGauges() {
-  metrics_->SetRequestsRunning(scheduler_.running());
-  metrics_->SetRequestsWaiting(scheduler_.waiting());
-  metrics_->SetGroupGeneration(membership_.last_generation());
-  metrics_->SetGroupsReady(membership_.groups_ready());
-  metrics_->SetWorkersConnected(membership_.workers());
-  Metrics::Memory memory;
-  for (int replica = 0; replica < options_.membership.replicas; ++replica) {
-    const GroupLoad load = scheduler_.Load(replica);
-    memory.cache_bytes += membership_.CacheBytes(replica);
-    memory.gold_kept_bytes += membership_.GoldKeptBytes(replica);
-    memory.cache_tokens_reserved += load.cache_tokens_reserved;
-    memory.cache_tokens_max += load.cache_tokens_max;
-    if (!membership_.has_model()) continue;
-    memory.state_bytes += load.sequences * membership_.StateBytesPerSequence();
-    memory.transformer_cache_bytes += membership_.TransformerCacheBytes(replica);
-  }
-  metrics_->SetMemory(memory);
-}
-
-void Coordinator::FillCounts(double now, v1::GetClusterInfoResponse* info) const {
-  membership_.FillClusterInfo(now, info);
-  uint64_t cache_bytes = 0, gold_kept_bytes = 0, transformer_cache_bytes = 0, state_bytes = 0;
-  for (int replica = 0; replica < options_.membership.replicas; ++replica) {
-    const GroupLoad load = scheduler_.Load(replica);
-    v1::GroupInfo& to = *info->mutable_groups(replica);
-    to.set_steps_in_flight(load.steps_in_flight);
-    to.set_sequences(load.sequences);
-    to.set_sequences_max(load.sequences_max);
-    to.set_cache_tokens_reserved(load.cache_tokens_reserved);
-    to.set_cache_tokens_max(load.cache_tokens_max);
-    cache_bytes += membership_.CacheBytes(replica);
-    gold_kept_bytes += membership_.GoldKeptBytes(replica);
-    if (!membership_.has_model()) continue;
-    state_bytes += load.sequences * membership_.StateBytesPerSequence();
-    transformer_cache_bytes += membership_.TransformerCacheBytes(replica);
-  }
-  info->set_requests_running(scheduler_.running());
-  info->set_requests_waiting(scheduler_.waiting());
-  info->set_prompt_tokens(prompt_tokens_);
-  info->set_completion_tokens(completion_tokens_);
-  info->set_cache_bytes(cache_bytes);
-  info->set_gold_kept_bytes(gold_kept_bytes);
-  info->set_transformer_cache_bytes(transformer_cache_bytes);
-  info->set_state_bytes(state_bytes);
-  info->set_uptime_seconds(now - start_);
-  info->set_draining(draining_);
 }
 
 }  // namespace goldfinch

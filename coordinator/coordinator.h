@@ -1,5 +1,7 @@
 // The coordinator's core: one thread that owns the scheduler, the membership, the clock and the connections to workers.
 // Everything that clients and workers say is put into its queue; nothing else touches its state.
+//
+// Implementation: coordinator.cc does the work, coordinator_info.cc tells others of it.
 #ifndef GOLDFINCH_COORDINATOR_COORDINATOR_H_
 #define GOLDFINCH_COORDINATOR_COORDINATOR_H_
 
@@ -18,16 +20,16 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "coordinator/activity_log.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/membership.h"
+#include "coordinator/metrics.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/step.h"
 #include "coordinator/step_cost.h"
 #include "coordinator/worker_link.h"
 
 namespace goldfinch {
-
-class Metrics;
 
 inline constexpr double kGpuStepTargetSeconds = 0.05;
 inline constexpr double kCpuStepTargetSeconds = 0.2;
@@ -107,6 +109,8 @@ class Coordinator : public Dispatcher, public WorkerListener {
   void CheckSteps(int replica, double now);
   void PublishEvents();
   void PublishGauges();
+  void LogActivity(double now);
+  Metrics::Memory MemoryNow() const;
   void FillCounts(double now, v1::GetClusterInfoResponse* info) const;
 
   const CoordinatorOptions options_;
@@ -136,6 +140,7 @@ class Coordinator : public Dispatcher, public WorkerListener {
   double next_tick_ = 0;
   int64_t prompt_tokens_ = 0;
   int64_t completion_tokens_ = 0;
+  ActivityLog activity_;
 
   std::thread thread_;
 };

@@ -134,6 +134,7 @@ class Membership {
   bool ready(int replica) const;
   int groups_ready() const;
   int workers() const { return static_cast<int>(workers_.size()); }
+  int spares() const;
   uint64_t last_generation() const { return last_generation_; }
 
   // These are for replicas whose group is ready.
@@ -152,6 +153,8 @@ class Membership {
 
   // Bytes of the cache pages in use, over all stages of the replica, as last reported by each stage.
   int64_t CacheBytes(int replica) const;
+  // Positions for which the pages in use have room, likewise.
+  int64_t CacheTokens(int replica) const;
   // Bytes of what GOLD layers keep beside the compressed caches, likewise.
   int64_t GoldKeptBytes(int replica) const;
   // Bytes that a transformer of the model's shape would keep for the same positions. From kModelKnown on. At most 2^62.

@@ -14,6 +14,11 @@ int Membership::groups_ready() const {
                                         [](const auto& replica) { return replica->state == Replica::State::kReady; }));
 }
 
+int Membership::spares() const {
+  return static_cast<int>(
+      std::count_if(workers_.begin(), workers_.end(), [](const auto& one) { return one.second->spare(); }));
+}
+
 GroupCapacity Membership::Capacity(int replica) const {
   const Replica& ready = *replicas_[replica];
   return {static_cast<int>(ready.stages.size()), options_.partition.max_sequences,
@@ -47,10 +52,14 @@ int64_t Membership::GoldKeptBytes(int replica) const {
   return bytes;
 }
 
-int64_t Membership::TransformerCacheBytes(int replica) const {
+int64_t Membership::CacheTokens(int replica) const {
   int64_t tokens = 0;  // the same in every stage that has caches
   for (const Stage& stage : replicas_[replica]->stages) tokens = std::max(tokens, stage.cache_tokens);
-  return tokens * static_cast<int64_t>(model_->transformer_cache_bytes_per_token());
+  return tokens;
+}
+
+int64_t Membership::TransformerCacheBytes(int replica) const {
+  return CacheTokens(replica) * static_cast<int64_t>(model_->transformer_cache_bytes_per_token());
 }
 
 int64_t Membership::StateBytesPerSequence() const {

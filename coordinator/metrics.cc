@@ -1,5 +1,6 @@
 #include "coordinator/metrics.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -39,6 +40,30 @@ const Histogram::BucketBoundaries& RequestBuckets() {
   return buckets;
 }
 
+// From a chat's question to the longest context.
+const Histogram::BucketBoundaries& LengthBuckets() {
+  static const Histogram::BucketBoundaries buckets = {
+      1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000, 1000000};
+  return buckets;
+}
+
+const Histogram::BucketBoundaries& SequenceBuckets() {
+  static const Histogram::BucketBoundaries buckets = {0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
+  return buckets;
+}
+
+const Histogram::BucketBoundaries& StepTokenBuckets() {
+  static const Histogram::BucketBoundaries buckets = {0,   1,   2,   4,    8,    16,   32,   64,
+                                                      128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+  return buckets;
+}
+
+const Histogram::BucketBoundaries& StepBuckets() {
+  static const Histogram::BucketBoundaries buckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15,
+                                                      0.2,   0.3,    0.5,   1,    2.5,   5,    10,    25,  100};
+  return buckets;
+}
+
 // The aim is below 100 microseconds.
 const Histogram::BucketBoundaries& SchedulingBuckets() {
   static const Histogram::BucketBoundaries buckets = {5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4,
@@ -73,14 +98,15 @@ prometheus::Counter* Metrics::MakeCounter(const char* name, const char* help) {
   return &MakeCounters(name, help)->Add({});
 }
 
-prometheus::Gauge* Metrics::MakeGauge(const char* name, const char* help) {
+prometheus::Family<prometheus::Gauge>* Metrics::MakeGauges(const char* name, const char* help) {
   return &prometheus::BuildGauge()
               .Name(absl::StrCat("goldfinch_", name))
               .Help(help)
               .Labels({{"model_name", model_name_}})
-              .Register(*registry_)
-              .Add({});
+              .Register(*registry_);
 }
+
+prometheus::Gauge* Metrics::MakeGauge(const char* name, const char* help) { return &MakeGauges(name, help)->Add({}); }
 
 prometheus::Histogram* Metrics::MakeHistogram(const char* name, const char* help, const std::vector<double>& buckets) {
   return &prometheus::BuildHistogram()
@@ -110,30 +136,66 @@ Metrics::Metrics(const std::string& model_name)
                                          InterTokenBuckets())),
       request_latency_(
           MakeHistogram("e2e_request_latency_seconds", "Seconds from a request to its end", RequestBuckets())),
+      queue_time_(MakeHistogram("request_queue_time_seconds",
+                                "Seconds from a request to its admission, of requests that ended well",
+                                FirstTokenBuckets())),
+      prefill_time_(MakeHistogram("request_prefill_time_seconds",
+                                  "Seconds from a request's admission to its first token, or to its end if it has "
+                                  "none (Score), of requests that ended well",
+                                  RequestBuckets())),
+      decode_time_(MakeHistogram("request_decode_time_seconds",
+                                 "Seconds from a request's first token to its last, of requests that ended well and "
+                                 "have more than one",
+                                 RequestBuckets())),
+      request_prompt_tokens_(MakeHistogram(
+          "request_prompt_tokens", "Tokens of a request's prompt, of requests that ended well", LengthBuckets())),
+      request_completion_tokens_(MakeHistogram(
+          "request_generation_tokens",
+          "Completion tokens of a request, over all samples or continuations, of requests that ended well",
+          LengthBuckets())),
       failures_(MakeCounters("request_failure_total", "Calls that were refused or ended with an error")),
       recoveries_(MakeCounter("request_recoveries_total", "Requests that were restored after a loss of workers")),
       parkings_(MakeCounter("sequence_parkings_total",
                             "Sequences that gave up their slot for requests of others, to be read again later")),
+      deadline_refusals_(MakeCounter("request_deadline_refusals_total",
+                                     "Requests that were refused at once because their deadline cannot be met")),
+      deadline_misses_(
+          MakeCounter("request_deadline_misses_total", "Requests whose deadline passed while they waited or ran")),
       group_generation_(MakeGauge("group_generation", "The latest generation of any group of workers")),
       groups_ready_(MakeGauge("groups_ready", "Groups of workers that are ready to serve")),
       workers_connected_(MakeGauge("workers_connected", "Workers that are connected to the coordinator")),
+      workers_spare_(MakeGauge("workers_spare", "Workers that know the model and belong to no group")),
       cache_bytes_(MakeGauge("cache_bytes", "Bytes of the compressed caches and key/value caches in use")),
       gold_kept_bytes_(
           MakeGauge("gold_kept_bytes", "Bytes of the rows that GOLD layers keep beside the compressed caches")),
       transformer_cache_bytes_(MakeGauge(
           "transformer_cache_bytes", "Bytes that a transformer of the same shape would keep for the same positions")),
       state_bytes_(MakeGauge("state_bytes", "Bytes of the recurrent states of running sequences")),
+      cache_tokens_used_(MakeGauge("cache_tokens_used", "Tokens for which pages of the caches are in use")),
       cache_tokens_reserved_(
           MakeGauge("cache_tokens_reserved", "Tokens of cache that are reserved for running requests")),
       cache_tokens_max_(MakeGauge("cache_tokens_max", "Tokens that the caches of all groups can hold")),
+      slots_used_(MakeGauge("slots_used", "Slots of all groups that running sequences hold")),
+      slots_max_(MakeGauge("slots_max", "Slots of all groups")),
       steps_(MakeCounter("steps_total", "Steps that were sent to groups of workers")),
+      step_sequences_(MakeHistogram("step_sequences", "Sequences of which a Step runs tokens", SequenceBuckets())),
+      step_tokens_(MakeHistogram("step_tokens", "Tokens that a Step runs", StepTokenBuckets())),
       step_scheduling_(MakeHistogram("step_scheduling_seconds", "Seconds that the scheduler takes to plan one Step",
                                      SchedulingBuckets())),
+      step_seconds_(
+          MakeHistogram("step_seconds", "Seconds that a Step took to compute in the slowest stage", StepBuckets())),
+      step_target_(MakeGauges("step_target_seconds", "Seconds that a Step is planned to take at most")),
+      attended_positions_(MakeCounters("attended_positions_total",
+                                       "Positions that rows attended to in one layer, summed over the rows of Steps")),
       stage_busy_(MakeCounters("stage_busy_seconds_total", "Seconds that a stage spent computing")),
       stage_bubble_(MakeCounters("stage_bubble_seconds_total",
                                  "Seconds that a stage with a Step to run waited for rows or for the next stage")),
       stage_idle_(MakeCounters("stage_idle_seconds_total", "Seconds that a stage waited for a Step")),
-      boundary_bytes_(MakeCounters("boundary_bytes_total", "Bytes that were sent from one stage to the next")) {
+      boundary_bytes_(MakeCounters("boundary_bytes_total", "Bytes that were sent from one stage to the next")),
+      tier_sequences_(MakeGauges("gold_tier_sequences",
+                                 "Sequences that a stage holds, by the tier of what its GOLD layers keep of them")),
+      tier_drops_(MakeCounters("gold_tier_drops_total",
+                               "How often GOLD layers of a stage dropped kept rows of a sequence to make room")) {
   auto* successes = MakeCounters("request_success_total", "Samples and score requests that were completed");
   for (int i = 0; i < kFinishes; ++i) successes_[i] = &successes->Add({{"finished_reason", kFinishNames[i]}});
   for (const char* method : kMethods) {
@@ -150,11 +212,22 @@ void Metrics::AddCompletionTokens(int64_t tokens) { completion_tokens_->Incremen
 void Metrics::AddReplayedTokens(int64_t tokens) { replayed_tokens_->Increment(Amount(tokens)); }
 void Metrics::ObserveTimeToFirstToken(double seconds) { time_to_first_token_->Observe(seconds); }
 void Metrics::ObserveInterTokenLatency(double seconds) { inter_token_latency_->Observe(seconds); }
-void Metrics::ObserveRequestLatency(double seconds) { request_latency_->Observe(seconds); }
+
+void Metrics::ObserveRequest(double seconds, const RequestUsage& usage) {
+  request_latency_->Observe(seconds);
+  queue_time_->Observe(usage.queue_seconds);
+  prefill_time_->Observe(usage.prefill_seconds);
+  if (usage.decode_seconds > 0) decode_time_->Observe(usage.decode_seconds);
+  request_prompt_tokens_->Observe(static_cast<double>(usage.prompt_tokens));
+  request_completion_tokens_->Observe(static_cast<double>(usage.completion_tokens));
+}
+
 void Metrics::CountSuccess(Finish finish) { successes_[static_cast<int>(finish)]->Increment(); }
 void Metrics::CountScored() { successes_[kScored]->Increment(); }
 void Metrics::CountRecovery() { recoveries_->Increment(); }
 void Metrics::CountParkings(int64_t sequences) { parkings_->Increment(Amount(sequences)); }
+void Metrics::CountDeadlineRefusal() { deadline_refusals_->Increment(); }
+void Metrics::CountDeadlineMiss() { deadline_misses_->Increment(); }
 
 void Metrics::CountFailure(const std::string& method, absl::StatusCode code) {
   const auto number = static_cast<int>(code);
@@ -170,19 +243,38 @@ prometheus::Counter* Metrics::FailuresOf(const std::string& method, absl::Status
 
 void Metrics::SetGroupGeneration(uint64_t generation) { group_generation_->Set(static_cast<double>(generation)); }
 void Metrics::SetGroupsReady(int64_t groups) { groups_ready_->Set(static_cast<double>(groups)); }
-void Metrics::SetWorkersConnected(int64_t workers) { workers_connected_->Set(static_cast<double>(workers)); }
+
+void Metrics::SetWorkers(int64_t connected, int64_t spare) {
+  workers_connected_->Set(static_cast<double>(connected));
+  workers_spare_->Set(static_cast<double>(spare));
+}
 
 void Metrics::SetMemory(const Memory& memory) {
   cache_bytes_->Set(static_cast<double>(memory.cache_bytes));
   gold_kept_bytes_->Set(static_cast<double>(memory.gold_kept_bytes));
   transformer_cache_bytes_->Set(static_cast<double>(memory.transformer_cache_bytes));
   state_bytes_->Set(static_cast<double>(memory.state_bytes));
+  cache_tokens_used_->Set(static_cast<double>(memory.cache_tokens_used));
   cache_tokens_reserved_->Set(static_cast<double>(memory.cache_tokens_reserved));
   cache_tokens_max_->Set(static_cast<double>(memory.cache_tokens_max));
+  slots_used_->Set(static_cast<double>(memory.slots_used));
+  slots_max_->Set(static_cast<double>(memory.slots_max));
 }
 
-void Metrics::CountStep() { steps_->Increment(); }
+void Metrics::CountStep(int64_t sequences, int64_t tokens) {
+  steps_->Increment();
+  step_sequences_->Observe(static_cast<double>(sequences));
+  step_tokens_->Observe(static_cast<double>(tokens));
+}
+
 void Metrics::ObserveStepScheduling(double seconds) { step_scheduling_->Observe(seconds); }
+
+// Add returns the series of the labels if there is one.
+void Metrics::ObserveStep(double seconds, double target_seconds, double attended_positions) {
+  step_seconds_->Observe(seconds);
+  if (target_seconds > 0) step_target_->Add({}).Set(target_seconds);
+  if (attended_positions > 0) attended_positions_->Add({}).Increment(attended_positions);
+}
 
 void Metrics::AddStageSeconds(int replica, int stage, const StageSeconds& seconds) {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -208,6 +300,35 @@ void Metrics::AddBoundaryBytes(int replica, int boundary, const BoundaryAmounts&
   counters.hidden->Increment(Amount(amounts.hidden_bytes));
   counters.compressed->Increment(Amount(amounts.compressed_bytes));
   counters.ids->Increment(Amount(amounts.id_bytes));
+}
+
+void Metrics::SetTiers(int replica, int stage, const Tiers& tiers) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  TierSeries& series = tiers_[{replica, stage}];
+  if (series.drops == nullptr) {
+    if (tiers.compressed_sequences + tiers.shared_sequences + tiers.full_sequences + tiers.drops == 0) return;
+    const auto add = [&](const char* tier) {
+      return &tier_sequences_->Add({{"replica", Label(replica)}, {"stage", Label(stage)}, {"tier", tier}});
+    };
+    series = {add("compressed"), add("shared"), add("full"),
+              &tier_drops_->Add({{"replica", Label(replica)}, {"stage", Label(stage)}})};
+  }
+  series.compressed->Set(static_cast<double>(tiers.compressed_sequences));
+  series.shared->Set(static_cast<double>(tiers.shared_sequences));
+  series.full->Set(static_cast<double>(tiers.full_sequences));
+  // A worker may say fewer than before, whatever that means.
+  series.drops->Increment(Amount(std::max<int64_t>(tiers.drops - series.drops_counted, 0)));
+  series.drops_counted = std::max(series.drops_counted, tiers.drops);
+}
+
+void Metrics::ClearTiers(int replica) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (auto it = tiers_.lower_bound({replica, 0}); it != tiers_.end() && it->first.first == replica; ++it) {
+    TierSeries& series = it->second;
+    series.drops_counted = 0;
+    if (series.drops == nullptr) continue;
+    for (prometheus::Gauge* gauge : {series.compressed, series.shared, series.full}) gauge->Set(0);
+  }
 }
 
 }  // namespace goldfinch

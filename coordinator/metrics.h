@@ -49,8 +49,18 @@ class Metrics {
     int64_t gold_kept_bytes = 0;          // what GOLD layers keep beside them
     int64_t transformer_cache_bytes = 0;  // what a transformer of the same shape would keep for the same positions
     int64_t state_bytes = 0;              // recurrent states of running sequences
+    int64_t cache_tokens_used = 0;        // positions for which pages are in use; whole pages, as are the next two
     int64_t cache_tokens_reserved = 0;
     int64_t cache_tokens_max = 0;
+    int64_t slots_used = 0;
+    int64_t slots_max = 0;
+  };
+  // What one stage's GOLD layers keep of their sequences, as its StepDone says.
+  struct Tiers {
+    int64_t compressed_sequences = 0;
+    int64_t shared_sequences = 0;
+    int64_t full_sequences = 0;
+    int64_t drops = 0;  // since the generation began
   };
 
   explicit Metrics(const std::string& model_name);
@@ -66,27 +76,40 @@ class Metrics {
   void AddReplayedTokens(int64_t tokens);         // replayed_tokens_total: run again, beside those two
   void ObserveTimeToFirstToken(double seconds);   // time_to_first_token_seconds: since Submit
   void ObserveInterTokenLatency(double seconds);  // inter_token_latency_seconds: between tokens of one sample
-  void ObserveRequestLatency(double seconds);     // e2e_request_latency_seconds: from Submit to OnDone
-  void CountSuccess(Finish finish);               // request_success_total{finished_reason}: once for each sample
-  void CountScored();  // request_success_total{finished_reason="scored"}: once for each request
+  // A request that has ended well, `seconds` after Submit: e2e_request_latency_seconds, request_queue_time_seconds,
+  // request_prefill_time_seconds, request_decode_time_seconds, request_prompt_tokens, request_generation_tokens.
+  void ObserveRequest(double seconds, const RequestUsage& usage);
+  void CountSuccess(Finish finish);  // request_success_total{finished_reason}: once for each sample
+  void CountScored();                // request_success_total{finished_reason="scored"}: once for each request
   // request_failure_total{method,code}: calls of the API that were refused or ended with an error; not kOk.
   void CountFailure(const std::string& method, absl::StatusCode code);
   void CountRecovery();                   // request_recoveries_total: once for each request that is restored
   void CountParkings(int64_t sequences);  // sequence_parkings_total
+  void CountDeadlineRefusal();            // request_deadline_refusals_total: refused at once, as it cannot be met
+  void CountDeadlineMiss();               // request_deadline_misses_total: it passed while the request waited or ran
 
   // ---- Groups ----
-  void SetGroupGeneration(uint64_t generation);  // group_generation: the latest of any group
-  void SetGroupsReady(int64_t groups);           // groups_ready
-  void SetWorkersConnected(int64_t workers);     // workers_connected
-  void SetMemory(const Memory& memory);          // one gauge for each field, of its name
+  void SetGroupGeneration(uint64_t generation);       // group_generation: the latest of any group
+  void SetGroupsReady(int64_t groups);                // groups_ready
+  void SetWorkers(int64_t connected, int64_t spare);  // workers_connected, workers_spare
+  void SetMemory(const Memory& memory);               // one gauge for each field, of its name
 
   // ---- Steps ----
-  void CountStep();                            // steps_total
+  // A Step was sent: steps_total, step_sequences, step_tokens.
+  void CountStep(int64_t sequences, int64_t tokens);
   void ObserveStepScheduling(double seconds);  // step_scheduling_seconds: to plan one Step
+  // All stages have answered a Step. `seconds`: how long the slowest stage computed (step_seconds). `target_seconds`:
+  // how long it should at most (step_target_seconds). `attended_positions`: pairs of a row and a position that it
+  // attended to (attended_positions_total). What is 0 is not known, and its series is absent until it is.
+  void ObserveStep(double seconds, double target_seconds, double attended_positions);
   // stage_busy_seconds_total, stage_bubble_seconds_total, stage_idle_seconds_total
   void AddStageSeconds(int replica, int stage, const StageSeconds& seconds);
   // boundary_bytes_total{kind}. Boundary i lies between stages i and i + 1.
   void AddBoundaryBytes(int replica, int boundary, const BoundaryAmounts& amounts);
+  // gold_tier_sequences{tier}, gold_tier_drops_total. A stage that never has such a sequence has no series.
+  void SetTiers(int replica, int stage, const Tiers& tiers);
+  // The replica's generation has ended: its stages have no sequences, and their drops count from 0 again.
+  void ClearTiers(int replica);
 
   const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
 
@@ -101,6 +124,13 @@ class Metrics {
     prometheus::Counter* compressed = nullptr;
     prometheus::Counter* ids = nullptr;
   };
+  struct TierSeries {
+    prometheus::Gauge* compressed = nullptr;
+    prometheus::Gauge* shared = nullptr;
+    prometheus::Gauge* full = nullptr;
+    prometheus::Counter* drops = nullptr;
+    int64_t drops_counted = 0;  // of the present generation
+  };
   static constexpr int kFinishes = 4;  // the values of Finish, and "scored"
   static constexpr int kCodes = 17;    // the canonical status codes
 
@@ -108,6 +138,7 @@ class Metrics {
 
   prometheus::Counter* MakeCounter(const char* name, const char* help);
   prometheus::Gauge* MakeGauge(const char* name, const char* help);
+  prometheus::Family<prometheus::Gauge>* MakeGauges(const char* name, const char* help);
   prometheus::Histogram* MakeHistogram(const char* name, const char* help, const std::vector<double>& buckets);
   prometheus::Family<prometheus::Counter>* MakeCounters(const char* name, const char* help);
 
@@ -122,31 +153,50 @@ class Metrics {
   prometheus::Histogram* time_to_first_token_;
   prometheus::Histogram* inter_token_latency_;
   prometheus::Histogram* request_latency_;
+  prometheus::Histogram* queue_time_;
+  prometheus::Histogram* prefill_time_;
+  prometheus::Histogram* decode_time_;
+  prometheus::Histogram* request_prompt_tokens_;
+  prometheus::Histogram* request_completion_tokens_;
   std::array<prometheus::Counter*, kFinishes> successes_;
   prometheus::Family<prometheus::Counter>* failures_;
   prometheus::Counter* recoveries_;
   prometheus::Counter* parkings_;
+  prometheus::Counter* deadline_refusals_;
+  prometheus::Counter* deadline_misses_;
 
   prometheus::Gauge* group_generation_;
   prometheus::Gauge* groups_ready_;
   prometheus::Gauge* workers_connected_;
+  prometheus::Gauge* workers_spare_;
   prometheus::Gauge* cache_bytes_;
   prometheus::Gauge* gold_kept_bytes_;
   prometheus::Gauge* transformer_cache_bytes_;
   prometheus::Gauge* state_bytes_;
+  prometheus::Gauge* cache_tokens_used_;
   prometheus::Gauge* cache_tokens_reserved_;
   prometheus::Gauge* cache_tokens_max_;
+  prometheus::Gauge* slots_used_;
+  prometheus::Gauge* slots_max_;
 
   prometheus::Counter* steps_;
+  prometheus::Histogram* step_sequences_;
+  prometheus::Histogram* step_tokens_;
   prometheus::Histogram* step_scheduling_;
+  prometheus::Histogram* step_seconds_;
+  prometheus::Family<prometheus::Gauge>* step_target_;
+  prometheus::Family<prometheus::Counter>* attended_positions_;
   prometheus::Family<prometheus::Counter>* stage_busy_;
   prometheus::Family<prometheus::Counter>* stage_bubble_;
   prometheus::Family<prometheus::Counter>* stage_idle_;
   prometheus::Family<prometheus::Counter>* boundary_bytes_;
+  prometheus::Family<prometheus::Gauge>* tier_sequences_;
+  prometheus::Family<prometheus::Counter>* tier_drops_;
 
   std::mutex mutex_;
   std::map<std::pair<int, int>, StageCounters> stages_;         // guarded by mutex_, by replica and stage
   std::map<std::pair<int, int>, BoundaryCounters> boundaries_;  // guarded by mutex_, by replica and boundary
+  std::map<std::pair<int, int>, TierSeries> tiers_;             // guarded by mutex_, by replica and stage
 };
 
 }  // namespace goldfinch

@@ -183,6 +183,8 @@ class Scheduler {
   absl::Status Apply(int replica, StepResult* result, double now);
   // A Step of this work has taken so long in the slowest stage of the replica's group.
   void Measured(int replica, const StepWork& work, double seconds);
+  // What a stage of the replica's group has for a Step, as above; 0: there is no target.
+  double StepTargetSeconds(int replica) const;
 
   // Requests of which a sequence runs, and the others.
   int running() const { return static_cast<int>(requests_.size()) - places_; }

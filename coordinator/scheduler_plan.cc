@@ -69,6 +69,11 @@ void Scheduler::Measured(int replica, const StepWork& work, double seconds) {
   found->second->cost.Measured(work, seconds);
 }
 
+double Scheduler::StepTargetSeconds(int replica) const {
+  const auto found = groups_.find(replica);
+  return found != groups_.end() && found->second->has_target() ? found->second->target_seconds() : 0;
+}
+
 // The next decoding sequence of a client that can run; null if there is none.
 Scheduler::Sequence* Scheduler::NextToDecode(Lane& lane) {
   while (!lane.ready.empty()) {

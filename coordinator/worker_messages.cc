@@ -24,6 +24,7 @@ constexpr uint64_t kWidthMax = uint64_t{1} << 24;
 constexpr uint64_t kResultsMax = uint64_t{1} << 20;
 constexpr uint64_t kTopMax = 1024;
 constexpr uint64_t kDropsMax = uint64_t{1} << 53;
+constexpr uint64_t kSequencesMax = uint64_t{1} << 20;
 constexpr double kSecondsMax = 1e9;  // Membership lowers them to what can have passed
 constexpr double kRateMax = 1e18;
 constexpr size_t kWordBytesMax = 64;  // kinds, fingerprints, parts of the memory
@@ -234,6 +235,10 @@ absl::Status CheckStepDone(const cluster::v1::StepDone& done, int64_t vocab_size
                                   {"cache_bytes", done.cache_bytes()},
                                   {"gold_kept_bytes", done.gold_kept_bytes()}}));
   GF_RETURN_IF_ERROR(CheckAtMost("", kDropsMax, {{"gold_tier_drops", done.gold_tier_drops()}}));
+  GF_RETURN_IF_ERROR(CheckAtMost("", kSequencesMax,
+                                 {{"gold_compressed_sequences", done.gold_compressed_sequences()},
+                                  {"gold_shared_sequences", done.gold_shared_sequences()},
+                                  {"gold_full_sequences", done.gold_full_sequences()}}));
   GF_RETURN_IF_ERROR(CheckAtMost("", kCacheTokensMax, {{"cache_tokens", done.cache_tokens()}}));
   GF_RETURN_IF_ERROR(
       CheckAtMost("", kResultsMax, {{"the number of results", static_cast<uint64_t>(done.results_size())}}));

@@ -98,6 +98,9 @@ class Cluster {
     metrics_.AddBoundaryBytes(from.replica, from.stage,
                               {static_cast<int64_t>(done->hidden_bytes()),
                                static_cast<int64_t>(done->compressed_bytes()), static_cast<int64_t>(done->id_bytes())});
+    metrics_.SetTiers(from.replica, from.stage,
+                      {done->gold_compressed_sequences(), done->gold_shared_sequences(), done->gold_full_sequences(),
+                       static_cast<int64_t>(done->gold_tier_drops())});
     StepResult result;
     DecodeStepDone(done, &result);
     for (const StepResult::Chunk& chunk : result.chunks) CheckText(chunk.error);
@@ -115,6 +118,7 @@ class Cluster {
       for (const MembershipEffects::Event& event : effects.events) {
         CheckText(event.reason);
         if (event.kind == MembershipEffects::Event::kModelKnown) membership_.SetVocabulary("v", "r", now_);
+        if (event.kind == MembershipEffects::Event::kGenerationEnded) metrics_.ClearTiers(event.replica);
       }
     }
     v1::GetClusterInfoResponse info;
@@ -126,6 +130,7 @@ class Cluster {
     memory.gold_kept_bytes = membership_.GoldKeptBytes(0);
     memory.state_bytes = membership_.StateBytesPerSequence();
     memory.transformer_cache_bytes = membership_.TransformerCacheBytes(0);
+    memory.cache_tokens_used = membership_.CacheTokens(0);
     GF_CHECK(memory.cache_bytes >= 0 && memory.gold_kept_bytes >= 0 && memory.state_bytes >= 0);
     GF_CHECK(memory.transformer_cache_bytes >= 0);
     metrics_.SetMemory(memory);

@@ -189,6 +189,11 @@ TEST(WorkerMessagesTest, AnswersToSteps) {
               HasSubstr("hidden_bytes is 9223372036854775808, expected 0 to"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.set_cache_tokens(~uint64_t{0}); }), HasSubstr("cache_tokens is "));
   EXPECT_THAT(ErrorOf([](auto& m) { m.set_gold_tier_drops(~uint64_t{0}); }), HasSubstr("gold_tier_drops is "));
+  EXPECT_EQ(ErrorOf([](auto& m) { m.set_gold_compressed_sequences(1'048'577); }),
+            "gold_compressed_sequences is 1048577, expected 0 to 1048576");
+  EXPECT_EQ(ErrorOf([](auto& m) { m.set_gold_shared_sequences(~uint32_t{0}); }),
+            "gold_shared_sequences is 4294967295, expected 0 to 1048576");
+  EXPECT_THAT(ErrorOf([](auto& m) { m.set_gold_full_sequences(1 << 21); }), HasSubstr("gold_full_sequences is "));
   EXPECT_EQ(ErrorOf([](auto& m) { m.mutable_results(0)->set_error(std::string(1 << 20, 'e')); }),
             "results.error has 1048576 bytes, the limit is 4096");
   EXPECT_EQ(ErrorOf([](auto& m) { m.mutable_results(0)->set_token(10); }), "results.token is 10, expected 0 to 9");

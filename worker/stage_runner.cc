@@ -1,6 +1,7 @@
 #include "worker/stage_runner.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <string>
@@ -44,7 +45,8 @@ StageRunner::StageRunner(const StageAssignment& assignment, Backend& backend, St
       shape_(stage.model().shape),
       is_last_(stage.extent().is_last()),
       reads_ids_(stage.extent().reads_ids()),
-      id_bytes_(IdBytes(shape_.vocab_size)) {}
+      id_bytes_(IdBytes(shape_.vocab_size)),
+      drops_before_(stage.gold_tiers() != nullptr ? stage.gold_tiers()->drops() : 0) {}
 
 absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssignment& assignment, Backend& backend,
                                                                  Stage& stage) {
@@ -116,12 +118,21 @@ absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* 
   GF_RETURN_IF_ERROR(Fork(step));
   done->set_cache_bytes(stage_.CacheBytes());
   done->set_cache_tokens(stage_.CacheTokens());
-  if (const GoldTiers* tiers = stage_.gold_tiers()) {
-    done->set_gold_kept_bytes(tiers->kept_bytes());
-    done->set_gold_tier_drops(tiers->drops());
-  }
+  FillTiers(done);
   running->done_ = backend_.queue().Record();
   return absl::OkStatus();
+}
+
+void StageRunner::FillTiers(StepDone* done) const {
+  const GoldTiers* const tiers = stage_.gold_tiers();
+  if (tiers == nullptr) return;
+  done->set_gold_kept_bytes(tiers->kept_bytes());
+  done->set_gold_tier_drops(tiers->drops() - drops_before_);
+  std::array<uint32_t, 3> sequences = {};  // by GoldTier
+  for (const auto& [id, sequence] : sequences_) ++sequences[static_cast<size_t>(tiers->tier(sequence.slot))];
+  done->set_gold_compressed_sequences(sequences[static_cast<size_t>(GoldTier::kCompressed)]);
+  done->set_gold_shared_sequences(sequences[static_cast<size_t>(GoldTier::kShared)]);
+  done->set_gold_full_sequences(sequences[static_cast<size_t>(GoldTier::kFull)]);
 }
 
 absl::StatusOr<StageRunner::Sequence*> StageRunner::Find(uint64_t id, const char* field) {

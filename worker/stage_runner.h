@@ -101,6 +101,7 @@ class StageRunner {
   void SampleInto(absl::Span<const float> logits, Sequence& sequence, cluster::v1::ChunkResult* result);
   void ScoreInto(const cluster::v1::Chunk& message, absl::Span<const float> logits, cluster::v1::ChunkResult* result);
   absl::Status Fork(const cluster::v1::Step& step);
+  void FillTiers(cluster::v1::StepDone* done) const;
 
   const StageAssignment assignment_;
   Backend& backend_;
@@ -121,7 +122,8 @@ class StageRunner {
   SamplerScratch scratch_;
   Scorer scorer_;
 
-  int64_t steps_ = 0;  // how many have been run, the current one included
+  const int64_t drops_before_;  // of kept rows, in earlier generations of the stage
+  int64_t steps_ = 0;           // how many have been run, the current one included
 
   // Vectors of the current step, kept to reuse their memory.
   std::vector<int32_t> ids_;

@@ -21,15 +21,16 @@ using ::testing::HasSubstr;
 TEST_P(WorkerTest, GoldLayersKeepWhatMemoryAllows) {
   struct Case {
     WorkerOptions options;
-    bool keeps;
+    GoldTier keeps;
   };
   constexpr int64_t kPlenty = int64_t{1} << 30;
-  const std::vector<Case> cases = {{{}, false},
-                                   {{.memory_bytes = kPlenty}, true},
-                                   {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kShared}, true},
-                                   {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kCompressed}, false},
-                                   {{.memory_bytes = kPlenty, .kept_bytes = 0}, false},
-                                   {{.kept_bytes = kPlenty}, true}};
+  const std::vector<Case> cases = {
+      {{}, GoldTier::kCompressed},
+      {{.memory_bytes = kPlenty}, GoldTier::kFull},
+      {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kShared}, GoldTier::kShared},
+      {{.memory_bytes = kPlenty, .gold_tier = GoldTier::kCompressed}, GoldTier::kCompressed},
+      {{.memory_bytes = kPlenty, .kept_bytes = 0}, GoldTier::kCompressed},
+      {{.kept_bytes = kPlenty}, GoldTier::kFull}};
   std::vector<float> first;
   for (const Case& test_case : cases) {
     workers.clear();
@@ -42,15 +43,46 @@ TEST_P(WorkerTest, GoldLayersKeepWhatMemoryAllows) {
       WantLogits(AddChunk(step, 1, 0, RandomTokens(90, kVocab, 4), 2));
       const StepDone done = RunStep(step);
       ASSERT_EQ(done.results_size(), 1);
-      EXPECT_EQ(done.gold_kept_bytes() > 0, test_case.keeps);
+      EXPECT_EQ(done.gold_kept_bytes() > 0, test_case.keeps > GoldTier::kCompressed);
+      EXPECT_EQ(done.gold_compressed_sequences(), test_case.keeps == GoldTier::kCompressed ? 1 : 0);
+      EXPECT_EQ(done.gold_shared_sequences(), test_case.keeps == GoldTier::kShared ? 1 : 0);
+      EXPECT_EQ(done.gold_full_sequences(), test_case.keeps == GoldTier::kFull ? 1 : 0);
       EXPECT_EQ(done.gold_tier_drops(), 0u);
       if (first.empty()) first = LogitsOf(done.results(0));
       EXPECT_EQ(LogitsOf(done.results(0)), first);
       Step close;
       close.add_close(1);
-      EXPECT_EQ(RunStep(close).gold_kept_bytes(), 0u);
+      const StepDone closed = RunStep(close);
+      EXPECT_EQ(closed.gold_kept_bytes(), 0u);
+      EXPECT_EQ(closed.gold_compressed_sequences() + closed.gold_shared_sequences() + closed.gold_full_sequences(), 0u);
       EndGeneration();
     }
+  }
+}
+
+// The stage outlives a generation, but its drops are told of each for itself.
+TEST_P(WorkerTest, DropsOfKeptRowsAreThoseOfTheGeneration) {
+  const auto open = [&](uint64_t sequence) {
+    Step step;
+    step.add_open()->set_sequence(sequence);
+    WantLogits(AddChunk(step, sequence, 0, RandomTokens(90, kVocab, 4), 2));
+    return RunStep(step);
+  };
+  workers.push_back(Start({.kept_bytes = int64_t{1} << 30}));
+  EXPECT_EQ(Welcome(workers.back()).error(), "");
+  Form({0});
+  const auto full_bytes = static_cast<int64_t>(open(1).gold_kept_bytes());
+  EndGeneration();
+  workers.clear();
+  workers.push_back(Start({.kept_bytes = full_bytes}));
+  EXPECT_EQ(Welcome(workers.back()).error(), "");
+  for (int generation = 0; generation < 2; ++generation) {
+    Form({0});
+    EXPECT_EQ(open(1).gold_tier_drops(), 0u) << generation;
+    const StepDone done = open(2);
+    EXPECT_EQ(done.gold_tier_drops(), 1u) << "the first one makes room";
+    EXPECT_EQ(done.gold_shared_sequences(), 2u);
+    EndGeneration();
   }
 }
 

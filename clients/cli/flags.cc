@@ -40,7 +40,8 @@ CLI::Option* AddPromptFlags(CLI::App& command, GenerateOptions& options) {
 
 CLI::Option* AddSamplingFlags(CLI::App& command, GenerateOptions& options) {
   FlagGroup flags(command, kSamplingFlags);
-  flags.InLimits("--max-tokens", options.max_tokens, "TOKENS", "Most tokens to generate", 0, kTokensMax);
+  flags.InLimits("--max-tokens", options.max_tokens, "TOKENS",
+                 "Most tokens to generate; the default is cut to what fits", 0, kTokensMax);
   flags.Several("--stop", options.stop, "TEXT", "Text that ends the answer and is not part of it");
   flags.Switch("--ignore-eos", options.ignore_eos, "Never draw token 0, which ends a text");
   flags.Unchecked("--temperature", options.temperature, "NUMBER",
@@ -113,9 +114,11 @@ void AddGenerate(CLI::App& app, GenerateOptions& options) {
             "Also print (with --json) the log-probability of each token, and of this many most likely ones, 0 to 20")
       ->check(InRange(0, 20));
   output.Switch("--json", options.json, "Print one JSON object instead of text");
-  command.parse_complete_callback([&options, prompt, seed, local, remote] {
+  const CLI::Option* max_tokens = command.get_option("--max-tokens");
+  command.parse_complete_callback([&options, prompt, seed, max_tokens, local, remote] {
     CheckOneOf(local, remote);
     options.has_prompt = prompt->count() > 0;
+    options.has_max_tokens = max_tokens->count() > 0;
     options.has_seed = seed->count() > 0;
   });
 }

@@ -1,5 +1,7 @@
 // goldfinch generate: continues a prompt.
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <iostream>
 #include <memory>
 #include <random>
@@ -48,9 +50,10 @@ absl::StatusOr<SamplingOptions> SamplingOf(const GenerateOptions& options, const
 
 class Generator {
  public:
-  Generator(const GenerateOptions& options, Engine& engine, const Tokenizer& tokenizer, Sampler sampler,
-            TextStream stream)
+  Generator(const GenerateOptions& options, int64_t max_tokens, Engine& engine, const Tokenizer& tokenizer,
+            Sampler sampler, TextStream stream)
       : options_(options),
+        max_tokens_(max_tokens),
         engine_(engine),
         tokenizer_(tokenizer),
         sampler_(std::move(sampler)),
@@ -69,7 +72,7 @@ class Generator {
     generation.prompt_tokens = count;
     generation.prefill_seconds = Now() - start;
     int64_t position = count;
-    for (int64_t i = 0; i < options_.max_tokens; ++i, ++position) {
+    for (int64_t i = 0; i < max_tokens_; ++i, ++position) {
       // The last token's logits are not needed, so it is not run.
       if (i > 0) {
         GF_ASSIGN_OR_RETURN(logits, engine_.Decode(slot, result.tokens.back().id));
@@ -116,6 +119,7 @@ class Generator {
   }
 
   const GenerateOptions& options_;
+  const int64_t max_tokens_;
   Engine& engine_;
   const Tokenizer& tokenizer_;
   Sampler sampler_;
@@ -141,11 +145,15 @@ absl::Status RunGenerate(const GenerateOptions& options) {
   GF_ASSIGN_OR_RETURN(const SamplingOptions sampling, SamplingOf(options, *vocabulary));
   std::vector<int32_t> ids;
   tokenizer->Encode(prompt, &ids);
-  if (absl::Status status = engine->CheckLength(static_cast<int64_t>(ids.size()), options.max_tokens); !status.ok()) {
-    return AsUsageError(status);
-  }
+  const auto prompt_tokens = static_cast<int64_t>(ids.size());
+  const int64_t asked_for = options.has_max_tokens ? options.max_tokens : 0;
+  if (absl::Status status = engine->CheckLength(prompt_tokens, asked_for); !status.ok()) return AsUsageError(status);
+  // Nobody asked for the default, so it is cut to what fits.
+  const int64_t max_tokens = options.has_max_tokens
+                                 ? options.max_tokens
+                                 : std::min(options.max_tokens, options.model.max_model_len - prompt_tokens);
   GF_RETURN_IF_ERROR(VerifyWeights(options.model, *engine));
-  Generator generator(options, *engine, *tokenizer, Sampler(sampling, vocabulary), *std::move(stream));
+  Generator generator(options, max_tokens, *engine, *tokenizer, Sampler(sampling, vocabulary), *std::move(stream));
   GF_ASSIGN_OR_RETURN(Generation result, generator.Run(ids));
   result.seed = sampling.seed;
   if (options.json) {

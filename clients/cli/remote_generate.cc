@@ -31,7 +31,7 @@ constexpr int64_t kPromptBytesMax = int64_t{1} << 30;  // half of the largest me
 absl::StatusOr<v1::GenerateRequest> RequestOf(const GenerateOptions& options) {
   v1::GenerateRequest request;
   GF_ASSIGN_OR_RETURN(*request.mutable_text(), ReadPrompt(options, kPromptBytesMax));
-  request.set_max_tokens(options.max_tokens);
+  if (options.has_max_tokens) request.set_max_tokens(options.max_tokens);
   request.set_n(options.samples);
   request.set_seed(options.has_seed ? options.seed : std::random_device()());
   for (std::string& stop : StopTexts(options)) request.add_stop(std::move(stop));

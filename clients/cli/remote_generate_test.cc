@@ -25,6 +25,7 @@ TEST_F(RemoteGenerateTest, GenerateSendsWhatTheFlagsSay) {
   };
   GenerateOptions options = Generate();
   options.max_tokens = 9;
+  options.has_max_tokens = true;
   options.samples = 3;
   options.priority = -5;
   options.temperature = 0.5;
@@ -112,7 +113,8 @@ TEST_F(RemoteGenerateTest, GeneratePrintsSamplesOneAfterAnother) {
 }
 
 TEST_F(RemoteGenerateTest, GenerateJsonHasTokensWithTexts) {
-  service_.generate = [](grpc::ServerContext*, const v1::GenerateRequest&, GenerateWriter* writer) {
+  service_.generate = [](grpc::ServerContext*, const v1::GenerateRequest& request, GenerateWriter* writer) {
+    EXPECT_FALSE(request.has_max_tokens()) << "not asked for: the server cuts its default to what fits";
     v1::GenerateResponse response = Text(0, "hi");
     response.set_request_id("r1");
     response.set_seed(99);

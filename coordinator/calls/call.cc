@@ -104,6 +104,7 @@ void Call::Refuse(const absl::Status& status) {
 
 void Call::Submit(Request request) {
   if (const absl::Status status = CheckPriority(request); !status.ok()) return Refuse(status);
+  LogStart(request);
   const absl::StatusOr<uint64_t> number = environment_->dispatcher->Submit(std::move(request), shared_from_this());
   if (!number.ok()) return Refuse(number.status());
   std::optional<absl::Status> cancel;
@@ -125,6 +126,10 @@ void Call::OnDone(const absl::Status& status, const RequestUsage& usage) {
   Wake();
 }
 
+void Call::NoteOutput() {
+  if (!first_output_) first_output_ = Clock::now();
+}
+
 void Call::Wake() {
   // After a stall the write under way may never end, but the request does.
   if (scheduled_ || (writing_ && !stalled_)) return;
@@ -139,6 +144,7 @@ RequestSink::Verdict Call::PauseIfFull() {
 }
 
 void Call::Pump() {
+  std::optional<Clock::time_point> first_output;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     scheduled_ = false;
@@ -146,11 +152,14 @@ void Call::Pump() {
     if (stalled_ || (gone_ && !writing_)) return FinishIfDone();
     if (writing_ || finished_) return;
     if (!TakeMessage()) return FinishIfDone();
+    if (logged_ && !first_output_logged_) first_output = first_output_;
+    first_output_logged_ = first_output_.has_value();
     writing_ = true;
     write_start_ = Clock::now();
     if (!watched_) Watch(environment_->stall_timeout_seconds);
   }
   // Without the lock, which the coordinator's thread may want meanwhile. The stream cannot end before this write does.
+  if (first_output) LogFirstOutput(std::chrono::duration<double>(*first_output - start_).count());
   write_bytes_ = static_cast<int64_t>(message().ByteSizeLong());
   stream_->Write(message());
 }
@@ -214,16 +223,44 @@ void Call::FinishIfDone() {
   stream_->End(*done_);
 }
 
+// Whether a request is logged is decided once, so that the log has all of its lines or none.
+void Call::LogStart(const Request& request) {
+  const std::optional<std::string> more = environment_->request_log.Take();
+  if (!more) return;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    logged_ = true;
+  }
+  const std::string wants =
+      request.generate ? absl::StrFormat("max_tokens=%d n=%d", request.generate->max_tokens, request.generate->samples)
+                       : absl::StrFormat("continuations=%d score_prompt=%d", request.score->continuations.size(),
+                                         request.score->score_prompt);
+  spdlog::info("request={} method={} event=start prompt_tokens={} {} priority={} {}{}", LogValue(request.id), method_,
+               request.prompt.size(), wants, request.priority, NameOf(caller_), *more);
+}
+
+void Call::LogFirstOutput(double seconds) const {
+  spdlog::info("request={} method={} event=first_token seconds={:.3f} {}", LogValue(id_), method_, seconds,
+               NameOf(caller_));
+}
+
 void Call::Report() const {
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   if (!done_->ok()) environment_->metrics->CountFailure(method_, done_->code());
-  std::optional<std::string> more;
-  if (!done_->ok() && !(more = environment_->failure_log.Take())) return;
+  std::optional<std::string> more = "";
+  if (!logged_ && (done_->ok() || !(more = environment_->failure_log.Take()))) return;
+  const auto rate = [](int64_t tokens, double in_seconds) {
+    return in_seconds > 0 ? static_cast<double>(std::max<int64_t>(tokens, 0)) / in_seconds : 0;
+  };
   const std::string line = absl::StrFormat(
-      "request=%s method=%s code=%s prompt_tokens=%d completion_tokens=%d recoveries=%d parkings=%d "
-      "queue_seconds=%.3f seconds=%.3f %s",
+      "request=%s method=%s event=end code=%s prompt_tokens=%d completion_tokens=%d recoveries=%d parkings=%d "
+      "queue_seconds=%.3f prefill_seconds=%.3f prefill_tokens_per_second=%.1f decode_seconds=%.3f "
+      "decode_tokens_per_second=%.1f seconds=%.3f %s",
       LogValue(id_), method_, done_->ok() ? "OK" : absl::StatusCodeToString(done_->code()), usage_.prompt_tokens,
-      usage_.completion_tokens, usage_.recoveries, usage_.parkings, usage_.queue_seconds, seconds, NameOf(caller_));
+      usage_.completion_tokens, usage_.recoveries, usage_.parkings, usage_.queue_seconds, usage_.prefill_seconds,
+      rate(usage_.prompt_tokens, usage_.prefill_seconds), usage_.decode_seconds,
+      // The first token belongs to pre-fill.
+      rate(usage_.completion_tokens - 1, usage_.decode_seconds), seconds, NameOf(caller_));
   if (done_->ok()) {
     spdlog::info("{}", line);
   } else {

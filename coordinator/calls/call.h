@@ -45,7 +45,8 @@ struct CallEnvironment {
   double stall_timeout_seconds = 0;     // must be set
   double least_bytes_per_second = 128;  // what the slowest modems took; a token of text is some 10 bytes
   MessageGate gate{{}};
-  LogLimiter failure_log{/*per_second=*/10, /*burst=*/200};
+  LogLimiter request_log{/*per_second=*/20, /*burst=*/200};  // requests that are logged from start to end
+  LogLimiter failure_log{/*per_second=*/10, /*burst=*/200};  // ends of others that failed
   LogLimiter stranger_log{/*per_second=*/1, /*burst=*/40};
   std::atomic<bool> returning_memory = false;
   WorkQueue tokenizing{2};  // for long texts, and for other work that would hold up a door's threads
@@ -105,6 +106,8 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   virtual bool TakeMessage() = 0;
   // Must be called after the buffer has changed.
   void Wake();
+  // Must be called when a token or a score has come.
+  void NoteOutput();
   // What a sink must return after it has buffered something.
   Verdict PauseIfFull();
 
@@ -121,6 +124,8 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   using Clock = std::chrono::steady_clock;
 
   void Submit(Request request);
+  void LogStart(const Request& request);
+  void LogFirstOutput(double seconds) const;
   // Writes what there is, or finishes the call. Runs on a thread of CallEnvironment::writing, or on the door's.
   void Pump();
   void Cancel(absl::Status status);
@@ -143,6 +148,9 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   const Clock::time_point start_ = Clock::now();
 
   // Guarded by mutex_.
+  bool logged_ = false;                            // its lines are logged
+  std::optional<Clock::time_point> first_output_;  // when the first token or score came
+  bool first_output_logged_ = false;
   int64_t buffer_max_ = 0;
   std::optional<uint64_t> number_;      // what the dispatcher calls the request
   std::optional<absl::Status> cancel_;  // the status with which the dispatcher was asked to end the request

@@ -1,4 +1,5 @@
 // How fast a client must read. Streams whose writes the test ends take the place of a door.
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <memory>
@@ -7,6 +8,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "coordinator/calls/generate_call.h"
@@ -14,6 +16,8 @@
 #include "coordinator/metrics.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "spdlog/sinks/base_sink.h"
+#include "spdlog/spdlog.h"
 
 namespace goldfinch {
 namespace {
@@ -144,6 +148,60 @@ TEST(Call, AClientThatTakesEnoughIsNotGivenUp) {
   served.dispatcher.sink().OnDone(absl::OkStatus(), {});
   EXPECT_TRUE(served.client.AwaitEnd().ok());
   EXPECT_FALSE(served.dispatcher.cancelled());
+}
+
+// Keeps the lines that are logged while it lives.
+class Lines : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  int64_t Count(const std::string& part) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::count_if(lines_.begin(), lines_.end(),
+                         [&](const std::string& line) { return line.find(part) != std::string::npos; });
+  }
+
+ private:
+  // Under mutex_, which is the base's.
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    lines_.emplace_back(message.payload.data(), message.payload.size());
+  }
+  void flush_() override {}
+
+  std::vector<std::string> lines_;
+};
+
+TEST(Call, ALoggedRequestHasAllOfItsLinesAndAFloodHasFew) {
+  const auto lines = std::make_shared<Lines>();
+  const auto before = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>("test", lines));
+  OneRequest dispatcher;
+  Metrics metrics{"test"};
+  CallEnvironment environment{.dispatcher = &dispatcher,
+                              .metrics = &metrics,
+                              .stall_timeout_seconds = 60,
+                              .request_log = {/*per_second=*/0, /*burst=*/3},
+                              .failure_log = {/*per_second=*/0, /*burst=*/1}};
+  const auto read = [](v1::GenerateRequest* message) {
+    message->set_text("hello");
+    return absl::OkStatus();
+  };
+  for (int i = 0; i < 8; ++i) {
+    SlowClient client(0);
+    const auto call = std::make_shared<GenerateCall>(
+        &environment, Caller{.client = std::make_shared<Client>(), .peer = "127.0.0.1"}, std::nullopt, read, &client);
+    client.Attach(call);
+    call->Begin();
+    dispatcher.sink().OnToken(0, {.id = 'a' + 1});
+    dispatcher.sink().OnToken(0, {.id = 'b' + 1});
+    dispatcher.sink().OnSampleDone(0, Finish::kLength);
+    dispatcher.sink().OnDone(i < 6 ? absl::OkStatus() : absl::InternalError("nothing works"), {});
+    EXPECT_EQ(client.AwaitEnd().ok(), i < 6);
+    call->Closed();
+  }
+  EXPECT_EQ(lines->Count("event=start"), 3);
+  EXPECT_EQ(lines->Count("event=first_token"), 3);
+  EXPECT_EQ(lines->Count("event=end code=OK"), 3);
+  EXPECT_EQ(lines->Count("event=end code=INTERNAL"), 1) << "failures have a limit of their own";
+  spdlog::set_default_logger(before);
 }
 
 TEST(Call, SamplesShareTheirStopStringsAndTheirBytesAreCounted) {

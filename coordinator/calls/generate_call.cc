@@ -87,6 +87,7 @@ void GenerateCall::OnProgress(int64_t prompt_tokens_done) {
 RequestSink::Verdict GenerateCall::OnToken(int index, const OutputToken& token) {
   const std::lock_guard<std::mutex> lock(mutex_);
   GF_CHECK(index >= 0 && index < static_cast<int>(samples_.size())) << index;
+  NoteOutput();
   Sample& sample = samples_[index];
   *sample.next.add_tokens() = ToMessage(token);
   ++buffered_;

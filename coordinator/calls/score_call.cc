@@ -55,6 +55,7 @@ RequestSink::Verdict ScoreCall::OnScores(int continuation, int64_t first, absl::
   const size_t row_bytes = tokens.empty() ? 0 : logits.size() / tokens.size();
   GF_CHECK_EQ(row_bytes * tokens.size(), logits.size());
   const std::lock_guard<std::mutex> lock(mutex_);
+  NoteOutput();
   for (size_t i = 0; i < tokens.size(); ++i) {
     const auto bytes = static_cast<int64_t>(row_bytes + kTokenBytes * (1 + tokens[i].top.size()));
     Part& part = PartFor(continuation, first + static_cast<int64_t>(i), bytes);

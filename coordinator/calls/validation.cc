@@ -106,7 +106,14 @@ absl::StatusOr<Request> Common(const Message& message, const ServedModel& model)
   return request;
 }
 
+absl::Status CheckPromptLength(size_t prompt_tokens, const ServedModel& model) {
+  const uint64_t limit = model.info->max_model_len();
+  if (prompt_tokens <= limit) return absl::OkStatus();
+  return Invalid("the prompt has ", prompt_tokens, " tokens, max_model_len is ", limit);
+}
+
 absl::Status CheckLength(size_t prompt_tokens, const std::string& field, int64_t tokens, const ServedModel& model) {
+  GF_RETURN_IF_ERROR(CheckPromptLength(prompt_tokens, model));
   const uint64_t limit = model.info->max_model_len();
   if (prompt_tokens + tokens <= limit) return absl::OkStatus();
   return Invalid("the prompt has ", prompt_tokens, " tokens and ", field, " ", tokens, ", together ",
@@ -175,7 +182,6 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& messag
   if (message.n() > kSamplesMax) return Invalid("n is ", message.n(), ", the limit is ", kSamplesMax);
   GF_RETURN_IF_ERROR(CheckCount("stop_ids", message.stop_ids_size(), kStopIdsMax));
   Request::Generate generate;
-  if (message.has_max_tokens()) generate.max_tokens = message.max_tokens();
   generate.samples = message.n() == 0 ? 1 : static_cast<int>(message.n());
   GF_ASSIGN_OR_RETURN(generate.stop_ids, ToIds("stop_ids", message.stop_ids(), model));
   GF_ASSIGN_OR_RETURN(generate.sampling, ToSampling(message.sampling(), message.ignore_eos(), model));
@@ -185,9 +191,16 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& messag
   ValidGenerate valid = {.request = {}, .has_seed = message.has_seed(), .stops = nullptr};
   GF_ASSIGN_OR_RETURN(valid.stops, ToStopStrings(message.stop()));
   GF_ASSIGN_OR_RETURN(valid.request, Common(message, model));
-  GF_RETURN_IF_ERROR(CheckLength(valid.request.prompt.size(),
-                                 message.has_max_tokens() ? "max_tokens is" : "max_tokens by default",
-                                 generate.max_tokens, model));
+  const size_t prompt_tokens = valid.request.prompt.size();
+  if (message.has_max_tokens()) {
+    generate.max_tokens = message.max_tokens();
+    GF_RETURN_IF_ERROR(CheckLength(prompt_tokens, "max_tokens is", generate.max_tokens, model));
+  } else {
+    // Nobody asked for the default, so it is no reason to refuse a prompt that fits.
+    GF_RETURN_IF_ERROR(CheckPromptLength(prompt_tokens, model));
+    const auto left = static_cast<int64_t>(model.info->max_model_len() - prompt_tokens);
+    generate.max_tokens = std::min(generate.max_tokens, left);
+  }
   valid.request.progress = message.progress();
   valid.request.generate = std::move(generate);
   return valid;
@@ -196,9 +209,7 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& messag
 absl::StatusOr<Request> ValidateScore(const v1::ScoreRequest& message, const ServedModel& model) {
   GF_RETURN_IF_ERROR(CheckCount("continuations", message.continuations_size(), kContinuationsMax));
   GF_ASSIGN_OR_RETURN(Request request, Common(message, model));
-  if (request.prompt.size() > model.info->max_model_len()) {
-    return Invalid("the prompt has ", request.prompt.size(), " tokens, max_model_len is ", model.info->max_model_len());
-  }
+  GF_RETURN_IF_ERROR(CheckPromptLength(request.prompt.size(), model));
   Request::Score score;
   score.score_prompt = message.score_prompt();
   score.top_logprobs = static_cast<int>(message.logprobs());

@@ -134,6 +134,21 @@ TEST(ValidateGenerate, EveryFieldArrives) {
   EXPECT_EQ(out, "a");
 }
 
+TEST(ValidateGenerate, TheDefaultOfMaxTokensIsCutToWhatFits) {
+  const auto max_tokens = [](size_t prompt_tokens) {
+    v1::GenerateRequest message;
+    message.set_text(std::string(prompt_tokens, 'x'));
+    const auto valid = ValidateGenerate(message, Model());
+    EXPECT_TRUE(valid.ok()) << valid.status();
+    return valid.ok() ? valid->request.generate->max_tokens : -1;
+  };
+  EXPECT_EQ(max_tokens(1), 256);
+  EXPECT_EQ(max_tokens(744), 256);
+  EXPECT_EQ(max_tokens(745), 255);
+  EXPECT_EQ(max_tokens(999), 1);
+  EXPECT_EQ(max_tokens(1000), 0) << "the prompt alone fills the sequence";
+}
+
 TEST(CheckPriority, NamesTheClientAndItsLimit) {
   Request request;
   request.priority = 100;
@@ -160,7 +175,17 @@ TEST(ValidateGenerate, ErrorsOfThePrompt) {
   EXPECT_EQ(Error([](auto* m) { m->set_text(std::string(128 * 1001, 'x')); }),
             "text has 128128 bytes, more than any 1000 tokens, which is max_model_len");
   EXPECT_EQ(Error([](auto* m) { m->set_text(std::string(1001, 'x')); }),
-            "the prompt has 1001 tokens and max_tokens by default 256, together 1257, max_model_len is 1000");
+            "the prompt has 1001 tokens, max_model_len is 1000");
+  EXPECT_EQ(Error([](auto* m) {
+              m->set_text(std::string(1001, 'x'));
+              m->set_max_tokens(1);
+            }),
+            "the prompt has 1001 tokens, max_model_len is 1000");
+  EXPECT_EQ(Error([](auto* m) {
+              m->set_text(std::string(900, 'x'));
+              m->set_max_tokens(256);  // the default, but asked for
+            }),
+            "the prompt has 900 tokens and max_tokens is 256, together 1156, max_model_len is 1000");
   EXPECT_EQ(Error([](auto* m) { m->set_max_tokens(996); }),
             "the prompt has 5 tokens and max_tokens is 996, together 1001, max_model_len is 1000");
   EXPECT_EQ(Error([](auto* m) { m->set_max_tokens(4294967295u); }),

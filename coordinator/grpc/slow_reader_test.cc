@@ -112,19 +112,28 @@ class LogWatch : public spdlog::sinks::base_sink<std::mutex> {
   std::vector<std::string> lines_;
 };
 
-TEST(Generate, ALineIsLoggedAtTheEnd) {
+TEST(Generate, LinesAreLoggedAtTheStartTheFirstTokenAndTheEnd) {
   const auto log = LogWatch::Start();
   ServiceHarness harness;
   v1::GenerateRequest message = Simple();
   message.set_request_id("a b=\"c\"");
   Stream stream(harness, message);
   const uint64_t number = harness.dispatcher().Next();
-  harness.dispatcher().SampleDone(number, 0, Finish::kLength);
-  harness.dispatcher().Done(number, absl::OkStatus(), {.prompt_tokens = 5, .completion_tokens = 2});
-  EXPECT_TRUE(ReadAll(stream.reader.get()).status.ok());
   // An id cannot pass for other words of the line.
-  EXPECT_THAT(log->Wait("method=Generate"),
-              HasSubstr("request=\"a b=\\\"c\\\"\" method=Generate code=OK prompt_tokens=5 completion_tokens=2 "));
+  const std::string beginning = "request=\"a b=\\\"c\\\"\" method=Generate event=";
+  EXPECT_THAT(log->Wait("event=start"), HasSubstr(beginning + "start prompt_tokens=5 max_tokens=256 n=1 "));
+  harness.dispatcher().Token(number, 0, {.id = 'a' + 1});
+  EXPECT_THAT(log->Wait("event=first_token"), HasSubstr(beginning + "first_token seconds="));
+  harness.dispatcher().SampleDone(number, 0, Finish::kLength);
+  harness.dispatcher().Done(
+      number, absl::OkStatus(),
+      {.prompt_tokens = 5, .completion_tokens = 21, .queue_seconds = 1.5, .prefill_seconds = 0.5, .decode_seconds = 2});
+  EXPECT_TRUE(ReadAll(stream.reader.get()).status.ok());
+  EXPECT_THAT(log->Wait("event=end"),
+              HasSubstr(beginning +
+                        "end code=OK prompt_tokens=5 completion_tokens=21 recoveries=0 parkings=0 queue_seconds=1.500 "
+                        "prefill_seconds=0.500 prefill_tokens_per_second=10.0 decode_seconds=2.000 "
+                        "decode_tokens_per_second=10.0 seconds="));
   message.set_n(65);
   EXPECT_FALSE(ErrorOf(harness, message).ok());
   EXPECT_THAT(log->Wait("code=INVALID_ARGUMENT"), HasSubstr("message=\"n is 65, the limit is 64\""));

@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "prometheus/metric_family.h"
+#include "prometheus/registry.h"
 #include "worker/transport/transport.h"
 #include "worker/worker.h"
 
@@ -18,6 +20,12 @@ constexpr auto kPatience = std::chrono::seconds(60);
 }  // namespace
 
 // ---- WatchedRequest ----
+
+void WatchedRequest::OnProgress(int64_t prompt_tokens_done) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  prompt_tokens_done_ = prompt_tokens_done;
+  changed_.notify_all();
+}
 
 RequestSink::Verdict WatchedRequest::OnToken(int sample, const OutputToken& token) {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -60,6 +68,12 @@ absl::Status WatchedRequest::Wait() {
 void WatchedRequest::AwaitTokens(size_t count) {
   std::unique_lock<std::mutex> lock(mutex_);
   EXPECT_TRUE(changed_.wait_for(lock, kPatience, [&] { return status_.has_value() || tokens_[0].size() >= count; }));
+}
+
+void WatchedRequest::AwaitProgress(int64_t prompt_tokens_done) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  EXPECT_TRUE(changed_.wait_for(lock, kPatience,
+                                [&] { return status_.has_value() || prompt_tokens_done_ >= prompt_tokens_done; }));
 }
 
 size_t WatchedRequest::token_count() {
@@ -142,6 +156,25 @@ std::shared_ptr<WatchedRequest> LocalCluster::Score(const std::vector<int32_t>& 
   request.score->top_logprobs = 3;
   request.score->logits = true;
   return Submit(std::move(request), std::make_shared<WatchedRequest>(), nullptr);
+}
+
+double LocalCluster::Metric(const std::string& name) const {
+  double sum = 0;
+  for (const prometheus::MetricFamily& family : metrics_.registry()->Collect()) {
+    if (family.name != "goldfinch_" + name) continue;
+    for (const prometheus::ClientMetric& series : family.metric) {
+      sum += series.counter.value + series.gauge.value + series.histogram.sample_sum;
+    }
+  }
+  return sum;
+}
+
+void LocalCluster::AwaitMetric(const std::string& name, double value) const {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (Metric(name) != value && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  EXPECT_EQ(Metric(name), value) << name;
 }
 
 v1::GetClusterInfoResponse LocalCluster::Info() {

@@ -26,7 +26,7 @@ class WatchedRequest : public RequestSink {
  public:
   explicit WatchedRequest(int samples = 1) : tokens_(samples) {}
 
-  void OnProgress(int64_t) override {}
+  void OnProgress(int64_t prompt_tokens_done) override;
   Verdict OnToken(int sample, const OutputToken& token) override;
   void OnSampleDone(int, Finish) override {}
   Verdict OnScores(int continuation, int64_t first, absl::Span<const OutputToken> tokens, std::string logits) override;
@@ -34,6 +34,8 @@ class WatchedRequest : public RequestSink {
 
   // Blocks until the request has ended and returns how. Fails the test after a minute.
   absl::Status Wait();
+  // Blocks until so many tokens of the prompt have been read; the request must ask for progress.
+  void AwaitProgress(int64_t prompt_tokens_done);
   // Blocks until the first sample has `count` tokens or the request has ended.
   void AwaitTokens(size_t count);
   // How many tokens the first sample has.
@@ -51,6 +53,7 @@ class WatchedRequest : public RequestSink {
   std::vector<std::vector<int32_t>> tokens_;        // [samples]
   std::map<int, std::vector<OutputToken>> scores_;  // by continuation
   std::map<int, std::vector<float>> logits_;        // by continuation
+  int64_t prompt_tokens_done_ = 0;
   std::optional<absl::Status> status_;
   RequestUsage usage_;
 };
@@ -69,6 +72,10 @@ class LocalCluster {
   std::shared_ptr<WatchedRequest> Score(const std::vector<int32_t>& prompt,
                                         const std::vector<std::vector<int32_t>>& continuations, bool score_prompt);
   v1::GetClusterInfoResponse Info();
+  // The sum over the series of a metric, whose name is given without "goldfinch_"; of a histogram that of its values.
+  double Metric(const std::string& name) const;
+  // Blocks until the metric has this value. Fails the test after a minute.
+  void AwaitMetric(const std::string& name, double value) const;
   // Fails the test unless all slots, pages and buffers of requests are free once the last step is done.
   void ExpectNothingHeld();
 

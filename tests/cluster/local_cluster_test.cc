@@ -160,6 +160,58 @@ TEST(LocalClusterTest, LostWorkersAtAnyMomentChangeNoAnswer) {
   cluster.ExpectNothingHeld();
 }
 
+TEST(LocalClusterTest, MetricsCountAPromptOnceAlsoAfterALoss) {
+  LocalCluster cluster(kDemoModel, 3, [](CoordinatorOptions* options) {
+    options->membership.stages = 2;
+    options->membership.partition.max_step_tokens = 64;
+  });
+  cluster.AwaitReady();
+  cluster.AwaitMetric("workers_spare", 1);
+  EXPECT_GT(cluster.Metric("slots_max"), 0);
+  constexpr int kPromptTokens = 3000, kTokens = 600;
+  const auto request = cluster.Generate(Text(std::string(kPromptTokens, 'a')), kTokens, [](Request* request) {
+    request->progress = true;
+    request->generate->sampling.banned_tokens = {0};
+  });
+  request->AwaitProgress(1000);
+  cluster.workers().Kill(0);
+  cluster.workers().Kill(1);
+  cluster.workers().Kill(2);
+  ASSERT_TRUE(request->Wait().ok()) << request->Wait();
+  EXPECT_GE(request->usage().recoveries, 1);
+  cluster.ExpectNothingHeld();
+  cluster.AwaitMetric("slots_used", 0);
+  EXPECT_EQ(cluster.Metric("prompt_tokens_total"), kPromptTokens);
+  EXPECT_EQ(cluster.Metric("generation_tokens_total"), kTokens);
+  EXPECT_GE(cluster.Metric("replayed_tokens_total"), 1000);
+  EXPECT_EQ(cluster.Metric("request_recoveries_total"), request->usage().recoveries);
+  EXPECT_EQ(cluster.Metric("request_prompt_tokens"), kPromptTokens);
+  EXPECT_EQ(cluster.Metric("request_generation_tokens"), kTokens);
+  EXPECT_NEAR(cluster.Metric("request_prefill_time_seconds"), request->usage().prefill_seconds, 1e-9);
+  EXPECT_NEAR(cluster.Metric("request_decode_time_seconds"), request->usage().decode_seconds, 1e-9);
+  EXPECT_GE(cluster.Metric("step_tokens"), kPromptTokens + kTokens - 1);
+  EXPECT_GT(cluster.Metric("step_seconds"), 0);
+}
+
+TEST(LocalClusterTest, MetricsSayWhatASequenceHolds) {
+  LocalCluster cluster(kDemoModel, 1);
+  cluster.AwaitReady();
+  uint64_t number = 0;
+  const auto request = cluster.Generate(
+      Text(kFact), 3500, [](Request* request) { request->generate->sampling.banned_tokens = {0}; }, &number);
+  request->AwaitTokens(3);
+  cluster.AwaitMetric("slots_used", 1);
+  EXPECT_EQ(cluster.Metric("gold_tier_sequences"), 1) << "of one stage with GOLD layers";
+  EXPECT_GT(cluster.Metric("cache_tokens_used"), 0);
+  EXPECT_GT(cluster.Metric("cache_tokens_reserved"), cluster.Metric("cache_tokens_used"));
+  cluster.coordinator().Cancel(number, absl::DeadlineExceededError("the deadline has passed"));
+  EXPECT_FALSE(request->Wait().ok());
+  cluster.AwaitMetric("request_deadline_misses_total", 1);
+  EXPECT_EQ(cluster.Metric("request_deadline_refusals_total"), 0);
+  cluster.AwaitMetric("slots_used", 0);
+  cluster.AwaitMetric("gold_tier_sequences", 0);
+}
+
 TEST(LocalClusterTest, ReplicasShareTheWorkAndStandInForEachOther) {
   LocalCluster cluster(kDemoModel, 4, [](CoordinatorOptions* options) {
     options->membership.stages = 2;
@@ -236,6 +288,8 @@ TEST(LocalClusterTest, ADeadlineThatCannotBeMetIsRefusedWithTheEstimate) {
   EXPECT_EQ(request->Wait().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(request->Wait().message()),
               HasSubstr("to read 4000 tokens beside other requests; the deadline is in"));
+  cluster.AwaitMetric("request_deadline_refusals_total", 1);
+  EXPECT_EQ(cluster.Metric("request_deadline_misses_total"), 0);
 }
 
 TEST(LocalClusterTest, WithoutWorkersRequestsEndWhenTheTimeIsOut) {

@@ -112,6 +112,10 @@ class LengthTest(GenerateTest):
         said = self.json(PROMPT, max_tokens=4, max_model_len=len(PROMPT) + 4)
         self.assertEqual(len(said["tokens"]), 4)
 
+    def test_the_default_length_is_cut_to_what_fits(self):
+        said = self.json(PROMPT, max_model_len=len(PROMPT) + 4, ignore_eos=True)
+        self.assertEqual(len(said["tokens"]), 4)
+
     def test_stop(self):
         prompt = fact("Kodaru") + question("Kodaru")
         answer = FACTS["Kodaru"]

@@ -31,7 +31,8 @@ GREEDY = Sampling(temperature=0, presence_penalty=0, frequency_penalty=0)
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of generate() and stream(). Those not given have the server's default."""
 
-    max_tokens: Optional[int]  # most tokens of each sample; 0 only reads the prompt
+    # Most tokens of each sample; 0 only reads the prompt. None: 256, or fewer where the longest sequence ends.
+    max_tokens: Optional[int]
     n: int  # number of samples
     sampling: Optional[Sampling]
     seed: Optional[int]  # seed of the random draws; None: a random seed
