@@ -1,6 +1,5 @@
 #include "worker/stage_loader.h"
 
-#include <algorithm>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -97,11 +96,7 @@ absl::Status StageLoader::PlanMemory(const StageAssignment& assignment) {
                                                      assignment.last_layer - 1, ": ",
                                                      MemoryShortage(memory_, limit_bytes)));
   }
-  int64_t kept_bytes = KeptBytes(model, settings, limit_bytes);
-  if (backend_.kind() == DeviceKind::kCpu) {
-    kept_bytes = std::min(kept_bytes, static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(limit_bytes)));
-  }
-  kept_bytes_ = options_.kept_bytes.value_or(kept_bytes);
+  kept_bytes_ = options_.kept_bytes.value_or(KeptBytes(model, settings, limit_bytes));
   return absl::OkStatus();
 }
 
@@ -116,6 +111,7 @@ absl::Status StageLoader::LoadLayers(const StageAssignment& assignment) {
   stage_.reset();  // now, so that the next stage can have its memory
   if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(assignment));
   GF_ASSIGN_OR_RETURN(stage_, Stage::Create(backend_, model_, assignment.options));
+  kept_reserved_ = false;
   return absl::OkStatus();
 }
 
@@ -153,7 +149,8 @@ absl::Status StageLoader::CheckModelUnchanged() const {
 absl::Status StageLoader::ReserveKept(const StageAssignment& assignment) {
   if (stage_->gold_tiers() != nullptr) {
     // A stage that the generation before has left has its kept rows already.
-    if (stage_->gold_tiers()->reserved_bytes() == 0) GF_RETURN_IF_ERROR(stage_->ReserveKept(kept_bytes_));
+    if (!kept_reserved_) GF_RETURN_IF_ERROR(stage_->ReserveKept(kept_bytes_, /*borrow=*/!options_.kept_bytes));
+    kept_reserved_ = true;
     memory_.kept_rows = stage_->gold_tiers()->reserved_bytes();
   }
   Log(absl::StrCat("memory of layers ", assignment.first_layer, " to ", assignment.last_layer - 1, ", ",

@@ -85,6 +85,7 @@ class StageLoader {
   int64_t kept_bytes_ = 0;              // the most for its kept rows
   std::shared_ptr<const Model> model_;  // its layers, with weights
   std::unique_ptr<Stage> stage_;
+  bool kept_reserved_ = false;  // by the stage
 };
 
 }  // namespace goldfinch

@@ -18,8 +18,8 @@ struct WorkerOptions {
   std::string config = {};   // path of the model's configuration; empty: the path that the coordinator names
   int64_t memory_bytes = 0;  // limit on all that base/stage_memory.h plans; 0: no limit
   GoldTier gold_tier = GoldTier::kFull;  // the most that GOLD layers keep of a sequence
-  // Memory for kept rows. If not set, they take what is left of memory_bytes, and on the CPU at most kKeptMemoryShare
-  // of memory_bytes.
+  // Memory for kept rows, which then borrow nothing. If not set, they take what is left of memory_bytes and borrow from
+  // the compressed cache.
   std::optional<int64_t> kept_bytes = {};
   DeviceSpeed speed = {};               // as MeasureDevice returns it
   double connect_timeout_seconds = 30;  // within which the stages of a new group must have connected to each other

@@ -12,7 +12,6 @@
 #include "base/safe_text.h"
 #include "base/status.h"
 #include "clients/cli/device.h"
-#include "clients/cli/machine_limits.h"
 #include "clients/cli/terminal.h"
 #include "spdlog/spdlog.h"
 #include "tokenizer/utf8.h"
@@ -76,13 +75,10 @@ absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const ModelOptions& options, 
   engine.stage.cache_dtype = *ParseCacheDType(options.cache_dtype);  // the flag allows no other names
   engine.stage.gold_tier = *ParseGoldTier(options.gold_tier);        // likewise
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend));
+  GF_ASSIGN_OR_RETURN(engine.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
+  engine.kept_bytes = engine.memory_bytes;
   // The system commits memory of the CPU when it is first used, so a short text takes less than what is reserved.
-  if (backend->kind() == DeviceKind::kCpu) {
-    engine.kept_bytes = static_cast<int64_t>(kKeptMemoryShare * static_cast<double>(ThisMachine().memory.bytes));
-  } else {
-    GF_ASSIGN_OR_RETURN(engine.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
-    engine.kept_bytes = engine.memory_bytes;
-  }
+  engine.limits_only_kept = backend->kind() == DeviceKind::kCpu;
   return Engine::Load(engine, std::move(backend));
 }
 

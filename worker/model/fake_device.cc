@@ -253,7 +253,7 @@ void* FakeDevice::Scratch(size_t index, int64_t bytes) {
 }
 
 absl::StatusOr<std::shared_ptr<void>> FakeDevice::DoAllocate(int64_t bytes, std::string_view purpose) {
-  if (allocations_left_ == 0) {
+  if (allocations_left_ == 0 || bytes > bytes_max_ - allocated_bytes()) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for ", std::string(purpose), " of ", bytes, " bytes"));
   }
   --allocations_left_;

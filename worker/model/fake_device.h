@@ -36,6 +36,8 @@ class FakeDevice : public Backend {
 
   // How many more allocations succeed.
   void set_allocations_left(int64_t count) { allocations_left_ = count; }
+  // The most bytes that may be allocated.
+  void set_bytes_max(int64_t bytes) { bytes_max_ = bytes; }
   void set_sample_vocab_max(int64_t vocab) { sample_vocab_max_ = vocab; }
   // The bytes that are allocated now.
   int64_t allocated_bytes() const;
@@ -128,6 +130,7 @@ class FakeDevice : public Backend {
   Backend& inner_;
   const std::shared_ptr<Memory> memory_;  // allocations may outlive the device
   int64_t allocations_left_ = std::numeric_limits<int64_t>::max();
+  int64_t bytes_max_ = std::numeric_limits<int64_t>::max();
   int64_t sample_vocab_max_ = std::numeric_limits<int64_t>::max();
   struct Buffer {
     std::shared_ptr<void> memory;

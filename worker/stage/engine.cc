@@ -22,7 +22,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& option
   StageOptions& stage = engine->options_.stage;
   stage.max_sequence_tokens = options.max_model_len;
   stage.cache_tokens = options.max_model_len * stage.max_sequences;
-  if (options.memory_bytes > 0) {
+  if (options.memory_bytes > 0 && !options.limits_only_kept) {
     GF_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> measured,
                         MeasureModel(*checkpoint, engine->config_, engine->backend_->reads_weights_in_place()));
     const StageMemory memory = PlanStageMemory(MemoryOf(*measured, stage.cache_dtype, *engine->backend_),

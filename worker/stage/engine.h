@@ -26,6 +26,7 @@ struct EngineOptions {
   int64_t max_model_len = 1 << 20;  // the most tokens of a sequence, prompt and output together
   StageOptions stage;               // Load sets cache_tokens and max_sequence_tokens from max_model_len
   int64_t memory_bytes = 0;         // the limit of all that base/stage_memory.h plans; 0: no limit
+  bool limits_only_kept = false;    // memory_bytes limits kept rows alone, and refuses nothing
   int64_t kept_bytes = 0;           // the limit of Stage::ReserveKept, which gets less if memory_bytes leave less
 };
 

@@ -4,10 +4,8 @@
 #include <limits>
 #include <utility>
 
-#include "absl/status/statusor.h"
 #include "base/cache_page.h"
 #include "base/check.h"
-#include "base/status.h"
 
 namespace goldfinch {
 namespace {
@@ -49,23 +47,20 @@ GoldTiers::GoldTiers(Backend& backend, GoldStage stage)
   scatter_.reserve(stage_.max_rows);
 }
 
-absl::Status GoldTiers::Reserve(int64_t bytes, int64_t positions) {
-  GF_CHECK(!pool_) << "reserved before";
-  if (stage_.most == GoldTier::kCompressed) return absl::OkStatus();
+int64_t GoldTiers::BlocksMax() const {
+  if (stage_.most == GoldTier::kCompressed) return 0;
   // Page numbers are 32 bits wide.
-  const int64_t numbers = std::numeric_limits<int32_t>::max() / std::max<int64_t>(block_kv_pages_, 1);
-  int64_t blocks = std::min({bytes / block_bytes_, BlocksFor(stage_.most, positions), numbers});
-  for (; blocks > 0; blocks /= 2) {
-    absl::StatusOr<std::shared_ptr<void>> memory = backend_.Allocate(blocks * block_bytes_, "kept rows of GOLD layers");
-    if (memory.ok()) {
-      memory_ = *std::move(memory);
-      break;
-    }
-    if (memory.status().code() != absl::StatusCode::kResourceExhausted) return memory.status();
-  }
-  if (blocks <= 0) return absl::OkStatus();
-  pool_.emplace(static_cast<int32_t>(blocks));
-  rows_ = {.data = memory_.get(), .pages = blocks, .page_bytes = block_bytes_, .page_tokens = kCachePageTokens};
+  return std::numeric_limits<int32_t>::max() / std::max<int64_t>(block_kv_pages_, 1);
+}
+
+void GoldTiers::SetMemory(void* data, PagePool& pool, int64_t reserved_bytes, const GoldCache& cache) {
+  GF_CHECK(pool_ == nullptr) << "set before";
+  stage_.cache = cache;
+  reserved_bytes_ = reserved_bytes;
+  const int64_t blocks = pool.blocks();
+  if (blocks == 0) return;
+  pool_ = &pool;
+  rows_ = {.data = data, .pages = blocks, .page_bytes = block_bytes_, .page_tokens = kCachePageTokens};
 
   const bool full = stage_.most == GoldTier::kFull;
   const int64_t most_pages = CachePagesFor(stage_.max_sequence_tokens);
@@ -73,9 +68,9 @@ absl::Status GoldTiers::Reserve(int64_t bytes, int64_t positions) {
     // Two views of the blocks: of the same number, a page of keys and the page of values that lies behind the keys.
     const int64_t width = stage_.shared.embedding.dim(1), behind = kCachePageTokens / kv_page_tokens_;
     const Shape shape{blocks * block_kv_pages_ - behind, kv_page_tokens_, width};
-    kv_.keys = {memory_.get(), backend_.activation_dtype(), shape};
+    kv_.keys = {data, backend_.activation_dtype(), shape};
     kv_.values = kv_.keys;
-    kv_.values.data = static_cast<char*>(memory_.get()) + behind * kv_page_tokens_ * width * SizeOf(kv_.keys.dtype);
+    kv_.values.data = static_cast<char*>(data) + behind * kv_page_tokens_ * width * SizeOf(kv_.keys.dtype);
   }
   for (Sequence& sequence : sequences_) {
     sequence.blocks.reserve(std::min(blocks, most_pages * (full ? layers_ : 1)));
@@ -85,7 +80,6 @@ absl::Status GoldTiers::Reserve(int64_t bytes, int64_t positions) {
       pages.reserve(std::min(blocks / layers_, most_pages) * (kCachePageTokens / kv_page_tokens_));
     }
   }
-  return absl::OkStatus();
 }
 
 int64_t GoldTiers::BlocksFor(GoldTier tier, int64_t tokens) const {
@@ -119,7 +113,7 @@ void GoldTiers::Fork(int slot, int copy) {
   to.settled = from.settled;
   to.end = to.kept = shared_tokens;
   for (int64_t i = 0; i < BlocksFor(from.tier, shared_tokens); ++i) {
-    pool_->Share(from.blocks[i]);
+    pool_->ShareBlock(from.blocks[i]);
     to.blocks.push_back(from.blocks[i]);
   }
   if (from.tier != GoldTier::kFull) return;
@@ -132,7 +126,7 @@ void GoldTiers::Fork(int slot, int copy) {
 void GoldTiers::Close(int slot) { Release(sequences_[slot]); }
 
 void GoldTiers::Release(Sequence& sequence) {
-  for (const int32_t block : sequence.blocks) pool_->Release(block);
+  for (const int32_t block : sequence.blocks) pool_->ReleaseBlock(block);
   sequence.blocks.clear();
   for (std::vector<int32_t>& pages : sequence.kv_pages) pages.clear();
   sequence.kept = 0;
@@ -144,7 +138,7 @@ void GoldTiers::Take(Sequence& sequence) {
   const bool full = sequence.tier == GoldTier::kFull;
   const int64_t wanted = BlocksFor(sequence.tier, sequence.end);
   while (static_cast<int64_t>(sequence.blocks.size()) < wanted) {
-    const int32_t block = pool_->Take();
+    const int32_t block = pool_->TakeBlock();
     if (full) {
       std::vector<int32_t>& pages = sequence.kv_pages[sequence.blocks.size() % layers_];
       for (int64_t i = 0; i < kCachePageTokens / kv_page_tokens_; ++i) {
@@ -189,8 +183,7 @@ void GoldTiers::Grow(Sequence& sequence) {
   while (sequence.tier != GoldTier::kCompressed) {
     const int64_t missing = BlocksFor(sequence.tier, sequence.end) - static_cast<int64_t>(sequence.blocks.size());
     if (missing <= free_blocks()) return Take(sequence);
-    Sequence* largest = Largest(GoldTier::kFull);
-    if (largest == nullptr) largest = Largest(GoldTier::kShared);
+    Sequence* largest = Largest();
     Drop(largest == nullptr ? sequence : *largest);
   }
 }
@@ -202,6 +195,21 @@ GoldTiers::Sequence* GoldTiers::Largest(GoldTier tier) {
     if (largest == nullptr || sequence.blocks.size() > largest->blocks.size()) largest = &sequence;
   }
   return largest;
+}
+
+// The sequence that gives way: of those at the highest tier, the one with the most blocks. Null if none has blocks.
+GoldTiers::Sequence* GoldTiers::Largest() {
+  Sequence* largest = Largest(GoldTier::kFull);
+  return largest != nullptr ? largest : Largest(GoldTier::kShared);
+}
+
+void GoldTiers::MakeRoom(int64_t pages) {
+  if (pool_ == nullptr || pool_->pages() == 0) return;
+  while (pool_->open_pages() < pages) {
+    Sequence* largest = Largest();
+    GF_CHECK(largest != nullptr) << pages << " pages";
+    Drop(*largest);
+  }
 }
 
 // From the full tier a sequence goes to the shared tier; but to the compressed tier where shared rows save nothing, or
@@ -220,7 +228,7 @@ void GoldTiers::Drop(Sequence& sequence) {
 // ---- Rows
 
 void GoldTiers::Prepare(RowSpans spans) {
-  if (!pool_) return;
+  if (pool_ == nullptr) return;
   for (const RowSpan& span : spans) sequences_[span.slot].end = span.position + span.row_count;
   for (const RowSpan& span : spans) {
     Choose(sequences_[span.slot]);

@@ -7,13 +7,12 @@
 #ifndef GOLDFINCH_WORKER_STAGE_GOLD_TIERS_H_
 #define GOLDFINCH_WORKER_STAGE_GOLD_TIERS_H_
 
+#include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "kernels/backend.h"
 #include "worker/model/layers.h"
 #include "worker/model/workspace.h"
@@ -30,9 +29,6 @@ enum class GoldTier : uint8_t {
 // The highest tier that a user allows: "compressed", "shared", "full", or "auto", which is "full".
 std::optional<GoldTier> ParseGoldTier(std::string_view name);
 
-// The largest share of the memory that a process may use that goes to kept rows on a CPU, unless the user sets it.
-inline constexpr double kKeptMemoryShare = 0.25;
-
 // The GOLD side of one stage.
 struct GoldStage {
   GoldSharedWeights shared;
@@ -45,16 +41,22 @@ struct GoldStage {
   GoldTier most = GoldTier::kFull;  // the highest tier
 };
 
-// Sequences are known by their slots. One thread at a time. Allocates nothing after Reserve.
+// Sequences are known by their slots. One thread at a time. Allocates nothing after SetMemory.
 class GoldTiers final : public GoldAttention {
  public:
-  // `backend` must outlive the object. All sequences are at the compressed tier until memory is reserved.
+  // `backend` must outlive the object. All sequences are at the compressed tier until there is memory.
   GoldTiers(Backend& backend, GoldStage stage);
 
-  // Takes memory for kept rows, once: at most `bytes`, and at most what `positions` need at the highest tier. Where the
-  // back end does not have so much it takes a half, a quarter and so on, as the compressed tier needs none. Other
-  // errors are those of Backend::Allocate.
-  absl::Status Reserve(int64_t bytes, int64_t positions);
+  // Kept rows lie in blocks of `pool`, and block 0 at `data`; both must outlive the object. Of it, `reserved_bytes` are
+  // for kept rows alone. `cache` is where the compressed cache lies now. To be called at most once.
+  void SetMemory(void* data, PagePool& pool, int64_t reserved_bytes, const GoldCache& cache);
+  int64_t block_bytes() const { return block_bytes_; }
+  // The most blocks that have numbers, and the most that sequences of so many positions can use.
+  int64_t BlocksMax() const;
+  int64_t BlocksMax(int64_t positions) const { return std::min(BlocksMax(), BlocksFor(stage_.most, positions)); }
+
+  // Drops kept rows until the pool has so many open pages, if it has pages at all. It must have as many free ones.
+  void MakeRoom(int64_t pages);
 
   // A new sequence in the slot, which is free.
   void Open(int slot);
@@ -79,9 +81,9 @@ class GoldTiers final : public GoldAttention {
   GoldTier tier(int slot) const { return sequences_[slot].tier; }
   // Bytes of kept rows for `tokens` tokens of one sequence at a tier.
   int64_t TierBytes(GoldTier tier, int64_t tokens) const { return BlocksFor(tier, tokens) * block_bytes_; }
-  // Bytes of kept rows in use, and reserved for them.
-  int64_t kept_bytes() const { return pool_ ? (pool_->pages() - pool_->free_pages()) * block_bytes_ : 0; }
-  int64_t reserved_bytes() const { return pool_ ? pool_->pages() * block_bytes_ : 0; }
+  // Bytes of kept rows in use, and memory that is for kept rows alone.
+  int64_t kept_bytes() const { return pool_ != nullptr ? pool_->used_blocks() * block_bytes_ : 0; }
+  int64_t reserved_bytes() const { return reserved_bytes_; }
   // How often a sequence has lost a tier.
   int64_t drops() const { return drops_; }
 
@@ -98,26 +100,27 @@ class GoldTiers final : public GoldAttention {
   };
 
   int64_t BlocksFor(GoldTier tier, int64_t tokens) const;
-  int64_t free_blocks() const { return pool_->free_pages(); }
+  int64_t free_blocks() const { return pool_->free_blocks(); }
   void Choose(Sequence& sequence);
   void Grow(Sequence& sequence);
   void Take(Sequence& sequence);
   void Release(Sequence& sequence);
   void Drop(Sequence& sequence);
   Sequence* Largest(GoldTier tier);
+  Sequence* Largest();
   void AttendTier(GoldTier tier, ConstTensor q, RowSpans spans, int layer, Tensor out);
   RowSpan Kept(RowSpan span, GoldTier tier, int layer) const;
 
   Backend& backend_;
-  const GoldStage stage_;
+  GoldStage stage_;
   const int64_t layers_;
   // A block holds a page of shared rows, or a page of keys and values of one layer.
   int64_t block_bytes_ = 0;
   int64_t kv_page_tokens_ = 0;
   int64_t block_kv_pages_ = 0;  // how many pages of keys or of values, of kv_page_tokens_, fit a block
 
-  std::shared_ptr<void> memory_;
-  std::optional<PagePool> pool_;  // the blocks; empty until they are reserved
+  PagePool* pool_ = nullptr;  // of the blocks
+  int64_t reserved_bytes_ = 0;
   GoldSharedRows rows_;
   KvCache kv_;
   std::vector<Sequence> sequences_;  // by slot

@@ -24,7 +24,7 @@ constexpr int64_t kVocab = 40;
 constexpr int kSlots = 6;
 constexpr GoldTier kCompressed = GoldTier::kCompressed, kShared = GoldTier::kShared, kFull = GoldTier::kFull;
 
-// A stage of a small model that has so many blocks for kept rows: pages of shared rows.
+// A stage of a small model that has so many blocks for kept rows, pages of shared rows, and borrows others or not.
 class Kept {
  public:
   struct Setup {
@@ -35,6 +35,7 @@ class Kept {
     DType activations = DType::kF32;
     bool fake = false;
     int64_t cache_tokens = 4096;
+    bool borrow = false;
   };
 
   explicit Kept(const Setup& setup) : backend_(MakeCpuBackend(/*threads=*/1)) {
@@ -51,7 +52,7 @@ class Kept {
                                 .gold_tier = setup.most});
     EXPECT_TRUE(stage.ok()) << stage.status();
     stage_ = *std::move(stage);
-    const absl::Status reserved = stage_->ReserveKept(setup.blocks * BlockBytes());
+    const absl::Status reserved = stage_->ReserveKept(setup.blocks * BlockBytes(), setup.borrow);
     EXPECT_TRUE(reserved.ok()) << reserved;
   }
 
@@ -65,6 +66,10 @@ class Kept {
     const int slot = *stage_->Open();
     if (tokens > 0) Run(slot, tokens);
     return slot;
+  }
+  // More tokens of a prompt that goes on.
+  void Read(int slot, int64_t tokens) {
+    for (; tokens > 0; tokens -= 600) Forward({{slot, std::min<int64_t>(tokens, 600), 0}});
   }
   // More tokens, the GOLD layers included.
   void Run(int slot, int64_t tokens) { Forward({{slot, tokens, 1}}); }
@@ -143,7 +148,7 @@ TEST(GoldTiersTest, MemoryThatCannotBeHadIsDoneWithout) {
   const auto model = LoadModel(device, OpenTensors(RandomModel({.layers = {"finch_c2", "gold"}})), {});
   const auto stage = Stage::Create(device, *model, {});
   device.set_allocations_left(0);
-  const absl::Status status = (*stage)->ReserveKept(1 << 20);
+  const absl::Status status = (*stage)->ReserveKept(1 << 20, /*borrow=*/false);
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_EQ((*stage)->gold_tiers()->reserved_bytes(), 0);
 }
@@ -332,6 +337,70 @@ TEST(GoldTiersTest, DroppingWhatIsShared) {
   EXPECT_EQ(kept.blocks(), 0);
 }
 
+// ---- Memory of pages that nobody uses
+
+// A block is as large as 32 pages of this model.
+constexpr int64_t kBlockTokens = 32 * 64;
+constexpr int64_t CacheTokensOf(int64_t blocks) { return blocks * kBlockTokens - 64 * kSlots; }
+
+TEST(GoldTiersTest, KeptRowsBorrowUnusedPagesAndGiveThemBack) {
+  Kept kept({.cache_tokens = CacheTokensOf(3), .borrow = true});
+  EXPECT_EQ(kept.tiers().reserved_bytes(), 0) << "nothing is for kept rows alone";
+  const int slot = kept.Open(30);  // its page is in the first block
+  EXPECT_EQ(kept.tier(slot), kFull);
+  EXPECT_EQ(kept.blocks(), 2);
+  const int second = kept.Open();
+  kept.Read(second, 31 * 64);
+  EXPECT_EQ(kept.tiers().drops(), 0) << "the pages of the first block come first";
+  kept.Read(second, 1);
+  EXPECT_EQ(kept.tier(slot), kShared);
+  EXPECT_EQ(kept.blocks(), 1);
+  const int third = kept.Open(), fourth = kept.Open();
+  kept.Read(third, 31 * 64);
+  EXPECT_EQ(kept.tier(slot), kShared);
+  kept.Read(fourth, 1);
+  EXPECT_EQ(kept.tier(slot), kCompressed);
+  EXPECT_EQ(kept.blocks(), 0);
+  EXPECT_EQ(kept.tiers().drops(), 2);
+  kept.Read(fourth, 31 * 64);  // as many pages as without kept rows
+  for (const int other : {second, third, fourth}) kept.stage().Close(other);
+  kept.Run(slot, 1);
+  EXPECT_EQ(kept.tier(slot), kShared) << "there is plenty again";
+}
+
+TEST(GoldTiersTest, BorrowedBlocksLieBesideThoseForKeptRowsAlone) {
+  Kept kept({.blocks = 5, .cache_tokens = CacheTokensOf(2), .borrow = true});
+  EXPECT_EQ(kept.tiers().reserved_bytes(), 5 * kept.BlockBytes());
+  EXPECT_EQ(kept.tier(kept.Open(192)), kFull);
+  EXPECT_EQ(kept.blocks(), 6) << "of seven, but one has pages";
+}
+
+// A fork needs a page of its own where the last one is not full.
+TEST(GoldTiersTest, ForksTakePagesBack) {
+  Kept kept({.cache_tokens = CacheTokensOf(2), .borrow = true});
+  const int slot = kept.Open(10), other = kept.Open();
+  EXPECT_EQ(kept.tier(slot), kShared);
+  kept.Read(other, 31 * 64);
+  const int full = *kept.stage().Fork(other);
+  EXPECT_EQ(kept.tier(slot), kShared) << "all of its pages are shared";
+  const int copy = *kept.stage().Fork(slot);
+  EXPECT_EQ(kept.tier(slot), kCompressed);
+  for (const int each : {slot, other, full, copy}) kept.stage().Close(each);
+}
+
+TEST(GoldTiersTest, WithoutMoreMemoryKeptRowsBorrowAlone) {
+  FakeDevice device(MakeCpuBackend(/*threads=*/1));
+  const auto model = LoadModel(device, OpenTensors(RandomModel({.layers = {"finch_c2", "gold"}})), {});
+  const auto stage = Stage::Create(device, *model, {});
+  const int64_t before = device.allocated_bytes();
+  device.set_bytes_max(before + (256 << 10));
+  const absl::Status status = (*stage)->ReserveKept(int64_t{1} << 24);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_GT((*stage)->gold_tiers()->reserved_bytes(), 0);
+  EXPECT_LE((*stage)->gold_tiers()->reserved_bytes(), 256 << 10);
+  EXPECT_EQ(device.allocated_bytes() - before, (*stage)->gold_tiers()->reserved_bytes());
+}
+
 // ---- Results
 
 #ifdef __SANITIZE_ADDRESS__
@@ -343,7 +412,8 @@ constexpr int kSteps = 250;
 // Whatever clients do, in a pool so small that tiers change all the time, beside a stage that keeps nothing.
 void Walk(const Kept::Setup& setup, double tolerance, bool expect_changes) {
   SCOPED_TRACE(testing::Message() << setup.blocks << " blocks, width " << setup.width << ", " << setup.layers.size()
-                                  << " layers, most " << static_cast<int>(setup.most));
+                                  << " layers, most " << static_cast<int>(setup.most)
+                                  << (setup.borrow ? ", borrowing" : ""));
   Kept kept(setup);
   Kept::Setup plain_setup = setup;
   plain_setup.most = kCompressed;
@@ -389,7 +459,9 @@ void Walk(const Kept::Setup& setup, double tolerance, bool expect_changes) {
     }
     for (const Kept::Part& part : parts) seen[static_cast<int>(kept.tier(part.slot))] = true;
     mixed += std::count(std::begin(seen), std::end(seen), true) > 1 ? 1 : 0;
-    ASSERT_LE(kept.blocks(), setup.blocks);
+    if (!setup.borrow) {
+      ASSERT_LE(kept.blocks(), setup.blocks);
+    }
   }
   for (int slot = 0; slot < kSlots; ++slot) {
     if (open[slot]) kept.stage().Close(slot);
@@ -409,6 +481,9 @@ TEST(GoldTiersTest, ResultsDoNotDependOnTiers) {
   Walk({.most = kShared, .blocks = 5}, 0, /*expect_changes=*/false);
   Walk({.layers = {"finch", "gold"}, .blocks = 4}, 0, /*expect_changes=*/false);
   Walk({.blocks = 10'000}, 0, /*expect_changes=*/false);
+  // Pages of all sequences, kept rows in what they leave.
+  Walk({.layers = three, .blocks = 3, .cache_tokens = 4000, .borrow = true}, 0, /*expect_changes=*/true);
+  Walk({.blocks = 0, .cache_tokens = CacheTokensOf(4), .borrow = true}, 0, /*expect_changes=*/true);
 }
 
 TEST(GoldTiersTest, ResultsOnADeviceDoNotDependOnTiers) {

@@ -35,11 +35,6 @@ Tensor FirstRows(Tensor page, int64_t rows) {
 
 }  // namespace
 
-SequenceStates::SequenceStates(Backend& backend, const SequenceStateOptions& options)
-    : backend_(backend),
-      sequences_(options.max_sequences),
-      pool_(static_cast<int32_t>(CachePagesToReserve(options.cache_tokens, options.max_sequences))) {}
-
 absl::StatusOr<std::unique_ptr<SequenceStates>> SequenceStates::Create(Backend& backend, const Model& model,
                                                                        const SequenceStateOptions& options) {
   GF_CHECK_GE(options.max_sequences, 1);
@@ -50,21 +45,23 @@ absl::StatusOr<std::unique_ptr<SequenceStates>> SequenceStates::Create(Backend& 
     return absl::InvalidArgumentError(
         absl::StrCat("cache_tokens is ", options.cache_tokens, ", the limit is ", tokens_max));
   }
-  std::unique_ptr<SequenceStates> states(new SequenceStates(backend, options));
+  std::unique_ptr<SequenceStates> states(new SequenceStates(backend, options.max_sequences));
+  const int64_t pages = CachePagesToReserve(options.cache_tokens, options.max_sequences);
   states->layers_.resize(model.layers.size());
   for (const StatePart& part : StageStateParts(model.shape, options.cache_dtype, model.extent())) {
-    GF_RETURN_IF_ERROR(states->Allocate(part, model));
+    GF_RETURN_IF_ERROR(states->Allocate(part, pages, model));
   }
+  if (states->page_bytes_ > 0) states->pool_ = PagePool(static_cast<int32_t>(pages));
   for (Sequence& sequence : states->sequences_) sequence.pages.reserve(states->PagesFor(options.max_sequence_tokens));
   return states;
 }
 
-absl::Status SequenceStates::Allocate(const StatePart& part, const Model& model) {
+absl::Status SequenceStates::Allocate(const StatePart& part, int64_t pages, const Model& model) {
   const auto slots = static_cast<int64_t>(sequences_.size());
   Part& added = parts_.emplace_back(Part{.part = part, .tensor = {}, .initial = {}});
   added.tensor.dtype = part.dtype;
   added.tensor.shape =
-      part.per_token() ? Prepend(pool_.pages(), Prepend(kCachePageTokens, part.shape)) : Prepend(slots, part.shape);
+      part.per_token() ? Prepend(pages, Prepend(kCachePageTokens, part.shape)) : Prepend(slots, part.shape);
   GF_ASSIGN_OR_RETURN(std::shared_ptr<void> memory, backend_.Allocate(added.tensor.bytes(), Name(part.kind)));
   added.tensor.data = memory.get();
   memory_.push_back(std::move(memory));
@@ -106,6 +103,32 @@ void SequenceStates::SetView(const Part& part, int first_layer) {
   }
 }
 
+absl::StatusOr<int64_t> SequenceStates::Lend(int64_t block_bytes, int64_t own_blocks, int64_t blocks_max) {
+  const auto rows = std::find_if(parts_.begin(), parts_.end(),
+                                 [](const Part& part) { return part.part.kind == StatePartKind::kRows; });
+  if (rows == parts_.end()) return 0;
+  const int64_t rows_bytes = rows->tensor.bytes(), page_bytes = rows_bytes / pages();
+  int64_t bytes = rows_bytes;
+  if (own_blocks > 0) {
+    std::shared_ptr<void>& memory = memory_[rows - parts_.begin()];
+    memory.reset();  // now, so that the new one can have its place
+    for (;; own_blocks /= 2) {
+      if (own_blocks > 0) bytes = (rows_bytes + own_blocks * block_bytes) / block_bytes * block_bytes;
+      bytes = own_blocks > 0 ? std::max(bytes, rows_bytes) : rows_bytes;
+      absl::StatusOr<std::shared_ptr<void>> more = backend_.Allocate(bytes, "compressed rows and kept rows");
+      if (more.ok()) memory = *std::move(more);
+      if (more.ok()) break;
+      if (own_blocks == 0 || more.status().code() != absl::StatusCode::kResourceExhausted) return more.status();
+    }
+    rows->tensor.data = memory.get();
+    gold_cache_.c = rows->tensor;
+  }
+  pool_.SetBlocks({.blocks = static_cast<int32_t>(std::min(bytes / block_bytes, blocks_max)),
+                   .block_bytes = block_bytes,
+                   .page_bytes = page_bytes});
+  return bytes - rows_bytes;
+}
+
 absl::Status SequenceStates::FullError() const {
   return absl::ResourceExhaustedError(absl::StrCat("the caches are full: ", pages() * kCachePageTokens, " positions"));
 }
@@ -122,9 +145,13 @@ int64_t SequenceStates::MissingPages(int slot, int64_t tokens) const {
   return PagesFor(sequence.position + tokens) - static_cast<int64_t>(sequence.pages.size());
 }
 
+int64_t SequenceStates::PagesToFork(int slot) const {
+  return at(slot).position % kCachePageTokens != 0 && !at(slot).pages.empty() ? 1 : 0;
+}
+
 void SequenceStates::Advance(int slot, int64_t tokens) {
   for (int64_t missing = MissingPages(slot, tokens); missing > 0; --missing) {
-    sequences_[slot].pages.push_back(pool_.Take());
+    sequences_[slot].pages.push_back(pool_.TakePage());
   }
   sequences_[slot].position += tokens;
 }
@@ -151,7 +178,7 @@ absl::StatusOr<int> SequenceStates::Open() {
 }
 
 absl::StatusOr<int> SequenceStates::Fork(int slot) {
-  const bool partial = at(slot).position % kCachePageTokens != 0 && !at(slot).pages.empty();
+  const bool partial = PagesToFork(slot) > 0;
   if (partial && free_pages() == 0) return FullError();
   GF_ASSIGN_OR_RETURN(const int copy, Open());
   const Sequence& from = sequences_[slot];
@@ -160,9 +187,9 @@ absl::StatusOr<int> SequenceStates::Fork(int slot) {
   to.gold_position = from.gold_position;
   to.pages.assign(from.pages.begin(), from.pages.end());
   // Both sequences go on writing into a last page that is not full, so each needs its own.
-  if (partial) to.pages.back() = pool_.Take();
+  if (partial) to.pages.back() = pool_.TakePage();
   for (size_t i = 0; i < to.pages.size(); ++i) {
-    if (to.pages[i] == from.pages[i]) pool_.Share(to.pages[i]);
+    if (to.pages[i] == from.pages[i]) pool_.SharePage(to.pages[i]);
   }
   for (const Part& part : parts_) {
     if (!part.part.per_token()) {
@@ -177,7 +204,7 @@ absl::StatusOr<int> SequenceStates::Fork(int slot) {
 void SequenceStates::Close(int slot) {
   GF_CHECK(at(slot).open);
   Sequence& sequence = sequences_[slot];
-  for (const int32_t page : sequence.pages) pool_.Release(page);
+  for (const int32_t page : sequence.pages) pool_.ReleasePage(page);
   sequence.pages.clear();
   sequence.position = sequence.gold_position = 0;
   sequence.open = false;

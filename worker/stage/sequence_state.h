@@ -33,7 +33,7 @@ struct SequenceStateOptions {
   DType cache_dtype = DType::kBf16;
 };
 
-// One thread at a time. Operations on tensors are queued at the back end. Allocates nothing after Create.
+// One thread at a time. Operations on tensors are queued at the back end. Allocates nothing after Create and Lend.
 class SequenceStates {
  public:
   // One sequence. Closed ones are all zero.
@@ -55,10 +55,18 @@ class SequenceStates {
   static absl::StatusOr<std::unique_ptr<SequenceStates>> Create(Backend& backend, const Model& model,
                                                                 const SequenceStateOptions& options);
 
+  // Lets blocks of kept rows use the memory of the compressed rows that no page holds, and `own_blocks` blocks that are
+  // taken for them behind it: fewer where the back end does not have so much. To be called at most once, before any
+  // sequence is open; without a compressed cache, there are no blocks. The memory of the rows may lie elsewhere
+  // afterwards. Returns the bytes that were taken. Errors are those of Create.
+  absl::StatusOr<int64_t> Lend(int64_t block_bytes, int64_t own_blocks, int64_t blocks_max);
+  // The pages, and the blocks if there are any; block 0 lies at gold_cache().c.
+  PagePool& pool() { return pool_; }
+
   // A free slot with the state of an empty sequence. RESOURCE_EXHAUSTED if all are taken.
   absl::StatusOr<int> Open();
   // A new sequence that is at the same point as the one in `slot`; full pages are shared. RESOURCE_EXHAUSTED if there
-  // is no slot, or no page for the last, partly filled one.
+  // is no slot, or no page for the last, partly filled one; a page that is free must be open.
   absl::StatusOr<int> Fork(int slot);
   void Close(int slot);
 
@@ -66,7 +74,9 @@ class SequenceStates {
   const Sequence& at(int slot) const;
   // Pages that the sequence lacks for `tokens` more tokens.
   int64_t MissingPages(int slot, int64_t tokens) const;
-  // The sequence takes `tokens` tokens: moves its position, and takes the pages that it lacks. They must be free.
+  // Pages that its fork takes: one for a last page that is not full.
+  int64_t PagesToFork(int slot) const;
+  // The sequence takes `tokens` tokens: moves its position, and takes the pages that it lacks. They must be open.
   void Advance(int slot, int64_t tokens);
   // The GOLD layers have run all of the sequence's positions.
   void AdvanceGold(int slot);
@@ -82,29 +92,29 @@ class SequenceStates {
   const GoldCache& gold_cache() const { return gold_cache_; }
   Tensor tail_rows() const { return tail_rows_; }  // [slots * 2G, D] fp32; empty without the boundary
 
-  // Pages are taken only if some part is per token.
+  // There are pages only if some part is per token. Free ones may lie under blocks (PagePool::open_pages).
   int64_t pages() const { return pool_.pages(); }
   int64_t free_pages() const { return pool_.free_pages(); }
   int64_t page_bytes() const { return page_bytes_; }
   int64_t used_pages() const { return pages() - free_pages(); }
-  // Bytes of all tensors.
+  // Bytes of all tensors, without blocks behind them.
   int64_t reserved_bytes() const { return reserved_bytes_; }
   // RESOURCE_EXHAUSTED, that says how many positions there are.
   absl::Status FullError() const;
 
  private:
-  SequenceStates(Backend& backend, const SequenceStateOptions& options);
-  absl::Status Allocate(const StatePart& part, const Model& model);
+  SequenceStates(Backend& backend, int max_sequences) : backend_(backend), sequences_(max_sequences) {}
+  absl::Status Allocate(const StatePart& part, int64_t pages, const Model& model);
   void SetView(const Part& part, int first_layer);
   int64_t PagesFor(int64_t tokens) const;
 
   Backend& backend_;
-  std::vector<std::shared_ptr<void>> memory_;
+  std::vector<std::shared_ptr<void>> memory_;  // of each part
   int64_t reserved_bytes_ = 0;
   int64_t page_bytes_ = 0;  // over all parts
   std::vector<Part> parts_;
   std::vector<Sequence> sequences_;  // by slot
-  PagePool pool_;
+  PagePool pool_{0};
 
   std::vector<LayerState> layers_;
   GoldCache gold_cache_;

@@ -107,9 +107,27 @@ void Stage::MakeGoldTiers() {
   gold_tiers_ = std::make_unique<GoldTiers>(backend_, std::move(gold));
 }
 
-absl::Status Stage::ReserveKept(int64_t bytes) {
+absl::Status Stage::ReserveKept(int64_t bytes, bool borrow) {
   if (gold_tiers_ == nullptr) return absl::OkStatus();
-  return gold_tiers_->Reserve(bytes, sequences_->pages() * kCachePageTokens);
+  const int64_t block_bytes = gold_tiers_->block_bytes(), positions = sequences_->pages() * kCachePageTokens;
+  int64_t own_blocks = std::min(bytes / block_bytes, gold_tiers_->BlocksMax(positions));
+  if (borrow) {
+    GF_ASSIGN_OR_RETURN(const int64_t own_bytes, sequences_->Lend(block_bytes, own_blocks, gold_tiers_->BlocksMax()));
+    gold_tiers_->SetMemory(sequences_->gold_cache().c.data, sequences_->pool(), own_bytes, sequences_->gold_cache());
+    return absl::OkStatus();
+  }
+  // A half, a quarter and so on where the back end does not have so much, as the compressed tier needs none.
+  std::shared_ptr<void> memory;
+  for (; own_blocks > 0; own_blocks /= 2) {
+    absl::StatusOr<std::shared_ptr<void>> taken = backend_.Allocate(own_blocks * block_bytes, "kept rows");
+    if (taken.ok()) memory = *std::move(taken);
+    if (memory != nullptr) break;
+    if (taken.status().code() != absl::StatusCode::kResourceExhausted) return taken.status();
+  }
+  own_kept_.SetBlocks({.blocks = static_cast<int32_t>(std::max<int64_t>(own_blocks, 0)), .block_bytes = block_bytes});
+  gold_tiers_->SetMemory(memory.get(), own_kept_, own_kept_.blocks() * block_bytes, sequences_->gold_cache());
+  memory_.push_back(std::move(memory));
+  return absl::OkStatus();
 }
 
 int64_t Stage::ReservedBytes() const {
@@ -125,6 +143,8 @@ absl::StatusOr<int> Stage::Open() {
 }
 
 absl::StatusOr<int> Stage::Fork(int slot) {
+  const int64_t pages = sequences_->PagesToFork(slot);
+  if (gold_tiers_ && pages <= sequences_->free_pages()) gold_tiers_->MakeRoom(pages);
   GF_ASSIGN_OR_RETURN(const int copy, sequences_->Fork(slot));
   if (gold_tiers_) {
     gold_tiers_->Open(copy);
@@ -172,6 +192,16 @@ absl::Status Stage::CheckChunks(absl::Span<const Chunk> chunks) const {
   }
   if (new_pages > sequences_->free_pages()) return sequences_->FullError();
   return absl::OkStatus();
+}
+
+// Pages have the right of way.
+void Stage::MakeRoom(absl::Span<const Chunk> chunks) {
+  if (gold_tiers_ == nullptr) return;
+  int64_t pages = 0;
+  for (const Chunk& chunk : chunks) {
+    pages += sequences_->MissingPages(chunk.slot, static_cast<int64_t>(chunk.ids.size()));
+  }
+  gold_tiers_->MakeRoom(pages);
 }
 
 GoldInputRows Stage::GoldInputRowsOf(const Chunk& chunk) const {
@@ -224,6 +254,7 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
   const StageRows rows = InputRows(chunks);
   GF_CHECK_EQ(input.hidden ? input.hidden.dim(0) : 0, rows.hidden) << "hidden rows";
   GF_CHECK_EQ(input.compressed ? input.compressed.dim(0) : 0, rows.compressed) << "compressed rows";
+  MakeRoom(chunks);
   PlanChunks(chunks);
   if (extent_.has_gold()) {
     FillTables();

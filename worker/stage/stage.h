@@ -19,6 +19,7 @@
 #include "worker/model/workspace.h"
 #include "worker/stage/gold_spans.h"
 #include "worker/stage/gold_tiers.h"
+#include "worker/stage/page_pool.h"
 #include "worker/stage/prefill_rule.h"
 #include "worker/stage/sequence_state.h"
 
@@ -75,10 +76,11 @@ class Stage {
   static absl::StatusOr<std::unique_ptr<Stage>> Create(Backend& backend, std::shared_ptr<const Model> model,
                                                        const StageOptions& options);
 
-  // Takes memory for the kept rows of GOLD layers, out of what is left when all else is reserved. Until this is called,
-  // once and before any sequence is open, there is none. Takes no more than the sequences can come to use, nothing for
-  // a stage without GOLD layers, and less if the device has less by then: gold_tiers()->reserved_bytes() tells.
-  absl::Status ReserveKept(int64_t bytes);
+  // Takes memory for the kept rows of GOLD layers, out of what is left when all else is reserved: no more than the
+  // sequences can come to use, nothing for a stage without GOLD layers, and less if the device has less by then;
+  // gold_tiers()->reserved_bytes() tells. With `borrow`, kept rows also use the memory of the compressed rows as long
+  // as no sequence does. Until this is called, at most once and before any sequence is open, nothing is kept.
+  absl::Status ReserveKept(int64_t bytes, bool borrow = true);
 
   // A free slot with the state of an empty sequence. RESOURCE_EXHAUSTED if max_sequences are open.
   absl::StatusOr<int> Open();
@@ -134,6 +136,7 @@ class Stage {
   // ---- stage.cc: what a call means, decided before its ops
   GoldInputRows GoldInputRowsOf(const Chunk& chunk) const;
   absl::Status CheckChunks(absl::Span<const Chunk> chunks) const;
+  void MakeRoom(absl::Span<const Chunk> chunks);
   void PlanChunks(absl::Span<const Chunk> chunks);
 
   // ---- stage_forward.cc: the ops of a call
@@ -158,6 +161,7 @@ class Stage {
   int64_t reserved_bytes_ = 0;
   std::unique_ptr<Workspace> workspace_;
   std::unique_ptr<SequenceStates> sequences_;
+  PagePool own_kept_{0};  // blocks of kept rows that borrow nothing
   std::unique_ptr<GoldTiers> gold_tiers_;
 
   // Tables by token id, only with GOLD layers. Rows are filled as ids appear: tables_have_ tells, for all tables.
