@@ -227,7 +227,7 @@ void GoldTiers::Drop(Sequence& sequence) {
 
 // ---- Rows
 
-void GoldTiers::Prepare(RowSpans spans) {
+void GoldTiers::Prepare(RowSpans spans, RowSpans attending) {
   if (pool_ == nullptr) return;
   for (const RowSpan& span : spans) sequences_[span.slot].end = span.position + span.row_count;
   for (const RowSpan& span : spans) {
@@ -238,6 +238,11 @@ void GoldTiers::Prepare(RowSpans spans) {
   for (const RowSpan& span : spans) {
     Sequence& sequence = sequences_[span.slot];
     sequence.derive_from = sequence.kept;
+    if (sequence.tier == GoldTier::kCompressed) continue;
+    sequence.kept = std::min(sequence.end, sequence.kept + kDerivedRows * span.row_count);
+  }
+  for (const RowSpan& span : attending) {
+    Sequence& sequence = sequences_[span.slot];
     if (sequence.tier != GoldTier::kCompressed) sequence.kept = sequence.end;
   }
 }
@@ -256,9 +261,9 @@ void GoldTiers::Derive(RowSpans spans) {
       int64_t row = 0;
       for (RowSpan span : spans) {
         const Sequence& sequence = sequences_[span.slot];
-        if (sequence.tier != tier || sequence.derive_from == sequence.end) continue;
+        if (sequence.tier != tier || sequence.derive_from == sequence.kept) continue;
         span.row_begin = static_cast<int32_t>(row);
-        span.row_count = static_cast<int32_t>(sequence.end - sequence.derive_from);
+        span.row_count = static_cast<int32_t>(sequence.kept - sequence.derive_from);
         span.position = sequence.derive_from;
         spans_.push_back(Kept(span, tier, layer));
         row += span.row_count;

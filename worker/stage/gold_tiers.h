@@ -65,12 +65,16 @@ class GoldTiers final : public GoldAttention {
   void Fork(int slot, int copy);
   void Close(int slot);
 
-  // Chooses the tiers of the sequences for a step whose spans these are, all of them in one call; Derive and Attend
-  // follow with the same spans. Never fails: a sequence that gets no memory is at the compressed tier.
-  void Prepare(RowSpans spans);
-  // Derives the kept rows that the tiers chosen by the last Prepare lack. Only queues ops, so it may be called again
-  // (Backend::Submit). All positions up to the spans' ends must be in the compressed cache.
+  // Chooses the tiers of the sequences for a step whose chunks are `spans`. Of these, the sequences of `attending` will
+  // attend to all their positions. Derive follows with the same spans, and then Attend with those of `attending`. Never
+  // fails: a sequence that gets no memory is at the compressed tier.
+  void Prepare(RowSpans spans, RowSpans attending);
+  // Derives kept rows for the tiers chosen by the last Prepare: all that are lacking of sequences that attend, and of
+  // the others, which only read a part of their prompt, kDerivedRows rows for each row of the chunk at most. So the end
+  // of a prompt finds most of its rows derived, and no step takes much longer than its tokens do. Only queues ops, so
+  // it may be called again (Backend::Submit). All positions up to the spans' ends must be in the compressed cache.
   void Derive(RowSpans spans);
+  static constexpr int64_t kDerivedRows = 4;
   // GOLD attention with layer `layer` of the stage, as Backend::GoldAttention, for each sequence by its tier. Takes two
   // tensors of q's shape from the workspace for the time of the call.
   void Attend(ConstTensor q,  // [rows, D] act
@@ -79,6 +83,8 @@ class GoldTiers final : public GoldAttention {
 
   // The tier of a sequence that is open.
   GoldTier tier(int slot) const { return sequences_[slot].tier; }
+  // So many of its first positions have kept rows.
+  int64_t kept_positions(int slot) const { return sequences_[slot].kept; }
   // Bytes of kept rows for `tokens` tokens of one sequence at a tier.
   int64_t TierBytes(GoldTier tier, int64_t tokens) const { return BlocksFor(tier, tokens) * block_bytes_; }
   // Bytes of kept rows in use, and memory that is for kept rows alone.
@@ -92,9 +98,9 @@ class GoldTiers final : public GoldAttention {
     GoldTier tier = GoldTier::kCompressed;
     // The tier that it takes as soon as it fits; it takes higher ones only if there is twice the memory for them.
     GoldTier settled = GoldTier::kCompressed;
-    int64_t end = 0;              // positions that have been attended to, those of this step included
+    int64_t end = 0;              // positions in the compressed cache, those of this step included
     int64_t kept = 0;             // positions [0, kept) have kept rows, those of the next Derive included
-    int64_t derive_from = 0;      // the first position of the next Derive
+    int64_t derive_from = 0;      // the first position of the next Derive, which goes up to `kept`
     std::vector<int32_t> blocks;  // shared tier: one a page; full tier: one a page and layer, page after page
     std::vector<std::vector<int32_t>> kv_pages;  // full tier: page table of each layer, in the view of keys
   };

@@ -182,14 +182,19 @@ TEST(GoldTiersTest, TheHighestThatFits) {
   EXPECT_EQ(kept.tiers().drops(), 0);
 }
 
-TEST(GoldTiersTest, APromptThatHasNotEndedKeepsNothing) {
-  Kept kept({.blocks = 4});
+TEST(GoldTiersTest, RowsAreDerivedWhileAPromptIsRead) {
+  Kept kept({.blocks = 20});
   const int slot = kept.Open();
-  kept.Forward({{slot, 90, 0}});
-  EXPECT_EQ(kept.blocks(), 0);
-  kept.Run(slot, 1);
+  kept.Read(slot, 640);
   EXPECT_EQ(kept.tier(slot), kFull);
-  EXPECT_EQ(kept.blocks(), 4);
+  EXPECT_EQ(kept.tiers().kept_positions(slot), 640);
+  kept.Read(slot, 10);  // no longer fits the full tier: its rows are derived for the other in slices
+  EXPECT_EQ(kept.tier(slot), kShared);
+  EXPECT_EQ(kept.tiers().kept_positions(slot), 10 * GoldTiers::kDerivedRows);
+  kept.Read(slot, 20);
+  EXPECT_EQ(kept.tiers().kept_positions(slot), 30 * GoldTiers::kDerivedRows);
+  kept.Run(slot, 1);
+  EXPECT_EQ(kept.tiers().kept_positions(slot), 671) << "and all that are left when they are attended to";
 }
 
 // The shared tier for one goes before the full tier for another, but not before the shared tier.

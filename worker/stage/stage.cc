@@ -258,7 +258,7 @@ absl::Status Stage::Forward(absl::Span<const Chunk> chunks, const StageInput& in
   PlanChunks(chunks);
   if (extent_.has_gold()) {
     FillTables();
-    gold_tiers_->Prepare(gold_spans_.at(0));
+    gold_tiers_->Prepare(spans_, gold_spans_.at(0));
   }
   const bool decodes =
       std::all_of(chunks.begin(), chunks.end(), [](const Chunk& chunk) { return chunk.ids.size() == 1; });

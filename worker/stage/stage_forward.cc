@@ -131,8 +131,8 @@ Tensor Stage::GatherGoldRows(Tensor finch_rows) {
 }
 
 void Stage::RunGoldLayers(Tensor* hidden) {
+  gold_tiers_->Derive(spans_);
   if (gold_spans_.empty()) return;
-  gold_tiers_->Derive(gold_spans_.at(0));
   int shift = 0;
   for (int index = extent_.gold_begin(); index < extent_.last_layer; ++index) {
     const Layer& layer = model_->layers[index - extent_.first_layer];
