@@ -16,9 +16,8 @@ int Membership::groups_ready() const {
 
 GroupCapacity Membership::Capacity(int replica) const {
   const Replica& ready = *replicas_[replica];
-  return {static_cast<int>(ready.stages.size()), options_.partition.max_sequences,
-          ready.partition.cache_tokens,          options_.partition.max_sequence_tokens,
-          options_.partition.max_step_tokens,    options_.partition.max_logit_rows};
+  return {static_cast<int>(ready.stages.size()), ready.limits.max_sequences,   ready.partition.cache_tokens,
+          ready.limits.max_sequence_tokens,      ready.limits.max_step_tokens, ready.limits.max_logit_rows};
 }
 
 double Membership::SecondsPerPromptToken(int replica) const {
@@ -72,7 +71,7 @@ void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) c
       to.set_first_layer(stage.first_layer);
       to.set_last_layer(stage.last_layer);
       to.set_weight_bytes(stage.weight_bytes);
-      to.set_memory_bytes(worker.registration.memory_bytes());
+      to.set_memory_bytes(stage.share.memory_bytes);
       to.set_reserved_bytes(stage.reserved_bytes);
       to.set_gold_kept_bytes(stage.gold_kept_bytes);
       to.set_gold_tier_drops(stage.gold_tier_drops);

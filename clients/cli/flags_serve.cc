@@ -179,6 +179,9 @@ void AddCoordinator(CLI::App& app, ServeOptions& options) {
                    "Seconds without a heartbeat after which a worker is given up");
   timeouts.Seconds("--regroup-wait", options.regroup_wait_seconds,
                    "Seconds to wait for a lost worker's return before going on with fewer workers");
+  timeouts.Seconds("--regrow-after", options.regrow_after_seconds,
+                   "Seconds after which a busy group that lost workers grows back when there are new ones; its streams "
+                   "pause, and go on exactly");
   timeouts.Seconds("--form-timeout", options.form_timeout_seconds,
                    "Seconds that workers have to load and check their layers");
 }
