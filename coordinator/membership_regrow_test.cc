@@ -127,7 +127,7 @@ constexpr uint64_t kWorkerBytes = 1 << 20;
 
 class ShrinkTest : public testing::Test {
  protected:
-  // Of 64 slots, a worker that has a third of the layers can hold all, and one that has half of them cannot.
+  // A worker that has a third of the layers can hold all 64 slots, and one that has half of them cannot.
   ShrinkTest() {
     auto& described = *cluster.described.mutable_described();
     for (int i = 0; i < 6; ++i) {

@@ -91,7 +91,7 @@ TEST_P(WorkerTest, MemoryIsPlannedAndTold) {
               AllOf(HasSubstr("are needed (weights"), HasSubstr("may be used: lower max_model_len")));
   workers.clear();
 
-  // Of more, the coordinator may allow less.
+  // The coordinator may allow a part only of what the worker has.
   const auto start_with_part = [&](int64_t part) {
     workers.push_back(Start({.memory_bytes = int64_t{1} << 40}));
     Welcome(workers.back());
