@@ -85,7 +85,8 @@ struct MembershipOptions {
   double form_timeout_seconds = 600;     // for loading and verifying weights
   double regroup_wait_seconds = 1;       // how long a replica waits for more workers before it forms a smaller group
   // How long a group that is smaller than wanted serves on when there are workers for a larger one. Longer, up to 64
-  // times, if it has grown before and lost workers again: all sequences are read anew each time.
+  // times, if it has grown before and lost workers again, or if they did not become stages: all sequences are read anew
+  // each time.
   double regrow_after_seconds = 30;
 };
 
@@ -197,6 +198,7 @@ class Membership {
   size_t StagesWanted() const;
   void FormGroups(double now);
   std::vector<uint64_t> Spares() const;
+  std::vector<uint64_t> SparesFor(const Replica& replica) const;
   std::vector<uint64_t> AssignStages(const Replica& replica, std::vector<uint64_t> spares, size_t stages) const;
   absl::StatusOr<GroupPlan> PlanFor(const Replica& replica, const std::vector<uint64_t>& members,
                                     const PartitionOptions& limits) const;

@@ -50,6 +50,17 @@ std::vector<uint64_t> Membership::Spares() const {
   return spares;
 }
 
+// The spares that may be stages of the replica: if it has been ready, and its last group did not become so, those that
+// have not failed, if there are any.
+std::vector<uint64_t> Membership::SparesFor(const Replica& replica) const {
+  std::vector<uint64_t> spares = Spares();
+  if (!replica.was_ready || replica.failures == 0) return spares;
+  const auto failed =
+      std::find_if(spares.begin(), spares.end(), [this](uint64_t id) { return workers_.at(id)->failures > 0; });
+  if (failed != spares.begin()) spares.erase(failed, spares.end());
+  return spares;
+}
+
 // The worker of each stage, for at most `stages` of them: those that were stages of this replica keep theirs.
 std::vector<uint64_t> Membership::AssignStages(const Replica& replica, std::vector<uint64_t> spares,
                                                size_t stages) const {
@@ -82,10 +93,10 @@ void Membership::FormGroups(double now) {
   const size_t wanted = StagesWanted();
   for (const auto& replica : replicas_) {
     if (replica->state != Replica::State::kWaiting || now < replica->retry_at) continue;
-    std::vector<uint64_t> members = AssignStages(*replica, Spares(), wanted);
+    std::vector<uint64_t> members = AssignStages(*replica, SparesFor(*replica), wanted);
     while (const auto unreachable = Unreachable(members)) {
       Refuse(unreachable->first, std::string(unreachable->second.message()), now);
-      members = AssignStages(*replica, Spares(), wanted);
+      members = AssignStages(*replica, SparesFor(*replica), wanted);
     }
     const bool take_less = replica->was_ready && now >= replica->since + options_.regroup_wait_seconds;
     if (members.empty() || (members.size() < wanted && !take_less)) {
@@ -130,17 +141,20 @@ void Membership::Grow(Replica& replica, bool idle, double now) {
   if (spares.empty()) replica.may_grow_since = -1;
   if (spares.empty()) return;
   if (replica.may_grow_since < 0) replica.may_grow_since = now;
-  const double wait_seconds = options_.regrow_after_seconds * (1 << std::min(replica.regrowths, kRegrowthDoublings));
-  const bool at_once = idle && members.size() == wanted;
-  if (!at_once && now - replica.may_grow_since < wait_seconds) return;
+  // The group must not pay again and again for a worker that dies soon or never becomes a stage.
+  const int failures = workers_.at(spares.back())->failures;
+  const int doublings = std::min(replica.regrowths + failures, kRegrowthDoublings);
+  const double wait_seconds = options_.regrow_after_seconds * (1 << doublings);
+  const bool at_once = idle && members.size() == wanted && failures == 0;
+  if (now < replica.retry_at || (!at_once && now - replica.may_grow_since < wait_seconds)) return;
   const bool can_form = PlanFor(replica, members, options_.partition).ok() && Crowding(replica, members).ok();
   if (!can_form || Unreachable(members)) {
-    replica.may_grow_since = now;
+    replica.retry_at = now + kPartitionRetrySeconds;
     return;
   }
-  ++replica.regrowths;
   replica.drains_since = now;
   if (idle) return Drained(replica.index, now);
+  ++replica.regrowths;
   effects_.log.push_back(absl::StrCat("replica ", replica.index, " takes no more steps, to grow from ",
                                       replica.stages.size(), " to ", members.size(), " stages"));
 }

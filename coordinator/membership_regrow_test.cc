@@ -107,6 +107,21 @@ TEST_F(RegrowTest, ALossWhileDrainingIsALoss) {
   EXPECT_FALSE(cluster.membership.draining(0));
 }
 
+TEST_F(RegrowTest, AWorkerThatCannotBeAStageDoesNotEndServiceForLong) {
+  LoseOne();
+  cluster.failing = {4};
+  cluster.Add(4);
+  ASSERT_TRUE(Pass(11));
+  cluster.membership.Drained(0, cluster.now);
+  cluster.Settle();
+  for (int i = 0; i < 4; ++i) cluster.Tick(0.5);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_EQ(cluster.Stages().size(), 2U);
+  EXPECT_FALSE(Pass(30)) << "it is tried again later";
+  EXPECT_TRUE(cluster.membership.ready(0));
+  EXPECT_TRUE(Pass(11));
+}
+
 TEST_F(RegrowTest, GrowsInPartToo) {
   for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id);
   cluster.membership.Disconnected(2, cluster.now);

@@ -81,7 +81,7 @@ struct Membership::Replica {
   int index = 0;
   State state = State::kWaiting;
   double since = 0;                             // when it entered this state
-  double retry_at = 0;                          // kWaiting: it does not form before this
+  double retry_at = 0;                          // it does not form, or grow, before this
   bool was_ready = false;                       // some generation of it has been ready
   int failures = 0;                             // groups in a row that did not become ready
   std::string message = "waiting for workers";  // for people; empty when ready

@@ -92,7 +92,9 @@ class TestCluster {
     cluster::v1::FromWorker answer;
     if (message.has_welcome()) answer = described;
     if (message.has_ping()) answer.mutable_pong()->set_number(message.ping().number());
-    if (message.has_form()) {
+    if (message.has_form() && failing.contains(worker)) {
+      answer.mutable_end_generation()->set_generation(message.form().generation());
+    } else if (message.has_form()) {
       answer.mutable_joined()->set_generation(message.form().generation());
       for (int peer = 0; peer < message.form().first_layers_size(); ++peer) {
         answer.mutable_joined()->add_addresses("from " + std::to_string(message.form().stage()) + " to " +
@@ -135,6 +137,7 @@ class TestCluster {
   Membership membership;
   std::map<uint64_t, std::vector<cluster::v1::ToWorker>> sent;
   std::set<uint64_t> silent;
+  std::set<uint64_t> failing;  // these cannot become stages
   std::vector<uint64_t> closed;
   std::vector<MembershipEffects::Event> events;
   std::vector<std::string> log;

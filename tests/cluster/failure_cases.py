@@ -319,13 +319,14 @@ class FailureTest(ClusterTest):
         key = self.cluster.folder / "cluster.key"
         key.write_text(secrets.token_hex(32))
         self.begin(workers=0, stages=2, host="0.0.0.0", cluster_key_file=key)
-        self.cluster.start_worker("a", cluster_key_file=key)  # by 127.0.0.1
         self.cluster.start_worker(
-            "b",
+            "a",
             wrapper=["ip", "netns", "exec", network["name"]],
             coordinator=f"{network['here']}:{self.cluster.ports.cluster}",
             cluster_key_file=key,
         )
+        # The second stage, to which the first connects; it reaches the coordinator by 127.0.0.1.
+        self.cluster.start_worker("b", cluster_key_file=key)
         self.wait_full(stages=2)
         self.assertEqual(len(self.client.generate("x", max_tokens=3, ignore_eos=True).tokens), 3)
         self.assertIn(f"listens on its route to {network['there']}", self.cluster.server.log.read_text())
