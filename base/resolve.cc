@@ -2,11 +2,13 @@
 
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 
 namespace goldfinch {
 
@@ -19,6 +21,24 @@ absl::StatusOr<AddressList> ResolveHost(const std::string& host, int port, int f
   const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
   if (error == 0) return AddressList(found);
   return absl::UnavailableError(error == EAI_SYSTEM ? std::strerror(errno) : gai_strerror(error));
+}
+
+absl::StatusOr<std::string> OwnAddressTowards(const std::string& host, int port, int flags) {
+  absl::StatusOr<AddressList> found = ResolveHost(host, port, flags);
+  if (!found.ok()) return absl::UnavailableError(absl::StrCat(host, ": ", found.status().message()));
+  // Connecting a datagram socket sends nothing, but chooses the route.
+  int error = 0;
+  for (const addrinfo* one = found->get(); one != nullptr; one = one->ai_next) {
+    const int fd = socket(one->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    sockaddr_storage own{};
+    socklen_t size = sizeof(own);
+    const bool known = fd >= 0 && connect(fd, one->ai_addr, one->ai_addrlen) == 0 &&
+                       getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size) == 0;
+    error = errno;
+    if (fd >= 0) close(fd);
+    if (known) return NumericHost(reinterpret_cast<const sockaddr&>(own));
+  }
+  return absl::UnavailableError(absl::StrCat(host, ": no route to it: ", std::strerror(error)));
 }
 
 std::string NumericHost(const sockaddr& address) {

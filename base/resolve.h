@@ -21,6 +21,10 @@ using AddressList = std::unique_ptr<addrinfo, FreeAddresses>;
 // UNAVAILABLE says why, without naming the host.
 absl::StatusOr<AddressList> ResolveHost(const std::string& host, int port, int flags = 0);
 
+// This machine's own address on the route to a host, by which the host's network reaches it. `flags` as above.
+// UNAVAILABLE says why there is none.
+absl::StatusOr<std::string> OwnAddressTowards(const std::string& host, int port, int flags = 0);
+
 // "10.0.0.7", "::1" or "fe80::1%eth0"; empty if the address is neither of IPv4 nor of IPv6.
 std::string NumericHost(const sockaddr& address);
 // 0 likewise.

@@ -23,6 +23,13 @@ TEST(ResolveTest, AFailureHasItsReason) {
   EXPECT_EQ(status.message(), gai_strerror(EAI_NONAME));
 }
 
+TEST(ResolveTest, TheOwnAddressIsThatOfTheRoute) {
+  EXPECT_EQ(OwnAddressTowards("127.0.0.1", 1).value(), "127.0.0.1");
+  EXPECT_EQ(OwnAddressTowards("127.3.2.1", 1).value(), "127.0.0.1");
+  EXPECT_EQ(OwnAddressTowards("::1", 1).value_or("::1"), "::1") << "where there is IPv6";
+  EXPECT_EQ(OwnAddressTowards("a.name", 1, AI_NUMERICHOST).status().code(), absl::StatusCode::kUnavailable);
+}
+
 TEST(ResolveTest, OtherKindsOfAddressesHaveNoNumber) {
   sockaddr address = {};
   address.sa_family = AF_UNIX;

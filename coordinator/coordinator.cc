@@ -189,6 +189,7 @@ void Coordinator::Tick(double now) {
   for (int replica = 0; replica < options_.membership.replicas; ++replica) {
     idle.push_back(scheduler_.Load(replica).sequences == 0);
     CheckSteps(replica, now);
+    if (membership_.draining(replica) && steps_[replica].empty()) membership_.Drained(replica, now);
   }
   membership_.Tick(now, idle);
   if (no_group_since_ >= 0 && now - no_group_since_ > options_.recovery_timeout_seconds) {
@@ -367,7 +368,7 @@ void Coordinator::ForgetAnsweredSteps(int replica) {
 }
 
 void Coordinator::SendSteps(int replica, double now) {
-  while (membership_.ready(replica)) {
+  while (membership_.ready(replica) && !membership_.draining(replica)) {
     const bool planned = scheduler_.NextStep(replica, now, &plan_);
     if (!planned) return;
     metrics_->ObserveStepScheduling(Now() - now);

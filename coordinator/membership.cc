@@ -146,6 +146,8 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
 
 void Membership::HandleRegister(uint64_t id, Worker& worker, const cluster::v1::Register& message, double now) {
   if (worker.registered) return Refuse(id, "it registered twice", now);
+  ForgetOldConnection(id, message, now);
+  if (!CheckGpu(id, message, now)) return;
   worker.registration = message;
   worker.registration.set_name(SafeText(message.name(), kWorkerNameBytesMax));
   worker.registration.set_device(SafeText(message.device(), kWorkerDeviceBytesMax));
@@ -210,7 +212,7 @@ std::optional<StageOfWorker> Membership::ReceivedStepDone(uint64_t id, cluster::
     return std::nullopt;
   }
   const int64_t tokens_max =
-      CachePagesToReserve(replica->partition.cache_tokens, options_.partition.max_sequences) * kCachePageTokens;
+      CachePagesToReserve(replica->partition.cache_tokens, replica->limits.max_sequences) * kCachePageTokens;
   if (static_cast<int64_t>(message->cache_tokens()) > tokens_max) {
     Refuse(id,
            absl::StrCat("its caches have room for ", message->cache_tokens(), " tokens, ", tokens_max, " are planned"),
@@ -277,6 +279,7 @@ void Membership::EndGeneration(Replica& replica, const std::string& reason, doub
   replica.state = Replica::State::kWaiting;
   replica.since = now;
   replica.retry_at = retry_at;
+  replica.may_grow_since = replica.drains_since = -1;
   replica.message = reason;
   replica.stages.clear();
   replica.views.clear();
@@ -289,7 +292,7 @@ void Membership::Tick(double now, const std::vector<bool>& idle) {
   SendPings(now);
   for (const auto& replica : replicas_) {
     if (replica->state == Replica::State::kForming) CheckForming(*replica, now);
-    if (replica->state == Replica::State::kReady && idle[replica->index]) Grow(*replica, now);
+    if (replica->state == Replica::State::kReady) Grow(*replica, idle[replica->index], now);
   }
   FormGroups(now);
 }

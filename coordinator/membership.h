@@ -20,15 +20,22 @@
 // |   is not within the limits of coordinator/worker_messages.h), leaves |                                 |
 // | a worker sent EndGeneration, or its messages do not fit              | after a moment, in which a loss |
 // | the caller calls EndGeneration                                       |   that caused it shows up, too  |
-// | the group is smaller than wanted and idle, and there are more spares | at once                         |
+// | the group is smaller than wanted, and there are more spares: at once | at once                         |
+// |   if it is idle, else after regrow_after, when its Steps are done    |                                 |
+// | another replica's workers need their share of its hosts' memory      | at once                         |
 //
 // A group that fails to become ready is tried again at growing intervals. When a generation ends, the workers that are
 // left become spares. The next group takes spares, each at its previous stage where possible, so that it keeps its
 // layers loaded. If there are too few, the replica waits `regroup_wait_seconds` for more and then forms a smaller
-// group; a replica that has never been ready waits for all its stages.
+// group; a replica that has never been ready waits for all its stages. If what is left cannot hold the plan, the group
+// has smaller caches and fewer slots, down to one of each, and grows back when there are workers for it.
+//
+// Workers of one host share its memory and threads: each gets, with Form, an equal part of what those that were given
+// parts of their own leave.
 //
 // Implementation: membership.cc keeps the workers and ends generations, membership_forming.cc forms groups,
-// membership_info.cc answers questions; membership_state.h has the state that they share.
+// membership_hosts.cc shares hosts out, membership_info.cc answers questions; membership_state.h has the state that
+// they share.
 #ifndef GOLDFINCH_COORDINATOR_MEMBERSHIP_H_
 #define GOLDFINCH_COORDINATOR_MEMBERSHIP_H_
 
@@ -71,11 +78,16 @@ struct MembershipOptions {
   // Nobody else knows it. The keys of generations are derived from it.
   std::string secret;
   int workers_max = 1024;  // connections of workers; more are refused
+  std::string network;     // of the coordinator's own host, as Register.network of the workers on it
 
   double heartbeat_interval_seconds = 1;
   double heartbeat_timeout_seconds = 5;  // a worker that has sent nothing for so long is lost
   double form_timeout_seconds = 600;     // for loading and verifying weights
   double regroup_wait_seconds = 1;       // how long a replica waits for more workers before it forms a smaller group
+  // How long a group that is smaller than wanted serves on when there are workers for a larger one. Longer, up to 64
+  // times, if it has grown before and lost workers again, or if they did not become stages: all sequences are read anew
+  // each time.
+  double regrow_after_seconds = 30;
 };
 
 // What the caller has to do, in the order of the fields.
@@ -120,6 +132,10 @@ class Membership {
   void EndGeneration(int replica, const std::string& reason, double now);
   // Call it several times a second. `idle` says for each replica whether nothing runs there.
   void Tick(double now, const std::vector<bool>& idle);
+  // Whether the replica's group is about to end and must get no more Steps. When those in flight are done, the caller
+  // calls Drained; if that takes too long, the generation ends without it.
+  bool draining(int replica) const;
+  void Drained(int replica, double now);
   // The model cannot be served after all: refuses the workers that have described it, and forgets it unless it is
   // MembershipOptions::description.
   void RejectModel(const std::string& reason, double now);
@@ -168,6 +184,8 @@ class Membership {
   struct Worker;
   struct Stage;
   struct Replica;
+  struct HostShare;
+  struct GroupPlan;
 
   // membership.cc
   Worker* Heard(uint64_t id, bool registers, double now);
@@ -184,16 +202,33 @@ class Membership {
   void SendPings(double now);
 
   // membership_forming.cc
+  size_t StagesWanted() const;
   void FormGroups(double now);
   std::vector<uint64_t> Spares() const;
+  std::vector<uint64_t> SparesFor(const Replica& replica) const;
   std::vector<uint64_t> AssignStages(const Replica& replica, std::vector<uint64_t> spares, size_t stages) const;
-  absl::StatusOr<Partition> PartitionFor(const Replica& replica, const std::vector<uint64_t>& members) const;
-  bool Form(Replica& replica, const std::vector<uint64_t>& members, double now);
-  void BecomeStage(Replica& replica, int index, uint64_t id);
+  absl::StatusOr<GroupPlan> PlanFor(const Replica& replica, const std::vector<uint64_t>& members,
+                                    const PartitionOptions& limits) const;
+  absl::StatusOr<GroupPlan> SmallerPlanFor(const Replica& replica, const std::vector<uint64_t>& members) const;
+  absl::StatusOr<GroupPlan> BestPlan(const Replica& replica, const std::vector<uint64_t>& members,
+                                     bool take_less) const;
+  void Form(Replica& replica, GroupPlan plan, double now);
+  void LogPlan(const Replica& replica, const std::string& shortage);
+  void BecomeStage(Replica& replica, int index, uint64_t id, std::string reach);
   void HandleJoined(Worker& worker, const cluster::v1::Joined& message, double now);
   void HandleReady(Worker& worker, const cluster::v1::Ready& message, double now);
   void CheckForming(Replica& replica, double now);
-  void Grow(Replica& replica, double now);
+  void Grow(Replica& replica, bool idle, double now);
+
+  // membership_hosts.cc
+  std::vector<uint64_t> HostUsers(const Replica& replica, const std::vector<uint64_t>& members) const;
+  HostShare ShareOf(uint64_t id, const std::vector<uint64_t>& users) const;
+  WorkerResources ResourcesOf(uint64_t id, const HostShare& share) const;
+  absl::StatusOr<std::vector<Replica*>> Crowding(const Replica& replica, const std::vector<uint64_t>& members) const;
+  absl::StatusOr<std::string> ReachFor(uint64_t id, const std::vector<uint64_t>& members) const;
+  std::optional<std::pair<uint64_t, absl::Status>> Unreachable(const std::vector<uint64_t>& members) const;
+  void ForgetOldConnection(uint64_t id, const cluster::v1::Register& message, double now);
+  bool CheckGpu(uint64_t id, const cluster::v1::Register& message, double now);
 
   const MembershipOptions options_;
   const SharedKey secret_;

@@ -3,9 +3,12 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/safe_text.h"
+#include "base/status.h"
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
 #include "coordinator/worker_messages.h"
@@ -18,6 +21,10 @@ using cluster::v1::ToWorker;
 namespace {
 
 constexpr double kPartitionRetrySeconds = 1;
+constexpr double kDrainSecondsMax = 5;
+// A group that has been whole for so many times regrow_after is steady: it grows at once when it loses a worker again.
+constexpr double kSteadyRegrowths = 20;
+constexpr int kRegrowthDoublings = 6;
 
 }  // namespace
 
@@ -40,6 +47,17 @@ std::vector<uint64_t> Membership::Spares() const {
     const Worker &first = *workers_.at(a), &second = *workers_.at(b);
     return std::tie(first.failures, first.registration.name()) < std::tie(second.failures, second.registration.name());
   });
+  return spares;
+}
+
+// The spares that may be stages of the replica: if it has been ready, and its last group did not become so, those that
+// have not failed, if there are any.
+std::vector<uint64_t> Membership::SparesFor(const Replica& replica) const {
+  std::vector<uint64_t> spares = Spares();
+  if (!replica.was_ready || replica.failures == 0) return spares;
+  const auto failed =
+      std::find_if(spares.begin(), spares.end(), [this](uint64_t id) { return workers_.at(id)->failures > 0; });
+  if (failed != spares.begin()) spares.erase(failed, spares.end());
   return spares;
 }
 
@@ -68,94 +86,202 @@ std::vector<uint64_t> Membership::AssignStages(const Replica& replica, std::vect
   return assigned;
 }
 
+size_t Membership::StagesWanted() const { return std::min(options_.stages, model_->layers_size()); }
+
 void Membership::FormGroups(double now) {
   if (model_ == nullptr || !has_vocabulary_) return;
-  const size_t wanted = std::min(options_.stages, model_->layers_size());
+  const size_t wanted = StagesWanted();
   for (const auto& replica : replicas_) {
     if (replica->state != Replica::State::kWaiting || now < replica->retry_at) continue;
-    const std::vector<uint64_t> spares = Spares();
-    const bool enough = spares.size() >= wanted;
-    const bool take_fewer = replica->was_ready && now >= replica->since + options_.regroup_wait_seconds;
-    if (!enough && (!take_fewer || spares.empty())) {
-      replica->message = absl::StrCat("waiting for workers: ", spares.size(), " of ", wanted);
+    std::vector<uint64_t> members = AssignStages(*replica, SparesFor(*replica), wanted);
+    while (const auto unreachable = Unreachable(members)) {
+      Refuse(unreachable->first, std::string(unreachable->second.message()), now);
+      members = AssignStages(*replica, SparesFor(*replica), wanted);
+    }
+    const bool take_less = replica->was_ready && now >= replica->since + options_.regroup_wait_seconds;
+    if (members.empty() || (members.size() < wanted && !take_less)) {
+      replica->message = absl::StrCat("waiting for workers: ", members.size(), " of ", wanted);
       continue;
     }
-    // If these cannot hold the model and the replica has been ready before, the largest of them may.
-    std::vector<uint64_t> members = AssignStages(*replica, spares, wanted);
-    while (!Form(*replica, members, now) && take_fewer && members.size() > 1) {
-      members.erase(std::min_element(members.begin(), members.end(), [this](uint64_t a, uint64_t b) {
-        return workers_.at(a)->registration.memory_bytes() < workers_.at(b)->registration.memory_bytes();
-      }));
+    absl::StatusOr<GroupPlan> plan = BestPlan(*replica, members, take_less);
+    const absl::StatusOr<std::vector<Replica*>> crowding =
+        plan.ok() ? Crowding(*replica, plan->members) : plan.status();
+    if (crowding.ok()) {
+      for (Replica* const other : *crowding) {
+        EndGeneration(*other, "more workers share the memory of its hosts", now, now);
+      }
+      Form(*replica, *std::move(plan), now);
+      continue;
     }
+    const std::string reason(crowding.status().message());
+    if (replica->message != reason) {
+      effects_.log.push_back(absl::StrCat("replica ", replica->index, " cannot form a group: ", reason));
+    }
+    replica->message = reason;
+    replica->retry_at = now + kPartitionRetrySeconds;
   }
 }
 
-// An idle group that is smaller than wanted ends when there are workers for all stages; then a larger one forms.
-void Membership::Grow(Replica& replica, double now) {
-  const size_t wanted = std::min(options_.stages, model_->layers_size());
-  std::vector<uint64_t> members = Spares();
-  if (replica.stages.size() >= wanted || replica.stages.size() + members.size() < wanted) return;
+// A group that is smaller than wanted ends when there are workers for a larger one, which then forms: at once if it is
+// idle and all stages have workers, else after a while, when it has been given no more Steps and has done the last.
+void Membership::Grow(Replica& replica, bool idle, double now) {
+  const size_t wanted = StagesWanted();
+  if (replica.stages.size() >= wanted) {
+    if (now - replica.since > kSteadyRegrowths * options_.regrow_after_seconds) replica.regrowths = 0;
+    return;
+  }
+  if (replica.drains_since >= 0) {
+    if (now - replica.drains_since > kDrainSecondsMax) Drained(replica.index, now);
+    return;
+  }
+  std::vector<uint64_t> members, spares = Spares();
   for (const Stage& stage : replica.stages) members.push_back(stage.worker);
-  std::rotate(members.begin(), members.end() - static_cast<int64_t>(replica.stages.size()), members.end());
-  members.resize(wanted);
-  if (!PartitionFor(replica, members).ok()) return;
-  EndGeneration(replica, "there are workers for all stages again", now, now);
+  spares.resize(std::min(spares.size(), wanted - members.size()));
+  members.insert(members.end(), spares.begin(), spares.end());
+  if (spares.empty()) replica.may_grow_since = -1;
+  if (spares.empty()) return;
+  if (replica.may_grow_since < 0) replica.may_grow_since = now;
+  // The group must not pay again and again for a worker that dies soon or never becomes a stage.
+  const int failures = workers_.at(spares.back())->failures;
+  const int doublings = std::min(replica.regrowths + failures, kRegrowthDoublings);
+  const double wait_seconds = options_.regrow_after_seconds * (1 << doublings);
+  const bool at_once = idle && members.size() == wanted && failures == 0;
+  if (now < replica.retry_at || (!at_once && now - replica.may_grow_since < wait_seconds)) return;
+  const bool can_form = PlanFor(replica, members, options_.partition).ok() && Crowding(replica, members).ok();
+  if (!can_form || Unreachable(members)) {
+    replica.retry_at = now + kPartitionRetrySeconds;
+    return;
+  }
+  replica.drains_since = now;
+  if (idle) return Drained(replica.index, now);
+  ++replica.regrowths;
+  effects_.log.push_back(absl::StrCat("replica ", replica.index, " takes no more steps, to grow from ",
+                                      replica.stages.size(), " to ", members.size(), " stages"));
 }
 
-absl::StatusOr<Partition> Membership::PartitionFor(const Replica& replica, const std::vector<uint64_t>& members) const {
+bool Membership::draining(int replica) const { return replicas_[replica]->drains_since >= 0; }
+
+void Membership::Drained(int replica, double now) {
+  if (draining(replica)) EndGeneration(*replicas_[replica], "there are workers for more stages", now, now);
+}
+
+// ---- What a group can hold ----
+
+absl::StatusOr<Membership::GroupPlan> Membership::PlanFor(const Replica& replica, const std::vector<uint64_t>& members,
+                                                          const PartitionOptions& limits) const {
+  GroupPlan plan;
+  plan.members = members;
+  plan.limits = limits;
+  const std::vector<uint64_t> users = HostUsers(replica, members);
   std::vector<WorkerResources> resources;
   const std::string& transport = workers_.at(members[0])->registration.transport();
-  for (uint64_t id : members) {
-    const cluster::v1::Register& registration = workers_.at(id)->registration;
-    resources.push_back({static_cast<int64_t>(registration.memory_bytes()), registration.flops(),
-                         registration.read_bytes_per_second(), &workers_.at(id)->memory});
-    if (registration.transport() != transport) {
-      return absl::InvalidArgumentError(absl::StrCat("workers with the transports ", transport, " and ",
-                                                     registration.transport(), " cannot form a group"));
+  for (const uint64_t id : members) {
+    plan.shares.push_back(ShareOf(id, users));
+    resources.push_back(ResourcesOf(id, plan.shares.back()));
+    const std::string& other = workers_.at(id)->registration.transport();
+    if (other != transport) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("workers with the transports ", transport, " and ", other, " cannot form a group"));
     }
   }
-  PartitionOptions options = options_.partition;
   // A split that was given counts as long as there are workers for it.
-  if (options.split.size() != members.size() && replica.was_ready) options.split.clear();
-  return PartitionLayers(*model_, resources, options);
+  if (plan.limits.split.size() != members.size() && replica.was_ready) plan.limits.split.clear();
+  GF_ASSIGN_OR_RETURN(plan.partition, PartitionLayers(*model_, resources, plan.limits));
+  return plan;
+}
+
+// With caches for one sequence of full length at least, and the most slots that fit.
+absl::StatusOr<Membership::GroupPlan> Membership::SmallerPlanFor(const Replica& replica,
+                                                                 const std::vector<uint64_t>& members) const {
+  const PartitionOptions& wanted = options_.partition;
+  const auto plan_with = [&](int max_sequences) {
+    PartitionOptions limits = wanted;
+    limits.cache_tokens = 0;
+    limits.max_sequences = max_sequences;
+    // Each slot may want logits in the same step.
+    limits.max_logit_rows = std::max<int64_t>(1, wanted.max_logit_rows - (wanted.max_sequences - max_sequences));
+    absl::StatusOr<GroupPlan> plan = PlanFor(replica, members, limits);
+    if (plan.ok() && wanted.cache_tokens > 0) {
+      plan->partition.cache_tokens = std::min(plan->partition.cache_tokens, wanted.cache_tokens);
+    }
+    return plan;
+  };
+  absl::StatusOr<GroupPlan> best = plan_with(wanted.max_sequences);
+  if (best.ok() || !absl::IsResourceExhausted(best.status())) return best;
+  best = plan_with(1);
+  int fits = 1, too_many = wanted.max_sequences;
+  while (best.ok() && too_many - fits > 1) {
+    const int middle = fits + (too_many - fits) / 2;
+    absl::StatusOr<GroupPlan> plan = plan_with(middle);
+    (plan.ok() ? fits : too_many) = middle;
+    if (plan.ok()) best = std::move(plan);
+  }
+  return best;
+}
+
+// With `take_less` (the replica has been ready before), first the smallest workers are left out, for they may be what
+// does not fit; then caches and slots shrink. The error is that of all members and limits.
+absl::StatusOr<Membership::GroupPlan> Membership::BestPlan(const Replica& replica, const std::vector<uint64_t>& members,
+                                                           bool take_less) const {
+  absl::StatusOr<GroupPlan> whole = PlanFor(replica, members, options_.partition);
+  if (whole.ok() || !take_less) return whole;
+  std::vector<std::vector<uint64_t>> fewer = {members};
+  while (fewer.back().size() > 1) {
+    std::vector<uint64_t> some = fewer.back();
+    some.erase(std::min_element(some.begin(), some.end(), [this](uint64_t a, uint64_t b) {
+      return workers_.at(a)->registration.memory_bytes() < workers_.at(b)->registration.memory_bytes();
+    }));
+    fewer.push_back(some);
+    if (absl::StatusOr<GroupPlan> plan = PlanFor(replica, some, options_.partition); plan.ok()) return plan;
+  }
+  for (const std::vector<uint64_t>& some : fewer) {
+    absl::StatusOr<GroupPlan> plan = SmallerPlanFor(replica, some);
+    if (!plan.ok()) continue;
+    plan->shortage = std::string(whole.status().message());
+    return plan;
+  }
+  return whole;
 }
 
 // ---- Form, Joined, Connect, Ready ----
 
-// False, and nothing happens, if these workers cannot hold the model.
-bool Membership::Form(Replica& replica, const std::vector<uint64_t>& members, double now) {
-  absl::StatusOr<Partition> partition = PartitionFor(replica, members);
-  if (!partition.ok()) {
-    const std::string reason(partition.status().message());
-    if (replica.message != reason) {
-      effects_.log.push_back(absl::StrCat("replica ", replica.index, " cannot form a group: ", reason));
-    }
-    replica.message = reason;
-    replica.retry_at = now + kPartitionRetrySeconds;
-    return false;
-  }
-  replica.partition = *std::move(partition);
+void Membership::Form(Replica& replica, GroupPlan plan, double now) {
+  replica.partition = std::move(plan.partition);
+  replica.limits = std::move(plan.limits);
   replica.generation = ++last_generation_;
   replica.state = Replica::State::kForming;
   replica.since = now;
   replica.steps = 0;
   replica.message = "workers are loading their layers";
-  replica.stages.assign(members.size(), {});
+  replica.stages.assign(plan.members.size(), {});
   replica.views.clear();
-  for (size_t stage = 0; stage < members.size(); ++stage) BecomeStage(replica, static_cast<int>(stage), members[stage]);
-  effects_.log.push_back(absl::StrCat("replica ", replica.index, ", generation ", replica.generation, ": ",
-                                      members.size(), " stages, which begin at layers ",
-                                      absl::StrJoin(replica.partition.first_layers, ", ")));
-  if (replica.partition.cache_tokens < replica.partition.cache_tokens_wanted) {
-    effects_.log.push_back(absl::StrCat(
-        "replica ", replica.index, ": the caches hold ", replica.partition.cache_tokens, " tokens, not the ",
-        replica.partition.cache_tokens_wanted, " of max_sequences times max_model_len, for the memory of stage ",
-        replica.partition.tightest_stage, " allows no more; requests wait until their worst-case memory fits"));
+  for (size_t stage = 0; stage < plan.members.size(); ++stage) {
+    replica.stages[stage].share = plan.shares[stage];
+    const uint64_t id = plan.members[stage];
+    BecomeStage(replica, static_cast<int>(stage), id, ReachFor(id, plan.members).value_or(""));
   }
-  return true;
+  LogPlan(replica, plan.shortage);
 }
 
-void Membership::BecomeStage(Replica& replica, int index, uint64_t id) {
+void Membership::LogPlan(const Replica& replica, const std::string& shortage) {
+  const Partition& partition = replica.partition;
+  effects_.log.push_back(absl::StrCat("replica ", replica.index, ", generation ", replica.generation, ": ",
+                                      replica.stages.size(), " stages, which begin at layers ",
+                                      absl::StrJoin(partition.first_layers, ", ")));
+  if (!shortage.empty()) {
+    effects_.log.push_back(absl::StrCat("replica ", replica.index, ": at most ", replica.limits.max_sequences,
+                                        " sequences run at once, not the ", options_.partition.max_sequences,
+                                        " of max_sequences, with caches of ", partition.cache_tokens,
+                                        " tokens, until there are more workers: ", shortage));
+  } else if (partition.cache_tokens < partition.cache_tokens_wanted) {
+    effects_.log.push_back(
+        absl::StrCat("replica ", replica.index, ": the caches hold ", partition.cache_tokens, " tokens, not the ",
+                     partition.cache_tokens_wanted, " of max_sequences times max_model_len, for the memory of stage ",
+                     partition.tightest_stage, " allows no more; requests wait until their worst-case memory fits"));
+  }
+}
+
+void Membership::BecomeStage(Replica& replica, int index, uint64_t id, std::string reach) {
   const std::vector<int>& first_layers = replica.partition.first_layers;
   const int layers = model_->layers_size();
   const int finch_layers = layers - static_cast<int>(model_->gold_layers());
@@ -176,11 +302,19 @@ void Membership::BecomeStage(Replica& replica, int index, uint64_t id) {
   form.set_generation(replica.generation);
   form.set_stage(static_cast<uint32_t>(index));
   for (int first : first_layers) form.add_first_layers(first);
-  form.set_max_sequences(options_.partition.max_sequences);
-  form.set_max_sequence_tokens(options_.partition.max_sequence_tokens);
+  form.set_max_sequences(replica.limits.max_sequences);
+  form.set_max_sequence_tokens(replica.limits.max_sequence_tokens);
   form.set_cache_tokens(replica.partition.cache_tokens);
-  form.set_max_step_tokens(static_cast<uint32_t>(options_.partition.max_step_tokens));
-  form.set_max_logit_rows(static_cast<uint32_t>(options_.partition.max_logit_rows));
+  form.set_max_step_tokens(static_cast<uint32_t>(replica.limits.max_step_tokens));
+  form.set_max_logit_rows(static_cast<uint32_t>(replica.limits.max_logit_rows));
+  form.set_memory_bytes(stage.share.memory_bytes);
+  form.set_threads(stage.share.threads);
+  if (!reach.empty()) {
+    effects_.log.push_back(absl::StrCat("worker ", worker.registration.name(), " listens on its route to ", reach,
+                                        ", as its peers on other hosts cannot reach ",
+                                        SafeText(worker.registration.address(), kHashBytesMax)));
+    form.set_reach(std::move(reach));
+  }
   form.set_transport_key(secret_.Prove("transport", {absl::StrCat(replica.generation)}));
   if (is_last) {
     form.set_sampleable(sampleable_bits_);

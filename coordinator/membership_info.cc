@@ -21,16 +21,19 @@ int Membership::spares() const {
 
 GroupCapacity Membership::Capacity(int replica) const {
   const Replica& ready = *replicas_[replica];
-  return {static_cast<int>(ready.stages.size()), options_.partition.max_sequences,
-          ready.partition.cache_tokens,          options_.partition.max_sequence_tokens,
-          options_.partition.max_step_tokens,    options_.partition.max_logit_rows,
-          /*step_target_seconds=*/0,             ready.partition.seconds_per_prompt_token};
+  return {.stages = static_cast<int>(ready.stages.size()),
+          .max_sequences = ready.limits.max_sequences,
+          .cache_tokens = ready.partition.cache_tokens,
+          .max_sequence_tokens = ready.limits.max_sequence_tokens,
+          .max_step_tokens = ready.limits.max_step_tokens,
+          .max_logit_rows = ready.limits.max_logit_rows,
+          .row_seconds = ready.partition.seconds_per_prompt_token};
 }
 
 bool Membership::OnGpus(int replica) const {
   return std::all_of(replicas_[replica]->stages.begin(), replicas_[replica]->stages.end(), [&](const Stage& stage) {
     const auto worker = workers_.find(stage.worker);
-    return worker != workers_.end() && worker->second->registration.transport() == "nccl";
+    return worker != workers_.end() && worker->second->registration.threads() == 0;
   });
 }
 
@@ -87,7 +90,7 @@ void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) c
       to.set_first_layer(stage.first_layer);
       to.set_last_layer(stage.last_layer);
       to.set_weight_bytes(stage.weight_bytes);
-      to.set_memory_bytes(worker.registration.memory_bytes());
+      to.set_memory_bytes(stage.share.memory_bytes);
       to.set_reserved_bytes(stage.reserved_bytes);
       to.set_gold_kept_bytes(stage.gold_kept_bytes);
       to.set_gold_tier_drops(stage.gold_tier_drops);

@@ -17,6 +17,21 @@ namespace goldfinch {
 // How long a replica waits after a worker's EndGeneration: the loss that caused it may be about to show up.
 inline constexpr double kRetrySeconds = 0.05;
 
+// A worker's part of what its host has.
+struct Membership::HostShare {
+  int64_t memory_bytes = 0;
+  uint32_t threads = 0;  // 0: it computes on a GPU
+};
+
+// A group that can form.
+struct Membership::GroupPlan {
+  std::vector<uint64_t> members;  // [stages]
+  std::vector<HostShare> shares;  // [stages]
+  PartitionOptions limits;        // of Steps, sequences and caches
+  Partition partition;            // within these limits
+  std::string shortage;           // why limits are less than MembershipOptions::partition; empty: they are not
+};
+
 // One connection. A worker is registered, then described, and from then on a spare or a stage of a group.
 struct Membership::Worker {
   std::string address;
@@ -42,6 +57,7 @@ struct Membership::Stage {
   uint64_t worker = 0;
   int first_layer = 0;
   int last_layer = 0;  // one after the last
+  HostShare share;
   bool joined = false;
   bool ready = false;
 
@@ -67,14 +83,20 @@ struct Membership::Replica {
   int index = 0;
   State state = State::kWaiting;
   double since = 0;                             // when it entered this state
-  double retry_at = 0;                          // kWaiting: it does not form before this
+  double retry_at = 0;                          // it does not form, or grow, before this
   bool was_ready = false;                       // some generation of it has been ready
   int failures = 0;                             // groups in a row that did not become ready
   std::string message = "waiting for workers";  // for people; empty when ready
 
+  // kReady, and smaller than wanted:
+  double may_grow_since = -1;  // when workers for a larger group were there; < 0: they are not
+  double drains_since = -1;    // when it got its last Step, before it grows; < 0: it does not drain
+  int regrowths = 0;           // times that it has grown, without having been whole for long since
+
   // The group, or what the last one was.
   uint64_t generation = 0;
   Partition partition;
+  PartitionOptions limits;   // of the partition
   uint64_t steps = 0;        // that are done
   double last_progress = 0;  // LastProgress
   // Empty while it waits.

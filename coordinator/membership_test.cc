@@ -1,12 +1,9 @@
 #include "coordinator/membership.h"
 
-#include <algorithm>
-#include <map>
-#include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "coordinator/membership_test_util.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
@@ -22,118 +19,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Event = MembershipEffects::Event;
 
-// A membership, and workers that do what they are told.
-class Cluster {
- public:
-  explicit Cluster(MembershipOptions options) : membership(std::move(options)) {}
-
-  static MembershipOptions Options(int stages, int replicas = 1) {
-    MembershipOptions options;
-    options.stages = stages;
-    options.replicas = replicas;
-    options.partition.max_sequences = 4;
-    options.partition.max_sequence_tokens = 100;
-    return options;
-  }
-
-  static FromWorker Register(const std::string& name) {
-    FromWorker message;
-    message.mutable_register_()->set_protocol(kClusterProtocol);
-    message.mutable_register_()->set_name(name);
-    message.mutable_register_()->set_memory_bytes(int64_t{1} << 40);
-    message.mutable_register_()->set_flops(1e9);
-    message.mutable_register_()->set_read_bytes_per_second(1e9);
-    message.mutable_register_()->set_transport("local");
-    return message;
-  }
-
-  static FromWorker Described(const std::string& fingerprint = "f") {
-    FromWorker message;
-    for (int i = 0; i < 6; ++i) {
-      cluster::v1::LayerDescription& layer = *message.mutable_described()->add_layers();
-      layer.set_prefill_flops(1);
-      layer.set_weight_bytes(100);
-      message.mutable_described()->mutable_memory()->add_layers()->set_weight_bytes(100);
-    }
-    message.mutable_described()->set_transformer_cache_bytes_per_token(1000);
-    message.mutable_described()->set_fingerprint(fingerprint);
-    message.mutable_described()->set_vocab_size(10);
-    return message;
-  }
-
-  // Connects; the worker answers from then on.
-  void Add(uint64_t id, uint64_t memory_bytes = uint64_t{1} << 40) {
-    membership.Connected(id, "address", now);
-    FromWorker message = Register("w" + std::to_string(id));
-    message.mutable_register_()->set_memory_bytes(memory_bytes);
-    membership.Received(id, message, now);
-    Settle();
-  }
-
-  // Delivers what workers were sent, and their answers, until all is quiet.
-  void Settle() {
-    for (;;) {
-      MembershipEffects effects = membership.TakeEffects();
-      if (effects.sends.empty() && effects.events.empty() && effects.closes.empty()) return;
-      for (const auto& [worker, message] : effects.sends) {
-        sent[worker].push_back(message);
-        if (!silent.contains(worker)) Answer(worker, message);
-      }
-      for (uint64_t worker : effects.closes) closed.push_back(worker);
-      for (const Event& event : effects.events) {
-        events.push_back(event);
-        if (event.kind == Event::kModelKnown) membership.SetVocabulary("v", "r", now);
-      }
-    }
-  }
-
-  void Answer(uint64_t worker, const ToWorker& message) {
-    FromWorker answer;
-    if (message.has_welcome()) answer = Described();
-    if (message.has_ping()) {
-      answer.mutable_pong()->set_number(message.ping().number());
-      answer.mutable_pong()->set_progress(progress);
-    }
-    if (message.has_form()) {
-      answer.mutable_joined()->set_generation(message.form().generation());
-      for (int peer = 0; peer < message.form().first_layers_size(); ++peer) {
-        answer.mutable_joined()->add_addresses("from " + std::to_string(message.form().stage()) + " to " +
-                                               std::to_string(peer));
-      }
-    }
-    if (message.has_connect()) answer.mutable_ready()->set_generation(message.connect().generation());
-    if (answer.message_case() != FromWorker::MESSAGE_NOT_SET) membership.Received(worker, answer, now);
-  }
-
-  void Tick(double seconds, bool idle = false) {
-    now += seconds;
-    membership.Tick(now, std::vector<bool>(8, idle));
-    Settle();
-  }
-
-  std::vector<uint64_t> Stages(int replica = 0) {
-    std::vector<uint64_t> workers;
-    for (const auto& stage : membership.stages(replica)) workers.push_back(stage.worker);
-    return workers;
-  }
-
-  int Count(Event::Kind kind) const {
-    return static_cast<int>(
-        std::count_if(events.begin(), events.end(), [&](const Event& e) { return e.kind == kind; }));
-  }
-
-  double now = 0;
-  Membership membership;
-  std::map<uint64_t, std::vector<ToWorker>> sent;
-  std::set<uint64_t> silent;
-  uint64_t progress = 0;  // what Pongs say
-  std::vector<uint64_t> closed;
-  std::vector<Event> events;
-};
-
-std::string RefusedWith(Cluster& cluster, uint64_t worker) {
-  return cluster.sent[worker].empty() ? "" : cluster.sent[worker].back().refused();
-}
+using Cluster = TestCluster;
 
 TEST(MembershipTest, AGroupFormsWhenAllStagesHaveWorkers) {
   Cluster cluster(Cluster::Options(3));
@@ -186,7 +72,7 @@ TEST(MembershipTest, WithoutASpareItWaitsAndThenGoesOnWithFewer) {
   EXPECT_EQ(cluster.Stages().size(), 2U);
   EXPECT_THAT(cluster.sent[3].back().has_connect(), true);
 
-  // A worker comes back: not while requests run.
+  // A worker comes back: not at once while requests run.
   cluster.Add(5);
   cluster.Tick(0.1);
   EXPECT_EQ(cluster.Stages().size(), 2U);
@@ -323,7 +209,7 @@ TEST(MembershipTest, AModelThatWasNeverServedMayHaveBeenAMistake) {
   cluster.membership.Received(2, Cluster::Described("right"), 0);
   cluster.silent = {2};
   cluster.Settle();
-  EXPECT_EQ(RefusedWith(cluster, 2), "");
+  EXPECT_EQ(cluster.RefusalOf(2), "");
   EXPECT_EQ(cluster.membership.model().fingerprint(), "right");
 }
 
@@ -335,7 +221,7 @@ TEST(MembershipTest, RefusesWhatDoesNotBelong) {
     for (const FromWorker& message : messages) cluster.membership.Received(id, message, 0);
     cluster.silent.insert(id);
     cluster.Settle();
-    return RefusedWith(cluster, id);
+    return cluster.RefusalOf(id);
   };
   EXPECT_THAT(refused(2, {Cluster::Described()}), HasSubstr("first message must be Register"));
   FromWorker old = Cluster::Register("x");
@@ -409,7 +295,7 @@ TEST(MembershipTest, SaysWhoseAStepDoneIsAndCountsIt) {
   cluster.membership.Connected(3, "a", cluster.now);
   EXPECT_FALSE(cluster.membership.ReceivedStepDone(3, &done, cluster.now).has_value());
   cluster.Settle();
-  EXPECT_THAT(RefusedWith(cluster, 3), HasSubstr("first message must be Register"));
+  EXPECT_THAT(cluster.RefusalOf(3), HasSubstr("first message must be Register"));
 }
 
 TEST(MembershipTest, ASplitByHandHoldsUntilWorkersAreLost) {

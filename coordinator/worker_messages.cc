@@ -1,5 +1,7 @@
 #include "coordinator/worker_messages.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
@@ -29,6 +31,7 @@ constexpr double kSecondsMax = 1e9;  // Membership lowers them to what can have 
 constexpr double kRateMax = 1e18;
 constexpr size_t kWordBytesMax = 64;  // kinds, fingerprints, parts of the memory
 constexpr size_t kAddressBytesMax = 1024;
+constexpr uint64_t kThreadsMax = uint64_t{1} << 16;
 constexpr uint64_t kAddressesMax = kLayersMax;  // one a stage
 constexpr uint64_t kMemoryPartsMax = 64;
 
@@ -88,10 +91,29 @@ absl::Status CheckOneOf(const char* name, const std::string& text, std::initiali
   return absl::InvalidArgumentError(absl::StrCat(name, " is \"", text, "\", expected one of ", names));
 }
 
+// Other workers look for their route to it.
+absl::Status CheckIpAddress(const char* name, const std::string& text) {
+  const std::string number = text.substr(0, text.find('%'));  // without the interface of a link-local address
+  in6_addr bytes{};
+  const auto is = [&](int family) { return inet_pton(family, number.c_str(), &bytes) == 1; };
+  if (text.empty() || is(AF_INET) || is(AF_INET6)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " is \"", text, "\", expected an IP address"));
+}
+
 absl::Status CheckRegister(const cluster::v1::Register& message) {
   GF_RETURN_IF_ERROR(CheckTexts("", kWorkerNameBytesMax, {{"name", message.name()}}));
   GF_RETURN_IF_ERROR(CheckTexts("", kWorkerDeviceBytesMax, {{"device", message.device()}}));
   GF_RETURN_IF_ERROR(CheckOneOf("transport", message.transport(), {"local", "tcp", "nccl"}));
+  GF_RETURN_IF_ERROR(CheckTexts("", kHashBytesMax,
+                                {{"memory_pool", message.memory_pool()},
+                                 {"cpu_pool", message.cpu_pool()},
+                                 {"gpu", message.gpu()},
+                                 {"address", message.address()},
+                                 {"network", message.network()},
+                                 {"process", message.process()}}));
+  GF_RETURN_IF_ERROR(CheckIpAddress("address", message.address()));
+  GF_RETURN_IF_ERROR(CheckTexts("", kWorkerNameBytesMax, {{"processor", message.processor()}}));
+  GF_RETURN_IF_ERROR(CheckAtMost("", kThreadsMax, {{"threads", message.threads()}}));
   GF_RETURN_IF_ERROR(CheckAtMost("", kMemoryBytesMax, {{"memory_bytes", message.memory_bytes()}}));
   GF_RETURN_IF_ERROR(CheckReals(
       "", kRateMax, {{"flops", message.flops()}, {"read_bytes_per_second", message.read_bytes_per_second()}}));

@@ -27,6 +27,9 @@ class StepDone;
 // memory.
 inline constexpr int64_t kWorkerEntriesMax = int64_t{1} << 18;
 
+// The most bytes of a hash, of an IP address and of the name of a GPU.
+inline constexpr size_t kHashBytesMax = 64;
+
 // To be called before the bytes of a FromWorker are parsed: INVALID_ARGUMENT if they have more than kWorkerEntriesMax
 // entries or are no message at all. Keeps nothing.
 absl::Status CheckWorkerBytes(google::protobuf::io::ZeroCopyInputStream* bytes);

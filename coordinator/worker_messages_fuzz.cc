@@ -41,6 +41,12 @@ FromWorker Registration() {
   registration.set_flops(1e9);
   registration.set_read_bytes_per_second(1e9);
   registration.set_transport("tcp");
+  registration.set_memory_pool("pool");
+  registration.set_cpu_pool("pool");
+  registration.set_threads(4);
+  registration.set_address("127.0.0.1");
+  registration.set_network("network");
+  registration.set_process("honest");
   return message;
 }
 
@@ -74,7 +80,8 @@ class Cluster {
     } else {
       membership_.Received(worker, std::move(message), now_);
     }
-    membership_.Tick(now_, {true});
+    membership_.Tick(now_, {++ticks_ % 2 == 0});
+    if (membership_.draining(0)) membership_.Drained(0, now_);
     Settle();
   }
 
@@ -82,6 +89,8 @@ class Cluster {
   static MembershipOptions Options(bool own) {
     MembershipOptions options;
     options.stages = 2;
+    options.network = "network";
+    options.regrow_after_seconds = 0.02;
     options.partition.max_sequences = 1 << 16;  // the most that the flags allow
     options.partition.max_sequence_tokens = int64_t{1} << 30;
     options.partition.max_step_tokens = 1 << 16;
@@ -148,6 +157,7 @@ class Cluster {
   }
 
   double now_ = 0;
+  int ticks_ = 0;
   Membership membership_;
   Metrics metrics_{"fuzz"};
 };

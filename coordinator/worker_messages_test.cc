@@ -114,6 +114,20 @@ TEST(WorkerMessagesTest, Registrations) {
             "transport has 1000 bytes, the limit is 64");
   EXPECT_THAT(error([](auto& m) { m.set_memory_bytes(uint64_t{1} << 63); }),
               HasSubstr("memory_bytes is 9223372036854"));
+  const std::string long_hash(65, 'h');
+  EXPECT_EQ(error([&](auto& m) { m.set_memory_pool(long_hash); }), "memory_pool has 65 bytes, the limit is 64");
+  EXPECT_EQ(error([&](auto& m) { m.set_cpu_pool(long_hash); }), "cpu_pool has 65 bytes, the limit is 64");
+  EXPECT_EQ(error([&](auto& m) { m.set_gpu(long_hash); }), "gpu has 65 bytes, the limit is 64");
+  EXPECT_EQ(error([&](auto& m) { m.set_address(long_hash); }), "address has 65 bytes, the limit is 64");
+  EXPECT_EQ(error([&](auto& m) { m.set_network(long_hash); }), "network has 65 bytes, the limit is 64");
+  EXPECT_EQ(error([&](auto& m) { m.set_process(long_hash); }), "process has 65 bytes, the limit is 64");
+  EXPECT_EQ(error([](auto& m) { m.set_processor(std::string(257, 'p')); }),
+            "processor has 257 bytes, the limit is 256");
+  EXPECT_EQ(error([](auto& m) { m.set_threads(70'000); }), "threads is 70000, expected 0 to 65536");
+  EXPECT_EQ(error([](auto& m) { m.set_address("a.name"); }), "address is \"a.name\", expected an IP address");
+  for (const char* address : {"10.0.0.7", "::1", "2001:db8::7", "fe80::1%eth0"}) {
+    EXPECT_EQ(error([&](auto& m) { m.set_address(address); }), "OK") << address;
+  }
   for (const double speed : {0.0, -1.0, 1e-300, kNaN, kInfinity, 1e300}) {
     EXPECT_THAT(error([&](auto& m) { m.set_flops(speed); }), HasSubstr("flops is ")) << speed;
     EXPECT_THAT(error([&](auto& m) { m.set_read_bytes_per_second(speed); }), HasSubstr("read_bytes_per_second is "));

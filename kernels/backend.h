@@ -181,6 +181,9 @@ class Backend : public ComputeDevice {
   DType activation_dtype() const { return activation_dtype_; }
   // Host threads that ops run on. Work beside them (reading files) should use as many.
   virtual int threads() const = 0;
+  // Computes on at most so many of the threads that it was made with, from the next op on. At least one; nothing else
+  // changes, results included. Back ends that compute on a device ignore it.
+  virtual void UseThreads(int /*threads*/) {}
   // Whether MatMul accepts quantized weights.
   virtual bool multiplies_quantized() const = 0;
   // The memory that ops take beside tensors, for a model of this width and vocabulary.

@@ -36,6 +36,8 @@ class ComputeDevice {
 
   // A line for logs and error messages: "cpu, 2 threads, AVX3".
   virtual std::string Describe() const = 0;
+  // Tells a GPU from all others: "GPU-8a2c...". Empty if the device has no such name.
+  virtual std::string Uuid() const { return ""; }
 
   // --- Memory -------------------------------------------------------------------------------------------------------
   // Zeroed memory, aligned to 256 bytes, released when the last reference goes. The CPU commits it as it is touched.

@@ -45,6 +45,8 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options, 
 
 bool IsDeviceName(const std::string& text) { return text == "auto" || text == "cpu" || CudaOrdinal(text).has_value(); }
 
+std::vector<std::string> GpuUuids() { return CudaDeviceUuids(); }
+
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options, std::string* no_cuda) {
   if (no_cuda != nullptr) no_cuda->clear();
   if (!IsDeviceName(options.device)) {

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
@@ -18,6 +19,9 @@ struct BackendOptions {
 
 // Whether `text` is a valid BackendOptions::device.
 bool IsDeviceName(const std::string& text);
+
+// The UUIDs of the GPUs that "cuda:N" numbers; empty if there are none.
+std::vector<std::string> GpuUuids();
 
 // INVALID_ARGUMENT begins with the field and says what is allowed: "device is \"x\", expected ...", "dtype is bf16, the
 // CPU computes in f32 only". If a CUDA device was asked for, the errors of MakeCudaBackend follow the field and its

@@ -12,7 +12,8 @@ struct DeviceSpeed {
   double read_bytes_per_second = 0;
 };
 
-// Times matrix products of many rows and of one row, which takes about 0.1 s. Returns the errors of Backend::Allocate
+// Times matrix products of many rows and of one row, in turns, which takes about 0.2 s; the shortest times count. What
+// else runs on the machine all the while makes them longer. Returns the errors of Backend::Allocate
 // and Backend::Synchronize.
 absl::StatusOr<DeviceSpeed> MeasureDevice(Backend& backend);
 

@@ -77,6 +77,10 @@ absl::StatusOr<StageAssignment> StageLoader::LoadStage(const cluster::v1::Form& 
   GF_ASSIGN_OR_RETURN(StageAssignment assignment, AssignStage(form, shape_, cache_dtype_));
   GF_RETURN_IF_ERROR(CheckModelUnchanged());
   assignment.options.gold_tier = options_.gold_tier;
+  memory_bytes_ = options_.memory_bytes;
+  if (form.memory_bytes() > 0 && form.memory_bytes() < static_cast<uint64_t>(memory_bytes_)) {
+    memory_bytes_ = static_cast<int64_t>(form.memory_bytes());
+  }
   GF_RETURN_IF_ERROR(PlanMemory(assignment));
   GF_RETURN_IF_ERROR(LoadLayers(assignment));
   GF_RETURN_IF_ERROR(CheckModelUnchanged());  // also while they were read
@@ -90,7 +94,7 @@ absl::Status StageLoader::PlanMemory(const StageAssignment& assignment) {
   const StageSettings settings = MemorySettings(assignment.first_layer, assignment.last_layer, assignment.options,
                                                 assignment.stages - assignment.stage - 1);
   memory_ = PlanStageMemory(model, settings);
-  const int64_t limit_bytes = options_.memory_bytes;
+  const int64_t limit_bytes = memory_bytes_;
   if (limit_bytes > 0 && memory_.total() > limit_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat("layers ", assignment.first_layer, " to ",
                                                      assignment.last_layer - 1, ": ",
@@ -156,7 +160,7 @@ absl::Status StageLoader::ReserveKept(const StageAssignment& assignment) {
   Log(absl::StrCat("memory of layers ", assignment.first_layer, " to ", assignment.last_layer - 1, ", ",
                    assignment.options.max_sequences, " sequences, caches of ", assignment.options.cache_tokens,
                    " tokens:"));
-  for (const std::string& line : MemoryTable(memory_, options_.memory_bytes)) Log(absl::StrCat("  ", line));
+  for (const std::string& line : MemoryTable(memory_, memory_bytes_)) Log(absl::StrCat("  ", line));
   return absl::OkStatus();
 }
 

@@ -43,7 +43,7 @@ class StageLoader {
 
   // Loads the stage that `form` asks for. Plans its memory before it takes any. FAILED_PRECONDITION before OpenModel;
   // INVALID_ARGUMENT names the bad field of Form; DATA_LOSS as of CheckModelUnchanged; RESOURCE_EXHAUSTED if the stage
-  // does not fit in memory_bytes.
+  // does not fit in memory_bytes, or in the part of it that the Form allows.
   absl::StatusOr<StageAssignment> LoadStage(const cluster::v1::Form& form);
   // Reserves memory for the stage's kept rows and logs how all memory is used. To be called after everything else that
   // the stage needs is allocated, as kept rows take what is left.
@@ -81,6 +81,7 @@ class StageLoader {
   std::unordered_set<std::string> verified_;  // names of tensors
 
   // The stage, since LoadStage.
+  int64_t memory_bytes_ = 0;  // this worker's limit: what it may use, or the part of it that Form allows
   StageMemory memory_;
   int64_t kept_bytes_ = 0;              // the most for its kept rows
   std::shared_ptr<const Model> model_;  // its layers, with weights

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/safe_text.h"
+#include "base/shared_key.h"
 #include "base/status.h"
 #include "protos/cluster.pb.h"
 #include "protos/cluster_protocol.h"
@@ -55,6 +56,9 @@ std::string Message(const absl::Status& status) {
 Worker::Worker(WorkerOptions options, std::unique_ptr<Backend> backend, std::unique_ptr<TransportFactory> transport)
     : options_(std::move(options)),
       backend_(std::move(backend)),
+      device_(SafeText(backend_->Describe(), kWorkerDeviceBytesMax)),
+      threads_(backend_->kind() == DeviceKind::kCpu ? backend_->threads() : 0),
+      process_(MakeNonce()),
       transport_factory_(std::move(transport)),
       generation_(std::make_shared<Generation>(Generation{0, absl::CancelledError("no group has formed yet")})),
       loader_(options_, *backend_) {
@@ -86,11 +90,21 @@ void Worker::Connected(std::function<void(const FromWorker& message)> send) {
   cluster::v1::Register& registration = *message.mutable_register_();
   registration.set_protocol(kClusterProtocol);
   registration.set_name(options_.name);
-  registration.set_device(SafeText(backend_->Describe(), kWorkerDeviceBytesMax));
+  registration.set_device(device_);
   registration.set_memory_bytes(options_.memory_bytes);
   registration.set_flops(options_.speed.flops);
   registration.set_read_bytes_per_second(options_.speed.read_bytes_per_second);
   registration.set_transport(transport_factory_->kind());
+  registration.set_memory_pool(options_.place.memory_pool);
+  registration.set_memory_given(options_.place.memory_given);
+  registration.set_cpu_pool(options_.place.cpu_pool);
+  registration.set_threads_given(options_.place.threads_given);
+  registration.set_threads(static_cast<uint32_t>(threads_));
+  registration.set_gpu(backend_->Uuid());
+  registration.set_processor(options_.place.processor);
+  registration.set_address(options_.place.address);
+  registration.set_network(options_.place.network);
+  registration.set_process(process_);
   Reply(message);
 }
 
@@ -279,6 +293,7 @@ void Worker::ReplyFromWork(const FromWorker& message) const {
 
 void Worker::HandleWelcome(const cluster::v1::Welcome& welcome) {
   FromWorker message;
+  UseThreads(0);  // what it describes must hold with all of them
   if (const absl::Status status = loader_.OpenModel(welcome, message.mutable_described()); !status.ok()) {
     Log(absl::StrCat("the model cannot be read: ", status.ToString()));
     message.mutable_described()->set_error(Message(status));
@@ -286,7 +301,15 @@ void Worker::HandleWelcome(const cluster::v1::Welcome& welcome) {
   ReplyFromWork(message);
 }
 
+// As many as the coordinator allows; 0: all that this worker has.
+void Worker::UseThreads(uint32_t threads) {
+  if (threads_ == 0) return;
+  backend_->UseThreads(threads == 0 ? threads_ : static_cast<int>(std::min<uint32_t>(threads, threads_)));
+}
+
 absl::Status Worker::Form(const cluster::v1::Form& form) {
+  UseThreads(form.threads());
+  GF_RETURN_IF_ERROR(transport_factory_->Reach(form.reach()));
   GF_ASSIGN_OR_RETURN(const StageAssignment assignment, loader_.LoadStage(form));
   GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(assignment, *backend_, loader_.stage()));
   GF_RETURN_IF_ERROR(loader_.ReserveKept(assignment));

@@ -116,6 +116,7 @@ class Worker {
   void Work();
   void Handle(const Task& task);
   void HandleWelcome(const cluster::v1::Welcome& welcome);
+  void UseThreads(uint32_t threads);
   absl::Status Form(const cluster::v1::Form& form);
   absl::Status Connect(const cluster::v1::Connect& connect);
   absl::Status RunStep(const cluster::v1::Step& step);
@@ -136,6 +137,9 @@ class Worker {
 
   const WorkerOptions options_;
   const std::unique_ptr<Backend> backend_;
+  const std::string device_;   // as it is with all its threads
+  const int threads_;          // likewise; 0: it computes on a GPU
+  const std::string process_;  // Register.process
   const std::unique_ptr<TransportFactory> transport_factory_;
 
   mutable std::mutex mutex_;

@@ -122,6 +122,23 @@ TEST_P(WorkerTest, MemoryIsPlannedAndTold) {
   EXPECT_THAT(workers[0].mailbox->Await(FromWorker::kEndGeneration).end_generation().reason(),
               AllOf(HasSubstr("are needed (weights"), HasSubstr("may be used: lower max_model_len")));
   workers.clear();
+
+  // The coordinator may allow a part only of what the worker has.
+  const auto start_with_part = [&](int64_t part) {
+    workers.push_back(Start({.memory_bytes = int64_t{1} << 40}));
+    Welcome(workers.back());
+    ++generation;
+    cluster::v1::ToWorker form = FormMessage(0, {0});
+    form.mutable_form()->set_memory_bytes(part);
+    workers[0]->Received(form);
+  };
+  start_with_part(static_cast<int64_t>(sum - kept));
+  EXPECT_LE(workers[0].mailbox->Await(FromWorker::kJoined).joined().reserved_bytes(), sum - kept);
+  workers.clear();
+  start_with_part(static_cast<int64_t>(sum - kept) - 1);
+  EXPECT_THAT(workers[0].mailbox->Await(FromWorker::kEndGeneration).end_generation().reason(),
+              HasSubstr("may be used: lower max_model_len"));
+  workers.clear();
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, WorkerTest, testing::ValuesIn(AllWorkerTestCases()),

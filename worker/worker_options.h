@@ -12,16 +12,29 @@
 
 namespace goldfinch {
 
+// Where a worker runs, as it tells the coordinator. protos/cluster.proto says what the fields of Register mean.
+struct WorkerPlace {
+  std::string memory_pool = {};
+  bool memory_given = false;
+  std::string cpu_pool = {};
+  bool threads_given = false;
+  std::string processor = {};
+  std::string address = {};
+  std::string network = {};
+};
+
 struct WorkerOptions {
-  std::string name = {};     // shown to people only
-  std::string model = {};    // path of the checkpoint; empty: the path that the coordinator names
-  std::string config = {};   // path of the model's configuration; empty: the path that the coordinator names
-  int64_t memory_bytes = 0;  // limit on all that base/stage_memory.h plans; 0: no limit
+  std::string name = {};    // shown to people only
+  std::string model = {};   // path of the checkpoint; empty: the path that the coordinator names
+  std::string config = {};  // path of the model's configuration; empty: the path that the coordinator names
+  // Limit on all that base/stage_memory.h plans, of which the coordinator may allow a part only; 0: no limit.
+  int64_t memory_bytes = 0;
   GoldTier gold_tier = GoldTier::kFull;  // the most that GOLD layers keep of a sequence
   // Memory for kept rows, which then borrow nothing. If not set, they take what is left of memory_bytes and borrow from
   // the compressed cache.
   std::optional<int64_t> kept_bytes = {};
-  DeviceSpeed speed = {};               // as MeasureDevice returns it
+  DeviceSpeed speed = {};  // as MeasureDevice returns it
+  WorkerPlace place = {};
   double connect_timeout_seconds = 30;  // within which the stages of a new group must have connected to each other
   // Takes lines for the log: the stage's memory, weights that are NaN, why a generation failed. Called on any thread.
   // May be null.

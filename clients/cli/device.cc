@@ -23,6 +23,23 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& option
   return backend;
 }
 
+absl::StatusOr<std::optional<MachineLock>> TakeGpu(const std::vector<std::string>& uuids, std::string* device) {
+  for (size_t gpu = 0; gpu < uuids.size(); ++gpu) {
+    const std::string name = absl::StrCat("cuda:", gpu);
+    const bool is_named = *device == name || (*device == "cuda" && gpu == 0);
+    if (uuids[gpu].empty() || (*device != "auto" && !is_named)) continue;
+    std::optional<MachineLock> lock = MachineLock::Try(uuids[gpu]);
+    if (!lock && !is_named) continue;
+    *device = name;
+    return lock;
+  }
+  if (*device == "auto" && !uuids.empty()) {
+    return UsageError(absl::StrCat("--device is auto, and other workers compute on all ", uuids.size(),
+                                   " GPUs of this machine; --device cuda:N shares one if both workers have --memory"));
+  }
+  return std::optional<MachineLock>();
+}
+
 absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization) {
   // The rest is for the system, the tokenizer, requests and the pages of mapped files.
   constexpr double kMachineShare = 0.9;

@@ -4,9 +4,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "clients/cli/machine_lock.h"
 #include "kernels/open_backend.h"
 
 namespace goldfinch {
@@ -15,6 +18,11 @@ namespace goldfinch {
 // device that is not available is a usage error. `description` gets "cpu, 2 threads,
 // AVX3 (no CUDA: ...)", for a log line; it may be null.
 absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description = nullptr);
+
+// The GPU that a worker computes on, of those with these UUIDs. "auto" becomes "cuda:N" with the first GPU that no
+// other worker of this machine has; it stays as it is if there are none, and it is a usage error if all are taken. The
+// lock tells the others, for as long as it is held. A GPU that is named is taken in any case.
+absl::StatusOr<std::optional<MachineLock>> TakeGpu(const std::vector<std::string>& uuids, std::string* device);
 
 // How much of the back end's memory to use if the user has not said so: for the CPU a share of the memory that the
 // machine's limits allow;

@@ -29,6 +29,7 @@ constexpr FlagName kFlagNames[] = {
     {"cache_dtype", "--cache-dtype"},
     {"device", "--device", {}, {" is \"", " cpu", " cuda", " auto"}},
     {"dtype", "--dtype", {kStart}, {" is "}},
+    {"address", "--address", {"set "}, {" to "}},
     {"transport", "--transport", {}, {" tcp", " nccl", " auto", " is ", " \""}},
     {"vocab", "--vocab", {kStart, "pass ", "set ", "give ", "with "}},
     {"vocab", "--vocab", {}, {" is not set"}},

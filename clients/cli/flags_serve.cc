@@ -185,6 +185,9 @@ void AddCoordinator(CLI::App& app, ServeOptions& options) {
                    "Seconds without a heartbeat after which a worker is given up");
   timeouts.Seconds("--regroup-wait", options.regroup_wait_seconds,
                    "Seconds to wait for a lost worker's return before going on with fewer workers");
+  timeouts.Seconds("--regrow-after", options.regrow_after_seconds,
+                   "Seconds after which a busy group that lost workers grows back when there are new ones; its streams "
+                   "pause, and go on exactly");
   timeouts.Seconds("--form-timeout", options.form_timeout_seconds,
                    "Seconds that workers have to load and check their layers");
 }
@@ -198,7 +201,7 @@ void AddWorker(CLI::App& app, WorkerCommandOptions& options) {
       ->default_str("the path that the coordinator names");
   AddBackendFlags(command, options.backend);
   AddMemoryFlags(command, options.gpu_memory_utilization, options.memory_bytes,
-                 "Memory for weights, states, caches and everything else");
+                 "Memory for weights, states, caches and everything else; workers of one host share what is not given");
   AddGoldTierFlag(command, options.gold_tier);
   FlagGroup network(command, kNetworkFlags);
   network.Text("--coordinator", options.coordinator, "HOST:PORT", "Address of the coordinator's cluster port")

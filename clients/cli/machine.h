@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "clients/cli/machine_limits.h"
 
 namespace goldfinch {
 
@@ -14,6 +15,16 @@ std::string ProcessName();
 // UNAVAILABLE if the host has no address or there is no route to it, which may change; INVALID_ARGUMENT if `target` is
 // not HOST:PORT.
 absl::StatusOr<std::string> AddressTowards(const std::string& target);
+
+// What this process shares with others, as hashes that are the same for all who share it and that nothing can be read
+// from; empty if it shares nothing. Two processes share memory, or CPUs, if the same limit holds for both of them
+// together: that of the machine or of one control group.
+std::string MemoryPool(const MachineLimits& limits);
+std::string CpuPool(const MachineLimits& limits);
+// The network whose loopback addresses this process uses, as such a hash.
+std::string OwnNetwork();
+// "AMD EPYC 9B14", or empty.
+std::string ProcessorModel();
 
 }  // namespace goldfinch
 

@@ -171,8 +171,8 @@ class Limiter {
 
 MachineLimits::Cpus UsableCpus() {
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return {static_cast<double>(CPU_COUNT(&set)), "the machine"};
-  return {static_cast<double>(std::max(1U, std::thread::hardware_concurrency())), "the machine"};
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return {static_cast<double>(CPU_COUNT(&set)), kTheMachine};
+  return {static_cast<double>(std::max(1U, std::thread::hardware_concurrency())), kTheMachine};
 }
 
 }  // namespace
@@ -200,8 +200,7 @@ MachineLimits ReadMachineLimits(const std::vector<MachineLimits::Memory>& memory
 }
 
 MachineLimits ThisMachine() {
-  std::vector<MachineLimits::Memory> memory = {
-      {int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE), "the machine"}};
+  std::vector<MachineLimits::Memory> memory = {{int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE), kTheMachine}};
   constexpr std::pair<int, const char*> kResources[] = {{RLIMIT_AS, "the limit of the address space (RLIMIT_AS)"},
                                                         {RLIMIT_DATA, "the limit of data (RLIMIT_DATA)"}};
   for (const auto& [resource, name] : kResources) {

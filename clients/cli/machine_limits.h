@@ -9,6 +9,8 @@
 
 namespace goldfinch {
 
+inline constexpr char kTheMachine[] = "the machine";  // the reason if nothing else sets a limit
+
 struct MachineLimits {
   struct Memory {
     int64_t bytes = 0;

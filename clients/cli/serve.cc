@@ -19,6 +19,7 @@
 #include "clients/cli/device.h"
 #include "clients/cli/embedded_workers.h"
 #include "clients/cli/file_watch.h"
+#include "clients/cli/machine.h"
 #include "clients/cli/machine_limits.h"
 #include "clients/cli/serve_commands.h"
 #include "clients/cli/server_log.h"
@@ -80,6 +81,8 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   membership.heartbeat_timeout_seconds = options.heartbeat_timeout_seconds;
   membership.form_timeout_seconds = options.form_timeout_seconds;
   membership.regroup_wait_seconds = options.regroup_wait_seconds;
+  membership.regrow_after_seconds = options.regrow_after_seconds;
+  membership.network = OwnNetwork();
   // One row for each sequence that decodes, and some for scoring in the same step.
   membership.partition.max_logit_rows = options.max_num_seqs + kScoredRows;
 

@@ -64,6 +64,7 @@ struct ServeOptions {
   double shutdown_timeout_seconds = 30;  // --shutdown-timeout: for running requests, after SIGTERM
   double recovery_timeout_seconds = CoordinatorOptions().recovery_timeout_seconds;     // --recovery-timeout
   double regroup_wait_seconds = MembershipOptions().regroup_wait_seconds;              // --regroup-wait
+  double regrow_after_seconds = MembershipOptions().regrow_after_seconds;              // --regrow-after
   double form_timeout_seconds = MembershipOptions().form_timeout_seconds;              // --form-timeout
   double step_target_ms = 0;  // --step-target-ms; 0: by the devices
   double step_timeout_seconds = CoordinatorOptions().step_timeout_seconds;             // --step-timeout

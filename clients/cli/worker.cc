@@ -19,6 +19,7 @@
 #include "clients/cli/file_watch.h"
 #include "clients/cli/machine.h"
 #include "clients/cli/machine_limits.h"
+#include "clients/cli/machine_lock.h"
 #include "clients/cli/serve_commands.h"
 #include "clients/cli/server_log.h"
 #include "clients/cli/stop_signal.h"
@@ -35,6 +36,7 @@ namespace goldfinch {
 
 namespace {
 
+constexpr double kMeasureWaitSeconds = 5;
 constexpr double kResolveSecondsMax = 2;  // between two attempts to resolve the coordinator's name
 
 // `description` gets the transport's name, and why it is not a better one.
@@ -74,6 +76,24 @@ absl::StatusOr<std::string> AwaitAddressTowards(const std::string& coordinator, 
   }
 }
 
+WorkerPlace PlaceOf(const WorkerCommandOptions& options, const Backend& backend, const MachineLimits& limits,
+                    const std::string& address) {
+  WorkerPlace place;
+  const bool on_cpu = backend.kind() == DeviceKind::kCpu;
+  // A GPU's memory is shared with another worker only if both were given less than the default.
+  place.memory_given = options.memory_bytes > 0 ||
+                       (!on_cpu && options.gpu_memory_utilization < WorkerCommandOptions().gpu_memory_utilization);
+  place.threads_given = options.backend.threads > 0;
+  if (on_cpu) {
+    place.memory_pool = MemoryPool(limits);
+    place.cpu_pool = CpuPool(limits);
+  }
+  place.processor = ProcessorModel();
+  place.address = address;
+  place.network = OwnNetwork();
+  return place;
+}
+
 }  // namespace
 
 absl::Status RunWorker(const WorkerCommandOptions& options) {
@@ -84,8 +104,14 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   LogAsServer();
   GF_ASSIGN_OR_RETURN(std::optional<SharedKey> key, ReadClusterKey(options.key_file));
   std::string device;
-  GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(options.backend, &device));
-  spdlog::info("limits: {}", ThisMachine().Describe());
+  BackendOptions backend_options = options.backend;
+  GF_ASSIGN_OR_RETURN(const std::optional<MachineLock> gpu, TakeGpu(GpuUuids(), &backend_options.device));
+  absl::StatusOr<std::unique_ptr<Backend>> opened = OpenDevice(backend_options, &device);
+  // A GPU that cannot be used is no reason to stop if nobody has asked for one.
+  if (!opened.ok() && backend_options.device != options.backend.device) opened = OpenDevice(options.backend, &device);
+  GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, std::move(opened));
+  const MachineLimits limits = ThisMachine();
+  spdlog::info("limits: {}", limits.Describe());
   GF_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ChannelCredentials> credentials, MakeChannelCredentials(options.tls));
   std::string address = options.address;
   if (address.empty()) {
@@ -104,11 +130,20 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
     GF_ASSIGN_OR_RETURN(worker_options.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
   }
   worker_options.gold_tier = *ParseGoldTier(options.gold_tier);  // the flag allows no other names
-  GF_ASSIGN_OR_RETURN(worker_options.speed, MeasureDevice(*backend));
+  worker_options.place = PlaceOf(options, *backend, limits, address);
+  {
+    // Workers that measure at the same time would disturb each other.
+    const std::optional<MachineLock> alone = MachineLock::Await("measures", kMeasureWaitSeconds);
+    GF_ASSIGN_OR_RETURN(worker_options.speed, MeasureDevice(*backend));
+  }
   worker_options.log = [](const std::string& line) { spdlog::info("{}", line); };
   spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, may use {}, transport {}", worker_options.name,
                address, device, worker_options.speed.flops / 1e9, worker_options.speed.read_bytes_per_second / 1e9,
-               HumanBytes(worker_options.memory_bytes), transport_kind);
+               absl::StrCat(HumanBytes(worker_options.memory_bytes),
+                            worker_options.place.memory_pool.empty() || worker_options.place.memory_given
+                                ? ""
+                                : " together with other workers of this host"),
+               transport_kind);
 
   Worker worker(std::move(worker_options), std::move(backend), std::move(transport));
   ClusterClientOptions client_options;

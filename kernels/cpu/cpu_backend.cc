@@ -20,7 +20,7 @@ constexpr DType kActivations = DType::kF32;
 
 class CpuBackend : public Backend {
  public:
-  explicit CpuBackend(int threads) : Backend(kActivations), context_(threads) {}
+  explicit CpuBackend(int threads) : Backend(kActivations), threads_(threads), context_(threads) {}
 
   DeviceKind kind() const override { return DeviceKind::kCpu; }
   bool reads_weights_in_place() const override { return true; }
@@ -31,6 +31,7 @@ class CpuBackend : public Backend {
   }
 
   int threads() const override { return context_.pool.threads(); }
+  void UseThreads(int threads) override { context_.pool.Resize(std::clamp(threads, 1, threads_)); }
   cpu::ThreadPool::Times thread_times() const { return context_.pool.times(); }
   bool multiplies_quantized() const override { return true; }
 
@@ -177,6 +178,7 @@ class CpuBackend : public Backend {
     cpu::Sample(context_, logits, limit, holes, rows, tokens);
   }
 
+  const int threads_;  // the most
   cpu::Context context_;
   HostQueue queue_;
 };

@@ -24,13 +24,26 @@ int64_t NowNanoseconds() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : workers_(WorkersOf(threads)) {
+ThreadPool::ThreadPool(int threads) { Start(threads); }
+
+ThreadPool::~ThreadPool() { Stop(); }
+
+void ThreadPool::Resize(int threads) {
+  if (threads == this->threads()) return;
+  Stop();
+  Start(threads);
+}
+
+void ThreadPool::Start(int threads) {
+  stop_.store(false);
+  waiting_ns_ = 0;
+  workers_ = std::vector<Worker>(WorkersOf(threads));
   for (int thread = 1; thread < threads; ++thread) {
     workers_[thread - 1].thread = std::thread([this, thread] { Work(thread); });
   }
 }
 
-ThreadPool::~ThreadPool() {
+void ThreadPool::Stop() {
   stop_.store(true);
   loops_.fetch_add(1);
   loops_.notify_all();

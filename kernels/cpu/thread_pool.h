@@ -23,6 +23,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  // Ends the threads and starts as many as these. Must not be called while a loop runs; times() begins anew.
+  void Resize(int threads);
 
   // Times of the threads so far. In a period t, all threads together were idle for
   // (threads() - 1) * t - working_ns + waiting_ns.
@@ -53,6 +55,8 @@ class ThreadPool {
     int64_t working_ns = 0;  // written within a loop, read between loops
   };
 
+  void Start(int threads);
+  void Stop();
   void Work(int thread);
   void RunTasks(int thread);
   bool Join();

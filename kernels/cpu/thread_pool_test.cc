@@ -125,6 +125,19 @@ TEST_P(ThreadPoolTest, ProgressChangesWithEveryTask) {
   }
 }
 
+TEST_P(ThreadPoolTest, HasAsManyThreadsAsItIsToldTo) {
+  ThreadPool pool(4);
+  for (const int count : {threads(), 1, 4, threads()}) {
+    pool.Resize(count);
+    EXPECT_EQ(pool.threads(), count);
+    for (int loop = 0; loop < 100; ++loop) {
+      std::atomic<int64_t> sum{0};
+      pool.ParallelFor(50, [&](int64_t task, int thread) { sum += thread < count ? task : 1000; });
+      ASSERT_EQ(sum.load(), 49 * 50 / 2);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 3, 4), testing::PrintToStringParamName());
 
 TEST(ThreadPoolDeathTest, NeedsAThread) { EXPECT_DEATH(ThreadPool(0), "CHECK failed"); }

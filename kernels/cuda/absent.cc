@@ -9,6 +9,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions&) {
   return absl::UnavailableError("no CUDA: this program was built without a CUDA toolkit");
 }
 
+std::vector<std::string> CudaDeviceUuids() { return {}; }
+
 CudaCounters CountersOf(const Backend& backend) {
   GF_CHECK(false) << backend.Describe();
   return {};

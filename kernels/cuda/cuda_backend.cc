@@ -2,6 +2,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
@@ -28,6 +29,7 @@ class CudaBackend : public Backend {
     return absl::StrCat("cuda, ", facts.name, ", compute capability ", facts.major, ".", facts.minor, ", ",
                         facts.memory_bytes >> 20, " MiB, activations ", Name(activation_dtype()));
   }
+  std::string Uuid() const override { return context_.facts().uuid; }
   int threads() const override { return 1; }
   bool multiplies_quantized() const override { return false; }
 
@@ -165,6 +167,8 @@ class CudaBackend : public Backend {
 };
 
 }  // namespace
+
+std::vector<std::string> CudaDeviceUuids() { return cuda::DeviceUuids(); }
 
 CudaCounters CountersOf(const Backend& backend) {
   const auto* cuda = dynamic_cast<const CudaBackend*>(&backend);

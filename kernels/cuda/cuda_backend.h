@@ -3,6 +3,8 @@
 #define GOLDFINCH_KERNELS_CUDA_CUDA_BACKEND_H_
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
@@ -17,6 +19,9 @@ struct CudaOptions {
 
 // The counters so far. `backend` must be from MakeCudaBackend.
 CudaCounters CountersOf(const Backend& backend);
+
+// The UUIDs of the devices, by CudaOptions::device; empty if there are none or no driver.
+std::vector<std::string> CudaDeviceUuids();
 
 // UNAVAILABLE if this program was built without CUDA, the machine has no such device or no driver, or a library
 // (cuBLASLt) cannot be found; the message says which. FAILED_PRECONDITION if the device is too old.

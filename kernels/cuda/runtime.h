@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -21,6 +22,7 @@ struct DeviceFacts {
   int multiprocessors = 0;
   int64_t shared_bytes = 0;  // that one block can have
   int64_t memory_bytes = 0;
+  std::string uuid = {};  // as nvidia-smi -L writes it
 };
 
 // For one thread at a time. The first failed call is remembered, and Synchronize returns it; results of later calls
@@ -69,6 +71,9 @@ class Runtime {
   // Null if the work cannot be recorded.
   virtual std::unique_ptr<Graph> EndCapture() = 0;
 };
+
+// The UUIDs of all devices, by ordinal; empty texts for those that cannot be asked.
+std::vector<std::string> DeviceUuids();
 
 // UNAVAILABLE if there is no driver or no such device; the message says which.
 absl::StatusOr<std::unique_ptr<Runtime>> OpenRuntime(int device);

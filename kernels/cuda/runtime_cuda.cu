@@ -133,6 +133,15 @@ void LinkDevices(int device) {
 // The host's arrays go through pinned memory in two halves: one is filled while the device reads the other.
 constexpr int64_t kHalfBytes = int64_t{4} << 20;
 
+std::string UuidText(const cudaUUID_t& uuid) {
+  std::string text = "GPU";
+  for (int i = 0; i < 16; ++i) {
+    if (i == 0 || i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    absl::StrAppend(&text, absl::Hex(static_cast<uint8_t>(uuid.bytes[i]), absl::kZeroPad2));
+  }
+  return text;
+}
+
 class CudaGraph : public Runtime::Graph {
  public:
   CudaGraph(cudaStream_t stream, cudaGraphExec_t graph) : stream_(stream), graph_(graph) {}
@@ -181,12 +190,13 @@ class CudaRuntime : public Runtime {
     device_of_thread = device_;
     LinkDevices(device_);
     queue_ = std::make_unique<CudaQueue>(device_, stream_);
-    facts_ = {properties.name,
-              properties.major,
-              properties.minor,
-              properties.multiProcessorCount,
-              static_cast<int64_t>(properties.sharedMemPerBlockOptin),
-              static_cast<int64_t>(properties.totalGlobalMem)};
+    facts_ = {.name = properties.name,
+              .major = properties.major,
+              .minor = properties.minor,
+              .multiprocessors = properties.multiProcessorCount,
+              .shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin),
+              .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem),
+              .uuid = UuidText(properties.uuid)};
     return absl::OkStatus();
   }
 
@@ -332,6 +342,18 @@ void PrepareLaunch(const void* function, const LaunchShape& shape) {
 void FinishLaunch(cudaError_t error) {
   GF_CHECK(error != cudaErrorInvalidConfiguration && error != cudaErrorInvalidValue) << Text(error);
   Note(error);
+}
+
+std::vector<std::string> DeviceUuids() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  std::vector<std::string> uuids(count);
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties = {};
+    if (cudaGetDeviceProperties(&properties, device) == cudaSuccess) uuids[device] = UuidText(properties.uuid);
+  }
+  cudaGetLastError();  // clears what failed: OpenRuntime says it
+  return uuids;
 }
 
 absl::StatusOr<std::unique_ptr<Runtime>> OpenRuntime(int device) {

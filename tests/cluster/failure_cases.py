@@ -1,5 +1,6 @@
 """Losses at random moments: streams go on as if nothing had happened, token by token."""
 
+import os
 import secrets
 import socket
 import subprocess
@@ -59,6 +60,44 @@ class Streams:
     def join(self):
         for thread in self._threads:
             thread.join(SECONDS_MAX)
+        return self.tokens
+
+
+class Endless:
+    """A stream that goes on until it is told to stop; keeps its tokens."""
+
+    def __init__(self, client, **request):
+        self.request = request
+        self.tokens = []
+        self.error = None
+        self._stop = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, args=(client,))
+        self._thread.start()
+
+    def _run(self, client):
+        try:
+            stream = client.stream(**self.request, max_tokens=15_000, ignore_eos=True)
+            for piece in stream:
+                with self._changed:
+                    self.tokens += [token.id for token in piece.tokens]
+                    self._changed.notify_all()
+                    if self._stop:
+                        break
+            stream.close()
+        except Exception as error:  # pylint: disable=broad-except
+            with self._changed:
+                self.error = error
+                self._changed.notify_all()
+
+    def await_more(self, count):
+        with self._changed:
+            wanted = len(self.tokens) + count
+            self._changed.wait_for(lambda: len(self.tokens) >= wanted or self.error, SECONDS_MAX)
+
+    def stop(self):
+        self._stop = True
+        self._thread.join(SECONDS_MAX)
         return self.tokens
 
 
@@ -245,6 +284,52 @@ class FailureTest(ClusterTest):
             if done.returncode != 0:
                 self.skipTest(f"{command}: {done.stderr.strip()}")
         return {"name": tag, "link": f"{tag}a", "here": here, "there": there}
+
+    def test_a_busy_group_grows_back(self):
+        self.begin(regrow_after=0.3)
+        requests = [{"prompt": PAGE[:700], "sampling": goldfinch.GREEDY}, {"prompt": PAGE[100:400], "seed": 5}]
+        streams = [Endless(self.client, **request) for request in requests]
+        for stream in streams:
+            stream.await_more(20)
+        self.cluster.workers["w1"].kill()
+        self.wait_full(stages=2)
+        self.cluster.start_worker("w3")
+        info = self.wait_full(stages=3)
+        self.assertEqual(info.requests_running + info.requests_waiting, 2)
+        for stream in streams:
+            stream.await_more(20)
+        tokens = [stream.stop() for stream in streams]
+        self.assertEqual([stream.error for stream in streams], [None, None], self.cluster.logs())
+        self.assertIn("takes no more steps, to grow from 2 to 3 stages", self.cluster.server.log.read_text())
+        for request, got in zip(requests, tokens, strict=True):
+            undisturbed = self.client.generate(**request, max_tokens=len(got), ignore_eos=True)
+            self.assertEqual([token.id for token in undisturbed.tokens], got)
+
+    def test_workers_of_one_host_share_it(self):
+        self.begin()
+        stages = self.wait_full().groups[0].stages
+        shares = [stage.memory_bytes for stage in stages]
+        self.assertEqual(shares[1:], shares[:-1])
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self.assertLessEqual(sum(shares), 0.9 * memory)
+        self.assertEqual(len(self.client.generate("x", max_tokens=3, ignore_eos=True).tokens), 3)
+
+    def test_a_worker_beside_the_coordinator_is_reached_from_elsewhere(self):
+        network = self.namespace()
+        key = self.cluster.folder / "cluster.key"
+        key.write_text(secrets.token_hex(32))
+        self.begin(workers=0, stages=2, host="0.0.0.0", cluster_key_file=key)
+        self.cluster.start_worker(
+            "a",
+            wrapper=["ip", "netns", "exec", network["name"]],
+            coordinator=f"{network['here']}:{self.cluster.ports.cluster}",
+            cluster_key_file=key,
+        )
+        # The second stage, to which the first connects; it reaches the coordinator by 127.0.0.1.
+        self.cluster.start_worker("b", cluster_key_file=key)
+        self.wait_full(stages=2)
+        self.assertEqual(len(self.client.generate("x", max_tokens=3, ignore_eos=True).tokens), 3)
+        self.assertIn(f"listens on its route to {network['there']}", self.cluster.server.log.read_text())
 
     def test_without_workers_requests_end_when_the_time_is_out(self):
         self.begin(workers=2, stages=2, recovery_timeout=0.7)

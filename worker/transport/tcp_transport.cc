@@ -44,6 +44,8 @@ using std::chrono::milliseconds;
 constexpr int64_t kAhead = Transport::kAheadSends;
 // Buffers for messages from one peer: the next message is received while the one before is copied to the device.
 constexpr int64_t kReceives = 2;
+// A route is the same for all ports.
+constexpr int kAnyPort = 1;
 
 milliseconds ToMilliseconds(double seconds) {
   return milliseconds(std::max<int64_t>(1, static_cast<int64_t>(seconds * 1000)));
@@ -401,9 +403,17 @@ class TcpSetup : public TransportSetup {
 
 class TcpTransportFactory : public TransportFactory {
  public:
-  TcpTransportFactory(std::string address, milliseconds timeout) : address_(std::move(address)), timeout_(timeout) {}
+  TcpTransportFactory(std::string address, milliseconds timeout)
+      : own_address_(std::move(address)), address_(own_address_), timeout_(timeout) {}
 
   const char* kind() const override { return "tcp"; }
+
+  absl::Status Reach(const std::string& host) override {
+    address_ = own_address_;
+    if (host.empty()) return absl::OkStatus();
+    GF_ASSIGN_OR_RETURN(address_, OwnAddressTowards(host, kAnyPort, AI_NUMERICHOST));
+    return absl::OkStatus();
+  }
 
   absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(const std::string& key, int stage,
                                                         const std::vector<StageTraffic>& traffic,
@@ -419,7 +429,8 @@ class TcpTransportFactory : public TransportFactory {
   }
 
  private:
-  const std::string address_;  // a number
+  const std::string own_address_;  // a number
+  std::string address_;            // the same, or another one that Reach has found
   const milliseconds timeout_;
 };
 

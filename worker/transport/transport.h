@@ -77,6 +77,10 @@ class TransportFactory {
  public:
   virtual ~TransportFactory() = default;
   virtual const char* kind() const = 0;  // "local", "tcp" or "nccl"
+  // From the next Setup on, peers reach this stage at its own address on the route to `host`, an IP address, or, if
+  // that is empty, where the factory was told. Transports that have no addresses of their own ignore it. UNAVAILABLE
+  // if there is no such route. Must not be called while Setup runs.
+  virtual absl::Status Reach(const std::string& /*host*/) { return absl::OkStatus(); }
   // `key` is a secret of the stages of one generation, by which they recognize each other; strangers that connect are
   // refused. `traffic` [stages] is what stage `stage` exchanges with each stage. `backend` must outlive the setup and
   // the transport. RESOURCE_EXHAUSTED: there is no memory for rows on their way. UNAVAILABLE: it cannot listen.

@@ -52,6 +52,22 @@ const TransportKind kKinds[] = {
 INSTANTIATE_TEST_SUITE_P(All, TransportTest, testing::ValuesIn(kKinds),
                          [](const auto& info) { return info.param.name; });
 
+TEST(TcpTransportTest, ListensOnTheRouteToItsPeers) {
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(1);
+  const std::unique_ptr<TransportFactory> factory = Tcp("127.0.0.2", 1);
+  const auto address = [&] {
+    const std::vector<StageTraffic> traffic = {{}, {.send_bytes_max = 1, .receive_bytes_max = 1}};
+    auto setup = factory->Setup(std::string(32, 'k'), 0, traffic, *backend);
+    return setup.ok() ? (*setup)->addresses()[1] : std::string(setup.status().message());
+  };
+  EXPECT_THAT(address(), HasSubstr("127.0.0.2:"));
+  ASSERT_TRUE(factory->Reach("127.0.0.1").ok());
+  EXPECT_THAT(address(), HasSubstr("127.0.0.1:"));
+  ASSERT_TRUE(factory->Reach("").ok());
+  EXPECT_THAT(address(), HasSubstr("127.0.0.2:"));
+  EXPECT_EQ(factory->Reach("a.name").code(), absl::StatusCode::kUnavailable) << "nobody is asked for it";
+}
+
 class NcclTransportTest : public testing::Test {
  public:
   ~NcclTransportTest() override { SetFakeNcclFaults({}); }

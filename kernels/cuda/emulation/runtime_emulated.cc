@@ -155,6 +155,8 @@ class EmulatedRuntime : public Runtime {
 
 }  // namespace
 
+std::vector<std::string> DeviceUuids() { return {}; }  // there are as many as one opens
+
 absl::StatusOr<std::unique_ptr<Runtime>> OpenRuntime(int) { return std::make_unique<EmulatedRuntime>(); }
 
 }  // namespace goldfinch::cuda
