@@ -11,7 +11,7 @@ namespace goldfinch {
 struct AttentionShape {
   // Some layers keep keys and values: every row attends to all positions up to its own.
   bool every_row = false;
-  // Of a model with GOLD layers: the rows before the first wanted logits that these layers run, too (the pre-fill rule,
+  // In a model with GOLD layers, the rows before the first wanted logits that these layers run, too (the pre-fill rule,
   // worker/stage/prefill_rule.h). < 0: the model has no GOLD layers.
   int64_t gold_rows_before = -1;
 };
