@@ -176,11 +176,11 @@ void Membership::BecomeStage(Replica& replica, int index, uint64_t id) {
   form.set_generation(replica.generation);
   form.set_stage(static_cast<uint32_t>(index));
   for (int first : first_layers) form.add_first_layers(first);
-  form.set_max_sequences(options_.partition.max_sequences);
+  form.set_max_sequences(replica.partition.max_sequences);
   form.set_max_sequence_tokens(options_.partition.max_sequence_tokens);
   form.set_cache_tokens(replica.partition.cache_tokens);
   form.set_max_step_tokens(static_cast<uint32_t>(options_.partition.max_step_tokens));
-  form.set_max_logit_rows(static_cast<uint32_t>(options_.partition.max_logit_rows));
+  form.set_max_logit_rows(static_cast<uint32_t>(replica.partition.max_logit_rows));
   form.set_transport_key(secret_.Prove("transport", {absl::StrCat(replica.generation)}));
   if (is_last) {
     form.set_sampleable(sampleable_bits_);

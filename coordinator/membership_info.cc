@@ -16,9 +16,8 @@ int Membership::groups_ready() const {
 
 GroupCapacity Membership::Capacity(int replica) const {
   const Replica& ready = *replicas_[replica];
-  return {static_cast<int>(ready.stages.size()), options_.partition.max_sequences,
-          ready.partition.cache_tokens,          options_.partition.max_sequence_tokens,
-          options_.partition.max_step_tokens,    options_.partition.max_logit_rows};
+  return {static_cast<int>(ready.stages.size()),  ready.partition.max_sequences,      ready.partition.cache_tokens,
+          options_.partition.max_sequence_tokens, options_.partition.max_step_tokens, ready.partition.max_logit_rows};
 }
 
 double Membership::SecondsPerPromptToken(int replica) const {

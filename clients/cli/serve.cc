@@ -79,7 +79,8 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   membership.heartbeat_timeout_seconds = options.heartbeat_timeout_seconds;
   membership.form_timeout_seconds = options.form_timeout_seconds;
   membership.regroup_wait_seconds = options.regroup_wait_seconds;
-  // One row for each sequence that decodes, and some for scoring in the same step.
+  // One row for each sequence that decodes, and some for scoring in the same step. Where the number of sequences is
+  // chosen later, so are their rows.
   membership.partition.max_logit_rows = options.max_num_seqs + kScoredRows;
 
   if (options.heartbeat_timeout_seconds < 2 * options.heartbeat_interval_seconds) {
