@@ -140,6 +140,32 @@ int64_t KeptBytes(const ModelMemory& model, StageSettings settings, int64_t limi
   return std::clamp<int64_t>(limit_bytes - PlanStageMemory(model, settings).total(), 0, all);
 }
 
+int64_t GoldLoraRank(const ModelMemory& model, int layer) {
+  return model.vocab_size > 0 ? model.layers[layer].table_bytes / (2 * kFloat * model.vocab_size) : 0;
+}
+
+KeptTokenBytes KeptBytesPerToken(const ModelMemory& model, int first_layer, int last_layer) {
+  const StageExtent stage = ExtentOf(model, {.first_layer = first_layer, .last_layer = last_layer});
+  const int64_t numbers = model.vocab_size * model.width;
+  if (!stage.has_gold() || numbers == 0) return {};
+  const int64_t activation_bytes = model.key_table_bytes / numbers;
+  int64_t shared = model.width;  // the key row that all layers share, and the inner rows of each layer's LoRAs
+  for (int i = stage.gold_begin(); i < last_layer; ++i) shared += 3 * GoldLoraRank(model, i);
+  return {.shared = shared * activation_bytes, .full = stage.gold_layers() * 2 * model.width * activation_bytes};
+}
+
+KeptTokens ShareKeptBytes(const KeptTokenBytes& per_token, int64_t bytes, int64_t tokens) {
+  const auto all = static_cast<double>(tokens), left = static_cast<double>(std::max<int64_t>(bytes, 0));
+  const auto shared = static_cast<double>(per_token.shared), full = static_cast<double>(per_token.full);
+  if (full <= shared) {  // one layer: the shared tier saves nothing
+    const double kept = full > 0 ? std::min(all, left / full) : all;
+    return {.compressed = all - kept, .shared = 0, .full = kept};
+  }
+  const double kept = shared > 0 ? std::min(all, left / shared) : all;
+  const double rest = left - kept * shared, raised = std::min(kept, rest / (full - shared));
+  return {.compressed = all - kept, .shared = kept - raised, .full = raised};
+}
+
 std::string ToString(const StageMemory& memory) {
   std::string text;
   for (const MemoryPart& part : memory.Parts()) {

@@ -85,9 +85,30 @@ StageMemory PlanStageMemory(const ModelMemory& model, const StageSettings& setti
 // ignored. Returns -1 if the rest does not fit, and the largest number if the stage has no caches.
 int64_t CacheTokensThatFit(const ModelMemory& model, StageSettings settings, int64_t limit_bytes);
 
-// What is left of `limit_bytes` for the kept rows of GOLD layers: at most what keys and values in fp32 of every
-// position in the caches take.
+// What is left of `limit_bytes` for the kept rows of GOLD layers alone: at most what keys and values in fp32 of every
+// position in the caches take. Kept rows also use the compressed cache where no sequence does.
 int64_t KeptBytes(const ModelMemory& model, StageSettings settings, int64_t limit_bytes);
+
+// The inner rows of a GOLD layer's LoRAs for its mix, its keys and its values have about as many numbers each: those of
+// the mix are counted, as the layer's table has two rows of them for each token id.
+int64_t GoldLoraRank(const ModelMemory& model, int layer);
+
+// What the GOLD layers of a stage keep of a token at the two tiers that keep rows, in bytes; worker/stage/gold_tiers.h
+// rounds it up to blocks. Zeros for a stage without GOLD layers.
+struct KeptTokenBytes {
+  int64_t shared = 0;
+  int64_t full = 0;
+};
+KeptTokenBytes KeptBytesPerToken(const ModelMemory& model, int first_layer, int last_layer);
+
+// How many of `tokens` tokens have which tier if they share `bytes`. The shared tier for all goes before the full tier
+// for some.
+struct KeptTokens {
+  double compressed = 0;
+  double shared = 0;
+  double full = 0;
+};
+KeptTokens ShareKeptBytes(const KeptTokenBytes& per_token, int64_t bytes, int64_t tokens);
 
 // "weights 3.14 GB, tables 268 MB, ...": the parts that are not empty.
 std::string ToString(const StageMemory& memory);

@@ -152,6 +152,35 @@ TEST(StageMemoryTest, KeptRowsTakeWhatIsLeft) {
   EXPECT_EQ(KeptBytes(model, settings, rest + 456), 456) << "whatever is set already";
 }
 
+TEST(StageMemoryTest, KeptBytesOfATokenAreThoseOfTheStagesGoldLayers) {
+  ModelMemory model = Model();
+  model.key_table_bytes = 50 * 16 * 4;                                      // fp32 activations
+  for (int i : {4, 5}) model.layers[i].table_bytes = 50 * 2 * 4 * (i - 1);  // 3 and 4 inner rows
+  EXPECT_EQ(GoldLoraRank(model, 4), 3);
+  EXPECT_EQ(GoldLoraRank(model, 0), 0);
+  const KeptTokenBytes all = KeptBytesPerToken(model, 0, 6), one = KeptBytesPerToken(model, 5, 6);
+  EXPECT_EQ(all.shared, (16 + 3 * 3 + 3 * 4) * 4);
+  EXPECT_EQ(all.full, 2 * 2 * 16 * 4);
+  EXPECT_EQ(one.shared, (16 + 3 * 4) * 4);
+  EXPECT_EQ(one.full, 2 * 16 * 4);
+  EXPECT_EQ(KeptBytesPerToken(model, 0, 4).full, 0) << "no GOLD layers";
+}
+
+TEST(StageMemoryTest, TheSharedTierForAllGoesBeforeTheFullTierForSome) {
+  const auto share = [](KeptTokenBytes per_token, int64_t bytes) {
+    const KeptTokens tokens = ShareKeptBytes(per_token, bytes, 100);
+    return std::vector<double>{tokens.compressed, tokens.shared, tokens.full};
+  };
+  const KeptTokenBytes per_token{.shared = 10, .full = 60};
+  EXPECT_THAT(share(per_token, -5), ElementsAre(100, 0, 0));
+  EXPECT_THAT(share(per_token, 400), ElementsAre(60, 40, 0));
+  EXPECT_THAT(share(per_token, 1000), ElementsAre(0, 100, 0));
+  EXPECT_THAT(share(per_token, 2000), ElementsAre(0, 80, 20));
+  EXPECT_THAT(share(per_token, 6000), ElementsAre(0, 0, 100));
+  EXPECT_THAT(share(per_token, 1'000'000), ElementsAre(0, 0, 100));
+  EXPECT_THAT(share({.shared = 60, .full = 40}, 400), ElementsAre(90, 0, 10)) << "one layer";
+}
+
 // The shape of the paper's 1.5B model: a token of the cache is 258 bytes where a transformer keeps 196,608.
 TEST(StageMemoryTest, TheResidentCacheIs756TimesSmaller) {
   ModelMemory model;

@@ -212,7 +212,7 @@ std::optional<StageOfWorker> Membership::ReceivedStepDone(uint64_t id, cluster::
     return std::nullopt;
   }
   const int64_t tokens_max =
-      CachePagesToReserve(replica->partition.cache_tokens, replica->limits.max_sequences) * kCachePageTokens;
+      CachePagesToReserve(replica->partition.cache_tokens, replica->partition.max_sequences) * kCachePageTokens;
   if (static_cast<int64_t>(message->cache_tokens()) > tokens_max) {
     Refuse(id,
            absl::StrCat("its caches have room for ", message->cache_tokens(), " tokens, ", tokens_max, " are planned"),

@@ -60,10 +60,13 @@ namespace v1 {
 class GetClusterInfoResponse;
 }  // namespace v1
 
+// The most tokens of a step where partition.max_step_tokens is 0: enough for long steps of prompts.
+inline constexpr int64_t kGpuStepTokens = 4096, kCpuStepTokens = 512;
+
 struct MembershipOptions {
   int replicas = 1;
   int stages = 1;  // of each replica; fewer after losses, and in models of fewer layers
-  PartitionOptions partition;
+  PartitionOptions partition;  // max_step_tokens may be 0: by the devices, and fewer where memory is short
 
   // What workers are told in Welcome.
   std::string model;
@@ -182,6 +185,7 @@ class Membership {
 
  private:
   struct Worker;
+  static bool OnGpu(const Worker& worker);
   struct Stage;
   struct Replica;
   struct HostShare;

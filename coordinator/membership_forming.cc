@@ -186,9 +186,26 @@ absl::StatusOr<Membership::GroupPlan> Membership::PlanFor(const Replica& replica
   }
   // A split that was given counts as long as there are workers for it.
   if (plan.limits.split.size() != members.size() && replica.was_ready) plan.limits.split.clear();
-  GF_ASSIGN_OR_RETURN(plan.partition, PartitionLayers(*model_, resources, plan.limits));
-  return plan;
+  if (limits.max_step_tokens > 0) {
+    GF_ASSIGN_OR_RETURN(plan.partition, PartitionLayers(*model_, resources, plan.limits));
+    return plan;
+  }
+  // As many as make a long Step of a prompt, or fewer if their activations do not fit.
+  const bool on_gpus = std::all_of(members.begin(), members.end(), [&](uint64_t id) { return OnGpu(*workers_.at(id)); });
+  int64_t tokens = std::max<int64_t>(on_gpus ? kGpuStepTokens : kCpuStepTokens, limits.max_sequences);
+  for (;; tokens /= 2) {
+    plan.limits.max_step_tokens = tokens;
+    absl::StatusOr<Partition> partition = PartitionLayers(*model_, resources, plan.limits);
+    const bool may_fit = absl::IsResourceExhausted(partition.status()) &&
+                         tokens / 2 >= std::max<int64_t>(kCpuStepTokens, limits.max_sequences);
+    if (may_fit) continue;
+    GF_RETURN_IF_ERROR(partition.status());
+    plan.partition = *std::move(partition);
+    return plan;
+  }
 }
+
+bool Membership::OnGpu(const Worker& worker) { return worker.registration.threads() == 0; }
 
 // With caches for one sequence of full length at least, and the most slots that fit.
 absl::StatusOr<Membership::GroupPlan> Membership::SmallerPlanFor(const Replica& replica,
@@ -269,9 +286,11 @@ void Membership::LogPlan(const Replica& replica, const std::string& shortage) {
                                       replica.stages.size(), " stages, which begin at layers ",
                                       absl::StrJoin(partition.first_layers, ", ")));
   if (!shortage.empty()) {
-    effects_.log.push_back(absl::StrCat("replica ", replica.index, ": at most ", replica.limits.max_sequences,
-                                        " sequences run at once, not the ", options_.partition.max_sequences,
-                                        " of max_sequences, with caches of ", partition.cache_tokens,
+    const int wanted = options_.partition.max_sequences;
+    effects_.log.push_back(absl::StrCat("replica ", replica.index, ": at most ", partition.max_sequences,
+                                        " sequences run at once",
+                                        wanted > 0 ? absl::StrCat(", not the ", wanted, " of max_sequences") : "",
+                                        ", with caches of ", partition.cache_tokens,
                                         " tokens, until there are more workers: ", shortage));
   } else if (partition.cache_tokens < partition.cache_tokens_wanted) {
     effects_.log.push_back(
@@ -302,11 +321,11 @@ void Membership::BecomeStage(Replica& replica, int index, uint64_t id, std::stri
   form.set_generation(replica.generation);
   form.set_stage(static_cast<uint32_t>(index));
   for (int first : first_layers) form.add_first_layers(first);
-  form.set_max_sequences(replica.limits.max_sequences);
+  form.set_max_sequences(replica.partition.max_sequences);
   form.set_max_sequence_tokens(replica.limits.max_sequence_tokens);
   form.set_cache_tokens(replica.partition.cache_tokens);
   form.set_max_step_tokens(static_cast<uint32_t>(replica.limits.max_step_tokens));
-  form.set_max_logit_rows(static_cast<uint32_t>(replica.limits.max_logit_rows));
+  form.set_max_logit_rows(static_cast<uint32_t>(replica.partition.max_logit_rows));
   form.set_memory_bytes(stage.share.memory_bytes);
   form.set_threads(stage.share.threads);
   if (!reach.empty()) {

@@ -22,19 +22,18 @@ int Membership::spares() const {
 GroupCapacity Membership::Capacity(int replica) const {
   const Replica& ready = *replicas_[replica];
   return {.stages = static_cast<int>(ready.stages.size()),
-          .max_sequences = ready.limits.max_sequences,
+          .max_sequences = ready.partition.max_sequences,
           .cache_tokens = ready.partition.cache_tokens,
           .max_sequence_tokens = ready.limits.max_sequence_tokens,
           .max_step_tokens = ready.limits.max_step_tokens,
-          .max_logit_rows = ready.limits.max_logit_rows,
+          .max_logit_rows = ready.partition.max_logit_rows,
           .row_seconds = ready.partition.seconds_per_prompt_token};
 }
 
 bool Membership::OnGpus(int replica) const {
-  return std::all_of(replicas_[replica]->stages.begin(), replicas_[replica]->stages.end(), [&](const Stage& stage) {
-    const auto worker = workers_.find(stage.worker);
-    return worker != workers_.end() && worker->second->registration.threads() == 0;
-  });
+  const std::vector<Stage>& stages = replicas_[replica]->stages;
+  return std::all_of(stages.begin(), stages.end(),
+                     [&](const Stage& stage) { return OnGpu(*workers_.at(stage.worker)); });
 }
 
 double Membership::LastProgress(int replica) const { return replicas_[replica]->last_progress; }

@@ -14,6 +14,7 @@ namespace goldfinch {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr double kGain = 0.01;  // the least for which another partition is taken
 
 // What ranges of layers cost. Sums from layer 0 on, so that each range takes two look-ups.
 class Costs {
@@ -55,6 +56,11 @@ int64_t CacheTokensMin(const PartitionOptions& options) {
   return options.cache_tokens > 0 ? options.cache_tokens : options.max_sequence_tokens;
 }
 
+// As many sequences as run at once, each of the length that is expected.
+int64_t ExpectedContext(const PartitionOptions& options) {
+  return std::min(options.max_sequence_tokens, kExpectedContextTokens);
+}
+
 // Layers [first, last) as one stage with the smallest cache.
 StageSettings SettingsOf(const PartitionOptions& options, int first, int last, int later_stages) {
   return {.first_layer = first,
@@ -84,6 +90,32 @@ std::string Shortage(const PartitionOptions& options, int first, int last, int l
                                      worker.memory_bytes));
 }
 
+// The seconds in which the GOLD layers of [first, last) attend to one sequence of the expected load, at the tiers that
+// the worker has memory for. Each tier costs what it computes for a position: the compressed tier makes the shared key
+// row and both sides of all LoRAs, the shared tier their outer sides; the full tier only reads.
+double TierSeconds(const PartitionOptions& options, int first, int last, int later_stages,
+                   const WorkerResources& worker) {
+  const ModelMemory& model = *worker.model;
+  const KeptTokenBytes per_token = KeptBytesPerToken(model, first, last);
+  if (per_token.full == 0) return 0;
+  StageSettings settings = SettingsOf(options, first, last, later_stages);
+  const int64_t tokens = ExpectedContext(options) * options.max_sequences;
+  settings.cache_tokens = tokens;
+  const int64_t left = worker.memory_bytes - PlanStageMemory(model, settings).total();
+  const KeptTokens kept = ShareKeptBytes(per_token, left, tokens);
+  const auto gold_begin = static_cast<int>(model.layers.size()) - model.gold_layers;
+  double compressed_numbers = 0, shared_numbers = 0;  // that are multiplied by D numbers each
+  for (int i = std::max(first, gold_begin); i < last; ++i) {
+    const auto rank = static_cast<double>(GoldLoraRank(model, i));
+    shared_numbers += 3 * rank;
+    compressed_numbers += 5 * rank + static_cast<double>(model.compressed_width);
+  }
+  const double flops = 2 * static_cast<double>(model.width) *
+                       (kept.compressed * compressed_numbers + kept.shared * shared_numbers) / worker.flops;
+  const double reads = kept.full * static_cast<double>(per_token.full) / worker.read_bytes_per_second;
+  return (flops + reads) / options.max_sequences;
+}
+
 absl::Status CheckSplit(const PartitionOptions& options, int layers, size_t workers) {
   const absl::Span<const int> split = options.split;
   const auto refuse = [&](const auto&... why) {
@@ -101,37 +133,81 @@ absl::Status CheckSplit(const PartitionOptions& options, int layers, size_t work
   return absl::OkStatus();
 }
 
-// The first layer of each stage; empty if no partition fits the workers' memory. A dynamic program: best[s][l] is the
-// time of the slowest of the first s stages when they run the first l layers, and cut[s][l] the first layer of stage
-// s - 1 then.
-std::vector<int> BalancedSplit(const Costs& costs, int layers, absl::Span<const WorkerResources> workers,
-                               const PartitionOptions& options) {
+struct Split {
+  std::vector<int> first_layers;  // empty if no partition fits the workers' memory
+  double slowest = kNever;        // the cost of the slowest stage
+  double tiers = 0;               // TierSecondsOf it; 0 unless asked for
+};
+
+// Finds the partition with the least TierSeconds in all among those whose stages take at most `limit` seconds each; if
+// there are several, the one whose slowest stage is fastest. Without `tiers` all TierSeconds count as 0. A dynamic
+// program: best[s][l] is what the first s stages take when they run the first l layers, and cut[s][l] the first layer
+// of stage s - 1 then.
+Split BestSplit(const Costs& costs, int layers, absl::Span<const WorkerResources> workers,
+                const PartitionOptions& options, bool tiers, double limit) {
+  struct Best {
+    double tiers = kNever;
+    double slowest = kNever;
+    auto operator<=>(const Best&) const = default;
+  };
   const int stages = static_cast<int>(workers.size());
-  std::vector<std::vector<double>> best(stages + 1, std::vector<double>(layers + 1, kNever));
+  std::vector<std::vector<Best>> best(stages + 1, std::vector<Best>(layers + 1));
   std::vector<std::vector<int>> cut(stages + 1, std::vector<int>(layers + 1, 0));
-  best[0][0] = 0;
+  best[0][0] = {0, 0};
   for (int s = 1; s <= stages; ++s) {
+    const WorkerResources& worker = workers[s - 1];
     for (int last = s; last <= layers; ++last) {
       for (int first = s - 1; first < last; ++first) {
-        if (best[s - 1][first] == kNever) continue;
-        const double slowest = std::max(best[s - 1][first], costs.Seconds(first, last, workers[s - 1]));
-        if (slowest >= best[s][last]) continue;
-        if (CacheTokensMax(options, first, last, stages - s, workers[s - 1]) < CacheTokensMin(options)) continue;
-        best[s][last] = slowest;
+        Best next = best[s - 1][first];
+        if (next.slowest == kNever) continue;
+        next.slowest = std::max(next.slowest, costs.Seconds(first, last, worker));
+        if (next.slowest > limit || next >= best[s][last]) continue;
+        if (CacheTokensMax(options, first, last, stages - s, worker) < CacheTokensMin(options)) continue;
+        if (tiers) next.tiers += TierSeconds(options, first, last, stages - s, worker);
+        if (next >= best[s][last]) continue;
+        best[s][last] = next;
         cut[s][last] = first;
       }
     }
   }
-  if (best[stages][layers] == kNever) return {};
-  std::vector<int> split(stages);
-  for (int s = stages, last = layers; s > 0; --s) last = split[s - 1] = cut[s][last];
+  Split split;
+  if (best[stages][layers].slowest == kNever) return split;
+  split.slowest = best[stages][layers].slowest;
+  split.tiers = best[stages][layers].tiers;
+  split.first_layers.resize(stages);
+  for (int s = stages, last = layers; s > 0; --s) last = split.first_layers[s - 1] = cut[s][last];
   return split;
 }
 
-}  // namespace
+// TierSeconds of all stages.
+double TierSecondsOf(absl::Span<const int> first_layers, int layers, absl::Span<const WorkerResources> workers,
+                     const PartitionOptions& options) {
+  double seconds = 0;
+  for (size_t s = 0; s < workers.size(); ++s) {
+    const int last = s + 1 < workers.size() ? first_layers[s + 1] : layers;
+    seconds += TierSeconds(options, first_layers[s], last, static_cast<int>(workers.size() - s) - 1, workers[s]);
+  }
+  return seconds;
+}
 
-absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
-                                          absl::Span<const WorkerResources> workers, const PartitionOptions& options) {
+// The first layer of each stage; empty if no partition fits the workers' memory.
+std::vector<int> BalancedSplit(const Costs& costs, int layers, absl::Span<const WorkerResources> workers,
+                               const PartitionOptions& options) {
+  Split best = BestSplit(costs, layers, workers, options, /*tiers=*/false, kNever);
+  if (best.first_layers.empty() || workers[0].model->gold_layers == 0 || workers.size() == 1) return best.first_layers;
+  const double fastest = best.slowest;
+  best.tiers = TierSecondsOf(best.first_layers, layers, workers, options);
+  for (const double slower : {1.1, 1.2, 1.3, 1.4, kSlowerForTiers}) {
+    Split split = BestSplit(costs, layers, workers, options, /*tiers=*/true, slower * fastest);
+    // Not for rounding errors.
+    if (split.slowest + split.tiers < (1 - kGain) * (best.slowest + best.tiers)) best = std::move(split);
+  }
+  return best.first_layers;
+}
+
+// For options.max_sequences, which is not 0.
+absl::StatusOr<Partition> PartitionFor(const cluster::v1::Described& model, absl::Span<const WorkerResources> workers,
+                                       const PartitionOptions& options) {
   const int layers = model.layers_size();
   if (workers.empty() || static_cast<int>(workers.size()) > layers) {
     return absl::InvalidArgumentError(absl::StrCat(workers.size(), " stages for a model of ", layers, " layers"));
@@ -143,6 +219,8 @@ absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
   }
   const Costs costs(model);
   Partition partition;
+  partition.max_sequences = options.max_sequences;
+  partition.max_logit_rows = options.max_logit_rows;
   if (options.split.empty()) {
     partition.first_layers = BalancedSplit(costs, layers, workers, options);
     if (partition.first_layers.empty()) {
@@ -165,16 +243,11 @@ absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
     const int first = partition.first_layers[s];
     const int last = s + 1 < workers.size() ? partition.first_layers[s + 1] : layers;
     const int later_stages = static_cast<int>(workers.size() - s) - 1;
-    int64_t tokens = CacheTokensMax(options, first, last, later_stages, workers[s]);
+    const int64_t tokens = CacheTokensMax(options, first, last, later_stages, workers[s]);
     if (tokens < CacheTokensMin(options)) {
       return absl::ResourceExhaustedError(
           absl::StrCat("stage ", s, " (layers ", first, "-", last - 1,
                        ") does not fit its worker: ", Shortage(options, first, last, later_stages, workers[s])));
-    }
-    if (last > layers - static_cast<int>(model.gold_layers())) {
-      // Caches that took all the memory would leave none for kept rows.
-      const auto kept_pages = static_cast<int64_t>(kKeptRowsFraction * static_cast<double>(tokens / kCachePageTokens));
-      tokens = std::max(CacheTokensMin(options), tokens - kept_pages * kCachePageTokens);
     }
     if (tokens < partition.cache_tokens) {
       partition.cache_tokens = tokens;
@@ -184,6 +257,46 @@ absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
         std::max(partition.seconds_per_prompt_token, costs.PrefillSeconds(first, last, workers[s]));
   }
   return partition;
+}
+
+// Whether states of sequences leave each stage enough for all else.
+bool StatesAreModest(const Partition& partition, absl::Span<const WorkerResources> workers,
+                     const PartitionOptions& options) {
+  for (size_t s = 0; s < workers.size(); ++s) {
+    const bool is_last = s + 1 == workers.size();
+    const int last = is_last ? static_cast<int>(workers[s].model->layers.size()) : partition.first_layers[s + 1];
+    const StageMemory memory = PlanStageMemory(*workers[s].model, SettingsOf(options, partition.first_layers[s], last,
+                                                                             static_cast<int>(workers.size() - s) - 1));
+    const int64_t left = workers[s].memory_bytes - memory.weights - memory.tables;
+    const int64_t states = memory.shift_states + memory.wkv_states + memory.tail_rows;
+    if (static_cast<double>(states) > kStatesFraction * static_cast<double>(left)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int AutoSequences(absl::Span<const WorkerResources> workers) {
+  const bool many = std::all_of(workers.begin(), workers.end(),
+                                [](const WorkerResources& worker) { return worker.flops >= kManyFlops; });
+  return many ? kSequencesManyMax : kSequencesFewMax;
+}
+
+absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
+                                          absl::Span<const WorkerResources> workers, const PartitionOptions& options) {
+  if (options.max_sequences > 0) return PartitionFor(model, workers, options);
+  PartitionOptions some = options;
+  // As many as fit with modest states, or else one.
+  const int64_t most = std::min<int64_t>(AutoSequences(workers), std::max<int64_t>(options.max_step_tokens, 1));
+  for (some.max_sequences = static_cast<int>(most);; some.max_sequences /= 2) {
+    some.max_logit_rows = options.max_logit_rows + some.max_sequences;
+    absl::StatusOr<Partition> partition = PartitionFor(model, workers, some);
+    if (some.max_sequences == 1) return partition;
+    if (partition.ok() ? StatesAreModest(*partition, workers, some)
+                       : partition.status().code() != absl::StatusCode::kResourceExhausted) {
+      return partition;
+    }
+  }
 }
 
 }  // namespace goldfinch

@@ -58,7 +58,8 @@ void CheckPages(RowSpans spans, int64_t pages, int64_t page_tokens, bool from_st
                 const int32_t* RowSpan::*table = &RowSpan::pages) {
   for (const RowSpan& span : spans) {
     GF_CHECK(span.*table != nullptr) << (table == &RowSpan::pages ? "no pages" : "no kept pages");
-    const int64_t end = span.position + span.row_count;
+    int64_t end = span.position + span.row_count;
+    if (table == &RowSpan::kept_pages) end = std::min(end, span.kept_end);
     for (int64_t i = from_start ? 0 : span.position / page_tokens; i * page_tokens < end; ++i) {
       const int32_t page = (span.*table)[i];
       GF_CHECK(page >= 0 && page < pages) << "page " << page << " of " << pages;
@@ -291,6 +292,12 @@ void Backend::GoldSharedAttention(ConstTensor q, RowSpans spans, const GoldShare
   CheckSpans(spans, q.dim(0));
   CheckSharedRows(*this, shared, layers, head_size, rows);
   CheckPages(spans, rows.pages, rows.page_tokens, true, &RowSpan::kept_pages);
+  if (rows.rest != nullptr) {
+    GF_CHECK(shares_in_part());
+    CheckGoldInputs(spans, shared, *rows.rest);
+  } else {
+    for (const RowSpan& span : spans) GF_CHECK_GE(span.kept_end, span.position + span.row_count);
+  }
   GF_CHECK(layer >= 0 && layer < static_cast<int>(layers.size())) << "layer " << layer << " of " << layers.size();
   CheckTensor(q, activation_dtype_, {q.dim(0), shared.embedding.dim(1)}, "queries");
   CheckTensor(out, activation_dtype_, q.shape, "attention output");

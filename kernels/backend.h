@@ -33,6 +33,7 @@
 #define GOLDFINCH_KERNELS_BACKEND_H_
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 
 #include "absl/types/span.h"
@@ -52,6 +53,7 @@ struct RowSpan {
   // and full tiers keep beside the compressed cache.
   const int32_t* pages = nullptr;
   const int32_t* kept_pages = nullptr;
+  int64_t kept_end = std::numeric_limits<int64_t>::max();  // later positions have no shared rows: GoldSharedRows::rest
 };
 using RowSpans = absl::Span<const RowSpan>;
 
@@ -165,6 +167,9 @@ struct GoldSharedRows {
   int64_t pages = 0;
   int64_t page_bytes = 0;  // at least Backend::GoldSharedPageBytes, a multiple of 256
   int64_t page_tokens = 0;
+  // For attention alone: where it finds what the rows of positions from RowSpan::kept_end on would be made of, with
+  // RowSpan::pages. Null: every position has rows.
+  const GoldCache* rest = nullptr;
 };
 
 // Memory that ops take besides what Allocate gave: libraries and their workspaces, scratch. An allowance to plan with,
@@ -270,6 +275,8 @@ class Backend : public ComputeDevice {
   // for the rounding to kv's type. row_begin counts positions here, and slots are ignored.
   void GoldMakeKeysValues(RowSpans spans, const GoldSharedWeights& shared, const GoldKvWeights& weights,
                           const GoldCache& cache, int head_size, const KvCache& kv);
+  // Whether GoldSharedAttention takes GoldSharedRows::rest.
+  virtual bool shares_in_part() const { return false; }
   // The least GoldSharedRows::page_bytes for these layers.
   virtual int64_t GoldSharedPageBytes(int64_t width, absl::Span<const GoldKvWeights> layers, int head_size,
                                       int64_t page_tokens) const = 0;
@@ -279,7 +286,7 @@ class Backend : public ComputeDevice {
                           const GoldCache& cache, int head_size, const GoldSharedRows& rows);
   // GoldAttention with layers[layer], over the rows that GoldMakeSharedRows stored for these layers at
   // RowSpan::kept_pages. The result is the same bit for bit on the CPU, to the rounding of the types on CUDA. The
-  // compressed cache is not read.
+  // compressed cache is not read, unless rows.rest is given.
   void GoldSharedAttention(ConstTensor q,  // [rows, D] act
                            RowSpans spans, const GoldSharedWeights& shared, absl::Span<const GoldKvWeights> layers,
                            int layer, const GoldSharedRows& rows, int head_size,

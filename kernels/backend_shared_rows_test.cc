@@ -120,14 +120,24 @@ class Kept {
     }
   }
 
+  // From now on attention takes only the rows before `end` / 12 of each sequence from what was kept.
+  void KeepOnly(int end) {
+    kept_parts_ = end;
+    rows_.rest = &cache_;
+  }
+
   // Compares the attention of the chunks' rows in every layer.
   void CheckAttention() {
     std::vector<RowSpan> spans;
     int32_t rows = 0;
     for (size_t i = 0; i < test_.chunks.size(); ++i) {
       const TestChunk& chunk = test_.chunks[i];
-      spans.push_back(SpanOf(static_cast<int>(i), rows, chunk.position, chunk.position + chunk.rows));
+      RowSpan& span =
+          spans.emplace_back(SpanOf(static_cast<int>(i), rows, chunk.position, chunk.position + chunk.rows));
       rows += chunk.rows;
+      if (rows_.rest == nullptr) continue;
+      span.pages = paging_.table(static_cast<int>(i));
+      span.kept_end = (chunk.position + chunk.rows) * kept_parts_ / 12;
     }
     const Shape shape{rows, test_.width};
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
@@ -187,6 +197,7 @@ class Kept {
   std::vector<std::vector<int32_t>> ids_;  // for each sequence
   std::vector<Values> c_;
   GoldCache cache_;
+  int kept_parts_ = 12;
   int64_t needed_bytes_ = 0;
   std::shared_ptr<void> memory_;
   GoldSharedRows rows_;
@@ -230,6 +241,18 @@ TEST_P(BackendTest, GoldKept) {
                       .page_tokens = 37,
                       .id_dtype = DType::kI32});
     CheckKept(*this, {.chunks = chunks, .width = 128, .head_size = 64, .layers = {{.mix = 8, .lora = 16}}});
+  }
+}
+
+// Rows of the first positions, and the rest from the compressed cache: the border lies within pages and tiles.
+TEST_P(BackendTest, GoldKeptInPart) {
+  if (!device->shares_in_part()) GTEST_SKIP() << "the back end does not";
+  const std::vector<TestChunk> chunks = {{14, 1}, {62, 1}, {63, 3}, {127, 3}, {150, 17}, {0, 33}};
+  for (const int end : {0, 1, 7, 12}) {
+    Kept kept(*this, {.chunks = chunks, .layers = {{.rope_base = 10000}}, .page_tokens = 37});
+    kept.Keep(0, end);
+    kept.KeepOnly(end);
+    kept.CheckAttention();
   }
 }
 

@@ -2,10 +2,12 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "clients/cli/flag_group.h"
 #include "clients/cli/flags.h"
 #include "clients/cli/serve_options.h"
 #include "clients/cli/shared_flags.h"
+#include "coordinator/planner.h"
 #include "protos/cluster_protocol.h"
 
 namespace goldfinch {
@@ -38,10 +40,26 @@ void AddPipelineFlags(CLI::App& command, ServeOptions& options) {
 void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
   FlagGroup memory(command, kMemoryFlags);
   AddMaxModelLenFlag(command, options.max_model_len);
-  memory.InLimits("--max-num-seqs", options.max_num_seqs, "COUNT", "Most sequences that run at once in one pipeline", 1,
-                  int64_t{1} << 16);
-  AddMaxStepTokensFlag(command, options.max_step_tokens, int64_t{1} << 16,
-                       "Most tokens of one step, over all its sequences");
+  // A whole number up to 65536; auto is 0.
+  const auto or_auto = [](CLI::Option* option) {
+    option
+        ->transform(CLI::Validator(
+            [](std::string& text) -> std::string {
+              if (text != "auto") return InRange(int64_t{1}, int64_t{1} << 16)(text);
+              text = "0";
+              return "";
+            },
+            ""))
+        ->default_str("auto");
+  };
+  or_auto(memory.Text(
+      "--max-num-seqs", options.max_num_seqs, "COUNT|auto",
+      absl::StrCat("Most sequences that run at once in one pipeline, 1 to 65536; auto is ", kSequencesManyMax,
+                   " on GPUs and ", kSequencesFewMax, " on CPUs, and fewer where memory is short")));
+  or_auto(memory.Text("--max-num-batched-tokens", options.max_step_tokens, "TOKENS|auto",
+                      absl::StrCat("Most tokens of one step, over all its sequences, 1 to 65536; auto is ",
+                                   kGpuStepTokens, " on GPUs and ", kCpuStepTokens,
+                                   " on CPUs; --step-target-ms makes steps smaller while others wait")));
   memory.Text("--cache-tokens", options.cache_tokens, "TOKENS", "Tokens that the caches of one pipeline hold")
       ->check(InRange(int64_t{1}, kCacheTokensMax))
       ->default_str("what memory allows");

@@ -83,7 +83,8 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   membership.regroup_wait_seconds = options.regroup_wait_seconds;
   membership.regrow_after_seconds = options.regrow_after_seconds;
   membership.network = OwnNetwork();
-  // One row for each sequence that decodes, and some for scoring in the same step.
+  // One row for each sequence that decodes, and some for scoring in the same step. Where the number of sequences is
+  // chosen later, so are their rows.
   membership.partition.max_logit_rows = options.max_num_seqs + kScoredRows;
 
   if (options.heartbeat_timeout_seconds < 2 * options.heartbeat_interval_seconds) {
@@ -96,7 +97,8 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   partition.max_sequences = static_cast<int>(options.max_num_seqs);
   partition.max_sequence_tokens = options.max_model_len;
   partition.cache_tokens = options.cache_tokens;
-  partition.max_step_tokens = std::max(options.max_step_tokens, options.max_num_seqs);
+  // 0 is auto; else all sequences must be able to decode in one step.
+  partition.max_step_tokens = options.max_step_tokens > 0 ? std::max(options.max_step_tokens, options.max_num_seqs) : 0;
   if (!options.split.empty()) {
     if (!ParseSplit(options.split, &partition.split, &partition.split_layers)) {
       return UsageError(absl::StrCat("--split is ", options.split));

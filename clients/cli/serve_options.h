@@ -32,8 +32,8 @@ struct ServeOptions {
   BackendOptions backend;                      // --device, --dtype; --threads for all embedded workers together
   double gpu_memory_utilization = 0.9;         // --gpu-memory-utilization for all embedded workers together
   int64_t max_model_len = 1 << 20;             // --max-model-len: tokens of a sequence
-  int64_t max_num_seqs = 64;                   // --max-num-seqs: sequences that run at once in one pipeline
-  int64_t max_step_tokens = 512;               // --max-num-batched-tokens: tokens of one step
+  int64_t max_num_seqs = 0;                    // --max-num-seqs: sequences that run at once in one pipeline; 0: auto
+  int64_t max_step_tokens = 0;                 // --max-num-batched-tokens: tokens of one step; 0: auto
   int64_t cache_tokens = 0;                    // --cache-tokens of one pipeline; 0: what memory allows
   std::string gold_tier = "auto";              // --gold-tier of embedded workers
   int64_t memory_bytes = 0;                    // --memory for all embedded workers together; 0: a share of the device's

@@ -57,6 +57,7 @@ class CpuBackend : public Backend {
     return (bytes + 255) / 256 * 256;
   }
 
+  bool shares_in_part() const override { return true; }
   bool can_sample(int64_t /*vocab*/) const override { return true; }
 
  private:

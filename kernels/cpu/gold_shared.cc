@@ -107,10 +107,32 @@ class SharedTileBuilder {
   const Finisher finisher_;
 };
 
+// Keys and values from shared rows up to a span's kept_end, and from the compressed cache behind it. A row is the same
+// from either.
+class PartlySharedTileBuilder {
+ public:
+  PartlySharedTileBuilder(const SharedTileBuilder& shared, const TileBuilder& rest) : shared_(shared), rest_(rest) {}
+
+  static bool Find(const RowSpan&, int64_t, int64_t, const float**, const float**) { return false; }
+
+  void Make(Made what, const RowSpan& span, int64_t first, int64_t count, Scratch& scratch, float* to) const {
+    const int64_t kept = std::clamp<int64_t>(span.kept_end - first, 0, count);
+    if (kept > 0) shared_.Make(what, span, first, kept, scratch, to);
+    if (kept < count) rest_.Make(what, span, first + kept, count - kept, scratch, to + kept * rest_.width());
+  }
+
+ private:
+  const SharedTileBuilder& shared_;
+  const TileBuilder& rest_;
+};
+
 void GoldSharedAttentionTarget(Context& context, ConstTensor q, RowSpans spans, const GoldSharedWeights& shared,
                                absl::Span<const GoldKvWeights> layers, int layer, const GoldSharedRows& rows,
                                int head_size, Tensor out) {
-  TiledAttention(context, q, spans, head_size, SharedTileBuilder(shared, layers, layer, rows, head_size), out);
+  const SharedTileBuilder builder(shared, layers, layer, rows, head_size);
+  if (rows.rest == nullptr) return TiledAttention(context, q, spans, head_size, builder, out);
+  const TileBuilder rest(shared, layers[layer], *rows.rest, head_size);
+  TiledAttention(context, q, spans, head_size, PartlySharedTileBuilder(builder, rest), out);
 }
 
 void GoldMakeSharedRowsTarget(Context& context, RowSpans spans, const GoldSharedWeights& shared,

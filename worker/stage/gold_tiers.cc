@@ -31,6 +31,7 @@ GoldTiers::GoldTiers(Backend& backend, GoldStage stage)
     : backend_(backend),
       stage_(std::move(stage)),
       layers_(static_cast<int64_t>(stage_.layers.size())),
+      in_part_(backend.shares_in_part()),
       sequences_(stage_.max_sequences) {
   GF_CHECK_GE(layers_, 1);
   const int64_t width = stage_.shared.embedding.dim(1), row_bytes = width * SizeOf(backend.activation_dtype());
@@ -133,11 +134,12 @@ void GoldTiers::Release(Sequence& sequence) {
   sequence.tier = GoldTier::kCompressed;
 }
 
-// Takes the blocks that the sequence lacks up to `end`; they must be free.
+// Takes the blocks that the sequence lacks up to `end`, as far as they are free. All must be at the full tier, and
+// where the back end takes no sequence in part.
 void GoldTiers::Take(Sequence& sequence) {
   const bool full = sequence.tier == GoldTier::kFull;
   const int64_t wanted = BlocksFor(sequence.tier, sequence.end);
-  while (static_cast<int64_t>(sequence.blocks.size()) < wanted) {
+  while (static_cast<int64_t>(sequence.blocks.size()) < wanted && (free_blocks() > 0 || full || !in_part_)) {
     const int32_t block = pool_->TakeBlock();
     if (full) {
       std::vector<int32_t>& pages = sequence.kv_pages[sequence.blocks.size() % layers_];
@@ -161,31 +163,71 @@ void GoldTiers::Choose(Sequence& sequence) {
   }
   if (sequence.tier != GoldTier::kCompressed) return;
   const GoldTier settled = std::exchange(sequence.settled, GoldTier::kCompressed);
-  if (settled < GoldTier::kShared) return;
+  if (settled < GoldTier::kShared && !in_part_) return;
   const int64_t need = BlocksFor(GoldTier::kShared, sequence.end);
   int64_t possible = free_blocks();
   for (const Sequence& other : sequences_) {
     const auto held = static_cast<int64_t>(other.blocks.size());
     if (other.tier == GoldTier::kFull) possible += held - held / layers_;
   }
-  if (possible < need) return;
-  while (free_blocks() < need) {
+  while (possible >= need && free_blocks() < need) {
     Sequence* other = Largest(GoldTier::kFull);
-    if (other == nullptr) return;  // what it could have given was shared
+    if (other == nullptr) break;  // what it could have given was shared
     Drop(*other);
   }
-  sequence.tier = sequence.settled = GoldTier::kShared;
+  if (free_blocks() >= need || in_part_) sequence.tier = sequence.settled = GoldTier::kShared;
 }
 
-// Takes the blocks that the sequence's tier lacks. Where too few are free, the sequence with the most blocks of the
-// highest tier, which may be this one, gives up its tier.
+// Takes the blocks that the sequence's tier lacks. Where too few are free, sequences give way: this one too.
 void GoldTiers::Grow(Sequence& sequence) {
   while (sequence.tier != GoldTier::kCompressed) {
     const int64_t missing = BlocksFor(sequence.tier, sequence.end) - static_cast<int64_t>(sequence.blocks.size());
     if (missing <= free_blocks()) return Take(sequence);
+    if (in_part_ && sequence.tier == GoldTier::kShared) return GrowInPart(sequence, missing);
     Sequence* largest = Largest();
-    Drop(largest == nullptr ? sequence : *largest);
+    if (largest == nullptr) {
+      Drop(sequence);
+    } else {
+      GiveWay(*largest, missing - free_blocks());
+    }
   }
+}
+
+// At the shared tier: others give blocks only if they hold more than twice what this one needs, and it does without the
+// rest.
+void GoldTiers::GrowInPart(Sequence& sequence, int64_t missing) {
+  const int64_t need = static_cast<int64_t>(sequence.blocks.size()) + missing;
+  while (missing > free_blocks()) {
+    Sequence* largest = Largest();
+    if (largest == nullptr || largest == &sequence) break;
+    if (static_cast<int64_t>(largest->blocks.size()) <= 2 * need) break;
+    if (!GiveWay(*largest, missing - free_blocks())) break;
+  }
+  Take(sequence);
+  if (sequence.blocks.empty()) sequence.tier = sequence.settled = GoldTier::kCompressed;
+}
+
+// Frees up to `blocks` blocks of a sequence, or more. Returns false if none has become free, as others share them.
+bool GoldTiers::GiveWay(Sequence& sequence, int64_t blocks) {
+  const int64_t free_before = free_blocks();
+  if (in_part_ && sequence.tier == GoldTier::kShared) {
+    Shorten(sequence, blocks);
+  } else {
+    Drop(sequence);
+  }
+  return free_blocks() > free_before;
+}
+
+// Gives up the last `blocks` blocks of a sequence at the shared tier: their positions go down to the compressed tier.
+void GoldTiers::Shorten(Sequence& sequence, int64_t blocks) {
+  for (; blocks > 0 && !sequence.blocks.empty(); --blocks) {
+    pool_->ReleaseBlock(sequence.blocks.back());
+    sequence.blocks.pop_back();
+  }
+  sequence.kept = std::min<int64_t>(sequence.kept, static_cast<int64_t>(sequence.blocks.size()) * kCachePageTokens);
+  if (!sequence.blocks.empty()) return;
+  sequence.tier = sequence.settled = GoldTier::kCompressed;
+  ++drops_;
 }
 
 GoldTiers::Sequence* GoldTiers::Largest(GoldTier tier) {
@@ -197,10 +239,14 @@ GoldTiers::Sequence* GoldTiers::Largest(GoldTier tier) {
   return largest;
 }
 
-// The sequence that gives way: of those at the highest tier, the one with the most blocks. Null if none has blocks.
+// The sequence that gives way: of those at the highest tier, the one with the most blocks; or, where sequences can give
+// some of them, the one with the most at any tier. Null if none has blocks.
 GoldTiers::Sequence* GoldTiers::Largest() {
-  Sequence* largest = Largest(GoldTier::kFull);
-  return largest != nullptr ? largest : Largest(GoldTier::kShared);
+  Sequence* const full = Largest(GoldTier::kFull);
+  if (full != nullptr && !in_part_) return full;
+  Sequence* const shared = Largest(GoldTier::kShared);
+  if (full == nullptr || shared == nullptr) return full != nullptr ? full : shared;
+  return shared->blocks.size() > full->blocks.size() ? shared : full;
 }
 
 void GoldTiers::MakeRoom(int64_t pages) {
@@ -208,16 +254,16 @@ void GoldTiers::MakeRoom(int64_t pages) {
   while (pool_->open_pages() < pages) {
     Sequence* largest = Largest();
     GF_CHECK(largest != nullptr) << pages << " pages";
-    Drop(*largest);
+    GiveWay(*largest, 1);
   }
 }
 
-// From the full tier a sequence goes to the shared tier; but to the compressed tier where shared rows save nothing, or
-// where the blocks that it gives up are shared with others and so do not become free.
+// From the full tier a sequence goes to the shared tier, in part if need be; but to the compressed tier where shared
+// rows save nothing, or where the blocks that it gives up are shared with others and so do not become free.
 void GoldTiers::Drop(Sequence& sequence) {
   const bool to_shared = sequence.tier == GoldTier::kFull && layers_ > 1;
   Release(sequence);
-  if (to_shared && BlocksFor(GoldTier::kShared, sequence.end) <= free_blocks()) {
+  if (to_shared && free_blocks() >= (in_part_ ? 1 : BlocksFor(GoldTier::kShared, sequence.end))) {
     sequence.tier = GoldTier::kShared;
     Take(sequence);
   }
@@ -244,12 +290,17 @@ void GoldTiers::Prepare(RowSpans spans, RowSpans attending) {
   for (const RowSpan& span : attending) {
     Sequence& sequence = sequences_[span.slot];
     if (sequence.tier != GoldTier::kCompressed) sequence.kept = sequence.end;
+    if (sequence.tier != GoldTier::kShared) continue;
+    sequence.kept = std::min(sequence.end, static_cast<int64_t>(sequence.blocks.size()) * kCachePageTokens);
   }
 }
 
 RowSpan GoldTiers::Kept(RowSpan span, GoldTier tier, int layer) const {
   const Sequence& sequence = sequences_[span.slot];
-  if (tier == GoldTier::kShared) span.kept_pages = sequence.blocks.data();
+  if (tier == GoldTier::kShared) {
+    span.kept_pages = sequence.blocks.data();
+    if (sequence.kept < sequence.end) span.kept_end = sequence.kept;
+  }
   if (tier == GoldTier::kFull) span.kept_pages = sequence.kv_pages[layer].data();
   return span;
 }
@@ -333,8 +384,12 @@ void GoldTiers::AttendTier(GoldTier tier, ConstTensor q, RowSpans spans, int lay
   switch (tier) {
     case GoldTier::kCompressed:
       return backend_.GoldAttention(q, spans, stage_.shared, stage_.layers[layer], stage_.cache, stage_.head_size, out);
-    case GoldTier::kShared:
-      return backend_.GoldSharedAttention(q, spans, stage_.shared, stage_.layers, layer, rows_, stage_.head_size, out);
+    case GoldTier::kShared: {
+      GoldSharedRows rows = rows_;
+      const auto in_part = [](const RowSpan& span) { return span.kept_end < span.position + span.row_count; };
+      if (std::any_of(spans.begin(), spans.end(), in_part)) rows.rest = &stage_.cache;
+      return backend_.GoldSharedAttention(q, spans, stage_.shared, stage_.layers, layer, rows, stage_.head_size, out);
+    }
     case GoldTier::kFull:
       return backend_.KvAttention(q, spans, kv_, stage_.head_size, out);
   }

@@ -23,7 +23,8 @@ namespace goldfinch {
 // Ascending by what is kept of a position.
 enum class GoldTier : uint8_t {
   kCompressed,  // nothing beside the compressed cache
-  kShared,      // the shared rows, which Backend::GoldMakeSharedRows derives once for all layers
+  kShared,      // the shared rows, which Backend::GoldMakeSharedRows derives once for all layers; where the back end
+                // allows it, of the first positions alone, as far as memory goes
   kFull,        // keys and values of every layer
 };
 // The highest tier that a user allows: "compressed", "shared", "full", or "auto", which is "full".
@@ -81,7 +82,8 @@ class GoldTiers final : public GoldAttention {
               RowSpans spans, int layer, Workspace& workspace,
               Tensor out) override;  // [rows, D] act
 
-  // The tier of a sequence that is open.
+  // The tier of a sequence that is open, and how many of its positions have kept rows.
+  int64_t kept(int slot) const { return sequences_[slot].kept; }
   GoldTier tier(int slot) const { return sequences_[slot].tier; }
   // So many of its first positions have kept rows.
   int64_t kept_positions(int slot) const { return sequences_[slot].kept; }
@@ -109,9 +111,12 @@ class GoldTiers final : public GoldAttention {
   int64_t free_blocks() const { return pool_->free_blocks(); }
   void Choose(Sequence& sequence);
   void Grow(Sequence& sequence);
+  void GrowInPart(Sequence& sequence, int64_t missing);
   void Take(Sequence& sequence);
   void Release(Sequence& sequence);
   void Drop(Sequence& sequence);
+  bool GiveWay(Sequence& sequence, int64_t blocks);
+  void Shorten(Sequence& sequence, int64_t blocks);
   Sequence* Largest(GoldTier tier);
   Sequence* Largest();
   void AttendTier(GoldTier tier, ConstTensor q, RowSpans spans, int layer, Tensor out);
@@ -120,6 +125,7 @@ class GoldTiers final : public GoldAttention {
   Backend& backend_;
   GoldStage stage_;
   const int64_t layers_;
+  const bool in_part_;  // the shared tier may end before a sequence does
   // A block holds a page of shared rows, or a page of keys and values of one layer.
   int64_t block_bytes_ = 0;
   int64_t kv_page_tokens_ = 0;

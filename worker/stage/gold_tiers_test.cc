@@ -1,13 +1,9 @@
-// Which tier a sequence gets, what becomes of it when memory is short, and that results do not depend on it.
+// Which tier a sequence gets, and what becomes of it when memory is short.
 #include "worker/stage/gold_tiers.h"
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <memory>
-#include <random>
-#include <string>
-#include <utility>
+#include <optional>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -15,95 +11,11 @@
 #include "worker/model/fake_device.h"
 #include "worker/model/model.h"
 #include "worker/model/random_model.h"
+#include "worker/stage/gold_tiers_test_util.h"
 #include "worker/stage/stage.h"
 
 namespace goldfinch {
 namespace {
-
-constexpr int64_t kVocab = 40;
-constexpr int kSlots = 6;
-constexpr GoldTier kCompressed = GoldTier::kCompressed, kShared = GoldTier::kShared, kFull = GoldTier::kFull;
-
-// A stage of a small model that has so many blocks for kept rows, pages of shared rows, and borrows others or not.
-class Kept {
- public:
-  struct Setup {
-    std::vector<std::string> layers = {"finch_c2", "gold", "gold"};
-    int64_t width = 128;
-    GoldTier most = kFull;
-    int64_t blocks = 0;
-    DType activations = DType::kF32;
-    bool fake = false;
-    int64_t cache_tokens = 4096;
-    bool borrow = false;
-  };
-
-  explicit Kept(const Setup& setup) : backend_(MakeCpuBackend(/*threads=*/1)) {
-    if (setup.fake) backend_ = std::make_unique<FakeDevice>(std::move(backend_), setup.activations);
-    auto model = LoadModel(*backend_, OpenTensors(RandomModel({.layers = setup.layers, .width = setup.width})), {});
-    EXPECT_TRUE(model.ok()) << model.status();
-    auto stage = Stage::Create(*backend_, *model,
-                               {.max_sequences = kSlots,
-                                .max_sequence_tokens = 2048,
-                                .cache_tokens = setup.cache_tokens,
-                                .max_step_tokens = 600,
-                                .max_logit_rows = 100,
-                                .cache_dtype = DType::kF32,
-                                .gold_tier = setup.most});
-    EXPECT_TRUE(stage.ok()) << stage.status();
-    stage_ = *std::move(stage);
-    const absl::Status reserved = stage_->ReserveKept(setup.blocks * BlockBytes(), setup.borrow);
-    EXPECT_TRUE(reserved.ok()) << reserved;
-  }
-
-  Stage& stage() { return *stage_; }
-  const GoldTiers& tiers() const { return *stage_->gold_tiers(); }
-  int64_t BlockBytes() const { return tiers().TierBytes(kShared, 1); }
-  int64_t blocks() const { return tiers().kept_bytes() / BlockBytes(); }
-  GoldTier tier(int slot) const { return tiers().tier(slot); }
-
-  int Open(int64_t tokens = 0) {
-    const int slot = *stage_->Open();
-    if (tokens > 0) Run(slot, tokens);
-    return slot;
-  }
-  // More tokens of a prompt that goes on.
-  void Read(int slot, int64_t tokens) {
-    for (; tokens > 0; tokens -= 600) Forward({{slot, std::min<int64_t>(tokens, 600), 0}});
-  }
-  // More tokens, the GOLD layers included.
-  void Run(int slot, int64_t tokens) { Forward({{slot, tokens, 1}}); }
-
-  struct Part {
-    int slot;
-    int64_t tokens;
-    int64_t logit_rows;
-  };
-  // Tokens are a function of slot and position. Returns the logits.
-  std::vector<float> Forward(const std::vector<Part>& parts) {
-    std::vector<std::vector<int32_t>> ids;
-    std::vector<Chunk> chunks;
-    for (const Part& part : parts) {
-      const int64_t begin = stage_->position(part.slot);
-      ids.emplace_back();
-      for (int64_t i = begin; i < begin + part.tokens; ++i) {
-        ids.back().push_back(static_cast<int32_t>((i * i + 7 * part.slot + i / 3) % kVocab));
-      }
-    }
-    for (size_t i = 0; i < parts.size(); ++i) chunks.push_back({parts[i].slot, ids[i], parts[i].logit_rows});
-    StageOutput output;
-    const absl::Status status = stage_->Forward(chunks, {}, &output);
-    EXPECT_TRUE(status.ok()) << status;
-    if (!output.logits) return {};
-    std::vector<float> logits(output.logits.shape.elements());
-    backend_->CopyToHost(output.logits, logits.data());
-    return logits;
-  }
-
- private:
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Stage> stage_;
-};
 
 TEST(GoldTiersTest, Names) {
   EXPECT_EQ(ParseGoldTier("auto"), kFull);
@@ -342,11 +254,39 @@ TEST(GoldTiersTest, DroppingWhatIsShared) {
   EXPECT_EQ(kept.blocks(), 0);
 }
 
-// ---- Memory of pages that nobody uses
+// ---- Sequences in part
 
-// A block is as large as 32 pages of this model.
-constexpr int64_t kBlockTokens = 32 * 64;
-constexpr int64_t CacheTokensOf(int64_t blocks) { return blocks * kBlockTokens - 64 * kSlots; }
+TEST(GoldTiersTest, TheFirstPositionsHaveTheSharedTierAsFarAsMemoryGoes) {
+  Kept kept({.blocks = 3, .fake = false});
+  const int slot = kept.Open(300);
+  EXPECT_EQ(kept.tier(slot), kShared);
+  EXPECT_EQ(kept.tiers().kept(slot), 3 * 64);
+  kept.Run(slot, 5);
+  EXPECT_EQ(kept.tiers().kept(slot), 3 * 64);
+  const int other = kept.Open(100);
+  EXPECT_EQ(kept.tier(other), kCompressed) << "two of three blocks are not its part";
+  kept.stage().Close(slot);
+  kept.Run(other, 1);
+  EXPECT_EQ(kept.tiers().kept(other), 101);
+}
+
+// Who needs little gets it from one that holds much, which loses only so much.
+TEST(GoldTiersTest, TheLargestGivesSomeToTheSmall) {
+  Kept kept({.blocks = 9, .fake = false});
+  const int large = kept.Open(600);
+  EXPECT_EQ(kept.tiers().kept(large), 9 * 64);
+  const int small = kept.Open(100);
+  EXPECT_EQ(kept.tiers().kept(small), 100);
+  EXPECT_EQ(kept.tiers().kept(large), 7 * 64);
+  EXPECT_EQ(kept.tiers().drops(), 0);
+  kept.Run(large, 1);
+  EXPECT_EQ(kept.tiers().kept(large), 7 * 64);
+  kept.stage().Close(small);
+  kept.Run(large, 1);
+  EXPECT_EQ(kept.tiers().kept(large), 9 * 64) << "what is free again is used at once";
+}
+
+// ---- Memory of pages that nobody uses
 
 TEST(GoldTiersTest, KeptRowsBorrowUnusedPagesAndGiveThemBack) {
   Kept kept({.cache_tokens = CacheTokensOf(3), .borrow = true});
@@ -380,6 +320,18 @@ TEST(GoldTiersTest, BorrowedBlocksLieBesideThoseForKeptRowsAlone) {
   EXPECT_EQ(kept.blocks(), 6) << "of seven, but one has pages";
 }
 
+TEST(GoldTiersTest, PagesTakeBackNoMoreThanTheyNeed) {
+  Kept kept({.fake = false, .cache_tokens = CacheTokensOf(4), .borrow = true});
+  const int slot = kept.Open(300);
+  EXPECT_EQ(kept.tiers().kept(slot), 3 * 64);
+  const int other = kept.Open();
+  kept.Read(other, 27 * 64);  // the first block
+  EXPECT_EQ(kept.tiers().kept(slot), 3 * 64);
+  kept.Read(other, 1);
+  EXPECT_EQ(kept.tiers().kept(slot), 2 * 64);
+  kept.stage().Close(other);
+}
+
 // A fork needs a page of its own where the last one is not full.
 TEST(GoldTiersTest, ForksTakePagesBack) {
   Kept kept({.cache_tokens = CacheTokensOf(2), .borrow = true});
@@ -404,96 +356,6 @@ TEST(GoldTiersTest, WithoutMoreMemoryKeptRowsBorrowAlone) {
   EXPECT_GT((*stage)->gold_tiers()->reserved_bytes(), 0);
   EXPECT_LE((*stage)->gold_tiers()->reserved_bytes(), 256 << 10);
   EXPECT_EQ(device.allocated_bytes() - before, (*stage)->gold_tiers()->reserved_bytes());
-}
-
-// ---- Results
-
-#ifdef __SANITIZE_ADDRESS__
-constexpr int kSteps = 100;  // each takes six times as long
-#else
-constexpr int kSteps = 250;
-#endif
-
-// Whatever clients do, in a pool so small that tiers change all the time, beside a stage that keeps nothing.
-void Walk(const Kept::Setup& setup, double tolerance, bool expect_changes) {
-  SCOPED_TRACE(testing::Message() << setup.blocks << " blocks, width " << setup.width << ", " << setup.layers.size()
-                                  << " layers, most " << static_cast<int>(setup.most)
-                                  << (setup.borrow ? ", borrowing" : ""));
-  Kept kept(setup);
-  Kept::Setup plain_setup = setup;
-  plain_setup.most = kCompressed;
-  Kept plain(plain_setup);
-  std::minstd_rand random(static_cast<unsigned>(20240717 + setup.blocks));
-  const auto below = [&random](int64_t limit) { return static_cast<int64_t>(random() % limit); };
-  std::vector<bool> open(kSlots);
-  int64_t mixed = 0;
-  for (int step = 0; step < kSteps; ++step) {
-    for (int slot = 0; slot < kSlots; ++slot) {
-      if (!open[slot] || (below(30) != 0 && kept.stage().position(slot) < 500)) continue;
-      kept.stage().Close(slot);
-      plain.stage().Close(slot);
-      open[slot] = false;
-    }
-    if (below(3) == 0 && std::count(open.begin(), open.end(), false) > 0) {
-      const auto parent = static_cast<int>(below(kSlots));
-      const bool fork = open[parent] && below(2) == 0;
-      const int slot = fork ? *kept.stage().Fork(parent) : kept.Open();
-      ASSERT_EQ(slot, fork ? *plain.stage().Fork(parent) : plain.Open());
-      open[slot] = true;
-    }
-    std::vector<Kept::Part> parts;
-    bool seen[3] = {};
-    for (int64_t i = 0, first = below(kSlots); i < kSlots; ++i) {
-      const auto slot = static_cast<int>((first + i) % kSlots);
-      if (!open[slot] || below(3) == 0) continue;
-      const int64_t tokens = 1 + (below(3) == 0 ? below(90) : 0);
-      parts.push_back({slot, tokens, below(5) == 0 ? below(std::min<int64_t>(tokens, 10) + 1) : 1});
-    }
-    if (parts.empty()) continue;
-    const std::vector<float> actual = kept.Forward(parts), expected = plain.Forward(parts);
-    ASSERT_EQ(actual.size(), expected.size());
-    if (tolerance == 0) {
-      ASSERT_EQ(actual, expected) << "step " << step;
-    } else {
-      double error = 0, size = 0;
-      for (size_t i = 0; i < actual.size(); ++i) {
-        error += (actual[i] - expected[i]) * (actual[i] - expected[i]);
-        size += expected[i] * expected[i];
-      }
-      ASSERT_LE(std::sqrt(error), tolerance * std::sqrt(size)) << "step " << step;
-    }
-    for (const Kept::Part& part : parts) seen[static_cast<int>(kept.tier(part.slot))] = true;
-    mixed += std::count(std::begin(seen), std::end(seen), true) > 1 ? 1 : 0;
-    if (!setup.borrow) {
-      ASSERT_LE(kept.blocks(), setup.blocks);
-    }
-  }
-  for (int slot = 0; slot < kSlots; ++slot) {
-    if (open[slot]) kept.stage().Close(slot);
-  }
-  EXPECT_EQ(kept.blocks(), 0);
-  if (!expect_changes) return;
-  EXPECT_GE(kept.tiers().drops(), kSteps / 25);
-  EXPECT_GE(mixed, kSteps / 12) << "steps with sequences of different tiers";
-}
-
-TEST(GoldTiersTest, ResultsDoNotDependOnTiers) {
-  const std::vector<std::string> three = {"finch_c2", "gold", "gold", "gold"};
-  for (const int64_t blocks : {5, 12}) {
-    Walk({.layers = three, .width = 128, .blocks = blocks}, 0, /*expect_changes=*/true);
-    Walk({.layers = three, .width = 64, .blocks = blocks}, 0, /*expect_changes=*/true);
-  }
-  Walk({.most = kShared, .blocks = 5}, 0, /*expect_changes=*/false);
-  Walk({.layers = {"finch", "gold"}, .blocks = 4}, 0, /*expect_changes=*/false);
-  Walk({.blocks = 10'000}, 0, /*expect_changes=*/false);
-  // Pages of all sequences, kept rows in what they leave.
-  Walk({.layers = three, .blocks = 3, .cache_tokens = 4000, .borrow = true}, 0, /*expect_changes=*/true);
-  Walk({.blocks = 0, .cache_tokens = CacheTokensOf(4), .borrow = true}, 0, /*expect_changes=*/true);
-}
-
-TEST(GoldTiersTest, ResultsOnADeviceDoNotDependOnTiers) {
-  Walk({.blocks = 7, .fake = true}, 0, /*expect_changes=*/true);
-  Walk({.blocks = 7, .activations = DType::kBf16, .fake = true}, 0.02, /*expect_changes=*/true);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Counts what the memory of the caches is used for: pages, which have the right of way, and blocks of kept rows, which
-// borrow the memory of pages that nobody uses. docs/decisions/0022-one-pool.md says why.
+// borrow the memory of pages that nobody uses. docs/decisions/0024-one-pool.md says why.
 #ifndef GOLDFINCH_WORKER_STAGE_PAGE_POOL_H_
 #define GOLDFINCH_WORKER_STAGE_PAGE_POOL_H_
 
