@@ -281,18 +281,16 @@ void GoldTiers::Prepare(RowSpans spans, RowSpans attending) {
     Grow(sequences_[span.slot]);
   }
   // Only when all have their tiers, as one may have dropped another.
+  const auto kept_max = [&](const Sequence& sequence) {
+    if (sequence.tier == GoldTier::kFull) return sequence.end;
+    return std::min(sequence.end, static_cast<int64_t>(sequence.blocks.size()) * kCachePageTokens);
+  };
   for (const RowSpan& span : spans) {
     Sequence& sequence = sequences_[span.slot];
     sequence.derive_from = sequence.kept;
-    if (sequence.tier == GoldTier::kCompressed) continue;
-    sequence.kept = std::min(sequence.end, sequence.kept + kDerivedRows * span.row_count);
+    sequence.kept = std::min(kept_max(sequence), sequence.kept + kDerivedRows * span.row_count);
   }
-  for (const RowSpan& span : attending) {
-    Sequence& sequence = sequences_[span.slot];
-    if (sequence.tier != GoldTier::kCompressed) sequence.kept = sequence.end;
-    if (sequence.tier != GoldTier::kShared) continue;
-    sequence.kept = std::min(sequence.end, static_cast<int64_t>(sequence.blocks.size()) * kCachePageTokens);
-  }
+  for (const RowSpan& span : attending) sequences_[span.slot].kept = kept_max(sequences_[span.slot]);
 }
 
 RowSpan GoldTiers::Kept(RowSpan span, GoldTier tier, int layer) const {
