@@ -31,6 +31,7 @@ class Metrics;
 struct CoordinatorOptions {
   MembershipOptions membership;
   QueueLimits queue;
+  bool overcommit = true;  // whether sequences are admitted with less memory than their worst case
   // When no stage of a group has answered a Step for so long, the first worker that owes an answer is lost.
   double step_timeout_seconds = 120;
   // When no group has been ready for so long, requests end with UNAVAILABLE.
