@@ -46,7 +46,7 @@ CoordinatorOptions WithSecret(CoordinatorOptions options) {
 Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
     : options_(WithSecret(std::move(options))),
       metrics_(metrics),
-      scheduler_(options_.queue, options_.membership.replicas),
+      scheduler_(options_.queue, options_.membership.replicas, options_.overcommit),
       membership_(options_.membership),
       steps_(options_.membership.replicas),
       last_answers_(options_.membership.replicas),

@@ -37,6 +37,7 @@ inline constexpr double kCpuStepTargetSeconds = 0.2;
 struct CoordinatorOptions {
   MembershipOptions membership;
   QueueLimits queue;
+  bool overcommit = true;  // whether sequences are admitted with less memory than their worst case
   // When no stage of a group has answered a Step or got on with one for so long, the first worker that owes an answer
   // is lost. A Step may take as long as it likes.
   double step_timeout_seconds = 120;

@@ -6,10 +6,30 @@
 // THE QUEUE. A client's requests wait by priority, then by arrival. The next one to be admitted is the first one of
 // some client: of those with the highest priority that of the client with the smallest share, and of equals that of the
 // client whose last turn is the longest ago. Its sequences (samples, continuations) are admitted one by one, each to
-// the least loaded group that has a state slot and the cache pages of its worst case (as long as max_tokens allows), so
-// nothing that runs ever runs out of memory. A request that does not fit yet blocks those of its own client, those of
-// a lower priority and, once it has waited for kTurnSeconds, all others: otherwise a large request could starve. It
-// blocks nobody while it would not even fit beside what its own client runs.
+// the least loaded group that has a state slot and the cache pages that it reserves. A request that does not fit yet
+// blocks those of its own client, those of a lower priority and, once it has waited for kTurnSeconds, all others:
+// otherwise a large request could starve. It blocks nobody but its own client while it would not even fit beside what
+// that runs, and short requests only as the next but one paragraph says.
+//
+// MEMORY. A sequence can run only where a group holds the pages of its worst case, which is as long as max_tokens
+// allows, so it could run there alone to its end. What it reserves of them at admission is what is likely: its prompt
+// and an answer of average length, as answers have been lately. From then on it gets page by page as it decodes, always
+// before the Step that needs the page. To be admitted, it must leave one page for each sequence that may grow. If there
+// is none left all the same, one sequence of the group is parked: of the paused ones, or else of all, those of the
+// lowest priority, of them those of the client with the largest share, of them the one with the fewest tokens to read
+// again; it may be the very one that grows. What was parked so reserves twice as much beyond its tokens each time, and
+// is not parked again for this before it has used that up. So every sequence comes to its end. Without `overcommit`,
+// all reserve their worst case.
+//
+// SHORT REQUESTS are those that read and sample at most kShortTokens, over all their sequences. They reserve their
+// worst case. One slot in eight, at least one of four or more, is kept for them, and as many pages as fill these, but
+// no more than an eighth. Other requests get none of these pages, unless nothing but short requests runs beside them.
+// They may borrow such a slot for a request of which nothing else runs. So one request of many long sequences leaves
+// room, whatever its priority, and many users with one long sequence each leave no slot idle.
+//   - A request that waits does not block short ones behind it, in its own client's queue or in others, before it has
+//     waited for kTurnSeconds. From then on they may take only what is kept for them, and nothing if it is what the
+//     request waits for: because it is short itself, or needs more pages than others may have.
+//   - What is behind a request of a higher priority, or one that stays parked for kHoldSeconds, is admitted so, too.
 //
 // PLACES. A request of which no sequence runs takes a place in the queue, and its bytes. If places or bytes run out,
 // the client with the most of them (the new request counts) loses: if another client has more than the one that asks,
@@ -24,6 +44,9 @@
 //     once it has been served for kServiceSeconds;
 //   - if its priority is not higher, its client has the larger share, and the request has waited for kTurnSeconds, once
 //     the sequence has been served for kTurnSeconds: so clients whose requests only fit one after another take turns.
+//   - if slots are borrowed, its priority is not higher, and it is for a short request that has waited for
+//   kTurnSeconds,
+//     its own client's included, once the sequence has been served for kTurnSeconds.
 // Service counts from the moment when a sequence has caught up with what it had reached before, and must also last as
 // long as catching up took: at least half of the time of a slot is useful. Before it has caught up, a sequence is
 // parked only after twice as long as the last time. One that has not begun costs nothing, and the second rule parks it
@@ -64,8 +87,9 @@
 // its last token; then the sequence that ran it is forked, and each one goes on by itself.
 //
 // Implementation: scheduler.cc keeps requests and groups, scheduler_admission.cc decides who runs and who is parked,
-// scheduler_queue.cc keeps clients and the places in the queue, scheduler_plan.cc plans Steps, scheduler_results.cc
-// applies their results, scheduler_estimate.cc looks ahead; scheduler_state.h has the state that they share.
+// scheduler_memory.cc what is reserved, scheduler_queue.cc keeps clients and the places in the queue, scheduler_plan.cc
+// plans Steps, scheduler_results.cc applies their results, scheduler_estimate.cc looks ahead; scheduler_state.h has the
+// state that they share.
 #ifndef GOLDFINCH_COORDINATOR_SCHEDULER_H_
 #define GOLDFINCH_COORDINATOR_SCHEDULER_H_
 
@@ -168,7 +192,7 @@ class Scheduler {
 
   static constexpr double kStepSecondsLeast = 0.01;  // far above what messages between coordinator and workers take
   static constexpr int64_t kShortTokens = 1024;
-  static constexpr int64_t kAnswerTokens = 256;
+  static constexpr int64_t kAnswerTokens = 256;  // of an average answer, before there are any
 
   static constexpr double kServiceSeconds = 0.02;
   static constexpr double kTurnSeconds = 5;

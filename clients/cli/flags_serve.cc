@@ -63,6 +63,9 @@ void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
   memory.Text("--cache-tokens", options.cache_tokens, "TOKENS", "Tokens that the caches of one pipeline hold")
       ->check(InRange(int64_t{1}, kCacheTokensMax))
       ->default_str("what memory allows");
+  memory.Choice("--overcommit", options.overcommit, {"on", "off"},
+                "Reserve cache for answers of average length instead of the longest that their requests allow, and "
+                "park a sequence, to be read again later, when the caches are full");
   AddCacheDTypeFlag(command, options.cache_dtype);
 }
 

@@ -60,6 +60,7 @@ std::string ModelName(const ServeOptions& options) {
 absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& options, StopSignal& stop) {
   CoordinatorOptions result;
   result.queue = {static_cast<int>(options.max_queue), options.max_queue_bytes};
+  result.overcommit = options.overcommit == "on";
   result.step_timeout_seconds = options.step_timeout_seconds;
   result.step_target_seconds = options.step_target_ms / 1000;
   result.recovery_timeout_seconds = options.recovery_timeout_seconds;

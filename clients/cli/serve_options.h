@@ -35,6 +35,7 @@ struct ServeOptions {
   int64_t max_num_seqs = 0;                    // --max-num-seqs: sequences that run at once in one pipeline; 0: auto
   int64_t max_step_tokens = 0;                 // --max-num-batched-tokens: tokens of one step; 0: auto
   int64_t cache_tokens = 0;                    // --cache-tokens of one pipeline; 0: what memory allows
+  std::string overcommit = "on";               // --overcommit: reserve what is likely, not the worst case
   std::string gold_tier = "auto";              // --gold-tier of embedded workers
   int64_t memory_bytes = 0;                    // --memory for all embedded workers together; 0: a share of the device's
   int64_t max_queue = QueueLimits().requests;  // --max-queue: requests that wait
