@@ -65,7 +65,7 @@ inline constexpr int64_t kGpuStepTokens = 4096, kCpuStepTokens = 512;
 
 struct MembershipOptions {
   int replicas = 1;
-  int stages = 1;  // of each replica; fewer after losses, and in models of fewer layers
+  int stages = 1;              // of each replica; fewer after losses, and in models of fewer layers
   PartitionOptions partition;  // max_step_tokens may be 0: by the devices, and fewer where memory is short
 
   // What workers are told in Welcome.

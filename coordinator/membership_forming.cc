@@ -191,7 +191,8 @@ absl::StatusOr<Membership::GroupPlan> Membership::PlanFor(const Replica& replica
     return plan;
   }
   // As many as make a long Step of a prompt, or fewer if their activations do not fit.
-  const bool on_gpus = std::all_of(members.begin(), members.end(), [&](uint64_t id) { return OnGpu(*workers_.at(id)); });
+  const bool on_gpus =
+      std::all_of(members.begin(), members.end(), [&](uint64_t id) { return OnGpu(*workers_.at(id)); });
   int64_t tokens = std::max<int64_t>(on_gpus ? kGpuStepTokens : kCpuStepTokens, limits.max_sequences);
   for (;; tokens /= 2) {
     plan.limits.max_step_tokens = tokens;
@@ -287,11 +288,10 @@ void Membership::LogPlan(const Replica& replica, const std::string& shortage) {
                                       absl::StrJoin(partition.first_layers, ", ")));
   if (!shortage.empty()) {
     const int wanted = options_.partition.max_sequences;
-    effects_.log.push_back(absl::StrCat("replica ", replica.index, ": at most ", partition.max_sequences,
-                                        " sequences run at once",
-                                        wanted > 0 ? absl::StrCat(", not the ", wanted, " of max_sequences") : "",
-                                        ", with caches of ", partition.cache_tokens,
-                                        " tokens, until there are more workers: ", shortage));
+    effects_.log.push_back(
+        absl::StrCat("replica ", replica.index, ": at most ", partition.max_sequences, " sequences run at once",
+                     wanted > 0 ? absl::StrCat(", not the ", wanted, " of max_sequences") : "", ", with caches of ",
+                     partition.cache_tokens, " tokens, until there are more workers: ", shortage));
   } else if (partition.cache_tokens < partition.cache_tokens_wanted) {
     effects_.log.push_back(
         absl::StrCat("replica ", replica.index, ": the caches hold ", partition.cache_tokens, " tokens, not the ",

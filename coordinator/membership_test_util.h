@@ -140,7 +140,7 @@ class TestCluster {
   Membership membership;
   std::map<uint64_t, std::vector<cluster::v1::ToWorker>> sent;
   std::set<uint64_t> silent;
-  uint64_t progress = 0;  // what Pongs say
+  uint64_t progress = 0;       // what Pongs say
   std::set<uint64_t> failing;  // these cannot become stages
   std::vector<uint64_t> closed;
   std::vector<MembershipEffects::Event> events;

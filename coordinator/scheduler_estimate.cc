@@ -15,7 +15,7 @@ namespace {
 
 // A request is refused if its estimate is above its deadline by more than an estimate may be wrong.
 constexpr double kEstimateTolerance = 1.25;
-// Of the tokens that an answer has on average, a running one is expected to have at least this part still before it.
+// A running answer is expected to have at least this part of an average answer still before it.
 constexpr double kRestMin = 0.25;
 
 }  // namespace

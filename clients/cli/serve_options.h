@@ -63,12 +63,12 @@ struct ServeOptions {
 
   // The coordinator's options say what these times mean.
   double shutdown_timeout_seconds = 30;  // --shutdown-timeout: for running requests, after SIGTERM
-  double recovery_timeout_seconds = CoordinatorOptions().recovery_timeout_seconds;     // --recovery-timeout
-  double regroup_wait_seconds = MembershipOptions().regroup_wait_seconds;              // --regroup-wait
-  double regrow_after_seconds = MembershipOptions().regrow_after_seconds;              // --regrow-after
-  double form_timeout_seconds = MembershipOptions().form_timeout_seconds;              // --form-timeout
-  double step_target_ms = 0;  // --step-target-ms; 0: by the devices
-  double step_timeout_seconds = CoordinatorOptions().step_timeout_seconds;             // --step-timeout
+  double recovery_timeout_seconds = CoordinatorOptions().recovery_timeout_seconds;  // --recovery-timeout
+  double regroup_wait_seconds = MembershipOptions().regroup_wait_seconds;           // --regroup-wait
+  double regrow_after_seconds = MembershipOptions().regrow_after_seconds;           // --regrow-after
+  double form_timeout_seconds = MembershipOptions().form_timeout_seconds;           // --form-timeout
+  double step_target_ms = 0;                                                // --step-target-ms; 0: by the devices
+  double step_timeout_seconds = CoordinatorOptions().step_timeout_seconds;  // --step-timeout
   double heartbeat_interval_seconds = MembershipOptions().heartbeat_interval_seconds;  // --heartbeat-interval
   double heartbeat_timeout_seconds = MembershipOptions().heartbeat_timeout_seconds;    // --heartbeat-timeout
   double stall_timeout_seconds = ServiceOptions().stall_timeout_seconds;               // --stall-timeout
