@@ -200,6 +200,36 @@ TEST(SchedulerMemoryTest, WhoeverIsParkedReservesMoreEachTimeSoThatAllComeToThei
   ExpectNothingLeft(cluster);
 }
 
+TEST(SchedulerMemoryTest, WhatWasParkedIsNotParkedAgainBeforeItHasUsedUpWhatItReservedThen) {
+  FakeCluster cluster;
+  cluster.Up(0, Pages(128));
+  const auto small = Sink(), ends = Sink(), grows = Sink(), late = Sink();
+  const auto run_until = [&](const std::function<bool()>& condition) {
+    while (!condition() && cluster.now < 5000) {
+      cluster.Plan(0);
+      cluster.Answer(0);
+    }
+    EXPECT_TRUE(condition());
+  };
+  cluster.Generate(FakePrompt(10), 2200, small);
+  cluster.Generate(FakePrompt(3000), 400, ends);
+  cluster.Generate(FakePrompt(3000), 5000, grows);
+  // It has the fewest tokens to read again.
+  run_until([&] { return cluster.scheduler.waiting() == 1; });
+  const size_t parked_at = small->tokens[0].size();
+  run_until([&] { return cluster.scheduler.waiting() == 0; });
+  EXPECT_TRUE(ends->status.has_value());
+  cluster.Generate(FakePrompt(1800), 3000, late);
+  EXPECT_EQ(cluster.scheduler.waiting(), 0);
+  // The caches are full again. It still has the fewest tokens, but another one gives way.
+  run_until([&] { return cluster.scheduler.waiting() == 1; });
+  EXPECT_GT(small->tokens[0].size(), parked_at);
+  EXPECT_LT(small->tokens[0].size(), parked_at + 520) << "twice an answer of average length";
+  cluster.scheduler.CancelAll(absl::CancelledError(""), cluster.now);
+  EXPECT_EQ(small->usage.parkings, 1);
+  EXPECT_EQ(late->usage.parkings, 1);
+}
+
 TEST(SchedulerMemoryTest, SamplesThatShareAPromptAreParkedOneByOne) {
   FakeCluster cluster;
   cluster.Up(0, Pages(64));

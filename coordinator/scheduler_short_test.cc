@@ -38,7 +38,7 @@ struct ShortCluster : FakeCluster {
     capacity.max_step_tokens = 512;
     Up(0, capacity);
   }
-  // Of a prompt of 20 tokens.
+  // What a request with a prompt of 20 tokens waits.
   int StepsToFirstToken(const std::function<void(Request*)>& edit) {
     const auto sink = Sink();
     Generate(FakePrompt(20), 20, sink, edit);

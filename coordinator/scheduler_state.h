@@ -209,7 +209,7 @@ struct Scheduler::Account {
 struct Scheduler::Holding {
   int sequences = 0;
   int64_t pages = 0;
-  // Of these, what belongs to requests that are not short.
+  // What of these belongs to requests that are not short.
   int long_sequences = 0;
   int64_t long_pages = 0;
   int growing = 0;  // sequences that hold less than their worst case; none of them is short

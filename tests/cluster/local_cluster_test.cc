@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/cache_page.h"
 #include "coordinator/worker_link.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -64,6 +65,44 @@ TEST(LocalClusterTest, AnswersAreTheSameForAnySplitAndAnyCompany) {
     EXPECT_EQ(requests[i]->tokens(), alone[i]) << i;
   }
   cluster.ExpectNothingHeld();
+}
+
+TEST(LocalClusterTest, SequencesThatDoNotFitTheCachesTogetherAreParkedAndGoOnExactly) {
+  constexpr int kRequests = 2, kSamples = 2;
+  const auto sampled = [](int i) {
+    return [i](Request* request) {
+      request->generate->samples = kSamples;
+      request->generate->sampling.temperature = 1;
+      request->generate->sampling.seed = i;
+      request->generate->sampling.banned_tokens = {0};  // none of them ends before it must
+    };
+  };
+  std::vector<std::vector<int32_t>> roomy;
+  for (const int64_t pages : {256, 24}) {
+    LocalCluster cluster(kDemoModel, 2, [pages](CoordinatorOptions* options) {
+      options->membership.partition.max_sequence_tokens = 1024;
+      options->membership.partition.cache_tokens = pages * kCachePageTokens;
+    });
+    cluster.AwaitReady();
+    std::vector<std::shared_ptr<WatchedRequest>> requests;
+    for (int i = 0; i < kRequests; ++i) requests.push_back(cluster.Generate(Text("And it came to"), 600, sampled(i)));
+    int parkings = 0;
+    for (int i = 0; i < kRequests; ++i) {
+      ASSERT_TRUE(requests[i]->Wait().ok());
+      parkings += requests[i]->usage().parkings;
+      for (int sample = 0; sample < kSamples; ++sample) {
+        const std::vector<int32_t>& tokens = requests[i]->tokens(sample);
+        ASSERT_EQ(tokens.size(), 600U);
+        if (pages == 256) {
+          roomy.push_back(tokens);
+        } else {
+          EXPECT_EQ(tokens, roomy[i * kSamples + sample]) << i << ", " << sample;
+        }
+      }
+    }
+    EXPECT_EQ(parkings > 0, pages == 24) << "each needs ten pages in the end";
+    cluster.ExpectNothingHeld();
+  }
 }
 
 TEST(LocalClusterTest, SamplesDrawAsRequestsOfTheirOwn) {
