@@ -148,15 +148,16 @@ KeptTokenBytes KeptBytesPerToken(const ModelMemory& model, int first_layer, int 
   const StageExtent stage = ExtentOf(model, {.first_layer = first_layer, .last_layer = last_layer});
   const int64_t numbers = model.vocab_size * model.width;
   if (!stage.has_gold() || numbers == 0) return {};
-  const int64_t activation_bytes = model.key_table_bytes / numbers;
-  int64_t shared = model.width;  // the key row that all layers share, and the inner rows of each layer's LoRAs
-  for (int i = stage.gold_begin(); i < last_layer; ++i) shared += 3 * GoldLoraRank(model, i);
-  return {.shared = shared * activation_bytes, .full = stage.gold_layers() * 2 * model.width * activation_bytes};
+  const auto activation_bytes = static_cast<double>(model.key_table_bytes / numbers);
+  const auto width = static_cast<double>(model.width);
+  double shared = width;  // the key row that all layers share, and the inner rows of each layer's LoRAs
+  for (int i = stage.gold_begin(); i < last_layer; ++i) shared += 3 * static_cast<double>(GoldLoraRank(model, i));
+  return {.shared = shared * activation_bytes, .full = 2 * width * stage.gold_layers() * activation_bytes};
 }
 
 KeptTokens ShareKeptBytes(const KeptTokenBytes& per_token, int64_t bytes, int64_t tokens) {
   const auto all = static_cast<double>(tokens), left = static_cast<double>(std::max<int64_t>(bytes, 0));
-  const auto shared = static_cast<double>(per_token.shared), full = static_cast<double>(per_token.full);
+  const double shared = per_token.shared, full = per_token.full;
   if (full <= shared) {  // one layer: the shared tier saves nothing
     const double kept = full > 0 ? std::min(all, left / full) : all;
     return {.compressed = all - kept, .shared = 0, .full = kept};

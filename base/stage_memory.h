@@ -96,8 +96,8 @@ int64_t GoldLoraRank(const ModelMemory& model, int layer);
 // What the GOLD layers of a stage keep of a token at the two tiers that keep rows, in bytes; worker/stage/gold_tiers.h
 // rounds it up to blocks. Zeros for a stage without GOLD layers.
 struct KeptTokenBytes {
-  int64_t shared = 0;
-  int64_t full = 0;
+  double shared = 0;  // not whole numbers: products of what a worker has said may be large
+  double full = 0;
 };
 KeptTokenBytes KeptBytesPerToken(const ModelMemory& model, int first_layer, int last_layer);
 

@@ -112,7 +112,7 @@ double TierSeconds(const PartitionOptions& options, int first, int last, int lat
   }
   const double flops = 2 * static_cast<double>(model.width) *
                        (kept.compressed * compressed_numbers + kept.shared * shared_numbers) / worker.flops;
-  const double reads = kept.full * static_cast<double>(per_token.full) / worker.read_bytes_per_second;
+  const double reads = kept.full * per_token.full / worker.read_bytes_per_second;
   return (flops + reads) / options.max_sequences;
 }
 
