@@ -222,7 +222,7 @@ void AddWorker(CLI::App& app, WorkerCommandOptions& options) {
       ->default_str("the path that the coordinator names");
   AddBackendFlags(command, options.backend);
   AddMemoryFlags(command, options.gpu_memory_utilization, options.memory_bytes,
-                 "Memory for weights, states, caches and everything else; workers of one host share what is not given");
+                 "This worker's part of its host's memory, for weights, states, caches and everything else");
   AddGoldTierFlag(command, options.gold_tier);
   FlagGroup network(command, kNetworkFlags);
   network.Text("--coordinator", options.coordinator, "HOST:PORT", "Address of the coordinator's cluster port")
