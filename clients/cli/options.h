@@ -43,9 +43,9 @@ struct GenerateOptions {
   int32_t priority = 0;  // --priority, with a server
   std::string prompt;    // --prompt
   bool has_prompt = false;
-  std::string prompt_file;         // --prompt-file; without either: standard input
-  bool chat = false;               // --chat: the World models' chat form
-  int64_t max_tokens = 256;        // --max-tokens; if it is not given, less where the model's longest sequence ends
+  std::string prompt_file;   // --prompt-file; without either: standard input
+  bool chat = false;         // --chat: the World models' chat form
+  int64_t max_tokens = 256;  // --max-tokens; if it is not given, less where the model's longest sequence ends
   bool has_max_tokens = false;
   bool ignore_eos = false;         // --ignore-eos: never draw token 0
   std::vector<std::string> stop;   // --stop
