@@ -76,8 +76,10 @@ bool IsWordCharacter(char c) { return absl::ascii_isalnum(static_cast<unsigned c
 
 // Excludes slashes and dots too, as in the path models/cache_tokens.bin.
 bool MayPrecede(char c) { return !IsWordCharacter(c) && c != '/' && c != '.'; }
+// A key of a key=value pair of the log is none.
 bool MayFollow(std::string_view rest) {
   if (rest.empty()) return true;
+  if (rest[0] == '=') return false;
   if (rest[0] == '.') return rest.size() == 1 || rest[1] == ' ';
   return !IsWordCharacter(rest[0]) && rest[0] != '/';
 }

@@ -58,6 +58,7 @@ TEST(FlagNamesTest, OtherWordsStay) {
            "model.pth: tensor emb.weight: dtype is F64",
            "a stop of 2 s; temperature of the GPU",
            "/models/max_tokens/model.pth: cannot be read",
+           "request=7 event=start max_tokens=10 n=1",
            "max_tokens.pth: cannot be read",
            "top_p_old is 2, my_top_p is 3, stop_ids has 2",
            "--max-model-len is 10, --memory and --device cpu",
