@@ -349,20 +349,22 @@ void Coordinator::HandleStepDone(const StageOfWorker& from, cluster::v1::StepDon
     const absl::Status status = scheduler_.Apply(replica, &result_, now);
     if (!status.ok()) return membership_.EndGeneration(replica, std::string(status.message()), now);
   }
-  ForgetAnsweredSteps(replica);
+  ForgetAnsweredSteps(replica, now);
 }
 
 // Drops the oldest Steps as far as all stages have answered them, and tells the scheduler what they took.
-void Coordinator::ForgetAnsweredSteps(int replica) {
+void Coordinator::ForgetAnsweredSteps(int replica, double now) {
   std::deque<SentStep>& steps = steps_[replica];
   const auto answered_by_all = [](const SentStep& one) {
     return std::find(one.answered.begin(), one.answered.end(), false) == one.answered.end();
   };
   while (!steps.empty() && answered_by_all(steps.front())) {
     const SentStep& front = steps.front();
-    scheduler_.Measured(replica, front.work, front.busy_seconds_max);
-    metrics_->ObserveStep(front.busy_seconds_max, scheduler_.StepTargetSeconds(replica), front.work.attended);
-    activity_.CountStep(front.busy_seconds_max);
+    if (front.work.rows > 0) {  // it does not only close sequences
+      scheduler_.Measured(replica, front.work, front.busy_seconds_max, now);
+      metrics_->ObserveStep(front.busy_seconds_max, scheduler_.StepTargetSeconds(replica), front.work.attended);
+      activity_.CountStep(front.busy_seconds_max);
+    }
     steps.pop_front();
   }
 }

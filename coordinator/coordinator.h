@@ -101,7 +101,7 @@ class Coordinator : public Dispatcher, public WorkerListener {
   void Settle(double now);
   void HandleMessage(uint64_t worker, cluster::v1::FromWorker message, double now);
   void HandleStepDone(const StageOfWorker& from, cluster::v1::StepDone* done, double now);
-  void ForgetAnsweredSteps(int replica);
+  void ForgetAnsweredSteps(int replica, double now);
   void HandleEvent(const MembershipEffects::Event& event, double now);
   void HandleModelKnown(double now);
   void HandleGenerationReady(int replica, double now);

@@ -155,8 +155,9 @@ Metrics::Metrics(const std::string& model_name)
           LengthBuckets())),
       failures_(MakeCounters("request_failure_total", "Calls that were refused or ended with an error")),
       recoveries_(MakeCounter("request_recoveries_total", "Requests that were restored after a loss of workers")),
-      parkings_(MakeCounter("sequence_parkings_total",
-                            "Sequences that gave up their slot for requests of others, to be read again later")),
+      parkings_(
+          MakeCounter("sequence_parkings_total",
+                      "Sequences that gave up their slot for others or for want of cache, to be read again later")),
       deadline_refusals_(MakeCounter("request_deadline_refusals_total",
                                      "Requests that were refused at once because their deadline cannot be met")),
       deadline_misses_(

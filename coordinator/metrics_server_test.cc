@@ -77,7 +77,7 @@ class MetricsServerTest : public testing::Test {
 
 TEST_F(MetricsServerTest, ServesWhatIsCounted) {
   MetricsServer& server = Start();
-  metrics_.CountStep();
+  metrics_.CountStep(1, 1);
   const std::string answer = Get(server.port(), "/metrics?x=1");
   EXPECT_TRUE(absl::StartsWith(answer, "HTTP/1.1 200 OK\r\n")) << answer;
   EXPECT_TRUE(absl::StrContains(answer, "Content-Type: text/plain; version=0.0.4")) << answer;

@@ -74,10 +74,16 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
   // A prompt of one token: nothing comes before it that could score it.
   if (state.request.score && state.End(state.sequences[0]) == 0) return End(state, absl::OkStatus(), now);
   if (all_groups_ready() && !EverFits(state)) return End(state, TooLarge(state), now);
-  if (const absl::Status status = CheckDeadline(state); !status.ok()) return End(state, status, now);
+  // Nobody is parked for a request that could not even be read in time.
+  if (const absl::Status status = CheckDeadline(state, /*admitted=*/true, now); !status.ok()) {
+    return End(state, status, now);
+  }
   Admit(now);
   const auto found = requests_.find(number);
   if (found == requests_.end() || found->second->group != nullptr) return;
+  if (const absl::Status status = CheckDeadline(state, /*admitted=*/false, now); !status.ok()) {
+    return End(state, status, now);
+  }
   if (const absl::Status status = ClientLimit(state, now); !status.ok()) return End(state, status, now);
   if (!MakePlace(state, now)) End(state, QueueFull(), now);
 }
@@ -105,7 +111,9 @@ void Scheduler::Resume(uint64_t number) {
   RequestState& state = *found->second;
   state.paused = false;
   for (Sequence& sequence : state.sequences) {
-    if (sequence.id == 0 || sequence.awaiting_token) continue;
+    if (sequence.id == 0) continue;
+    if (sequence.decoding) ++state.group->decoding;
+    if (sequence.awaiting_token) continue;
     if (sequence.decoding) {
       sequence.lane->ready.push_back(sequence.id);
     } else {
@@ -116,7 +124,12 @@ void Scheduler::Resume(uint64_t number) {
 }
 
 void Scheduler::Pause(RequestState& state, double now) {
-  if (!state.paused) state.paused_since = now;
+  if (!state.paused) {
+    state.paused_since = now;
+    for (const Sequence& sequence : state.sequences) {
+      if (sequence.id != 0 && sequence.decoding) --state.group->decoding;
+    }
+  }
   state.paused = true;
   for (Sequence& sequence : state.sequences) UnlistPrefill(sequence);
   Requeue(state);
@@ -291,7 +304,7 @@ void Scheduler::Release(Sequence& sequence) {
   RequestState& state = *sequence.owner;
   Group& group = *state.group;
   UnlistPrefill(sequence);
-  if (sequence.decoding) group.decoding -= 1;
+  if (sequence.decoding && !state.paused) --group.decoding;
   if (sequence.opened) group.close.push_back(sequence.id);
   int64_t pages = sequence.pages;
   if (--sequence.cohort->members == 0) {

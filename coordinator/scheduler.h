@@ -60,7 +60,8 @@
 //
 // DEADLINES. A request ends with DEADLINE_EXCEEDED at once if it would certainly miss its deadline: if what it waits
 // for a slot and for its first token beside the others, or for its scores, is estimated to be a quarter longer than
-// that. The rest of an answer does not count, as it may be short.
+// that, or still longer if Steps have not been measured for a while. The rest of an answer does not count, as it may be
+// short.
 //
 // STEPS. A Step has a budget of tokens and one of time. Decoding sequences come first with one token each, in turns
 // between the clients; of each client's, those that have waited longest go first. A pipeline of S stages takes at most
@@ -137,7 +138,7 @@ struct SchedulerEvents {
   // Tokens that were run again: after a loss or a parking, or the prompt's for a further sample that was not forked in
   // time, and its last one for every further sample.
   int64_t replayed_tokens = 0;
-  int64_t parkings = 0;                     // sequences that gave up their slot for others
+  int64_t parkings = 0;                     // sequences that gave up their slot, for others or for want of cache
   int64_t recoveries = 0;                   // requests that went back to the queue because a generation ended
   std::vector<double> first_token_seconds;  // since Submit, one for each request
   std::vector<double> inter_token_seconds;  // between two tokens of a sample
@@ -206,7 +207,7 @@ class Scheduler {
   // that the answer does not fit the Step: the group is broken, and the caller must end its generation.
   absl::Status Apply(int replica, StepResult* result, double now);
   // A Step of this work has taken so long in the slowest stage of the replica's group.
-  void Measured(int replica, const StepWork& work, double seconds);
+  void Measured(int replica, const StepWork& work, double seconds, double now);
   // What a stage of the replica's group has for a Step, as above; 0: there is no target.
   double StepTargetSeconds(int replica) const;
 
@@ -298,8 +299,8 @@ class Scheduler {
   StepWork WorkOf(const RequestState& state) const;
   double TokensRead(const Group& group, const RequestState& state, double tokens) const;
   double ReadSeconds(const Group& group, const RequestState& state) const;
-  double QueueSeconds(const Group& group, const RequestState& state) const;
-  absl::Status CheckDeadline(const RequestState& state) const;
+  double QueueSeconds(const Group& group, const RequestState& state, double now) const;
+  absl::Status CheckDeadline(const RequestState& state, bool admitted, double now) const;
 
   // scheduler_results.cc
   void CountChunk(const ChunkInFlight& chunk, Sequence& sequence, double now);

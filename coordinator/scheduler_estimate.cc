@@ -15,6 +15,9 @@ namespace {
 
 // A request is refused if its estimate is above its deadline by more than an estimate may be wrong.
 constexpr double kEstimateTolerance = 1.25;
+// The tolerance grows by itself in so many seconds without a Step: what was measured on a bad day must not be believed
+// for ever, and a request that is let in measures anew.
+constexpr double kStaleSeconds = 10;
 // A running answer is expected to have at least this part of an average answer still before it.
 constexpr double kRestMin = 0.25;
 
@@ -71,23 +74,26 @@ double Scheduler::ReadSeconds(const Group& group, const RequestState& state) con
   const double seconds_max = group.PrefillSecondsMax(base);
   if (std::isfinite(seconds_max)) step_tokens = std::clamp((seconds_max - base) / row, 1.0, step_tokens);
   const double attend_seconds = group.cost.Seconds({0, work.attended}) - group.cost.step_seconds();
-  // Steps of one kind follow each other through the stages; the Steps in flight are ahead of the first one.
-  const double steps = std::ceil(tokens / step_tokens);
-  const double one_step = base + row * std::min(tokens, step_tokens);
+  // The slowest stage decides. How much faster the others are, which the last chunk still passes, is not known.
   const double ahead = group.steps.empty() ? 0 : group.steps.back().seconds / 2;
-  return ahead + steps * base + row * tokens + attend_seconds + (group.capacity.stages - 1) * one_step;
+  return ahead + std::ceil(tokens / step_tokens) * base + row * tokens + attend_seconds;
 }
 
-// The seconds until the request gets a slot, if it goes to this group.
-double Scheduler::QueueSeconds(const Group& group, const RequestState& state) const {
-  // Those that are admitted before it: the ones before it in its client's queue, and as many of each other client.
+// The seconds until the request, which was not admitted when it came, gets a slot, if it goes to this group.
+double Scheduler::QueueSeconds(const Group& group, const RequestState& state, double now) const {
+  // Those that are admitted before it: the ones before it in its client's queue, and as many of each other client that
+  // its limits let run.
   double own = 0, ahead = 0;
-  for (const auto& [key, waiting] : state.account->waiting) {
+  for (const auto& [key, waiting] : state.is_short ? state.account->waiting_short : state.account->waiting) {
     if (waiting == &state) break;
     own += waiting->live - waiting->slots;
   }
   for (const auto& [id, account] : waiting_) {
     if (account == state.account) continue;
+    const int running_max = account->limits.max_running;
+    const bool takes_new = (running_max == 0 || account->admitted < running_max) &&
+                           account->allowance.SecondsUntil(account->waiting.begin()->second->CostMax(), now) == 0;
+    if (!takes_new && account->parked == 0) continue;
     double theirs = 0;
     for (const auto& [key, waiting] : account->waiting) {
       if (waiting->request.priority < state.request.priority || theirs > own) break;
@@ -123,23 +129,29 @@ double Scheduler::QueueSeconds(const Group& group, const RequestState& state) co
   // Those that are admitted next end, too.
   const double rounds = std::floor(ahead / static_cast<double>(rests.size()));
   const auto last = static_cast<size_t>(ahead - rounds * static_cast<double>(rests.size()));
-  return rounds * rests.back() + rests[last];
+  const double seconds = rounds * rests.back() + rests[last];
+  // What long requests have of the slots that are kept for short ones, they give back.
+  return state.is_short && group.slots_kept() > 0 ? std::min(seconds, kTurnSeconds) : seconds;
 }
 
-// OK unless the request would certainly miss its deadline. Says nothing before Steps have been measured.
-absl::Status Scheduler::CheckDeadline(const RequestState& state) const {
+// OK unless the request would certainly miss its deadline, if it has been `admitted` or else has to wait. Says nothing
+// before Steps have been measured.
+absl::Status Scheduler::CheckDeadline(const RequestState& state, bool admitted, double now) const {
   if (!state.request.deadline_seconds) return absl::OkStatus();
   const double deadline = *state.request.deadline_seconds;
   double queue = std::numeric_limits<double>::infinity(), read = queue;
   for (const auto& [replica, group] : groups_) {
-    if (!group->cost.known() || !group->EverFits(state)) continue;
-    const double queue_there = QueueSeconds(*group, state), read_there = ReadSeconds(*group, state);
+    if (!group->EverFits(state)) continue;
+    const double queue_there = admitted ? 0 : QueueSeconds(*group, state, now);
+    const double read_there = ReadSeconds(*group, state);
+    const double tolerance = kEstimateTolerance + (now - group->measured_at) / kStaleSeconds;
+    if (!group->cost.known() || !(queue_there + read_there > tolerance * deadline)) return absl::OkStatus();
     if (queue_there + read_there < queue + read) {
       queue = queue_there;
       read = read_there;
     }
   }
-  if (!std::isfinite(queue) || queue + read <= kEstimateTolerance * deadline) return absl::OkStatus();
+  if (!std::isfinite(queue)) return absl::OkStatus();
   return absl::DeadlineExceededError(
       absl::StrFormat("the %s would take about %.3g s: %.3g s in the queue and %.3g s to read %d tokens beside other "
                       "requests; the deadline is in %.3g s",

@@ -34,7 +34,9 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   const double overdrawn_before = group.overdrawn_seconds;
   bool put_off = PlanDecode(group, plan);
   put_off = PlanPrefill(group, plan) || put_off;
-  if (put_off && plan->chunks.empty() && group.steps.size() == 1) {
+  const bool only_long =
+      std::all_of(group.steps.begin(), group.steps.end() - 1, [](const auto& one) { return one.is_long; });
+  if (put_off && plan->chunks.empty() && only_long) {
     // Nothing else could make up for the time.
     group.overdrawn_seconds = 0;
     PlanDecode(group, plan);
@@ -43,6 +45,7 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
     group.overdrawn_seconds = std::max(group.overdrawn_seconds - group.cost.Seconds(plan->work), 0.0);
   }
   group.steps.back().seconds = group.cost.Seconds(plan->work);
+  group.steps.back().is_long = group.overdrawn_seconds > overdrawn_before || (only_long && put_off);
   std::swap(plan->close, group.close);
   group.close.clear();
   if (plan->chunks.empty() && plan->close.empty()) {
@@ -63,10 +66,11 @@ bool Scheduler::WantsStep(const Group& group) const {
   return !group.has_target() || group.steps.back().seconds < group.target_seconds() / 2;
 }
 
-void Scheduler::Measured(int replica, const StepWork& work, double seconds) {
+void Scheduler::Measured(int replica, const StepWork& work, double seconds, double now) {
   const auto found = groups_.find(replica);
   GF_CHECK(found != groups_.end()) << "replica " << replica;
   found->second->cost.Measured(work, seconds);
+  if (work.rows > 0) found->second->measured_at = now;
 }
 
 double Scheduler::StepTargetSeconds(int replica) const {
@@ -126,14 +130,22 @@ bool Scheduler::PlanDecode(Group& group, StepPlan* plan) {
     idle = 0;
   }
   group.first_to_decode = i;  // where this Step has stopped
-  const bool takes_long = !put_back_.empty() && chunks_left > 0 && group.overdrawn_seconds <= 0;
-  for (size_t back = put_back_.size(); back > (takes_long ? 1U : 0U); --back) {
-    Sequence& sequence = *put_back_[back - 1];
-    sequence.lane->ready.push_front(sequence.id);
+  // The end of a prompt that was put off comes first.
+  const bool takes_long =
+      !put_back_.empty() && chunks_left > 0 && group.overdrawn_seconds <= 0 && !group.long_prompt_waits;
+  Sequence* next = nullptr;
+  if (takes_long) {
+    next = *std::min_element(put_back_.begin(), put_back_.end(), [](const Sequence* a, const Sequence* b) {
+      return a->lane->last_long_turn < b->lane->last_long_turn;
+    });
+    next->lane->last_long_turn = ++group.long_turns;
+  }
+  for (auto it = put_back_.rbegin(); it != put_back_.rend(); ++it) {
+    if (*it != next) (*it)->lane->ready.push_front((*it)->id);
   }
   if (!plan->chunks.empty()) group.decode_seconds = group.cost.Seconds(plan->work);
   if (takes_long) {
-    PlanChunk(group, *put_back_[0], 1, plan);
+    PlanChunk(group, *next, 1, plan);
     group.overdrawn_seconds = group.cost.Seconds(plan->work) - seconds_max;
   }
   return !put_back_.empty() && !takes_long;
@@ -215,6 +227,7 @@ int64_t Scheduler::TokensWithin(const Group& group, const Sequence& sequence, in
 
 // Returns whether a sequence was put off because Steps have taken too much time before.
 bool Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
+  group.long_prompt_waits = false;
   if (group.prefill_tokens == 0) return false;
   ++group.first_to_read;
   const double spent = group.cost.Seconds(plan->work);
@@ -227,7 +240,6 @@ bool Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
   int64_t logit_rows = group.capacity.max_logit_rows;
   int64_t raw_logit_rows = std::max<int64_t>(kRawLogitBytesMax / (4 * vocab_size_), 1);
   for (const StepPlan::Chunk& chunk : plan->chunks) logit_rows -= chunk.logit_rows;
-  bool put_off = false;
   for (Sequence* sequence : GrantPrefill(group, budget)) {
     int64_t tokens = std::exchange(sequence->granted_tokens, 0);
     const RequestState& state = *sequence->owner;
@@ -239,7 +251,7 @@ bool Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
     const int64_t in_time = TokensWithin(group, *sequence, tokens, plan->work, seconds_max);
     // The first one gets on whatever it takes, or prompts would wait for ever.
     const bool must = in_time == 0 && plan->prefill_tokens == 0;
-    if (must && group.overdrawn_seconds > 0) put_off = true;
+    if (must && group.overdrawn_seconds > 0) group.long_prompt_waits = true;
     if (in_time == 0 && (!must || group.overdrawn_seconds > 0)) continue;
     tokens = std::max<int64_t>(in_time, 1);
     const int64_t taken = state.LogitRows(*sequence, sequence->scheduled, sequence->scheduled + tokens);
@@ -251,7 +263,7 @@ bool Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
     plan->prefill_tokens += tokens;
     ListPrefill(*sequence);
   }
-  return put_off;
+  return group.long_prompt_waits;
 }
 
 void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan) {

@@ -111,7 +111,7 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   state.losses = 0;
   sequence.after_prompt.push_back(token.id);
   sequence.awaiting_token = false;
-  if (!sequence.decoding) ++state.group->decoding;
+  if (!sequence.decoding && !state.paused) ++state.group->decoding;
   sequence.decoding = true;
   if (PagesOf(state.End(sequence)) > HeldPages(sequence)) state.group->full.push_back(sequence.id);
 

@@ -182,7 +182,8 @@ struct Scheduler::ChunkInFlight {
 struct Scheduler::StepInFlight {
   uint64_t id = 0;
   std::vector<ChunkInFlight> chunks;
-  double seconds = 0;  // that it should take in the slowest stage
+  double seconds = 0;    // that it should take in the slowest stage
+  bool is_long = false;  // it has what needs longer than a Step by itself
 };
 
 // What a client has and wants.
@@ -230,6 +231,7 @@ struct Scheduler::Lane {
   // The sequences with prompt to read, in two orders.
   std::set<ShortestKey> shortest;
   std::set<OldestKey> oldest;
+  uint64_t last_long_turn = 0;  // Group::long_turns when one of its sequences last had one
   // Ids of decoding sequences with a token to run, longest waiting first; they may have ended or been paused since.
   std::deque<uint64_t> ready;
 };
@@ -241,14 +243,17 @@ struct Scheduler::Group {
   GroupCapacity capacity;
   int64_t pages_max = 0;
   StepCost cost;
-  double overdrawn_seconds = 0;  // what Steps have taken too much that other Steps have not made up for
-  double decode_seconds = 0;     // of a Step's decoding sequences, but for those that are longer than a Step
+  double overdrawn_seconds = 0;    // what Steps have taken too much that other Steps have not made up for
+  double decode_seconds = 0;       // of a Step's decoding sequences, but for those that are longer than a Step
+  bool long_prompt_waits = false;  // a prompt's end was put off that is longer than a Step by itself
+  uint64_t long_turns = 0;         // given to decoding sequences that are
+  double measured_at = 0;          // when a Step was last measured
 
   Holding held;
   // Ids of decoding sequences whose next token needs one more page; some may have ended or been paused since.
   std::vector<uint64_t> full;
   int64_t prefill_tokens = 0;  // left to read by the sequences that are listed
-  int decoding = 0;            // sequences
+  int decoding = 0;            // sequences, but for paused ones
 
   // By client. Steps begin with another one each.
   std::vector<std::unique_ptr<Lane>> lanes;

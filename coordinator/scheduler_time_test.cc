@@ -122,7 +122,7 @@ TEST_F(SchedulerTimeTest, TokensLongerThanAStepTakeHalfOfTheTime) {
   shape.gold_rows_before = 4;
   attend = 49e-6;
   Start();
-  for (int i = 0; i < 3; ++i) Generate(60'000, 10);  // 2.9 s a token each
+  for (int i = 0; i < 3; ++i) Generate(60'000, 200);  // 2.9 s a token each
   RunUntil([&] { return Begun(*clients[0]) && Begun(*clients[1]) && Begun(*clients[2]); });
   for (int i = 0; i < 5; ++i) Generate(10, 100'000);
   RunUntil([&] { return Begun(*clients.back()); });
@@ -144,6 +144,74 @@ TEST_F(SchedulerTimeTest, LongTokensHaveAllTheTimeIfNobodyElseIsThere) {
   const auto alone = Generate(60'000, 4);
   RunUntil([&] { return alone->status.has_value(); });
   EXPECT_EQ(alone->tokens[0].size(), 4U);
+}
+
+TEST_F(SchedulerTimeTest, TheEndOfALongPromptTakesTurnsWithLongTokens) {
+  shape.gold_rows_before = 16;
+  attend = 49e-6;
+  Start();
+  Generate(60'000, 1'000'000);
+  RunUntil([&] { return Begun(*clients[0]); });
+  const auto other = Generate(60'000, 2);
+  RunUntil([&] { return Begun(*other); });
+  EXPECT_LT(clients[0]->tokens[0].size(), 600U);
+}
+
+TEST_F(SchedulerTimeTest, ClientsTakeTurnsWithLongTokens) {
+  shape.gold_rows_before = 4;
+  attend = 49e-6;
+  Start();
+  for (const char* name : {"a", "b", "c"}) {
+    const auto client = std::make_shared<Client>();
+    client->name = name;
+    for (const int64_t prompt : {60'000, 20}) {
+      Generate(prompt, 1'000'000, [&](Request* request) { request->client = client; });
+    }
+  }
+  RunUntil([&] { return Begun(*clients[0]) && Begun(*clients[2]) && Begun(*clients[4]); });
+  std::vector<size_t> before;
+  for (const auto& client : clients) before.push_back(client->tokens[0].size());
+  const auto more = [&](size_t i) { return clients[i]->tokens[0].size() - before[i]; };
+  RunUntil([&] { return more(0) == 20; });
+  EXPECT_NEAR(static_cast<double>(more(2)), 20, 2);
+  EXPECT_NEAR(static_cast<double>(more(4)), 20, 2);
+}
+
+TEST_F(SchedulerTimeTest, AllStagesWorkOnLongTokens) {
+  shape.gold_rows_before = 4;
+  attend = 49e-6;
+  Start(kTarget, /*stages=*/4);
+  for (int i = 0; i < 4; ++i) Generate(60'000, 1'000'000);
+  RunUntil([&] { return std::all_of(clients.begin(), clients.end(), [](const auto& one) { return Begun(*one); }); });
+  RunUntil([&] { return clients[0]->tokens[0].size() >= 10; });
+  EXPECT_EQ(cluster.Plan(0), 4);
+}
+
+TEST_F(SchedulerTimeTest, OneUserAfterTheOtherTeachesTheSame) {
+  Start();
+  for (int i = 0; i < 100; ++i) {
+    Generate(20, 1 + i % 5);
+    cluster.RunAll();
+  }
+  const double start = cluster.now;
+  const auto reader = Generate(2000, 1);
+  RunUntil([&] { return reader->status.has_value(); });
+  EXPECT_LT(cluster.now - start, 1.2 * (2000 * row + 2000 / 150 * step));
+}
+
+TEST_F(SchedulerTimeTest, WhoDoesNotReadSlowsNoPrompt) {
+  Start();
+  const auto client = Generate(10, 10'000);
+  client->verdict = [](int, int32_t) { return RequestSink::Verdict::kPause; };
+  RunUntil([&] { return Begun(*client); });
+  cluster.RunAll();
+  cluster.step_times.clear();
+  const auto reader = Generate(5'000, 1);
+  RunUntil([&] { return reader->status.has_value(); });
+  EXPECT_GT(longest(), 9 * step) << "at the best rate";
+  client->verdict = {};
+  cluster.scheduler.Resume(cluster.last_number - 1);
+  RunUntil([&] { return client->tokens[0].size() > 3; });
 }
 
 // The end of a long prompt and heavy decoding: both get on.
@@ -308,6 +376,43 @@ TEST_F(DeadlineTest, ASlotThatAnotherClientHasTooManyOfIsNear) {
   for (int i = 0; i < 64; ++i) Generate(4, 1'000, [&](Request* request) { request->client = hog; });
   RunUntil([&] { return Begun(*clients.back()); });
   EXPECT_FALSE(Refused(4, 2)) << "one of the other's sequences is parked";
+}
+
+TEST_F(DeadlineTest, WhatIsKeptForShortRequestsIsNear) {
+  Start();
+  const auto hog = std::make_shared<FakeClient>(60);
+  cluster.Generate(FakePrompt(4), 10'000, hog, [](Request* request) { request->generate->samples = 60; });
+  RunUntil([&] { return Begun(*hog); });
+  for (int i = 0; i < 10; ++i) Generate(2'000, 10'000);
+  EXPECT_FALSE(Refused(4, 5));
+}
+
+TEST_F(DeadlineTest, WhoMayNotRunIsNotAhead) {
+  Start();
+  const auto limited = std::make_shared<Client>();
+  limited->name = "limited";
+  limited->limits.max_running = 1;
+  for (int i = 0; i < 3; ++i) Generate(4, 10'000, [&](Request* request) { request->client = limited; });
+  RunUntil([&] { return Begun(*clients[0]); });
+  EXPECT_FALSE(Refused(2'000, 2.5 * 2'000 * row));
+}
+
+TEST_F(DeadlineTest, ABadDayIsForgotten) {
+  Start();
+  row *= 10;
+  step *= 10;
+  for (int i = 0; i < 5; ++i) FirstToken(2'000);
+  row /= 10;
+  step /= 10;
+  EXPECT_TRUE(Refused(2'000, 2.5 * 2'000 * row)) << "it was slow just now";
+  // Nothing else comes, but clients try again.
+  int tries = 0;
+  for (; Refused(2'000, 2.5 * 2'000 * row); ++tries) {
+    ASSERT_LT(tries, 100);
+    cluster.now += 5;
+  }
+  for (int i = 0; i < 5; ++i) FirstToken(2'000);
+  EXPECT_FALSE(Refused(2'000, 2.5 * 2'000 * row));
 }
 
 TEST_F(DeadlineTest, NothingIsRefusedBeforeAnythingHasBeenMeasured) {

@@ -16,8 +16,10 @@ constexpr double kUnknown = 300, kNoise = 0.15, kDrift = 0.02;
 // One Step that was held up by something else must not spoil what many have taught: an error counts up to so many
 // standard deviations.
 constexpr double kErrorMax = 3;
-// Coefficients stay positive: at least this part of where they began.
-constexpr double kSmallest = 1e-6;
+// Coefficients stay positive, at least this part of what they began as, and go on drifting as if they were no smaller
+// than this part: so none is ever stuck.
+constexpr double kSmallest = 1e-6, kDriftSmallest = 1e-2;
+constexpr double kSecondsMin = 1e-6;
 
 // The sum of begin + 1, ..., end: the positions that the rows [begin, end) attend to.
 double Triangle(int64_t begin, int64_t end) {
@@ -39,7 +41,7 @@ StepWork ChunkWork(const AttentionShape& shape, int64_t begin, int64_t end, int6
 
 StepCost::StepCost(double row_seconds) {
   const double row = row_seconds > 0 ? row_seconds : kRowSecondsUnknown;
-  coefficients_ = {kStepRows * row, row, kAttendRows * row};
+  begun_ = coefficients_ = {kStepRows * row, row, kAttendRows * row};
   for (int i = 0; i < kTerms; ++i) covariance_[i][i] = std::pow(kUnknown * coefficients_[i], 2);
 }
 
@@ -51,7 +53,7 @@ double StepCost::Seconds(const StepWork& work) const {
 }
 
 void StepCost::Measured(const StepWork& work, double seconds) {
-  if (!(seconds > 0) || !std::isfinite(seconds)) return;
+  if (!(seconds >= kSecondsMin) || !std::isfinite(seconds) || !(work.rows > 0)) return;
   measured_ = std::min(measured_ + 1, kKnownSteps);
   const Terms terms = TermsOf(work);
   // covariance * terms, and the variance of the expected time.
@@ -62,16 +64,16 @@ void StepCost::Measured(const StepWork& work, double seconds) {
     variance += spread[i] * terms[i];
   }
   const double expected = Seconds(work);
-  variance += std::pow(kNoise * std::min(seconds, expected), 2);
+  // Rounding may have left less than nothing.
+  variance = std::max(variance, 0.0) + std::pow(kNoise * std::max(std::min(seconds, expected), kSecondsMin), 2);
   const double largest = kErrorMax * std::sqrt(variance);
   const double error = std::clamp(seconds - expected, -largest, largest);
   for (int i = 0; i < kTerms; ++i) {
-    const double smallest = kSmallest * coefficients_[i];
-    coefficients_[i] = std::max(coefficients_[i] + spread[i] / variance * error, smallest);
+    coefficients_[i] = std::max(coefficients_[i] + spread[i] / variance * error, kSmallest * begun_[i]);
   }
   for (int i = 0; i < kTerms; ++i) {
     for (int j = 0; j < kTerms; ++j) covariance_[i][j] -= spread[i] * spread[j] / variance;
-    covariance_[i][i] += std::pow(kDrift * coefficients_[i], 2);
+    covariance_[i][i] += std::pow(kDrift * std::max(coefficients_[i], kDriftSmallest * begun_[i]), 2);
   }
 }
 

@@ -48,7 +48,8 @@ class StepCost {
   // Whether enough has been measured to rely on it.
   bool known() const { return measured_ >= kKnownSteps; }
 
-  // A Step of this work took so long in the slowest stage. `seconds` that are not positive are ignored.
+  // A Step of this work took so long in the slowest stage. Work without rows and `seconds` of less than a microsecond
+  // say nothing and are ignored.
   void Measured(const StepWork& work, double seconds);
 
  private:
@@ -58,6 +59,7 @@ class StepCost {
 
   static Terms TermsOf(const StepWork& work) { return {1, work.rows, work.attended}; }
 
+  Terms begun_;  // what they began as: their scale
   Terms coefficients_;
   std::array<Terms, kTerms> covariance_{};
   int measured_ = 0;

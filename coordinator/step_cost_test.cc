@@ -97,6 +97,28 @@ TEST_F(StepCostTest, DecodingTeachesNothingOfRows) {
   EXPECT_NEAR(cost.step_seconds(), kStep, 0.1 * kStep);
 }
 
+TEST_F(StepCostTest, WhatOnlyEndsSequencesTeachesNothing) {
+  StepCost cost(kRow);
+  Teach(cost, 100);
+  for (int i = 0; i < 200; ++i) {
+    cost.Measured({1, 100}, Truth({1, 100}));
+    cost.Measured({}, 2e-5);
+  }
+  EXPECT_NEAR(cost.step_seconds(), kStep, 0.2 * kStep);
+  EXPECT_NEAR(cost.row_seconds(), kRow, 0.2 * kRow);
+}
+
+// Whatever workers claim, a device that is measured for a while is known.
+TEST_F(StepCostTest, RecoversFromAbsurdTimes) {
+  for (const double seconds : {1.1e-6, 1e-4, 1e4}) {
+    StepCost cost(kRow);
+    Teach(cost, 50);
+    for (int i = 0; i < 50; ++i) cost.Measured(Random(), seconds);
+    Teach(cost, 1000);
+    ExpectNear(cost, 0.25);
+  }
+}
+
 TEST_F(StepCostTest, IgnoresTimesThatAreNone) {
   StepCost cost(kRow);
   const double before = cost.Seconds({10, 10});

@@ -153,7 +153,7 @@ void AddServerTimeouts(CLI::App& command, ServeOptions& options) {
   timeouts
       .Unchecked("--step-target-ms", options.step_target_ms, "MS",
                  "Milliseconds that a step should take through all stages; a long prompt holds up the tokens of others "
-                 "for no longer; 0: chosen by the devices")
+                 "for little longer, but at its very end; 0: chosen by the devices")
       ->check(InRange(0.0, kSecondsMax))
       ->default_str("50 on GPUs, 200 on CPUs");
   timeouts.Seconds(

@@ -223,7 +223,7 @@ void Call::FinishIfDone() {
   stream_->End(*done_);
 }
 
-// Whether a request is logged is decided once, so that the log has all of its lines or none.
+// Whether a request is logged is decided once, so that the log has all the lines that it comes to or none.
 void Call::LogStart(const Request& request) {
   const std::optional<std::string> more = environment_->request_log.Take();
   if (!more) return;
@@ -249,8 +249,9 @@ void Call::Report() const {
   if (!done_->ok()) environment_->metrics->CountFailure(method_, done_->code());
   std::optional<std::string> more = "";
   if (!logged_ && (done_->ok() || !(more = environment_->failure_log.Take()))) return;
-  const auto rate = [](int64_t tokens, double in_seconds) {
-    return in_seconds > 0 ? static_cast<double>(std::max<int64_t>(tokens, 0)) / in_seconds : 0;
+  // What a request has done that failed is not known.
+  const auto rate = [this](int64_t tokens, double in_seconds) {
+    return done_->ok() && in_seconds > 0 ? static_cast<double>(std::max<int64_t>(tokens, 0)) / in_seconds : 0;
   };
   const std::string line = absl::StrFormat(
       "request=%s method=%s event=end code=%s prompt_tokens=%d completion_tokens=%d recoveries=%d parkings=%d "

@@ -309,11 +309,12 @@ TEST(LocalClusterTest, AStepMayTakeLongerThanTheStepTimeout) {
     options->membership.heartbeat_interval_seconds = 0.02;
     options->step_target_seconds = 1000;
     options->membership.partition.max_step_tokens = 1 << 15;
-    options->membership.partition.max_sequence_tokens = 1 << 16;
+    options->membership.partition.max_sequence_tokens = 1 << 15;
+    options->membership.partition.cache_tokens = 1 << 17;
   });
   cluster.AwaitReady();
   const auto request = cluster.Generate(Text(std::string(30'000, 'a')), 1);
-  EXPECT_TRUE(request->Wait().ok());
+  EXPECT_TRUE(request->Wait().ok()) << request->Wait();
   EXPECT_EQ(request->usage().recoveries, 0);
 }
 

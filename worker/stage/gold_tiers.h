@@ -85,8 +85,6 @@ class GoldTiers final : public GoldAttention {
   // The tier of a sequence that is open, and how many of its positions have kept rows.
   int64_t kept(int slot) const { return sequences_[slot].kept; }
   GoldTier tier(int slot) const { return sequences_[slot].tier; }
-  // So many of its first positions have kept rows.
-  int64_t kept_positions(int slot) const { return sequences_[slot].kept; }
   // Bytes of kept rows for `tokens` tokens of one sequence at a tier.
   int64_t TierBytes(GoldTier tier, int64_t tokens) const { return BlocksFor(tier, tokens) * block_bytes_; }
   // Bytes of kept rows in use, and memory that is for kept rows alone.

@@ -99,14 +99,14 @@ TEST(GoldTiersTest, RowsAreDerivedWhileAPromptIsRead) {
   const int slot = kept.Open();
   kept.Read(slot, 640);
   EXPECT_EQ(kept.tier(slot), kFull);
-  EXPECT_EQ(kept.tiers().kept_positions(slot), 640);
+  EXPECT_EQ(kept.tiers().kept(slot), 640);
   kept.Read(slot, 10);  // no longer fits the full tier: its rows are derived for the other in slices
   EXPECT_EQ(kept.tier(slot), kShared);
-  EXPECT_EQ(kept.tiers().kept_positions(slot), 10 * GoldTiers::kDerivedRows);
+  EXPECT_EQ(kept.tiers().kept(slot), 10 * GoldTiers::kDerivedRows);
   kept.Read(slot, 20);
-  EXPECT_EQ(kept.tiers().kept_positions(slot), 30 * GoldTiers::kDerivedRows);
+  EXPECT_EQ(kept.tiers().kept(slot), 30 * GoldTiers::kDerivedRows);
   kept.Run(slot, 1);
-  EXPECT_EQ(kept.tiers().kept_positions(slot), 671) << "and all that are left when they are attended to";
+  EXPECT_EQ(kept.tiers().kept(slot), 671) << "and all that are left when they are attended to";
 }
 
 // The shared tier for one goes before the full tier for another, but not before the shared tier.
