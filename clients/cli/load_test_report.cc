@@ -187,17 +187,18 @@ void MemoryUse::Add(const v1::GetClusterInfoResponse& cluster) {
 }
 
 std::string MemoryUse::Line() const {
+  const auto count = [](uint64_t number) { return WithCommas(static_cast<int64_t>(number)); };
   std::string line =
-      absl::StrFormat("of %s cache tokens, %s idle at the mean of %s looks, %s at least", WithCommas(cache_tokens_max_),
+      absl::StrFormat("of %s cache tokens, %s idle at the mean of %s looks, %s at least", count(cache_tokens_max_),
                       Percent(idle_sum_ / static_cast<double>(looks_)), WithCommas(looks_), Percent(idle_least_));
   if (waiting_looks_ > 0) {
     absl::StrAppendFormat(&line, ", %s while requests waited",
                           Percent(idle_waiting_sum_ / static_cast<double>(waiting_looks_)));
   }
-  absl::StrAppendFormat(&line,
-                        "; of %s of memory, %s idle at the mean; at most %s of %s slots used and %s requests waiting",
-                        HumanBytes(memory_bytes_), Percent(memory_idle_sum_ / static_cast<double>(looks_)),
-                        WithCommas(sequences_), WithCommas(sequences_max_), WithCommas(requests_waiting_));
+  absl::StrAppendFormat(
+      &line, "; of %s of memory, %s idle at the mean; at most %s of %s slots used and %s requests waiting",
+      HumanBytes(static_cast<int64_t>(memory_bytes_)), Percent(memory_idle_sum_ / static_cast<double>(looks_)),
+      count(sequences_), count(sequences_max_), count(requests_waiting_));
   return line;
 }
 
@@ -292,10 +293,8 @@ std::string ScenarioTable(const ScenarioResult& result) {
   absl::StrAppendFormat(&table, "%-28s %9s %7s %9s %9s %9s %9s %9.4g %9.4g\n", "all             together", "", "", "",
                         "", "", "", PerSecond(totals.prompt_tokens, result.together_seconds),
                         PerSecond(totals.output_tokens, result.together_seconds));
-  absl::StrAppend(&table, "memory  ",
-                  result.memory.looks() > 0
-                      ? result.memory.Line()
-                      : absl::StrCat("unknown: ", SafeText(std::string(result.memory_status.message()))),
+  const std::string reason(result.memory_status.message());
+  absl::StrAppend(&table, "memory  ", result.memory.looks() > 0 ? result.memory.Line() : "unknown: " + SafeText(reason),
                   "\n");
   for (const AimResult& aim : CheckAims(result)) absl::StrAppend(&table, "aim     ", aim.Line(), "\n");
   absl::StrAppendFormat(&table, "errors  %s\n", WithCommas(result.failed()));

@@ -249,7 +249,7 @@ class Run final : public CallObserver {
     }
     request.set_max_tokens(group.settings.max_tokens());
     request.set_n(group.settings.n());
-    request.set_priority(group.settings.priority());
+    request.set_priority(static_cast<int32_t>(group.settings.priority()));
     request.set_ignore_eos(true);  // so that answers have the length that the scenario says
     request.set_seed(seed);
     return request;
@@ -402,7 +402,7 @@ absl::Status Verdict(const ScenarioResult& result, bool strict) {
   if (result.failed() > 0) {
     const absl::Status first = result.first_error();
     return absl::Status(first.code(), absl::StrCat(WithCommas(result.failed()), " of ", WithCommas(result.finished()),
-                                                   " requests failed, the first: ", std::string(first.message())));
+                                                   " requests failed, the first: ", first.message()));
   }
   const std::vector<AimResult> aims = CheckAims(result);
   const auto missed = std::count_if(aims.begin(), aims.end(), [](const AimResult& aim) { return !aim.met; });

@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -213,6 +214,7 @@ def main(arguments):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the server, too
     try:
         sys.exit(main(sys.argv[1:]))
     except Failure as failure:
