@@ -40,19 +40,20 @@
 // again, so that their clients get the very tokens that they would have got. A sequence may be parked for a request
 //   - if its client has not read for kPauseSeconds, and for as long as catching up took, for whatever waits, its own
 //     client's requests included;
+//   - if its priority is lower, its own client's included, once it has been served for kServiceSeconds;
 //   - if its priority is not higher, and after that its client's share is still not smaller than the other's will be,
 //     once it has been served for kServiceSeconds;
 //   - if its priority is not higher, its client has the larger share, and the request has waited for kTurnSeconds, once
-//     the sequence has been served for kTurnSeconds: so clients whose requests only fit one after another take turns.
-//   - if slots are borrowed, its priority is not higher, and it is for a short request that has waited for
-//   kTurnSeconds,
-//     its own client's included, once the sequence has been served for kTurnSeconds.
+//     the sequence has been served for kTurnSeconds: so clients whose requests only fit one after another take turns;
+//   - if slots are borrowed, its priority is not higher, and a short request has waited for kTurnSeconds, its own
+//     client's included, once the sequence has been served for kTurnSeconds.
 // Service counts from the moment when a sequence has caught up with what it had reached before, and must also last as
 // long as catching up took: at least half of the time of a slot is useful. Before it has caught up, a sequence is
-// parked only after twice as long as the last time. One that has not begun costs nothing, and the second rule parks it
-// at once. Of those that may be parked, the paused ones go first, then those of the largest share, then those with the
-// fewest tokens to read again. What was parked for a client's sake stays so for kHoldSeconds, and with it what is
-// behind it in its own client's queue, to leave the slot to that client's next.
+// parked only after twice as long as the last time. One that has not begun costs nothing, and the second and the third
+// rule park it at once. Of those that may be parked, the paused ones go first, then those of the lowest priority, then
+// those of the largest share, then those with the fewest tokens to read again. What was parked for a client's sake
+// stays so for kHoldSeconds, and with it what is behind it in its own client's queue, to leave the slot to that
+// client's next.
 //
 // LIMITS. A client's requests wait while it has max_running running ones, or while its minute's tokens are used up: a
 // request takes what it may need of them at most when it is admitted, and gives back what it did not use when it ends.

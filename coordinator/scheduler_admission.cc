@@ -232,17 +232,19 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
       return now - owner.paused_since >= std::max(kPauseSeconds, reread);
     }
     if (owner.request.priority > state.request.priority) return false;
+    const bool served_little = sequence.scheduled == 0 || Served(sequence, kServiceSeconds, now);
+    if (owner.request.priority < state.request.priority) return served_little;
     // What long ones have of the slots that are kept for short ones is a loan.
     const bool on_loan = others.long_sequences > group.capacity.max_sequences - group.slots_kept();
     if (state.is_short && !owner.is_short && on_loan && overdue && Served(sequence, kTurnSeconds, now)) return true;
     if (owner.account == state.account) return false;
     if (share_left + kShareTolerance >= share_after) {
-      return sequence.scheduled == 0 || Served(sequence, kServiceSeconds, now);
+      return served_little;
     }
     return overdue && share > share_before + kShareTolerance && Served(sequence, kTurnSeconds, now);
   };
-  // (not paused, -share, tokens to read again, id): the least is parked first.
-  using Rank = std::tuple<bool, double, int64_t, uint64_t>;
+  // (not paused, priority, -share, tokens to read again, id): the least is parked first.
+  using Rank = std::tuple<bool, int, double, int64_t, uint64_t>;
   while (!group.HasRoom(others, state, pages_wanted)) {
     // Short ones are of no use if it is the long ones that have all that they may have.
     const bool only_long = !state.is_short && others.sequences < group.capacity.max_sequences &&
@@ -259,7 +261,7 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
       const auto [slots_taken, pages_taken] = taken_of(owner.account);
       const int64_t slots = owner.account->slots - slots_taken, pages = owner.account->pages - pages_taken;
       const double share = Share(slots, pages);
-      const Rank rank = {!owner.paused, -share, sequence->scheduled, id};
+      const Rank rank = {!owner.paused, owner.request.priority, -share, sequence->scheduled, id};
       if (best != nullptr && best_rank < rank) continue;
       if (!may_be_parked(*sequence, share, Share(slots - 1, pages - pages_of(*sequence)))) continue;
       best = sequence;

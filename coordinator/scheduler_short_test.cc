@@ -91,6 +91,25 @@ TEST(SchedulerShortTest, ManyLongRequestsOfOneSequenceTakeAllSlotsUntilAShortOne
   ExpectNothingLeft(cluster);
 }
 
+TEST(SchedulerShortTest, AHigherPriorityGetsASlotOfALowerOneOfAnyClient) {
+  for (const char* other : {"same", "other"}) {
+    SCOPED_TRACE(other);
+    ShortCluster cluster(kMillion);
+    std::vector<std::shared_ptr<FakeClient>> sinks;
+    for (int i = 0; i < 64; ++i) cluster.Generate(FakePrompt(20, i), 3000, sinks.emplace_back(Sink()), Of("same"));
+    cluster.RunUntil(2);
+    const auto high = Sink(), low = Sink();
+    cluster.Generate(FakePrompt(100), 2000, high, Of(other, 1, 100));
+    cluster.Generate(FakePrompt(100), 2000, low, Of("same"));
+    cluster.RunUntil(cluster.now + 3 * kStepSeconds);
+    EXPECT_FALSE(high->tokens[0].empty());
+    EXPECT_TRUE(low->tokens[0].empty());
+    cluster.RunAll();
+    for (int i = 0; i < 64; ++i) EXPECT_EQ(sinks[i]->tokens[0], FakeAnswer(FakePrompt(20, i), 0, 3000)) << i;
+    EXPECT_EQ(cluster.scheduler.TakeEvents().parkings, 1);
+  }
+}
+
 // ---- Small requests and a large one that waits ----
 
 // The slots that 40 sequences have left are of no use to a request of 32 whose prompt does not fit beside them.
