@@ -45,8 +45,8 @@
 //     once it has been served for kServiceSeconds;
 //   - if its priority is not higher, its client has the larger share, and the request has waited for kTurnSeconds, once
 //     the sequence has been served for kTurnSeconds: so clients whose requests only fit one after another take turns;
-//   - if slots are borrowed, its priority is not higher, and a short request has waited for kTurnSeconds, its own
-//     client's included, once the sequence has been served for kTurnSeconds.
+//   - if its priority is not higher, and it has what is kept for short requests, for a short request that has waited
+//     for kTurnSeconds, its own client's included, once the sequence has been served for kTurnSeconds.
 // Service counts from the moment when a sequence has caught up with what it had reached before, and must also last as
 // long as catching up took: at least half of the time of a slot is useful. Before it has caught up, a sequence is
 // parked only after twice as long as the last time. One that has not begun costs nothing, and the second and the third

@@ -34,17 +34,14 @@ bool Scheduler::EverFits(const RequestState& state) const {
 }
 
 absl::Status Scheduler::TooLarge(const RequestState& state) const {
-  int64_t sequences = 0, tokens = 0, longest = 0;
+  int64_t tokens = 0, longest = 0;
   for (const auto& [replica, group] : groups_) {
-    sequences = std::max<int64_t>(sequences, group->capacity.max_sequences);
     tokens = std::max(tokens, group->pages_max * kCachePageTokens);
     longest = std::max(longest, group->capacity.max_sequence_tokens);
   }
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the request may need ", state.live, " sequences of up to ", state.LongestTokens(),
-                   " tokens, one of which takes ", PagesOf(state.LongestTokens()) * kCachePageTokens,
-                   " tokens of cache; max_sequences is ", sequences, ", max_model_len is ", longest,
-                   " and the caches hold ", tokens, " tokens"));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the request may need ", state.LongestTokens(), " tokens, ", PagesOf(state.LongestTokens()) * kCachePageTokens,
+      " with the rest of their pages; max_model_len is ", longest, " and the caches hold ", tokens, " tokens"));
 }
 
 double Scheduler::Share(int64_t slots, int64_t pages) const {
@@ -235,12 +232,11 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
     const bool served_little = sequence.scheduled == 0 || Served(sequence, kServiceSeconds, now);
     if (owner.request.priority < state.request.priority) return served_little;
     // What long ones have of the slots that are kept for short ones is a loan.
-    const bool on_loan = others.long_sequences > group.capacity.max_sequences - group.slots_kept();
+    const bool on_loan = others.long_sequences > group.capacity.max_sequences - group.slots_kept() ||
+                         others.long_pages > group.pages_max - group.pages_kept();
     if (state.is_short && !owner.is_short && on_loan && overdue && Served(sequence, kTurnSeconds, now)) return true;
     if (owner.account == state.account) return false;
-    if (share_left + kShareTolerance >= share_after) {
-      return served_little;
-    }
+    if (share_left + kShareTolerance >= share_after) return served_little;
     return overdue && share > share_before + kShareTolerance && Served(sequence, kTurnSeconds, now);
   };
   // (not paused, priority, -share, tokens to read again, id): the least is parked first.

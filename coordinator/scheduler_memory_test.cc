@@ -124,7 +124,7 @@ TEST(SchedulerMemoryTest, WhatCanNeverCompleteIsRefusedAtOnce) {
     const auto too_long = Sink(), fits = StopsAfter(5), samples = Sink(8);
     cluster.Generate(FakePrompt(100), 3998, too_long);
     ASSERT_TRUE(too_long->status.has_value());
-    EXPECT_THAT(std::string(too_long->status->message()), HasSubstr("takes 4160 tokens of cache"));
+    EXPECT_THAT(std::string(too_long->status->message()), HasSubstr("4160 with the rest of their pages"));
     cluster.Generate(FakePrompt(100), 3997, fits);
     EXPECT_FALSE(fits->status.has_value());
     // They do not fit together, but one after another.

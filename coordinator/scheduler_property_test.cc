@@ -56,6 +56,20 @@ class History {
     NewGroup(1);
   }
 
+  // Steps take the time of what they hold, have a target, and attend so slowly that many tokens take longer than a Step
+  // should.
+  void TimeSteps() {
+    const bool every_row = Below(3) == 0;
+    cluster_.scheduler.SetModel(200, 1, 1, {.every_row = every_row, .gold_rows_before = 4});
+    const double attend = 1e-5 * (1 << Below(every_row ? 3 : 6));
+    cluster_.seconds_of = [attend](const StepWork& work) { return 2e-3 + 1e-4 * work.rows + attend * work.attended; };
+    step_target_seconds_ = 0.02;
+    for (int replica = 0; replica < 2; ++replica) {
+      cluster_.Lose(replica);
+      NewGroup(replica);
+    }
+  }
+
   void Run() {
     for (int step = 0; step < 1500; ++step) {
       if (Below(lengthy_ ? 40 : 12) == 0) Submit();
@@ -88,6 +102,8 @@ class History {
     capacity.max_sequences = 3 + Below(4);
     capacity.cache_tokens = kCachePageTokens * ((lengthy_ ? 48 : 22) + Below(20));
     capacity.max_step_tokens = 16 + Below(48);
+    capacity.step_target_seconds = step_target_seconds_;
+    capacity.row_seconds = 1e-4;
     cluster_.Up(replica, capacity);
   }
 
@@ -200,6 +216,7 @@ class History {
   std::vector<std::shared_ptr<const Client>> names_;
   std::vector<Wanted> all_;
   std::map<int, Wait> waits_;
+  double step_target_seconds_ = 0;
   int64_t parkings_ = 0;
   double longest_wait_ = 0;
 };
@@ -236,7 +253,22 @@ TEST(SchedulerPropertyTest, MemoryThatWasNotReservedCostsNoTokenAndEverythingEnd
     RecordProperty(key + "parkings", std::to_string(parkings));
     RecordProperty(key + "longest_wait_seconds", std::to_string(longest));
     EXPECT_LE(longest, 10 * Scheduler::kTurnSeconds) << "two turns for each of at most five";
+    EXPECT_GT(parkings, 100);
   }
+}
+
+TEST(SchedulerPropertyTest, NobodyStarvesWhereTokensTakeLongerThanAStepShould) {
+  double longest = 0;
+  for (uint32_t seed = 200; seed < 220; ++seed) {
+    SCOPED_TRACE(seed);
+    History history(seed);
+    history.TimeSteps();
+    history.Run();
+    if (testing::Test::HasFatalFailure()) return;
+    longest = std::max(longest, history.longest_wait());
+  }
+  RecordProperty("longest_wait_seconds", std::to_string(longest));
+  EXPECT_LE(longest, 6 * Scheduler::kTurnSeconds);
 }
 
 // Clients that want more than they can get, whatever their requests are: each gets its part of the slots' time.

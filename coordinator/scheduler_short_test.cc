@@ -220,5 +220,16 @@ TEST(SchedulerShortTest, ARequestThatNeedsEverythingIsNotStarvedByShortOnes) {
   }
 }
 
+// Whoever runs alone may have all pages; a short request of the same client gets some back.
+TEST(SchedulerShortTest, OneSequenceThatHoldsAllPagesGivesWay) {
+  ShortCluster cluster(200, /*overcommit=*/false);
+  const auto hog = Sink();
+  cluster.Generate(FakePrompt(200 * kCachePageTokens - 2'000), 2'000, hog, Of("same"));
+  cluster.RunUntil(3);
+  EXPECT_LE(cluster.StepsToFirstToken(Of("same")), (Scheduler::kTurnSeconds + 1) / kStepSeconds);
+  ExpectNothingLeft(cluster);
+  EXPECT_EQ(hog->tokens[0].size(), 2'000U);
+}
+
 }  // namespace
 }  // namespace goldfinch

@@ -317,8 +317,8 @@ struct Scheduler::Group {
   }
   bool EverFits(const RequestState& state) const {
     const int64_t longest = state.LongestTokens();
-    return state.live <= capacity.max_sequences && PagesOf(longest) <= pages_max &&
-           longest <= capacity.max_sequence_tokens;
+    // Sequences that find no slot wait for those of their own request.
+    return PagesOf(longest) <= pages_max && longest <= capacity.max_sequence_tokens;
   }
   // How much is ahead of a new request, in tokens: a sequence counts as 16.
   int64_t load() const { return prefill_tokens + int64_t{16} * held.sequences; }

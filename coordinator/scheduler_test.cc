@@ -229,12 +229,30 @@ TEST(SchedulerTest, WhatCanNeverFitIsRefusedAtOnce) {
   capacity.cache_tokens = 128;
   capacity.max_sequences = 2;
   cluster.Up(0, capacity);
-  const auto too_long = Client(), too_many = Client(3);
+  const auto too_long = Client();
   cluster.Generate(FakePrompt(100), 100, too_long);
   EXPECT_EQ(too_long->status->code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(too_long->status->message()), HasSubstr("256 tokens of cache; max_sequences is 2"));
-  cluster.Generate(FakePrompt(1), 1, too_many, [](Request* request) { request->generate->samples = 3; });
-  EXPECT_EQ(too_many->status->code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(
+      std::string(too_long->status->message()),
+      HasSubstr(
+          "may need 199 tokens, 256 with the rest of their pages; max_model_len is 65536 and the caches hold 128"));
+}
+
+TEST(SchedulerTest, SamplesThatFindNoSlotComeAfterTheOthers) {
+  FakeCluster cluster;
+  GroupCapacity capacity = Roomy();
+  capacity.max_sequences = 2;
+  cluster.Up(0, capacity);
+  const auto many = Client(5);
+  cluster.Generate(FakePrompt(10), 3, many, [](Request* request) { request->generate->samples = 5; });
+  cluster.RunUntil(3);
+  // Also when a group has become smaller while they run.
+  cluster.Lose(0);
+  capacity.max_sequences = 1;
+  cluster.Up(0, capacity);
+  ExpectNothingLeft(cluster);
+  EXPECT_TRUE(many->status->ok()) << *many->status;
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(many->tokens[i], FakeAnswer(FakePrompt(10), i, 3)) << i;
 }
 
 TEST(SchedulerTest, GroupsShareTheQueue) {
