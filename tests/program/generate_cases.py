@@ -307,6 +307,8 @@ class HelpTest(ProgramTest):
     def test_ranges_and_defaults_are_for_people(self):
         text = " ".join(self.succeeds("serve", "--help").stdout.decode().split())
         self.assertIn("Stages that the layers are split over, 1 to 1024 [default: 1]", text)
+        self.assertIn("1 to 65536; auto is 256 on GPUs and 64 on CPUs, and fewer where memory is short [default: auto]",
+                      text)
         self.assertIn("/readyz and /startupz, -1 to 65535; 0 takes any free one, -1 is none [default: 9090]", text)
         self.assertNotIn("--port ", text)
         text = " ".join(self.succeeds("generate", "--help").stdout.decode().split())
