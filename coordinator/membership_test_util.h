@@ -104,7 +104,7 @@ class TestCluster {
                                                std::to_string(peer));
       }
     }
-    if (message.has_connect() && !apart.contains(worker)) {
+    if (message.has_connect() && (message.connect().addresses_size() == 1 || !apart.contains(worker))) {
       if (HasPeerApart(worker)) {
         answer.mutable_end_generation()->set_generation(message.connect().generation());
       } else {
