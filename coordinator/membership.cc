@@ -240,7 +240,7 @@ std::optional<StageOfWorker> Membership::ReceivedStepDone(uint64_t id, cluster::
 void Membership::HandleEndGeneration(Worker& worker, const cluster::v1::EndGeneration& message, double now) {
   Replica* const replica = ReplicaOf(worker, message.generation());
   if (replica == nullptr) return;
-  if (replica->state == Replica::State::kForming) ++worker.failures;
+  if (replica->state == Replica::State::kForming) Blame(*replica, worker);
   EndGeneration(*replica, absl::StrCat("worker ", worker.registration.name(), ": ", Safe(message.reason())),
                 now + kRetrySeconds, now);
 }

@@ -22,20 +22,22 @@
 // | the caller calls EndGeneration                                       |   that caused it shows up, too  |
 // | the group is smaller than wanted, and there are more spares: at once | at once                         |
 // |   if it is idle, else after regrow_after, when its Steps are done    |                                 |
-// | another replica's workers need their share of its hosts' memory      | at once                         |
+// | another replica's workers need their share of its hosts, and its     | at once                         |
+// |   Steps are done                                                     |                                 |
 //
-// A group that fails to become ready is tried again at growing intervals. When a generation ends, the workers that are
-// left become spares. The next group takes spares, each at its previous stage where possible, so that it keeps its
-// layers loaded. If there are too few, the replica waits `regroup_wait_seconds` for more and then forms a smaller
-// group; a replica that has never been ready waits for all its stages. If what is left cannot hold the plan, the group
-// has smaller caches and fewer slots, down to one of each, and grows back when there are workers for it.
+// A group that fails to become ready is tried again at growing intervals. Any worker that was not ready by then may be
+// why, newcomers before others: those stand back as long as the others can hold the model. When a generation ends, the
+// workers that are left become spares. The next group takes spares, each at its previous stage where possible, so that
+// it keeps its layers loaded. If there are too few, the replica waits `regroup_wait_seconds` for more and then forms a
+// smaller group; a replica that has never been ready waits for all its stages. If what is left cannot hold the plan,
+// the group has smaller caches and fewer slots, down to one of each, and grows back when there are workers for it.
 //
 // Workers of one host share its memory and threads: each gets, with Form, an equal part of what those that were given
 // parts of their own leave.
 //
 // Implementation: membership.cc keeps the workers and ends generations, membership_forming.cc forms groups,
-// membership_hosts.cc shares hosts out, membership_info.cc answers questions; membership_state.h has the state that
-// they share.
+// membership_growing.cc ends those that should be larger, membership_hosts.cc shares hosts out, membership_info.cc
+// answers questions; membership_state.h has the state that they share.
 #ifndef GOLDFINCH_COORDINATOR_MEMBERSHIP_H_
 #define GOLDFINCH_COORDINATOR_MEMBERSHIP_H_
 
@@ -209,26 +211,36 @@ class Membership {
   size_t StagesWanted() const;
   void FormGroups(double now);
   std::vector<uint64_t> Spares() const;
-  std::vector<uint64_t> SparesFor(const Replica& replica) const;
+  size_t TrustedSpares(const Replica& replica, const std::vector<uint64_t>& spares) const;
   std::vector<uint64_t> AssignStages(const Replica& replica, std::vector<uint64_t> spares, size_t stages) const;
   absl::StatusOr<GroupPlan> PlanFor(const Replica& replica, const std::vector<uint64_t>& members,
                                     const PartitionOptions& limits) const;
+  absl::StatusOr<GroupPlan> PlanAmong(const std::vector<uint64_t>& users, const Replica& replica,
+                                      const std::vector<uint64_t>& members, const PartitionOptions& limits) const;
   absl::StatusOr<GroupPlan> SmallerPlanFor(const Replica& replica, const std::vector<uint64_t>& members) const;
   absl::StatusOr<GroupPlan> BestPlan(const Replica& replica, const std::vector<uint64_t>& members,
                                      bool take_less) const;
+  absl::StatusOr<GroupPlan> NextPlan(const Replica& replica, double now);
   void Form(Replica& replica, GroupPlan plan, double now);
   void LogPlan(const Replica& replica, const std::string& shortage);
   void BecomeStage(Replica& replica, int index, uint64_t id, std::string reach);
   void HandleJoined(Worker& worker, const cluster::v1::Joined& message, double now);
   void HandleReady(Worker& worker, const cluster::v1::Ready& message, double now);
+  void Blame(const Replica& replica, Worker& reporter);
   void CheckForming(Replica& replica, double now);
+
+  // membership_growing.cc
   void Grow(Replica& replica, bool idle, double now);
+  std::vector<uint64_t> SparesToGrow(const Replica& replica, double now);
+  std::optional<GroupPlan> LargerPlan(const Replica& replica, const std::vector<uint64_t>& spares) const;
+  bool MakeRoom(Replica& replica, const std::vector<Replica*>& crowding, double now);
+  void Drain(Replica& replica, const std::string& purpose, const std::string& reason, double now);
 
   // membership_hosts.cc
-  std::vector<uint64_t> HostUsers(const Replica& replica, const std::vector<uint64_t>& members) const;
+  std::vector<uint64_t> HostUsers(const Replica& replica, const std::vector<uint64_t>& members, bool with_spares) const;
   HostShare ShareOf(uint64_t id, const std::vector<uint64_t>& users) const;
   WorkerResources ResourcesOf(uint64_t id, const HostShare& share) const;
-  absl::StatusOr<std::vector<Replica*>> Crowding(const Replica& replica, const std::vector<uint64_t>& members) const;
+  absl::StatusOr<std::vector<Replica*>> Crowding(const Replica& replica, const GroupPlan& plan) const;
   absl::StatusOr<std::string> ReachFor(uint64_t id, const std::vector<uint64_t>& members) const;
   std::optional<std::pair<uint64_t, absl::Status>> Unreachable(const std::vector<uint64_t>& members) const;
   void ForgetOldConnection(uint64_t id, const cluster::v1::Register& message, double now);

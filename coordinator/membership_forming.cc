@@ -18,16 +18,6 @@ namespace goldfinch {
 
 using cluster::v1::ToWorker;
 
-namespace {
-
-constexpr double kPartitionRetrySeconds = 1;
-constexpr double kDrainSecondsMax = 5;
-// A group that has been whole for so many times regrow_after is steady: it grows at once when it loses a worker again.
-constexpr double kSteadyRegrowths = 20;
-constexpr int kRegrowthDoublings = 6;
-
-}  // namespace
-
 void Membership::SetVocabulary(std::string sampleable_bits, std::string repeats_freely_bits, double now) {
   sampleable_bits_ = std::move(sampleable_bits);
   repeats_freely_bits_ = std::move(repeats_freely_bits);
@@ -50,15 +40,16 @@ std::vector<uint64_t> Membership::Spares() const {
   return spares;
 }
 
-// The spares that may be stages of the replica: if it has been ready, and its last group did not become so, those that
-// have not failed, if there are any.
-std::vector<uint64_t> Membership::SparesFor(const Replica& replica) const {
-  std::vector<uint64_t> spares = Spares();
-  if (!replica.was_ready || replica.failures == 0) return spares;
-  const auto failed =
-      std::find_if(spares.begin(), spares.end(), [this](uint64_t id) { return workers_.at(id)->failures > 0; });
-  if (failed != spares.begin()) spares.erase(failed, spares.end());
-  return spares;
+// How many of `spares`, which are in the order of Spares, the replica takes its stages from if they can hold the model:
+// all, or if it has been ready and its last group did not become so, those that have failed least. If all have failed,
+// two of them may be unable to reach each other: with each group that fails one more is left out.
+size_t Membership::TrustedSpares(const Replica& replica, const std::vector<uint64_t>& spares) const {
+  if (!replica.was_ready || replica.failures == 0 || spares.empty()) return spares.size();
+  const int least = workers_.at(spares.front())->failures;
+  const auto failed_more =
+      std::find_if(spares.begin(), spares.end(), [&](uint64_t id) { return workers_.at(id)->failures > least; });
+  const auto trusted = static_cast<int>(failed_more - spares.begin());
+  return least == 0 ? trusted : std::max(1, trusted - (replica.failures - 1));
 }
 
 // The worker of each stage, for at most `stages` of them: those that were stages of this replica keep theirs.
@@ -90,30 +81,19 @@ size_t Membership::StagesWanted() const { return std::min(options_.stages, model
 
 void Membership::FormGroups(double now) {
   if (model_ == nullptr || !has_vocabulary_) return;
-  const size_t wanted = StagesWanted();
   for (const auto& replica : replicas_) {
     if (replica->state != Replica::State::kWaiting || now < replica->retry_at) continue;
-    std::vector<uint64_t> members = AssignStages(*replica, SparesFor(*replica), wanted);
-    while (const auto unreachable = Unreachable(members)) {
-      Refuse(unreachable->first, std::string(unreachable->second.message()), now);
-      members = AssignStages(*replica, SparesFor(*replica), wanted);
-    }
-    const bool take_less = replica->was_ready && now >= replica->since + options_.regroup_wait_seconds;
-    if (members.empty() || (members.size() < wanted && !take_less)) {
-      replica->message = absl::StrCat("waiting for workers: ", members.size(), " of ", wanted);
-      continue;
-    }
-    absl::StatusOr<GroupPlan> plan = BestPlan(*replica, members, take_less);
-    const absl::StatusOr<std::vector<Replica*>> crowding =
-        plan.ok() ? Crowding(*replica, plan->members) : plan.status();
+    absl::StatusOr<GroupPlan> plan = NextPlan(*replica, now);
+    const absl::StatusOr<std::vector<Replica*>> crowding = plan.ok() ? Crowding(*replica, *plan) : plan.status();
     if (crowding.ok()) {
-      for (Replica* const other : *crowding) {
-        EndGeneration(*other, "more workers share the memory of its hosts", now, now);
-      }
-      Form(*replica, *std::move(plan), now);
+      if (MakeRoom(*replica, *crowding, now)) Form(*replica, *std::move(plan), now);
       continue;
     }
     const std::string reason(crowding.status().message());
+    if (absl::IsUnavailable(crowding.status())) {
+      replica->message = reason;
+      continue;
+    }
     if (replica->message != reason) {
       effects_.log.push_back(absl::StrCat("replica ", replica->index, " cannot form a group: ", reason));
     }
@@ -122,57 +102,58 @@ void Membership::FormGroups(double now) {
   }
 }
 
-// A group that is smaller than wanted ends when there are workers for a larger one, which then forms: at once if it is
-// idle and all stages have workers, else after a while, when it has been given no more Steps and has done the last.
-void Membership::Grow(Replica& replica, bool idle, double now) {
+// The plan of the group that a waiting replica forms next. UNAVAILABLE if it waits for more workers; other errors are
+// those of BestPlan. Refuses spares that the others cannot reach.
+absl::StatusOr<Membership::GroupPlan> Membership::NextPlan(const Replica& replica, double now) {
   const size_t wanted = StagesWanted();
-  if (replica.stages.size() >= wanted) {
-    if (now - replica.since > kSteadyRegrowths * options_.regrow_after_seconds) replica.regrowths = 0;
-    return;
+  const bool take_less = replica.was_ready && now >= replica.since + options_.regroup_wait_seconds;
+  const bool grows =
+      !replica.grows_to.empty() && std::all_of(replica.grows_to.begin(), replica.grows_to.end(), [this](uint64_t id) {
+        const auto found = workers_.find(id);
+        return found != workers_.end() && found->second->spare();
+      });
+  if (grows) {
+    const std::vector<uint64_t> members = AssignStages(replica, replica.grows_to, wanted);
+    absl::StatusOr<GroupPlan> plan = PlanFor(replica, members, options_.partition);
+    if (plan.ok()) return plan;
   }
-  if (replica.drains_since >= 0) {
-    if (now - replica.drains_since > kDrainSecondsMax) Drained(replica.index, now);
-    return;
+  for (size_t untrusted = 0;;) {
+    std::vector<uint64_t> spares = Spares();
+    const size_t all = spares.size();
+    spares.resize(std::min(all, TrustedSpares(replica, spares) + untrusted));
+    const std::vector<uint64_t> members = AssignStages(replica, spares, wanted);
+    if (const auto unreachable = Unreachable(members)) {
+      Refuse(unreachable->first, std::string(unreachable->second.message()), now);
+      continue;
+    }
+    if (members.empty() || (members.size() < wanted && !take_less)) {
+      return absl::UnavailableError(absl::StrCat("waiting for workers: ", members.size(), " of ", wanted));
+    }
+    absl::StatusOr<GroupPlan> plan = BestPlan(replica, members, take_less);
+    if (plan.ok() || members.size() == wanted || spares.size() == all) return plan;
+    ++untrusted;
   }
-  std::vector<uint64_t> members, spares = Spares();
-  for (const Stage& stage : replica.stages) members.push_back(stage.worker);
-  spares.resize(std::min(spares.size(), wanted - members.size()));
-  members.insert(members.end(), spares.begin(), spares.end());
-  if (spares.empty()) replica.may_grow_since = -1;
-  if (spares.empty()) return;
-  if (replica.may_grow_since < 0) replica.may_grow_since = now;
-  // The group must not pay again and again for a worker that dies soon or never becomes a stage.
-  const int failures = workers_.at(spares.back())->failures;
-  const int doublings = std::min(replica.regrowths + failures, kRegrowthDoublings);
-  const double wait_seconds = options_.regrow_after_seconds * (1 << doublings);
-  const bool at_once = idle && members.size() == wanted && failures == 0;
-  if (now < replica.retry_at || (!at_once && now - replica.may_grow_since < wait_seconds)) return;
-  const bool can_form = PlanFor(replica, members, options_.partition).ok() && Crowding(replica, members).ok();
-  if (!can_form || Unreachable(members)) {
-    replica.retry_at = now + kPartitionRetrySeconds;
-    return;
-  }
-  replica.drains_since = now;
-  if (idle) return Drained(replica.index, now);
-  ++replica.regrowths;
-  effects_.log.push_back(absl::StrCat("replica ", replica.index, " takes no more steps, to grow from ",
-                                      replica.stages.size(), " to ", members.size(), " stages"));
-}
-
-bool Membership::draining(int replica) const { return replicas_[replica]->drains_since >= 0; }
-
-void Membership::Drained(int replica, double now) {
-  if (draining(replica)) EndGeneration(*replicas_[replica], "there are workers for more stages", now, now);
 }
 
 // ---- What a group can hold ----
 
+// Leaves room on the hosts for other replicas that wait if the group fits beside them; else the first to form has it.
 absl::StatusOr<Membership::GroupPlan> Membership::PlanFor(const Replica& replica, const std::vector<uint64_t>& members,
                                                           const PartitionOptions& limits) const {
+  absl::StatusOr<GroupPlan> plan =
+      PlanAmong(HostUsers(replica, members, /*with_spares=*/true), replica, members, limits);
+  if (!absl::IsResourceExhausted(plan.status())) return plan;
+  return PlanAmong(HostUsers(replica, members, /*with_spares=*/false), replica, members, limits);
+}
+
+// The plan if `users` are all that use the hosts.
+absl::StatusOr<Membership::GroupPlan> Membership::PlanAmong(const std::vector<uint64_t>& users, const Replica& replica,
+                                                            const std::vector<uint64_t>& members,
+                                                            const PartitionOptions& limits) const {
   GroupPlan plan;
   plan.members = members;
+  plan.users = users;
   plan.limits = limits;
-  const std::vector<uint64_t> users = HostUsers(replica, members);
   std::vector<WorkerResources> resources;
   const std::string& transport = workers_.at(members[0])->registration.transport();
   for (const uint64_t id : members) {
@@ -208,13 +189,13 @@ absl::StatusOr<Membership::GroupPlan> Membership::PlanFor(const Replica& replica
 
 bool Membership::OnGpu(const Worker& worker) { return worker.registration.threads() == 0; }
 
-// With caches for one sequence of full length at least, and the most slots that fit.
+// With caches for one sequence of full length at least, or as small as was asked for, and the most slots that fit.
 absl::StatusOr<Membership::GroupPlan> Membership::SmallerPlanFor(const Replica& replica,
                                                                  const std::vector<uint64_t>& members) const {
   const PartitionOptions& wanted = options_.partition;
   const auto plan_with = [&](int max_sequences) {
     PartitionOptions limits = wanted;
-    limits.cache_tokens = 0;
+    if (limits.cache_tokens >= limits.max_sequence_tokens) limits.cache_tokens = 0;  // as many as fit
     limits.max_sequences = max_sequences;
     // Each slot may want logits in the same step.
     limits.max_logit_rows = std::max<int64_t>(1, wanted.max_logit_rows - (wanted.max_sequences - max_sequences));
@@ -266,6 +247,8 @@ absl::StatusOr<Membership::GroupPlan> Membership::BestPlan(const Replica& replic
 void Membership::Form(Replica& replica, GroupPlan plan, double now) {
   replica.partition = std::move(plan.partition);
   replica.limits = std::move(plan.limits);
+  replica.shrunken = !plan.shortage.empty();
+  replica.grows_to.clear();
   replica.generation = ++last_generation_;
   replica.state = Replica::State::kForming;
   replica.since = now;
@@ -347,6 +330,7 @@ void Membership::HandleJoined(Worker& worker, const cluster::v1::Joined& message
   if (replica == nullptr || replica->state != Replica::State::kForming) return;
   Stage& stage = replica->stages[worker.stage];
   const auto end_generation = [&](const auto&... reason) {
+    ++worker.failures;
     EndGeneration(*replica, absl::StrCat("worker ", worker.registration.name(), reason...), now + kRetrySeconds, now);
   };
   if (stage.joined) return end_generation(" sent Joined twice");
@@ -380,11 +364,31 @@ void Membership::HandleReady(Worker& worker, const cluster::v1::Ready& message, 
   replica->state = Replica::State::kReady;
   replica->since = now;
   replica->was_ready = true;
-  for (const Stage& one : replica->stages) workers_.at(one.worker)->failures = 0;
+  for (const Stage& one : replica->stages) {
+    workers_.at(one.worker)->was_ready = true;
+    workers_.at(one.worker)->failures = 0;
+  }
   replica->failures = 0;
   replica->message.clear();
   effects_.log.push_back(absl::StrCat("replica ", replica->index, ", generation ", replica->generation, " is ready"));
   effects_.events.push_back({MembershipEffects::Event::kGenerationReady, replica->index});
+}
+
+// A group does not become ready, as `reporter` says. Until all have Joined that is its own failure. Then one stage
+// cannot reach another, and either may be why: a newcomer that is not ready, if there is one, else any that is not
+// ready.
+void Membership::Blame(const Replica& replica, Worker& reporter) {
+  const auto joined = [](const Stage& stage) { return stage.joined; };
+  if (!std::all_of(replica.stages.begin(), replica.stages.end(), joined)) {
+    ++reporter.failures;
+    return;
+  }
+  std::vector<Worker*> newcomers, others;
+  for (const Stage& stage : replica.stages) {
+    Worker& worker = *workers_.at(stage.worker);
+    if (!stage.ready) (worker.was_ready ? others : newcomers).push_back(&worker);
+  }
+  for (Worker* const worker : newcomers.empty() ? others : newcomers) ++worker->failures;
 }
 
 // Workers that take too long are lost: those without Joined or, once all have sent it, those without Ready.

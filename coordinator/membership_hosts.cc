@@ -55,21 +55,23 @@ std::string SeenHost(const std::string& address) {
 }  // namespace
 
 // The workers that use their hosts at once when `members` are the replica's group: they, the stages of other replicas,
-// and as many spares as other replicas that wait have places for.
-std::vector<uint64_t> Membership::HostUsers(const Replica& replica, const std::vector<uint64_t>& members) const {
-  std::vector<uint64_t> users = members;
-  size_t places = 0;
+// and, `with_spares`, as many spares as other replicas that wait can form groups of: all their stages, or fewer if they
+// have been ready before.
+std::vector<uint64_t> Membership::HostUsers(const Replica& replica, const std::vector<uint64_t>& members,
+                                            bool with_spares) const {
+  std::vector<uint64_t> users = members, spares;
+  for (const uint64_t spare : Spares()) {
+    if (std::find(members.begin(), members.end(), spare) == members.end()) spares.push_back(spare);
+  }
+  size_t taken = 0;
   for (const auto& other : replicas_) {
     if (other.get() == &replica) continue;
     for (const Stage& stage : other->stages) users.push_back(stage.worker);
-    if (other->state == Replica::State::kWaiting) places += StagesWanted();
+    if (!with_spares || other->state != Replica::State::kWaiting) continue;
+    const size_t left = spares.size() - taken, wanted = StagesWanted();
+    if (left >= wanted || other->was_ready) taken += std::min(left, wanted);
   }
-  for (const uint64_t spare : Spares()) {
-    if (places == 0) break;
-    if (std::find(members.begin(), members.end(), spare) != members.end()) continue;
-    users.push_back(spare);
-    --places;
-  }
+  users.insert(users.end(), spares.begin(), spares.begin() + static_cast<int64_t>(taken));
   return users;
 }
 
@@ -107,15 +109,13 @@ WorkerResources Membership::ResourcesOf(uint64_t id, const HostShare& share) con
   return {share.memory_bytes, part * Median(std::move(flops)), part * Median(std::move(reads)), &worker.memory};
 }
 
-// The other replicas whose stages have more of a host than is left to them when `members` form: they formed when there
-// were fewer workers, and have to form again. RESOURCE_EXHAUSTED if one of them could not.
+// The other replicas whose stages have more of a host than is left to them when the replica forms by `plan`: they
+// formed when there were fewer workers, and have to form again. RESOURCE_EXHAUSTED if one of them could not.
 absl::StatusOr<std::vector<Membership::Replica*>> Membership::Crowding(const Replica& replica,
-                                                                       const std::vector<uint64_t>& members) const {
-  const std::vector<uint64_t> users = HostUsers(replica, members);
-  const auto shares_with_members = [&](const Register& other) {
-    return std::any_of(members.begin(), members.end(), [&](uint64_t id) {
-      return Same(workers_.at(id)->registration.memory_pool(), other.memory_pool());
-    });
+                                                                       const GroupPlan& plan) const {
+  const auto shares_with_members = [&](const std::string& pool, const std::string& (Register::*pool_of)() const) {
+    return std::any_of(plan.members.begin(), plan.members.end(),
+                       [&](uint64_t id) { return Same((workers_.at(id)->registration.*pool_of)(), pool); });
   };
   std::vector<Replica*> crowding;
   for (const auto& other : replicas_) {
@@ -124,11 +124,15 @@ absl::StatusOr<std::vector<Membership::Replica*>> Membership::Crowding(const Rep
     bool has_more = false;
     for (const Stage& stage : other->stages) {
       stages.push_back(stage.worker);
-      has_more |= stage.share.memory_bytes > ShareOf(stage.worker, users).memory_bytes &&
-                  shares_with_members(workers_.at(stage.worker)->registration);
+      const Register& registration = workers_.at(stage.worker)->registration;
+      const HostShare share = ShareOf(stage.worker, plan.users);
+      has_more |= stage.share.memory_bytes > share.memory_bytes &&
+                  shares_with_members(registration.memory_pool(), &Register::memory_pool);
+      has_more |=
+          stage.share.threads > share.threads && shares_with_members(registration.cpu_pool(), &Register::cpu_pool);
     }
     if (!has_more) continue;
-    if (!PlanFor(*other, stages, options_.partition).ok()) {
+    if (!PlanAmong(plan.users, *other, stages, options_.partition).ok()) {
       return absl::ResourceExhaustedError(
           absl::StrCat("replica ", other->index, " needs the memory of a host that both have workers on"));
     }

@@ -95,14 +95,74 @@ TEST(HostSharesTest, AReplicaMakesRoomForAnotherOnItsHost) {
   ASSERT_TRUE(cluster.membership.ready(0));
   EXPECT_EQ(cluster.LastForm(1).memory_bytes(), kHostBytes);
   cluster.Add(2, On("host"));
+  EXPECT_TRUE(cluster.membership.ready(0)) << "its last Steps are still answered";
+  EXPECT_TRUE(cluster.membership.draining(0));
+  EXPECT_FALSE(cluster.membership.ready(1));
+  cluster.membership.Drained(0, cluster.now);
   cluster.Tick(0.1);
   ASSERT_TRUE(cluster.membership.ready(0));
   ASSERT_TRUE(cluster.membership.ready(1));
+  EXPECT_FALSE(cluster.membership.draining(0));
   EXPECT_EQ(cluster.LastForm(1).memory_bytes(), kHostBytes / 2);
   EXPECT_EQ(cluster.LastForm(2).memory_bytes(), kHostBytes / 2);
   const uint64_t generation = cluster.membership.last_generation();
   for (int i = 0; i < 10; ++i) cluster.Tick(1);
   EXPECT_EQ(cluster.membership.last_generation(), generation);
+}
+
+TEST(HostSharesTest, ADrainToMakeRoomIsBounded) {
+  TestCluster cluster(TestCluster::Options(/*stages=*/1, /*replicas=*/2));
+  cluster.Add(1, On("host"));
+  cluster.Add(2, On("host"));
+  for (int i = 0; i < 4; ++i) cluster.Tick(1);
+  EXPECT_FALSE(cluster.membership.ready(1)) << "replica 0 is busy";
+  for (int i = 0; i < 4; ++i) cluster.Tick(1);
+  EXPECT_TRUE(cluster.membership.ready(0));
+  EXPECT_TRUE(cluster.membership.ready(1));
+}
+
+TEST(HostSharesTest, AReplicaMakesRoomOnItsProcessorsToo) {
+  TestCluster cluster(TestCluster::Options(/*stages=*/1, /*replicas=*/2));
+  const auto with_memory = [](Register& message) {
+    On("host")(message);
+    message.set_memory_given(true);
+    message.set_memory_bytes(kHostBytes / 4);
+  };
+  cluster.Add(1, with_memory);
+  EXPECT_EQ(cluster.LastForm(1).threads(), kHostThreads);
+  cluster.Add(2, with_memory);
+  for (int i = 0; i < 3; ++i) cluster.Tick(0.1, /*idle=*/true);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  ASSERT_TRUE(cluster.membership.ready(1));
+  EXPECT_EQ(cluster.LastForm(1).threads(), kHostThreads / 2);
+  EXPECT_EQ(cluster.LastForm(2).threads(), kHostThreads / 2);
+}
+
+TEST(HostSharesTest, OneOfTwoReplicasThatBothNeedTheHostHasIt) {
+  TestCluster cluster(TestCluster::Options(/*stages=*/1, /*replicas=*/2));
+  auto& memory = *cluster.described.mutable_described()->mutable_memory();
+  memory.mutable_layers(0)->set_weight_bytes(kHostBytes * 2 / 3);
+  cluster.Add(1, On("host"));
+  cluster.Add(2, On("host"));
+  cluster.membership.EndGeneration(0, "for the test", cluster.now);  // now both wait, and there are two spares
+  for (int i = 0; i < 5; ++i) cluster.Tick(1);
+  EXPECT_EQ(cluster.membership.groups_ready(), 1);
+  const uint64_t generation = cluster.membership.last_generation();
+  for (int i = 0; i < 10; ++i) cluster.Tick(1);
+  EXPECT_EQ(cluster.membership.last_generation(), generation);
+}
+
+TEST(HostSharesTest, SparesThatAreTooFewForAGroupTakeNothing) {
+  TestCluster cluster(TestCluster::Options(/*stages=*/2, /*replicas=*/2));
+  for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id, On("host"));
+  cluster.membership.EndGeneration(0, "for the test", cluster.now);
+  cluster.Tick(1);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_EQ(cluster.LastForm(1).memory_bytes(), kHostBytes / 2);
+  cluster.Add(4, On("host"));
+  for (int i = 0; i < 3; ++i) cluster.Tick(0.1, /*idle=*/true);
+  EXPECT_EQ(cluster.membership.groups_ready(), 2);
+  for (uint64_t id = 1; id <= 4; ++id) EXPECT_EQ(cluster.LastForm(id).memory_bytes(), kHostBytes / 4) << id;
 }
 
 TEST(HostSharesTest, AReplicaThatNeedsItsHostKeepsIt) {

@@ -12,6 +12,7 @@ namespace goldfinch {
 namespace {
 
 using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Event = MembershipEffects::Event;
 
@@ -136,6 +137,57 @@ TEST_F(RegrowTest, GrowsInPartToo) {
   EXPECT_EQ(cluster.Stages().size(), 2U);
 }
 
+TEST_F(RegrowTest, GrowingWhileIdleCountsToo) {
+  LoseOne();
+  cluster.Add(4);
+  cluster.Tick(0.1, /*idle=*/true);
+  ASSERT_EQ(cluster.Stages().size(), 3U);
+  Lose(4);
+  cluster.Add(5);
+  for (int i = 0; i < 19; ++i) cluster.Tick(1, /*idle=*/true);
+  EXPECT_EQ(cluster.Stages().size(), 2U) << "it may go again at once";
+  for (int i = 0; i < 3; ++i) cluster.Tick(1, /*idle=*/true);
+  EXPECT_EQ(cluster.Stages().size(), 3U);
+}
+
+TEST_F(RegrowTest, AWorkerThatIsTooSmallHidesNoOther) {
+  LoseOne();
+  cluster.Add(4, /*memory_bytes=*/1);
+  cluster.Tick(0.1, /*idle=*/true);
+  EXPECT_EQ(cluster.Stages().size(), 2U);
+  cluster.Add(5);
+  for (int i = 0; i < 2; ++i) cluster.Tick(1, /*idle=*/true);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_THAT(cluster.Stages(), ElementsAre(1, 2, 5));
+}
+
+TEST_F(RegrowTest, AWorkerWithAnotherTransportHidesNoOther) {
+  LoseOne();
+  cluster.Add(4, [](cluster::v1::Register& message) { message.set_transport("tcp"); });
+  cluster.Add(5);
+  for (int i = 0; i < 2; ++i) cluster.Tick(1, /*idle=*/true);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_THAT(cluster.Stages(), ElementsAre(1, 2, 5));
+}
+
+TEST_F(RegrowTest, AWorkerThatNobodyReachesIsRefused) {
+  const auto at = [](const std::string& address) {
+    return [=](cluster::v1::Register& message) {
+      message.set_transport("tcp");
+      message.set_address(address);
+      message.set_network("network of " + address);
+    };
+  };
+  for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id, at("10.0.0." + std::to_string(id)));
+  Lose(3);
+  cluster.Add(4, at("127.0.0.1"), "127.0.0.1:1004");
+  cluster.Add(5, at("10.0.0.5"));
+  for (int i = 0; i < 2; ++i) cluster.Tick(1, /*idle=*/true);
+  EXPECT_THAT(cluster.RefusalOf(4), HasSubstr("it reaches the coordinator by 127.0.0.1"));
+  ASSERT_TRUE(cluster.membership.ready(0));
+  EXPECT_THAT(cluster.Stages(), ElementsAre(1, 2, 5));
+}
+
 // ---- Less than planned ----
 
 constexpr uint64_t kWorkerBytes = 1 << 20;
@@ -201,6 +253,49 @@ TEST_F(ShrinkTest, DownToOneSlotAndNoFurther) {
   cluster.Tick(2);
   EXPECT_FALSE(cluster.membership.ready(0));
   EXPECT_THAT(cluster.log, Contains(HasSubstr("cannot form a group")));
+}
+
+TEST_F(ShrinkTest, ALargerWorkerTakesTheSmallestOnesPlace) {
+  for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id, kWorkerBytes);
+  cluster.membership.Disconnected(2, cluster.now);
+  cluster.Add(4, kWorkerBytes * 9 / 10);
+  cluster.Tick(1.1);
+  ASSERT_TRUE(cluster.membership.ready(0)) << cluster.log.back();
+  ASSERT_EQ(cluster.Stages().size(), 3U);
+  EXPECT_LT(cluster.membership.Capacity(0).max_sequences, 64);
+  cluster.Add(5, kWorkerBytes);
+  cluster.Tick(0.1, /*idle=*/true);
+  ASSERT_TRUE(cluster.membership.ready(0)) << cluster.log.back();
+  EXPECT_EQ(cluster.membership.Capacity(0).max_sequences, 64);
+  EXPECT_THAT(cluster.Stages(), ElementsAre(1, 5, 3));
+  const uint64_t generation = cluster.membership.last_generation();
+  for (int i = 0; i < 40; ++i) cluster.Tick(1, /*idle=*/true);
+  EXPECT_EQ(cluster.membership.last_generation(), generation) << "it is whole";
+}
+
+TEST(ShrinkSmallCacheTest, CachesForLessThanOneSequenceStayThatSmall) {
+  MembershipOptions options = TestCluster::Options(3);
+  options.partition.max_sequences = 64;
+  options.partition.max_logit_rows = 128;
+  options.partition.cache_tokens = 1 << 12;
+  options.partition.max_sequence_tokens = 1 << 17;
+  TestCluster cluster(options);
+  auto& described = *cluster.described.mutable_described();
+  for (int i = 0; i < 6; ++i) {
+    described.mutable_layers(i)->set_cache_bytes_per_token(10);
+    described.mutable_memory()->mutable_layers(i)->set_cache_bytes_per_token(10);
+    described.mutable_memory()->mutable_layers(i)->set_wkv_bytes(kWorkerBytes / 64 / 2);
+  }
+  for (uint64_t id = 1; id <= 3; ++id) cluster.Add(id, kWorkerBytes * 5 / 4);
+  ASSERT_TRUE(cluster.membership.ready(0)) << cluster.log.back();
+  cluster.membership.Disconnected(3, cluster.now);
+  cluster.Settle();
+  cluster.Tick(1.1);
+  ASSERT_TRUE(cluster.membership.ready(0)) << cluster.log.back();
+  const GroupCapacity capacity = cluster.membership.Capacity(0);
+  EXPECT_EQ(capacity.cache_tokens, 1 << 12);
+  EXPECT_GT(capacity.max_sequences, 32);
+  EXPECT_LT(capacity.max_sequences, 64);
 }
 
 TEST_F(ShrinkTest, AFirstGroupIsAsItWasAskedFor) {

@@ -16,6 +16,8 @@ namespace goldfinch {
 
 // How long a replica waits after a worker's EndGeneration: the loss that caused it may be about to show up.
 inline constexpr double kRetrySeconds = 0.05;
+// How long until it is planned again what the workers could not hold.
+inline constexpr double kPartitionRetrySeconds = 1;
 
 // A worker's part of what its host has.
 struct Membership::HostShare {
@@ -27,6 +29,7 @@ struct Membership::HostShare {
 struct Membership::GroupPlan {
   std::vector<uint64_t> members;  // [stages]
   std::vector<HostShare> shares;  // [stages]
+  std::vector<uint64_t> users;    // of the hosts, by which these are their shares
   PartitionOptions limits;        // of Steps, sequences and caches
   Partition partition;            // within these limits
   std::string shortage;           // why limits are less than MembershipOptions::partition; empty: they are not
@@ -47,7 +50,8 @@ struct Membership::Worker {
   // The stage it last was; old_replica is -1 if it never was one.
   int old_replica = -1;
   int old_stage = 0;
-  int failures = 0;  // times that it failed to become a stage, since it last was part of a ready group
+  bool was_ready = false;  // it has been part of a ready group
+  int failures = 0;        // groups that did not become ready, perhaps because of it, since it last was part of one
 
   bool spare() const { return described && replica == nullptr; }
 };
@@ -88,10 +92,13 @@ struct Membership::Replica {
   int failures = 0;                             // groups in a row that did not become ready
   std::string message = "waiting for workers";  // for people; empty when ready
 
-  // kReady, and smaller than wanted:
-  double may_grow_since = -1;  // when workers for a larger group were there; < 0: they are not
-  double drains_since = -1;    // when it got its last Step, before it grows; < 0: it does not drain
-  int regrowths = 0;           // times that it has grown, without having been whole for long since
+  // kReady:
+  bool shrunken = false;           // its caches or slots are fewer than wanted
+  double may_grow_since = -1;      // when workers for a larger group were there; < 0: they are not
+  double drains_since = -1;        // when it got its last Step, before it ends; < 0: it does not drain
+  std::string drains_for;          // why it is about to end
+  int regrowths = 0;               // times that it has grown, without having been whole for long since
+  std::vector<uint64_t> grows_to;  // the workers of the group that forms next, if they are all still there
 
   // The group, or what the last one was.
   uint64_t generation = 0;

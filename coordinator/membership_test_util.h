@@ -20,7 +20,7 @@ namespace goldfinch {
 
 class TestCluster {
  public:
-  explicit TestCluster(MembershipOptions options) : membership(std::move(options)) {}
+  explicit TestCluster(MembershipOptions options) : replicas(options.replicas), membership(std::move(options)) {}
 
   static MembershipOptions Options(int stages, int replicas = 1) {
     MembershipOptions options;
@@ -104,7 +104,13 @@ class TestCluster {
                                                std::to_string(peer));
       }
     }
-    if (message.has_connect()) answer.mutable_ready()->set_generation(message.connect().generation());
+    if (message.has_connect() && (message.connect().addresses_size() == 1 || !apart.contains(worker))) {
+      if (HasPeerApart(worker)) {
+        answer.mutable_end_generation()->set_generation(message.connect().generation());
+      } else {
+        answer.mutable_ready()->set_generation(message.connect().generation());
+      }
+    }
     if (answer.message_case() != cluster::v1::FromWorker::MESSAGE_NOT_SET) membership.Received(worker, answer, now);
   }
 
@@ -112,6 +118,18 @@ class TestCluster {
     now += seconds;
     membership.Tick(now, std::vector<bool>(8, idle));
     Settle();
+  }
+
+  // Whether the worker of the stage before or after this one is apart.
+  bool HasPeerApart(uint64_t worker) {
+    for (int replica = 0; replica < replicas; ++replica) {
+      const std::vector<uint64_t> stages = Stages(replica);
+      for (size_t i = 0; i + 1 < stages.size(); ++i) {
+        if (stages[i] == worker && apart.contains(stages[i + 1])) return true;
+        if (stages[i + 1] == worker && apart.contains(stages[i])) return true;
+      }
+    }
+    return false;
   }
 
   // The last Form that the worker got.
@@ -137,11 +155,13 @@ class TestCluster {
   }
 
   double now = 0;
+  const int replicas;
   Membership membership;
   std::map<uint64_t, std::vector<cluster::v1::ToWorker>> sent;
   std::set<uint64_t> silent;
   uint64_t progress = 0;       // what Pongs say
   std::set<uint64_t> failing;  // these cannot become stages
+  std::set<uint64_t> apart;    // these join groups, and no other stage reaches them
   std::vector<uint64_t> closed;
   std::vector<MembershipEffects::Event> events;
   std::vector<std::string> log;

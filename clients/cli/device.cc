@@ -4,6 +4,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/units.h"
 #include "clients/cli/machine_limits.h"
 #include "clients/cli/terminal.h"
@@ -23,21 +24,43 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& option
   return backend;
 }
 
-absl::StatusOr<std::optional<MachineLock>> TakeGpu(const std::vector<std::string>& uuids, std::string* device) {
+absl::StatusOr<WorkerDevice> OpenWorkerDevice(const BackendOptions& options, const std::vector<std::string>& uuids,
+                                              const DeviceOpener& open) {
+  const bool is_auto = options.device == "auto";
+  BackendOptions one = options;
+  WorkerDevice device;
+  std::vector<std::string> unusable;
+  bool some_taken = false;
   for (size_t gpu = 0; gpu < uuids.size(); ++gpu) {
     const std::string name = absl::StrCat("cuda:", gpu);
-    const bool is_named = *device == name || (*device == "cuda" && gpu == 0);
-    if (uuids[gpu].empty() || (*device != "auto" && !is_named)) continue;
-    std::optional<MachineLock> lock = MachineLock::Try(uuids[gpu]);
-    if (!lock && !is_named) continue;
-    *device = name;
-    return lock;
+    const bool is_named = options.device == name || (options.device == "cuda" && gpu == 0);
+    if (uuids[gpu].empty() || (!is_auto && !is_named)) continue;
+    device.lock = MachineLock::Try(uuids[gpu]);
+    if (is_named) break;
+    some_taken |= !device.lock;
+    if (!device.lock) continue;
+    one.device = name;
+    absl::StatusOr<std::unique_ptr<Backend>> opened = open(one, &device.description);
+    if (opened.ok()) {
+      device.backend = *std::move(opened);
+      return device;
+    }
+    unusable.emplace_back(opened.status().message());
+    device.lock.reset();
   }
-  if (*device == "auto" && !uuids.empty()) {
+  if (is_auto && some_taken && unusable.empty()) {
     return UsageError(absl::StrCat("--device is auto, and other workers compute on all ", uuids.size(),
                                    " GPUs of this machine; --device cuda:N shares one if both workers have --memory"));
   }
-  return std::optional<MachineLock>();
+  // The GPUs that are left are those of others.
+  one.device = is_auto && !uuids.empty() ? "cpu" : options.device;
+  const std::string why = unusable.empty() ? "" : absl::StrCat(" (", absl::StrJoin(unusable, "; "), ")");
+  absl::StatusOr<std::unique_ptr<Backend>> opened = open(one, &device.description);
+  if (!opened.ok())
+    return AsUsageError(absl::Status(opened.status().code(), absl::StrCat(opened.status().message(), why)));
+  device.backend = *std::move(opened);
+  device.description += why;
+  return device;
 }
 
 absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization) {

@@ -3,6 +3,7 @@
 #define GOLDFINCH_CLIENTS_CLI_DEVICE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,10 +20,18 @@ namespace goldfinch {
 // AVX3 (no CUDA: ...)", for a log line; it may be null.
 absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description = nullptr);
 
-// The GPU that a worker computes on, of those with these UUIDs. "auto" becomes "cuda:N" with the first GPU that no
-// other worker of this machine has; it stays as it is if there are none, and it is a usage error if all are taken. The
-// lock tells the others, for as long as it is held. A GPU that is named is taken in any case.
-absl::StatusOr<std::optional<MachineLock>> TakeGpu(const std::vector<std::string>& uuids, std::string* device);
+// The device of a worker of its own, which other workers of this machine leave alone.
+struct WorkerDevice {
+  std::unique_ptr<Backend> backend;
+  std::string description;          // as of OpenDevice
+  std::optional<MachineLock> lock;  // tells the others for as long as it is held that the GPU is taken
+};
+using DeviceOpener = std::function<absl::StatusOr<std::unique_ptr<Backend>>(const BackendOptions&, std::string*)>;
+// Opens the device that `options` name, with `open`. "auto" is the first of the GPUs with these UUIDs that no other
+// worker of this machine has and that can be opened, or the CPU if none can; it is a usage error if all are taken. A
+// GPU that is named is opened in any case.
+absl::StatusOr<WorkerDevice> OpenWorkerDevice(const BackendOptions& options, const std::vector<std::string>& uuids,
+                                              const DeviceOpener& open = OpenDevice);
 
 // How much of the back end's memory to use if the user has not said so: for the CPU a share of the memory that the
 // machine's limits allow;

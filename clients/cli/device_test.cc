@@ -2,14 +2,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "clients/cli/machine_limits.h"
+#include "clients/cli/machine_lock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
+#include "kernels/open_backend.h"
 
 namespace goldfinch {
 namespace {
@@ -30,33 +35,62 @@ TEST(LeftOfShareTest, MemoryInUseIsSubtracted) {
                     HasSubstr("40 GB are in use already")));
 }
 
-TEST(TakeGpuTest, AutoTakesTheFirstFreeOne) {
-  const std::vector<std::string> gpus = {"GPU-test-a", "", "GPU-test-b"};
-  std::string first = "auto", second = "auto", third = "auto", named = "cuda:0", other = "cuda";
-  const auto a = TakeGpu(gpus, &first);
-  ASSERT_TRUE(a.ok()) << a.status();
-  EXPECT_EQ(first, "cuda:0");
-  const auto b = TakeGpu(gpus, &second);
-  ASSERT_TRUE(b.ok()) << b.status();
-  EXPECT_EQ(second, "cuda:2") << "nobody can ask the second";
-  EXPECT_THAT(std::string(TakeGpu(gpus, &third).status().message()), HasSubstr("other workers compute on all 3 GPUs"));
-  EXPECT_TRUE(TakeGpu(gpus, &named).ok()) << "it was asked for";
-  EXPECT_TRUE(TakeGpu(gpus, &other).ok());
-  EXPECT_EQ(other, "cuda:0");
+// Opens devices of a machine on which these can be used.
+absl::StatusOr<WorkerDevice> Open(const std::string& device, const std::vector<std::string>& gpus,
+                                  const std::set<std::string>& usable) {
+  const auto open = [&](const BackendOptions& one, std::string* description) {
+    absl::StatusOr<std::unique_ptr<Backend>> none = absl::UnavailableError(one.device + " is broken");
+    *description = one.device;
+    return usable.contains(one.device) ? MakeCpuBackend(1) : std::move(none);
+  };
+  return OpenWorkerDevice({.device = device, .dtype = "auto", .threads = 1}, gpus, open);
 }
 
-TEST(TakeGpuTest, ANamedOneIsTakenForTheOthers) {
+TEST(OpenWorkerDeviceTest, AutoTakesTheFirstFreeOne) {
+  const std::vector<std::string> gpus = {"GPU-test-a", "", "GPU-test-b"};
+  const std::set<std::string> usable = {"cuda", "cuda:0", "cuda:2", "cpu"};
+  const auto first = Open("auto", gpus, usable), second = Open("auto", gpus, usable);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->description, "cuda:0");
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(second->description, "cuda:2") << "nobody can ask the second";
+  EXPECT_THAT(std::string(Open("auto", gpus, usable).status().message()),
+              HasSubstr("other workers compute on all 3 GPUs"));
+  EXPECT_TRUE(Open("cuda:0", gpus, usable).ok()) << "it was asked for";
+  EXPECT_TRUE(Open("cuda", gpus, usable).ok());
+  EXPECT_EQ(Open("cpu", gpus, usable)->description, "cpu");
+}
+
+TEST(OpenWorkerDeviceTest, ANamedOneIsTakenForTheOthers) {
   const std::vector<std::string> gpus = {"GPU-test-c", "GPU-test-d"};
-  std::string named = "cuda:0", next = "auto", cpu = "cpu", none = "auto";
-  const auto taken = TakeGpu(gpus, &named);
-  ASSERT_TRUE(taken.ok() && *taken);
-  const auto free = TakeGpu(gpus, &next);
-  ASSERT_TRUE(free.ok()) << free.status();
-  EXPECT_EQ(next, "cuda:1");
-  EXPECT_TRUE(TakeGpu(gpus, &cpu).ok());
-  EXPECT_EQ(cpu, "cpu");
-  EXPECT_TRUE(TakeGpu({}, &none).ok());
-  EXPECT_EQ(none, "auto");
+  const std::set<std::string> usable = {"cuda:0", "cuda:1"};
+  const auto named = Open("cuda:0", gpus, usable);
+  ASSERT_TRUE(named.ok() && named->lock);
+  const auto next = Open("auto", gpus, usable);
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_EQ(next->description, "cuda:1");
+}
+
+TEST(OpenWorkerDeviceTest, AutoGoesOnWhereOneCannotBeOpened) {
+  const std::vector<std::string> gpus = {"GPU-test-e", "GPU-test-f", "GPU-test-g"};
+  const std::optional<MachineLock> other = MachineLock::Try(gpus[0]);
+  ASSERT_TRUE(other);
+  const auto third = Open("auto", gpus, {"cuda:0", "cuda:2", "auto", "cpu"});
+  ASSERT_TRUE(third.ok()) << third.status();
+  EXPECT_EQ(third->description, "cuda:2");
+  EXPECT_TRUE(third->lock);
+  // Never the one that another worker has, nor one that this worker does not keep from others.
+  const auto none = Open("auto", gpus, {"cuda:0", "auto", "cpu"});
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(none->description, "cpu (cuda:1 is broken)");
+  EXPECT_FALSE(none->lock);
+  EXPECT_TRUE(MachineLock::Try(gpus[1])) << "it is left to others";
+}
+
+TEST(OpenWorkerDeviceTest, WithoutGpusAutoIsWhatItIsElsewhere) {
+  EXPECT_EQ(Open("auto", {}, {"auto"})->description, "auto");
+  EXPECT_THAT(std::string(Open("cuda:1", {"GPU-test-h"}, {"auto", "cpu"}).status().message()),
+              HasSubstr("cuda:1 is broken"));
 }
 
 TEST(UsableMemoryBytesTest, TheCpuUsesAShareOfTheMachinesMemory) {

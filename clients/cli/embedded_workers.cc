@@ -3,11 +3,21 @@
 #include <mutex>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "coordinator/worker_link.h"
 #include "protos/cluster.pb.h"
 #include "worker/worker.h"
 
 namespace goldfinch {
+
+WorkerOptions EmbeddedWorkerOptions(int index, int count, int64_t memory_bytes) {
+  WorkerOptions options;
+  options.name = absl::StrCat("stage ", index);
+  options.memory_bytes = memory_bytes / count;
+  // The coordinator lets several workers share a GPU if each was given its part.
+  options.place.memory_given = true;
+  return options;
+}
 
 // One worker, and its stream while it has one. The coordinator's thread calls Send and Close, the worker's threads send
 // the answers; mutex_ is never held while either side is called.

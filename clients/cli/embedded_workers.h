@@ -2,17 +2,22 @@
 #ifndef GOLDFINCH_CLIENTS_CLI_EMBEDDED_WORKERS_H_
 #define GOLDFINCH_CLIENTS_CLI_EMBEDDED_WORKERS_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "worker/worker_options.h"
 
 namespace goldfinch {
 
 class Worker;
 class WorkerListener;
+
+// The options of one of `count` workers that share one device: its name, and its part of the memory that they may use.
+WorkerOptions EmbeddedWorkerOptions(int index, int count, int64_t memory_bytes);
 
 class EmbeddedWorkers {
  public:

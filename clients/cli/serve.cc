@@ -263,9 +263,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions
       std::make_unique<EmbeddedWorkers>(coordinator, [&stop](const absl::Status& status) { stop.Raise(status); });
   GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backends[0]));
   for (int i = 0; i < count; ++i) {
-    WorkerOptions worker;
-    worker.name = absl::StrCat("stage ", i);
-    worker.memory_bytes = memory / count;
+    WorkerOptions worker = EmbeddedWorkerOptions(i, count, memory);
     worker.gold_tier = *ParseGoldTier(options.gold_tier);  // the flag allows no other names
     worker.speed = speed;
     worker.log = [](const std::string& line) { spdlog::info("{}", line); };

@@ -26,6 +26,7 @@
 #include "clients/cli/terminal.h"
 #include "grpcpp/security/credentials.h"
 #include "kernels/backend.h"
+#include "kernels/open_backend.h"
 #include "spdlog/spdlog.h"
 #include "worker/cluster_client.h"
 #include "worker/device_speed.h"
@@ -103,13 +104,8 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   StopSignal stop;
   LogAsServer();
   GF_ASSIGN_OR_RETURN(std::optional<SharedKey> key, ReadClusterKey(options.key_file));
-  std::string device;
-  BackendOptions backend_options = options.backend;
-  GF_ASSIGN_OR_RETURN(const std::optional<MachineLock> gpu, TakeGpu(GpuUuids(), &backend_options.device));
-  absl::StatusOr<std::unique_ptr<Backend>> opened = OpenDevice(backend_options, &device);
-  // A GPU that cannot be used is no reason to stop if nobody has asked for one.
-  if (!opened.ok() && backend_options.device != options.backend.device) opened = OpenDevice(options.backend, &device);
-  GF_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, std::move(opened));
+  GF_ASSIGN_OR_RETURN(WorkerDevice device, OpenWorkerDevice(options.backend, GpuUuids()));
+  std::unique_ptr<Backend> backend = std::move(device.backend);
   const MachineLimits limits = ThisMachine();
   spdlog::info("limits: {}", limits.Describe());
   GF_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ChannelCredentials> credentials, MakeChannelCredentials(options.tls));
@@ -138,7 +134,8 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   }
   worker_options.log = [](const std::string& line) { spdlog::info("{}", line); };
   spdlog::info("worker {} at {}: {}, {:.0f} GFLOP/s, {:.1f} GB/s, may use {}, transport {}", worker_options.name,
-               address, device, worker_options.speed.flops / 1e9, worker_options.speed.read_bytes_per_second / 1e9,
+               address, device.description, worker_options.speed.flops / 1e9,
+               worker_options.speed.read_bytes_per_second / 1e9,
                absl::StrCat(HumanBytes(worker_options.memory_bytes),
                             worker_options.place.memory_pool.empty() || worker_options.place.memory_given
                                 ? ""

@@ -1,0 +1,42 @@
+#include "clients/cli/embedded_workers.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "coordinator/membership.h"
+#include "gtest/gtest.h"
+#include "kernels/backend.h"
+#include "protos/cluster.pb.h"
+#include "worker/transport/transport.h"
+#include "worker/worker.h"
+
+namespace goldfinch {
+namespace {
+
+TEST(EmbeddedWorkersTest, SeveralMayShareAGpu) {
+  constexpr int kWorkers = 3;
+  constexpr int64_t kBytes = 900;
+  Membership membership{MembershipOptions()};
+  for (int i = 0; i < kWorkers; ++i) {
+    Worker worker(EmbeddedWorkerOptions(i, kWorkers, kBytes), MakeCpuBackend(1), MakeLocalTransportFactory());
+    cluster::v1::FromWorker registers;
+    worker.Connected([&registers](const cluster::v1::FromWorker& message) { registers = message; });
+    worker.Disconnected();
+    ASSERT_TRUE(registers.has_register_());
+    EXPECT_EQ(registers.register_().memory_bytes(), uint64_t{kBytes / kWorkers});
+    // As one whose back end computes on a GPU.
+    registers.mutable_register_()->set_gpu("GPU-1");
+    registers.mutable_register_()->set_threads(0);
+    registers.mutable_register_()->set_flops(1e12);
+    registers.mutable_register_()->set_read_bytes_per_second(1e12);
+    membership.Connected(i + 1, "in this process", /*now=*/0);
+    membership.Received(i + 1, std::move(registers), /*now=*/0);
+    for (const auto& [id, message] : membership.TakeEffects().sends) EXPECT_EQ(message.refused(), "");
+  }
+  EXPECT_EQ(membership.workers(), kWorkers);
+}
+
+}  // namespace
+}  // namespace goldfinch
