@@ -109,13 +109,14 @@ absl::Status StageLoader::LoadLayers(const StageAssignment& assignment) {
       model_ != nullptr && model_->first_layer == assignment.first_layer && model_->last_layer == assignment.last_layer;
   // The generation before may have reserved more for kept rows than there is now.
   const auto fits = [&] {
+    if (kept_rows_ == KeptRows::kFailed) return false;
     return stage_->gold_tiers() == nullptr || stage_->gold_tiers()->reserved_bytes() <= kept_bytes_;
   };
   if (same_layers && stage_ != nullptr && stage_->options() == assignment.options && fits()) return absl::OkStatus();
   stage_.reset();  // now, so that the next stage can have its memory
   if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(assignment));
   GF_ASSIGN_OR_RETURN(stage_, Stage::Create(backend_, model_, assignment.options));
-  kept_reserved_ = false;
+  kept_rows_ = KeptRows::kNone;
   return absl::OkStatus();
 }
 
@@ -153,8 +154,11 @@ absl::Status StageLoader::CheckModelUnchanged() const {
 absl::Status StageLoader::ReserveKept(const StageAssignment& assignment) {
   if (stage_->gold_tiers() != nullptr) {
     // A stage that the generation before has left has its kept rows already.
-    if (!kept_reserved_) GF_RETURN_IF_ERROR(stage_->ReserveKept(kept_bytes_, /*borrow=*/!options_.kept_bytes));
-    kept_reserved_ = true;
+    if (kept_rows_ != KeptRows::kReserved) {
+      kept_rows_ = KeptRows::kFailed;  // also if it throws
+      GF_RETURN_IF_ERROR(stage_->ReserveKept(kept_bytes_, /*borrow=*/!options_.kept_bytes));
+      kept_rows_ = KeptRows::kReserved;
+    }
     memory_.kept_rows = stage_->gold_tiers()->reserved_bytes();
   }
   Log(absl::StrCat("memory of layers ", assignment.first_layer, " to ", assignment.last_layer - 1, ", ",
