@@ -64,6 +64,7 @@ class StageLoader {
   absl::Status ReadSettings(const cluster::v1::Welcome& welcome);
   absl::Status OpenFiles(const cluster::v1::Welcome& welcome);
   absl::Status PlanMemory(const StageAssignment& assignment);
+  bool KeptRowsFit() const;
   absl::Status LoadLayers(const StageAssignment& assignment);
   absl::Status LoadWeights(const StageAssignment& assignment);
   absl::Status VerifyWeights(const StageAssignment& assignment);

@@ -197,6 +197,26 @@ TEST_P(WorkerTest, AStageThatHasLostItsMemoryIsMadeAnew) {
   EXPECT_EQ(loader.device().allocated_bytes(), fresh.device().allocated_bytes());
 }
 
+// The memory that a generation may use is shared with other groups, which come and go.
+TEST_P(WorkerTest, KeptRowsShrinkAndGrowWithWhatEachFormAllows) {
+  const cluster::v1::ToWorker form = FormMessage(0, {0});
+  Loader loader(WelcomeMessage());
+  const auto kept_bytes = [&](int64_t memory_bytes) {
+    loader.Load(form, memory_bytes);
+    EXPECT_TRUE(loader.Reserve().ok());
+    return loader.kept_bytes();
+  };
+  const int64_t least = loader.Load(form, 0), all = kept_bytes(0);
+  EXPECT_GT(all, 0);
+  EXPECT_EQ(kept_bytes(least), 0);
+  const int64_t half = kept_bytes(least + all / 2);
+  EXPECT_GE(half, all / 3);
+  EXPECT_LE(half, all / 2);
+  EXPECT_EQ(kept_bytes(0), all);
+  loader.device().set_allocations_left(0);
+  EXPECT_EQ(kept_bytes(0), all) << "the stage stays";
+}
+
 INSTANTIATE_TEST_SUITE_P(Transports, WorkerTest, testing::ValuesIn(AllWorkerTestCases()),
                          [](const auto& info) { return testing::PrintToString(info.param); });
 

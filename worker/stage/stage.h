@@ -82,6 +82,8 @@ class Stage {
   // as no sequence does. Until this is called, at most once and before any sequence is open, nothing is kept. After an
   // error the stage may only be destroyed.
   absl::Status ReserveKept(int64_t bytes, bool borrow = true);
+  // Bytes that ReserveKept takes of so many where the device has as much, but for a part of a block.
+  int64_t KeptBytesOf(int64_t bytes) const;
 
   // A free slot with the state of an empty sequence. RESOURCE_EXHAUSTED if max_sequences are open.
   absl::StatusOr<int> Open();
