@@ -1,5 +1,6 @@
 #include "worker/stage_loader.h"
 
+#include <cstdint>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -104,18 +105,26 @@ absl::Status StageLoader::PlanMemory(const StageAssignment& assignment) {
   return absl::OkStatus();
 }
 
+// The generation before may have reserved more for the stage's kept rows than there is now, or much less than there is
+// now. Less by an eighth is not worth a new stage, and one block is what rounding takes.
+bool StageLoader::KeptRowsFit() const {
+  if (kept_rows_ == KeptRows::kFailed) return false;
+  const GoldTiers* tiers = stage_->gold_tiers();
+  if (tiers == nullptr || kept_rows_ == KeptRows::kNone) return true;
+  const int64_t possible = stage_->KeptBytesOf(kept_bytes_);
+  return tiers->reserved_bytes() <= kept_bytes_ &&
+         tiers->reserved_bytes() >= possible - possible / 8 - tiers->block_bytes();
+}
+
 absl::Status StageLoader::LoadLayers(const StageAssignment& assignment) {
   const bool same_layers =
       model_ != nullptr && model_->first_layer == assignment.first_layer && model_->last_layer == assignment.last_layer;
-  // The generation before may have reserved more for kept rows than there is now.
-  const auto fits = [&] {
-    return stage_->gold_tiers() == nullptr || stage_->gold_tiers()->reserved_bytes() <= kept_bytes_;
-  };
-  if (same_layers && stage_ != nullptr && stage_->options() == assignment.options && fits()) return absl::OkStatus();
+  const bool same_stage = same_layers && stage_ != nullptr && stage_->options() == assignment.options;
+  if (same_stage && KeptRowsFit()) return absl::OkStatus();
   stage_.reset();  // now, so that the next stage can have its memory
   if (!same_layers) GF_RETURN_IF_ERROR(LoadWeights(assignment));
   GF_ASSIGN_OR_RETURN(stage_, Stage::Create(backend_, model_, assignment.options));
-  kept_reserved_ = false;
+  kept_rows_ = KeptRows::kNone;
   return absl::OkStatus();
 }
 
@@ -153,8 +162,11 @@ absl::Status StageLoader::CheckModelUnchanged() const {
 absl::Status StageLoader::ReserveKept(const StageAssignment& assignment) {
   if (stage_->gold_tiers() != nullptr) {
     // A stage that the generation before has left has its kept rows already.
-    if (!kept_reserved_) GF_RETURN_IF_ERROR(stage_->ReserveKept(kept_bytes_, /*borrow=*/!options_.kept_bytes));
-    kept_reserved_ = true;
+    if (kept_rows_ != KeptRows::kReserved) {
+      kept_rows_ = KeptRows::kFailed;  // also if it throws
+      GF_RETURN_IF_ERROR(stage_->ReserveKept(kept_bytes_, /*borrow=*/!options_.kept_bytes));
+      kept_rows_ = KeptRows::kReserved;
+    }
     memory_.kept_rows = stage_->gold_tiers()->reserved_bytes();
   }
   Log(absl::StrCat("memory of layers ", assignment.first_layer, " to ", assignment.last_layer - 1, ", ",

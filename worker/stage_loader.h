@@ -46,7 +46,8 @@ class StageLoader {
   // does not fit in memory_bytes, or in the part of it that the Form allows.
   absl::StatusOr<StageAssignment> LoadStage(const cluster::v1::Form& form);
   // Reserves memory for the stage's kept rows and logs how all memory is used. To be called after everything else that
-  // the stage needs is allocated, as kept rows take what is left.
+  // the stage needs is allocated, as kept rows take what is left. After an error nobody may use the stage, and the next
+  // LoadStage makes another.
   absl::Status ReserveKept(const StageAssignment& assignment);
 
   // DATA_LOSS if a file of the model was changed since OpenModel: then what the stage computes may be wrong, and
@@ -63,6 +64,7 @@ class StageLoader {
   absl::Status ReadSettings(const cluster::v1::Welcome& welcome);
   absl::Status OpenFiles(const cluster::v1::Welcome& welcome);
   absl::Status PlanMemory(const StageAssignment& assignment);
+  bool KeptRowsFit() const;
   absl::Status LoadLayers(const StageAssignment& assignment);
   absl::Status LoadWeights(const StageAssignment& assignment);
   absl::Status VerifyWeights(const StageAssignment& assignment);
@@ -86,7 +88,8 @@ class StageLoader {
   int64_t kept_bytes_ = 0;              // the most for its kept rows
   std::shared_ptr<const Model> model_;  // its layers, with weights
   std::unique_ptr<Stage> stage_;
-  bool kept_reserved_ = false;  // by the stage
+  enum class KeptRows { kNone, kReserved, kFailed };
+  KeptRows kept_rows_ = KeptRows::kNone;  // of the stage; kFailed: it has lost memory that it needs
 };
 
 }  // namespace goldfinch

@@ -1,12 +1,22 @@
 // What a worker plans, reports and reserves of its memory.
 #include <cstdint>
+#include <limits>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/backend.h"
 #include "protos/cluster.pb.h"
+#include "worker/model/fake_device.h"
+#include "worker/stage/gold_tiers.h"
+#include "worker/stage/stage.h"
+#include "worker/stage_assignment.h"
+#include "worker/stage_loader.h"
+#include "worker/worker_options.h"
 #include "worker/worker_test_util.h"
 
 namespace goldfinch {
@@ -139,6 +149,72 @@ TEST_P(WorkerTest, MemoryIsPlannedAndTold) {
   EXPECT_THAT(workers[0].mailbox->Await(FromWorker::kEndGeneration).end_generation().reason(),
               HasSubstr("may be used: lower max_model_len"));
   workers.clear();
+}
+
+// A loader of the fixture's model, on a device whose memory the test sees.
+class Loader {
+ public:
+  explicit Loader(const cluster::v1::ToWorker& welcome) : device_(MakeCpuBackend(1)), loader_(options_, device_) {
+    cluster::v1::Described described;
+    const absl::Status status = loader_.OpenModel(welcome.welcome(), &described);
+    EXPECT_TRUE(status.ok()) << status;
+  }
+
+  FakeDevice& device() { return device_; }
+  // Loads the stage of a Form that allows so much memory; 0: all. Returns what is planned without kept rows.
+  int64_t Load(cluster::v1::ToWorker form, int64_t memory_bytes) {
+    form.mutable_form()->set_memory_bytes(memory_bytes);
+    auto assignment = loader_.LoadStage(form.form());
+    EXPECT_TRUE(assignment.ok()) << assignment.status();
+    assignment_ = *std::move(assignment);
+    return loader_.memory().total();
+  }
+  absl::Status Reserve() { return loader_.ReserveKept(assignment_); }
+  int64_t kept_bytes() { return loader_.stage().gold_tiers()->reserved_bytes(); }
+
+ private:
+  const WorkerOptions options_ = {.memory_bytes = int64_t{1} << 30};
+  FakeDevice device_;
+  StageLoader loader_;
+  StageAssignment assignment_;
+};
+
+// Kept rows are reserved in place of the compressed rows, which are lost if that fails.
+TEST_P(WorkerTest, AStageThatHasLostItsMemoryIsMadeAnew) {
+  const cluster::v1::ToWorker form = FormMessage(0, {0});
+  Loader fresh(WelcomeMessage()), loader(WelcomeMessage());
+  const int64_t least = fresh.Load(form, 0);
+  fresh.Load(form, least);
+  EXPECT_TRUE(fresh.Reserve().ok());
+
+  loader.Load(form, 0);
+  loader.device().set_allocations_left(0);
+  EXPECT_EQ(loader.Reserve().code(), absl::StatusCode::kResourceExhausted);
+  loader.device().set_allocations_left(std::numeric_limits<int64_t>::max());
+  loader.Load(form, least);
+  EXPECT_TRUE(loader.Reserve().ok());
+  EXPECT_EQ(loader.kept_bytes(), 0);
+  EXPECT_EQ(loader.device().allocated_bytes(), fresh.device().allocated_bytes());
+}
+
+// The memory that a generation may use is shared with other groups, which come and go.
+TEST_P(WorkerTest, KeptRowsShrinkAndGrowWithWhatEachFormAllows) {
+  const cluster::v1::ToWorker form = FormMessage(0, {0});
+  Loader loader(WelcomeMessage());
+  const auto kept_bytes = [&](int64_t memory_bytes) {
+    loader.Load(form, memory_bytes);
+    EXPECT_TRUE(loader.Reserve().ok());
+    return loader.kept_bytes();
+  };
+  const int64_t least = loader.Load(form, 0), all = kept_bytes(0);
+  EXPECT_GT(all, 0);
+  EXPECT_EQ(kept_bytes(least), 0);
+  const int64_t half = kept_bytes(least + all / 2);
+  EXPECT_GE(half, all / 3);
+  EXPECT_LE(half, all / 2);
+  EXPECT_EQ(kept_bytes(0), all);
+  loader.device().set_allocations_left(0);
+  EXPECT_EQ(kept_bytes(0), all) << "the stage stays";
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, WorkerTest, testing::ValuesIn(AllWorkerTestCases()),

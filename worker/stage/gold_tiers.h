@@ -72,8 +72,10 @@ class GoldTiers final : public GoldAttention {
   void Prepare(RowSpans spans, RowSpans attending);
   // Derives kept rows for the tiers chosen by the last Prepare: all that are lacking of sequences that attend, and of
   // the others, which only read a part of their prompt, kDerivedRows rows for each row of the chunk at most. So the end
-  // of a prompt finds most of its rows derived, and no step takes much longer than its tokens do. Only queues ops, so
-  // it may be called again (Backend::Submit). All positions up to the spans' ends must be in the compressed cache.
+  // of a prompt finds most of its rows derived, and no step takes much longer than its tokens do. For those that
+  // attend, a limit would save nothing: to attend to a position without its row takes longer than to derive the row.
+  // Only queues ops, so it may be called again (Backend::Submit). All positions up to the spans' ends must be in the
+  // compressed cache.
   void Derive(RowSpans spans);
   static constexpr int64_t kDerivedRows = 4;
   // GOLD attention with layer `layer` of the stage, as Backend::GoldAttention, for each sequence by its tier. Takes two

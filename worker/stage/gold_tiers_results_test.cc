@@ -102,6 +102,38 @@ TEST(GoldTiersResultsTest, ResultsDoNotDependOnTiers) {
   Walk({.blocks = 0, .fake = false, .cache_tokens = CacheTokensOf(4), .borrow = true}, 0, /*expect_changes=*/true);
 }
 
+// A prompt that has lost its tier is forked, gives blocks away and is paused while it has a part of its rows.
+TEST(GoldTiersResultsTest, ResultsDoNotDependOnRowsThatLagBehind) {
+  for (const bool fake : {false, true}) {
+    SCOPED_TRACE(fake);
+    Kept kept({.blocks = 20, .fake = fake}), plain({.most = kCompressed, .fake = fake});
+    const auto read = [&](int slot, int64_t tokens) {
+      kept.Read(slot, tokens);
+      plain.Read(slot, tokens);
+    };
+    const auto run = [&](int slot) {
+      EXPECT_EQ(kept.Forward({{slot, 1, 1}}), plain.Forward({{slot, 1, 1}})) << "slot " << slot;
+    };
+    const int slot = kept.Open();
+    ASSERT_EQ(plain.Open(), slot);
+    read(slot, 640);
+    read(slot, 30);  // it goes down to the shared tier
+    EXPECT_EQ(kept.tier(slot), kShared);
+    EXPECT_EQ(kept.tiers().kept(slot), 30 * GoldTiers::kDerivedRows);
+    const int copy = *kept.stage().Fork(slot), late_copy = *kept.stage().Fork(slot);
+    ASSERT_EQ(*plain.stage().Fork(slot), copy);
+    ASSERT_EQ(*plain.stage().Fork(slot), late_copy);
+    EXPECT_EQ(kept.tiers().kept(copy), 64) << "the full pages of what is derived";
+    read(copy, 3);
+    const int small = kept.Open();
+    ASSERT_EQ(plain.Open(), small);
+    read(small, 90);  // takes blocks of others where they can give some
+    read(slot, 2);
+    EXPECT_LT(kept.tiers().kept(slot), 200);
+    for (const int each : {small, copy, slot, late_copy, copy, slot}) run(each);
+  }
+}
+
 TEST(GoldTiersResultsTest, ResultsOnADeviceDoNotDependOnTiers) {
   Walk({.blocks = 7}, 0, /*expect_changes=*/true);
   Walk({.blocks = 7, .activations = DType::kBf16}, 0.02, /*expect_changes=*/true);

@@ -112,6 +112,7 @@ absl::StatusOr<int64_t> SequenceStates::Lend(int64_t block_bytes, int64_t own_bl
   if (own_blocks > 0) {
     std::shared_ptr<void>& memory = memory_[rows - parts_.begin()];
     memory.reset();  // now, so that the new one can have its place
+    rows->tensor.data = gold_cache_.c.data = nullptr;
     for (;; own_blocks /= 2) {
       if (own_blocks > 0) bytes = (rows_bytes + own_blocks * block_bytes) / block_bytes * block_bytes;
       bytes = own_blocks > 0 ? std::max(bytes, rows_bytes) : rows_bytes;

@@ -58,7 +58,8 @@ class SequenceStates {
   // Lets blocks of kept rows use the memory of the compressed rows that no page holds, and `own_blocks` blocks that are
   // taken for them behind it: fewer where the back end does not have so much. To be called at most once, before any
   // sequence is open; without a compressed cache, there are no blocks. The memory of the rows may lie elsewhere
-  // afterwards. Returns the bytes that were taken. Errors are those of Create.
+  // afterwards. Returns the bytes that were taken. Errors are those of Create; after one, the rows have no memory
+  // and the object may only be destroyed.
   absl::StatusOr<int64_t> Lend(int64_t block_bytes, int64_t own_blocks, int64_t blocks_max);
   // The pages, and the blocks if there are any; block 0 lies at gold_cache().c.
   PagePool& pool() { return pool_; }

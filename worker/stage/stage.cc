@@ -107,10 +107,16 @@ void Stage::MakeGoldTiers() {
   gold_tiers_ = std::make_unique<GoldTiers>(backend_, std::move(gold));
 }
 
+int64_t Stage::KeptBytesOf(int64_t bytes) const {
+  if (gold_tiers_ == nullptr) return 0;
+  const int64_t block_bytes = gold_tiers_->block_bytes(), positions = sequences_->pages() * kCachePageTokens;
+  return std::min(bytes / block_bytes, gold_tiers_->BlocksMax(positions)) * block_bytes;
+}
+
 absl::Status Stage::ReserveKept(int64_t bytes, bool borrow) {
   if (gold_tiers_ == nullptr) return absl::OkStatus();
-  const int64_t block_bytes = gold_tiers_->block_bytes(), positions = sequences_->pages() * kCachePageTokens;
-  int64_t own_blocks = std::min(bytes / block_bytes, gold_tiers_->BlocksMax(positions));
+  const int64_t block_bytes = gold_tiers_->block_bytes();
+  int64_t own_blocks = KeptBytesOf(bytes) / block_bytes;
   if (borrow) {
     GF_ASSIGN_OR_RETURN(const int64_t own_bytes, sequences_->Lend(block_bytes, own_blocks, gold_tiers_->BlocksMax()));
     gold_tiers_->SetMemory(sequences_->gold_cache().c.data, sequences_->pool(), own_bytes, sequences_->gold_cache());

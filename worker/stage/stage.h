@@ -79,8 +79,11 @@ class Stage {
   // Takes memory for the kept rows of GOLD layers, out of what is left when all else is reserved: no more than the
   // sequences can come to use, nothing for a stage without GOLD layers, and less if the device has less by then;
   // gold_tiers()->reserved_bytes() tells. With `borrow`, kept rows also use the memory of the compressed rows as long
-  // as no sequence does. Until this is called, at most once and before any sequence is open, nothing is kept.
+  // as no sequence does. Until this is called, at most once and before any sequence is open, nothing is kept. After an
+  // error the stage may only be destroyed.
   absl::Status ReserveKept(int64_t bytes, bool borrow = true);
+  // Bytes that ReserveKept takes of so many where the device has as much, but for a part of a block.
+  int64_t KeptBytesOf(int64_t bytes) const;
 
   // A free slot with the state of an empty sequence. RESOURCE_EXHAUSTED if max_sequences are open.
   absl::StatusOr<int> Open();
