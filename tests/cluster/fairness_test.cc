@@ -123,7 +123,9 @@ class FairnessTest : public testing::Test {
 
 TEST_F(FairnessTest, AShortRequestIsServedBesideManyLongStreams) {
   std::vector<std::unique_ptr<ClientCall>> streams;
-  for (int i = 0; i < 64; ++i) streams.push_back(Start(absl::StrCat("greedy-", i), 3000, i));
+  for (int i = 0; i < 4; ++i) streams.push_back(Start(absl::StrCat("greedy-", i), 3000, i));
+  Await("the first ones run", [](const v1::GetClusterInfoResponse& info) { return info.requests_running() == 4; });
+  for (int i = 4; i < 64; ++i) streams.push_back(Start(absl::StrCat("greedy-", i), 3000, i));
   Await("all of them have come", [](const v1::GetClusterInfoResponse& info) {
     return info.requests_running() + info.requests_waiting() == 64 && info.requests_running() == 4;
   });
