@@ -16,12 +16,13 @@ constexpr double kDrainSecondsMax = 5;
 // A group that has been whole for so many times regrow_after is steady: it grows at once when it loses a worker again.
 constexpr double kSteadyRegrowths = 20;
 constexpr int kRegrowthDoublings = 6;
+constexpr double kIdleWaitSeconds = 0.25;
 
 }  // namespace
 
 // A group that is smaller than wanted ends when there are workers for a larger one, which then forms: at once if it is
-// idle, all stages have workers and it has been steady, else after a while, when it has been given no more Steps and
-// has done the last.
+// idle and all stages have workers, unless it has grown so often lately, else after a while, when it has been given no
+// more Steps and has done the last.
 void Membership::Grow(Replica& replica, bool idle, double now) {
   if (replica.drains_since >= 0) {
     if (idle || now - replica.drains_since > kDrainSecondsMax) Drained(replica.index, now);
@@ -29,7 +30,9 @@ void Membership::Grow(Replica& replica, bool idle, double now) {
   }
   const size_t wanted = StagesWanted();
   if (replica.stages.size() >= wanted && !replica.shrunken) {
-    if (now - replica.since > kSteadyRegrowths * options_.regrow_after_seconds) replica.regrowths = 0;
+    if (now - replica.since > kSteadyRegrowths * options_.regrow_after_seconds) {
+      replica.regrowths = replica.idle_regrowths = 0;
+    }
     return;
   }
   if (spares() == 0) replica.may_grow_since = -1;
@@ -42,7 +45,10 @@ void Membership::Grow(Replica& replica, bool idle, double now) {
     const int doublings = std::min(replica.regrowths + failures, kRegrowthDoublings);
     return waited_seconds >= options_.regrow_after_seconds * (1 << doublings);
   };
-  const bool may_be_at_once = idle && replica.regrowths == 0;
+  // Little is lost while the group is idle: the wait begins at nothing and stays short.
+  const int idle_doublings = std::min(replica.idle_regrowths, kRegrowthDoublings);
+  const bool may_be_at_once =
+      idle && (idle_doublings == 0 || waited_seconds >= kIdleWaitSeconds * (1 << idle_doublings));
   if (!may_be_at_once && !has_waited(0)) return;
   const std::optional<GroupPlan> plan = LargerPlan(replica, SparesToGrow(replica, now));
   int failures = 0;
@@ -54,7 +60,7 @@ void Membership::Grow(Replica& replica, bool idle, double now) {
     replica.retry_at = now + kPartitionRetrySeconds;
     return;
   }
-  ++replica.regrowths;
+  ++(idle ? replica.idle_regrowths : replica.regrowths);
   replica.grows_to = plan->members;
   const std::string purpose =
       plan->members.size() == replica.stages.size()

@@ -139,15 +139,20 @@ TEST_F(RegrowTest, GrowsInPartToo) {
 
 TEST_F(RegrowTest, GrowingWhileIdleCountsToo) {
   LoseOne();
-  cluster.Add(4);
-  cluster.Tick(0.1, /*idle=*/true);
-  ASSERT_EQ(cluster.Stages().size(), 3U);
-  Lose(4);
-  cluster.Add(5);
-  for (int i = 0; i < 19; ++i) cluster.Tick(1, /*idle=*/true);
-  EXPECT_EQ(cluster.Stages().size(), 2U) << "it may go again at once";
-  for (int i = 0; i < 3; ++i) cluster.Tick(1, /*idle=*/true);
-  EXPECT_EQ(cluster.Stages().size(), 3U);
+  double waited = 0;
+  for (uint64_t id = 4; id < 16; ++id) {
+    cluster.Add(id);
+    const double start = cluster.now;
+    while (cluster.Stages().size() < 3 && cluster.now < start + 100) cluster.Tick(0.1, /*idle=*/true);
+    ASSERT_EQ(cluster.Stages().size(), 3U);
+    waited = cluster.now - start;
+    if (id == 4) {
+      EXPECT_LT(waited, 1) << "the first time at once";
+    }
+    Lose(id);
+  }
+  EXPECT_GT(waited, 10) << "but not again and again for workers that go at once";
+  EXPECT_LT(waited, 20);
 }
 
 TEST_F(RegrowTest, AWorkerThatIsTooSmallHidesNoOther) {
