@@ -313,7 +313,7 @@ TEST(LocalClusterTest, AStepMayTakeLongerThanTheStepTimeout) {
     options->membership.partition.cache_tokens = 1 << 17;
   });
   cluster.AwaitReady();
-  const auto request = cluster.Generate(Text(std::string(30'000, 'a')), 1);
+  const auto request = cluster.Generate(Text(std::string(8'000, 'a')), 1);
   EXPECT_TRUE(request->Wait().ok()) << request->Wait();
   EXPECT_EQ(request->usage().recoveries, 0);
 }
