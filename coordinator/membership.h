@@ -21,7 +21,8 @@
 // | a worker sent EndGeneration, or its messages do not fit              | after a moment, in which a loss |
 // | the caller calls EndGeneration                                       |   that caused it shows up, too  |
 // | the group is smaller than wanted, and there are more spares: at once | at once                         |
-// |   if it is idle, else after regrow_after, when its Steps are done    |                                 |
+// |   if it is idle, or soon if it has grown so lately; else after       |                                 |
+// |   regrow_after, when its Steps are done                              |                                 |
 // | another replica's workers need their share of its hosts, and its     | at once                         |
 // |   Steps are done                                                     |                                 |
 //

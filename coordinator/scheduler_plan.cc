@@ -36,7 +36,8 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   put_off = PlanPrefill(group, plan) || put_off;
   const bool only_long =
       std::all_of(group.steps.begin(), group.steps.end() - 1, [](const auto& one) { return one.is_long; });
-  if (put_off && plan->chunks.empty() && only_long) {
+  const bool forgives = put_off && plan->chunks.empty() && only_long;
+  if (forgives) {
     // Nothing else could make up for the time.
     group.overdrawn_seconds = 0;
     PlanDecode(group, plan);
@@ -45,7 +46,7 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
     group.overdrawn_seconds = std::max(group.overdrawn_seconds - group.cost.Seconds(plan->work), 0.0);
   }
   group.steps.back().seconds = group.cost.Seconds(plan->work);
-  group.steps.back().is_long = group.overdrawn_seconds > overdrawn_before || (only_long && put_off);
+  group.steps.back().is_long = forgives || group.overdrawn_seconds > overdrawn_before;
   std::swap(plan->close, group.close);
   group.close.clear();
   if (plan->chunks.empty() && plan->close.empty()) {

@@ -137,6 +137,21 @@ TEST_F(SchedulerTimeTest, TokensLongerThanAStepTakeHalfOfTheTime) {
   EXPECT_GT(together, 0.4 * total());
 }
 
+TEST_F(SchedulerTimeTest, LongTokensLeaveShortOnesTheirTimeInAPipelineToo) {
+  shape.gold_rows_before = 4;
+  attend = 49e-6;
+  Start(kTarget, /*stages=*/2);
+  for (int i = 0; i < 2; ++i) Generate(60'000, 1'000'000);
+  Generate(10, 1'000'000);
+  RunUntil([&] { return std::all_of(clients.begin(), clients.end(), [](const auto& one) { return Begun(*one); }); });
+  cluster.step_times.clear();
+  const size_t before = clients[0]->tokens[0].size();
+  RunUntil([&] { return clients[0]->tokens[0].size() >= before + 20; });
+  double together = 0;
+  for (const double seconds : cluster.step_times) together += seconds > 1 ? seconds : 0;
+  EXPECT_LT(together, 0.6 * total());
+}
+
 TEST_F(SchedulerTimeTest, LongTokensHaveAllTheTimeIfNobodyElseIsThere) {
   shape.gold_rows_before = 4;
   attend = 49e-6;
