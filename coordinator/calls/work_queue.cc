@@ -17,20 +17,18 @@ WorkQueue::~WorkQueue() {
   for (std::thread& thread : threads_) thread.join();
 }
 
+// Post and PostAfter notify with the lock held: as soon as it is released, the task may run and end the queue's owner,
+// and changed_ with it.
 void WorkQueue::Post(Task task) {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    tasks_.push_back(std::move(task));
-  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  tasks_.push_back(std::move(task));
   changed_.notify_one();
 }
 
 void WorkQueue::PostAfter(double seconds, Task task) {
   const auto due = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    later_.emplace(due, std::move(task));
-  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  later_.emplace(due, std::move(task));
   changed_.notify_one();
 }
 
