@@ -93,10 +93,10 @@ struct Membership::Replica {
   std::string message = "waiting for workers";  // for people; empty when ready
 
   // kReady:
-  bool shrunken = false;           // its caches or slots are fewer than wanted
-  double may_grow_since = -1;      // when workers for a larger group were there; < 0: they are not
-  double drains_since = -1;        // when it got its last Step, before it ends; < 0: it does not drain
-  std::string drains_for;          // why it is about to end
+  bool shrunken = false;       // its caches or slots are fewer than wanted
+  double may_grow_since = -1;  // when workers for a larger group were there; < 0: they are not
+  double drains_since = -1;    // when it got its last Step, before it ends; < 0: it does not drain
+  std::string drains_for;      // why it is about to end
   // Times that it has grown, under load and while it was idle, without having been whole for long since.
   int regrowths = 0, idle_regrowths = 0;
   std::vector<uint64_t> grows_to;  // the workers of the group that forms next, if they are all still there
