@@ -241,8 +241,11 @@ def measure(seconds, attacks, quiet_seconds=10):
         quiet, wrong = first_tokens(client, expected, quiet_seconds)
         ports = {"grpc": servers.ports.grpc, "metrics": servers.ports.metrics}
         usage = Usage(servers.server.pid)
+        # Linux divides processors among sessions: attackers in the client's own would leave it too little.
         attackers = [
-            subprocess.Popen([sys.executable, __file__, "--attack", name, "--ports", json.dumps(ports)])
+            subprocess.Popen(
+                [sys.executable, __file__, "--attack", name, "--ports", json.dumps(ports)], start_new_session=True
+            )
             for name in attacks
         ]
         for attacker in attackers:
