@@ -65,6 +65,7 @@ enum class Finish { kEndOfText, kStop, kLength };
 
 struct RequestUsage {
   int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // of these, those that were not read, since they were kept of another text
   int64_t completion_tokens = 0;
   double queue_seconds = 0;
   double prefill_seconds = 0;

@@ -175,7 +175,7 @@ void Scheduler::End(RequestState& state, const absl::Status& status, double now)
 // ---- Groups ----
 
 void Scheduler::GenerationReady(int replica, const GroupCapacity& capacity, double now) {
-  GF_CHECK(groups_.emplace(replica, std::make_unique<Group>(capacity)).second) << "replica " << replica;
+  GF_CHECK(groups_.emplace(replica, std::make_unique<Group>(replica, capacity)).second) << "replica " << replica;
   GroupsChanged();
   Admit(now);
 }
@@ -244,13 +244,17 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
   state.group = &group;
   sequence.lane = group.LaneOf(account);
   sequence.pages = NextPages(state, sequence);
+  int64_t position = 0;
   Cohort* cohort = state.OpenCohort();
   if (cohort == nullptr) {
     const auto left = std::count_if(state.sequences.begin(), state.sequences.end(),
                                     [](const Sequence& other) { return !other.done && other.id == 0; });
     cohort = state.cohorts.emplace_back(std::make_unique<Cohort>()).get();
     cohort->leader = &sequence;
-    cohort->shared_tokens = left > 1 ? state.SharedTokens() : 0;
+    const int64_t shared = left > 1 ? state.SharedTokens() : 0;
+    position = Begin(sequence, shared, now);
+    // If all that they share is kept, each one begins with it by itself.
+    cohort->shared_tokens = position < shared ? shared : 0;
     cohort->forked = cohort->shared_tokens == 0;
     sequence.pages -= cohort->pages();
     Hold(sequence, 0, cohort->pages(), 0);
@@ -267,7 +271,29 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
   sequence.caught_up = -1;
   sequence.reached_before = sequence.reached;
   Requeue(state);
-  Activate(sequence, 0);
+  Activate(sequence, position);
+}
+
+// Looks for what is kept of the text that the sequence is to read, of which others share the first `shared` tokens.
+// Returns where it begins.
+int64_t Scheduler::Begin(Sequence& sequence, int64_t shared, double now) {
+  if (keeper_ == nullptr) return 0;
+  RequestState& state = *sequence.owner;
+  const int64_t end = shared > 0 ? shared : state.End(sequence);
+  int64_t tokens_max = shared > 0 ? shared : end - 1;
+  if (state.request.score) tokens_max = std::min(tokens_max, state.ScoredFrom(sequence, 0));
+  const std::vector<int32_t> ids = state.Tokens(sequence, end);
+  sequence.beginning = keeper_->Begin(state.group->replica, state.request, ids, tokens_max, now);
+  const int64_t tokens = sequence.beginning.tokens;
+  GF_CHECK_LE(tokens, tokens_max);
+  if (const int64_t prompt = std::min(tokens, state.prompt_tokens()); prompt > state.prompt_read) {
+    const int64_t spared = prompt - state.prompt_read;
+    events_.prompt_tokens += spared;
+    events_.cached_tokens += spared;
+    state.usage.cached_tokens += spared;
+    state.prompt_read = prompt;
+  }
+  return tokens;
 }
 
 // From now on the sequence can run, from `position` on.
@@ -306,6 +332,9 @@ void Scheduler::Release(Sequence& sequence) {
   UnlistPrefill(sequence);
   if (sequence.decoding && !state.paused) --group.decoding;
   if (sequence.opened) group.close.push_back(sequence.id);
+  if (!sequence.opened && !sequence.beginning.segments.empty()) keeper_->Release(group.replica, sequence.beginning);
+  sequence.beginning = {};
+  sequence.saved = 0;
   int64_t pages = sequence.pages;
   if (--sequence.cohort->members == 0) {
     pages += sequence.cohort->pages();

@@ -85,6 +85,10 @@
 // much is counted, and there is no further one before other Steps have had as much time, unless there is nothing else
 // to do. So no sequence is too long to be served, and those that are long have half of the time at most.
 //
+// KEPT TEXTS. A sequence that reads its prompt begins with what is kept of it (prefix_keeper.h), so long as its results
+// do not depend on it: at least one token is left to run, and all whose scores are wanted. It is saved where the keeper
+// says, for which its chunks end there, and when it is parked.
+//
 // FORKS. The sequences of a request that share a prompt and are admitted before it has been read run it once, all but
 // its last token; then the sequence that ran it is forked, and each one goes on by itself.
 //
@@ -107,6 +111,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "coordinator/dispatcher.h"
+#include "coordinator/prefix_keeper.h"
 #include "coordinator/step.h"
 
 namespace goldfinch {
@@ -135,6 +140,7 @@ struct SchedulerEvents {
 
   // The sums of both over all requests that end well are those of their usage.
   int64_t prompt_tokens = 0;      // of prompts that were read, each request's once
+  int64_t cached_tokens = 0;      // of these, those that kept segments spared
   int64_t completion_tokens = 0;  // that were sampled, or scored in continuations
   // Tokens that were run again: after a loss or a parking, or the prompt's for a further sample that was not forked in
   // time, and its last one for every further sample.
@@ -172,6 +178,10 @@ class Scheduler {
   // of this shape, are for RequestUsage. Call it before the first GenerationReady.
   void SetModel(int64_t vocab_size, int64_t cache_bytes_per_token, int64_t transformer_bytes_per_token,
                 const AttentionShape& attention = {});
+
+  // Sequences begin with what `keeper` has of their texts, and are saved where it says; null: they read everything. It
+  // must outlive the scheduler. Call it before the first Submit.
+  void SetKeeper(PrefixKeeper* keeper) { keeper_ = keeper; }
 
   // Takes the request, or calls OnDone at once: with RESOURCE_EXHAUSTED if the queue is full, its client's limits are
   // reached, or all groups are ready and it can never fit any, and with DEADLINE_EXCEEDED as above. It may also end
@@ -229,6 +239,7 @@ class Scheduler {
   struct Group;
   struct ChunkInFlight;
   struct StepInFlight;
+  struct ParkedSequence;
   // (-priority, arrival): the order of a client's queue.
   using QueueKey = std::tuple<int, uint64_t>;
   // (-priority, tokens left, arrival, sequence id) and (-priority, arrival, sequence id): the orders of pre-fill.
@@ -241,6 +252,7 @@ class Scheduler {
   void Pause(RequestState& state, double now);
   void End(RequestState& state, const absl::Status& status, double now);
   void Start(RequestState& state, Sequence& sequence, Group& group, double now);
+  int64_t Begin(Sequence& sequence, int64_t shared, double now);
   void Activate(Sequence& sequence, int64_t position);
   void ListPrefill(Sequence& sequence);
   void UnlistPrefill(Sequence& sequence);
@@ -294,6 +306,8 @@ class Scheduler {
                        double seconds) const;
   StepWork PrefillWork(const Sequence& sequence, int64_t tokens) const;
   void PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan);
+  void PlanParked(Group& group, StepPlan* plan);
+  void PlanSave(const Group& group, Sequence& sequence, StepPlan* plan);
   void PlanForks(RequestState& state, Cohort& cohort, StepPlan* plan);
 
   // scheduler_estimate.cc
@@ -313,6 +327,7 @@ class Scheduler {
   const QueueLimits queue_;
   const size_t replicas_;
   const bool overcommit_;
+  PrefixKeeper* keeper_ = nullptr;
   int64_t vocab_size_ = int64_t{1} << 31;
   int64_t cache_bytes_per_token_ = 0;
   int64_t transformer_bytes_per_token_ = 0;
@@ -334,6 +349,7 @@ class Scheduler {
   absl::flat_hash_map<uint64_t, Sequence*> sequences_;  // by id: those that hold memory of a group
   std::map<int, std::unique_ptr<Group>> groups_;        // by replica: those that are ready
   SchedulerEvents events_;
+  double step_time_ = 0;             // NextStep's `now`
   std::vector<Sequence*> put_back_;  // PlanDecode's, kept for its memory
 };
 

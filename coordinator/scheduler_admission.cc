@@ -299,6 +299,9 @@ void Scheduler::Park(Sequence& sequence) {
   if (sequence.caught_up < 0 && sequence.scheduled > 0) ++sequence.lost_runs;
   ++state.usage.parkings;
   ++events_.parkings;
+  if (keeper_ != nullptr && sequence.opened && sequence.scheduled > 0) {
+    state.group->parked.push_back({sequence.id, state.number, sequence.index, sequence.scheduled});
+  }
   Release(sequence);
   Requeue(state);
 }

@@ -21,6 +21,7 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   GF_CHECK(found != groups_.end()) << "replica " << replica;
   Group& group = *found->second;
   plan->Clear();
+  step_time_ = now;
   Grow(group, now);
   Admit(now);
   if (!WantsStep(group)) return false;
@@ -30,6 +31,7 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
     group.spare.pop_back();
   }
   chunks.clear();
+  PlanParked(group, plan);
   group.steps.push_back({group.last_step + 1, std::move(chunks)});
   const double overdrawn_before = group.overdrawn_seconds;
   bool put_off = PlanDecode(group, plan);
@@ -274,6 +276,7 @@ void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, Step
   if (!sequence.opened) {
     plan->open.push_back(state.Opening(sequence));
     sequence.opened = true;
+    if (!sequence.beginning.segments.empty()) keeper_->Release(group.replica, sequence.beginning);
   }
   StepPlan::Chunk chunk;
   chunk.sequence = sequence.id;
@@ -293,6 +296,7 @@ void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, Step
   chunk.sample = state.request.generate && chunk.logit_rows > 0;
   sequence.awaiting_token = chunk.sample;
   sequence.scheduled = end;
+  PlanSave(group, sequence, plan);
   chunk.forks_begin = static_cast<int64_t>(plan->forks.size());
   Cohort& cohort = *sequence.cohort;
   if (!cohort.forked && end == cohort.shared_tokens) PlanForks(state, cohort, plan);
@@ -300,6 +304,31 @@ void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, Step
   group.steps.back().chunks.push_back({sequence.id, begin, end, chunk.logit_rows});
   plan->work += ChunkWork(attention_, begin, end, chunk.logit_rows, sequence.decoding);
   plan->chunks.push_back(chunk);
+}
+
+// Saves the sequence, if it has come to where it should be.
+void Scheduler::PlanSave(const Group& group, Sequence& sequence, StepPlan* plan) {
+  const std::vector<int64_t>& save_at = sequence.beginning.save_at;
+  if (sequence.saved == save_at.size() || sequence.scheduled < save_at[sequence.saved]) return;
+  GF_CHECK_EQ(sequence.scheduled, save_at[sequence.saved]) << "sequence " << sequence.id;
+  ++sequence.saved;
+  const RequestState& state = *sequence.owner;
+  const PrefixKeeper::Saved saved =
+      keeper_->Save(group.replica, state.request, state.Tokens(sequence, sequence.scheduled), step_time_);
+  if (saved.segment != 0) plan->saves.push_back({sequence.id, saved.segment, saved.begin});
+}
+
+// Saves what was parked since the last Step, so that it need not be read again.
+void Scheduler::PlanParked(Group& group, StepPlan* plan) {
+  for (const ParkedSequence& parked : group.parked) {
+    const auto found = requests_.find(parked.request);
+    if (found == requests_.end()) continue;  // it has ended meanwhile
+    const RequestState& state = *found->second;
+    const PrefixKeeper::Saved saved = keeper_->Save(
+        group.replica, state.request, state.Tokens(state.sequences[parked.index], parked.position), step_time_);
+    if (saved.segment != 0) plan->saves.push_back({parked.sequence, saved.segment, saved.begin});
+  }
+  group.parked.clear();
 }
 
 // The leader has run what all share: the others become copies of it and go on by themselves.

@@ -70,6 +70,18 @@ class History {
     }
   }
 
+  // Texts are saved at random positions, and dropped at random.
+  void KeepTexts() {
+    cluster_.Keep();
+    cluster_.keeper->save_at = [this](int64_t tokens) {
+      std::vector<int64_t> positions;
+      for (int64_t position = 1 + Below(60); position <= tokens + 20; position += 1 + Below(60)) {
+        positions.push_back(position);
+      }
+      return positions;
+    };
+  }
+
   void Run() {
     for (int step = 0; step < 1500; ++step) {
       if (Below(lengthy_ ? 40 : 12) == 0) Submit();
@@ -83,6 +95,7 @@ class History {
         cluster_.Lose(group);
         NewGroup(group);
       }
+      if (cluster_.keeper != nullptr && Below(6) == 0) cluster_.DropSegment(Below(2));
       Step();
     }
     for (int step = 0; step < 200'000 && cluster_.scheduler.running() + cluster_.scheduler.waiting() > 0; ++step)
@@ -92,6 +105,7 @@ class History {
   }
 
   int64_t parkings() const { return parkings_; }
+  int64_t cached_tokens() const { return cached_tokens_; }
   double longest_wait() const { return longest_wait_; }
 
  private:
@@ -110,7 +124,7 @@ class History {
   void Submit() {
     Wanted wanted;
     wanted.client = Below(clients_);
-    wanted.prompt = FakePrompt(1 + Below(120), Below(100));
+    wanted.prompt = FakePrompt(1 + Below(120), Below(cluster_.keeper != nullptr ? 3 : 100));
     const auto edit = [&](Request* request) {
       request->client = names_[wanted.client];
       request->progress = true;
@@ -163,7 +177,9 @@ class History {
       ASSERT_LE(load.cache_tokens_reserved, load.cache_tokens_max);
       ASSERT_LE(load.cache_tokens_used, load.cache_tokens_reserved);
     }
-    parkings_ += cluster_.scheduler.TakeEvents().parkings;
+    const SchedulerEvents events = cluster_.scheduler.TakeEvents();
+    parkings_ += events.parkings;
+    cached_tokens_ += events.cached_tokens;
     // Whatever is paused is resumed after a while; the scheduler ignores it for the others.
     for (Wanted& wanted : all_) {
       if (wanted.sink->status || Below(100) > 0) continue;
@@ -217,7 +233,7 @@ class History {
   std::vector<Wanted> all_;
   std::map<int, Wait> waits_;
   double step_target_seconds_ = 0;
-  int64_t parkings_ = 0;
+  int64_t parkings_ = 0, cached_tokens_ = 0;
   double longest_wait_ = 0;
 };
 
@@ -269,6 +285,22 @@ TEST(SchedulerPropertyTest, NobodyStarvesWhereTokensTakeLongerThanAStepShould) {
   }
   RecordProperty("longest_wait_seconds", std::to_string(longest));
   EXPECT_LE(longest, 6 * Scheduler::kTurnSeconds);
+}
+
+TEST(SchedulerPropertyTest, EveryAnswerIsExactWhateverIsKeptOfTexts) {
+  int64_t parkings = 0, cached_tokens = 0;
+  for (uint32_t seed = 300; seed < 330; ++seed) {
+    SCOPED_TRACE(seed);
+    History history(seed, /*lengthy=*/seed % 3 == 0);
+    history.KeepTexts();
+    history.Run();
+    if (testing::Test::HasFatalFailure()) return;
+    cached_tokens += history.cached_tokens();
+    parkings += history.parkings();
+    EXPECT_LE(history.longest_wait(), 10 * Scheduler::kTurnSeconds);
+  }
+  EXPECT_GT(parkings, 500);
+  EXPECT_GT(cached_tokens, 50'000);
 }
 
 // Clients that want more than they can get, whatever their requests are: each gets its part of the slots' time.

@@ -40,18 +40,20 @@ struct Scheduler::Sequence {
   uint64_t id = 0;  // 0: it does not run and holds nothing of a group
   Cohort* cohort = nullptr;
   Lane* lane = nullptr;
-  int64_t pages = 0;            // that are its own
-  bool growing = false;         // they are fewer than its worst case
-  bool grown = false;           // it has got some since it was admitted
-  bool opened = false;          // the workers know it
-  double started = 0;           // when it was admitted
-  double caught_up = -1;        // when it got beyond what earlier runs had reached; < 0: not yet
-  int64_t reached_before = 0;   // what they had reached
-  int64_t scheduled = 0;        // positions that Steps have taken
-  bool awaiting_token = false;  // a Step in flight samples its next token
-  bool decoding = false;        // has sampled a token: one token a Step from here on
-  int64_t listed_tokens = -1;   // tokens left to read, as listed for pre-fill; -1: not listed
-  int64_t granted_tokens = 0;   // tokens that it gets of the Step that is being planned
+  int64_t pages = 0;                  // that are its own
+  bool growing = false;               // they are fewer than its worst case
+  bool grown = false;                 // it has got some since it was admitted
+  bool opened = false;                // the workers know it
+  double started = 0;                 // when it was admitted
+  double caught_up = -1;              // when it got beyond what earlier runs had reached; < 0: not yet
+  int64_t reached_before = 0;         // what they had reached
+  int64_t scheduled = 0;              // positions that Steps have taken
+  bool awaiting_token = false;        // a Step in flight samples its next token
+  bool decoding = false;              // has sampled a token: one token a Step from here on
+  int64_t listed_tokens = -1;         // tokens left to read, as listed for pre-fill; -1: not listed
+  int64_t granted_tokens = 0;         // tokens that it gets of the Step that is being planned
+  PrefixKeeper::Beginning beginning;  // of the one that reads; its chain is released when the sequence is opened
+  size_t saved = 0;                   // how many of beginning.save_at it has come to
 
   int64_t reached = 0;          // one after the last position whose results have come, of any run
   int lost_runs = 0;            // runs in a row that were parked before they had caught up
@@ -121,7 +123,16 @@ struct Scheduler::RequestState {
   }
   // Where the next chunk has to end at the latest.
   int64_t ChunkEndMax(const Sequence& sequence) const {
-    return sequence.scheduled < sequence.cohort->shared_tokens ? sequence.cohort->shared_tokens : End(sequence);
+    const int64_t shared = sequence.cohort->shared_tokens;
+    const int64_t end = sequence.scheduled < shared ? shared : End(sequence);
+    const std::vector<int64_t>& save_at = sequence.beginning.save_at;
+    return sequence.saved < save_at.size() ? std::min(end, save_at[sequence.saved]) : end;
+  }
+  // Its tokens before `end`, which must be known.
+  std::vector<int32_t> Tokens(const Sequence& sequence, int64_t end) const {
+    std::vector<int32_t> ids(static_cast<size_t>(end));
+    for (int64_t position = 0; position < end; ++position) ids[position] = Token(sequence, position);
+    return ids;
   }
   // When scoring: the first position from `begin` on whose logits are needed.
   int64_t ScoredFrom(const Sequence& sequence, int64_t begin) const {
@@ -136,9 +147,10 @@ struct Scheduler::RequestState {
   }
   // What the workers have to know of a new sequence.
   StepPlan::NewSequence Opening(const Sequence& sequence) const {
-    if (request.score) return {sequence.id};
+    const std::vector<uint64_t>& restore = sequence.beginning.segments;
+    if (request.score) return {.sequence = sequence.id, .restore = restore};
     const SamplingOptions& sampling = request.generate->sampling;
-    return {sequence.id, &sampling, sampling.seed + sequence.index, sequence.after_prompt};
+    return {sequence.id, &sampling, sampling.seed + sequence.index, sequence.after_prompt, restore};
   }
 
   // A sequence that was admitted now could be forked from this cohort's leader; null: it would read the prompt itself.
@@ -184,6 +196,14 @@ struct Scheduler::StepInFlight {
   std::vector<ChunkInFlight> chunks;
   double seconds = 0;    // that it should take in the slowest stage
   bool is_long = false;  // it has what needs longer than a Step by itself
+};
+
+// A sequence that was parked, for the next Step to save it before it is closed.
+struct Scheduler::ParkedSequence {
+  uint64_t sequence = 0;
+  uint64_t request = 0;  // RequestState::number
+  int index = 0;         // in RequestState::sequences
+  int64_t position = 0;
 };
 
 // What a client has and wants.
@@ -237,9 +257,10 @@ struct Scheduler::Lane {
 };
 
 struct Scheduler::Group {
-  explicit Group(const GroupCapacity& capacity)
-      : capacity(capacity), pages_max(PagesOf(capacity.cache_tokens)), cost(capacity.row_seconds) {}
+  Group(int replica, const GroupCapacity& capacity)
+      : replica(replica), capacity(capacity), pages_max(PagesOf(capacity.cache_tokens)), cost(capacity.row_seconds) {}
 
+  int replica = 0;
   GroupCapacity capacity;
   int64_t pages_max = 0;
   StepCost cost;
@@ -258,7 +279,8 @@ struct Scheduler::Group {
   // By client. Steps begin with another one each.
   std::vector<std::unique_ptr<Lane>> lanes;
   size_t first_to_decode = 0, first_to_read = 0;
-  std::vector<uint64_t> close;  // for the next Step
+  std::vector<uint64_t> close;         // for the next Step
+  std::vector<ParkedSequence> parked;  // some of them, which it saves
 
   uint64_t last_step = 0;
   std::deque<StepInFlight> steps;                 // oldest first

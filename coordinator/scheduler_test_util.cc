@@ -1,5 +1,6 @@
 #include "coordinator/scheduler_test_util.h"
 
+#include <algorithm>
 #include <set>
 #include <utility>
 
@@ -52,17 +53,52 @@ void FakeGroup::Open(const StepPlan::NewSequence& sequence, const Sequence* fork
     // Both go on writing into a page that is not full.
     if (opened.ids.size() % kCachePageTokens != 0) opened.pages.back() = std::make_shared<Page>(&pages_used_);
   }
+  if (!sequence.restore.empty()) Restore(sequence.restore, &opened);
   if (sequence.sampling != nullptr) opened.seed = sequence.seed;
   opened.observed = sequence.observed.size();
   EXPECT_TRUE(sequences_.emplace(sequence.sequence, std::move(opened)).second);
   EXPECT_LE(sequences_.size(), static_cast<size_t>(capacity_.max_sequences));
 }
 
+void FakeGroup::TakePages(Sequence* sequence) {
+  while (static_cast<int64_t>(sequence->pages.size()) < CachePagesFor(static_cast<int64_t>(sequence->ids.size()))) {
+    sequence->pages.push_back(std::make_shared<Page>(&pages_used_));
+  }
+}
+
+void FakeGroup::Restore(absl::Span<const uint64_t> segments, Sequence* sequence) {
+  for (const uint64_t number : segments) {
+    const auto found = segments_.find(number);
+    ASSERT_NE(found, segments_.end()) << "segment " << number;
+    const Segment& segment = found->second;
+    ASSERT_EQ(segment.begin, static_cast<int64_t>(sequence->ids.size()));
+    ASSERT_TRUE(std::equal(sequence->ids.begin(), sequence->ids.end(), segment.ids.begin()));
+    sequence->ids = segment.ids;
+  }
+  TakePages(sequence);
+}
+
+void FakeGroup::Save(const StepPlan::Save& save) {
+  const auto found = sequences_.find(save.sequence);
+  ASSERT_NE(found, sequences_.end()) << "sequence " << save.sequence;
+  ASSERT_LT(save.begin, static_cast<int64_t>(found->second.ids.size()));
+  ASSERT_TRUE(segments_.emplace(save.segment, Segment{found->second.ids, save.begin}).second) << save.segment;
+}
+
+void FakeGroup::DropSegment(uint64_t segment) { EXPECT_EQ(segments_.erase(segment), 1U) << segment; }
+
 StepResult FakeGroup::Run(const StepPlan& plan) {
   EXPECT_EQ(plan.id, ++last_step_);
   EXPECT_LE(plan.ids.size(), static_cast<size_t>(capacity_.max_step_tokens));
   StepResult result;
   result.id = plan.id;
+  const auto has_chunk = [&](const StepPlan::Save& save) {
+    return std::any_of(plan.chunks.begin(), plan.chunks.end(),
+                       [&](const StepPlan::Chunk& chunk) { return chunk.sequence == save.sequence; });
+  };
+  for (const StepPlan::Save& save : plan.saves) {
+    if (!has_chunk(save)) Save(save);
+  }
   for (const uint64_t sequence : plan.close) EXPECT_EQ(sequences_.erase(sequence), 1U) << sequence;
   for (const StepPlan::NewSequence& sequence : plan.open) Open(sequence, nullptr);
   std::set<uint64_t> seen;
@@ -88,9 +124,9 @@ void FakeGroup::RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, Ste
   const auto begin = plan.ids.begin() + chunk.ids_begin;
   ids.insert(ids.end(), begin, begin + chunk.tokens);
   ASSERT_LE(static_cast<int64_t>(ids.size()), capacity_.max_sequence_tokens);
-  std::vector<std::shared_ptr<Page>>& pages = found->second.pages;
-  while (static_cast<int64_t>(pages.size()) < CachePagesFor(static_cast<int64_t>(ids.size()))) {
-    pages.push_back(std::make_shared<Page>(&pages_used_));
+  TakePages(&found->second);
+  for (const StepPlan::Save& save : plan.saves) {
+    if (save.sequence == chunk.sequence) Save(save);
   }
   for (int64_t i = 0; i < chunk.forks; ++i) Open(plan.forks[chunk.forks_begin + i], &found->second);
   if (chunk.logit_rows == 0) return;
@@ -108,6 +144,78 @@ void FakeGroup::RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, Ste
     answer.logprobs.push_back(
         FakeLogprob(absl::MakeConstSpan(ids).subspan(0, row + 1), plan.targets[chunk.targets_begin + i]));
   }
+}
+
+// ---- FakeKeeper ----
+
+uint64_t FakeKeeper::Find(int replica, absl::Span<const int32_t> ids, int64_t tokens_max) const {
+  const auto kept = kept_.find(replica);
+  if (kept == kept_.end()) return 0;
+  uint64_t best = 0;
+  size_t longest = 0;
+  for (const auto& [number, segment] : kept->second) {
+    const size_t size = segment.ids.size();
+    if (size <= longest || size > ids.size() || static_cast<int64_t>(size) > tokens_max) continue;
+    if (!std::equal(segment.ids.begin(), segment.ids.end(), ids.begin())) continue;
+    best = number;
+    longest = size;
+  }
+  return best;
+}
+
+PrefixKeeper::Beginning FakeKeeper::Begin(int replica, const Request&, absl::Span<const int32_t> ids,
+                                          int64_t tokens_max, double) {
+  Beginning beginning;
+  for (uint64_t number = Find(replica, ids, tokens_max); number != 0; number = kept_[replica].at(number).parent) {
+    Segment& segment = kept_[replica].at(number);
+    ++segment.held;
+    beginning.segments.insert(beginning.segments.begin(), number);
+    beginning.tokens = std::max(beginning.tokens, static_cast<int64_t>(segment.ids.size()));
+  }
+  const auto size = static_cast<int64_t>(ids.size());
+  for (const int64_t position : save_at ? save_at(size) : std::vector<int64_t>{size}) {
+    if (position > beginning.tokens) beginning.save_at.push_back(position);
+  }
+  return beginning;
+}
+
+void FakeKeeper::Release(int replica, const Beginning& beginning) {
+  for (const uint64_t number : beginning.segments) {
+    const auto kept = kept_[replica].find(number);
+    if (kept != kept_[replica].end()) --kept->second.held;
+  }
+}
+
+PrefixKeeper::Saved FakeKeeper::Save(int replica, const Request&, absl::Span<const int32_t> ids, double) {
+  const auto size = static_cast<int64_t>(ids.size());
+  const uint64_t parent = Find(replica, ids, size);
+  const int64_t begin = parent == 0 ? 0 : static_cast<int64_t>(kept_[replica].at(parent).ids.size());
+  if (begin == size) return {};
+  kept_[replica][++last_] = {std::vector<int32_t>(ids.begin(), ids.end()), parent};
+  return {last_, begin};
+}
+
+void FakeKeeper::Lose(int replica) { kept_.erase(replica); }
+
+uint64_t FakeKeeper::Drop(int replica) {
+  std::map<uint64_t, Segment>& kept = kept_[replica];
+  for (const auto& [number, segment] : kept) {
+    const bool is_parent =
+        std::any_of(kept.begin(), kept.end(), [&](const auto& other) { return other.second.parent == number; });
+    if (segment.held > 0 || is_parent) continue;
+    const uint64_t dropped = number;
+    kept.erase(dropped);
+    return dropped;
+  }
+  return 0;
+}
+
+int FakeKeeper::held() const {
+  int held = 0;
+  for (const auto& [replica, kept] : kept_) {
+    for (const auto& [number, segment] : kept) held += segment.held;
+  }
+  return held;
 }
 
 // ---- FakeClient ----
@@ -150,7 +258,18 @@ void FakeCluster::Lose(int replica) {
   groups.erase(replica);
   plans.erase(replica);
   in_flight.erase(replica);
+  if (keeper != nullptr) keeper->Lose(replica);
   scheduler.GenerationEnded(replica, now);
+}
+
+void FakeCluster::Keep() {
+  keeper = std::make_unique<FakeKeeper>();
+  scheduler.SetKeeper(keeper.get());
+}
+
+void FakeCluster::DropSegment(int replica) {
+  const uint64_t segment = keeper->Drop(replica);
+  if (segment != 0) groups.at(replica)->DropSegment(segment);
 }
 
 int FakeCluster::Plan(int replica) {
@@ -252,6 +371,9 @@ void ExpectNothingLeft(FakeCluster& cluster) {
   cluster.RunAll();
   EXPECT_EQ(cluster.scheduler.running(), 0);
   EXPECT_EQ(cluster.scheduler.waiting(), 0);
+  if (cluster.keeper != nullptr) {
+    EXPECT_EQ(cluster.keeper->held(), 0);
+  }
   for (const auto& [replica, group] : cluster.groups) {
     EXPECT_EQ(group->sequences(), 0U);
     const GroupLoad load = cluster.scheduler.Load(replica);

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "coordinator/prefix_keeper.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/step.h"
 
@@ -31,6 +32,7 @@ class FakeGroup {
   explicit FakeGroup(const GroupCapacity& capacity) : capacity_(capacity) {}
 
   StepResult Run(const StepPlan& plan);
+  void DropSegment(uint64_t segment);
   size_t sequences() const { return sequences_.size(); }
   int64_t tokens_run() const { return tokens_run_; }
   int64_t pages_used() const { return pages_used_; }
@@ -48,7 +50,14 @@ class FakeGroup {
     std::optional<uint64_t> seed;
     size_t observed = 0;
   };
+  struct Segment {
+    std::vector<int32_t> ids;  // from position 0 on
+    int64_t begin = 0;
+  };
   void Open(const StepPlan::NewSequence& sequence, const Sequence* forked);
+  void Restore(absl::Span<const uint64_t> segments, Sequence* sequence);
+  void Save(const StepPlan::Save& save);
+  void TakePages(Sequence* sequence);
   void RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, StepResult* result);
 
   const GroupCapacity capacity_;
@@ -56,7 +65,39 @@ class FakeGroup {
   std::map<uint64_t, Sequence> sequences_;
   uint64_t last_step_ = 0;
   std::set<uint64_t> used_;
+  std::map<uint64_t, Segment> segments_;
   int64_t tokens_run_ = 0;
+};
+
+// Keeps what groups have saved until it is dropped.
+class FakeKeeper : public PrefixKeeper {
+ public:
+  Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
+                  double now) override;
+  void Release(int replica, const Beginning& beginning) override;
+  Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
+
+  // The replica's group has ended.
+  void Lose(int replica);
+  // One that nothing holds and none continues, and which is forgotten; 0: there is none.
+  uint64_t Drop(int replica);
+  int held() const;
+  int kept(int replica) { return static_cast<int>(kept_[replica].size()); }
+
+  // Where a sequence is saved that reads so many tokens; by default at their end.
+  std::function<std::vector<int64_t>(int64_t tokens)> save_at;
+
+ private:
+  struct Segment {
+    std::vector<int32_t> ids;  // from position 0 on
+    uint64_t parent = 0;
+    int held = 0;  // by how many Beginnings
+  };
+  // The longest one that `ids` begin with, of at most `tokens_max`; 0: none.
+  uint64_t Find(int replica, absl::Span<const int32_t> ids, int64_t tokens_max) const;
+
+  std::map<int, std::map<uint64_t, Segment>> kept_;  // by replica and number
+  uint64_t last_ = 0;
 };
 
 struct FakeClient : RequestSink {
@@ -87,6 +128,10 @@ class FakeCluster {
   // A group becomes ready as this replica.
   void Up(int replica, const GroupCapacity& capacity);
   void Lose(int replica);
+  // Sequences begin with what is kept from now on.
+  void Keep();
+  // Drops one segment that can be dropped, if there is one.
+  void DropSegment(int replica);
   // Plans Steps until there is nothing to do; returns how many are in flight.
   int Plan(int replica);
   // The oldest Step's results come back.
@@ -101,6 +146,7 @@ class FakeCluster {
   uint64_t Score(const std::vector<int32_t>& prompt, const std::vector<std::vector<int32_t>>& continuations,
                  bool score_prompt, std::shared_ptr<FakeClient> client);
 
+  std::unique_ptr<FakeKeeper> keeper;  // set by Keep
   Scheduler scheduler;
   double now = 0;
   double step_seconds = 1;  // what a Step takes

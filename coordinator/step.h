@@ -14,14 +14,22 @@
 
 namespace goldfinch {
 
-// Workers carry it out in this order: close, open, then the chunks, each followed by its forks. Spans and pointers are
-// valid until the scheduler's next call.
+// Workers carry it out in this order: the saves of sequences without a chunk, close, open, then the chunks, each
+// followed by its save and its forks. Spans and pointers are valid until the scheduler's next call.
 struct StepPlan {
   struct NewSequence {
     uint64_t sequence = 0;                      // never used before in this generation
     const SamplingOptions* sampling = nullptr;  // null: it does not sample; of a fork that of what it is a copy of
     uint64_t seed = 0;                          // used in place of sampling->seed
     absl::Span<const int32_t> observed = {};    // the completion tokens so far, which penalties look at
+    // The chain of segments that it begins with, from position 0 on; empty: it begins empty. Never of a fork.
+    absl::Span<const uint64_t> restore = {};
+  };
+  // What is saved of a sequence: positions [begin, its position), and its state there.
+  struct Save {
+    uint64_t sequence = 0;
+    uint64_t segment = 0;  // the number by which the workers know it from then on
+    int64_t begin = 0;
   };
   // The next tokens of one sequence.
   struct Chunk {
@@ -45,6 +53,7 @@ struct StepPlan {
   std::vector<int32_t> ids;
   std::vector<int32_t> targets;
   std::vector<NewSequence> forks;
+  std::vector<Save> saves;     // at most one a sequence
   int64_t prefill_tokens = 0;  // those of `ids` that belong to prompts, not to decoding sequences
   StepWork work;
 
@@ -56,6 +65,7 @@ struct StepPlan {
     ids.clear();
     targets.clear();
     forks.clear();
+    saves.clear();
     prefill_tokens = 0;
     work = {};
   }
