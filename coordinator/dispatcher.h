@@ -45,6 +45,7 @@ struct Request {
   int priority = 0;                        // higher ones go first
   std::optional<double> deadline_seconds;  // counted from now
   bool progress = false;                   // whether OnProgress is called
+  bool cache = true;                       // whether it uses what is kept of texts, and leaves something
   int64_t held_bytes = 0;                  // what its sink keeps in memory for it until it has ended
   std::optional<Generate> generate;
   std::optional<Score> score;

@@ -93,7 +93,9 @@ void PrintSummary(const Generation& generation) {
   int64_t tokens = 0;
   for (const GeneratedSample& sample : generation.samples) tokens += static_cast<int64_t>(sample.tokens.size());
   const int64_t decoded = tokens - static_cast<int64_t>(generation.samples.size());
-  absl::FPrintF(stderr, "prompt    %s tokens in %.2f s, %.4g tokens/s\n", WithCommas(generation.prompt_tokens),
+  const std::string kept =
+      generation.cached_tokens == 0 ? "" : absl::StrCat(" (", WithCommas(generation.cached_tokens), " of them kept)");
+  absl::FPrintF(stderr, "prompt    %s tokens%s in %.2f s, %.4g tokens/s\n", WithCommas(generation.prompt_tokens), kept,
                 generation.prefill_seconds,
                 Rate(static_cast<double>(generation.prompt_tokens), generation.prefill_seconds));
   const std::string rate =
@@ -116,6 +118,7 @@ nlohmann::json ToJson(const Generation& generation, bool logprobs, const TokenTe
   }
   json["seed"] = generation.seed;
   json["prompt_tokens"] = generation.prompt_tokens;
+  json["cached_tokens"] = generation.cached_tokens;
   json["prefill_seconds"] = generation.prefill_seconds;
   json["decode_seconds"] = generation.decode_seconds;
   json["cache_bytes"] = generation.cache_bytes;

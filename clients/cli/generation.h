@@ -36,6 +36,7 @@ struct Generation {
   std::vector<GeneratedSample> samples;
   uint64_t seed = 0;
   int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // of these, those that a server had kept
   double prefill_seconds = 0;
   double decode_seconds = 0;  // without the first token, whose logits come with the prompt
   int64_t cache_bytes = 0;

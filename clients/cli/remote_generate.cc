@@ -198,6 +198,7 @@ class RemoteGeneration {
   void TakeUsage(const v1::Usage& usage) {
     usage_ = usage;
     generation_.prompt_tokens = static_cast<int64_t>(usage.prompt_tokens());
+    generation_.cached_tokens = static_cast<int64_t>(usage.cached_tokens());
     generation_.prefill_seconds = usage.prefill_seconds();
     generation_.decode_seconds = usage.decode_seconds();
     generation_.cache_bytes = static_cast<int64_t>(usage.cache_bytes());

@@ -51,6 +51,7 @@ v1::Usage ToMessage(const RequestUsage& usage) {
   message.set_cache_bytes(usage.cache_bytes);
   message.set_transformer_cache_bytes(usage.transformer_cache_bytes);
   message.set_recoveries(usage.recoveries);
+  message.set_cached_tokens(usage.cached_tokens);
   return message;
 }
 

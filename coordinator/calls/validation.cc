@@ -102,6 +102,7 @@ absl::StatusOr<Request> Common(const Message& message, const ServedModel& model)
   Request request;
   request.id = message.request_id();
   request.priority = message.priority();
+  request.cache = !message.has_cache() || message.cache();
   GF_ASSIGN_OR_RETURN(request.prompt, Prompt(message, model));
   return request;
 }

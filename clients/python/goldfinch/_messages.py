@@ -61,6 +61,7 @@ def generate_request(
     priority: int = 0,
     request_id: str = "",
     progress: bool = False,
+    cache: bool = True,
 ) -> pb.GenerateRequest:
     request = pb.GenerateRequest(
         n=n,
@@ -70,6 +71,7 @@ def generate_request(
         priority=priority,
         request_id=request_id,
         progress=progress,
+        cache=cache,
         # None leaves these out, which is not the same as 0.
         max_tokens=max_tokens,
         seed=seed,
@@ -90,11 +92,17 @@ def score_request(
     logits: bool = False,
     priority: int = 0,
     request_id: str = "",
+    cache: bool = True,
 ) -> pb.ScoreRequest:
     if isinstance(continuations, str):
         raise TypeError("continuations is a str, expected a list of texts or of lists of ids")
     request = pb.ScoreRequest(
-        score_prompt=score_prompt, logprobs=logprobs, logits=logits, priority=priority, request_id=request_id
+        score_prompt=score_prompt,
+        logprobs=logprobs,
+        logits=logits,
+        priority=priority,
+        request_id=request_id,
+        cache=cache,
     )
     set_text(request, prompt)
     for continuation in continuations:

@@ -43,6 +43,7 @@ class GenerateOptions(TypedDict, total=False):
     priority: int  # higher goes first
     request_id: str  # for logs
     progress: bool  # also return pieces with `progress` while the prompt is read
+    cache: bool  # whether the server may begin with what it has kept of the same text, and keep this one
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -53,6 +54,7 @@ class ScoreOptions(TypedDict, total=False):
     logits: bool
     priority: int
     request_id: str
+    cache: bool  # as in GenerateOptions
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Usage:
     cache_bytes: int
     transformer_cache_bytes: int
     recoveries: int
+    cached_tokens: int = 0  # of prompt_tokens, those that were not read again
 
 
 @dataclass(frozen=True)
