@@ -22,6 +22,8 @@ struct ClientLimits {
 struct Client {
   std::string name;  // the name of the API key, or the address; for logs and for fairness
   ClientLimits limits;
+  // Whose contexts it shares: the name of the API key, which no other client can have; empty without keys.
+  std::string name_space = {};
 
   bool operator==(const Client&) const = default;
 };

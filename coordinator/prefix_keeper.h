@@ -31,10 +31,10 @@ class PrefixKeeper {
 
   virtual ~PrefixKeeper() = default;
 
-  // A sequence of the request is about to read `ids` in the replica's group. It may begin at `tokens_max` at most. The
-  // chain stays usable until Release.
+  // A sequence of the request is about to read `ids` in the replica's group, each of which takes `token_seconds`. It
+  // may begin at `tokens_max` at most. The chain stays usable until Release.
   virtual Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
-                          double now) = 0;
+                          double token_seconds, double now) = 0;
   // The chain that Begin gave is not needed any more: the Step that restores it has been planned, or none will be.
   // Called once for each Beginning that has segments.
   virtual void Release(int replica, const Beginning& beginning) = 0;

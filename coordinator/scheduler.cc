@@ -283,7 +283,8 @@ int64_t Scheduler::Begin(Sequence& sequence, int64_t shared, double now) {
   int64_t tokens_max = shared > 0 ? shared : end - 1;
   if (state.request.score) tokens_max = std::min(tokens_max, state.ScoredFrom(sequence, 0));
   const std::vector<int32_t> ids = state.Tokens(sequence, end);
-  sequence.beginning = keeper_->Begin(state.group->replica, state.request, ids, tokens_max, now);
+  sequence.beginning =
+      keeper_->Begin(state.group->replica, state.request, ids, tokens_max, state.group->cost.row_seconds(), now);
   const int64_t tokens = sequence.beginning.tokens;
   GF_CHECK_LE(tokens, tokens_max);
   if (const int64_t prompt = std::min(tokens, state.prompt_tokens()); prompt > state.prompt_read) {

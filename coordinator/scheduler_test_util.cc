@@ -75,17 +75,28 @@ void FakeGroup::Restore(absl::Span<const uint64_t> segments, Sequence* sequence)
     ASSERT_TRUE(std::equal(sequence->ids.begin(), sequence->ids.end(), segment.ids.begin()));
     sequence->ids = segment.ids;
   }
+  EXPECT_TRUE(segments_.at(segments.back()).snapshot) << "segment " << segments.back();
   TakePages(sequence);
 }
 
 void FakeGroup::Save(const StepPlan::Save& save) {
   const auto found = sequences_.find(save.sequence);
   ASSERT_NE(found, sequences_.end()) << "sequence " << save.sequence;
-  ASSERT_LT(save.begin, static_cast<int64_t>(found->second.ids.size()));
-  ASSERT_TRUE(segments_.emplace(save.segment, Segment{found->second.ids, save.begin}).second) << save.segment;
+  ASSERT_LE(save.begin, static_cast<int64_t>(found->second.ids.size()));
+  const auto [kept, is_new] = segments_.try_emplace(save.segment, Segment{found->second.ids, save.begin});
+  if (is_new) return;
+  EXPECT_FALSE(kept->second.snapshot) << "segment " << save.segment << " is there already";
+  EXPECT_EQ(kept->second.ids, found->second.ids);
+  kept->second.snapshot = true;
 }
 
 void FakeGroup::DropSegment(uint64_t segment) { EXPECT_EQ(segments_.erase(segment), 1U) << segment; }
+
+void FakeGroup::DropSnapshot(uint64_t segment) {
+  const auto found = segments_.find(segment);
+  ASSERT_NE(found, segments_.end()) << segment;
+  found->second.snapshot = false;
+}
 
 StepResult FakeGroup::Run(const StepPlan& plan) {
   EXPECT_EQ(plan.id, ++last_step_);
@@ -164,7 +175,7 @@ uint64_t FakeKeeper::Find(int replica, absl::Span<const int32_t> ids, int64_t to
 }
 
 PrefixKeeper::Beginning FakeKeeper::Begin(int replica, const Request&, absl::Span<const int32_t> ids,
-                                          int64_t tokens_max, double) {
+                                          int64_t tokens_max, double, double) {
   Beginning beginning;
   for (uint64_t number = Find(replica, ids, tokens_max); number != 0; number = kept_[replica].at(number).parent) {
     Segment& segment = kept_[replica].at(number);
@@ -275,6 +286,7 @@ void FakeCluster::DropSegment(int replica) {
 int FakeCluster::Plan(int replica) {
   StepPlan plan;
   while (scheduler.NextStep(replica, now, &plan)) {
+    if (planned) planned(replica, plan);
     in_flight[replica].push_back(groups.at(replica)->Run(plan));
     plans[replica].push_back(plan);
   }
@@ -288,10 +300,12 @@ void FakeCluster::Answer(int replica) {
   const double seconds = !seconds_of ? step_seconds : work.rows > 0 ? seconds_of(work) : 2e-5;
   now += seconds;
   StepResult result = std::move(in_flight[replica].front());
+  const uint64_t id = result.id;
   in_flight[replica].pop_front();
   plans[replica].pop_front();
   const absl::Status status = scheduler.Apply(replica, &result, now);
   ASSERT_TRUE(status.ok()) << status.ToString();
+  if (answered) answered(replica, id);
   if (!seconds_of) return;
   step_times.push_back(seconds);
   scheduler.Measured(replica, work, seconds, now);

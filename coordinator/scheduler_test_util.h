@@ -33,6 +33,7 @@ class FakeGroup {
 
   StepResult Run(const StepPlan& plan);
   void DropSegment(uint64_t segment);
+  void DropSnapshot(uint64_t segment);
   size_t sequences() const { return sequences_.size(); }
   int64_t tokens_run() const { return tokens_run_; }
   int64_t pages_used() const { return pages_used_; }
@@ -53,6 +54,7 @@ class FakeGroup {
   struct Segment {
     std::vector<int32_t> ids;  // from position 0 on
     int64_t begin = 0;
+    bool snapshot = true;
   };
   void Open(const StepPlan::NewSequence& sequence, const Sequence* forked);
   void Restore(absl::Span<const uint64_t> segments, Sequence* sequence);
@@ -73,7 +75,7 @@ class FakeGroup {
 class FakeKeeper : public PrefixKeeper {
  public:
   Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
-                  double now) override;
+                  double token_seconds, double now) override;
   void Release(int replica, const Beginning& beginning) override;
   Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
 
@@ -153,6 +155,9 @@ class FakeCluster {
   // If it is set, what a Step takes instead; the scheduler is told.
   std::function<double(const StepWork&)> seconds_of;
   std::vector<double> step_times;  // of Steps that seconds_of has timed
+  // Called for each Step before it runs, and when its results have come.
+  std::function<void(int replica, const StepPlan& plan)> planned;
+  std::function<void(int replica, uint64_t step)> answered;
   std::map<int, std::unique_ptr<FakeGroup>> groups;
   std::map<int, std::deque<StepPlan>> plans;        // in flight; their spans are not valid any more
   std::map<int, std::deque<StepResult>> in_flight;  // results that have not come back yet

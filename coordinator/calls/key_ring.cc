@@ -43,10 +43,10 @@ absl::StatusOr<std::shared_ptr<const KeyRing::Entries>> KeyRing::Read(const Entr
   entries->has_roles = old.has_roles;  // once there were roles, no key gets more rights because they are gone
   for (ApiKey& key : keys) {
     const auto same = std::find_if(old.list.begin(), old.list.end(), [&](const Entry& one) {
-      return one.key.digest == key.digest && *one.client == Client{key.name, key.limits};
+      return one.key.digest == key.digest && *one.client == Client{key.name, key.limits, key.name};
     });
     std::shared_ptr<const Client> client =
-        same != old.list.end() ? same->client : std::make_shared<const Client>(Client{key.name, key.limits});
+        same != old.list.end() ? same->client : std::make_shared<const Client>(Client{key.name, key.limits, key.name});
     entries->has_roles |= key.is_operator;
     entries->list.push_back({std::move(key), std::move(client)});
   }

@@ -1,0 +1,160 @@
+#include "coordinator/contexts/context_keeper.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "base/check.h"
+#include "coordinator/dispatcher.h"
+
+namespace goldfinch {
+namespace {
+
+// Copies within the host's memory, or between it and a device; learned from then on.
+constexpr double kShelfBytesPerSecond = 4e9, kShelfSeconds = 1e-4;
+
+const std::string& NamespaceOf(const Request& request) {
+  static const std::string* const everybody = new std::string;
+  return request.client == nullptr ? *everybody : request.client->name_space;
+}
+
+}  // namespace
+
+void ContextKeeper::SetModel(const ContextIdentity& identity) {
+  GF_CHECK(groups_.empty());
+  drops_.clear();
+  tree_ = std::make_unique<SegmentTree>(identity);
+}
+
+void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
+  GF_CHECK(groups_.find(replica) == groups_.end()) << "replica " << replica;
+  if (tree_ == nullptr || capacity.bytes_max <= 0) return;
+  Group& group = groups_[replica];
+  group.tier = tree_->OpenTier({.kind = TierKind::kMemory,
+                                .name = "the shelves of replica " + std::to_string(replica),
+                                .bytes_max = capacity.bytes_max,
+                                .rate = TransferRate(kShelfBytesPerSecond, kShelfSeconds)});
+  group.bytes = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
+}
+
+void ContextKeeper::GroupEnded(int replica) {
+  const auto found = groups_.find(replica);
+  if (found == groups_.end()) return;
+  const Group group = std::move(found->second);
+  groups_.erase(found);
+  SegmentDrops drops;
+  tree_->CloseTier(group.tier, &drops);
+  const auto release = [&](const std::vector<Saving>& savings) {
+    for (const Saving& saving : savings) tree_->Release(saving.segment, &drops);
+  };
+  release(group.planned);
+  for (const Step& step : group.steps) release(step.saved);
+  for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
+  Note(&drops);
+  drops_.erase(group.tier);
+}
+
+PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
+                                             int64_t tokens_max, double token_seconds, double now) {
+  const auto found = groups_.find(replica);
+  if (found == groups_.end() || !request.cache) return {};
+  Group& group = found->second;
+  group.token_seconds = token_seconds;
+  const auto size = static_cast<int64_t>(ids.size());
+  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, tokens_max);
+  const ContextChoice choice = tree_->Choose(
+      match, group.tier, [&](int64_t begin) { return token_seconds * static_cast<double>(size - begin); },
+      /*only_here=*/true);
+  Beginning beginning;
+  if (choice.segment != 0) {
+    tree_->CountHit(choice);
+    tree_->Hold(choice.segment, now);
+    beginning.segments = tree_->Chain(choice.segment);
+    beginning.tokens = choice.position;
+  } else {
+    tree_->CountMiss(choice.reason);
+  }
+  // What is short is read again faster than it is kept.
+  if (size - beginning.tokens >= options_.cost_tokens) {
+    beginning.save_at = PlanSnapshots(options_, {.begin = beginning.tokens, .end = size, .partings = match.partings});
+  }
+  return beginning;
+}
+
+void ContextKeeper::Release(int replica, const Beginning& beginning) {
+  const auto found = groups_.find(replica);
+  if (found == groups_.end()) {
+    // The group has ended since.
+    SegmentDrops drops;
+    tree_->Release(beginning.segments.back(), &drops);
+    return Note(&drops);
+  }
+  found->second.restored.push_back(beginning.segments.back());
+}
+
+PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, absl::Span<const int32_t> ids,
+                                        double now) {
+  const auto found = groups_.find(replica);
+  if (found == groups_.end() || !request.cache) return {};
+  Group& group = found->second;
+  const absl::StatusOr<AddedSegment> added =
+      tree_->Add(NamespaceOf(request), 0, ids, group.bytes, group.token_seconds * static_cast<double>(ids.size()), now);
+  if (!added.ok()) return {};
+  SegmentDrops drops;
+  absl::StatusOr<goldfinch::Saving> saving = absl::NotFoundError("nothing is missing");
+  if (added->missing != 0) saving = tree_->Store(added->number, group.tier, now, &drops);
+  if (!saving.ok()) {
+    tree_->Release(added->number, &drops);
+    Note(&drops);
+    return {};
+  }
+  Note(&drops);
+  group.planned.push_back({added->number, saving->parts});
+  return {added->number, saving->begin};
+}
+
+ShelfDrops ContextKeeper::TakeDrops(int replica) {
+  const auto found = groups_.find(replica);
+  return found == groups_.end() ? ShelfDrops() : std::exchange(drops_[found->second.tier], {});
+}
+
+void ContextKeeper::StepPlanned(int replica, uint64_t step) {
+  const auto found = groups_.find(replica);
+  if (found == groups_.end()) return;
+  Group& group = found->second;
+  if (!group.planned.empty()) group.steps.push_back({step, std::exchange(group.planned, {})});
+  SegmentDrops drops;
+  for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
+  group.restored.clear();
+  Note(&drops);
+}
+
+void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const uint64_t> unsaved, double now) {
+  const auto found = groups_.find(replica);
+  if (found == groups_.end()) return;
+  Group& group = found->second;
+  SegmentDrops drops;
+  while (!group.steps.empty() && group.steps.front().number <= step) {
+    for (const Saving& saving : group.steps.front().saved) {
+      if (std::find(unsaved.begin(), unsaved.end(), saving.segment) == unsaved.end()) {
+        tree_->Arrived(saving.segment, group.tier, saving.parts, now, &drops);
+      } else {
+        tree_->Lost(saving.segment, group.tier, saving.parts, &drops);
+        drops_[group.tier].segments.push_back(saving.segment);  // another worker may have saved its part
+      }
+      tree_->Release(saving.segment, &drops);
+    }
+    group.steps.pop_front();
+  }
+  Note(&drops);
+}
+
+void ContextKeeper::Note(SegmentDrops* drops) {
+  for (const SegmentDrop& drop : *drops) {
+    ShelfDrops& shelf = drops_[drop.tier];
+    (drop.parts & kRowsPart ? shelf.segments : shelf.snapshots).push_back(drop.segment);
+  }
+  drops->clear();
+}
+
+}  // namespace goldfinch
