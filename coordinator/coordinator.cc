@@ -46,15 +46,20 @@ CoordinatorOptions WithSecret(CoordinatorOptions options) {
 Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
     : options_(WithSecret(std::move(options))),
       metrics_(metrics),
+      keeper_(options_.snapshots),
       scheduler_(options_.queue, options_.membership.replicas, options_.overcommit),
       membership_(options_.membership),
       steps_(options_.membership.replicas),
       last_answers_(options_.membership.replicas),
+      members_(options_.membership.replicas),
       start_(Now()),
       no_group_since_(start_),
       next_tick_(start_),
       activity_(start_),
-      thread_([this] { Run(); }) {}
+      thread_([this] {
+        if (options_.prefix_cache) scheduler_.SetKeeper(&keeper_);
+        Run();
+      }) {}
 
 Coordinator::~Coordinator() {
   {
@@ -279,6 +284,7 @@ void Coordinator::HandleModelKnown(double now) {
   attention.every_row = std::any_of(about.layers().begin(), about.layers().end(),
                                     [](const auto& layer) { return layer.cache_bytes_per_token() > 0; });
   if (about.gold_layers() > 0) attention.gold_rows_before = TokenShiftReach(static_cast<int>(about.gold_layers()));
+  keeper_.SetModel({about.fingerprint(), about.vocabulary(), options_.membership.cache_dtype, ""});
   scheduler_.SetModel(vocab, static_cast<int64_t>(cache),
                       static_cast<int64_t>(about.transformer_cache_bytes_per_token()), attention);
 
@@ -299,6 +305,9 @@ void Coordinator::HandleGenerationReady(int replica, double now) {
   GroupCapacity capacity = membership_.Capacity(replica);
   const double usual_seconds = membership_.OnGpus(replica) ? kGpuStepTargetSeconds : kCpuStepTargetSeconds;
   capacity.step_target_seconds = options_.step_target_seconds > 0 ? options_.step_target_seconds : usual_seconds;
+  members_[replica].clear();
+  for (const Membership::StageView& stage : membership_.stages(replica)) members_[replica].push_back(stage.worker);
+  if (options_.prefix_cache) keeper_.GroupReady(replica, membership_.Shelf(replica));
   scheduler_.GenerationReady(replica, capacity, now);
   no_group_since_ = -1;
   accepting_ = true;
@@ -309,6 +318,7 @@ void Coordinator::HandleGenerationReady(int replica, double now) {
 void Coordinator::HandleGenerationEnded(int replica, double now) {
   steps_[replica].clear();
   metrics_->ClearTiers(replica);
+  SendDrops(members_[replica], keeper_.GroupEnded(replica));
   scheduler_.GenerationEnded(replica, now);
   if (scheduler_.has_group()) return;
   no_group_since_ = now;
@@ -341,6 +351,7 @@ void Coordinator::HandleStepDone(const StageOfWorker& from, cluster::v1::StepDon
         replica, absl::StrCat("stage ", stage, " sent an unexpected answer to step ", done->id()), now);
   }
   step->answered[stage] = true;
+  step->unsaved.insert(step->unsaved.end(), done->unsaved().begin(), done->unsaved().end());
   // No stage can have computed for longer than the Step has been on its way.
   step->busy_seconds_max = std::max(step->busy_seconds_max, std::min(done->busy_seconds(), now - step->sent_at));
   last_answers_[replica] = now;
@@ -360,6 +371,7 @@ void Coordinator::ForgetAnsweredSteps(int replica, double now) {
   };
   while (!steps.empty() && answered_by_all(steps.front())) {
     const SentStep& front = steps.front();
+    keeper_.StepAnswered(replica, front.id, front.unsaved, now);
     if (front.work.rows > 0) {  // it does not only close sequences
       scheduler_.Measured(replica, front.work, front.busy_seconds_max, now);
       metrics_->ObserveStep(front.busy_seconds_max, scheduler_.StepTargetSeconds(replica), front.work.attended);
@@ -369,12 +381,25 @@ void Coordinator::ForgetAnsweredSteps(int replica, double now) {
   }
 }
 
+void Coordinator::SendDrops(const std::vector<uint64_t>& workers, ShelfDrops drops) {
+  if (drops.empty()) return;
+  cluster::v1::ToWorker message;
+  message.mutable_drop()->mutable_segments()->Assign(drops.segments.begin(), drops.segments.end());
+  message.mutable_drop()->mutable_snapshots()->Assign(drops.snapshots.begin(), drops.snapshots.end());
+  for (const uint64_t worker : workers) {
+    const auto link = links_.find(worker);
+    if (link != links_.end()) link->second->Send(message);
+  }
+}
+
 void Coordinator::SendSteps(int replica, double now) {
   while (membership_.ready(replica) && !membership_.draining(replica)) {
     const bool planned = scheduler_.NextStep(replica, now, &plan_);
     if (!planned) return;
     metrics_->ObserveStepScheduling(Now() - now);
     metrics_->CountStep(static_cast<int64_t>(plan_.chunks.size()), static_cast<int64_t>(plan_.ids.size()));
+    SendDrops(members_[replica], keeper_.TakeDrops(replica));
+    keeper_.StepPlanned(replica, plan_.id);
     const auto& stages = membership_.stages(replica);
     StepAudience audience;
     audience.generation = membership_.generation(replica);

@@ -21,6 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "coordinator/activity_log.h"
+#include "coordinator/contexts/context_keeper.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/membership.h"
 #include "coordinator/metrics.h"
@@ -38,6 +39,9 @@ struct CoordinatorOptions {
   MembershipOptions membership;
   QueueLimits queue;
   bool overcommit = true;  // whether sequences are admitted with less memory than their worst case
+  // Whether what requests read is kept for others that begin with the same text, and how.
+  bool prefix_cache = true;
+  SnapshotOptions snapshots;
   // When no stage of a group has answered a Step or got on with one for so long, the first worker that owes an answer
   // is lost. A Step may take as long as it likes.
   double step_timeout_seconds = 120;
@@ -90,6 +94,7 @@ class Coordinator : public Dispatcher, public WorkerListener {
     StepWork work;
     std::vector<bool> answered;   // [stages]
     double busy_seconds_max = 0;  // of the stages that have answered
+    std::vector<uint64_t> unsaved;  // segments for which some shelf had no room
   };
 
   // On any thread.
@@ -106,6 +111,7 @@ class Coordinator : public Dispatcher, public WorkerListener {
   void HandleModelKnown(double now);
   void HandleGenerationReady(int replica, double now);
   void HandleGenerationEnded(int replica, double now);
+  void SendDrops(const std::vector<uint64_t>& workers, ShelfDrops drops);
   void SendSteps(int replica, double now);
   void CheckSteps(int replica, double now);
   void PublishEvents();
@@ -129,11 +135,13 @@ class Coordinator : public Dispatcher, public WorkerListener {
   std::atomic<bool> draining_ = false;
 
   // Used by the coordinator's thread alone.
+  ContextKeeper keeper_;
   Scheduler scheduler_;
   Membership membership_;
   std::map<uint64_t, std::shared_ptr<WorkerLink>> links_;
   std::vector<std::deque<SentStep>> steps_;  // [replicas], oldest first
   std::vector<double> last_answers_;         // [replicas]: when a stage last answered a Step
+  std::vector<std::vector<uint64_t>> members_;  // [replicas]: the workers of the group that is or was ready
   StepPlan plan_;                            // kept for its memory, as is result_
   StepResult result_;
   double start_ = 0;

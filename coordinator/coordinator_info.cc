@@ -47,6 +47,16 @@ void Coordinator::PublishGauges() {
   metrics_->SetGroupsReady(membership_.groups_ready());
   metrics_->SetWorkers(membership_.workers(), membership_.spares());
   metrics_->SetMemory(MemoryNow());
+  const ContextCounters& kept = keeper_.counters();
+  const auto misses = [&](ContextMiss reason) { return kept.misses[static_cast<size_t>(reason)]; };
+  metrics_->SetContexts({.hits = kept.hits,
+                         .misses_none_kept = misses(ContextMiss::kNoneKept),
+                         .misses_evicted = misses(ContextMiss::kEvicted),
+                         .misses_cheaper_to_compute = misses(ContextMiss::kCheaperToCompute),
+                         .misses_other_model = misses(ContextMiss::kOtherModel),
+                         .evictions = kept.evictions,
+                         .tokens_saved = kept.tokens_saved,
+                         .memory_bytes = keeper_.bytes()});
 }
 
 Metrics::Memory Coordinator::MemoryNow() const {

@@ -53,6 +53,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/shared_key.h"
+#include "coordinator/contexts/context_keeper.h"
 #include "coordinator/planner.h"
 #include "coordinator/scheduler.h"
 #include "protos/cluster.pb.h"
@@ -161,6 +162,8 @@ class Membership {
 
   // These are for replicas whose group is ready.
   GroupCapacity Capacity(int replica) const;
+  // What its workers can keep of texts.
+  ShelfCapacity Shelf(int replica) const;
   // Whether all its stages compute on GPUs.
   bool OnGpus(int replica) const;
   uint64_t generation(int replica) const;

@@ -1,5 +1,6 @@
 // Membership: what others ask of it.
 #include <algorithm>
+#include <limits>
 
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
@@ -28,6 +29,28 @@ GroupCapacity Membership::Capacity(int replica) const {
           .max_step_tokens = ready.limits.max_step_tokens,
           .max_logit_rows = ready.partition.max_logit_rows,
           .row_seconds = ready.partition.seconds_per_prompt_token};
+}
+
+ShelfCapacity Membership::Shelf(int replica) const {
+  constexpr int64_t kPartBytes = 1024;  // beside each part, of which a layer has at most four
+  ShelfCapacity shelf{.bytes_max = std::numeric_limits<int64_t>::max()};
+  const int finch_layers = model_->layers_size() - static_cast<int>(model_->gold_layers());
+  for (const Stage& stage : replicas_[replica]->stages) {
+    int64_t per_token = 0, snapshot = 4 * kPartBytes * (stage.last_layer - stage.first_layer);
+    for (int layer = stage.first_layer; layer < stage.last_layer; ++layer) {
+      per_token += static_cast<int64_t>(model_->layers(layer).cache_bytes_per_token());
+      snapshot += static_cast<int64_t>(model_->layers(layer).state_bytes());
+    }
+    if (model_->gold_layers() > 0 && stage.last_layer >= finch_layers) {
+      per_token += static_cast<int64_t>(model_->compressed_bytes_per_token());
+    }
+    if (stage.last_layer == model_->layers_size()) snapshot += 4 * static_cast<int64_t>(model_->vocab_size());
+    shelf.bytes_max = std::min(shelf.bytes_max,
+                               static_cast<int64_t>(workers_.at(stage.worker)->registration.shelf_bytes()));
+    shelf.bytes_per_token = std::max(shelf.bytes_per_token, per_token);
+    shelf.snapshot_bytes = std::max(shelf.snapshot_bytes, snapshot);
+  }
+  return shelf;
 }
 
 bool Membership::OnGpus(int replica) const {

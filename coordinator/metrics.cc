@@ -17,6 +17,8 @@ namespace {
 using prometheus::Histogram;
 
 constexpr int kScored = 3;  // index into `successes_`, after the values of Finish
+// Of Contexts, in the order of its fields.
+constexpr const char* kMissReasons[] = {"none_kept", "evicted", "cheaper_to_compute", "other_model"};
 constexpr const char* kFinishNames[] = {"end_of_text", "stop", "length", "scored"};
 // Their failures are there from the start, as 0.
 constexpr const char* kMethods[] = {"Generate", "Score", "Tokenize", "Detokenize", "GetModelInfo", "GetClusterInfo"};
@@ -178,6 +180,13 @@ Metrics::Metrics(const std::string& model_name)
       cache_tokens_max_(MakeGauge("cache_tokens_max", "Tokens that the caches of all groups can hold")),
       slots_used_(MakeGauge("slots_used", "Slots of all groups that running sequences hold")),
       slots_max_(MakeGauge("slots_max", "Slots of all groups")),
+      context_hits_(MakeCounter("context_hits_total", "Requests that began with what was kept of their text")),
+      context_misses_(MakeCounters("context_misses_total", "Requests that read their text from its beginning")),
+      context_evictions_(
+          MakeCounter("context_evictions_total", "Segments of texts, or their snapshots, that were removed for others")),
+      context_tokens_saved_(MakeCounter("context_tokens_saved_total", "Tokens that were kept and not read again")),
+      context_memory_bytes_(&MakeGauges("context_bytes", "Bytes that are kept of texts, of the fullest worker")
+                                 ->Add({{"tier", "memory"}})),
       steps_(MakeCounter("steps_total", "Steps that were sent to groups of workers")),
       step_sequences_(MakeHistogram("step_sequences", "Sequences of which a Step runs tokens", SequenceBuckets())),
       step_tokens_(MakeHistogram("step_tokens", "Tokens that a Step runs", StepTokenBuckets())),
@@ -197,6 +206,7 @@ Metrics::Metrics(const std::string& model_name)
                                  "Sequences that a stage holds, by the tier of what its GOLD layers keep of them")),
       tier_drops_(MakeCounters("gold_tier_drops_total",
                                "How often GOLD layers of a stage dropped kept rows of a sequence to make room")) {
+  for (const char* reason : kMissReasons) context_misses_->Add({{"reason", reason}});
   auto* successes = MakeCounters("request_success_total", "Samples and score requests that were completed");
   for (int i = 0; i < kFinishes; ++i) successes_[i] = &successes->Add({{"finished_reason", kFinishNames[i]}});
   for (const char* method : kMethods) {
@@ -260,6 +270,21 @@ void Metrics::SetMemory(const Memory& memory) {
   cache_tokens_max_->Set(static_cast<double>(memory.cache_tokens_max));
   slots_used_->Set(static_cast<double>(memory.slots_used));
   slots_max_->Set(static_cast<double>(memory.slots_max));
+}
+
+void Metrics::SetContexts(const Contexts& contexts) {
+  const Contexts before = std::exchange(contexts_, contexts);
+  context_hits_->Increment(Amount(contexts.hits - before.hits));
+  const int64_t misses[] = {contexts.misses_none_kept - before.misses_none_kept,
+                            contexts.misses_evicted - before.misses_evicted,
+                            contexts.misses_cheaper_to_compute - before.misses_cheaper_to_compute,
+                            contexts.misses_other_model - before.misses_other_model};
+  for (size_t i = 0; i < std::size(kMissReasons); ++i) {
+    context_misses_->Add({{"reason", kMissReasons[i]}}).Increment(Amount(misses[i]));
+  }
+  context_evictions_->Increment(Amount(contexts.evictions - before.evictions));
+  context_tokens_saved_->Increment(Amount(contexts.tokens_saved - before.tokens_saved));
+  context_memory_bytes_->Set(static_cast<double>(contexts.memory_bytes));
 }
 
 void Metrics::CountStep(int64_t sequences, int64_t tokens) {

@@ -63,6 +63,18 @@ class Metrics {
     int64_t drops = 0;  // since the generation began
   };
 
+  // What was kept of texts, since the server started.
+  struct Contexts {
+    int64_t hits = 0;
+    int64_t misses_none_kept = 0;
+    int64_t misses_evicted = 0;
+    int64_t misses_cheaper_to_compute = 0;
+    int64_t misses_other_model = 0;
+    int64_t evictions = 0;
+    int64_t tokens_saved = 0;
+    int64_t memory_bytes = 0;  // now
+  };
+
   explicit Metrics(const std::string& model_name);
   ~Metrics();
   Metrics(const Metrics&) = delete;
@@ -93,6 +105,9 @@ class Metrics {
   void SetGroupsReady(int64_t groups);                // groups_ready
   void SetWorkers(int64_t connected, int64_t spare);  // workers_connected, workers_spare
   void SetMemory(const Memory& memory);               // one gauge for each field, of its name
+  // context_hits_total, context_misses_total{reason}, context_evictions_total, context_tokens_saved_total,
+  // context_bytes{tier="memory"}
+  void SetContexts(const Contexts& contexts);
 
   // ---- Steps ----
   // A Step was sent: steps_total, step_sequences, step_tokens.
@@ -178,6 +193,13 @@ class Metrics {
   prometheus::Gauge* cache_tokens_max_;
   prometheus::Gauge* slots_used_;
   prometheus::Gauge* slots_max_;
+
+  prometheus::Counter* context_hits_;
+  prometheus::Family<prometheus::Counter>* context_misses_;
+  prometheus::Counter* context_evictions_;
+  prometheus::Counter* context_tokens_saved_;
+  prometheus::Gauge* context_memory_bytes_;
+  Contexts contexts_;  // the last ones; of the one thread that calls SetContexts
 
   prometheus::Counter* steps_;
   prometheus::Histogram* step_sequences_;

@@ -33,6 +33,7 @@ void EncodeSampling(const SamplingOptions& options, uint64_t seed, cluster::v1::
 
 void EncodeNew(const StepPlan::NewSequence& sequence, bool is_last, bool is_fork, cluster::v1::NewSequence* out) {
   out->set_sequence(sequence.sequence);
+  out->mutable_restore()->Assign(sequence.restore.begin(), sequence.restore.end());
   if (!is_last || sequence.sampling == nullptr) return;
   if (is_fork) {
     out->set_seed(sequence.seed);
@@ -104,6 +105,12 @@ void EncodeStep(const StepPlan& plan, const StepAudience& audience, cluster::v1:
   }
   step->mutable_chunks()->Reserve(static_cast<int>(plan.chunks.size()));
   for (const StepPlan::Chunk& chunk : plan.chunks) EncodeChunk(plan, chunk, audience, step->add_chunks());
+  for (const StepPlan::Save& save : plan.saves) {
+    cluster::v1::SaveSegment& out = *step->add_saves();
+    out.set_sequence(save.sequence);
+    out.set_segment(save.segment);
+    out.set_begin(static_cast<uint64_t>(save.begin));
+  }
 }
 
 void DecodeStepDone(cluster::v1::StepDone* done, StepResult* result) {

@@ -37,9 +37,9 @@ void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
   group.bytes = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
 }
 
-void ContextKeeper::GroupEnded(int replica) {
+ShelfDrops ContextKeeper::GroupEnded(int replica) {
   const auto found = groups_.find(replica);
-  if (found == groups_.end()) return;
+  if (found == groups_.end()) return {};
   const Group group = std::move(found->second);
   groups_.erase(found);
   SegmentDrops drops;
@@ -52,6 +52,7 @@ void ContextKeeper::GroupEnded(int replica) {
   for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
   Note(&drops);
   drops_.erase(group.tier);
+  return {.segments = {group.segments.begin(), group.segments.end()}};
 }
 
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
@@ -110,12 +111,16 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   }
   Note(&drops);
   group.planned.push_back({added->number, saving->parts});
+  group.segments.insert(added->number);
   return {added->number, saving->begin};
 }
 
 ShelfDrops ContextKeeper::TakeDrops(int replica) {
   const auto found = groups_.find(replica);
-  return found == groups_.end() ? ShelfDrops() : std::exchange(drops_[found->second.tier], {});
+  if (found == groups_.end()) return {};
+  ShelfDrops drops = std::exchange(drops_[found->second.tier], {});
+  for (const uint64_t segment : drops.segments) found->second.segments.erase(segment);
+  return drops;
 }
 
 void ContextKeeper::StepPlanned(int replica, uint64_t step) {

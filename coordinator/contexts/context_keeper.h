@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -43,7 +44,8 @@ class ContextKeeper final : public PrefixKeeper {
   void SetModel(const ContextIdentity& identity);
   // A group is ready; its shelves are empty. Without bytes, nothing is kept there.
   void GroupReady(int replica, const ShelfCapacity& capacity);
-  void GroupEnded(int replica);
+  // Its workers have to free all that was saved there.
+  ShelfDrops GroupEnded(int replica);
 
   // PrefixKeeper.
   Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
@@ -78,6 +80,7 @@ class ContextKeeper final : public PrefixKeeper {
     std::vector<Saving> planned;     // what the Step saves that is being planned
     std::vector<uint64_t> restored;  // what it restores: held until it has been planned
     std::deque<Step> steps;          // in flight, oldest first
+    std::set<uint64_t> segments;     // that workers may have
   };
 
   // Notes what has to be dropped from the groups' shelves.
@@ -86,7 +89,7 @@ class ContextKeeper final : public PrefixKeeper {
   const SnapshotOptions options_;
   std::unique_ptr<SegmentTree> tree_;  // null without a model
   std::map<int, Group> groups_;        // by replica: those that keep something
-  std::map<int, ShelfDrops> drops_;    // by tier
+  std::map<int, ShelfDrops> drops_;    // by tier: what the workers have not been told yet
 };
 
 }  // namespace goldfinch
