@@ -9,7 +9,7 @@
 namespace goldfinch {
 namespace {
 
-constexpr std::array<std::pair<StatePartKind, const char*>, 9> kPartNames = {{
+constexpr std::array<std::pair<StatePartKind, const char*>, 9> kKindNames = {{
     {StatePartKind::kTimeShift, "time_shift"},
     {StatePartKind::kChannelShift, "channel_shift"},
     {StatePartKind::kWkv, "wkv"},
@@ -45,15 +45,15 @@ const char* Name(StatePartKind kind) {
   return "";
 }
 
-const char* PartName(StatePartKind kind) {
-  for (const auto& [named, name] : kPartNames) {
+const char* KindName(StatePartKind kind) {
+  for (const auto& [named, name] : kKindNames) {
     if (named == kind) return name;
   }
   return "";
 }
 
-std::optional<StatePartKind> ParsePartName(std::string_view name) {
-  for (const auto& [kind, known] : kPartNames) {
+std::optional<StatePartKind> ParseKindName(std::string_view name) {
+  for (const auto& [kind, known] : kKindNames) {
     if (known == name) return kind;
   }
   return std::nullopt;

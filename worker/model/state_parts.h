@@ -35,8 +35,8 @@ enum class StatePartKind : uint8_t {
 const char* Name(StatePartKind kind);
 // A name of its own for each kind, in messages and files that keep parts: "time_shift", "channel_shift", "wkv",
 // "tail_rows", "logits", "keys", "values", "ids", "rows". These never change.
-const char* PartName(StatePartKind kind);
-std::optional<StatePartKind> ParsePartName(std::string_view name);
+const char* KindName(StatePartKind kind);
+std::optional<StatePartKind> ParseKindName(std::string_view name);
 
 // A part is named in the whole model by its layer and kind. The compressed cache and the tail rows are parts of the
 // last Finch-side layer, which makes them; every stage with GOLD layers has the same compressed cache.

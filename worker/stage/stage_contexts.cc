@@ -61,7 +61,7 @@ absl::Status CheckPart(const SavedSegment& segment, const StatePart& part) {
   const int64_t rows = part.per_token() ? segment.end - segment.begin : 1;
   const auto error = [&](absl::StatusCode code, const auto&... what) {
     return absl::Status(code, absl::StrCat("the segment [", segment.begin, ", ", segment.end, ") ", what...,
-                                           PartName(part.kind), " of layer ", part.layer));
+                                           KindName(part.kind), " of layer ", part.layer));
   };
   if (saved == nullptr) return error(absl::StatusCode::kNotFound, "lacks ");
   if (saved->part != part || saved->rows != rows) {
@@ -93,8 +93,11 @@ void Stage::ReserveSaving() {
 std::shared_ptr<const Mark> Stage::Save(int slot, ConstTensor logits, const SavedSegment& to) {
   const SequenceStates::Sequence& sequence = sequences_->at(slot);
   GF_CHECK(to.begin >= 0 && to.begin <= to.end && to.end == sequence.position);
+  const auto has = [&](const StatePart& part) { return to.Find(part.layer, part.kind) != nullptr; };
+  const bool saves_logits = extent_.has_head() && has(saved_parts_.back());
+  GF_CHECK(!saves_logits || logits);
   for (const StatePart& part : saved_parts_) {
-    if (part.kind == StatePartKind::kLogits && !logits) continue;
+    if (!has(part)) continue;
     const absl::Status status = CheckPart(to, part);
     GF_CHECK(status.ok()) << status.message();
   }
@@ -114,16 +117,17 @@ std::shared_ptr<const Mark> Stage::Save(int slot, ConstTensor logits, const Save
     sequences_->Walk(
         slot,
         [&](const StatePart& part, int64_t /*begin*/, Tensor values) {
-          if (!part.per_token()) keep(values);
+          if (!part.per_token() && has(part)) keep(values);
         },
         sequence.position);
-    if (logits) keep(logits);
+    if (saves_logits) keep(logits);
     queue.WaitFor(*main.Record());
   }
   {
     PartCopies copies(queue, PartCopies::Direction::kToHost);
     char* copy = buffer != nullptr ? buffer->data : nullptr;
     const auto save = [&](const StatePart& part, int64_t row, ConstTensor values) {
+      if (!has(part)) return;
       const void* from = values.data;
       if (!part.per_token() && copy != nullptr) {
         from = copy;
@@ -137,7 +141,7 @@ std::shared_ptr<const Mark> Stage::Save(int slot, ConstTensor logits, const Save
           save(part, part.per_token() ? begin - to.begin : 0, values);
         },
         to.begin);
-    if (logits) save(saved_parts_.back(), 0, logits);
+    if (saves_logits) save(saved_parts_.back(), 0, logits);
   }
   std::shared_ptr<const Mark> mark = queue.Record();
   if (buffer != nullptr) last_save_ = buffer->copied = mark;

@@ -188,7 +188,7 @@ TEST(StageContextsTest, StagesSaveTheSameBytesOfTheSamePart) {
     for (const auto& part : split[i].parts) {
       const SavedPart* const same = chain[i].Find(part->part.layer, part->part.kind);
       ASSERT_NE(same, nullptr);
-      EXPECT_EQ(TestPipeline::Bytes(*part), TestPipeline::Bytes(*same)) << i << " " << PartName(part->part.kind);
+      EXPECT_EQ(TestPipeline::Bytes(*part), TestPipeline::Bytes(*same)) << i << " " << KindName(part->part.kind);
       ++parts;
     }
     EXPECT_EQ(split[i].parts.size(), chain[i].parts.size() + 2) << "two stages have the compressed cache";

@@ -80,7 +80,7 @@ class TestPipeline {
     const int64_t begin = chain->empty() ? 0 : chain->back().end;
     SavedSegment all{.begin = begin, .end = stages_[0]->position(slot)};
     for (auto& stage : stages_) {
-      SavedSegment segment{all.begin, all.end, stage->gold_position(slot), {}};
+      SavedSegment segment{all.begin, all.end, stage->gold_position(slot)};
       all.gold_position = segment.gold_position;
       std::vector<std::shared_ptr<SavedPart>> parts;
       for (const StatePart& part : stage->saved_parts()) {
