@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "coordinator/wire_fields.h"
+#include "google/protobuf/descriptor.h"
 #include "protos/cluster.pb.h"
 #include "protos/cluster_protocol.h"
 
@@ -34,6 +35,8 @@ constexpr size_t kAddressBytesMax = 1024;
 constexpr uint64_t kThreadsMax = uint64_t{1} << 16;
 constexpr uint64_t kAddressesMax = kLayersMax;  // one a stage
 constexpr uint64_t kMemoryPartsMax = 64;
+constexpr uint64_t kShapeNumbersMax = 3;
+constexpr uint64_t kPartsMax = uint64_t{1} << 16;  // of a segment
 
 struct Field {
   const char* name;
@@ -114,7 +117,8 @@ absl::Status CheckRegister(const cluster::v1::Register& message) {
   GF_RETURN_IF_ERROR(CheckIpAddress("address", message.address()));
   GF_RETURN_IF_ERROR(CheckTexts("", kWorkerNameBytesMax, {{"processor", message.processor()}}));
   GF_RETURN_IF_ERROR(CheckAtMost("", kThreadsMax, {{"threads", message.threads()}}));
-  GF_RETURN_IF_ERROR(CheckAtMost("", kMemoryBytesMax, {{"memory_bytes", message.memory_bytes()}}));
+  GF_RETURN_IF_ERROR(CheckAtMost("", kMemoryBytesMax,
+                                 {{"memory_bytes", message.memory_bytes()}, {"shelf_bytes", message.shelf_bytes()}}));
   GF_RETURN_IF_ERROR(CheckReals(
       "", kRateMax, {{"flops", message.flops()}, {"read_bytes_per_second", message.read_bytes_per_second()}}));
   // A speed of almost nothing would make times infinite.
@@ -233,16 +237,62 @@ absl::Status CheckResult(const cluster::v1::ChunkResult& result, uint64_t vocab_
                                                  " bytes, which are no rows of ", vocab_size, " numbers"));
 }
 
-}  // namespace
+absl::Status CheckPartName(std::string_view prefix, const cluster::v1::PartName& part) {
+  GF_RETURN_IF_ERROR(CheckAtMost(prefix, kLayersMax - 1, {{"layer", part.layer()}}));
+  return CheckTexts(prefix, kPartKindBytesMax, {{"kind", part.kind()}});
+}
 
-absl::Status CheckWorkerBytes(google::protobuf::io::ZeroCopyInputStream* bytes) {
+absl::Status CheckPiece(const cluster::v1::Piece& piece) {
+  GF_RETURN_IF_ERROR(CheckPartName("piece.part.", piece.part()));
+  GF_RETURN_IF_ERROR(CheckTexts("piece.", kWordBytesMax, {{"dtype", piece.dtype()}}));
+  GF_RETURN_IF_ERROR(CheckTexts("piece.", kPieceBytesMax, {{"data", piece.data()}}));
+  GF_RETURN_IF_ERROR(
+      CheckAtMost("piece.", kShapeNumbersMax, {{"the number of shape", static_cast<uint64_t>(piece.shape_size())}}));
+  for (const uint64_t number : piece.shape()) {
+    GF_RETURN_IF_ERROR(CheckAtMost("piece.", kWidthMax, {{"shape", number}}));
+  }
+  GF_RETURN_IF_ERROR(CheckAtMost("piece.", kCacheTokensMax, {{"end", piece.end()}}));
+  GF_RETURN_IF_ERROR(
+      CheckAtMost("piece.", piece.end(), {{"begin", piece.begin()}, {"gold_position", piece.gold_position()}}));
+  return CheckAtMost("piece.", kLargeBytesMax, {{"offset", piece.offset()}});
+}
+
+absl::Status CheckEntries(const google::protobuf::Descriptor& type, google::protobuf::io::ZeroCopyInputStream* bytes) {
   int64_t left = kWorkerEntriesMax;
-  const bool whole = ForEachWireField(*cluster::v1::FromWorker::descriptor(), bytes, [&left](const WireField& one) {
-    return (one.field != nullptr && !one.sized) || --left >= 0;
-  });
+  const bool whole = ForEachWireField(
+      type, bytes, [&left](const WireField& one) { return (one.field != nullptr && !one.sized) || --left >= 0; });
   if (whole) return absl::OkStatus();
   return absl::InvalidArgumentError(left < 0 ? absl::StrCat("it has more than ", kWorkerEntriesMax, " entries")
                                              : "the bytes are no message");
+}
+
+}  // namespace
+
+absl::Status CheckWorkerBytes(google::protobuf::io::ZeroCopyInputStream* bytes) {
+  return CheckEntries(*cluster::v1::FromWorker::descriptor(), bytes);
+}
+
+absl::Status CheckShelfBytes(google::protobuf::io::ZeroCopyInputStream* bytes) {
+  return CheckEntries(*cluster::v1::FromShelf::descriptor(), bytes);
+}
+
+absl::Status CheckShelfMessage(const cluster::v1::FromShelf& message) {
+  using cluster::v1::FromShelf;
+  switch (message.message_case()) {
+    case FromShelf::kToken:
+      return CheckRange("", 1, kHashBytesMax, {{"the size of token", message.token().size()}});
+    case FromShelf::kPiece:
+      return CheckPiece(message.piece());
+    case FromShelf::kPutDone:
+      GF_RETURN_IF_ERROR(CheckPartName("put_done.part.", message.put_done().part()));
+      return CheckTexts("put_done.", kClusterTextBytesMax, {{"error", message.put_done().error()}});
+    case FromShelf::kFetchDone:
+      GF_RETURN_IF_ERROR(CheckAtMost("fetch_done.", kPartsMax, {{"parts", message.fetch_done().parts()}}));
+      return CheckTexts("fetch_done.", kClusterTextBytesMax, {{"error", message.fetch_done().error()}});
+    case FromShelf::MESSAGE_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("an empty or unknown message");
 }
 
 absl::Status CheckStepDone(const cluster::v1::StepDone& done, int64_t vocab_size) {
@@ -262,6 +312,9 @@ absl::Status CheckStepDone(const cluster::v1::StepDone& done, int64_t vocab_size
                                   {"gold_shared_sequences", done.gold_shared_sequences()},
                                   {"gold_full_sequences", done.gold_full_sequences()}}));
   GF_RETURN_IF_ERROR(CheckAtMost("", kCacheTokensMax, {{"cache_tokens", done.cache_tokens()}}));
+  GF_RETURN_IF_ERROR(CheckAtMost("", kMemoryBytesMax, {{"shelf_bytes", done.shelf_bytes()}}));
+  GF_RETURN_IF_ERROR(
+      CheckAtMost("", kResultsMax, {{"the number of unsaved", static_cast<uint64_t>(done.unsaved_size())}}));
   GF_RETURN_IF_ERROR(
       CheckAtMost("", kResultsMax, {{"the number of results", static_cast<uint64_t>(done.results_size())}}));
   for (const cluster::v1::ChunkResult& result : done.results()) {

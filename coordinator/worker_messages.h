@@ -19,6 +19,7 @@ class ZeroCopyInputStream;
 namespace goldfinch {
 
 namespace cluster::v1 {
+class FromShelf;
 class FromWorker;
 class StepDone;
 }  // namespace cluster::v1
@@ -40,6 +41,11 @@ absl::Status CheckWorkerMessage(const cluster::v1::FromWorker& message);
 
 // The same for the answer to a Step of a model of `vocab_size` ids, which is at least 1.
 absl::Status CheckStepDone(const cluster::v1::StepDone& done, int64_t vocab_size);
+
+// The same two checks for a message of a worker's Contexts stream. What the part must be is for whoever asked for it to
+// compare.
+absl::Status CheckShelfBytes(google::protobuf::io::ZeroCopyInputStream* bytes);
+absl::Status CheckShelfMessage(const cluster::v1::FromShelf& message);
 
 }  // namespace goldfinch
 

@@ -162,16 +162,41 @@ class Cluster {
   Metrics metrics_{"fuzz"};
 };
 
+// Messages of a Contexts stream: what passes keeps its limits.
+void ReadShelf(const uint8_t* data, size_t size) {
+  for (size_t at = 0; at + 2 <= size;) {
+    const size_t bytes = std::min<size_t>(data[at] | data[at + 1] << 8, size - at - 2);
+    cluster::v1::FromShelf message;
+    google::protobuf::io::ArrayInputStream input(data + at + 2, static_cast<int>(bytes));
+    if (CheckShelfBytes(&input).ok() && message.ParseFromArray(data + at + 2, static_cast<int>(bytes))) {
+      const absl::Status status = CheckShelfMessage(message);
+      GF_CHECK_LE(status.message().size(), kTextBytesMax);
+      if (status.ok() && message.has_piece()) {
+        const cluster::v1::Piece& piece = message.piece();
+        GF_CHECK(piece.begin() <= piece.end() && piece.gold_position() <= piece.end());
+        GF_CHECK_LE(piece.data().size(), kPieceBytesMax);
+        GF_CHECK_LE(piece.shape_size(), 3);
+        for (const uint64_t number : piece.shape()) GF_CHECK_LE(number, uint64_t{1} << 24);
+      }
+    }
+    at += 2 + bytes;
+  }
+}
+
 }  // namespace
 }  // namespace goldfinch
 
-// The first byte says what the coordinator knows and who comes first; then messages follow, each after its size in two
-// bytes.
+// The first byte says what the coordinator knows and who comes first, or that the messages are those of a Contexts
+// stream; then messages follow, each after its size in two bytes.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using goldfinch::kFuzzed;
   using goldfinch::kHonest;
   if (size == 0) return 0;
   const bool own = (data[0] & 1) != 0, honest_first = (data[0] & 2) != 0;
+  if ((data[0] & 4) != 0) {
+    goldfinch::ReadShelf(data + 1, size - 1);
+    return 0;
+  }
   goldfinch::Cluster cluster(own);
   const auto add_honest = [&] {
     cluster.Connect(kHonest);

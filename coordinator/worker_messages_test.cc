@@ -4,6 +4,7 @@
 #include <functional>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "gmock/gmock.h"
@@ -251,6 +252,88 @@ TEST(WorkerMessagesTest, EntriesAreCountedBeforeTheyAreParsed) {
                                 "\x0b", "\xff\xff\xff\xff\xff\xff"}) {
     EXPECT_EQ(ErrorOf(CheckBytes(bad)), "the bytes are no message");
   }
+}
+
+TEST(WorkerMessagesTest, WhatWorkersSayOfTheirShelvesIsChecked) {
+  FromWorker registration = Register();
+  registration.mutable_register_()->set_shelf_bytes(uint64_t{1} << 50);
+  EXPECT_TRUE(CheckWorkerMessage(registration).ok());
+  registration.mutable_register_()->set_shelf_bytes((uint64_t{1} << 50) + 1);
+  EXPECT_THAT(CheckWorkerMessage(registration).ToString(), HasSubstr("shelf_bytes is 1125899906842625"));
+  cluster::v1::StepDone done = Done();
+  done.add_unsaved(~uint64_t{0});
+  done.set_shelf_bytes(5);
+  EXPECT_TRUE(CheckStepDone(done, kVocabSize).ok());
+  done.set_shelf_bytes(~uint64_t{0});
+  EXPECT_THAT(CheckStepDone(done, kVocabSize).ToString(), HasSubstr("shelf_bytes"));
+  done.set_shelf_bytes(0);
+  for (int i = 0; i < 1 << 20; ++i) done.add_unsaved(i);
+  EXPECT_THAT(CheckStepDone(done, kVocabSize).ToString(), HasSubstr("the number of unsaved is 1048577"));
+}
+
+TEST(WorkerMessagesTest, MessagesOfContextsStreams) {
+  using cluster::v1::FromShelf;
+  struct Case {
+    std::string named;  // empty: it is good
+    std::function<void(FromShelf&)> make;
+  };
+  const auto piece = [](auto spoil) {
+    return [spoil](FromShelf& message) {
+      cluster::v1::Piece& good = *message.mutable_piece();
+      good.mutable_part()->set_layer(1023);
+      good.mutable_part()->set_kind("wkv");
+      good.set_dtype("f32");
+      for (const uint64_t number : {32, 64, 1 << 24}) good.add_shape(number);
+      good.set_begin(5);
+      good.set_end(uint64_t{1} << 36);
+      good.set_gold_position(uint64_t{1} << 36);
+      good.set_data(std::string(1 << 20, 'x'));
+      spoil(good);
+    };
+  };
+  const std::vector<Case> cases = {
+      {"", piece([](auto&) {})},
+      {"an empty or unknown message", [](auto&) {}},
+      {"", [](auto& m) { m.set_token("t"); }},
+      {"the size of token is 0", [](auto& m) { m.set_token(""); }},
+      {"the size of token is 65", [](auto& m) { m.set_token(std::string(65, 't')); }},
+      {"piece.part.layer is 1024", piece([](auto& p) { p.mutable_part()->set_layer(1024); })},
+      {"piece.part.kind has 65 bytes", piece([](auto& p) { p.mutable_part()->set_kind(std::string(65, 'k')); })},
+      {"piece.dtype has 65 bytes", piece([](auto& p) { p.set_dtype(std::string(65, 'k')); })},
+      {"piece.data has 1048577 bytes, the limit is 1048576", piece([](auto& p) { p.mutable_data()->push_back('x'); })},
+      {"the number of shape is 4", piece([](auto& p) { p.add_shape(1); })},
+      {"piece.shape is 16777217", piece([](auto& p) { p.set_shape(2, (1 << 24) + 1); })},
+      {"piece.end is 68719476737", piece([](auto& p) { p.set_end((uint64_t{1} << 36) + 1); })},
+      {"piece.begin is 5, expected 0 to 4", piece([](auto& p) {
+         p.set_end(4);
+         p.set_gold_position(4);
+       })},
+      {"piece.gold_position is 9", piece([](auto& p) {
+         p.set_end(8);
+         p.set_gold_position(9);
+       })},
+      {"piece.offset is 18446744073709551615", piece([](auto& p) { p.set_offset(~uint64_t{0}); })},
+      {"", [](auto& m) { m.mutable_put_done()->set_error(std::string(4096, 'e')); }},
+      {"put_done.error has 4097", [](auto& m) { m.mutable_put_done()->set_error(std::string(4097, 'e')); }},
+      {"put_done.part.layer", [](auto& m) { m.mutable_put_done()->mutable_part()->set_layer(1 << 20); }},
+      {"", [](auto& m) { m.mutable_fetch_done()->set_parts(1 << 16); }},
+      {"fetch_done.parts is 65537", [](auto& m) { m.mutable_fetch_done()->set_parts((1 << 16) + 1); }},
+      {"fetch_done.error has 4097", [](auto& m) { m.mutable_fetch_done()->set_error(std::string(4097, 'e')); }},
+  };
+  for (const Case& test_case : cases) {
+    FromShelf message;
+    test_case.make(message);
+    const absl::Status status = CheckShelfMessage(message);
+    EXPECT_EQ(status.ok(), test_case.named.empty()) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(test_case.named));
+    const std::string bytes = message.SerializeAsString();
+    google::protobuf::io::ArrayInputStream input(bytes.data(), static_cast<int>(bytes.size()));
+    EXPECT_TRUE(CheckShelfBytes(&input).ok());
+  }
+  std::string many;  // unknown fields
+  for (int64_t i = 0; i <= kWorkerEntriesMax; ++i) many += std::string("\x78\x01", 2);
+  google::protobuf::io::ArrayInputStream input(many.data(), static_cast<int>(many.size()));
+  EXPECT_THAT(CheckShelfBytes(&input).ToString(), HasSubstr("more than 262144 entries"));
 }
 
 }  // namespace

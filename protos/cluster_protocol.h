@@ -8,7 +8,7 @@
 
 namespace goldfinch {
 
-inline constexpr uint32_t kClusterProtocol = 3;
+inline constexpr uint32_t kClusterProtocol = 4;
 
 // How a worker proves that it has the cluster's key, and the coordinator that it has it too. All of it is metadata of
 // the call Work, so that the coordinator reads no message of anyone who has not proved it:
@@ -31,6 +31,8 @@ inline constexpr size_t kClusterTextBytesMax = 4096;  // why something failed
 inline constexpr size_t kWorkerNameBytesMax = 256;    // of a worker
 inline constexpr size_t kWorkerDeviceBytesMax = 512;
 inline constexpr int64_t kCacheTokensMax = int64_t{1} << 36;  // positions in the caches of one group
+inline constexpr size_t kPieceBytesMax = size_t{1} << 20;     // of a part of a segment
+inline constexpr size_t kPartKindBytesMax = 64;
 
 }  // namespace goldfinch
 

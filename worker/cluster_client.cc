@@ -17,6 +17,7 @@
 #include "protos/cluster.grpc.pb.h"
 #include "protos/cluster.pb.h"
 #include "protos/cluster_protocol.h"
+#include "worker/contexts_client.h"
 
 namespace goldfinch {
 
@@ -112,6 +113,11 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
     const std::lock_guard<std::mutex> lock(mutex_);
     return answered_;
   }
+  // That of the Welcome; empty before it, and if there is none.
+  std::string contexts_token() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return contexts_token_;
+  }
   double age_seconds() const { return SecondsSince(started_); }
   // Whether the coordinator has taken the call without a proof that it has the key. A call that it ends with a
   // challenge ends at once.
@@ -143,6 +149,7 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       answered_ = true;
+      if (received_.has_welcome()) contexts_token_ = received_.welcome().contexts_token();
     }
     worker_.Received(std::move(received_));
     received_.Clear();
@@ -199,6 +206,7 @@ class ClusterClient::Stream : public grpc::ClientBidiReactor<FromWorker, ToWorke
   std::deque<FromWorker> unsent_;  // the first is being written
   bool closing_ = false;
   bool closed_ = false;
+  std::string contexts_token_;
   bool answered_ = false;  // the coordinator has sent a message
   bool done_ = false;
   std::optional<SteadyClock::time_point> unproved_since_;
@@ -311,7 +319,11 @@ std::shared_ptr<grpc::Channel> ClusterClient::MakeChannel() const {
 
 void ClusterClient::Follow(Stream& stream) {
   bool draining = false;
+  std::unique_ptr<ContextsClient> contexts;
   while (!stream.WaitDone(kPollTime)) {
+    if (contexts == nullptr && !stream.contexts_token().empty()) {
+      contexts = std::make_unique<ContextsClient>(channel_, worker_.shelf(), stream.contexts_token());
+    }
     if (stopping() && !draining) {
       draining = true;
       Drain(stream);

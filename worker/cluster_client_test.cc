@@ -102,6 +102,47 @@ class Coordinator : public cluster::v1::Cluster::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status Contexts(grpc::ServerContext* /*context*/,
+                        grpc::ServerReaderWriter<cluster::v1::ToShelf, cluster::v1::FromShelf>* stream) override {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      contexts_ = stream;
+      contexts_end_ = false;
+    }
+    cluster::v1::FromShelf message;
+    while (stream->Read(&message)) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      shelf_messages_.push_back(message);
+      arrived_.notify_all();
+      if (contexts_end_) break;
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    contexts_ = nullptr;
+    arrived_.notify_all();
+    return grpc::Status::OK;
+  }
+  cluster::v1::FromShelf AwaitShelf() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (!arrived_.wait_for(lock, kPatience, [this] { return !shelf_messages_.empty(); })) {
+      ADD_FAILURE() << "no message of the shelf";
+      return {};
+    }
+    cluster::v1::FromShelf message = std::move(shelf_messages_.front());
+    shelf_messages_.pop_front();
+    return message;
+  }
+  // With `end`, the stream ends once the answer has come.
+  void SendShelf(const cluster::v1::ToShelf& message, bool end) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ASSERT_NE(contexts_, nullptr);
+    contexts_end_ = end;
+    EXPECT_TRUE(contexts_->Write(message));
+  }
+  bool AwaitContextsEnd() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return arrived_.wait_for(lock, kPatience, [this] { return contexts_ == nullptr; });
+  }
+
   FromWorker Await(FromWorker::MessageCase kind) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
@@ -137,6 +178,9 @@ class Coordinator : public cluster::v1::Cluster::Service {
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
   std::mutex mutex_;
+  grpc::ServerReaderWriter<cluster::v1::ToShelf, cluster::v1::FromShelf>* contexts_ = nullptr;
+  bool contexts_end_ = false;
+  std::deque<cluster::v1::FromShelf> shelf_messages_;
   std::condition_variable arrived_;
   std::unique_ptr<const SharedKey> key_;
   bool proves_ = true;
@@ -149,7 +193,8 @@ class ClusterClientTest : public testing::Test {
  public:
   ClusterClientTest() : path(testing::TempDir() + "/model.safetensors") {
     EXPECT_TRUE(WriteSafetensors(path, RandomModel({.layers = {"finch", "finch"}})).ok());
-    worker = std::make_unique<Worker>(WorkerOptions{.name = "w"}, MakeCpuBackend(1), MakeLocalTransportFactory());
+    worker = std::make_unique<Worker>(WorkerOptions{.name = "w", .shelf_bytes = 1 << 20}, MakeCpuBackend(1),
+                                      MakeLocalTransportFactory());
   }
 
   void Start(int port, std::optional<SharedKey> key = {}) { Start(absl::StrCat("127.0.0.1:", port), std::move(key)); }
@@ -239,6 +284,36 @@ TEST_F(ClusterClientTest, AWorkersLife) {
   EXPECT_TRUE(client->Wait().ok());
   EXPECT_TRUE(coordinator.AwaitEnd());
   EXPECT_EQ(coordinator.streams(), 1);
+}
+
+// The coordinator reads and fills the shelf over a second stream, which comes again if it breaks.
+TEST_F(ClusterClientTest, TheContextsStreamLivesBesideTheOther) {
+  Coordinator coordinator;
+  Start(coordinator.port());
+  EXPECT_EQ(coordinator.Await(FromWorker::kRegister).register_().shelf_bytes(), 1u << 20);
+  ToWorker welcome = Welcome(60);
+  welcome.mutable_welcome()->set_contexts_token("a token");
+  coordinator.Send(welcome);
+  coordinator.Await(FromWorker::kDescribed);
+  cluster::v1::ToShelf put, fetch;
+  put.mutable_put()->mutable_part()->set_kind("wkv");
+  put.mutable_put()->set_dtype("f32");
+  fetch.mutable_fetch()->set_number(7);
+  fetch.mutable_fetch()->set_segment(3);
+  for (int stream = 0; stream < 2; ++stream) {
+    EXPECT_EQ(coordinator.AwaitShelf().token(), "a token");
+    coordinator.SendShelf(put, /*end=*/false);
+    EXPECT_EQ(coordinator.AwaitShelf().put_done().error(), "wkv of layer 0 is no part of this stage");
+    coordinator.SendShelf(fetch, /*end=*/true);
+    const cluster::v1::FromShelf answer = coordinator.AwaitShelf();
+    EXPECT_EQ(answer.fetch_done().number(), 7u);
+    EXPECT_EQ(answer.fetch_done().error(), "segment 3 is not on the shelf");
+    EXPECT_TRUE(coordinator.AwaitContextsEnd());
+  }
+  EXPECT_EQ(coordinator.AwaitShelf().token(), "a token");
+  EXPECT_EQ(coordinator.streams(), 1) << "steps go on";
+  client->Stop(0);
+  EXPECT_TRUE(coordinator.AwaitContextsEnd());
 }
 
 TEST_F(ClusterClientTest, StopDoesNotWaitForAGenerationThatDoesNotEnd) {

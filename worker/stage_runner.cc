@@ -38,10 +38,11 @@ absl::Status Invalid(const Parts&... parts) {
 
 }  // namespace
 
-StageRunner::StageRunner(const StageAssignment& assignment, Backend& backend, Stage& stage)
+StageRunner::StageRunner(const StageAssignment& assignment, Backend& backend, Stage& stage, ContextShelf* shelf)
     : assignment_(assignment),
       backend_(backend),
       stage_(stage),
+      shelf_(shelf),
       shape_(stage.model().shape),
       is_last_(stage.extent().is_last()),
       reads_ids_(stage.extent().reads_ids()),
@@ -49,10 +50,10 @@ StageRunner::StageRunner(const StageAssignment& assignment, Backend& backend, St
       drops_before_(stage.gold_tiers() != nullptr ? stage.gold_tiers()->drops() : 0) {}
 
 absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssignment& assignment, Backend& backend,
-                                                                 Stage& stage) {
+                                                                 Stage& stage, ContextShelf* shelf) {
   GF_CHECK_EQ(stage.extent().first_layer, assignment.first_layer);
   GF_CHECK_EQ(stage.extent().last_layer, assignment.last_layer);
-  std::unique_ptr<StageRunner> runner(new StageRunner(assignment, backend, stage));
+  std::unique_ptr<StageRunner> runner(new StageRunner(assignment, backend, stage, shelf));
   if (assignment.links.hidden_from >= 0) {
     GF_RETURN_IF_ERROR(
         runner->AllocateBuffer({assignment.hidden_rows_max, runner->shape_.width}, DType::kF32, &runner->hidden_));
@@ -68,6 +69,13 @@ absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssi
     runner->staging_ = std::make_unique_for_overwrite<char[]>(runner->staging_bytes_);
   }
   runner->ids_.reserve(assignment.options.max_step_tokens);
+  if (shelf != nullptr) {
+    if (shelf->bytes() > 0) stage.ReserveSaving();
+    const absl::Span<const StatePart> parts = stage.saved_parts();
+    shelf->SetParts({.parts = {parts.begin(), parts.end()},
+                     .vocab_size = runner->shape_.vocab_size,
+                     .positions_max = assignment.options.max_sequence_tokens});
+  }
   return runner;
 }
 
@@ -114,10 +122,13 @@ absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* 
   GF_RETURN_IF_ERROR(Receive(transport, done, running, &input));
   GF_RETURN_IF_ERROR(stage_.Forward(chunks_, input, &output));
   GF_RETURN_IF_ERROR(Send(transport, output, running));
+  GF_RETURN_IF_ERROR(Save(step, output.logits, done));
+  if (is_last_) GF_RETURN_IF_ERROR(Draw(step, done));
   if (is_last_) GF_RETURN_IF_ERROR(FillResults(step, output.logits, done));
   GF_RETURN_IF_ERROR(Fork(step));
   done->set_cache_bytes(stage_.CacheBytes());
   done->set_cache_tokens(stage_.CacheTokens());
+  if (shelf_ != nullptr) done->set_shelf_bytes(shelf_->used_bytes());
   FillTiers(done);
   running->done_ = backend_.queue().Record();
   return absl::OkStatus();
@@ -175,7 +186,10 @@ absl::Status StageRunner::Open(const Step& step) {
       GF_ASSIGN_OR_RETURN(SamplingOptions options, ReadSampling(message.sampling(), *assignment_.vocabulary));
       sampler.emplace(std::move(options), assignment_.vocabulary);
     }
-    GF_RETURN_IF_ERROR(Add(message, stage_.Open(), std::move(sampler)));
+    if (is_last_ && message.draw() && (message.restore().empty() || !message.has_sampling())) {
+      return Invalid("draw: sequence ", message.sequence(), " is not opened with restore and sampling");
+    }
+    GF_RETURN_IF_ERROR(Add(message, message.restore().empty() ? stage_.Open() : Restore(message), std::move(sampler)));
   }
   return absl::OkStatus();
 }
@@ -314,7 +328,7 @@ absl::Status StageRunner::FillResults(const Step& step, ConstTensor logits, Step
       owners_[i]->sampler->Observe(drawn_[first]);
       result->set_token(drawn_[first]);
     } else if (message.sample()) {
-      SampleInto(RowsOnHost(logits, first, count), *owners_[i], result);
+      SampleInto(RowsOnHost(logits, first, count), *owners_[i], stage_.position(owners_[i]->slot), result);
     }
     if (message.targets_size() > 0) ScoreInto(message, RowsOnHost(logits, first, count), result);
   }
@@ -364,8 +378,8 @@ void AddTop(absl::Span<const TokenLogprob> top, ChunkResult* result) {
 
 }  // namespace
 
-void StageRunner::SampleInto(absl::Span<const float> logits, Sequence& sequence, ChunkResult* result) {
-  const int64_t position = stage_.position(sequence.slot);  // after the chunk
+void StageRunner::SampleInto(absl::Span<const float> logits, Sequence& sequence, int64_t position,
+                             ChunkResult* result) {
   const absl::StatusOr<Token> token = sequence.sampler->Sample(logits, position, scratch_);
   if (!token.ok()) {
     result->set_error(SafeText(std::string(token.status().message()), kClusterTextBytesMax));

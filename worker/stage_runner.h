@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/backend.h"
+#include "worker/context_shelf.h"
 #include "worker/stage/sampler.h"
 #include "worker/stage/scorer.h"
 #include "worker/stage/stage.h"
@@ -57,10 +58,10 @@ class RunningStep {
 // For one thread at a time. After any error the generation must end, as its stages no longer agree on the sequences.
 class StageRunner {
  public:
-  // `stage` has the assignment's layers and no open sequence. It and the back end must outlive the runner.
-  // RESOURCE_EXHAUSTED: there is no memory for rows from other stages.
+  // `stage` has the assignment's layers and no open sequence. It, the back end and the shelf must outlive the runner.
+  // Without a shelf, nothing is saved. RESOURCE_EXHAUSTED: there is no memory for rows from other stages.
   static absl::StatusOr<std::unique_ptr<StageRunner>> Create(const StageAssignment& assignment, Backend& backend,
-                                                             Stage& stage);
+                                                             Stage& stage, ContextShelf* shelf = nullptr);
   // Closes all sequences that are open.
   ~StageRunner();
   StageRunner(const StageRunner&) = delete;
@@ -79,13 +80,16 @@ class StageRunner {
     std::optional<Sampler> sampler = {};
   };
 
-  StageRunner(const StageAssignment& assignment, Backend& backend, Stage& stage);
+  StageRunner(const StageAssignment& assignment, Backend& backend, Stage& stage, ContextShelf* shelf);
   absl::Status AllocateBuffer(const Shape& shape, DType dtype, Tensor* buffer);
 
   absl::StatusOr<Sequence*> Find(uint64_t id, const char* field);
   absl::Status Add(const cluster::v1::NewSequence& message, absl::StatusOr<int> slot, std::optional<Sampler> sampler);
   absl::Status Close(const cluster::v1::Step& step);
   absl::Status Open(const cluster::v1::Step& step);
+  absl::StatusOr<int> Restore(const cluster::v1::NewSequence& message);
+  absl::Status Draw(const cluster::v1::Step& step, cluster::v1::StepDone* done);
+  absl::Status Save(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
   absl::Status ReadChunks(const cluster::v1::Step& step);
   absl::Status ReadIds(const cluster::v1::Chunk& message);
   absl::Status CheckResultFields(const cluster::v1::Chunk& message) const;
@@ -98,7 +102,9 @@ class StageRunner {
   void DrawOnDevice(const cluster::v1::Step& step, ConstTensor logits);
   // Returns `count` rows of logits from row `first` on.
   absl::Span<const float> RowsOnHost(ConstTensor logits, int64_t first, int64_t count);
-  void SampleInto(absl::Span<const float> logits, Sequence& sequence, cluster::v1::ChunkResult* result);
+  // Draws the token of position `position` from the logits of the one before.
+  void SampleInto(absl::Span<const float> logits, Sequence& sequence, int64_t position,
+                  cluster::v1::ChunkResult* result);
   void ScoreInto(const cluster::v1::Chunk& message, absl::Span<const float> logits, cluster::v1::ChunkResult* result);
   absl::Status Fork(const cluster::v1::Step& step);
   void FillTiers(cluster::v1::StepDone* done) const;
@@ -106,6 +112,7 @@ class StageRunner {
   const StageAssignment assignment_;
   Backend& backend_;
   Stage& stage_;
+  ContextShelf* const shelf_;  // may be null
   const ModelShape& shape_;
   const bool is_last_;
   const bool reads_ids_;    // the stage embeds ids, or keeps them with compressed rows
@@ -126,6 +133,7 @@ class StageRunner {
   int64_t steps_ = 0;           // how many have been run, the current one included
 
   // Vectors of the current step, kept to reuse their memory.
+  std::vector<float> restored_logits_;
   std::vector<int32_t> ids_;
   std::vector<Chunk> chunks_;
   std::vector<Sequence*> owners_;                  // the sequence of each chunk

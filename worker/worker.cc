@@ -34,6 +34,14 @@ bool IsOfAGeneration(const ToWorker& message) {
   return message.has_form() || message.has_connect() || message.has_step();
 }
 
+// Without the memory that it should have, a worker serves all the same, and says that it keeps nothing.
+std::unique_ptr<ContextShelf> MakeShelf(const WorkerOptions& options, Backend& backend) {
+  absl::StatusOr<std::unique_ptr<ContextShelf>> shelf = ContextShelf::Create(backend, options.shelf_bytes);
+  if (shelf.ok()) return *std::move(shelf);
+  if (options.log) options.log(absl::StrCat("no contexts are kept: ", shelf.status().message()));
+  return *ContextShelf::Create(backend, 0);
+}
+
 // Form may ask for more memory than there is, and allocations of the standard library then throw.
 template <class Call>
 absl::Status CatchBadAlloc(Call call) {
@@ -60,6 +68,7 @@ Worker::Worker(WorkerOptions options, std::unique_ptr<Backend> backend, std::uni
       threads_(backend_->kind() == DeviceKind::kCpu ? backend_->threads() : 0),
       process_(MakeNonce()),
       transport_factory_(std::move(transport)),
+      shelf_(MakeShelf(options_, *backend_)),
       generation_(std::make_shared<Generation>(Generation{0, absl::CancelledError("no group has formed yet")})),
       loader_(options_, *backend_) {
   thread_ = std::thread([this] { Work(); });
@@ -105,6 +114,7 @@ void Worker::Connected(std::function<void(const FromWorker& message)> send) {
   registration.set_address(options_.place.address);
   registration.set_network(options_.place.network);
   registration.set_process(process_);
+  registration.set_shelf_bytes(shelf_->bytes());
   Reply(message);
 }
 
@@ -231,6 +241,7 @@ void Worker::Handle(const Task& task) {
   const ToWorker& message = *task.message;
   work_connection_ = task.connection;
   if (message.has_welcome()) return HandleWelcome(message.welcome());
+  if (message.has_drop()) return HandleDrop(message.drop());
   absl::Status status;
   if (message.has_form()) {
     ReleaseGeneration();
@@ -292,6 +303,7 @@ void Worker::ReplyFromWork(const FromWorker& message) const {
 }
 
 void Worker::HandleWelcome(const cluster::v1::Welcome& welcome) {
+  shelf_->Clear();
   FromWorker message;
   UseThreads(0);  // what it describes must hold with all of them
   if (const absl::Status status = loader_.OpenModel(welcome, message.mutable_described()); !status.ok()) {
@@ -311,7 +323,7 @@ absl::Status Worker::Form(const cluster::v1::Form& form) {
   UseThreads(form.threads());
   GF_RETURN_IF_ERROR(transport_factory_->Reach(form.reach()));
   GF_ASSIGN_OR_RETURN(const StageAssignment assignment, loader_.LoadStage(form));
-  GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(assignment, *backend_, loader_.stage()));
+  GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(assignment, *backend_, loader_.stage(), shelf_.get()));
   GF_RETURN_IF_ERROR(loader_.ReserveKept(assignment));
   GF_ASSIGN_OR_RETURN(setup_, transport_factory_->Setup(assignment.transport_key, assignment.stage,
                                                         assignment.Traffic(loader_.shape()), *backend_));
@@ -363,6 +375,11 @@ absl::Status Worker::RunStep(const cluster::v1::Step& step) {
   done.set_id(step.id());
   pending_.push_back(std::move(pending));
   return AnswerSteps();
+}
+
+void Worker::HandleDrop(const cluster::v1::Drop& drop) {
+  for (const uint64_t segment : drop.segments()) shelf_->Drop(segment);
+  for (const uint64_t segment : drop.snapshots()) shelf_->DropSnapshot(segment);
 }
 
 absl::Status Worker::WaitForRoom() {

@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/backend.h"
+#include "worker/context_shelf.h"
 #include "worker/stage_loader.h"
 #include "worker/stage_runner.h"
 #include "worker/transport/transport.h"
@@ -24,6 +25,7 @@ namespace goldfinch {
 
 namespace cluster::v1 {
 class Connect;
+class Drop;
 class Form;
 class FromWorker;
 class Step;
@@ -79,6 +81,8 @@ class Worker {
   bool silent() const;
   // FAILED_PRECONDITION with the reason once the coordinator has refused this worker, else OK.
   absl::Status refused() const;
+  // What it holds of contexts, for the Contexts stream. Emptied by each Welcome.
+  ContextShelf& shelf() { return *shelf_; }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -120,6 +124,7 @@ class Worker {
   absl::Status Form(const cluster::v1::Form& form);
   absl::Status Connect(const cluster::v1::Connect& connect);
   absl::Status RunStep(const cluster::v1::Step& step);
+  void HandleDrop(const cluster::v1::Drop& drop);
   // Answers the pending steps that are done, in order. An error means that a pending step will never be done.
   absl::Status AnswerSteps();
   // Waits until another step may be queued. CANCELLED if the generation ends meanwhile.
@@ -141,6 +146,7 @@ class Worker {
   const int threads_;          // likewise; 0: it computes on a GPU
   const std::string process_;  // Register.process
   const std::unique_ptr<TransportFactory> transport_factory_;
+  const std::unique_ptr<ContextShelf> shelf_;
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;  // the work thread: there is a task, the generation has ended, or stopping_

@@ -130,6 +130,27 @@ TEST_P(WorkerTest, BadStepsEndTheGeneration) {
          chunk.add_forks()->set_sequence(9);
          chunk.mutable_forks(0)->set_seed(1);
        }},
+      {{"saves", "77"}, [](Step& step, auto&) { step.add_saves()->set_sequence(77); }},
+      {{"saves", "begin of sequence 1 is 5", "taken 4"},
+       [](Step& step, auto&) {
+         step.add_saves()->set_sequence(1);
+         step.mutable_saves(0)->set_begin(5);
+       }},
+      {{"saves", "segment 9 is of the positions [0, 4), not of [1, 4)"},
+       [](Step& step, auto&) {
+         for (const uint64_t begin : {0, 1}) {
+           cluster::v1::SaveSegment& save = *step.add_saves();
+           save.set_sequence(1);
+           save.set_segment(9);
+           save.set_begin(begin);
+         }
+       }},
+      {{"restore", "sequence 3", "segment 70 is not on the shelf"},
+       [](Step& step, auto&) {
+         step.add_open()->set_sequence(3);
+         step.mutable_open(2)->add_restore(70);
+       }},
+      {{"draw", "sequence 2", "restore"}, [](Step& step, auto&) { step.mutable_open(1)->set_draw(true); }},
       {{"observed token 40"}, [](Step& step, auto&) { step.mutable_open(1)->add_observed(40); }},
       {{"temperature"}, sampling([](auto& s) { s.set_temperature(std::numeric_limits<double>::quiet_NaN()); })},
       {{"top_p"}, sampling([](auto& s) { s.set_top_p(1.5); })},

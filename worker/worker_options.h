@@ -33,6 +33,9 @@ struct WorkerOptions {
   // Memory for kept rows, which then borrow nothing. If not set, they take what is left of memory_bytes and borrow from
   // the compressed cache.
   std::optional<int64_t> kept_bytes = {};
+  // The host's memory for segments of contexts, beside memory_bytes; it is taken at once, but the CPU commits it as it is
+  // used.
+  int64_t shelf_bytes = 0;
   DeviceSpeed speed = {};  // as MeasureDevice returns it
   WorkerPlace place = {};
   double connect_timeout_seconds = 30;  // within which the stages of a new group must have connected to each other

@@ -291,6 +291,7 @@ void WorkerTest::UseTensors(const std::vector<TestTensor>& tensors) {
 TestWorker WorkerTest::Start(WorkerOptions options) {
   TestWorker worker;
   options.name = "worker";
+  options.shelf_bytes = 4 << 20;
   std::unique_ptr<Backend> backend = MakeBackend(GetParam());
   worker.device = dynamic_cast<FakeDevice*>(backend.get());
   worker.worker = std::make_unique<Worker>(std::move(options), std::move(backend),

@@ -25,6 +25,7 @@ void AddStatePart(const StatePart& part, LayerMemory* memory) {
       memory->cache_bytes_per_token += part.bytes();
       break;
     case StatePartKind::kTailRows:
+    case StatePartKind::kLogits:
     case StatePartKind::kIds:
     case StatePartKind::kRows:
       break;

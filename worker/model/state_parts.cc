@@ -1,9 +1,27 @@
 #include "worker/model/state_parts.h"
 
+#include <array>
+#include <utility>
+
 #include "base/token_ids.h"
 #include "worker/model/layers.h"
 
 namespace goldfinch {
+namespace {
+
+constexpr std::array<std::pair<StatePartKind, const char*>, 9> kKindNames = {{
+    {StatePartKind::kTimeShift, "time_shift"},
+    {StatePartKind::kChannelShift, "channel_shift"},
+    {StatePartKind::kWkv, "wkv"},
+    {StatePartKind::kTailRows, "tail_rows"},
+    {StatePartKind::kLogits, "logits"},
+    {StatePartKind::kKeys, "keys"},
+    {StatePartKind::kValues, "values"},
+    {StatePartKind::kIds, "ids"},
+    {StatePartKind::kRows, "rows"},
+}};
+
+}  // namespace
 
 const char* Name(StatePartKind kind) {
   switch (kind) {
@@ -14,6 +32,8 @@ const char* Name(StatePartKind kind) {
       return "WKV states";
     case StatePartKind::kTailRows:
       return "tail rows";
+    case StatePartKind::kLogits:
+      return "logits";
     case StatePartKind::kKeys:
       return "key cache";
     case StatePartKind::kValues:
@@ -23,6 +43,20 @@ const char* Name(StatePartKind kind) {
       return "compressed cache";
   }
   return "";
+}
+
+const char* KindName(StatePartKind kind) {
+  for (const auto& [named, name] : kKindNames) {
+    if (named == kind) return name;
+  }
+  return "";
+}
+
+std::optional<StatePartKind> ParseKindName(std::string_view name) {
+  for (const auto& [kind, known] : kKindNames) {
+    if (known == name) return kind;
+  }
+  return std::nullopt;
 }
 
 std::vector<StatePart> LayerStateParts(const ModelShape& shape, DType cache_dtype, int layer) {
@@ -54,6 +88,12 @@ std::vector<StatePart> StageStateParts(const ModelShape& shape, DType cache_dtyp
       if (part.in_compressed_cache() ? stage.has_gold() : stage.has_layer(layer)) parts.push_back(part);
     }
   }
+  return parts;
+}
+
+std::vector<StatePart> StageSavedParts(const ModelShape& shape, DType cache_dtype, const StageExtent& stage) {
+  std::vector<StatePart> parts = StageStateParts(shape, cache_dtype, stage);
+  if (stage.has_head()) parts.push_back({shape.layers() - 1, StatePartKind::kLogits, DType::kF32, {shape.vocab_size}});
   return parts;
 }
 

@@ -27,9 +27,10 @@ Shape Prepend(int64_t count, const Shape& shape) {
   }
 }
 
-// The first rows of a page.
-Tensor FirstRows(Tensor page, int64_t rows) {
-  page.shape = Prepend(rows, page.shape.WithoutFirstAxis());
+// Rows [first, end) of a page.
+Tensor PageRows(Tensor page, int64_t first, int64_t end) {
+  page.data = static_cast<char*>(page.data) + page.bytes() / page.dim(0) * first;
+  page.shape = Prepend(end - first, page.shape.WithoutFirstAxis());
   return page;
 }
 
@@ -100,6 +101,8 @@ void SequenceStates::SetView(const Part& part, int first_layer) {
     case StatePartKind::kRows:
       gold_cache_.c = part.tensor;
       break;
+    case StatePartKind::kLogits:
+      GF_CHECK(false) << "no stage keeps logits";
   }
 }
 
@@ -202,6 +205,15 @@ absl::StatusOr<int> SequenceStates::Fork(int slot) {
   return copy;
 }
 
+absl::StatusOr<int> SequenceStates::OpenAt(int64_t position, int64_t gold_position) {
+  GF_CHECK(gold_position >= 0 && gold_position <= position);
+  if (PagesFor(position) > free_pages()) return FullError();
+  GF_ASSIGN_OR_RETURN(const int slot, Open());
+  Advance(slot, position);
+  sequences_[slot].gold_position = gold_position;
+  return slot;
+}
+
 void SequenceStates::Close(int slot) {
   GF_CHECK(at(slot).open);
   Sequence& sequence = sequences_[slot];
@@ -212,17 +224,19 @@ void SequenceStates::Close(int slot) {
 }
 
 void SequenceStates::Walk(int slot,
-                          absl::FunctionRef<void(const StatePart& part, int64_t begin, Tensor values)> use) const {
+                          absl::FunctionRef<void(const StatePart& part, int64_t begin, Tensor values)> use,
+                          int64_t from) const {
   const Sequence& sequence = at(slot);
   for (const Part& part : parts_) {
     if (!part.part.per_token()) {
       use(part.part, 0, Slice(part.tensor, slot));
       continue;
     }
-    for (size_t i = 0; i < sequence.pages.size(); ++i) {
-      const int64_t begin = static_cast<int64_t>(i) * kCachePageTokens;
-      const int64_t rows = std::min(kCachePageTokens, sequence.position - begin);
-      use(part.part, begin, FirstRows(Slice(part.tensor, sequence.pages[i]), rows));
+    for (int64_t begin = from; begin < sequence.position;) {
+      const int64_t page = begin / kCachePageTokens, first = page * kCachePageTokens;
+      const int64_t end = std::min(first + kCachePageTokens, sequence.position);
+      use(part.part, begin, PageRows(Slice(part.tensor, sequence.pages[page]), begin - first, end - first));
+      begin = end;
     }
   }
 }

@@ -69,12 +69,18 @@ class SequenceStates {
   // A new sequence that is at the same point as the one in `slot`; full pages are shared. RESOURCE_EXHAUSTED if there
   // is no slot, or no page for the last, partly filled one; a page that is free must be open.
   absl::StatusOr<int> Fork(int slot);
+  // A new sequence that has taken `position` tokens, of which the GOLD layers have run `gold_position`. Its values are
+  // for the caller to write: Walk shows where. Errors are those of Open, and RESOURCE_EXHAUSTED if there are not so many
+  // pages; pages that are free must be open.
+  absl::StatusOr<int> OpenAt(int64_t position, int64_t gold_position);
   void Close(int slot);
 
   // The slot must be one that Open or Fork gave.
   const Sequence& at(int slot) const;
   // Pages that the sequence lacks for `tokens` more tokens.
   int64_t MissingPages(int slot, int64_t tokens) const;
+  // Pages of a sequence that has taken so many tokens.
+  int64_t PagesFor(int64_t tokens) const;
   // Pages that its fork takes: one for a last page that is not full.
   int64_t PagesToFork(int slot) const;
   // The sequence takes `tokens` tokens: moves its position, and takes the pages that it lacks. They must be open.
@@ -84,9 +90,11 @@ class SequenceStates {
 
   // All parts, in the order of their layers.
   absl::Span<const Part> parts() const { return parts_; }
-  // Walks the state of one sequence, part by part, and within a part that is per token page by page. `values` are the
-  // part's rows of positions [begin, begin + values.dim(0)), or for other parts its value, with `begin` 0.
-  void Walk(int slot, absl::FunctionRef<void(const StatePart& part, int64_t begin, Tensor values)> use) const;
+  // Walks the state of one sequence, part by part, and within a part that is per token page by page, from position
+  // `from` on. `values` are the part's rows of positions [begin, begin + values.dim(0)), or for other parts its value,
+  // with `begin` 0.
+  void Walk(int slot, absl::FunctionRef<void(const StatePart& part, int64_t begin, Tensor values)> use,
+            int64_t from = 0) const;
 
   // Views for the forward pass. Layers count from the stage's first one.
   const LayerState& layer(int index) const { return layers_[index]; }
@@ -107,7 +115,6 @@ class SequenceStates {
   SequenceStates(Backend& backend, int max_sequences) : backend_(backend), sequences_(max_sequences) {}
   absl::Status Allocate(const StatePart& part, int64_t pages, const Model& model);
   void SetView(const Part& part, int first_layer);
-  int64_t PagesFor(int64_t tokens) const;
 
   Backend& backend_;
   std::vector<std::shared_ptr<void>> memory_;  // of each part

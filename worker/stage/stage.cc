@@ -31,7 +31,12 @@ Stage::Stage(Backend& backend, std::shared_ptr<const Model> model, const StageOp
       extent_(model_->extent()),
       memory_plan_(PlanStageMemory(MemoryOf(*model_, options.cache_dtype, backend),
                                    MemorySettings(model_->first_layer, model_->last_layer, options))),
+      saved_parts_(StageSavedParts(shape_, options.cache_dtype, extent_)),
       gold_spans_(extent_, options.max_sequences) {}
+
+Stage::~Stage() {
+  if (last_save_ != nullptr) last_save_->Wait();
+}
 
 absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Backend& backend, std::shared_ptr<const Model> model,
                                                      const StageOptions& options) {
@@ -160,6 +165,7 @@ absl::StatusOr<int> Stage::Fork(int slot) {
 }
 
 void Stage::Close(int slot) {
+  FinishSaves();  // the rows of its pages may be on their way
   sequences_->Close(slot);
   if (gold_tiers_) gold_tiers_->Close(slot);
 }

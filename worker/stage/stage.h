@@ -3,6 +3,7 @@
 #ifndef GOLDFINCH_WORKER_STAGE_STAGE_H_
 #define GOLDFINCH_WORKER_STAGE_STAGE_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -16,11 +17,13 @@
 #include "kernels/backend.h"
 #include "worker/model/layers.h"
 #include "worker/model/model.h"
+#include "worker/model/state_parts.h"
 #include "worker/model/workspace.h"
 #include "worker/stage/gold_spans.h"
 #include "worker/stage/gold_tiers.h"
 #include "worker/stage/page_pool.h"
 #include "worker/stage/prefill_rule.h"
+#include "worker/stage/saved_segment.h"
 #include "worker/stage/sequence_state.h"
 
 namespace goldfinch {
@@ -75,6 +78,8 @@ class Stage {
   // `backend` must outlive the stage. RESOURCE_EXHAUSTED if memory cannot be had, INVALID_ARGUMENT as CheckCacheDType.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(Backend& backend, std::shared_ptr<const Model> model,
                                                        const StageOptions& options);
+  // Waits until what Save has queued is done.
+  ~Stage();
 
   // Takes memory for the kept rows of GOLD layers, out of what is left when all else is reserved: no more than the
   // sequences can come to use, nothing for a stage without GOLD layers, and less if the device has less by then;
@@ -93,6 +98,28 @@ class Stage {
   void Close(int slot);
   // Tokens that the sequence has taken.
   int64_t position(int slot) const { return sequences_->at(slot).position; }
+
+  // ---- Contexts: segments of texts in the host's memory, which is staging memory of the back end.
+
+  // What Save saves and Restore reads: StageSavedParts.
+  absl::Span<const StatePart> saved_parts() const { return saved_parts_; }
+  // Takes memory of the device for two snapshots, so that steps do not wait until Save has copied them; where there is
+  // none, they wait. To be called before ReserveKept, if anything is to be saved. Does nothing where the host can read
+  // the back end's memory.
+  void ReserveSaving();
+  // Queues copies of what the stage has of the sequence, of those of saved_parts() that `to` has: rows of the positions
+  // [to.begin, to.end), and the snapshot at to.end, which must be where the sequence is. `logits` [1, vocab]: those that
+  // follow its last token, if `to` has them. `to` must stay until the mark that is returned is reached. Steps may go on
+  // at once.
+  std::shared_ptr<const Mark> Save(int slot, ConstTensor logits, const SavedSegment& to);
+  // A new sequence that goes on from the end of the last segment of the chain, as if it had taken all its tokens:
+  // on the CPU with the same bits. Segments follow each other from position 0 on and have every part that is per token;
+  // the last one has the snapshot. Ids are in the vocabulary. The parts must stay until a mark that is recorded after
+  // the call is reached. NOT_FOUND names a part that is lacking; INVALID_ARGUMENT says what does not fit; else as Open,
+  // and RESOURCE_EXHAUSTED if the caches are full. On an error nothing has changed.
+  absl::StatusOr<int> Restore(absl::Span<const SavedSegment* const> chain);
+  // The GOLD layers have run all positions of the sequence before this one.
+  int64_t gold_position(int slot) const { return sequences_->at(slot).gold_position; }
 
   // What StageInput must have for a Forward of these chunks, so that it can be received. Chunks as for Forward.
   StageRows InputRows(absl::Span<const Chunk> chunks) const;
@@ -142,8 +169,15 @@ class Stage {
   void MakeRoom(absl::Span<const Chunk> chunks);
   void PlanChunks(absl::Span<const Chunk> chunks);
 
+  // ---- stage_contexts.cc
+  void FinishSaves();
+  absl::Status CheckChain(absl::Span<const SavedSegment* const> chain) const;
+  void FillTables(const SavedSegment& segment);
+
   // ---- stage_forward.cc: the ops of a call
   void FillTables();
+  void AddTableId(int32_t id);
+  void FillNewTableRows();
   void RunLayers(const StageInput& input, StageOutput* output);
   Tensor RunFinchLayers(const StageInput& input);
   Tensor Compress(ConstTensor hidden);
@@ -159,6 +193,7 @@ class Stage {
   const ModelShape& shape_;
   const StageExtent extent_;
   const StageMemory memory_plan_;
+  const std::vector<StatePart> saved_parts_;
 
   std::vector<std::shared_ptr<void>> memory_;
   int64_t reserved_bytes_ = 0;
@@ -171,6 +206,18 @@ class Stage {
   Tensor key_table_;                // [vocab, D] act: see GoldSharedWeights
   std::vector<Tensor> mix_tables_;  // [vocab, 2, 2m] fp32, one a GOLD layer of the stage: see GoldKvWeights
   std::vector<bool> tables_have_;   // by id
+
+  // Copies of snapshots on their way to the host, on a device: the parts in the order of saved_parts_. Without memory
+  // for them, there is no queue either.
+  struct SnapshotBuffer {
+    char* data = nullptr;
+    std::shared_ptr<const Mark> copied;  // null before its first use
+  };
+  static constexpr int kSnapshotBuffers = 2;
+  std::unique_ptr<Queue> save_queue_;
+  std::array<SnapshotBuffer, kSnapshotBuffers> snapshot_buffers_;
+  int next_snapshot_buffer_ = 0;
+  std::shared_ptr<const Mark> last_save_;  // on save_queue_; null if none can be under way
 
   // The plan of the current Forward call, whose memory is kept to be reused. Ops read it and may run more than once
   // (Backend::Submit), so they change none of it.

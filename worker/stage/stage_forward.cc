@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <any>
 
+#include "base/check.h"
 #include "worker/stage/stage.h"
 
 namespace goldfinch {
@@ -11,15 +12,22 @@ constexpr float kLayerNormEpsilon = 1e-5f;
 
 }  // namespace
 
-// Fills the rows of ids that were never in the cache before. They are a submission of their own, so that the layers'
-// one stays the same from step to step.
+// Fills the rows of the step's ids that were never in the cache before. They are a submission of their own, so that the
+// layers' one stays the same from step to step.
 void Stage::FillTables() {
-  new_ids_.clear();
-  for (int32_t id : ids_) {
-    if (tables_have_[id]) continue;
-    tables_have_[id] = true;
-    new_ids_.push_back(id);
-  }
+  for (const int32_t id : ids_) AddTableId(id);
+  FillNewTableRows();
+}
+
+void Stage::AddTableId(int32_t id) {
+  GF_CHECK(id >= 0 && id < shape_.vocab_size) << "token id " << id;
+  if (tables_have_[id]) return;
+  if (static_cast<int64_t>(new_ids_.size()) == options_.max_step_tokens) FillNewTableRows();
+  tables_have_[id] = true;
+  new_ids_.push_back(id);
+}
+
+void Stage::FillNewTableRows() {
   if (new_ids_.empty()) return;
   backend_.Submit(/*repeats=*/false, [this] {
     const Model& model = *model_;
@@ -30,6 +38,7 @@ void Stage::FillTables() {
                                 mix_tables_[index - extent_.gold_begin()]);
     }
   });
+  new_ids_.clear();
 }
 
 // May run more than once a call: on the host it changes scratch memory alone.

@@ -1,0 +1,147 @@
+// What a worker holds of contexts (docs/GLOSSARY.md): saved segments by number, in a bounded part of the host's memory.
+// Its own stage saves them and opens sequences from them; others come from outside, part by part. A shelf knows nothing
+// of texts: who needs which segment, and what is dropped when, is for the coordinator to say.
+#ifndef GOLDFINCH_WORKER_CONTEXT_SHELF_H_
+#define GOLDFINCH_WORKER_CONTEXT_SHELF_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/compute_device.h"
+#include "kernels/queue.h"
+#include "worker/host_arena.h"
+#include "worker/model/state_parts.h"
+#include "worker/stage/saved_segment.h"
+
+namespace goldfinch {
+
+// What a shelf takes: the parts of the stage that uses it, and how far sequences go.
+struct ShelfParts {
+  std::vector<StatePart> parts;  // Stage::saved_parts()
+  int64_t vocab_size = 0;
+  int64_t positions_max = 0;  // Form.max_sequence_tokens
+};
+
+// A run of bytes of a part that comes from outside, as it was sent: nothing of it is trusted.
+struct PartPiece {
+  uint64_t segment = 0;
+  StatePart part;
+  int64_t begin = 0;  // of the segment
+  int64_t end = 0;
+  int64_t gold_position = 0;  // of the snapshot, for parts of it
+  int64_t offset = 0;         // in the part
+  std::string_view bytes;
+  std::optional<uint32_t> crc32c;  // of the whole part, with its last piece
+};
+
+// Thread-safe, but for what is said of Put. Takes all its memory when it is made; what it keeps beside is bounded by
+// that, as every part counts kPartOverheadBytes more than it has.
+class ContextShelf {
+ public:
+  static constexpr int64_t kPartOverheadBytes = 512;
+
+  // `device` gives the memory, and must outlive the shelf. Without bytes, nothing can be kept. RESOURCE_EXHAUSTED if
+  // the memory cannot be had.
+  static absl::StatusOr<std::unique_ptr<ContextShelf>> Create(ComputeDevice& device, int64_t bytes);
+  // Waits until no copy uses the memory any more.
+  ~ContextShelf();
+
+  // Forgets all segments: they were those of another coordinator, or of another model.
+  void Clear();
+  // From now on, parts are those of this stage. What is there stays, whatever stage has saved it.
+  void SetParts(ShelfParts parts);
+
+  // ---- For the thread that runs the stage's steps.
+
+  // Saves a segment of positions [begin, end) under a number, its snapshot in place of one that is there. Rows that are
+  // there are not saved again. `copy` queues the copies (Stage::Save) and returns their mark. RESOURCE_EXHAUSTED, which
+  // leaves everything as it was, if there is no room; INVALID_ARGUMENT if the number is that of other positions.
+  absl::Status Save(uint64_t segment, int64_t begin, int64_t end, int64_t gold_position, bool logits,
+                    absl::FunctionRef<std::shared_ptr<const Mark>(const SavedSegment& to)> copy);
+  // Gives the segments of a chain to `open` (Stage::Restore), and holds them until the mark that it returns is reached.
+  // NOT_FOUND names a segment that is not there; other errors are those of `open`.
+  absl::Status Restore(
+      absl::Span<const uint64_t> chain,
+      absl::FunctionRef<absl::StatusOr<std::shared_ptr<const Mark>>(absl::Span<const SavedSegment* const>)> open);
+
+  // ---- For any thread.
+
+  // Frees a segment, or only its snapshot, as soon as no copy uses it. Nothing happens if it is not there.
+  void Drop(uint64_t segment);
+  void DropSnapshot(uint64_t segment);
+  // The segment with the parts that are there; they stay as long as the copy does. NOT_FOUND if there is none.
+  absl::StatusOr<SavedSegment> Find(uint64_t segment) const;
+  // Waits until the bytes of a part are there. The fault of the device, if they never will be.
+  absl::Status Await(const SavedPart& part) const;
+  int64_t bytes() const { return arena_->bytes(); }
+  int64_t used_bytes();
+
+  // ---- From outside: for one thread at a time.
+
+  // Takes the next piece of a part, or the first one of another, which drops a part that has not come to its end. With
+  // the last one, the part is on the shelf: its checksum is right, its numbers are finite, and its ids are in the
+  // vocabulary. INVALID_ARGUMENT names what is wrong with a piece, the value and the limit, before any memory is taken;
+  // RESOURCE_EXHAUSTED says how much room there is; DATA_LOSS is about the bytes. After an error the part must begin
+  // anew. Nothing happens to a part that is there already.
+  absl::Status Put(const PartPiece& piece);
+  // Drops a part that has not come to its end.
+  void AbandonPut();
+
+ private:
+  // A part on its way from outside.
+  struct Incoming {
+    uint64_t segment = 0;
+    uint64_t epoch = 0;
+    std::shared_ptr<SavedPart> part = nullptr;
+    int64_t begin = 0;
+    int64_t end = 0;
+    int64_t gold_position = 0;
+    int64_t received = 0;
+    uint32_t crc32c = 0;
+  };
+  struct Held {
+    std::shared_ptr<const Mark> until;
+    std::vector<std::shared_ptr<const SavedPart>> parts;
+  };
+
+  ContextShelf(const ComputeDevice& device, std::shared_ptr<void> memory, int64_t bytes);
+
+  // Null if there is no room.
+  std::shared_ptr<SavedPart> MakePart(const StatePart& part, int64_t rows) const;
+  absl::Status FullError(int64_t bytes) const;
+  absl::Status PutPiece(const PartPiece& piece);
+  absl::Status Finish(const Incoming& incoming, const PartPiece& piece);
+
+  // ---- With mutex_ held.
+
+  absl::Status CheckPiece(const PartPiece& piece) const;
+  // With what the shelf has of the segment.
+  absl::Status CheckAgrees(const PartPiece& piece) const;
+  void LetGo();  // of what is held without need
+
+  const ComputeDevice& device_;
+  const std::shared_ptr<HostArena> arena_;  // parts release what they have of it
+
+  mutable std::mutex mutex_;
+  ShelfParts accepted_;
+  uint64_t epoch_ = 0;  // how often it was cleared
+  std::map<uint64_t, SavedSegment> segments_;
+  std::deque<Held> held_;
+
+  std::optional<Incoming> incoming_;  // of the thread that calls Put
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_CONTEXT_SHELF_H_

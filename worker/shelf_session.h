@@ -1,0 +1,52 @@
+// The worker's end of a Contexts stream of protos/cluster.proto, whatever carries its messages.
+#ifndef GOLDFINCH_WORKER_SHELF_SESSION_H_
+#define GOLDFINCH_WORKER_SHELF_SESSION_H_
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "worker/context_shelf.h"
+
+namespace goldfinch {
+
+namespace cluster::v1 {
+class Fetch;
+class FromShelf;
+class Piece;
+class ToShelf;
+}  // namespace cluster::v1
+
+// For one thread; of one shelf, there is one session at a time.
+class ShelfSession {
+ public:
+  // Sends a message, and returns false once the stream is broken. May block until there is room for it.
+  using Send = std::function<bool(const cluster::v1::FromShelf& message)>;
+
+  // `shelf` must outlive the session.
+  ShelfSession(ContextShelf& shelf, Send send);
+  // Drops a part that has not come to its end.
+  ~ShelfSession();
+  ShelfSession(const ShelfSession&) = delete;
+  ShelfSession& operator=(const ShelfSession&) = delete;
+
+  // Takes a message from the coordinator and sends all answers. What is wrong with a message is an answer, too. Returns
+  // false once the stream is broken.
+  bool Handle(const cluster::v1::ToShelf& message);
+
+ private:
+  bool HandlePut(const cluster::v1::Piece& message);
+  bool HandleFetch(const cluster::v1::Fetch& message);
+  bool SendPart(uint64_t number, const SavedSegment& segment, const SavedPart& part);
+
+  ContextShelf& shelf_;
+  const Send send_;
+  // Segment, layer and kind of the last part that was refused before its end: what is still on its way is ignored.
+  std::optional<std::tuple<uint64_t, uint32_t, std::string>> refused_;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_SHELF_SESSION_H_

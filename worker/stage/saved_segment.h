@@ -1,0 +1,49 @@
+// What one stage has saved of a segment of a text (docs/GLOSSARY.md), in the host's memory: the rows of its positions,
+// and the snapshot at its end. Everything is kept by layer of the model, so that a stage with other layers can use it.
+#ifndef GOLDFINCH_WORKER_STAGE_SAVED_SEGMENT_H_
+#define GOLDFINCH_WORKER_STAGE_SAVED_SEGMENT_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "kernels/queue.h"
+#include "worker/model/state_parts.h"
+
+namespace goldfinch {
+
+struct HostRange {
+  char* data = nullptr;
+  int64_t bytes = 0;
+};
+
+// The bytes of one part: what its positions have, one after another, or its value. They lie in ranges, in order, each
+// of which but the last has a multiple of 64 bytes.
+struct SavedPart {
+  StatePart part;
+  int64_t rows = 1;  // positions of a part that is per token
+  std::vector<HostRange> ranges = {};
+  // Reached when the bytes are there; null: they are.
+  std::shared_ptr<const Mark> written = nullptr;
+
+  int64_t bytes() const { return rows * part.bytes(); }
+  bool Is(int layer, StatePartKind kind) const { return part.layer == layer && part.kind == kind; }
+  // Calls `use` for bytes [begin, begin + bytes) of the part, range by range.
+  void ForEachRange(int64_t begin, int64_t bytes, absl::FunctionRef<void(char* data, int64_t bytes)> use) const;
+};
+
+struct SavedSegment {
+  int64_t begin = 0;  // its positions are [begin, end)
+  int64_t end = 0;
+  // Of the snapshot at `end`, where there is one: the GOLD layers have run all positions before it.
+  int64_t gold_position = 0;
+  std::vector<std::shared_ptr<const SavedPart>> parts = {};
+
+  // Null if the segment lacks it.
+  const SavedPart* Find(int layer, StatePartKind kind) const;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_WORKER_STAGE_SAVED_SEGMENT_H_

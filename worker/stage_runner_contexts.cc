@@ -1,0 +1,94 @@
+// The parts of a step that save sequences to the shelf, and open them from there.
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "protos/cluster.pb.h"
+#include "worker/stage_runner.h"
+
+namespace goldfinch {
+namespace {
+
+using cluster::v1::ChunkResult;
+using cluster::v1::NewSequence;
+using cluster::v1::Step;
+using cluster::v1::StepDone;
+
+template <class... Parts>
+absl::Status Invalid(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat("Step: ", parts...));
+}
+
+}  // namespace
+
+absl::StatusOr<int> StageRunner::Restore(const NewSequence& message) {
+  if (shelf_ == nullptr) return Invalid("restore: sequence ", message.sequence(), ", and there is no shelf");
+  const std::vector<uint64_t> chain(message.restore().begin(), message.restore().end());
+  int slot = 0;
+  const absl::Status status = shelf_->Restore(
+      chain, [&](absl::Span<const SavedSegment* const> segments) -> absl::StatusOr<std::shared_ptr<const Mark>> {
+        GF_ASSIGN_OR_RETURN(slot, stage_.Restore(segments));
+        return backend_.queue().Record();
+      });
+  if (!status.ok()) {
+    return absl::Status(status.code(),
+                        absl::StrCat("Step: restore: sequence ", message.sequence(), ": ", status.message()));
+  }
+  return slot;
+}
+
+// The tokens that follow restored sequences. Their logits are on the host.
+absl::Status StageRunner::Draw(const Step& step, StepDone* done) {
+  for (const NewSequence& message : step.open()) {
+    if (!message.draw()) continue;
+    const uint64_t number = *message.restore().rbegin();
+    GF_ASSIGN_OR_RETURN(const SavedSegment segment, shelf_->Find(number));
+    const SavedPart* const part = segment.Find(shape_.layers() - 1, StatePartKind::kLogits);
+    if (part == nullptr) return Invalid("draw: segment ", number, " has no logits");
+    GF_RETURN_IF_ERROR(shelf_->Await(*part));
+    restored_logits_.resize(shape_.vocab_size);
+    char* to = reinterpret_cast<char*>(restored_logits_.data());
+    part->ForEachRange(0, part->bytes(), [&](const char* data, int64_t bytes) {
+      std::memcpy(to, data, bytes);
+      to += bytes;
+    });
+    GF_ASSIGN_OR_RETURN(Sequence * sequence, Find(message.sequence(), "draw"));
+    ChunkResult* result = done->add_results();
+    result->set_sequence(message.sequence());
+    SampleInto(restored_logits_, *sequence, segment.end, result);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::Save(const Step& step, ConstTensor logits, StepDone* done) {
+  for (const cluster::v1::SaveSegment& message : step.saves()) {
+    GF_ASSIGN_OR_RETURN(const Sequence* sequence, Find(message.sequence(), "saves"));
+    const int64_t position = stage_.position(sequence->slot);
+    if (message.begin() > static_cast<uint64_t>(position)) {
+      return Invalid("saves: begin of sequence ", message.sequence(), " is ", message.begin(), ", it has taken ",
+                     position, " tokens");
+    }
+    // Of its chunk in this step, the last row of logits.
+    ConstTensor last;
+    int64_t row = 0;
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      row += chunks_[i].logit_rows;
+      if (logits && owners_[i] == sequence && chunks_[i].logit_rows > 0) last = Rows(logits, row - 1, 1);
+    }
+    const auto copy = [&](const SavedSegment& to) { return stage_.Save(sequence->slot, last, to); };
+    const absl::Status status = shelf_ == nullptr
+                                    ? absl::ResourceExhaustedError("there is no shelf")
+                                    : shelf_->Save(message.segment(), static_cast<int64_t>(message.begin()), position,
+                                                   stage_.gold_position(sequence->slot), static_cast<bool>(last), copy);
+    if (absl::IsResourceExhausted(status)) {
+      done->add_unsaved(message.segment());
+    } else if (!status.ok()) {
+      return Invalid("saves: ", status.message());
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace goldfinch
