@@ -82,11 +82,15 @@ Membership::HostShare Membership::ShareOf(uint64_t id, const std::vector<uint64_
   for (const uint64_t user : users) {
     const Register& other = workers_.at(user)->registration;
     if (Same(own.memory_pool(), other.memory_pool())) {
-      memory.Add(other.memory_given(), static_cast<int64_t>(other.memory_bytes()));
+      memory.Add(other.memory_given(), static_cast<int64_t>(other.memory_bytes() + other.shelf_bytes()));
     }
     if (Same(own.cpu_pool(), other.cpu_pool())) threads.Add(other.threads_given(), other.threads());
   }
-  if (!own.memory_given() && !own.memory_pool().empty()) share.memory_bytes = memory.Share(share.memory_bytes);
+  if (!own.memory_given() && !own.memory_pool().empty()) {
+    // Its shelf comes out of its own share.
+    const auto shelf = static_cast<int64_t>(own.shelf_bytes());
+    share.memory_bytes = std::max<int64_t>(memory.Share(share.memory_bytes + shelf) - shelf, 0);
+  }
   if (!own.threads_given() && !own.cpu_pool().empty() && own.threads() > 0) {
     share.threads = static_cast<uint32_t>(std::max<int64_t>(threads.Share(own.threads()), 1));
   }

@@ -114,6 +114,7 @@ void RunningStep::FillTimes(Clock::time_point free_since, StepDone* done) const 
 absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* done, RunningStep* running) {
   running->begin_ = SteadyClock::now();
   ++steps_;
+  GF_RETURN_IF_ERROR(SaveWithoutChunks(step, done));
   GF_RETURN_IF_ERROR(Close(step));
   GF_RETURN_IF_ERROR(Open(step));
   GF_RETURN_IF_ERROR(ReadChunks(step));
@@ -122,7 +123,7 @@ absl::Status StageRunner::Run(const Step& step, Transport& transport, StepDone* 
   GF_RETURN_IF_ERROR(Receive(transport, done, running, &input));
   GF_RETURN_IF_ERROR(stage_.Forward(chunks_, input, &output));
   GF_RETURN_IF_ERROR(Send(transport, output, running));
-  GF_RETURN_IF_ERROR(Save(step, output.logits, done));
+  GF_RETURN_IF_ERROR(SaveWithChunks(step, output.logits, done));
   if (is_last_) GF_RETURN_IF_ERROR(Draw(step, done));
   if (is_last_) GF_RETURN_IF_ERROR(FillResults(step, output.logits, done));
   GF_RETURN_IF_ERROR(Fork(step));

@@ -89,7 +89,9 @@ class StageRunner {
   absl::Status Open(const cluster::v1::Step& step);
   absl::StatusOr<int> Restore(const cluster::v1::NewSequence& message);
   absl::Status Draw(const cluster::v1::Step& step, cluster::v1::StepDone* done);
-  absl::Status Save(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
+  absl::Status SaveWithoutChunks(const cluster::v1::Step& step, cluster::v1::StepDone* done);
+  absl::Status SaveWithChunks(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
+  absl::Status Save(const cluster::v1::SaveSegment& message, ConstTensor logits, cluster::v1::StepDone* done);
   absl::Status ReadChunks(const cluster::v1::Step& step);
   absl::Status ReadIds(const cluster::v1::Chunk& message);
   absl::Status CheckResultFields(const cluster::v1::Chunk& message) const;

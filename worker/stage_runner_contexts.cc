@@ -3,6 +3,8 @@
 #include <memory>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "protos/cluster.pb.h"
@@ -13,6 +15,7 @@ namespace {
 
 using cluster::v1::ChunkResult;
 using cluster::v1::NewSequence;
+using cluster::v1::SaveSegment;
 using cluster::v1::Step;
 using cluster::v1::StepDone;
 
@@ -62,31 +65,50 @@ absl::Status StageRunner::Draw(const Step& step, StepDone* done) {
   return absl::OkStatus();
 }
 
-absl::Status StageRunner::Save(const Step& step, ConstTensor logits, StepDone* done) {
-  for (const cluster::v1::SaveSegment& message : step.saves()) {
-    GF_ASSIGN_OR_RETURN(const Sequence* sequence, Find(message.sequence(), "saves"));
-    const int64_t position = stage_.position(sequence->slot);
-    if (message.begin() > static_cast<uint64_t>(position)) {
-      return Invalid("saves: begin of sequence ", message.sequence(), " is ", message.begin(), ", it has taken ",
-                     position, " tokens");
-    }
-    // Of its chunk in this step, the last row of logits.
-    ConstTensor last;
-    int64_t row = 0;
-    for (size_t i = 0; i < chunks_.size(); ++i) {
-      row += chunks_[i].logit_rows;
-      if (logits && owners_[i] == sequence && chunks_[i].logit_rows > 0) last = Rows(logits, row - 1, 1);
-    }
-    const auto copy = [&](const SavedSegment& to) { return stage_.Save(sequence->slot, last, to); };
-    const absl::Status status = shelf_ == nullptr
-                                    ? absl::ResourceExhaustedError("there is no shelf")
-                                    : shelf_->Save(message.segment(), static_cast<int64_t>(message.begin()), position,
-                                                   stage_.gold_position(sequence->slot), static_cast<bool>(last), copy);
-    if (absl::IsResourceExhausted(status)) {
-      done->add_unsaved(message.segment());
-    } else if (!status.ok()) {
-      return Invalid("saves: ", status.message());
-    }
+// Those that may be closed by the same step.
+absl::Status StageRunner::SaveWithoutChunks(const Step& step, StepDone* done) {
+  if (step.saves().empty()) return absl::OkStatus();
+  absl::flat_hash_set<uint64_t> with_chunks;
+  for (const cluster::v1::Chunk& chunk : step.chunks()) with_chunks.insert(chunk.sequence());
+  for (const SaveSegment& message : step.saves()) {
+    if (!with_chunks.contains(message.sequence())) GF_RETURN_IF_ERROR(Save(message, {}, done));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StageRunner::SaveWithChunks(const Step& step, ConstTensor logits, StepDone* done) {
+  if (step.saves().empty()) return absl::OkStatus();
+  absl::flat_hash_map<uint64_t, ConstTensor> last_rows;  // of logits, by sequence
+  int64_t row = 0;
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    row += chunks_[i].logit_rows;
+    const bool has_logits = logits && chunks_[i].logit_rows > 0;
+    last_rows[step.chunks(static_cast<int>(i)).sequence()] = has_logits ? Rows(logits, row - 1, 1) : ConstTensor();
+  }
+  for (const SaveSegment& message : step.saves()) {
+    const auto found = last_rows.find(message.sequence());
+    if (found != last_rows.end()) GF_RETURN_IF_ERROR(Save(message, found->second, done));
+  }
+  return absl::OkStatus();
+}
+
+// `logits` [1, vocab]: those that follow its last token; empty if there are none.
+absl::Status StageRunner::Save(const SaveSegment& message, ConstTensor logits, StepDone* done) {
+  GF_ASSIGN_OR_RETURN(const Sequence* sequence, Find(message.sequence(), "saves"));
+  const int64_t position = stage_.position(sequence->slot);
+  if (message.begin() > static_cast<uint64_t>(position)) {
+    return Invalid("saves: begin of sequence ", message.sequence(), " is ", message.begin(), ", it has taken ",
+                   position, " tokens");
+  }
+  const auto copy = [&](const SavedSegment& to) { return stage_.Save(sequence->slot, logits, to); };
+  const absl::Status status = shelf_ == nullptr
+                                  ? absl::ResourceExhaustedError("there is no shelf")
+                                  : shelf_->Save(message.segment(), static_cast<int64_t>(message.begin()), position,
+                                                 stage_.gold_position(sequence->slot), static_cast<bool>(logits), copy);
+  if (absl::IsResourceExhausted(status)) {
+    done->add_unsaved(message.segment());
+  } else if (!status.ok()) {
+    return Invalid("saves: ", status.message());
   }
   return absl::OkStatus();
 }

@@ -1,5 +1,6 @@
 #include "clients/cli/device.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -70,6 +71,14 @@ absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_mem
     return static_cast<int64_t>(kMachineShare * static_cast<double>(ThisMachine().memory.bytes));
   }
   return LeftOfShare(gpu_memory_utilization, backend.TotalBytes(), backend.FreeBytes());
+}
+
+int64_t ContextMemoryBytes(int64_t asked_for, bool on_cpu, int64_t* memory_bytes) {
+  constexpr int64_t kPart = 16;
+  const int64_t host = on_cpu ? *memory_bytes : ThisMachine().memory.bytes;
+  const int64_t bytes = asked_for >= 0 ? asked_for : host / kPart;
+  if (on_cpu) *memory_bytes -= std::min(bytes, *memory_bytes);
+  return bytes;
 }
 
 absl::StatusOr<int64_t> LeftOfShare(double gpu_memory_utilization, int64_t total_bytes, int64_t free_bytes) {

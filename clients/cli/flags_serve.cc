@@ -67,6 +67,12 @@ void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
                 "Reserve cache for answers of average length instead of the longest that their requests allow, and "
                 "park a sequence, to be read again later, when the caches are full");
   AddCacheDTypeFlag(command, options.cache_dtype);
+  memory.Switch("--no-prefix-cache", options.no_prefix_cache,
+                "Read each prompt from its beginning, and keep nothing of it for requests that begin likewise");
+  memory.InLimits("--snapshot-tokens", options.snapshot_tokens, "TOKENS",
+                  "How far into a long text its state is first kept, and at least how far from there to the next time; "
+                  "a request that parts from a text reads again from there; 0 is only at the ends of prompts",
+                  int64_t{0}, kCacheTokensMax);
 }
 
 void AddPort(CLI::App& command, const std::string& name, int& port, const std::string& what) {
@@ -172,6 +178,7 @@ void AddServe(CLI::App& app, ServeOptions& options) {
   AddBackendFlags(command, options.backend, "Threads to compute with, for all stages together");
   AddCapacityFlags(command, options);
   AddMemoryFlags(command, options.gpu_memory_utilization, options.memory_bytes, "Memory for all stages together");
+  AddContextMemoryFlag(command, options.context_memory, "The host's memory, for all stages together,");
   AddGoldTierFlag(command, options.gold_tier);
   AddListenFlags(command, options);
   AddServerTimeouts(command, options);
@@ -223,6 +230,7 @@ void AddWorker(CLI::App& app, WorkerCommandOptions& options) {
   AddBackendFlags(command, options.backend);
   AddMemoryFlags(command, options.gpu_memory_utilization, options.memory_bytes,
                  "This worker's part of its host's memory, for weights, states, caches and everything else");
+  AddContextMemoryFlag(command, options.context_memory, "The host's memory");
   AddGoldTierFlag(command, options.gold_tier);
   FlagGroup network(command, kNetworkFlags);
   network.Text("--coordinator", options.coordinator, "HOST:PORT", "Address of the coordinator's cluster port")

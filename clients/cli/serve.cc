@@ -61,6 +61,8 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   CoordinatorOptions result;
   result.queue = {static_cast<int>(options.max_queue), options.max_queue_bytes};
   result.overcommit = options.overcommit == "on";
+  result.prefix_cache = !options.no_prefix_cache;
+  result.snapshots.first_tokens = options.snapshot_tokens;
   result.step_timeout_seconds = options.step_timeout_seconds;
   result.step_target_seconds = options.step_target_ms / 1000;
   result.recovery_timeout_seconds = options.recovery_timeout_seconds;
@@ -259,12 +261,15 @@ absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions
   if (memory == 0) {
     GF_ASSIGN_OR_RETURN(memory, UsableMemoryBytes(*backends[0], options.gpu_memory_utilization));
   }
+  const bool on_cpu = backends[0]->kind() == DeviceKind::kCpu;
+  const int64_t shelf = options.no_prefix_cache ? 0 : ContextMemoryBytes(options.context_memory, on_cpu, &memory);
   auto workers =
       std::make_unique<EmbeddedWorkers>(coordinator, [&stop](const absl::Status& status) { stop.Raise(status); });
   GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backends[0]));
   for (int i = 0; i < count; ++i) {
     WorkerOptions worker = EmbeddedWorkerOptions(i, count, memory);
     worker.gold_tier = *ParseGoldTier(options.gold_tier);  // the flag allows no other names
+    worker.shelf_bytes = shelf / count;
     worker.speed = speed;
     worker.log = [](const std::string& line) { spdlog::info("{}", line); };
     const std::string name = worker.name;

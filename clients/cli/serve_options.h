@@ -37,6 +37,9 @@ struct ServeOptions {
   int64_t cache_tokens = 0;                    // --cache-tokens of one pipeline; 0: what memory allows
   std::string overcommit = "on";               // --overcommit: reserve what is likely, not the worst case
   std::string gold_tier = "auto";              // --gold-tier of embedded workers
+  int64_t context_memory = -1;                 // --context-memory of embedded workers; -1: a share of the host's
+  bool no_prefix_cache = false;                // --no-prefix-cache
+  int64_t snapshot_tokens = SnapshotOptions().first_tokens;  // --snapshot-tokens
   int64_t memory_bytes = 0;                    // --memory for all embedded workers together; 0: a share of the device's
   int64_t max_queue = QueueLimits().requests;  // --max-queue: requests that wait
   int64_t max_queue_bytes = QueueLimits().bytes;  // --max-queue-bytes: memory of requests that wait
@@ -86,6 +89,7 @@ struct WorkerCommandOptions {
   double gpu_memory_utilization = 0.9;     // --gpu-memory-utilization
   int64_t memory_bytes = 0;                // --memory; 0: a share of the device's
   std::string gold_tier = "auto";          // --gold-tier
+  int64_t context_memory = -1;             // --context-memory; -1: a share of the host's
   TlsFiles tls;                            // --cluster-client-cert, --cluster-client-key, --cluster-root-cert
   std::string key_file;                    // --cluster-key-file; empty: neither side proves anything
   std::string transport = "auto";          // --transport: tcp, nccl; auto: nccl if the device is CUDA and NCCL is there

@@ -93,6 +93,14 @@ void AddMemoryFlags(CLI::App& command, double& share, int64_t& bytes, const std:
       ->excludes(share_flag);
 }
 
+void AddContextMemoryFlag(CLI::App& command, int64_t& bytes, const std::string& phrase) {
+  FlagGroup(command, kMemoryFlags)
+      .Bytes("--context-memory", bytes,
+             absl::StrCat(phrase, " that keeps what requests have read, so that others with the same beginning need not "
+                                  "read it again; on a CPU it is a part of --memory; 0 keeps nothing"))
+      ->default_str("a sixteenth of the memory that this process may use");
+}
+
 CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options) {
   CLI::Option* server = FlagGroup(command, kNetworkFlags)
                             .Text("--server", options.server, "HOST:PORT", "Address of the server's gRPC port")

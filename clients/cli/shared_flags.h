@@ -40,6 +40,8 @@ void AddMaxStepTokensFlag(CLI::App& command, int64_t& tokens, int64_t most, cons
 CLI::Option* AddMemoryShareFlag(CLI::App& command, double& share);
 // --gpu-memory-utilization and, instead of it, --memory. `phrase` says what the memory is for.
 void AddMemoryFlags(CLI::App& command, double& share, int64_t& bytes, const std::string& phrase);
+// --context-memory, which is -1 if it is not given
+void AddContextMemoryFlag(CLI::App& command, int64_t& bytes, const std::string& phrase);
 // --server, which is returned and required, and the flags of the connection to it
 CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options);
 

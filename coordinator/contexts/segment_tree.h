@@ -239,9 +239,9 @@ class SegmentTree {
   ContextMatch Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit = INT64_MAX) const;
   // The best segment to go on from in this tier: the least seconds of loading the missing parts from other tiers,
   // restoring all from this one, and computing the rest. compute_seconds(begin) is what reading the prompt from `begin`
-  // takes. `match` must be of this very state of the tree.
+  // takes. `match` must be of this very state of the tree. With `only_here`, nothing is loaded from other tiers.
   ContextChoice Choose(const ContextMatch& match, int tier,
-                       absl::FunctionRef<double(int64_t begin)> compute_seconds) const;
+                       absl::FunctionRef<double(int64_t begin)> compute_seconds, bool only_here = false) const;
   void CountHit(const ContextChoice& choice);
   void CountMiss(ContextMiss reason);
 

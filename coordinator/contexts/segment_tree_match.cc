@@ -128,17 +128,19 @@ ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const 
 }
 
 ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
-                                  absl::FunctionRef<double(int64_t begin)> compute_seconds) const {
+                                  absl::FunctionRef<double(int64_t begin)> compute_seconds, bool only_here) const {
   const State& state = *state_;
   // What the rows of a chain take.
   struct Rows {
     double moving = 0;  // without what is fixed
     double fixed = 0;   // of the slowest tier: tiers work at the same time
     int64_t bytes = 0;
+    bool here = true;  // all of it is in the tier
   };
   const auto add = [&](const Segment& segment, SegmentParts part, Rows* rows) {
     const Copy* const there = segment.In(tier);
     rows->bytes += segment.Bytes(part);
+    rows->here = rows->here && there != nullptr && (there->present & part) != 0;
     if (there != nullptr && (there->parts() & part) != 0) return;
     const int source = state.BestSource(segment, part, tier);
     if (source == 0) return;  // on its way to another tier only, from where it can be had soon
@@ -160,6 +162,7 @@ ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
     if (!step.usable) continue;
     Rows all = rows[i];
     add(*segment, kSnapshotPart, &all);
+    if (only_here && !all.here) continue;
     const double load = all.moving + all.fixed + Rate(tier).Seconds(static_cast<double>(all.bytes));
     const double compute = step.end == match.tokens ? 0 : compute_seconds(step.end);
     // The longest of equals.

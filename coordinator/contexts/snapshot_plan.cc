@@ -46,6 +46,12 @@ class Plan {
     positions_.insert(after, position);
     return true;
   }
+  // Others go on from here: what comes soon after does not spare them anything.
+  void AddIfBeyond(int64_t position) {
+    const auto after = positions_.lower_bound(position);
+    if (after != positions_.end() && *after == position) return;
+    if (position - *std::prev(after) >= gap_) positions_.insert(after, position);
+  }
   std::vector<int64_t> Positions() const { return {std::next(positions_.begin()), positions_.end()}; }
 
  private:
@@ -73,7 +79,7 @@ std::vector<int64_t> PlanSnapshots(const SnapshotOptions& options, const Snapsho
   Plan plan(begin, options.cost_tokens);
   plan.Add(end);
   for (const int64_t position : Thin(breakpoints, begin, end, options.breakpoints_max)) plan.Add(position);
-  for (const int64_t position : Thin(partings, begin, end, kPartingsMax)) plan.AddIfApart(position);
+  for (const int64_t position : Thin(partings, begin, end, kPartingsMax)) plan.AddIfBeyond(position);
 
   const double affordable = options.cost_share_max * static_cast<double>(end - begin);
   int64_t left = static_cast<int64_t>(affordable / static_cast<double>(std::max<int64_t>(options.cost_tokens, 1)));
