@@ -412,7 +412,12 @@ void Coordinator::SendSteps(int replica, double now) {
       const auto link = links_.find(stage.worker);
       if (link != links_.end()) link->second->Send(message);
     }
-    steps_[replica].push_back({plan_.id, now, plan_.work, std::vector<bool>(stages.size())});
+    steps_[replica].push_back({.id = plan_.id,
+                               .sent_at = now,
+                               .work = plan_.work,
+                               .answered = std::vector<bool>(stages.size()),
+                               .busy_seconds_max = 0,
+                               .unsaved = {}});
     now = Now();
   }
 }

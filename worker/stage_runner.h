@@ -27,6 +27,7 @@ namespace cluster::v1 {
 class Chunk;
 class ChunkResult;
 class NewSequence;
+class SaveSegment;
 class Step;
 class StepDone;
 }  // namespace cluster::v1
