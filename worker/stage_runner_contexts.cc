@@ -70,7 +70,7 @@ absl::Status StageRunner::Save(const Step& step, ConstTensor logits, StepDone* d
       return Invalid("saves: begin of sequence ", message.sequence(), " is ", message.begin(), ", it has taken ",
                      position, " tokens");
     }
-    // Of its chunk in this step, the last row of logits.
+    // The last row of logits of its chunk in this step.
     ConstTensor last;
     int64_t row = 0;
     for (size_t i = 0; i < chunks_.size(); ++i) {
