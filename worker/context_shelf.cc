@@ -50,7 +50,7 @@ bool AllFinite(const SavedPart& part, T exponent) {
 constexpr uint32_t kF32Exponent = 0x7F800000;
 constexpr uint16_t kF16Exponent = 0x7C00, kBf16Exponent = 0x7F80;
 
-// Of rows of the compressed cache in kInt8: CompressedRowWidth says where their scales are.
+// For rows of the compressed cache in kInt8. CompressedRowWidth says where their scales are.
 bool ScalesFinite(const SavedPart& part) {
   const int64_t width = part.part.bytes() / SizeOf(DType::kBf16);
   bool finite = true;

@@ -11,7 +11,6 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
-#include "protos/cluster_protocol.h"
 #include "worker/worker_test_util.h"
 
 namespace goldfinch {

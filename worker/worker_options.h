@@ -33,8 +33,8 @@ struct WorkerOptions {
   // Memory for kept rows, which then borrow nothing. If not set, they take what is left of memory_bytes and borrow from
   // the compressed cache.
   std::optional<int64_t> kept_bytes = {};
-  // The host's memory for segments of contexts, beside memory_bytes; it is taken at once, but the CPU commits it as it is
-  // used.
+  // The host's memory for segments of contexts, beside memory_bytes. It is taken at once, but the CPU commits it as it
+  // is used.
   int64_t shelf_bytes = 0;
   DeviceSpeed speed = {};  // as MeasureDevice returns it
   WorkerPlace place = {};

@@ -30,7 +30,9 @@ namespace {
 
 using cluster::v1::FromWorker;
 using cluster::v1::ToWorker;
-using RawService = cluster::v1::Cluster::WithRawCallbackMethod_Work<cluster::v1::Cluster::Service>;
+// Contexts is not served yet: its callers get UNIMPLEMENTED, without a thread of gRPC for them.
+using RawService = cluster::v1::Cluster::WithRawCallbackMethod_Work<
+    cluster::v1::Cluster::WithCallbackMethod_Contexts<cluster::v1::Cluster::Service>>;
 
 // The time in which a worker must take the last messages of a stream that the coordinator ends.
 constexpr std::chrono::seconds kCloseTime(5);

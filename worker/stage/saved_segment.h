@@ -36,7 +36,7 @@ struct SavedPart {
 struct SavedSegment {
   int64_t begin = 0;  // its positions are [begin, end)
   int64_t end = 0;
-  // Of the snapshot at `end`, where there is one: the GOLD layers have run all positions before it.
+  // Where there is a snapshot at `end`: the GOLD layers have run all positions before this one.
   int64_t gold_position = 0;
   std::vector<std::shared_ptr<const SavedPart>> parts = {};
 

@@ -162,14 +162,18 @@ void SequenceStates::Advance(int slot, int64_t tokens) {
 
 void SequenceStates::AdvanceGold(int slot) { sequences_[slot].gold_position = at(slot).position; }
 
-absl::StatusOr<int> SequenceStates::Open() {
+absl::StatusOr<int> SequenceStates::TakeSlot() {
   const auto free = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.open; });
   if (free == sequences_.end()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("all ", sequences_.size(), " slots for sequences (max_sequences) are taken"));
   }
-  const int slot = static_cast<int>(free - sequences_.begin());
   free->open = true;
+  return static_cast<int>(free - sequences_.begin());
+}
+
+absl::StatusOr<int> SequenceStates::Open() {
+  GF_ASSIGN_OR_RETURN(const int slot, TakeSlot());
   for (const Part& part : parts_) {
     if (part.part.per_token()) continue;
     if (part.initial) {
@@ -184,7 +188,7 @@ absl::StatusOr<int> SequenceStates::Open() {
 absl::StatusOr<int> SequenceStates::Fork(int slot) {
   const bool partial = PagesToFork(slot) > 0;
   if (partial && free_pages() == 0) return FullError();
-  GF_ASSIGN_OR_RETURN(const int copy, Open());
+  GF_ASSIGN_OR_RETURN(const int copy, TakeSlot());
   const Sequence& from = sequences_[slot];
   Sequence& to = sequences_[copy];
   to.position = from.position;
@@ -208,7 +212,7 @@ absl::StatusOr<int> SequenceStates::Fork(int slot) {
 absl::StatusOr<int> SequenceStates::OpenAt(int64_t position, int64_t gold_position) {
   GF_CHECK(gold_position >= 0 && gold_position <= position);
   if (PagesFor(position) > free_pages()) return FullError();
-  GF_ASSIGN_OR_RETURN(const int slot, Open());
+  GF_ASSIGN_OR_RETURN(const int slot, TakeSlot());
   Advance(slot, position);
   sequences_[slot].gold_position = gold_position;
   return slot;
@@ -223,8 +227,7 @@ void SequenceStates::Close(int slot) {
   sequence.open = false;
 }
 
-void SequenceStates::Walk(int slot,
-                          absl::FunctionRef<void(const StatePart& part, int64_t begin, Tensor values)> use,
+void SequenceStates::Walk(int slot, absl::FunctionRef<void(const StatePart& part, int64_t begin, Tensor values)> use,
                           int64_t from) const {
   const Sequence& sequence = at(slot);
   for (const Part& part : parts_) {

@@ -70,8 +70,8 @@ class SequenceStates {
   // is no slot, or no page for the last, partly filled one; a page that is free must be open.
   absl::StatusOr<int> Fork(int slot);
   // A new sequence that has taken `position` tokens, of which the GOLD layers have run `gold_position`. Its values are
-  // for the caller to write: Walk shows where. Errors are those of Open, and RESOURCE_EXHAUSTED if there are not so many
-  // pages; pages that are free must be open.
+  // for the caller to write: Walk shows where. Errors are those of Open, and RESOURCE_EXHAUSTED if there are not so
+  // many pages; pages that are free must be open.
   absl::StatusOr<int> OpenAt(int64_t position, int64_t gold_position);
   void Close(int slot);
 
@@ -115,6 +115,8 @@ class SequenceStates {
   SequenceStates(Backend& backend, int max_sequences) : backend_(backend), sequences_(max_sequences) {}
   absl::Status Allocate(const StatePart& part, int64_t pages, const Model& model);
   void SetView(const Part& part, int first_layer);
+  // Its values are any.
+  absl::StatusOr<int> TakeSlot();
 
   Backend& backend_;
   std::vector<std::shared_ptr<void>> memory_;  // of each part

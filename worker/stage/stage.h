@@ -108,9 +108,9 @@ class Stage {
   // the back end's memory.
   void ReserveSaving();
   // Queues copies of what the stage has of the sequence, of those of saved_parts() that `to` has: rows of the positions
-  // [to.begin, to.end), and the snapshot at to.end, which must be where the sequence is. `logits` [1, vocab]: those that
-  // follow its last token, if `to` has them. `to` must stay until the mark that is returned is reached. Steps may go on
-  // at once.
+  // [to.begin, to.end), and the snapshot at to.end, which must be where the sequence is. `logits` [1, vocab]: those
+  // that follow its last token, if `to` has them. `to` must stay until the mark that is returned is reached. Steps may
+  // go on at once.
   std::shared_ptr<const Mark> Save(int slot, ConstTensor logits, const SavedSegment& to);
   // A new sequence that goes on from the end of the last segment of the chain, as if it had taken all its tokens:
   // on the CPU with the same bits. Segments follow each other from position 0 on and have every part that is per token;

@@ -126,14 +126,18 @@ std::shared_ptr<const Mark> Stage::Save(int slot, ConstTensor logits, const Save
   {
     PartCopies copies(queue, PartCopies::Direction::kToHost);
     char* copy = buffer != nullptr ? buffer->data : nullptr;
+    const StatePart* current = nullptr;
+    const SavedPart* saved = nullptr;  // the current part; null if it is not wanted
     const auto save = [&](const StatePart& part, int64_t row, ConstTensor values) {
-      if (!has(part)) return;
+      if (current != &part) saved = to.Find(part.layer, part.kind);
+      current = &part;
+      if (saved == nullptr) return;
       const void* from = values.data;
       if (!part.per_token() && copy != nullptr) {
         from = copy;
         copy += Aligned(values.bytes());
       }
-      copies.Add(*to.Find(part.layer, part.kind), row * part.bytes(), const_cast<void*>(from), values.bytes());
+      copies.Add(*saved, row * part.bytes(), const_cast<void*>(from), values.bytes());
     };
     sequences_->Walk(
         slot,
@@ -197,19 +201,23 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
   }
   PartCopies copies(backend_.queue(), PartCopies::Direction::kFromHost);
   const StatePart* current = nullptr;
-  size_t index = 0;  // into the chain
+  size_t index = 0;                  // of the segment in the chain
+  const SavedPart* saved = nullptr;  // the current part there
   sequences_->Walk(slot, [&](const StatePart& part, int64_t begin, Tensor values) {
     if (!part.per_token()) {
       return copies.Add(*chain.back()->Find(part.layer, part.kind), 0, values.data, values.bytes());
     }
-    if (current != &part) index = 0;
-    current = &part;
+    const auto find = [&] { saved = chain[index]->Find(part.layer, part.kind); };
+    if (current != &part) {
+      current = &part;
+      index = 0;
+      find();
+    }
     const int64_t end = begin + values.dim(0);
     for (int64_t at = begin; at < end;) {  // a page may have rows of several segments
-      while (chain[index]->end <= at) ++index;
-      const SavedSegment& segment = *chain[index];
-      const int64_t rows = std::min(end, segment.end) - at;
-      copies.Add(*segment.Find(part.layer, part.kind), (at - segment.begin) * part.bytes(),
+      for (; chain[index]->end <= at; find()) ++index;
+      const int64_t rows = std::min(end, chain[index]->end) - at;
+      copies.Add(*saved, (at - chain[index]->begin) * part.bytes(),
                  static_cast<char*>(values.data) + (at - begin) * part.bytes(), rows * part.bytes());
       at += rows;
     }
@@ -221,15 +229,21 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
 void Stage::FillTables(const SavedSegment& segment) {
   const SavedPart* const ids = segment.Find(shape_.finch_layers() - 1, StatePartKind::kIds);
   if (ids->written != nullptr) ids->written->Wait();
-  const int64_t id_bytes = ids->part.bytes();
-  GF_CHECK_LE(id_bytes, static_cast<int64_t>(sizeof(uint32_t)));
-  ids->ForEachRange(0, ids->bytes(), [&](const char* data, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += id_bytes) {
-      uint32_t id = 0;
-      std::memcpy(&id, data + at, id_bytes);
-      AddTableId(static_cast<int32_t>(id));
-    }
-  });
+  const auto add = [&]<class Id>(Id /*type*/) {
+    ids->ForEachRange(0, ids->bytes(), [&](const char* data, int64_t bytes) {
+      for (int64_t at = 0; at < bytes; at += static_cast<int64_t>(sizeof(Id))) {
+        Id id;
+        std::memcpy(&id, data + at, sizeof(Id));
+        if (id < tables_have_.size() && tables_have_[id]) continue;  // most are of this kind
+        AddTableId(static_cast<int32_t>(id));
+      }
+    });
+  };
+  if (ids->part.dtype == DType::kU16) {
+    add(uint16_t{});
+  } else {
+    add(uint32_t{});
+  }
   FillNewTableRows();
 }
 

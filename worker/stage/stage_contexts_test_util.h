@@ -109,11 +109,12 @@ class TestPipeline {
     return slot;
   }
 
-  // Memory of the back end for a part, in ranges of odd sizes that lie in any order.
-  std::shared_ptr<SavedPart> MakePart(const StatePart& part, int64_t rows) {
+  // Memory of the back end for a part, in ranges of odd sizes that lie in any order, or of the size given.
+  std::shared_ptr<SavedPart> MakePart(const StatePart& part, int64_t rows, int64_t range_bytes = 0) {
     auto saved = std::make_shared<SavedPart>(SavedPart{.part = part, .rows = part.per_token() ? rows : 1});
-    const int64_t bytes = saved->bytes(), piece = 64 * (1 + static_cast<int64_t>(memory_.size() % 7));
-    memory_.push_back(*backend_.AllocateStaging(bytes + piece, "a saved part"));
+    const int64_t bytes = saved->bytes();
+    const int64_t piece = range_bytes > 0 ? range_bytes : 64 * (1 + static_cast<int64_t>(memory_.size() % 7));
+    memory_.push_back(*backend_.AllocateStaging(bytes, "a saved part"));
     char* const memory = static_cast<char*>(memory_.back().get());
     for (int64_t begin = 0; begin < bytes; begin += piece) {
       saved->ranges.push_back({memory + begin, std::min(piece, bytes - begin)});
