@@ -18,7 +18,7 @@ absl::Status ChainTooLong() {
 
 }  // namespace
 
-SegmentTree::SegmentTree(ContextIdentity identity) : state_(std::make_unique<State>(std::move(identity))) {}
+SegmentTree::SegmentTree(const ContextIdentity& identity) : state_(std::make_unique<State>(identity)) {}
 SegmentTree::~SegmentTree() = default;
 
 const ContextIdentity& SegmentTree::identity() const { return *state_->identity; }

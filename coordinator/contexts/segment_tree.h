@@ -217,7 +217,7 @@ class SegmentTree {
   // Segments of one chain; a longer one is RESOURCE_EXHAUSTED. What walks chains is bounded by it.
   static constexpr int kChainMax = 4096;
 
-  explicit SegmentTree(ContextIdentity identity);
+  explicit SegmentTree(const ContextIdentity& identity);
   ~SegmentTree();
   SegmentTree(const SegmentTree&) = delete;
   SegmentTree& operator=(const SegmentTree&) = delete;
@@ -260,41 +260,41 @@ class SegmentTree {
                                  SegmentContents contents, double seconds, double now);
   void Tidy(SegmentDrops* drops);
 
-  void Hold(uint64_t segment, double now);
+  void Hold(uint64_t number, double now);
   // Gives one hold back.
-  void Release(uint64_t segment, SegmentDrops* drops);
+  void Release(uint64_t number, SegmentDrops* drops);
 
   // Makes room for what of the held segment is in no tier yet, and counts it as on its way to this one. Whatever has
   // been said of a snapshot without last logits is forgotten if the segment was added again with them. The segment's
   // `begin` may have moved back to where the rows before it are. RESOURCE_EXHAUSTED, with the segment as it was: there
   // is no room, or the namespace's quota is used up; the message names it. Some drops may have been made in vain.
-  absl::StatusOr<Saving> Store(uint64_t segment, int tier, double now, SegmentDrops* drops);
+  absl::StatusOr<Saving> Store(uint64_t number, int tier, double now, SegmentDrops* drops);
   // The same to copy a held segment and its chain from where they are. FAILED_PRECONDITION: not all of it is anywhere.
-  absl::StatusOr<BringPlan> Bring(uint64_t segment, int tier, double now, SegmentDrops* drops);
+  absl::StatusOr<BringPlan> Bring(uint64_t number, int tier, double now, SegmentDrops* drops);
   // What was on its way has come.
-  void Arrived(uint64_t segment, int tier, SegmentContents contents, double now, SegmentDrops* drops);
+  void Arrived(uint64_t number, int tier, SegmentContents contents, double now, SegmentDrops* drops);
   // What was in a tier, or on its way there, is not. Whatever is of no use without it goes, too.
-  void Lost(uint64_t segment, int tier, SegmentContents contents, SegmentDrops* drops);
+  void Lost(uint64_t number, int tier, SegmentContents contents, SegmentDrops* drops);
   // Removes the snapshot of a segment from all tiers, or all of it. False: somebody else needs it.
-  bool Drop(uint64_t segment, SegmentContents contents, SegmentDrops* drops);
+  bool Drop(uint64_t number, SegmentContents contents, SegmentDrops* drops);
   // Evicts until so many bytes fit the tier. RESOURCE_EXHAUSTED: what is left must stay.
   absl::Status MakeRoom(int tier, int64_t bytes, double now, SegmentDrops* drops);
 
-  std::optional<SegmentInfo> Find(uint64_t segment) const;
-  std::vector<uint64_t> Chain(uint64_t segment) const;  // from the root on
+  std::optional<SegmentInfo> Find(uint64_t number) const;
+  std::vector<uint64_t> Chain(uint64_t number) const;  // from the root on
   // The ids of [begin, end) of the segment's text.
-  std::vector<int32_t> Ids(uint64_t segment, int64_t begin) const;
+  std::vector<int32_t> Ids(uint64_t number, int64_t begin) const;
   // Its key; rows of the segment must have been stored, or be on their way.
-  SegmentKey Key(uint64_t segment);
+  SegmentKey Key(uint64_t number);
 
   // ---- Contexts, by namespace and name. NOT_FOUND if there is none; ABORTED if `etag` is not 0 and not its etag.
   // `seconds_to_live`: after the last use; none: for ever.
   // ALREADY_EXISTS, INVALID_ARGUMENT (the name), RESOURCE_EXHAUSTED (contexts_max). The segment must be held.
-  absl::StatusOr<ContextInfo> Create(const std::string& name_space, const std::string& name, uint64_t segment,
+  absl::StatusOr<ContextInfo> Create(const std::string& name_space, const std::string& name, uint64_t number,
                                      std::optional<double> seconds_to_live, double now);
   // It is this segment's text from now on; the segment must be held.
   absl::StatusOr<ContextInfo> Advance(const std::string& name_space, const std::string& name, uint64_t etag,
-                                      uint64_t segment, double now, SegmentDrops* drops);
+                                      uint64_t number, double now, SegmentDrops* drops);
   absl::StatusOr<ContextInfo> Get(const std::string& name_space, const std::string& name) const;
   // Refreshes the expiry and holds the segment. FAILED_PRECONDITION: it is of another identity; names both.
   absl::StatusOr<ContextInfo> Use(const std::string& name_space, const std::string& name, double now);

@@ -68,8 +68,8 @@ double SegmentTree::State::Score(const Segment& segment, const Copy& copy, Segme
   if (last == 0) {
     double load = 0;
     for (const SegmentContents content : {kRows, kSnapshot}) {
-      if ((contents & content) != 0)
-        load += MoveSeconds(BestSource(segment, content, copy.tier), segment.Bytes(content));
+      if ((contents & content) == 0) continue;
+      load += MoveSeconds(BestSource(segment, content, copy.tier), segment.Bytes(content));
     }
     seconds = std::min(seconds, load);
   }
@@ -277,7 +277,7 @@ absl::Status SegmentTree::MakeRoom(int tier, int64_t bytes, double now, SegmentD
                                                      " bytes in all, and ", WithCommas(bytes), " are wanted"));
   }
   found->pool.bytes += bytes;
-  const absl::Status fits = state_->FitTier(tier, drops);
+  absl::Status fits = state_->FitTier(tier, drops);
   found->pool.bytes -= bytes;
   return fits;
 }

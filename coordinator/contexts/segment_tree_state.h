@@ -146,7 +146,7 @@ class EvictedTexts {
 struct SegmentTree::State {
   enum class Why { kEvicted, kLost, kUnneeded };
 
-  explicit State(ContextIdentity served) : identity(Intern(served)) {}
+  explicit State(const ContextIdentity& served) : identity(Intern(served)) {}
 
   // segment_tree_state.cc
   const ContextIdentity* Intern(const ContextIdentity& of);
@@ -179,7 +179,7 @@ struct SegmentTree::State {
   SegmentContents EvictableEverywhere(const Segment& segment) const;
   double Score(const Segment& segment, const Copy& copy, SegmentContents contents) const;
   double ScoreEverywhere(const Segment& segment, SegmentContents contents) const;
-  int BestSource(const Segment& segment, SegmentContents part, int beside) const;
+  int BestSource(const Segment& segment, SegmentContents content, int beside) const;
   double MoveSeconds(int tier, int64_t bytes) const;
   void List(Pool& pool, uint64_t number, Rank& rank, bool listed, double score);
   void Reindex(Segment& segment);

@@ -41,7 +41,7 @@ struct SnapshotWishes {
 //   - The end and the breakpoints always count.
 //   - A parting counts if it is cost_tokens beyond what is restored or another snapshot, as do all others: it is where
 //     the next text of this kind will part, too.
-//   - Message borders, the last ones first, and growing distances count while all of them cost no more than
+//   - Growing distances, and then message borders, the last ones first, count while all of these cost no more than
 //     cost_share_max.
 std::vector<int64_t> PlanSnapshots(const SnapshotOptions& options, const SnapshotWishes& wishes);
 
