@@ -110,7 +110,7 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
     return {};
   }
   Note(&drops);
-  group.planned.push_back({added->number, saving->parts});
+  group.planned.push_back({added->number, saving->contents});
   group.segments.insert(added->number);
   return {added->number, saving->begin};
 }
@@ -142,9 +142,9 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
   while (!group.steps.empty() && group.steps.front().number <= step) {
     for (const Saving& saving : group.steps.front().saved) {
       if (std::find(unsaved.begin(), unsaved.end(), saving.segment) == unsaved.end()) {
-        tree_->Arrived(saving.segment, group.tier, saving.parts, now, &drops);
+        tree_->Arrived(saving.segment, group.tier, saving.contents, now, &drops);
       } else {
-        tree_->Lost(saving.segment, group.tier, saving.parts, &drops);
+        tree_->Lost(saving.segment, group.tier, saving.contents, &drops);
         drops_[group.tier].segments.push_back(saving.segment);  // another worker may have saved its part
       }
       tree_->Release(saving.segment, &drops);
@@ -157,7 +157,7 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
 void ContextKeeper::Note(SegmentDrops* drops) {
   for (const SegmentDrop& drop : *drops) {
     ShelfDrops& shelf = drops_[drop.tier];
-    (drop.parts & kRowsPart ? shelf.segments : shelf.snapshots).push_back(drop.segment);
+    (drop.contents & kRows ? shelf.segments : shelf.snapshots).push_back(drop.segment);
   }
   drops->clear();
 }

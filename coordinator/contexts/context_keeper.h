@@ -67,7 +67,7 @@ class ContextKeeper final : public PrefixKeeper {
  private:
   struct Saving {
     uint64_t segment = 0;
-    SegmentParts parts = 0;
+    SegmentContents contents = 0;
   };
   struct Step {
     uint64_t number = 0;

@@ -39,10 +39,12 @@ struct SnapshotWishes {
 // The positions at which the scheduler must end a chunk and save, in their order, the last of them `end`; empty if
 // there is nothing to read. Linear in the wishes but for sorting what is left of them.
 //   - The end and the breakpoints always count.
-//   - A parting counts if it is cost_tokens beyond what is restored and the snapshot before it: it is where the next text
+//   - A parting counts if it is cost_tokens beyond what is restored and the snapshot before it: it is where the next
+//   text
 //     of this kind will part, too.
-//   - Message borders, the last ones first, and growing distances count if they are as far from other snapshots on both
-//     sides, while all of them cost no more than cost_share_max.
+//   - Growing distances, and then message borders, the last ones first, count if they are as far from other snapshots
+//   on
+//     both sides, while all of these cost no more than cost_share_max.
 std::vector<int64_t> PlanSnapshots(const SnapshotOptions& options, const SnapshotWishes& wishes);
 
 // The first position after `position` that is one of growing distances; also for what is generated. INT64_MAX: none.
