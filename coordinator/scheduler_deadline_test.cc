@@ -109,6 +109,14 @@ TEST_F(DeadlineTest, WithAllSlotsTakenTheQueueCounts) {
   EXPECT_FALSE(Refused(4, 1'000 * (step + 64 * row)));
 }
 
+TEST_F(DeadlineTest, AnswersFarAboveTheAverageGoOn) {
+  Start();
+  for (int i = 0; i < 64; ++i) Generate(4, 100'000);
+  RunUntil([&] { return clients.back()->tokens[0].size() >= 4'000; });
+  EXPECT_TRUE(Refused(2'000, 300 * (step + 64 * row))) << "none of them ends in the time of 300 tokens";
+  EXPECT_FALSE(Refused(2'000, 2'000 * (step + 64 * row)));
+}
+
 TEST_F(DeadlineTest, ASlotThatAnotherClientHasTooManyOfIsNear) {
   Start();
   const auto hog = std::make_shared<Client>();
