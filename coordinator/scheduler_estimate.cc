@@ -120,7 +120,8 @@ double Scheduler::QueueSeconds(const Group& group, const RequestState& state, do
     if (owner.request.generate) {
       const auto sampled = static_cast<double>(sequence->after_prompt.size());
       const auto most = static_cast<double>(owner.request.generate->max_tokens) - sampled;
-      seconds += token_seconds * std::min(most, std::max(answer_tokens_ - sampled, kRestMin * std::max(answer_tokens_, sampled)));
+      seconds += token_seconds *
+                 std::min(most, std::max(answer_tokens_ - sampled, kRestMin * std::max(answer_tokens_, sampled)));
     }
     rests.push_back(seconds);
   }

@@ -279,12 +279,12 @@ struct Scheduler::Group {
     if (!has_target()) return std::numeric_limits<double>::infinity();
     return std::max(target_seconds(), 8 * cost.step_seconds());
   }
-  // Of the decoding sequences of a Step, if they are several.
+  // The decoding sequences of a Step take so long at most, if they are several.
   double DecodeSecondsMax() const {
     if (!has_target()) return std::numeric_limits<double>::infinity();
     return std::min(TokenSecondsMax(), std::max(8 * cost.step_seconds(), brief_seconds()));
   }
-  // Of a Step after prompts have been added to decoding sequences that take `spent`.
+  // A Step takes so long at most after prompts have been added to decoding sequences that take `spent`.
   double PrefillSecondsMax(double spent) const {
     if (!has_target()) return std::numeric_limits<double>::infinity();
     if (decoding == 0) return std::max(target_seconds(), 10 * cost.step_seconds());
