@@ -56,7 +56,7 @@ inline constexpr double kSlowerForTiers = 1.5;
 inline constexpr int kSequencesFewMax = 64, kSequencesManyMax = 256;
 inline constexpr double kManyFlops = 2e12;
 // The largest fraction that states of sequences may take of what a worker has beside weights and tables.
-inline constexpr double kStatesFraction = 0.25;
+inline constexpr double kStatesFraction = 0.125;
 
 // The most sequences for these workers, whatever their memory: a stage that would gain nothing decides for all.
 int AutoSequences(absl::Span<const WorkerResources> workers);

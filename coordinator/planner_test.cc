@@ -170,36 +170,39 @@ TEST(PlannerTest, ASplitByHandIsTakenOrRefused) {
 
 // ---- The released size: 24 layers of width 2048, 8 of them GOLD, on machines of 22.7 GB
 
-cluster::v1::Described Released() {
-  constexpr int64_t kWidth = 2048, kVocab = 65536, kRank = 64;
+// Two thirds of the layers are Finch-C2, the others GOLD.
+cluster::v1::Described Released(int layers = 24, int64_t width = 2048) {
+  constexpr int64_t kVocab = 65536, kRank = 64;
+  const int finch = layers * 2 / 3;
+  const auto of_width = [&](int64_t bytes) { return bytes * (width / 2048) * (width / 2048); };
   cluster::v1::Described model;
   cluster::v1::ModelMemory& memory = *model.mutable_memory();
-  for (int i = 0; i < 24; ++i) {
-    const bool gold = i >= 16;
-    const int64_t weight_bytes = gold ? 84'000'000 : 101'000'000, wkv_bytes = gold ? 0 : kWidth * 64 * 4;
+  for (int i = 0; i < layers; ++i) {
+    const bool gold = i >= finch;
+    const int64_t weight_bytes = of_width(gold ? 84'000'000 : 101'000'000), wkv_bytes = gold ? 0 : width * 64 * 4;
     cluster::v1::LayerDescription& layer = *model.add_layers();
     layer.set_weight_bytes(weight_bytes);
-    layer.set_state_bytes(wkv_bytes + 2 * kWidth * 4);
+    layer.set_state_bytes(wkv_bytes + 2 * width * 4);
     layer.set_prefill_flops(gold ? 0 : 1.01e8);
     layer.set_decode_bytes(static_cast<double>(weight_bytes + wkv_bytes));
     cluster::v1::LayerMemory& to = *memory.add_layers();
     to.set_weight_bytes(weight_bytes);
     to.set_table_bytes(gold ? kVocab * 2 * kRank * 4 : 0);
-    to.set_shift_bytes(2 * kWidth * 4);
+    to.set_shift_bytes(2 * width * 4);
     to.set_wkv_bytes(wkv_bytes);
     to.set_activation_bytes(160'000);
   }
-  model.set_gold_layers(8);
-  model.set_width(kWidth);
+  model.set_gold_layers(layers - finch);
+  model.set_width(width);
   model.set_vocab_size(kVocab);
-  model.set_compressed_width(kWidth / 16);
-  model.set_compressed_bytes_per_token(258);
-  model.set_head_bytes(kVocab * kWidth * 2);
-  memory.set_compressed_row_bytes(256);
-  memory.set_embedding_bytes(kVocab * kWidth * 2);
-  memory.set_head_bytes(kVocab * kWidth * 2);
-  memory.set_gold_shared_bytes(9'000'000);
-  memory.set_key_table_bytes(kVocab * kWidth * 4);
+  model.set_compressed_width(width / 16);
+  model.set_compressed_bytes_per_token(width / 8 + 2);
+  model.set_head_bytes(kVocab * width * 2);
+  memory.set_compressed_row_bytes(width / 8);
+  memory.set_embedding_bytes(kVocab * width * 2);
+  memory.set_head_bytes(kVocab * width * 2);
+  memory.set_gold_shared_bytes(of_width(9'000'000));
+  memory.set_key_table_bytes(kVocab * width * 4);
   return model;
 }
 
@@ -280,8 +283,8 @@ TEST(PlannerTest, SequencesAreAsManyAsDecodingGainsFromAndMemoryAllows) {
   EXPECT_EQ(sequences(80'000'000'000, 1e14), 256);
   EXPECT_EQ(sequences(80'000'000'000, 1e12), 64);
   // A sequence's states take 8.8 MB here.
-  EXPECT_EQ(sequences(5'000'000'000, 1e14), 32);
-  EXPECT_EQ(sequences(4'600'000'000, 1e14), 16);
+  EXPECT_EQ(sequences(5'000'000'000, 1e14), 16);
+  EXPECT_EQ(sequences(4'600'000'000, 1e14), 8);
   options.max_step_tokens = 100;
   EXPECT_EQ(sequences(80'000'000'000, 1e14), 100) << "a step has a token of each";
   // The slowest of several workers decides.
@@ -289,6 +292,44 @@ TEST(PlannerTest, SequencesAreAsManyAsDecodingGainsFromAndMemoryAllows) {
   fast.flops = 1e14;
   EXPECT_EQ(AutoSequences({fast, fast}), kSequencesManyMax);
   EXPECT_EQ(AutoSequences({fast, kMachine}), kSequencesFewMax);
+}
+
+// States are set aside for all sequences, whether they run or not.
+TEST(PlannerTest, StatesTakeASmallPartOfTheMemory) {
+  PartitionOptions options = ReleasedOptions();
+  options.max_sequences = 0;
+  options.max_step_tokens = 4096;
+  const auto share_of = [&](const cluster::v1::Described& model, int64_t memory_bytes, int sequences) {
+    const StageMemory memory =
+        PlanStageMemory(ReadModelMemory(model),
+                        {.last_layer = model.layers_size(), .max_sequences = sequences, .max_step_tokens = 4096});
+    const int64_t states = memory.shift_states + memory.wkv_states + memory.tail_rows;
+    return static_cast<double>(states) / static_cast<double>(memory_bytes - memory.weights - memory.tables);
+  };
+  struct Case {
+    cluster::v1::Described model;
+    int64_t memory_bytes;
+    double flops;
+    int sequences;
+    double share;
+  };
+  const std::vector<Case> cases = {
+      {Released(), 21'600'000'000, 1.7e11, 64, 0.03},        {Released(), 72'000'000'000, 1e14, 256, 0.03},
+      {Released(), 127'000'000'000, 1e14, 256, 0.02},        {Released(32, 4096), 21'600'000'000, 1.7e11, 32, 0.10},
+      {Released(32, 4096), 72'000'000'000, 1e14, 256, 0.11}, {Released(32, 4096), 127'000'000'000, 1e14, 256, 0.05},
+      {Released(32, 4096), 18'000'000'000, 1.7e11, 16, 0.11}};
+  for (const Case& test_case : cases) {
+    WorkerResources worker = kMachine;
+    worker.memory_bytes = test_case.memory_bytes;
+    worker.flops = test_case.flops;
+    const auto partition = PartitionFor(test_case.model, {worker}, options);
+    ASSERT_TRUE(partition.ok()) << partition.status();
+    const double share = share_of(test_case.model, test_case.memory_bytes, partition->max_sequences);
+    RecordProperty("sequences", partition->max_sequences);
+    EXPECT_EQ(partition->max_sequences, test_case.sequences) << test_case.memory_bytes << ": " << share;
+    EXPECT_NEAR(share, test_case.share, 0.01);
+    EXPECT_LE(share, kStatesFraction);
+  }
 }
 
 TEST(PlannerTest, WithTooLittleMemoryForOneSequenceTheErrorIsThatOfOne) {
