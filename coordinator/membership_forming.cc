@@ -165,6 +165,7 @@ absl::StatusOr<Membership::GroupPlan> Membership::PlanAmong(const std::vector<ui
           absl::StrCat("workers with the transports ", transport, " and ", other, " cannot form a group"));
     }
   }
+  if (plan.limits.links.bytes_per_second == 0) plan.limits.links.bytes_per_second = AssumedLinkSpeed(transport);
   // A split that was given counts as long as there are workers for it.
   if (plan.limits.split.size() != members.size() && replica.was_ready) plan.limits.split.clear();
   if (limits.max_step_tokens > 0) {
@@ -268,7 +269,8 @@ void Membership::LogPlan(const Replica& replica, const std::string& shortage) {
   const Partition& partition = replica.partition;
   effects_.log.push_back(absl::StrCat("replica ", replica.index, ", generation ", replica.generation, ": ",
                                       replica.stages.size(), " stages, which begin at layers ",
-                                      absl::StrJoin(partition.first_layers, ", ")));
+                                      absl::StrJoin(partition.first_layers, ", "),
+                                      partition.why.empty() ? "" : ": ", partition.why));
   if (!shortage.empty()) {
     const int wanted = options_.partition.max_sequences;
     effects_.log.push_back(
