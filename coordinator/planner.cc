@@ -333,6 +333,19 @@ absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
   }
 }
 
+absl::StatusOr<Partition> PartitionWithLongSteps(const cluster::v1::Described& model,
+                                                 absl::Span<const WorkerResources> workers, int64_t most, int64_t least,
+                                                 PartitionOptions* options) {
+  int64_t tokens = std::max<int64_t>(most, options->max_sequences);
+  for (;; tokens /= 2) {
+    options->max_step_tokens = tokens;
+    absl::StatusOr<Partition> partition = PartitionLayers(model, workers, *options);
+    const bool may_fit =
+        absl::IsResourceExhausted(partition.status()) && tokens / 2 >= std::max<int64_t>(least, options->max_sequences);
+    if (!may_fit) return partition;
+  }
+}
+
 std::vector<SplitEstimate> CompareSplits(const cluster::v1::Described& model, absl::Span<const WorkerResources> workers,
                                          const PartitionOptions& options, const Partition& partition) {
   PartitionOptions limits = options;

@@ -87,6 +87,12 @@ int AutoSequences(absl::Span<const WorkerResources> workers);
 absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
                                           absl::Span<const WorkerResources> workers, const PartitionOptions& options);
 
+// The same where options->max_step_tokens is 0: sets it to `most`, or to fewer, but not to less than `least` and
+// max_sequences, if activations do not fit otherwise.
+absl::StatusOr<Partition> PartitionWithLongSteps(const cluster::v1::Described& model,
+                                                 absl::Span<const WorkerResources> workers, int64_t most, int64_t least,
+                                                 PartitionOptions* options);
+
 // What `partition`, which PartitionLayers returned for the same arguments, is expected to do, and then the two best
 // others among these: the best border split, the best by the slowest stage alone and by the first token alone, and the
 // splits that differ from `partition` in one layer of one stage. The best border split follows if none of them is one.

@@ -43,8 +43,8 @@ class Search {
   }
 
  private:
-  // Of the stages from one on that begin with a layer: the least of each sum, and the end of the first of these stages
-  // by which it is reached.
+  // The least of each sum that the stages from one on can have if they begin with a layer, and the end of the first of
+  // them by which it is reached.
   struct Remainder {
     SearchCost best{kNever, kNever, kNever};
     std::array<int, 3> last{};

@@ -9,7 +9,7 @@
 
 namespace goldfinch {
 
-// Of one stage. None is negative.
+// The costs of one stage. None is negative.
 struct SearchCost {
   double request = 0;  // the largest of all stages counts; infinite: the layers cannot be one stage
   double token = 0;    // likewise

@@ -73,7 +73,7 @@ StageCosts::StageCosts(const cluster::v1::Described& model, absl::Span<const Wor
       layers_(model.layers_size()),
       finch_layers_(layers_ - static_cast<int>(model.gold_layers())),
       chunk_tokens_(At(std::min(traffic.prompt_tokens, limits.max_step_tokens))),
-      // Of a pipeline's sequences, each step has a part, so that every stage has some to work on.
+      // Each step has a part of the sequences of a pipeline, so that every stage has some to work on.
       batch_(At((traffic.sequences + stages() - 1) / stages())) {
   for (const WorkerResources& worker : workers_) {
     const auto same = std::find_if(kinds_.begin(), kinds_.end(), [&](const Kind& kind) {

@@ -101,7 +101,7 @@ class StageCosts {
 
   // Whether the stage fits its worker, with caches of cache_tokens_least.
   bool Fits(int stage, int first, int last) const;
-  // Of a stage that fits.
+  // The cost of a stage that fits.
   StageCost Of(int stage, int first, int last) const;
   // The settings of a stage with caches of so many tokens.
   StageSettings SettingsOf(int stage, int first, int last, int64_t cache_tokens) const;

@@ -153,6 +153,7 @@ std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, 
                         Commas(group.sequences_max()), Commas(group.cache_tokens_reserved()),
                         Commas(group.cache_tokens_max()));
   if (group.stages().empty()) return text;
+  if (!group.plan().empty()) absl::StrAppend(&text, "split: ", SafeText(group.plan()), "\n");
   std::vector<std::vector<std::string>> rows = {{"stage", "worker", "address", "device", "layers", "weights",
                                                  "reserved", "busy", "bubble", "idle", "hidden in", "compressed in",
                                                  "ids in", "heartbeat"}};
