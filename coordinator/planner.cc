@@ -20,6 +20,8 @@ namespace {
 constexpr double kTieWeight = 1e-6;
 constexpr size_t kOthersShown = 2;
 constexpr double kUnknown = -1;
+// The most positions of all sequences that are expected together: their bytes are far from overflowing.
+constexpr int64_t kPositionsMax = int64_t{1} << 32;
 constexpr size_t kKnownMax = size_t{1} << 20;
 
 // The smallest cache that a group can do with.
@@ -86,7 +88,7 @@ ExpectedTraffic WithinLimits(const PartitionOptions& options) {
     traffic.prompt_tokens = scaled(traffic.prompt_tokens);
     traffic.output_tokens = scaled(traffic.output_tokens);
   }
-  int64_t sequences = options.max_sequences;
+  int64_t sequences = std::min<int64_t>(options.max_sequences, kPositionsMax / traffic.context_tokens);
   if (options.cache_tokens > 0) sequences = std::min(sequences, options.cache_tokens / traffic.context_tokens);
   traffic.sequences = std::clamp<int64_t>(traffic.sequences, 1, std::max<int64_t>(sequences, 1));
   return traffic;
@@ -215,7 +217,7 @@ void Choose(const StageCosts& costs, SplitAim aim, Partition* partition) {
           absl::StrCat("a stage begins ", border, ": only compressed rows, ids and a prompt's last rows cross it");
     } else if (aim == SplitAim::kAuto) {
       SearchResult at_border = splits.ForTraffic(/*at_border=*/true);
-      const double longer = at_border.cost / best.cost;
+      const double longer = best.cost > 0 ? at_border.cost / best.cost : 1;
       if (at_border.first_layers.empty()) {
         partition->why = absl::StrCat("no stage begins ", border, ": no such split fits the workers' memory");
       } else if (longer > 1 + kBorderMargin) {

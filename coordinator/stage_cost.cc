@@ -12,7 +12,7 @@ namespace {
 constexpr double kFloatBytes = 4;  // of a number of a hidden row
 constexpr double kLocalLink = 10e9, kNcclLink = 25e9, kTcpLink = 1.25e9;
 // The most entries of what is remembered of the memory of ranges of layers: larger models are planned each time.
-constexpr int64_t kRangesMax = int64_t{1} << 20;
+constexpr int64_t kRangesMax = int64_t{1} << 18;
 
 // Seconds of an operation that computes and reads at once.
 double Roofline(double operations, double bytes, const WorkerResources& worker) {
