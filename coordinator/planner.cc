@@ -124,7 +124,7 @@ class Splits {
   SplitEstimate Estimate(absl::Span<const WorkerResources> workers, std::vector<int> first_layers) const {
     SplitEstimate estimate;
     estimate.traffic = costs_.traffic();
-    double slowest_token = 0, slowest_output = 0;
+    double slowest_token = 0, slowest_output = 0, all_output = 0;
     for (int stage = 0; stage < costs_.stages(); ++stage) {
       const StageCost cost = costs_.Of(stage, first_layers[stage], EndOf(first_layers, stage));
       if (cost.request > estimate.request_seconds) {
@@ -134,6 +134,7 @@ class Splits {
       }
       slowest_token = std::max(slowest_token, cost.token);
       slowest_output = std::max(slowest_output, cost.output_token);
+      all_output += cost.output_token;
       estimate.first_token_seconds += cost.first_token;
       estimate.stages.push_back(cost);
       estimate.received.push_back(ReceivedForRequest(*workers[stage].model, first_layers, stage,
@@ -142,9 +143,8 @@ class Splits {
     estimate.first_token_seconds += streamed_ * slowest_token;
     estimate.cost = estimate.request_seconds + estimate.first_token_seconds / sequences_;
     estimate.prefill_tokens_per_second = slowest_token > 0 ? 1 / slowest_token : 0;
-    // A pipeline that has fewer sequences than stages is never full.
-    const double full = std::min(1.0, sequences_ / costs_.stages());
-    estimate.decode_tokens_per_second = slowest_output > 0 ? full / slowest_output : 0;
+    // Fewer sequences than stages do not fill the pipeline: each of their tokens goes through all stages.
+    if (slowest_output > 0) estimate.decode_tokens_per_second = std::min(1 / slowest_output, sequences_ / all_output);
     estimate.first_layers = std::move(first_layers);
     return estimate;
   }
@@ -227,8 +227,9 @@ void Choose(const StageCosts& costs, SplitAim aim, Partition* partition) {
                                          border, Text(at_border.first_layers), longer,
                                          before ? "" : "; as all begin after it, no more crosses than there");
       } else {
-        partition->why = absl::StrFormat("a stage begins %s, which takes %.1f %% longer than %s and sends less", border,
-                                         100 * (longer - 1), Text(best.first_layers));
+        partition->why =
+            absl::StrFormat("a stage begins %s: it takes %.1f %% longer than %s, which is within the margin", border,
+                            100 * (longer - 1), Text(best.first_layers));
         best = std::move(at_border);
       }
     }

@@ -217,8 +217,7 @@ StageCost StageCosts::Of(int stage, int first, int last) const {
   const double prompt = At(traffic_.prompt_tokens), context = At(traffic_.context_tokens);
   const double outputs = At(traffic_.output_tokens - 1);  // the first is drawn at the prompt's end
   StageCost cost;
-  double token = end.read - begin.read, tail = 0;
-  cost.output_token = end.output - begin.output;
+  double token = end.read - begin.read, output = end.output - begin.output, tail = 0;
   const RangeMemory memory = MemoryOf(stage, first, last);
   cost.memory_bytes = memory.expected;
   if (last > finch_layers_) {
@@ -235,14 +234,13 @@ StageCost StageCosts::Of(int stage, int first, int last) const {
     // What is kept of the prompt is derived while it is read, the rest at its end.
     token += full * derive + shared * (derive - outer);
     tail = end.tail - begin.tail + context * (shared * outer + compressed * derive);
-    cost.output_token += compressed * (end.attend_compressed - begin.attend_compressed) +
-                         shared * (end.attend_shared - begin.attend_shared) +
-                         full * (end.attend_full - begin.attend_full);
+    output += compressed * (end.attend_compressed - begin.attend_compressed) +
+              shared * (end.attend_shared - begin.attend_shared) + full * (end.attend_full - begin.attend_full);
   }
   if (has_boundary(first, last)) token += compress_[stage];
   double head = 0;
   if (last == layers_) {
-    cost.output_token += head_[stage];
+    output += head_[stage];
     head = head_[stage];
   }
   // Bytes for a token of a prompt and for one of the output.
@@ -255,10 +253,11 @@ StageCost StageCosts::Of(int stage, int first, int last) const {
       send_output += compressed_bytes_ * send_later_[stage];
     }
   }
-  cost.compute_request = prompt * token + tail + head + outputs * cost.output_token;
+  cost.compute_request = prompt * token + tail + head + outputs * output;
   cost.send_request = prompt * send_token + outputs * send_output;
   cost.request = std::max(cost.compute_request, cost.send_request);
   cost.token = std::max(token, send_token);
+  cost.output_token = std::max(output, send_output);
   cost.first_token = chunk_tokens_ * (token + send_token) + tail + head;
   return cost;
 }

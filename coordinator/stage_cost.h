@@ -71,17 +71,16 @@ struct StageLimits {
 // The costs of layers [first, last) as one stage. Times are in seconds, of what takes longest: the worker or what it
 // sends.
 struct StageCost {
-  double request = 0;  // for one request: its prompt and its output
-  double token = 0;    // for one token of a prompt
+  double request = 0;       // for one request: its prompt and its output
+  double token = 0;         // for one token of a prompt
+  double output_token = 0;  // for one output token of one sequence
   // What it adds to the time to the first token before and after the prompt streams through the slowest stage: it
   // passes the first chunk on, and runs the rows of its GOLD layers at the prompt's end.
   double first_token = 0;
 
-  // The parts of the above.
-  double compute_request = 0, send_request = 0;
-  double output_token = 0;   // of the worker, for one output token of one sequence
-  int64_t memory_bytes = 0;  // that are planned, kept rows included
-  KeptTokens kept;           // of `context_tokens` positions of all sequences, at which tier
+  double compute_request = 0, send_request = 0;  // the two that `request` is the longer of
+  int64_t memory_bytes = 0;                      // that are planned, kept rows included
+  KeptTokens kept;                               // of `context_tokens` positions of all sequences, at which tier
 };
 
 // The costs of all stages that there may be. Made once for a search: each range of layers takes a few look-ups then.
