@@ -201,8 +201,6 @@ class Splits {
   std::vector<SearchCost> known_;  // [stages * free_ * free_], or empty if that were too many
 };
 
-std::string Text(const std::vector<int>& first_layers) { return absl::StrJoin(first_layers, ","); }
-
 // Fills first_layers, which stays empty if nothing fits, and `why`.
 void Choose(const StageCosts& costs, SplitAim aim, Partition* partition) {
   Splits splits(costs);
@@ -224,12 +222,12 @@ void Choose(const StageCosts& costs, SplitAim aim, Partition* partition) {
         const bool before = std::any_of(best.first_layers.begin() + 1, best.first_layers.end(),
                                         [&](int first) { return first < costs.finch_layers(); });
         partition->why = absl::StrFormat("no stage begins %s: the best such split, %s, takes %.2f times as long%s",
-                                         border, Text(at_border.first_layers), longer,
+                                         border, SplitText(at_border.first_layers, costs.layers()), longer,
                                          before ? "" : "; as all begin after it, no more crosses than there");
       } else {
         partition->why =
             absl::StrFormat("a stage begins %s: it takes %.1f %% longer than %s, which is within the margin", border,
-                            100 * (longer - 1), Text(best.first_layers));
+                            100 * (longer - 1), SplitText(best.first_layers, costs.layers()));
         best = std::move(at_border);
       }
     }
@@ -312,6 +310,15 @@ bool StatesAreModest(const Partition& partition, absl::Span<const WorkerResource
 }
 
 }  // namespace
+
+std::string SplitText(absl::Span<const int> first_layers, int layers) {
+  std::string text;
+  for (size_t stage = 0; stage < first_layers.size(); ++stage) {
+    const int end = stage + 1 < first_layers.size() ? first_layers[stage + 1] : layers;
+    absl::StrAppend(&text, stage > 0 ? "," : "", first_layers[stage], "-", end - 1);
+  }
+  return text;
+}
 
 int AutoSequences(absl::Span<const WorkerResources> workers) {
   const bool many = std::all_of(workers.begin(), workers.end(),

@@ -72,6 +72,9 @@ inline constexpr double kManyFlops = 2e12;
 // The largest fraction that states of sequences may take of what a worker has beside weights and tables.
 inline constexpr double kStatesFraction = 0.25;
 
+// The ranges of layers, as users give them: "0-7,8-15,16-23".
+std::string SplitText(absl::Span<const int> first_layers, int layers);
+
 // The most sequences for these workers, whatever their memory: a stage that would gain nothing decides for all.
 int AutoSequences(absl::Span<const WorkerResources> workers);
 

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/units.h"
+#include "clients/cli/columns.h"
 
 namespace goldfinch {
 namespace {
@@ -14,22 +14,6 @@ namespace {
 using Rows = std::vector<std::vector<std::string>>;
 
 int LayersOf(const PlannedPipeline& plan) { return static_cast<int>(plan.resources[0].model->layers.size()); }
-
-// Columns as wide as their widest cell.
-std::string Columns(const Rows& rows) {
-  std::vector<size_t> widths;
-  for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string text;
-  for (const auto& row : rows) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) absl::StrAppendFormat(&line, "%-*s  ", widths[i], row[i]);
-    absl::StrAppend(&text, std::string(absl::StripTrailingAsciiWhitespace(line)), "\n");
-  }
-  return text;
-}
 
 std::string Seconds(double seconds) { return absl::StrFormat("%.3g s", seconds); }
 
@@ -65,15 +49,6 @@ std::string Received(const SplitEstimate& split, int stage) {
 }
 
 }  // namespace
-
-std::string SplitText(const std::vector<int>& first_layers, int layers) {
-  std::string text;
-  for (size_t stage = 0; stage < first_layers.size(); ++stage) {
-    const int end = stage + 1 < first_layers.size() ? first_layers[stage + 1] : layers;
-    absl::StrAppend(&text, stage > 0 ? "," : "", first_layers[stage], "-", end - 1);
-  }
-  return text;
-}
 
 std::string PlanTable(const PlannedPipeline& plan) {
   const ExpectedTraffic& traffic = plan.splits[0].traffic;

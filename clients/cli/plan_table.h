@@ -18,8 +18,6 @@ struct PlannedPipeline {
   std::vector<SplitEstimate> splits;  // the chosen one, then others, as of CompareSplits
 };
 
-// "0-7,8-15,16-23", as --split takes it.
-std::string SplitText(const std::vector<int>& first_layers, int layers);
 std::string PlanTable(const PlannedPipeline& plan);
 nlohmann::json PlanJson(const PlannedPipeline& plan);
 

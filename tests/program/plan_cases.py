@@ -58,7 +58,7 @@ class PlanTest(ProgramTest):
             r"workers  2 as given, .*",
             r"links    10 GB/s, assumed for local",
             r"traffic  16 sequences at a time: each reads 32,768 tokens, draws 512, and attends to 65,536",
-            r"split    0-4,5-5: no stage begins at the border, layer 4: the best such split, 0,4, takes 1\..*",
+            r"split    0-4,5-5: no stage begins at the border, layer 4: the best such split, 0-3,4-5, takes 1\..*",
             r"split +time +pre-fill +decode +first token +a request +slowest",
             r"0-4,5-5 +as chosen .*",
             r"stage +layers +computes +sends +memory +GOLD tiers +receives for a request",
