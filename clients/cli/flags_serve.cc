@@ -246,7 +246,7 @@ void AddPlan(CLI::App& app, PlanCommandOptions& options) {
       "plan", "Show how the layers would be split over workers, what that costs, and what other splits would");
   command.footer(
       "Examples: goldfinch plan --model model.pth --pipeline-parallel-size 3\n"
-      "          goldfinch plan --model model.pth --transport nccl --worker 126,700,4000 --worker 126,700,4000");
+      "          goldfinch plan --model model.pth --worker 126,700,4000 --worker 126,700,4000");
   AddModelFlag(command, "--model", options.serve.model);
   AddConfigFlag(command, options.serve.config);
   AddSplitFlags(command, options.serve);

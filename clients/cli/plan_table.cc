@@ -17,7 +17,11 @@ int LayersOf(const PlannedPipeline& plan) { return static_cast<int>(plan.resourc
 
 std::string Seconds(double seconds) { return absl::StrFormat("%.3g s", seconds); }
 
-std::string Rate(double tokens_per_second) { return absl::StrFormat("%.4g/s", tokens_per_second); }
+std::string Rate(double tokens_per_second) {
+  constexpr double kWhole = 100;  // from here on fractions say nothing
+  if (tokens_per_second < kWhole || tokens_per_second > 1e15) return absl::StrFormat("%.3g/s", tokens_per_second);
+  return absl::StrCat(WithCommas(static_cast<int64_t>(tokens_per_second)), "/s");
+}
 
 // "71 % full, 29 % shared": of the positions that the traffic has.
 std::string Tiers(const KeptTokens& kept) {

@@ -45,10 +45,10 @@ class PlanTest(ProgramTest):
     def test_split(self):
         self.assertEqual(self.given(2, "--split", "border")["splits"][0]["first_layers"], [0, 4])
         self.assertEqual(self.given(2, "--split", "0-0,1-5")["splits"][0]["first_layers"], [0, 1])
-        self.refuses("plan", "--model", DEMO_MODEL, "--split", "halves", says=["--split", "halves is none of auto"])
+        self.refuses("plan", "--model", DEMO_MODEL, "--split", "halves", code=2, says=["--split", "halves is none of auto"])
         says = ["--split has 2 stages", "--pipeline-parallel-size is 3"]
         self.refuses(
-            "plan", "--model", DEMO_MODEL, "--split", "0-2,3-5", "--pipeline-parallel-size", "3", says=says
+            "plan", "--model", DEMO_MODEL, "--split", "0-2,3-5", "--pipeline-parallel-size", "3", code=2, says=says
         )
 
     def test_table(self):
@@ -69,8 +69,8 @@ class PlanTest(ProgramTest):
     def test_workers_that_are_not_understood(self):
         for text in ("8", "8,1,0", "8,1,nan", "a,b,c", "8,1,2,3"):
             with self.subTest(text):
-                self.refuses("plan", "--model", DEMO_MODEL, "--worker", text, says=["--worker is " + text])
+                self.refuses("plan", "--model", DEMO_MODEL, "--worker", text, code=2, says=["--worker is " + text])
         says = ["--worker is given 1 times", "3 stages"]
         self.refuses(
-            "plan", "--model", DEMO_MODEL, "--worker", WORKER, "--pipeline-parallel-size", "3", says=says
+            "plan", "--model", DEMO_MODEL, "--worker", WORKER, "--pipeline-parallel-size", "3", code=2, says=says
         )
