@@ -45,7 +45,8 @@ class PlanTest(ProgramTest):
     def test_split(self):
         self.assertEqual(self.given(2, "--split", "border")["splits"][0]["first_layers"], [0, 4])
         self.assertEqual(self.given(2, "--split", "0-0,1-5")["splits"][0]["first_layers"], [0, 1])
-        self.refuses("plan", "--model", DEMO_MODEL, "--split", "halves", code=2, says=["--split", "halves is none of auto"])
+        says = ["--split", "halves is none of auto"]
+        self.refuses("plan", "--model", DEMO_MODEL, "--split", "halves", code=2, says=says)
         says = ["--split has 2 stages", "--pipeline-parallel-size is 3"]
         self.refuses(
             "plan", "--model", DEMO_MODEL, "--split", "0-2,3-5", "--pipeline-parallel-size", "3", code=2, says=says
