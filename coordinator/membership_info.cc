@@ -80,6 +80,7 @@ void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) c
     out.set_generation(replica->generation);
     out.set_steps(replica->steps);
     out.set_message(replica->message);
+    if (!replica->stages.empty()) out.set_plan(replica->partition.why);
     for (const Stage& stage : replica->stages) {
       const Worker& worker = *workers_.at(stage.worker);
       v1::StageInfo& to = *out.add_stages();
