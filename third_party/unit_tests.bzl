@@ -66,7 +66,8 @@ def _one_source(name, srcs):
         outs = [name],
         cmd = """for file in $(SRCS); do
             echo "#line 1 \\"$$file\\""
-            sed -e "s/^namespace {$$/namespace $$(basename $$file .cc) { namespace {/" -e "s/^}  [/][/] namespace$$/} }/" $$file
+            sed -e "s/^namespace {$$/namespace $$(basename $$file .cc) { namespace {/" \\
+                -e "s/^}  [/][/] namespace$$/} }/" $$file
         done >$@""",
         message = "Putting tests together:",
     )
