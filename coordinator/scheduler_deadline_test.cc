@@ -7,7 +7,7 @@
 
 #include "absl/status/status.h"
 #include "coordinator/client.h"
-#include "coordinator/scheduler_time_test.h"
+#include "coordinator/scheduler_time_test_util.h"
 #include "gtest/gtest.h"
 
 namespace goldfinch {

@@ -1,5 +1,5 @@
 // Steps are bounded by the time that they take. Histories on a device whose times are given.
-#include "coordinator/scheduler_time_test.h"
+#include "coordinator/scheduler_time_test_util.h"
 
 #include <algorithm>
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Histories on a device whose times are given.
-#ifndef GOLDFINCH_COORDINATOR_SCHEDULER_TIME_TEST_H_
-#define GOLDFINCH_COORDINATOR_SCHEDULER_TIME_TEST_H_
+#ifndef GOLDFINCH_COORDINATOR_SCHEDULER_TIME_TEST_UTIL_H_
+#define GOLDFINCH_COORDINATOR_SCHEDULER_TIME_TEST_UTIL_H_
 
 #include <algorithm>
 #include <cstdint>
@@ -63,4 +63,4 @@ class SchedulerTimeTest : public testing::Test {
 
 }  // namespace goldfinch
 
-#endif  // GOLDFINCH_COORDINATOR_SCHEDULER_TIME_TEST_H_
+#endif  // GOLDFINCH_COORDINATOR_SCHEDULER_TIME_TEST_UTIL_H_
