@@ -1,6 +1,4 @@
 // Steps are bounded by the time that they take. Histories on a device whose times are given.
-#include "coordinator/scheduler_time_test_util.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -8,6 +6,7 @@
 #include <vector>
 
 #include "coordinator/client.h"
+#include "coordinator/scheduler_time_test_util.h"
 #include "gtest/gtest.h"
 
 namespace goldfinch {
