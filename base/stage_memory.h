@@ -22,6 +22,8 @@ struct LayerMemory {
   int64_t wkv_bytes = 0;              // per sequence
   int64_t cache_bytes_per_token = 0;  // keys and values; GOLD layers share the compressed cache
   int64_t activation_bytes = 0;       // per row of a step, while the layer runs
+
+  bool operator==(const LayerMemory&) const = default;
 };
 
 // A model as one kind of device keeps it.
@@ -42,6 +44,8 @@ struct ModelMemory {
   int64_t back_end_bytes = 0;
   int64_t back_end_bytes_per_row = 0;        // per row of the largest step
   int64_t back_end_bytes_per_logit_row = 0;  // in the last stage
+
+  bool operator==(const ModelMemory&) const = default;
 };
 
 struct StageSettings {

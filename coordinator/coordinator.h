@@ -21,7 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "coordinator/activity_log.h"
-#include "coordinator/contexts/context_keeper.h"
+#include "coordinator/context_keeper.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/membership.h"
 #include "coordinator/metrics.h"
@@ -92,8 +92,8 @@ class Coordinator : public Dispatcher, public WorkerListener {
     uint64_t id = 0;
     double sent_at = 0;  // seconds
     StepWork work;
-    std::vector<bool> answered;   // [stages]
-    double busy_seconds_max = 0;  // of the stages that have answered
+    std::vector<bool> answered;     // [stages]
+    double busy_seconds_max = 0;    // of the stages that have answered
     std::vector<uint64_t> unsaved;  // segments for which some shelf had no room
   };
 
@@ -139,10 +139,10 @@ class Coordinator : public Dispatcher, public WorkerListener {
   Scheduler scheduler_;
   Membership membership_;
   std::map<uint64_t, std::shared_ptr<WorkerLink>> links_;
-  std::vector<std::deque<SentStep>> steps_;  // [replicas], oldest first
-  std::vector<double> last_answers_;         // [replicas]: when a stage last answered a Step
+  std::vector<std::deque<SentStep>> steps_;     // [replicas], oldest first
+  std::vector<double> last_answers_;            // [replicas]: when a stage last answered a Step
   std::vector<std::vector<uint64_t>> members_;  // [replicas]: the workers of the group that is or was ready
-  StepPlan plan_;                            // kept for its memory, as is result_
+  StepPlan plan_;                               // kept for its memory, as is result_
   StepResult result_;
   double start_ = 0;
   double no_group_since_ = 0;  // < 0: a group is ready

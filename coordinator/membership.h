@@ -53,7 +53,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/shared_key.h"
-#include "coordinator/contexts/context_keeper.h"
+#include "coordinator/context_keeper.h"
 #include "coordinator/planner.h"
 #include "coordinator/scheduler.h"
 #include "protos/cluster.pb.h"

@@ -165,6 +165,7 @@ absl::StatusOr<Membership::GroupPlan> Membership::PlanAmong(const std::vector<ui
           absl::StrCat("workers with the transports ", transport, " and ", other, " cannot form a group"));
     }
   }
+  if (plan.limits.links.bytes_per_second == 0) plan.limits.links.bytes_per_second = AssumedLinkSpeed(transport);
   // A split that was given counts as long as there are workers for it.
   if (plan.limits.split.size() != members.size() && replica.was_ready) plan.limits.split.clear();
   if (limits.max_step_tokens > 0) {
@@ -174,17 +175,10 @@ absl::StatusOr<Membership::GroupPlan> Membership::PlanAmong(const std::vector<ui
   // As many as make a long Step of a prompt, or fewer if their activations do not fit.
   const bool on_gpus =
       std::all_of(members.begin(), members.end(), [&](uint64_t id) { return OnGpu(*workers_.at(id)); });
-  int64_t tokens = std::max<int64_t>(on_gpus ? kGpuStepTokens : kCpuStepTokens, limits.max_sequences);
-  for (;; tokens /= 2) {
-    plan.limits.max_step_tokens = tokens;
-    absl::StatusOr<Partition> partition = PartitionLayers(*model_, resources, plan.limits);
-    const bool may_fit = absl::IsResourceExhausted(partition.status()) &&
-                         tokens / 2 >= std::max<int64_t>(kCpuStepTokens, limits.max_sequences);
-    if (may_fit) continue;
-    GF_RETURN_IF_ERROR(partition.status());
-    plan.partition = *std::move(partition);
-    return plan;
-  }
+  GF_ASSIGN_OR_RETURN(plan.partition,
+                      PartitionWithLongSteps(*model_, resources, on_gpus ? kGpuStepTokens : kCpuStepTokens,
+                                             kCpuStepTokens, &plan.limits));
+  return plan;
 }
 
 bool Membership::OnGpu(const Worker& worker) { return worker.registration.threads() == 0; }
@@ -268,7 +262,8 @@ void Membership::LogPlan(const Replica& replica, const std::string& shortage) {
   const Partition& partition = replica.partition;
   effects_.log.push_back(absl::StrCat("replica ", replica.index, ", generation ", replica.generation, ": ",
                                       replica.stages.size(), " stages, which begin at layers ",
-                                      absl::StrJoin(partition.first_layers, ", ")));
+                                      absl::StrJoin(partition.first_layers, ", "), partition.why.empty() ? "" : ": ",
+                                      partition.why));
   if (!shortage.empty()) {
     const int wanted = options_.partition.max_sequences;
     effects_.log.push_back(

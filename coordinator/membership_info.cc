@@ -45,8 +45,8 @@ ShelfCapacity Membership::Shelf(int replica) const {
       per_token += static_cast<int64_t>(model_->compressed_bytes_per_token());
     }
     if (stage.last_layer == model_->layers_size()) snapshot += 4 * static_cast<int64_t>(model_->vocab_size());
-    shelf.bytes_max = std::min(shelf.bytes_max,
-                               static_cast<int64_t>(workers_.at(stage.worker)->registration.shelf_bytes()));
+    shelf.bytes_max =
+        std::min(shelf.bytes_max, static_cast<int64_t>(workers_.at(stage.worker)->registration.shelf_bytes()));
     shelf.bytes_per_token = std::max(shelf.bytes_per_token, per_token);
     shelf.snapshot_bytes = std::max(shelf.snapshot_bytes, snapshot);
   }
@@ -103,6 +103,7 @@ void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) c
     out.set_generation(replica->generation);
     out.set_steps(replica->steps);
     out.set_message(replica->message);
+    if (!replica->stages.empty()) out.set_plan(replica->partition.why);
     for (const Stage& stage : replica->stages) {
       const Worker& worker = *workers_.at(stage.worker);
       v1::StageInfo& to = *out.add_stages();

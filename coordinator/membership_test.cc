@@ -15,6 +15,7 @@ namespace {
 
 using cluster::v1::FromWorker;
 using cluster::v1::ToWorker;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Event = MembershipEffects::Event;
@@ -312,6 +313,21 @@ TEST(MembershipTest, ASplitByHandHoldsUntilWorkersAreLost) {
   cluster.membership.FillClusterInfo(cluster.now, &info);
   ASSERT_EQ(info.groups(0).stages_size(), 2);
   EXPECT_EQ(info.groups(0).stages(1).first_layer(), 3U) << "balanced";
+}
+
+TEST(MembershipTest, TheLogAndTheStatusSayWhyTheLayersAreSplitSo) {
+  MembershipOptions options = Cluster::Options(2);
+  options.partition.aim = SplitAim::kBorder;
+  Cluster cluster(options);
+  cluster.described.mutable_described()->set_gold_layers(2);
+  cluster.Add(1);
+  cluster.Add(2);
+  EXPECT_THAT(cluster.LastForm(1).first_layers(), ElementsAre(0, 4));
+  EXPECT_THAT(cluster.log, Contains(HasSubstr("2 stages, which begin at layers 0, 4: a stage begins at the border, "
+                                              "layer 4")));
+  v1::GetClusterInfoResponse info;
+  cluster.membership.FillClusterInfo(cluster.now, &info);
+  EXPECT_THAT(info.groups(0).plan(), HasSubstr("a stage begins at the border, layer 4"));
 }
 
 }  // namespace

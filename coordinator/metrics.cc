@@ -17,7 +17,7 @@ namespace {
 using prometheus::Histogram;
 
 constexpr int kScored = 3;  // index into `successes_`, after the values of Finish
-// Of Contexts, in the order of its fields.
+// The reasons of misses in Contexts, in the order of its fields.
 constexpr const char* kMissReasons[] = {"none_kept", "evicted", "cheaper_to_compute", "other_model"};
 constexpr const char* kFinishNames[] = {"end_of_text", "stop", "length", "scored"};
 // Their failures are there from the start, as 0.
@@ -182,8 +182,8 @@ Metrics::Metrics(const std::string& model_name)
       slots_max_(MakeGauge("slots_max", "Slots of all groups")),
       context_hits_(MakeCounter("context_hits_total", "Requests that began with what was kept of their text")),
       context_misses_(MakeCounters("context_misses_total", "Requests that read their text from its beginning")),
-      context_evictions_(
-          MakeCounter("context_evictions_total", "Segments of texts, or their snapshots, that were removed for others")),
+      context_evictions_(MakeCounter("context_evictions_total",
+                                     "Segments of texts, or their snapshots, that were removed for others")),
       context_tokens_saved_(MakeCounter("context_tokens_saved_total", "Tokens that were kept and not read again")),
       context_memory_bytes_(&MakeGauges("context_bytes", "Bytes that are kept of texts, of the fullest worker")
                                  ->Add({{"tier", "memory"}})),

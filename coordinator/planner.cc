@@ -2,63 +2,31 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
+#include "coordinator/split_search.h"
 #include "protos/cluster.pb.h"
 
 namespace goldfinch {
 namespace {
 
-constexpr double kNever = std::numeric_limits<double>::infinity();
-constexpr double kGain = 0.01;  // the least for which another partition is taken
-
-// What ranges of layers cost. Sums from layer 0 on, so that each range takes two look-ups.
-class Costs {
- public:
-  explicit Costs(const cluster::v1::Described& model) : model_(model) {
-    sums_.resize(model.layers_size() + 1);
-    for (int i = 0; i < model.layers_size(); ++i) {
-      const cluster::v1::LayerDescription& layer = model.layers(i);
-      sums_[i + 1] = sums_[i];
-      sums_[i + 1].flops += layer.prefill_flops();
-      sums_[i + 1].decode_bytes += layer.decode_bytes();
-    }
-  }
-
-  // The seconds that one token of pre-fill takes in these layers.
-  double PrefillSeconds(int first, int last, const WorkerResources& worker) const {
-    return (sums_[last].flops - sums_[first].flops) / worker.flops;
-  }
-
-  // The same for kPromptTokensPerCompletionToken tokens of pre-fill and one of decoding.
-  double Seconds(int first, int last, const WorkerResources& worker) const {
-    double bytes = sums_[last].decode_bytes - sums_[first].decode_bytes;
-    if (last == model_.layers_size()) bytes += static_cast<double>(model_.head_bytes());
-    return kPromptTokensPerCompletionToken * PrefillSeconds(first, last, worker) + bytes / worker.read_bytes_per_second;
-  }
-
- private:
-  struct Sums {
-    double flops = 0;
-    double decode_bytes = 0;
-  };
-
-  const cluster::v1::Described& model_;
-  std::vector<Sums> sums_;
-};
+// A split for the first token alone, or for the slowest stage alone, is as good as it can be by the other.
+constexpr double kTieWeight = 1e-6;
+constexpr size_t kOthersShown = 2;
+constexpr double kUnknown = -1;
+// The most positions of all sequences that are expected together: their bytes are far from overflowing.
+constexpr int64_t kPositionsMax = int64_t{1} << 32;
+constexpr size_t kKnownMax = size_t{1} << 20;
 
 // The smallest cache that a group can do with.
 int64_t CacheTokensMin(const PartitionOptions& options) {
   return options.cache_tokens > 0 ? options.cache_tokens : options.max_sequence_tokens;
-}
-
-// As many sequences as run at once, each of the length that is expected.
-int64_t ExpectedContext(const PartitionOptions& options) {
-  return std::min(options.max_sequence_tokens, kExpectedContextTokens);
 }
 
 // Layers [first, last) as one stage with the smallest cache.
@@ -90,32 +58,6 @@ std::string Shortage(const PartitionOptions& options, int first, int last, int l
                                      worker.memory_bytes));
 }
 
-// The seconds in which the GOLD layers of [first, last) attend to one sequence of the expected load, at the tiers that
-// the worker has memory for. Each tier costs what it computes for a position: the compressed tier makes the shared key
-// row and both sides of all LoRAs, the shared tier their outer sides; the full tier only reads.
-double TierSeconds(const PartitionOptions& options, int first, int last, int later_stages,
-                   const WorkerResources& worker) {
-  const ModelMemory& model = *worker.model;
-  const KeptTokenBytes per_token = KeptBytesPerToken(model, first, last);
-  if (per_token.full == 0) return 0;
-  StageSettings settings = SettingsOf(options, first, last, later_stages);
-  const int64_t tokens = ExpectedContext(options) * options.max_sequences;
-  settings.cache_tokens = tokens;
-  const int64_t left = worker.memory_bytes - PlanStageMemory(model, settings).total();
-  const KeptTokens kept = ShareKeptBytes(per_token, left, tokens);
-  const auto gold_begin = static_cast<int>(model.layers.size()) - model.gold_layers;
-  double compressed_numbers = 0, shared_numbers = 0;  // that are multiplied by D numbers each
-  for (int i = std::max(first, gold_begin); i < last; ++i) {
-    const auto rank = static_cast<double>(GoldLoraRank(model, i));
-    shared_numbers += 3 * rank;
-    compressed_numbers += 5 * rank + static_cast<double>(model.compressed_width);
-  }
-  const double flops = 2 * static_cast<double>(model.width) *
-                       (kept.compressed * compressed_numbers + kept.shared * shared_numbers) / worker.flops;
-  const double reads = kept.full * per_token.full / worker.read_bytes_per_second;
-  return (flops + reads) / options.max_sequences;
-}
-
 absl::Status CheckSplit(const PartitionOptions& options, int layers, size_t workers) {
   const absl::Span<const int> split = options.split;
   const auto refuse = [&](const auto&... why) {
@@ -133,76 +75,165 @@ absl::Status CheckSplit(const PartitionOptions& options, int layers, size_t work
   return absl::OkStatus();
 }
 
-struct Split {
-  std::vector<int> first_layers;  // empty if no partition fits the workers' memory
-  double slowest = kNever;        // the cost of the slowest stage
-  double tiers = 0;               // TierSecondsOf it; 0 unless asked for
+// What is expected within the limits of sequences and caches: shorter requests of the same kind, and fewer of them.
+ExpectedTraffic WithinLimits(const PartitionOptions& options) {
+  ExpectedTraffic traffic = options.traffic;
+  traffic.context_tokens = std::clamp<int64_t>(traffic.context_tokens, 1, options.max_sequence_tokens);
+  const int64_t tokens = traffic.prompt_tokens + traffic.output_tokens;
+  if (tokens > traffic.context_tokens) {
+    const double shorter = static_cast<double>(traffic.context_tokens) / static_cast<double>(tokens);
+    const auto scaled = [shorter](int64_t count) {
+      return std::max<int64_t>(1, static_cast<int64_t>(shorter * static_cast<double>(count)));
+    };
+    traffic.prompt_tokens = scaled(traffic.prompt_tokens);
+    traffic.output_tokens = scaled(traffic.output_tokens);
+  }
+  int64_t sequences = std::min<int64_t>(options.max_sequences, kPositionsMax / traffic.context_tokens);
+  if (options.cache_tokens > 0) sequences = std::min(sequences, options.cache_tokens / traffic.context_tokens);
+  traffic.sequences = std::clamp<int64_t>(traffic.sequences, 1, std::max<int64_t>(sequences, 1));
+  return traffic;
+}
+
+StageCosts CostsOf(const cluster::v1::Described& model, absl::Span<const WorkerResources> workers,
+                   const PartitionOptions& options) {
+  return StageCosts(model, workers, options.links, WithinLimits(options),
+                    {.max_sequences = options.max_sequences,
+                     .cache_tokens_least = CacheTokensMin(options),
+                     .max_step_tokens = options.max_step_tokens,
+                     .max_logit_rows = options.max_logit_rows});
+}
+
+// The best splits by one measure or another.
+class Splits {
+ public:
+  explicit Splits(const StageCosts& costs) : costs_(costs) {
+    const ExpectedTraffic& traffic = costs.traffic();
+    sequences_ = static_cast<double>(traffic.sequences);
+    // While the rest of a prompt streams through, after its first chunk, the slowest stage counts.
+    streamed_ = static_cast<double>(traffic.prompt_tokens) - costs.chunk_tokens();
+    free_ = static_cast<size_t>(costs.layers() - costs.stages() + 1);
+    if (free_ * free_ * costs.stages() <= kKnownMax) known_.resize(free_ * free_ * costs.stages(), {kUnknown});
+  }
+
+  // `at_border`: a stage begins with the first GOLD layer.
+  SearchResult ForTraffic(bool at_border) { return Find(1, 1 / sequences_, at_border); }
+  SearchResult ForThroughput() { return Find(1, kTieWeight, false); }
+  SearchResult ForFirstToken() { return Find(kTieWeight, 1, false); }
+  int64_t steps() const { return steps_; }
+
+  SplitEstimate Estimate(absl::Span<const WorkerResources> workers, std::vector<int> first_layers) const {
+    SplitEstimate estimate;
+    estimate.traffic = costs_.traffic();
+    double slowest_token = 0, slowest_output = 0, all_output = 0;
+    for (int stage = 0; stage < costs_.stages(); ++stage) {
+      const StageCost cost = costs_.Of(stage, first_layers[stage], EndOf(first_layers, stage));
+      if (cost.request > estimate.request_seconds) {
+        estimate.request_seconds = cost.request;
+        estimate.slowest_stage = stage;
+        estimate.slowest_sends = cost.send_request > cost.compute_request;
+      }
+      slowest_token = std::max(slowest_token, cost.token);
+      slowest_output = std::max(slowest_output, cost.output_token);
+      all_output += cost.output_token;
+      estimate.first_token_seconds += cost.first_token;
+      estimate.stages.push_back(cost);
+      estimate.received.push_back(ReceivedForRequest(*workers[stage].model, first_layers, stage,
+                                                     estimate.traffic.prompt_tokens, estimate.traffic.output_tokens));
+    }
+    estimate.first_token_seconds += streamed_ * slowest_token;
+    estimate.cost = estimate.request_seconds + estimate.first_token_seconds / sequences_;
+    estimate.prefill_tokens_per_second = slowest_token > 0 ? 1 / slowest_token : 0;
+    // Fewer sequences than stages do not fill the pipeline: each of their tokens goes through all stages.
+    if (slowest_output > 0) estimate.decode_tokens_per_second = std::min(1 / slowest_output, sequences_ / all_output);
+    estimate.first_layers = std::move(first_layers);
+    return estimate;
+  }
+
+  bool Fits(const std::vector<int>& first_layers) const {
+    for (int stage = 0; stage < costs_.stages(); ++stage) {
+      const int first = first_layers[stage], last = EndOf(first_layers, stage);
+      if (first >= last || !costs_.Fits(stage, first, last)) return false;
+    }
+    return true;
+  }
+
+  // Whether a stage can begin with the first GOLD layer and another be before it.
+  bool has_border() const {
+    return costs_.finch_layers() > 0 && costs_.finch_layers() < costs_.layers() && costs_.stages() > 1;
+  }
+  bool IsAtBorder(const std::vector<int>& first_layers) const {
+    return std::find(first_layers.begin(), first_layers.end(), costs_.finch_layers()) != first_layers.end();
+  }
+
+ private:
+  int EndOf(const std::vector<int>& first_layers, int stage) const {
+    return stage + 1 < costs_.stages() ? first_layers[stage + 1] : costs_.layers();
+  }
+
+  SearchResult Find(double throughput, double first_token, bool at_border) {
+    const SearchWeights weights{throughput, first_token * streamed_, first_token};
+    SearchResult result = FindSplit(costs_.layers(), costs_.stages(), at_border ? costs_.finch_layers() : 0, weights,
+                                    [this](int stage, int first, int last) { return CostOf(stage, first, last); });
+    steps_ += result.steps;
+    return result;
+  }
+
+  // Each search weighs most stages, and some of them more than once.
+  SearchCost CostOf(int stage, int first, int last) {
+    SearchCost unknown{kUnknown};
+    SearchCost& cost = known_.empty()
+                           ? unknown
+                           : known_[(static_cast<size_t>(stage) * free_ + first - stage) * free_ + last - stage - 1];
+    if (cost.request != kUnknown) return cost;
+    cost.request = std::numeric_limits<double>::infinity();
+    if (costs_.Fits(stage, first, last)) {
+      const StageCost of_stage = costs_.Of(stage, first, last);
+      cost = {of_stage.request, of_stage.token, of_stage.first_token};
+    }
+    return cost;
+  }
+
+  const StageCosts& costs_;
+  double sequences_;
+  double streamed_;
+  int64_t steps_ = 0;
+  size_t free_;                    // how many layers the first stage, or any other, can begin or end at
+  std::vector<SearchCost> known_;  // [stages * free_ * free_], or empty if that were too many
 };
 
-// Finds the partition with the least TierSeconds in all among those whose stages take at most `limit` seconds each; if
-// there are several, the one whose slowest stage is fastest. Without `tiers` all TierSeconds count as 0. A dynamic
-// program: best[s][l] is what the first s stages take when they run the first l layers, and cut[s][l] the first layer
-// of stage s - 1 then.
-Split BestSplit(const Costs& costs, int layers, absl::Span<const WorkerResources> workers,
-                const PartitionOptions& options, bool tiers, double limit) {
-  struct Best {
-    double tiers = kNever;
-    double slowest = kNever;
-    auto operator<=>(const Best&) const = default;
-  };
-  const int stages = static_cast<int>(workers.size());
-  std::vector<std::vector<Best>> best(stages + 1, std::vector<Best>(layers + 1));
-  std::vector<std::vector<int>> cut(stages + 1, std::vector<int>(layers + 1, 0));
-  best[0][0] = {0, 0};
-  for (int s = 1; s <= stages; ++s) {
-    const WorkerResources& worker = workers[s - 1];
-    for (int last = s; last <= layers; ++last) {
-      for (int first = s - 1; first < last; ++first) {
-        Best next = best[s - 1][first];
-        if (next.slowest == kNever) continue;
-        next.slowest = std::max(next.slowest, costs.Seconds(first, last, worker));
-        if (next.slowest > limit || next >= best[s][last]) continue;
-        if (CacheTokensMax(options, first, last, stages - s, worker) < CacheTokensMin(options)) continue;
-        if (tiers) next.tiers += TierSeconds(options, first, last, stages - s, worker);
-        if (next >= best[s][last]) continue;
-        best[s][last] = next;
-        cut[s][last] = first;
+// Fills first_layers, which stays empty if nothing fits, and `why`.
+void Choose(const StageCosts& costs, SplitAim aim, Partition* partition) {
+  Splits splits(costs);
+  const bool has_border = splits.has_border();
+  SearchResult best = aim == SplitAim::kBalanced
+                          ? splits.ForThroughput()
+                          : splits.ForTraffic(/*at_border=*/aim == SplitAim::kBorder && has_border);
+  if (has_border && !best.first_layers.empty()) {
+    const std::string border = absl::StrCat("at the border, layer ", costs.finch_layers());
+    if (splits.IsAtBorder(best.first_layers)) {
+      partition->why =
+          absl::StrCat("a stage begins ", border, ": only compressed rows, ids and a prompt's last rows cross it");
+    } else if (aim == SplitAim::kAuto) {
+      SearchResult at_border = splits.ForTraffic(/*at_border=*/true);
+      const double longer = best.cost > 0 ? at_border.cost / best.cost : 1;
+      if (at_border.first_layers.empty()) {
+        partition->why = absl::StrCat("no stage begins ", border, ": no such split fits the workers' memory");
+      } else if (longer > 1 + kBorderMargin) {
+        const bool before = std::any_of(best.first_layers.begin() + 1, best.first_layers.end(),
+                                        [&](int first) { return first < costs.finch_layers(); });
+        partition->why = absl::StrFormat("no stage begins %s: the best such split, %s, takes %.2f times as long%s",
+                                         border, SplitText(at_border.first_layers, costs.layers()), longer,
+                                         before ? "" : "; as all begin after it, no more crosses than there");
+      } else {
+        partition->why =
+            absl::StrFormat("a stage begins %s: it takes %.1f %% longer than %s, which is within the margin", border,
+                            100 * (longer - 1), SplitText(best.first_layers, costs.layers()));
+        best = std::move(at_border);
       }
     }
   }
-  Split split;
-  if (best[stages][layers].slowest == kNever) return split;
-  split.slowest = best[stages][layers].slowest;
-  split.tiers = best[stages][layers].tiers;
-  split.first_layers.resize(stages);
-  for (int s = stages, last = layers; s > 0; --s) last = split.first_layers[s - 1] = cut[s][last];
-  return split;
-}
-
-// TierSeconds of all stages.
-double TierSecondsOf(absl::Span<const int> first_layers, int layers, absl::Span<const WorkerResources> workers,
-                     const PartitionOptions& options) {
-  double seconds = 0;
-  for (size_t s = 0; s < workers.size(); ++s) {
-    const int last = s + 1 < workers.size() ? first_layers[s + 1] : layers;
-    seconds += TierSeconds(options, first_layers[s], last, static_cast<int>(workers.size() - s) - 1, workers[s]);
-  }
-  return seconds;
-}
-
-// The first layer of each stage; empty if no partition fits the workers' memory.
-std::vector<int> BalancedSplit(const Costs& costs, int layers, absl::Span<const WorkerResources> workers,
-                               const PartitionOptions& options) {
-  Split best = BestSplit(costs, layers, workers, options, /*tiers=*/false, kNever);
-  if (best.first_layers.empty() || workers[0].model->gold_layers == 0 || workers.size() == 1) return best.first_layers;
-  const double fastest = best.slowest;
-  best.tiers = TierSecondsOf(best.first_layers, layers, workers, options);
-  for (const double slower : {1.1, 1.2, 1.3, 1.4, kSlowerForTiers}) {
-    Split split = BestSplit(costs, layers, workers, options, /*tiers=*/true, slower * fastest);
-    // Not for rounding errors.
-    if (split.slowest + split.tiers < (1 - kGain) * (best.slowest + best.tiers)) best = std::move(split);
-  }
-  return best.first_layers;
+  partition->first_layers = std::move(best.first_layers);
+  partition->search_steps = splits.steps();
 }
 
 // For options.max_sequences, which is not 0.
@@ -217,12 +248,14 @@ absl::StatusOr<Partition> PartitionFor(const cluster::v1::Described& model, absl
     return absl::InvalidArgumentError(
         absl::StrCat("a worker's memory is that of ", worker.model->layers.size(), " layers, the model has ", layers));
   }
-  const Costs costs(model);
+  if (options.aim == SplitAim::kBorder && options.split.empty() && model.gold_layers() == 0) {
+    return absl::InvalidArgumentError("the split is \"border\", but the model has no GOLD layers");
+  }
   Partition partition;
   partition.max_sequences = options.max_sequences;
   partition.max_logit_rows = options.max_logit_rows;
   if (options.split.empty()) {
-    partition.first_layers = BalancedSplit(costs, layers, workers, options);
+    Choose(CostsOf(model, workers, options), options.aim, &partition);
     if (partition.first_layers.empty()) {
       // The message tells of a single stage on all memory, for that shows which parts are large.
       WorkerResources all = workers[0];
@@ -235,6 +268,7 @@ absl::StatusOr<Partition> PartitionFor(const cluster::v1::Described& model, absl
   } else {
     GF_RETURN_IF_ERROR(CheckSplit(options, layers, workers.size()));
     partition.first_layers = options.split;
+    partition.why = "as it was given";
   }
   partition.cache_tokens_wanted =
       options.cache_tokens > 0 ? options.cache_tokens : options.max_sequence_tokens * options.max_sequences;
@@ -253,8 +287,9 @@ absl::StatusOr<Partition> PartitionFor(const cluster::v1::Described& model, absl
       partition.cache_tokens = tokens;
       partition.tightest_stage = static_cast<int>(s);
     }
-    partition.seconds_per_prompt_token =
-        std::max(partition.seconds_per_prompt_token, costs.PrefillSeconds(first, last, workers[s]));
+    double operations = 0;  // of a token of a prompt
+    for (int i = first; i < last; ++i) operations += model.layers(i).prefill_flops();
+    partition.seconds_per_prompt_token = std::max(partition.seconds_per_prompt_token, operations / workers[s].flops);
   }
   return partition;
 }
@@ -275,6 +310,15 @@ bool StatesAreModest(const Partition& partition, absl::Span<const WorkerResource
 }
 
 }  // namespace
+
+std::string SplitText(absl::Span<const int> first_layers, int layers) {
+  std::string text;
+  for (size_t stage = 0; stage < first_layers.size(); ++stage) {
+    const int end = stage + 1 < first_layers.size() ? first_layers[stage + 1] : layers;
+    absl::StrAppend(&text, stage > 0 ? "," : "", first_layers[stage], "-", end - 1);
+  }
+  return text;
+}
 
 int AutoSequences(absl::Span<const WorkerResources> workers) {
   const bool many = std::all_of(workers.begin(), workers.end(),
@@ -297,6 +341,57 @@ absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
       return partition;
     }
   }
+}
+
+absl::StatusOr<Partition> PartitionWithLongSteps(const cluster::v1::Described& model,
+                                                 absl::Span<const WorkerResources> workers, int64_t most, int64_t least,
+                                                 PartitionOptions* options) {
+  int64_t tokens = std::max<int64_t>(most, options->max_sequences);
+  for (;; tokens /= 2) {
+    options->max_step_tokens = tokens;
+    absl::StatusOr<Partition> partition = PartitionLayers(model, workers, *options);
+    const bool may_fit =
+        absl::IsResourceExhausted(partition.status()) && tokens / 2 >= std::max<int64_t>(least, options->max_sequences);
+    if (!may_fit) return partition;
+  }
+}
+
+std::vector<SplitEstimate> CompareSplits(const cluster::v1::Described& model, absl::Span<const WorkerResources> workers,
+                                         const PartitionOptions& options, const Partition& partition) {
+  PartitionOptions limits = options;
+  limits.max_sequences = partition.max_sequences;
+  limits.max_logit_rows = partition.max_logit_rows;
+  const StageCosts costs = CostsOf(model, workers, limits);
+  Splits splits(costs);
+  std::vector<SplitEstimate> others;
+  const auto add = [&](std::vector<int> first_layers) {
+    if (first_layers.empty() || first_layers == partition.first_layers || !splits.Fits(first_layers)) return;
+    const bool known = std::any_of(others.begin(), others.end(),
+                                   [&](const SplitEstimate& other) { return other.first_layers == first_layers; });
+    if (!known) others.push_back(splits.Estimate(workers, std::move(first_layers)));
+  };
+  if (splits.has_border()) add(splits.ForTraffic(/*at_border=*/true).first_layers);
+  add(splits.ForTraffic(/*at_border=*/false).first_layers);
+  add(splits.ForThroughput().first_layers);
+  add(splits.ForFirstToken().first_layers);
+  for (size_t stage = 1; stage < partition.first_layers.size(); ++stage) {
+    for (const int moved : {-1, 1}) {
+      std::vector<int> first_layers = partition.first_layers;
+      first_layers[stage] += moved;
+      add(std::move(first_layers));
+    }
+  }
+  std::stable_sort(others.begin(), others.end(),
+                   [](const SplitEstimate& a, const SplitEstimate& b) { return a.cost < b.cost; });
+  std::vector<SplitEstimate> compared = {splits.Estimate(workers, partition.first_layers)};
+  bool shows_border = !splits.has_border() || splits.IsAtBorder(partition.first_layers);
+  for (SplitEstimate& other : others) {
+    const bool is_at_border = splits.IsAtBorder(other.first_layers);
+    if (compared.size() > kOthersShown && (shows_border || !is_at_border)) continue;
+    shows_border |= is_at_border;
+    compared.push_back(std::move(other));
+  }
+  return compared;
 }
 
 }  // namespace goldfinch

@@ -313,6 +313,7 @@ void Scheduler::ListPrefill(Sequence& sequence) {
   GF_CHECK_EQ(sequence.listed_tokens, -1);
   sequence.listed_tokens = state.End(sequence) - sequence.scheduled;
   state.group->prefill_tokens += sequence.listed_tokens;
+  ++state.group->reading;
   sequence.lane->shortest.emplace(-state.request.priority, sequence.listed_tokens, state.arrival, sequence.id);
   sequence.lane->oldest.emplace(-state.request.priority, state.arrival, sequence.id);
 }
@@ -321,6 +322,7 @@ void Scheduler::UnlistPrefill(Sequence& sequence) {
   if (sequence.listed_tokens < 0) return;
   const RequestState& state = *sequence.owner;
   state.group->prefill_tokens -= sequence.listed_tokens;
+  --state.group->reading;
   sequence.lane->shortest.erase({-state.request.priority, sequence.listed_tokens, state.arrival, sequence.id});
   sequence.lane->oldest.erase({-state.request.priority, state.arrival, sequence.id});
   sequence.listed_tokens = -1;

@@ -76,14 +76,17 @@
 // been measured to take (step_cost.h). A Step costs some time whatever is in it, step_seconds. A stage has
 // target_seconds for a Step: the group's step target divided by its number of stages, but no more than 20 step_seconds
 // or kStepSecondsLeast, as longer Steps would make all wait longer and get hardly more done.
-//   - Decoding takes as many sequences into a Step as fit max(target_seconds, 8 step_seconds), the others go into the
-//     next ones.
-//   - While anything decodes, prompts get what decoding leaves of target_seconds, or half as much as decoding takes if
-//     that is more.
+//   - Decoding takes as many sequences into a Step as fit 8 step_seconds, or kBriefSeconds divided by the number of
+//     stages if that is more. The others go into the next ones: longer Steps would get hardly more done.
+//   - While anything decodes, prompts get twice the time that decoding takes, or as much as decoding for each sequence
+//     that reads if there are more of them. That is at least what decoding leaves of kBriefSeconds divided by the
+//     number of stages, and at most what it leaves of target_seconds, or half as much as decoding takes if that is
+//     more. A sequence decodes from the Step on that samples its first token.
 //   - While nothing decodes, they get max(target_seconds, 10 step_seconds): nine tenths of the best rate.
-// A token, or a prompt's end, that takes longer by itself runs in a Step of its own length. What such Steps take too
-// much is counted, and there is no further one before other Steps have had as much time, unless there is nothing else
-// to do. So no sequence is too long to be served, and those that are long have half of the time at most.
+// A token that takes longer than max(target_seconds, 8 step_seconds), or a prompt's end that takes longer than prompts
+// get, runs in a Step of its own length. What such Steps take too much is counted, and there is no further one before
+// other Steps have had as much time, unless there is nothing else to do. So no sequence is too long to be served, and
+// those that are long have half of the time at most.
 //
 // KEPT TEXTS. A sequence that reads its prompt begins with what is kept of it (prefix_keeper.h), so long as its results
 // do not depend on it: at least one token is left to run, and all whose scores are wanted. It is saved where the keeper
@@ -203,6 +206,7 @@ class Scheduler {
   static constexpr int kLossesMax = 6;
 
   static constexpr double kStepSecondsLeast = 0.01;  // far above what messages between coordinator and workers take
+  static constexpr double kBriefSeconds = 0.002;     // some times what they take
   static constexpr int64_t kShortTokens = 1024;
   static constexpr int64_t kAnswerTokens = 256;  // of an average answer, before there are any
 

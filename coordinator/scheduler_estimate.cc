@@ -18,7 +18,7 @@ constexpr double kEstimateTolerance = 1.25;
 // The tolerance grows by itself in so many seconds without a Step: what was measured on a bad day must not be believed
 // for ever, and a request that is let in measures anew.
 constexpr double kStaleSeconds = 10;
-// A running answer is expected to have at least this part of an average answer still before it.
+// A running answer is expected to have at least this part of an average answer, or of itself, still before it.
 constexpr double kRestMin = 0.25;
 
 }  // namespace
@@ -120,7 +120,8 @@ double Scheduler::QueueSeconds(const Group& group, const RequestState& state, do
     if (owner.request.generate) {
       const auto sampled = static_cast<double>(sequence->after_prompt.size());
       const auto most = static_cast<double>(owner.request.generate->max_tokens) - sampled;
-      seconds += token_seconds * std::min(most, std::max(answer_tokens_ - sampled, kRestMin * answer_tokens_));
+      seconds += token_seconds *
+                 std::min(most, std::max(answer_tokens_ - sampled, kRestMin * std::max(answer_tokens_, sampled)));
     }
     rests.push_back(seconds);
   }

@@ -105,7 +105,7 @@ bool Scheduler::PlanDecode(Group& group, StepPlan* plan) {
     if (logit_rows > 1) logit_rows -= std::max<int64_t>(logit_rows / 4, 1);
   }
   int64_t chunks_left = std::min({share, budget, logit_rows});
-  const double seconds_max = group.DecodeSecondsMax();
+  const double seconds_max = group.DecodeSecondsMax(), token_seconds_max = group.TokenSecondsMax();
   const auto work_of = [&](const Sequence& sequence) {
     return ChunkWork(attention_, sequence.scheduled, sequence.scheduled + 1, 1, /*decodes=*/true);
   };
@@ -119,8 +119,8 @@ bool Scheduler::PlanDecode(Group& group, StepPlan* plan) {
     ++idle;
     if (sequence == nullptr) continue;
     const StepWork work = work_of(*sequence);
-    if (group.cost.Seconds(plan->work + work) > seconds_max) {
-      if (group.cost.Seconds(work) > seconds_max) {
+    if (group.cost.Seconds(plan->work + work) > (plan->chunks.empty() ? token_seconds_max : seconds_max)) {
+      if (group.cost.Seconds(work) > token_seconds_max) {
         put_back_.push_back(sequence);
         idle = 0;
         continue;
@@ -133,9 +133,9 @@ bool Scheduler::PlanDecode(Group& group, StepPlan* plan) {
     idle = 0;
   }
   group.first_to_decode = i;  // where this Step has stopped
-  // The end of a prompt that was put off comes first.
-  const bool takes_long =
-      !put_back_.empty() && chunks_left > 0 && group.overdrawn_seconds <= 0 && !group.long_prompt_waits;
+  // The end of a prompt that was put off comes first, but not twice in a row.
+  const bool is_turn = !group.long_prompt_waits || group.long_prompt_last;
+  const bool takes_long = !put_back_.empty() && chunks_left > 0 && group.overdrawn_seconds <= 0 && is_turn;
   Sequence* next = nullptr;
   if (takes_long) {
     next = *std::min_element(put_back_.begin(), put_back_.end(), [](const Sequence* a, const Sequence* b) {
@@ -149,7 +149,8 @@ bool Scheduler::PlanDecode(Group& group, StepPlan* plan) {
   if (!plan->chunks.empty()) group.decode_seconds = group.cost.Seconds(plan->work);
   if (takes_long) {
     PlanChunk(group, *next, 1, plan);
-    group.overdrawn_seconds = group.cost.Seconds(plan->work) - seconds_max;
+    group.long_prompt_last = false;
+    group.overdrawn_seconds = group.cost.Seconds(plan->work) - token_seconds_max;
   }
   return !put_back_.empty() && !takes_long;
 }
@@ -262,7 +263,10 @@ bool Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
     if (raw) raw_logit_rows -= taken;
     UnlistPrefill(*sequence);
     PlanChunk(group, *sequence, tokens, plan);
-    if (must) group.overdrawn_seconds = group.cost.Seconds(plan->work) - seconds_max;
+    if (must) {
+      group.long_prompt_last = true;
+      group.overdrawn_seconds = group.cost.Seconds(plan->work) - seconds_max;
+    }
     plan->prefill_tokens += tokens;
     ListPrefill(*sequence);
   }
@@ -294,15 +298,19 @@ void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, Step
     chunk.logits = state.request.score->logits;
   }
   chunk.sample = state.request.generate && chunk.logit_rows > 0;
-  sequence.awaiting_token = chunk.sample;
   sequence.scheduled = end;
   PlanSave(group, sequence, plan);
   chunk.forks_begin = static_cast<int64_t>(plan->forks.size());
   Cohort& cohort = *sequence.cohort;
   if (!cohort.forked && end == cohort.shared_tokens) PlanForks(state, cohort, plan);
   chunk.forks = static_cast<int64_t>(plan->forks.size()) - chunk.forks_begin;
-  group.steps.back().chunks.push_back({sequence.id, begin, end, chunk.logit_rows});
+  group.steps.back().chunks.push_back({sequence.id, begin, end, chunk.logit_rows, !sequence.decoding});
   plan->work += ChunkWork(attention_, begin, end, chunk.logit_rows, sequence.decoding);
+  if (chunk.sample) {
+    // From now on: a long Step behind this one would hold up the sequence's second token.
+    if (!sequence.decoding) ++group.decoding;
+    sequence.decoding = sequence.awaiting_token = true;
+  }
   plan->chunks.push_back(chunk);
 }
 

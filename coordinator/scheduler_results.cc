@@ -47,7 +47,7 @@ absl::Status Scheduler::Apply(int replica, StepResult* result, double now) {
 // Counts what the chunk has read for the first time, and what was read before.
 void Scheduler::CountChunk(const ChunkInFlight& chunk, Sequence& sequence, double now) {
   RequestState& state = *sequence.owner;
-  if (!sequence.decoding) {
+  if (chunk.reads) {
     const int64_t prompt_end = std::min(chunk.end, state.prompt_tokens());
     const int64_t prompt_again = std::max<int64_t>(std::min(prompt_end, state.prompt_read) - chunk.begin, 0);
     const int64_t answer_begin = std::max(chunk.begin, state.prompt_tokens());
@@ -111,8 +111,6 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   state.losses = 0;
   sequence.after_prompt.push_back(token.id);
   sequence.awaiting_token = false;
-  if (!sequence.decoding && !state.paused) ++state.group->decoding;
-  sequence.decoding = true;
   if (PagesOf(state.End(sequence)) > HeldPages(sequence)) state.group->full.push_back(sequence.id);
 
   const RequestSink::Verdict verdict = state.sink->OnToken(sequence.index, token);

@@ -49,7 +49,7 @@ struct Scheduler::Sequence {
   int64_t reached_before = 0;         // what they had reached
   int64_t scheduled = 0;              // positions that Steps have taken
   bool awaiting_token = false;        // a Step in flight samples its next token
-  bool decoding = false;              // has sampled a token: one token a Step from here on
+  bool decoding = false;              // a Step has sampled a token, or is about to: one token a Step from here on
   int64_t listed_tokens = -1;         // tokens left to read, as listed for pre-fill; -1: not listed
   int64_t granted_tokens = 0;         // tokens that it gets of the Step that is being planned
   PrefixKeeper::Beginning beginning;  // of the one that reads; its chain is released when the sequence is opened
@@ -189,6 +189,7 @@ struct Scheduler::ChunkInFlight {
   int64_t begin = 0;  // positions [begin, end)
   int64_t end = 0;
   int64_t logit_rows = 0;
+  bool reads = false;  // it is not the one token of a decoding sequence
 };
 
 struct Scheduler::StepInFlight {
@@ -267,6 +268,7 @@ struct Scheduler::Group {
   double overdrawn_seconds = 0;    // what Steps have taken too much that other Steps have not made up for
   double decode_seconds = 0;       // of a Step's decoding sequences, but for those that are longer than a Step
   bool long_prompt_waits = false;  // a prompt's end was put off that is longer than a Step by itself
+  bool long_prompt_last = false;   // the last chunk that was longer than a Step was one of a prompt
   uint64_t long_turns = 0;         // given to decoding sequences that are
   double measured_at = 0;          // when a Step was last measured
 
@@ -274,6 +276,7 @@ struct Scheduler::Group {
   // Ids of decoding sequences whose next token needs one more page; some may have ended or been paused since.
   std::vector<uint64_t> full;
   int64_t prefill_tokens = 0;  // left to read by the sequences that are listed
+  int reading = 0;             // these sequences
   int decoding = 0;            // sequences, but for paused ones
 
   // By client. Steps begin with another one each.
@@ -286,21 +289,30 @@ struct Scheduler::Group {
   std::deque<StepInFlight> steps;                 // oldest first
   std::vector<std::vector<ChunkInFlight>> spare;  // emptied lists of chunks, kept for their memory
 
-  // The seconds that a stage should take for a Step at most: of decoding sequences, and after prompts have been added
-  // to what takes `spent`.
+  // The seconds that a stage may take for a Step, see scheduler.h, TIME.
   bool has_target() const { return capacity.step_target_seconds > 0; }
   double target_seconds() const {
     return std::min(capacity.step_target_seconds / capacity.stages,
                     std::max(20 * cost.step_seconds(), kStepSecondsLeast));
   }
-  double DecodeSecondsMax() const {
+  double brief_seconds() const { return kBriefSeconds / capacity.stages; }
+  // A token that takes longer needs a Step of its own length.
+  double TokenSecondsMax() const {
     if (!has_target()) return std::numeric_limits<double>::infinity();
     return std::max(target_seconds(), 8 * cost.step_seconds());
   }
+  // The decoding sequences of a Step take so long at most, if they are several.
+  double DecodeSecondsMax() const {
+    if (!has_target()) return std::numeric_limits<double>::infinity();
+    return std::min(TokenSecondsMax(), std::max(8 * cost.step_seconds(), brief_seconds()));
+  }
+  // A Step takes so long at most after prompts have been added to decoding sequences that take `spent`.
   double PrefillSecondsMax(double spent) const {
     if (!has_target()) return std::numeric_limits<double>::infinity();
     if (decoding == 0) return std::max(target_seconds(), 10 * cost.step_seconds());
-    return std::max(target_seconds(), spent + std::min(spent, DecodeSecondsMax()) / 2);
+    const double alone = std::max(decode_seconds, cost.step_seconds());
+    const double wanted = std::max((1 + std::max(reading, 2)) * alone, brief_seconds());
+    return std::max(std::min(wanted, target_seconds()), spent + std::min(spent, TokenSecondsMax()) / 2);
   }
 
   Lane* LaneOf(Account& account) {

@@ -1,65 +1,16 @@
-// Steps are bounded by the time that they take, and deadlines are judged by it. Histories on a device whose times are
-// given.
+// Steps are bounded by the time that they take. Histories on a device whose times are given.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <numeric>
-#include <optional>
-#include <string>
 #include <vector>
 
-#include "coordinator/scheduler_test_util.h"
+#include "coordinator/client.h"
+#include "coordinator/scheduler_time_test_util.h"
 #include "gtest/gtest.h"
 
 namespace goldfinch {
 namespace {
-
-constexpr double kTarget = 0.2;
-
-// A device of fixed speeds, with Steps of 512 tokens.
-class SchedulerTimeTest : public testing::Test {
- protected:
-  double step = 0.07, row = 4e-3, attend = 0;
-  AttentionShape shape = {};
-
-  void Start(double target = kTarget, int stages = 1) {
-    cluster.seconds_of = [this](const StepWork& work) { return step + row * work.rows + attend * work.attended; };
-    cluster.scheduler.SetModel(200, 1, 1, shape);
-    GroupCapacity capacity = Roomy(stages);
-    capacity.cache_tokens = int64_t{1} << 40;
-    capacity.max_sequence_tokens = int64_t{1} << 40;
-    capacity.max_step_tokens = 512;
-    capacity.step_target_seconds = target;
-    capacity.row_seconds = 3 * row;  // the planner is wrong
-    cluster.Up(0, capacity);
-    // What a server learns in its first seconds.
-    Generate(300, 20);
-    cluster.RunAll();
-    clients.clear();
-    cluster.step_times.clear();
-  }
-  std::shared_ptr<FakeClient> Generate(int64_t prompt, int64_t tokens, std::function<void(Request*)> edit = {}) {
-    clients.push_back(std::make_shared<FakeClient>());
-    cluster.Generate(FakePrompt(prompt, static_cast<int32_t>(clients.size())), tokens, clients.back(), edit);
-    return clients.back();
-  }
-  // Runs Steps until the condition holds.
-  template <typename Condition>
-  void RunUntil(const Condition& condition) {
-    for (int steps = 0; !condition(); ++steps) {
-      ASSERT_LT(steps, 100'000);
-      ASSERT_GT(cluster.Plan(0), 0);
-      cluster.Answer(0);
-    }
-  }
-  double longest() const { return *std::max_element(cluster.step_times.begin(), cluster.step_times.end()); }
-  double total() const { return std::accumulate(cluster.step_times.begin(), cluster.step_times.end(), 0.0); }
-  static bool Begun(const FakeClient& client) { return !client.tokens[0].empty(); }
-
-  FakeCluster cluster;
-  std::vector<std::shared_ptr<FakeClient>> clients;
-};
 
 TEST_F(SchedulerTimeTest, APromptLeavesDecodingItsTime) {
   Start();
@@ -172,6 +123,19 @@ TEST_F(SchedulerTimeTest, TheEndOfALongPromptTakesTurnsWithLongTokens) {
   EXPECT_LT(clients[0]->tokens[0].size(), 600U);
 }
 
+TEST_F(SchedulerTimeTest, ScoringALongPromptTakesTurnsWithLongTokens) {
+  shape.gold_rows_before = 4;
+  attend = 1e-3;
+  Start();
+  Generate(1'000, 1'000'000);
+  RunUntil([&] { return Begun(*clients[0]); });
+  const size_t before = clients[0]->tokens[0].size();
+  const auto scorer = std::make_shared<FakeClient>();
+  cluster.Score(FakePrompt(900), {}, /*score_prompt=*/true, scorer);
+  RunUntil([&] { return scorer->status.has_value(); });
+  EXPECT_GT(clients[0]->tokens[0].size() - before, 300U) << "one for each row that is longer than a Step";
+}
+
 TEST_F(SchedulerTimeTest, ClientsTakeTurnsWithLongTokens) {
   shape.gold_rows_before = 4;
   attend = 49e-6;
@@ -266,17 +230,73 @@ TEST_F(SchedulerTimeTest, StagesShareTheTarget) {
   EXPECT_LT(longest(), 1.3 * 0.2 / 4);
 }
 
-TEST_F(SchedulerTimeTest, WhereStepsAreCheapTheyAreShort) {
+// ---- Short Steps, where the target allows much longer ones ----
+
+TEST_F(SchedulerTimeTest, OnePromptSlowsWhoDecodesThreeTimes) {
   step = 1e-3;
   row = 5e-5;
   Start();
-  Generate(10, 10'000);
+  Generate(10, 100'000);
   RunUntil([&] { return Begun(*clients[0]); });
   cluster.step_times.clear();
   const auto reader = Generate(20'000, 1);
   RunUntil([&] { return reader->status.has_value(); });
-  EXPECT_LT(longest(), 1.3 * 20 * step) << "far below the target";
-  EXPECT_LT(total(), 1.15 * 20'000 * row) << "and this costs little";
+  EXPECT_LT(longest(), 1.1 * 3 * (step + row));
+  EXPECT_LT(total(), 1.1 * 1.5 * 20'000 * row) << "the prompt is read at two thirds of the best rate";
+}
+
+TEST_F(SchedulerTimeTest, ManyPromptsAreReadAtTheBestRate) {
+  step = 1e-3;
+  row = 5e-5;
+  Start();
+  Generate(10, 100'000);
+  RunUntil([&] { return Begun(*clients[0]); });
+  cluster.step_times.clear();
+  for (int i = 0; i < 30; ++i) Generate(2'000, 1);
+  RunUntil(
+      [&] { return std::all_of(clients.begin() + 1, clients.end(), [](const auto& one) { return one->status; }); });
+  EXPECT_LT(total(), 1.15 * 30 * 2'000 * row);
+  EXPECT_LT(longest(), 1.3 * 20 * step) << "in Steps that are still far below the target";
+}
+
+TEST_F(SchedulerTimeTest, ASecondTokenWaitsForNoLongStep) {
+  step = 1e-3;
+  row = 5e-5;
+  Start(kTarget, /*stages=*/4);
+  Generate(100'000, 1);
+  for (int i = 0; i < 10; ++i) {
+    cluster.Plan(0);
+    cluster.Answer(0);
+  }
+  const auto newcomer = Generate(20, 10);
+  RunUntil([&] { return Begun(*newcomer); });
+  cluster.step_times.clear();
+  RunUntil([&] { return newcomer->tokens[0].size() == 3; });
+  EXPECT_LT(longest(), 1.1 * 3 * (step + row)) << "not even one that was planned before the first token came";
+}
+
+TEST_F(SchedulerTimeTest, ANewcomerWaitsForFewOfManyWhoDecode) {
+  step = 1e-4;
+  row = 2e-4;
+  Start();
+  const auto hog = std::make_shared<FakeClient>(56);
+  cluster.Generate(FakePrompt(4), 100'000, hog, [](Request* request) { request->generate->samples = 56; });
+  RunUntil([&] {
+    return std::none_of(hog->tokens.begin(), hog->tokens.end(), [](const auto& one) { return one.empty(); });
+  });
+  const auto sampled = [&] {
+    return std::accumulate(hog->tokens.begin(), hog->tokens.end(), size_t{0},
+                           [](size_t sum, const auto& one) { return sum + one.size(); });
+  };
+  const size_t before = sampled();
+  cluster.step_times.clear();
+  RunUntil([&] { return sampled() - before >= 560; });
+  EXPECT_LT(total(), 1.1 * 10 * (step + 56 * row)) << "though they decode as fast as all at once";
+  cluster.Plan(0);
+  const double start = cluster.now;
+  const auto newcomer = Generate(20, 1);
+  RunUntil([&] { return newcomer->status.has_value(); });
+  EXPECT_LT(cluster.now - start, 1.3 * (2 * Scheduler::kBriefSeconds + 20 * row)) << "all of them take 11 ms";
 }
 
 TEST_F(SchedulerTimeTest, WithoutATargetTokensAloneBoundAStep) {
@@ -284,160 +304,6 @@ TEST_F(SchedulerTimeTest, WithoutATargetTokensAloneBoundAStep) {
   Generate(2000, 1);
   EXPECT_EQ(cluster.Plan(0), 2);
   EXPECT_EQ(cluster.plans[0].front().ids.size(), 512U);
-}
-
-// ---- Deadlines ----
-
-class DeadlineTest : public SchedulerTimeTest {
- protected:
-  // The seconds until the request's first token.
-  double FirstToken(int64_t prompt) {
-    const double start = cluster.now;
-    const auto client = Generate(prompt, 1);
-    RunUntil([&] { return client->status.has_value(); });
-    return cluster.now - start;
-  }
-  // Whether a request with this deadline is refused at once. If it is not, it is canceled.
-  bool Refused(int64_t prompt, double deadline) {
-    const auto client = Generate(prompt, 1, [&](Request* request) { request->deadline_seconds = deadline; });
-    if (client->status) {
-      EXPECT_EQ(client->status->code(), absl::StatusCode::kDeadlineExceeded) << *client->status;
-      EXPECT_NE(std::string(client->status->message()).find("the deadline is in"), std::string::npos);
-      return true;
-    }
-    cluster.scheduler.Cancel(cluster.last_number, absl::CancelledError(""), cluster.now);
-    return false;
-  }
-  // The deadline is refused if it is this much below what the request takes, and is not if it is enough.
-  void ExpectWithin(int64_t prompt, double tolerance) {
-    // One estimate after the other: they change nothing.
-    double least = 1e-3, most = 1e6;
-    while (most / least > 1.01) {
-      const double middle = std::sqrt(least * most);
-      (Refused(prompt, middle) ? least : most) = middle;
-    }
-    const double estimate = 1.25 * most;
-    const double truth = FirstToken(prompt);
-    EXPECT_NEAR(estimate, truth, tolerance * truth) << prompt << " tokens";
-  }
-};
-
-TEST_F(DeadlineTest, AnIdleServerIsEstimatedWithinAQuarter) {
-  shape.gold_rows_before = 16;
-  attend = 1e-6;
-  Start();
-  for (const int64_t prompt : {1, 30, 500, 3'000, 300'000}) ExpectWithin(prompt, 0.25);
-}
-
-TEST_F(DeadlineTest, TheEndOfALongPromptIsNoRate) {
-  // The audit's case: the end of the prompt takes long, and is no measure for its other tokens.
-  shape.gold_rows_before = 16;
-  attend = 3e-7;
-  step = 1e-3;
-  row = 1e-5;
-  Start();
-  FirstToken(300'000);
-  const double again = FirstToken(300'000);
-  EXPECT_FALSE(Refused(300'000, 1.01 * again));
-  EXPECT_TRUE(Refused(300'000, 0.5 * again));
-}
-
-TEST_F(DeadlineTest, OtherPromptsAndDecodingCount) {
-  Start();
-  for (int i = 0; i < 5; ++i) Generate(10, 100'000);
-  Generate(30'000, 1);
-  RunUntil([&] { return Begun(*clients[4]); });
-  for (int i = 0; i < 5; ++i) {
-    cluster.Plan(0);
-    cluster.Answer(0);
-  }
-  ExpectWithin(1'000, 0.25);
-}
-
-TEST_F(DeadlineTest, ScoringIsEstimatedWithAllItsRows) {
-  shape.gold_rows_before = 16;
-  attend = 1e-6;
-  Start();
-  const auto run = [&](std::optional<double> deadline) {
-    Request request;
-    request.prompt = FakePrompt(8000);
-    request.score.emplace();
-    request.score->score_prompt = true;
-    request.deadline_seconds = deadline;
-    clients.push_back(std::make_shared<FakeClient>());
-    cluster.scheduler.Submit(++cluster.last_number, std::move(request), clients.back(), cluster.now);
-    return clients.back();
-  };
-  const double start = cluster.now;
-  const auto client = run(std::nullopt);
-  RunUntil([&] { return client->status.has_value(); });
-  const double truth = cluster.now - start;
-  EXPECT_TRUE(run(0.6 * truth)->status.has_value());
-  EXPECT_FALSE(run(1.1 * truth)->status.has_value());
-}
-
-TEST_F(DeadlineTest, WithAllSlotsTakenTheQueueCounts) {
-  Start();
-  for (int i = 0; i < 64; ++i) Generate(4, 1'000);
-  RunUntil([&] { return Begun(*clients.back()); });
-  EXPECT_TRUE(Refused(4, 1)) << "at once, not when the second is over";
-  EXPECT_FALSE(Refused(4, 1'000 * (step + 64 * row)));
-}
-
-TEST_F(DeadlineTest, ASlotThatAnotherClientHasTooManyOfIsNear) {
-  Start();
-  const auto hog = std::make_shared<Client>();
-  hog->name = "hog";
-  for (int i = 0; i < 64; ++i) Generate(4, 1'000, [&](Request* request) { request->client = hog; });
-  RunUntil([&] { return Begun(*clients.back()); });
-  EXPECT_FALSE(Refused(4, 2)) << "one of the other's sequences is parked";
-}
-
-TEST_F(DeadlineTest, WhatIsKeptForShortRequestsIsNear) {
-  Start();
-  const auto hog = std::make_shared<FakeClient>(60);
-  cluster.Generate(FakePrompt(4), 10'000, hog, [](Request* request) { request->generate->samples = 60; });
-  RunUntil([&] { return Begun(*hog); });
-  for (int i = 0; i < 10; ++i) Generate(2'000, 10'000);
-  EXPECT_FALSE(Refused(4, 5));
-}
-
-TEST_F(DeadlineTest, WhoMayNotRunIsNotAhead) {
-  Start();
-  const auto limited = std::make_shared<Client>();
-  limited->name = "limited";
-  limited->limits.max_running = 1;
-  for (int i = 0; i < 3; ++i) Generate(4, 10'000, [&](Request* request) { request->client = limited; });
-  RunUntil([&] { return Begun(*clients[0]); });
-  EXPECT_FALSE(Refused(2'000, 2.5 * 2'000 * row));
-}
-
-TEST_F(DeadlineTest, ABadDayIsForgotten) {
-  Start();
-  row *= 10;
-  step *= 10;
-  for (int i = 0; i < 5; ++i) FirstToken(2'000);
-  row /= 10;
-  step /= 10;
-  EXPECT_TRUE(Refused(2'000, 2.5 * 2'000 * row)) << "it was slow just now";
-  // Nothing else comes, but clients try again.
-  int tries = 0;
-  for (; Refused(2'000, 2.5 * 2'000 * row); ++tries) {
-    ASSERT_LT(tries, 100);
-    cluster.now += 5;
-  }
-  for (int i = 0; i < 5; ++i) FirstToken(2'000);
-  EXPECT_FALSE(Refused(2'000, 2.5 * 2'000 * row));
-}
-
-TEST_F(DeadlineTest, NothingIsRefusedBeforeAnythingHasBeenMeasured) {
-  FakeCluster fresh;
-  GroupCapacity capacity = Roomy();
-  capacity.row_seconds = 100;
-  fresh.Up(0, capacity);
-  const auto client = std::make_shared<FakeClient>();
-  fresh.Generate(FakePrompt(10), 1, client, [](Request* request) { request->deadline_seconds = 1; });
-  EXPECT_FALSE(client->status.has_value());
 }
 
 }  // namespace

@@ -3,12 +3,14 @@
 load("@cuda//:defs.bzl", "CUDA_FOUND", "CUDA_HOME")
 load("@rules_cc//cc:defs.bzl", "cc_library")
 
-# Machine code for Ampere and Hopper, and PTX that drivers compile for what comes later.
-_ARCHITECTURES = [
+# Machine code for Ampere, and PTX that drivers compile for what comes later.
+_AMPERE = [
     "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_80,code=compute_80",
-    "-gencode=arch=compute_90a,code=sm_90a",
 ]
+# Left out by --define=goldfinch_architectures=ampere, as `bazel test` has it: no source differs by architecture, and
+# what is compiled for Ampere runs on Hopper too.
+_HOPPER = ["-gencode=arch=compute_90a,code=sm_90a"]
 
 _NVCC_FLAGS = [
     "-std=c++20",
@@ -24,13 +26,14 @@ _NVCC_FLAGS = [
 
 def _nvcc_objects_impl(ctx):
     objects = []
+    architectures = _AMPERE + ([] if ctx.var.get("goldfinch_architectures") == "ampere" else _HOPPER)
     contexts = [dep[CcInfo].compilation_context for dep in ctx.attr.deps]
     headers = depset(ctx.files.hdrs, transitive = [context.headers for context in contexts])
     defines = depset(transitive = [context.defines for context in contexts])
     for source in ctx.files.srcs:
         object = ctx.actions.declare_file("{}/{}.o".format(ctx.label.name, source.basename))
         arguments = ctx.actions.args()
-        arguments.add_all(_NVCC_FLAGS + _ARCHITECTURES)
+        arguments.add_all(_NVCC_FLAGS + architectures)
         arguments.add_all(defines, format_each = "-D%s")
         arguments.add_all(["-I.", "-I" + ctx.bin_dir.path, "-x", "cu", "-c", source, "-o", object])
         ctx.actions.run(

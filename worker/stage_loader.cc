@@ -56,8 +56,7 @@ absl::Status StageLoader::OpenFiles(const cluster::v1::Welcome& welcome) {
   const std::string& config = options_.config.empty() ? welcome.config() : options_.config;
   const bool opened = checkpoint_ != nullptr && model == opened_model_ && config == opened_config_;
   if (opened && CheckModelUnchanged().ok()) return absl::OkStatus();
-  stage_.reset();
-  model_.reset();
+  Release();
   checkpoint_.reset();
   verified_.clear();
   GF_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(model));
@@ -153,6 +152,11 @@ absl::Status StageLoader::VerifyWeights(const StageAssignment& assignment) {
     if (needed(tensor.name)) verified_.insert(tensor.name);
   }
   return absl::OkStatus();
+}
+
+void StageLoader::Release() {
+  stage_.reset();  // it uses the model's weights
+  model_.reset();
 }
 
 absl::Status StageLoader::CheckModelUnchanged() const {

@@ -54,7 +54,12 @@ class StageLoader {
   // LoadStage fails until OpenModel is called again. A system call for each file.
   absl::Status CheckModelUnchanged() const;
 
-  // Valid after LoadStage has succeeded. Nobody may use the stage while OpenModel or LoadStage runs.
+  // Gives back the memory of the stage and its weights; the model stays open. The next LoadStage loads them again.
+  void Release();
+  // Whether there is any to give back.
+  bool loaded() const { return model_ != nullptr; }
+
+  // Valid after LoadStage has succeeded. Nobody may use the stage while OpenModel, LoadStage or Release runs.
   Stage& stage() { return *stage_; }
   const ModelShape& shape() const { return shape_; }
   const StageMemory& memory() const { return memory_; }

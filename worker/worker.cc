@@ -54,6 +54,11 @@ absl::Status CatchBadAlloc(Call call) {
   }
 }
 
+std::chrono::steady_clock::duration KeepTime(const WorkerOptions& options) {
+  return std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+      std::chrono::duration<double>(options.keep_stage_seconds));
+}
+
 // What goes to the coordinator, within the limits of protos/cluster_protocol.h.
 std::string Message(const absl::Status& status) {
   return SafeText(std::string(status.message()), kClusterTextBytesMax);
@@ -211,14 +216,16 @@ void Worker::Log(const std::string& line) const {
 
 void Worker::Work() {
   for (;;) {
-    std::optional<Task> task;  // without one, it is time to poll the pending steps
+    std::optional<Task> task;  // without one, it is time to poll the pending steps, or to release the stage
     {
       std::unique_lock<std::mutex> lock(mutex_);
       const auto has_work = [this] { return stopping_ || !tasks_.empty(); };
-      if (pending_.empty()) {
-        wake_.wait(lock, has_work);
-      } else {
+      if (!pending_.empty()) {
         wake_.wait_for(lock, kPollTime, has_work);
+      } else if (release_at_) {
+        wake_.wait_until(lock, *release_at_, has_work);
+      } else {
+        wake_.wait(lock, has_work);
       }
       if (stopping_) break;
       if (!tasks_.empty()) {
@@ -226,7 +233,9 @@ void Worker::Work() {
         tasks_.pop_front();
       }
     }
-    if (!task) {
+    if (!task && release_at_) {
+      ReleaseStage();
+    } else if (!task) {
       if (const absl::Status status = AnswerSteps(); !status.ok()) FailGeneration(status);
     } else if (task->message == nullptr) {
       ReleaseGeneration();
@@ -245,6 +254,7 @@ void Worker::Handle(const Task& task) {
   absl::Status status;
   if (message.has_form()) {
     ReleaseGeneration();
+    release_at_.reset();
     work_generation_ = task.generation;
     status = CatchBadAlloc([&] { return Form(message.form()); });
   } else if (work_generation_ == nullptr) {
@@ -284,6 +294,14 @@ void Worker::ReleaseGeneration() {
   runner_.reset();
   last_step_.reset();
   work_generation_.reset();
+  if (loader_.loaded() && !release_at_) release_at_ = Clock::now() + KeepTime(options_);
+}
+
+void Worker::ReleaseStage() {
+  release_at_.reset();
+  if (!loader_.loaded()) return;  // another model has been opened meanwhile
+  loader_.Release();
+  Log("no group has formed since: the memory of the stage is given back");
 }
 
 absl::Status Worker::Publish(TransportSetup* setup, Transport* transport) {

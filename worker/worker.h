@@ -132,8 +132,10 @@ class Worker {
   // The work of the generation has failed: releases it, and unless the generation has ended already, ends it and tells
   // the coordinator.
   void FailGeneration(const absl::Status& status);
-  // Releases all that belongs to work_generation_. Its peers notice that the transport is gone.
+  // Releases all that belongs to work_generation_, but keeps the stage. Its peers notice that the transport is gone.
   void ReleaseGeneration();
+  // Gives back the stage's memory once no group has formed for keep_stage_seconds.
+  void ReleaseStage();
   // Lets EndGeneration abort these; either may be null. Returns Generation::end, in case it came before.
   absl::Status Publish(TransportSetup* setup, Transport* transport);
   // As Reply, if the task at hand came over the current stream. A new stream must not get such answers, as the
@@ -180,6 +182,8 @@ class Worker {
   };
   std::deque<PendingStep> pending_;
   Clock::time_point free_since_;  // when the last answered step was done; before the first, when the group was ready
+  // When the stage is given back unless a group forms. Only while there is a stage and no generation.
+  std::optional<Clock::time_point> release_at_;
 
   std::thread thread_;
 };

@@ -1,6 +1,10 @@
 // Groups form, end and form again, and workers and devices are lost.
+#include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -61,6 +65,39 @@ TEST_P(WorkerTest, ALostWorkerIsReplacedByTheRest) {
     Form({0, 2});
     EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
     EXPECT_EQ(Generate(2, prompt, 50, 12, SomeSampling(7), begun), expected);
+  }
+}
+
+// A spare does not keep the stage of a former group for ever, but can form again.
+TEST_P(WorkerTest, AWorkerWithoutAGroupGivesItsMemoryBack) {
+  ReferenceStage reference(path, Options());
+  const std::vector<int32_t> prompt = RandomTokens(50, kVocab, 3);
+  const std::vector<int32_t> expected = reference.Generate(prompt, 100, 12, SomeSampling(7));
+  const auto released = std::make_shared<std::atomic<int>>(0);
+  WorkerOptions options;
+  options.keep_stage_seconds = 0.05;
+  options.log = [released](const std::string& line) { *released += line.find("given back") != std::string::npos; };
+  workers.push_back(Start(options));
+  EXPECT_EQ(Welcome(workers[0]).error(), "");
+  FakeDevice* const device = workers[0].device;
+  const int64_t before = device != nullptr ? device->allocated_bytes() : 0;
+  for (int round = 1; round <= 2; ++round) {
+    Form({0});
+    EXPECT_EQ(Generate(1, prompt, 50, 12, SomeSampling(7)), expected);
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    EXPECT_EQ(*released, round - 1) << "not while there is a group";
+    if (device != nullptr) {
+      EXPECT_GT(device->allocated_bytes(), before);
+    }
+    EndGeneration();
+    const auto start = std::chrono::steady_clock::now();
+    while (*released < round && std::chrono::steady_clock::now() - start < kPatience) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_EQ(*released, round);
+    if (device != nullptr) {
+      EXPECT_EQ(device->allocated_bytes(), before);
+    }
   }
 }
 

@@ -39,6 +39,9 @@ struct WorkerOptions {
   DeviceSpeed speed = {};  // as MeasureDevice returns it
   WorkerPlace place = {};
   double connect_timeout_seconds = 30;  // within which the stages of a new group must have connected to each other
+  // How long a worker that is in no group keeps its stage, to be part of the next one at once. Then it gives the memory
+  // back to others on its machine.
+  double keep_stage_seconds = 30;
   // Takes lines for the log: the stage's memory, weights that are NaN, why a generation failed. Called on any thread.
   // May be null.
   std::function<void(const std::string& line)> log = nullptr;

@@ -15,6 +15,11 @@
 #include "worker/worker_options.h"
 
 namespace goldfinch {
+namespace {
+
+constexpr int64_t kScoredRows = 64;  // rows of logits for scoring in one step
+
+}  // namespace
 
 std::string ClusterHost(const ServeOptions& options) {
   return options.cluster_host.empty() ? options.host : options.cluster_host;
@@ -40,11 +45,34 @@ absl::StatusOr<std::optional<SharedKey>> ReadClusterKey(const std::string& file)
   return std::optional<SharedKey>(std::move(key));
 }
 
-absl::Status DescribeModel(const ServeOptions& options, MembershipOptions* membership) {
-  // As a worker on the CPU does it; only what a device takes of memory differs, and that is not compared.
+absl::StatusOr<PartitionOptions> PartitionOptionsOf(const ServeOptions& options, int* stages) {
+  PartitionOptions partition;
+  // One row for each sequence that decodes, and some for scoring in the same step. Where the number of sequences is
+  // chosen later, so are their rows.
+  partition.max_logit_rows = options.max_num_seqs + kScoredRows;
+  partition.max_sequences = static_cast<int>(options.max_num_seqs);
+  partition.max_sequence_tokens = options.max_model_len;
+  partition.cache_tokens = options.cache_tokens;
+  // 0 is auto; else all sequences must be able to decode in one step.
+  partition.max_step_tokens = options.max_step_tokens > 0 ? std::max(options.max_step_tokens, options.max_num_seqs) : 0;
+  partition.traffic = options.traffic;
+  partition.links.bytes_per_second = static_cast<double>(options.link_bytes_per_second);
+  *stages = options.stages;
+  if (const std::optional<SplitAim> aim = ParseSplitAim(options.split)) {
+    partition.aim = *aim;
+    return partition;
+  }
+  if (!ParseSplit(options.split, &partition.split, &partition.split_layers)) {
+    return UsageError(absl::StrCat("--split is ", options.split));
+  }
+  *stages = static_cast<int>(partition.split.size());
+  if (options.stages == 1 || options.stages == *stages) return partition;
+  return UsageError(absl::StrCat("--split has ", *stages, " stages, --pipeline-parallel-size is ", options.stages));
+}
+
+absl::StatusOr<cluster::v1::Described> DescribeModelOn(Backend& backend, const ServeOptions& options) {
   const WorkerOptions worker;
-  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
-  StageLoader loader(worker, *backend);
+  StageLoader loader(worker, backend);
   cluster::v1::Welcome welcome;
   welcome.set_model(options.model);
   welcome.set_config(options.config);
@@ -52,7 +80,15 @@ absl::Status DescribeModel(const ServeOptions& options, MembershipOptions* membe
   welcome.set_cache_dtype(options.cache_dtype);
   welcome.set_heartbeat_timeout_seconds(1);
   cluster::v1::Described described;
-  const absl::Status status = loader.OpenModel(welcome, &described);
+  GF_RETURN_IF_ERROR(loader.OpenModel(welcome, &described));
+  return described;
+}
+
+absl::Status DescribeModel(const ServeOptions& options, MembershipOptions* membership) {
+  // As a worker on the CPU does it; only what a device takes of memory differs, and that is not compared.
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
+  absl::StatusOr<cluster::v1::Described> described = DescribeModelOn(*backend, options);
+  const absl::Status& status = described.status();
   const std::string& fingerprint = options.model_fingerprint;
   if (absl::IsNotFound(status) && !fingerprint.empty()) {
     membership->fingerprint = fingerprint;
@@ -64,11 +100,11 @@ absl::Status DescribeModel(const ServeOptions& options, MembershipOptions* membe
                                             "(--model-fingerprint), which `goldfinch inspect --json` prints there"));
   }
   GF_RETURN_IF_ERROR(status);
-  if (!fingerprint.empty() && fingerprint != described.fingerprint()) {
-    return absl::FailedPreconditionError(absl::StrCat(options.model, ": the fingerprint is ", described.fingerprint(),
+  if (!fingerprint.empty() && fingerprint != described->fingerprint()) {
+    return absl::FailedPreconditionError(absl::StrCat(options.model, ": the fingerprint is ", described->fingerprint(),
                                                       ", --model-fingerprint is ", fingerprint));
   }
-  membership->description = std::move(described);
+  membership->description = *std::move(described);
   return absl::OkStatus();
 }
 

@@ -10,6 +10,9 @@
 #include "base/shared_key.h"
 #include "clients/cli/serve_options.h"
 #include "coordinator/membership.h"
+#include "coordinator/planner.h"
+#include "kernels/backend.h"
+#include "protos/cluster.pb.h"
 
 namespace goldfinch {
 
@@ -25,6 +28,13 @@ absl::Status CheckClusterPort(const ServeOptions& options);
 
 // The key that the file holds; nothing if `file` is empty.
 absl::StatusOr<std::optional<SharedKey>> ReadClusterKey(const std::string& file);
+
+// What the planner is given, and how many stages there are. UsageError if --split names other ranges or another number
+// of stages.
+absl::StatusOr<PartitionOptions> PartitionOptionsOf(const ServeOptions& options, int* stages);
+
+// The model's description by a worker with this back end. Errors are those of StageLoader::OpenModel.
+absl::StatusOr<cluster::v1::Described> DescribeModelOn(Backend& backend, const ServeOptions& options);
 
 // Sets the description or the fingerprint of the model that is served, from the model's file or else from
 // --model-fingerprint. Reads the file's header and samples of its tensors.

@@ -10,6 +10,7 @@ class App;
 
 namespace goldfinch {
 
+struct PlanCommandOptions;
 struct ServeOptions;
 struct WorkerCommandOptions;
 
@@ -17,6 +18,7 @@ struct WorkerCommandOptions;
 void AddServe(CLI::App& app, ServeOptions& options);
 void AddCoordinator(CLI::App& app, ServeOptions& options);
 void AddWorker(CLI::App& app, WorkerCommandOptions& options);
+void AddPlan(CLI::App& app, PlanCommandOptions& options);
 void AddGenerate(CLI::App& app, GenerateOptions& options);
 void AddStatus(CLI::App& app, StatusOptions& options);
 void AddLoadTest(CLI::App& app, LoadTestOptions& options);

@@ -23,21 +23,44 @@ void AddModelFlags(CLI::App& command, ServeOptions& options) {
   AddVerifyFlag(command, options.verify);
 }
 
-void AddPipelineFlags(CLI::App& command, ServeOptions& options) {
+void AddSplitFlags(CLI::App& command, ServeOptions& options) {
   FlagGroup pipeline(command, kPipelineFlags);
   pipeline.InLimits("--pipeline-parallel-size", options.stages, "STAGES", "Stages that the layers are split over", 1,
                     1024);
-  pipeline.InLimits("--replicas", options.replicas, "COUNT", "Pipelines that serve the model side by side", 1, 1024);
-  pipeline.Text("--split", options.split, "RANGES", "Layers of each stage, such as 0-7,8-15,16-23")
+  pipeline
+      .Text(
+          "--split", options.split, "auto|border|balanced|RANGES",
+          "How the layers are split: for the least time that the expected traffic takes (auto), the same among splits "
+          "with a stage that begins with the first GOLD layer (border), with the fastest slowest stage (balanced), or "
+          "the layers of each stage, such as 0-7,8-15,16-23; `goldfinch plan` shows what it would be")
       ->check([](const std::string& text) {
         std::vector<int> first_layers;
         int layers = 0;
-        return ParseSplit(text, &first_layers, &layers) ? "" : text + " is not ranges of layers that follow each other";
+        if (ParseSplitAim(text) || ParseSplit(text, &first_layers, &layers)) return std::string();
+        return text + " is none of auto, border and balanced, and not ranges of layers that follow each other";
       })
-      ->default_str("balanced by cost and memory");
+      ->capture_default_str();
+  ExpectedTraffic& traffic = options.traffic;
+  constexpr int64_t kTokensMax = int64_t{1} << 36;
+  pipeline.InLimits("--expect-prompt-tokens", traffic.prompt_tokens, "TOKENS",
+                    "Tokens that are read for a request, which the split is planned for", 1, kTokensMax);
+  pipeline.InLimits("--expect-output-tokens", traffic.output_tokens, "TOKENS",
+                    "Tokens that are drawn for a request, likewise", 1, kTokensMax);
+  pipeline.InLimits("--expect-context-tokens", traffic.context_tokens, "TOKENS",
+                    "Tokens that each of these attends to, likewise", 1, kTokensMax);
+  pipeline.InLimits("--expect-sequences", traffic.sequences, "COUNT",
+                    "Sequences that run at a time in one pipeline, likewise", 1, 1 << 16);
+  pipeline.Bytes("--link-speed", options.link_bytes_per_second, "Bytes a second from one worker to another")
+      ->default_str("assumed by the transport: 10 GB within a process, 25 GB over NCCL, 1.25 GB over TCP");
 }
 
-void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
+void AddPipelineFlags(CLI::App& command, ServeOptions& options) {
+  AddSplitFlags(command, options);
+  FlagGroup(command, kPipelineFlags)
+      .InLimits("--replicas", options.replicas, "COUNT", "Pipelines that serve the model side by side", 1, 1024);
+}
+
+void AddLimitFlags(CLI::App& command, ServeOptions& options) {
   FlagGroup memory(command, kMemoryFlags);
   AddMaxModelLenFlag(command, options.max_model_len);
   // A whole number up to 65536; auto is 0.
@@ -63,9 +86,6 @@ void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
   memory.Text("--cache-tokens", options.cache_tokens, "TOKENS", "Tokens that the caches of one pipeline hold")
       ->check(InRange(int64_t{1}, kCacheTokensMax))
       ->default_str("what memory allows");
-  memory.Choice("--overcommit", options.overcommit, {"on", "off"},
-                "Reserve cache for answers of average length instead of the longest that their requests allow, and "
-                "park a sequence, to be read again later, when the caches are full");
   AddCacheDTypeFlag(command, options.cache_dtype);
   memory.Switch("--no-prefix-cache", options.no_prefix_cache,
                 "Read each prompt from its beginning, and keep nothing of it for requests that begin likewise");
@@ -73,6 +93,14 @@ void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
                   "How far into a long text its state is first kept, and at least how far from there to the next time; "
                   "a request that parts from a text reads again from there; 0 is only at the ends of prompts",
                   int64_t{0}, kCacheTokensMax);
+}
+
+void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
+  AddLimitFlags(command, options);
+  FlagGroup(command, kMemoryFlags)
+      .Choice("--overcommit", options.overcommit, {"on", "off"},
+              "Reserve cache for answers of average length instead of the longest that their requests allow, and park "
+              "a sequence, to be read again later, when the caches are full");
 }
 
 void AddPort(CLI::App& command, const std::string& name, int& port, const std::string& what) {
@@ -218,6 +246,28 @@ void AddCoordinator(CLI::App& app, ServeOptions& options) {
                    "pause, and go on exactly");
   timeouts.Seconds("--form-timeout", options.form_timeout_seconds,
                    "Seconds that workers have to load and check their layers");
+}
+
+void AddPlan(CLI::App& app, PlanCommandOptions& options) {
+  CLI::App& command = *app.add_subcommand(
+      "plan", "Show how the layers would be split over workers, what that costs, and what other splits would");
+  command.footer(
+      "Examples: goldfinch plan --model model.pth --pipeline-parallel-size 3\n"
+      "          goldfinch plan --model model.pth --worker 126,700,4000 --worker 126,700,4000");
+  AddModelFlag(command, "--model", options.serve.model);
+  AddConfigFlag(command, options.serve.config);
+  AddSplitFlags(command, options.serve);
+  FlagGroup pipeline(command, kPipelineFlags);
+  pipeline.Several("--worker", options.workers, "GB,TFLOPS,GB/S",
+                   "A worker by its memory, its operations a second and the bytes that it reads a second, for one "
+                   "stage each; without it, this machine's workers, as `goldfinch serve` would have them");
+  pipeline.Choice("--transport", options.transport, {"local", "tcp", "nccl"},
+                  "How rows would travel between workers; local is within one process");
+  AddBackendFlags(command, options.serve.backend, "Threads to compute with, for all stages together");
+  AddLimitFlags(command, options.serve);
+  AddMemoryFlags(command, options.serve.gpu_memory_utilization, options.serve.memory_bytes,
+                 "Memory for all stages together");
+  FlagGroup(command, kOutputFlags).Switch("--json", options.json, "Print JSON instead of tables");
 }
 
 void AddWorker(CLI::App& app, WorkerCommandOptions& options) {

@@ -55,9 +55,11 @@ int Main(int argc, char** argv) {
   LoadTestOptions load_test;
   ServeOptions serve, coordinator;
   WorkerCommandOptions worker;
+  PlanCommandOptions plan;
   AddServe(app, serve);
   AddCoordinator(app, coordinator);
   AddWorker(app, worker);
+  AddPlan(app, plan);
   AddGenerate(app, generate);
   AddStatus(app, server_status);
   AddLoadTest(app, load_test);
@@ -75,6 +77,7 @@ int Main(int argc, char** argv) {
     if (app.got_subcommand("serve")) status = NameFlags(RunServe(serve));
     if (app.got_subcommand("coordinator")) status = NameFlags(RunCoordinator(coordinator));
     if (app.got_subcommand("worker")) status = NameFlags(RunWorker(worker));
+    if (app.got_subcommand("plan")) status = NameFlags(RunPlan(plan));
     if (app.got_subcommand("generate")) {
       const bool remote = !generate.remote.server.empty();
       status = remote ? RunRemoteGenerate(generate) : NameFlags(RunGenerate(generate));

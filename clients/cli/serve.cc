@@ -45,7 +45,6 @@ namespace goldfinch {
 namespace {
 
 constexpr double kReadyPollSeconds = 0.02;
-constexpr int64_t kScoredRows = 64;  // rows of logits for scoring in one step
 // Far above the largest answer to a step: raw logits take at most 16 MB.
 constexpr int64_t kClusterMessageBytesMax = int64_t{64} << 20;
 constexpr int kWorkersMaxLeast = 64;  // for a small cluster: spares, and workers that come back before they are missed
@@ -73,7 +72,6 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
 
   MembershipOptions& membership = result.membership;
   membership.replicas = options.replicas;
-  membership.stages = options.stages;
   // Absolute, as workers may run in another folder.
   membership.model = std::filesystem::absolute(options.model).string();
   if (!options.config.empty()) membership.config = std::filesystem::absolute(options.config).string();
@@ -86,9 +84,6 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   membership.regroup_wait_seconds = options.regroup_wait_seconds;
   membership.regrow_after_seconds = options.regrow_after_seconds;
   membership.network = OwnNetwork();
-  // One row for each sequence that decodes, and some for scoring in the same step. Where the number of sequences is
-  // chosen later, so are their rows.
-  membership.partition.max_logit_rows = options.max_num_seqs + kScoredRows;
 
   if (options.heartbeat_timeout_seconds < 2 * options.heartbeat_interval_seconds) {
     return UsageError(absl::StrCat("--heartbeat-timeout is ", options.heartbeat_timeout_seconds,
@@ -96,22 +91,7 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
                                    options.heartbeat_interval_seconds, " s"));
   }
 
-  PartitionOptions& partition = membership.partition;
-  partition.max_sequences = static_cast<int>(options.max_num_seqs);
-  partition.max_sequence_tokens = options.max_model_len;
-  partition.cache_tokens = options.cache_tokens;
-  // 0 is auto; else all sequences must be able to decode in one step.
-  partition.max_step_tokens = options.max_step_tokens > 0 ? std::max(options.max_step_tokens, options.max_num_seqs) : 0;
-  if (!options.split.empty()) {
-    if (!ParseSplit(options.split, &partition.split, &partition.split_layers)) {
-      return UsageError(absl::StrCat("--split is ", options.split));
-    }
-    const int stages = static_cast<int>(partition.split.size());
-    if (options.stages != 1 && options.stages != stages) {
-      return UsageError(absl::StrCat("--split has ", stages, " stages, --pipeline-parallel-size is ", options.stages));
-    }
-    membership.stages = stages;
-  }
+  GF_ASSIGN_OR_RETURN(membership.partition, PartitionOptionsOf(options, &membership.stages));
   return result;
 }
 

@@ -1,4 +1,4 @@
-// The commands that serve. They run until SIGTERM or SIGINT.
+// The commands that serve, which run until SIGTERM or SIGINT, and the one that plans for them.
 #ifndef GOLDFINCH_CLIENTS_CLI_SERVE_COMMANDS_H_
 #define GOLDFINCH_CLIENTS_CLI_SERVE_COMMANDS_H_
 
@@ -11,6 +11,8 @@ namespace goldfinch {
 absl::Status RunServe(const ServeOptions& options);
 absl::Status RunCoordinator(const ServeOptions& options);
 absl::Status RunWorker(const WorkerCommandOptions& options);
+// Prints the plan to standard output.
+absl::Status RunPlan(const PlanCommandOptions& options);
 
 }  // namespace goldfinch
 

@@ -7,6 +7,28 @@
 
 namespace goldfinch {
 
+bool ParsePlannedWorker(const std::string& text, WorkerResources* worker) {
+  constexpr double kMost = 1e9;
+  std::vector<double> numbers;
+  for (const absl::string_view number : absl::StrSplit(text, ',')) {
+    numbers.push_back(0);
+    // Written so that NaN is refused.
+    if (!absl::SimpleAtod(number, &numbers.back()) || !(numbers.back() > 0 && numbers.back() < kMost)) return false;
+  }
+  if (numbers.size() != 3) return false;
+  worker->memory_bytes = static_cast<int64_t>(numbers[0] * 1e9);
+  worker->flops = numbers[1] * 1e12;
+  worker->read_bytes_per_second = numbers[2] * 1e9;
+  return worker->flops >= 1 && worker->read_bytes_per_second >= 1;
+}
+
+std::optional<SplitAim> ParseSplitAim(const std::string& text) {
+  if (text == "auto") return SplitAim::kAuto;
+  if (text == "border") return SplitAim::kBorder;
+  if (text == "balanced") return SplitAim::kBalanced;
+  return std::nullopt;
+}
+
 bool ParseSplit(const std::string& text, std::vector<int>* first_layers, int* layers) {
   *layers = 0;
   for (const absl::string_view range : absl::StrSplit(text, ',')) {

@@ -3,6 +3,7 @@
 #define GOLDFINCH_CLIENTS_CLI_SERVE_OPTIONS_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "coordinator/front/front_options.h"
 #include "coordinator/grpc/service.h"
 #include "coordinator/membership.h"
+#include "coordinator/planner.h"
 #include "coordinator/scheduler.h"
 #include "kernels/open_backend.h"
 
@@ -26,19 +28,21 @@ struct ServeOptions {
   std::string cache_dtype = "bf16";  // --cache-dtype
   std::string verify = "all";        // --verify
 
-  int stages = 1;                              // --pipeline-parallel-size
-  int replicas = 1;                            // --replicas: pipelines side by side
-  std::string split;                           // --split 0-7,8-15,16-23; empty: balanced
-  BackendOptions backend;                      // --device, --dtype; --threads for all embedded workers together
-  double gpu_memory_utilization = 0.9;         // --gpu-memory-utilization for all embedded workers together
-  int64_t max_model_len = 1 << 20;             // --max-model-len: tokens of a sequence
-  int64_t max_num_seqs = 0;                    // --max-num-seqs: sequences that run at once in one pipeline; 0: auto
-  int64_t max_step_tokens = 0;                 // --max-num-batched-tokens: tokens of one step; 0: auto
-  int64_t cache_tokens = 0;                    // --cache-tokens of one pipeline; 0: what memory allows
-  std::string overcommit = "on";               // --overcommit: reserve what is likely, not the worst case
-  std::string gold_tier = "auto";              // --gold-tier of embedded workers
-  int64_t context_memory = -1;                 // --context-memory of embedded workers; -1: a share of the host's
-  bool no_prefix_cache = false;                // --no-prefix-cache
+  int stages = 1;                       // --pipeline-parallel-size
+  int replicas = 1;                     // --replicas: pipelines side by side
+  std::string split = "auto";           // --split auto, border, balanced, or 0-7,8-15,16-23
+  ExpectedTraffic traffic;              // --expect-prompt-tokens and so on: what the split is planned for
+  int64_t link_bytes_per_second = 0;    // --link-speed between two workers; 0: by the transport
+  BackendOptions backend;               // --device, --dtype; --threads for all embedded workers together
+  double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization for all embedded workers together
+  int64_t max_model_len = 1 << 20;      // --max-model-len: tokens of a sequence
+  int64_t max_num_seqs = 0;             // --max-num-seqs: sequences that run at once in one pipeline; 0: auto
+  int64_t max_step_tokens = 0;          // --max-num-batched-tokens: tokens of one step; 0: auto
+  int64_t cache_tokens = 0;             // --cache-tokens of one pipeline; 0: what memory allows
+  std::string overcommit = "on";        // --overcommit: reserve what is likely, not the worst case
+  std::string gold_tier = "auto";       // --gold-tier of embedded workers
+  int64_t context_memory = -1;          // --context-memory of embedded workers; -1: a share of the host's
+  bool no_prefix_cache = false;         // --no-prefix-cache
   int64_t snapshot_tokens = SnapshotOptions().first_tokens;  // --snapshot-tokens
   int64_t memory_bytes = 0;                    // --memory for all embedded workers together; 0: a share of the device's
   int64_t max_queue = QueueLimits().requests;  // --max-queue: requests that wait
@@ -96,6 +100,21 @@ struct WorkerCommandOptions {
   double transport_timeout_seconds = 600;  // --transport-timeout: a transfer without progress for this long fails
   double shutdown_timeout_seconds = 10;    // --shutdown-timeout: for the group to end, after SIGTERM
 };
+
+// `goldfinch plan`.
+struct PlanCommandOptions {
+  ServeOptions serve;
+  std::string transport = "local";   // --transport: local, tcp or nccl
+  std::vector<std::string> workers;  // --worker, as ParsePlannedWorker reads it, one a stage; empty: this machine's
+  bool json = false;
+};
+
+// A worker that need not exist: "141,700,4000" is one of 141 GB, 700 TFLOP/s and 4,000 GB/s. False unless it is three
+// numbers above 0 and below 10^9. The model's memory is not set.
+bool ParsePlannedWorker(const std::string& text, WorkerResources* worker);
+
+// The split of --split, unless it is ranges, which ParseSplit reads.
+std::optional<SplitAim> ParseSplitAim(const std::string& text);
 
 // The first layer of each stage and the number of layers: 0, 8, 16 and 24 for "0-7,8-15,16-23". False unless the ranges
 // follow each other from 0 on.

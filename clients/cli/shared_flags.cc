@@ -96,8 +96,9 @@ void AddMemoryFlags(CLI::App& command, double& share, int64_t& bytes, const std:
 void AddContextMemoryFlag(CLI::App& command, int64_t& bytes, const std::string& phrase) {
   FlagGroup(command, kMemoryFlags)
       .Bytes("--context-memory", bytes,
-             absl::StrCat(phrase, " that keeps what requests have read, so that others with the same beginning need not "
-                                  "read it again; on a CPU it is a part of --memory; 0 keeps nothing"))
+             absl::StrCat(phrase,
+                          " that keeps what requests have read, so that others with the same beginning need not read "
+                          "it again; on a CPU it is a part of --memory; 0 keeps nothing"))
       ->default_str("a sixteenth of the memory that this process may use");
 }
 

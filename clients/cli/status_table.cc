@@ -5,12 +5,12 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "base/safe_text.h"
+#include "clients/cli/columns.h"
 #include "clients/cli/terminal.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/message.h"
@@ -41,22 +41,6 @@ std::string Cell(const std::string& text) {
 template <typename Number>
 Number Growth(Number now, Number before) {
   return now >= before ? now - before : now;
-}
-
-// Columns as wide as their widest cell, aligned to the left.
-std::string Columns(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> widths;
-  for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string text;
-  for (const auto& row : rows) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) absl::StrAppendFormat(&line, "%-*s  ", widths[i], row[i]);
-    absl::StrAppend(&text, std::string(absl::StripTrailingAsciiWhitespace(line)), "\n");
-  }
-  return text;
 }
 
 std::string StateName(v1::GroupState state) {
@@ -153,6 +137,7 @@ std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, 
                         Commas(group.sequences_max()), Commas(group.cache_tokens_reserved()),
                         Commas(group.cache_tokens_max()));
   if (group.stages().empty()) return text;
+  if (!group.plan().empty()) absl::StrAppend(&text, "split: ", SafeText(group.plan()), "\n");
   std::vector<std::vector<std::string>> rows = {{"stage", "worker", "address", "device", "layers", "weights",
                                                  "reserved", "busy", "bubble", "idle", "hidden in", "compressed in",
                                                  "ids in", "heartbeat"}};

@@ -53,6 +53,7 @@ TEST(StatusTableTest, ShowsWhatIsSinceTheStart) {
   v1::GetClusterInfoResponse cluster = Cluster();
   cluster.add_spare_workers("s1");
   cluster.add_spare_workers("s2");
+  cluster.mutable_groups(0)->set_plan("a stage begins at the border\n");
   EXPECT_EQ(
       StatusTable(&model, cluster, nullptr),
       "model     demo, 6 layers (2 GOLD), width 128, vocabulary bytes of 257; at most 1,048,576 tokens a sequence\n"
@@ -64,6 +65,7 @@ TEST(StatusTableTest, ShowsWhatIsSinceTheStart) {
       "\n"
       "replica 0: ready, generation 3\n"
       "1,234 steps, 0 in flight; 0 of 0 sequences; cache reserved for 0 of 0 tokens\n"
+      "split: a stage begins at the border\\x0a\n"
       "stage  worker  address     device  layers  weights  reserved    busy   bubble  idle   hidden in  "
       "compressed in  ids in  heartbeat\n"
       "0      w0      10.0.0.1:7  cpu     0-3     0 B      0 B of 0 B  60.0%  10.0%   30.0%  0 B        "

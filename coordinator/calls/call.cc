@@ -254,12 +254,12 @@ void Call::Report() const {
     return done_->ok() && in_seconds > 0 ? static_cast<double>(std::max<int64_t>(tokens, 0)) / in_seconds : 0;
   };
   const std::string line = absl::StrFormat(
-      "request=%s method=%s event=end code=%s prompt_tokens=%d cached_tokens=%d completion_tokens=%d recoveries=%d parkings=%d "
-      "queue_seconds=%.3f prefill_seconds=%.3f prefill_tokens_per_second=%.1f decode_seconds=%.3f "
+      "request=%s method=%s event=end code=%s prompt_tokens=%d cached_tokens=%d completion_tokens=%d recoveries=%d "
+      "parkings=%d queue_seconds=%.3f prefill_seconds=%.3f prefill_tokens_per_second=%.1f decode_seconds=%.3f "
       "decode_tokens_per_second=%.1f seconds=%.3f %s",
       LogValue(id_), method_, done_->ok() ? "OK" : absl::StatusCodeToString(done_->code()), usage_.prompt_tokens,
-      usage_.cached_tokens, usage_.completion_tokens, usage_.recoveries, usage_.parkings, usage_.queue_seconds, usage_.prefill_seconds,
-      rate(usage_.prompt_tokens, usage_.prefill_seconds), usage_.decode_seconds,
+      usage_.cached_tokens, usage_.completion_tokens, usage_.recoveries, usage_.parkings, usage_.queue_seconds,
+      usage_.prefill_seconds, rate(usage_.prompt_tokens, usage_.prefill_seconds), usage_.decode_seconds,
       // The first token belongs to pre-fill.
       rate(usage_.completion_tokens - 1, usage_.decode_seconds), seconds, NameOf(caller_));
   if (done_->ok()) {

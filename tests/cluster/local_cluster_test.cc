@@ -11,6 +11,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/cache_page.h"
+#include "base/stage_memory.h"
+#include "coordinator/stage_cost.h"
 #include "coordinator/worker_link.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -145,6 +147,54 @@ TEST(LocalClusterTest, OnlyCompressedRowsIdsAndTheTailCrossToTheGoldStage) {
     EXPECT_EQ(static_cast<int64_t>(bytes.compressed()), tokens * row_bytes);
     EXPECT_EQ(static_cast<int64_t>(bytes.ids()), tokens * kVocabBytes);
     EXPECT_EQ(static_cast<int64_t>(bytes.hidden()), (2 * kGold + 1 + kAnswer - 1) * kWidth * 4);
+  }
+}
+
+// To the byte, whatever the split: between Finch layers, at the border and between GOLD layers, for a long prompt in
+// several steps and for one that is shorter than the rows that GOLD layers need.
+TEST(LocalClusterTest, BoundariesCarryWhatThePlannerCounts) {
+  for (const std::vector<int>& split :
+       std::vector<std::vector<int>>{{0, 2}, {0, 4}, {0, 5}, {0, 2, 4}, {0, 4, 5}, {}}) {
+    constexpr int kStages = 3;  // of the planner's own split
+    const int stages = split.empty() ? kStages : static_cast<int>(split.size());
+    LocalCluster cluster(kDemoModel, stages, [&](CoordinatorOptions* options) {
+      options->membership.cache_dtype = "bf16";
+      options->membership.partition.split = split;
+      options->membership.partition.split_layers = kDemoLayers;
+      options->membership.partition.max_step_tokens = 256;
+    });
+    cluster.AwaitReady();
+    ModelMemory model;
+    model.layers.resize(kDemoLayers);
+    model.gold_layers = 2;
+    model.width = 128;
+    model.vocab_size = 257;
+    model.compressed_row_bytes = 16;
+    std::vector<ReceivedBytes> expected(stages);
+    for (const int64_t prompt : {1000, 3}) {
+      constexpr int64_t kAnswer = 5;
+      ASSERT_TRUE(cluster.Generate(Text(std::string(prompt, 'a')), kAnswer)->Wait().ok());
+      cluster.ExpectNothingHeld();
+      const v1::GroupInfo group = cluster.Info().groups(0);
+      std::vector<int> first_layers;
+      for (const v1::StageInfo& stage : group.stages()) first_layers.push_back(static_cast<int>(stage.first_layer()));
+      if (!split.empty()) {
+        ASSERT_EQ(first_layers, split);
+      }
+      EXPECT_NE(group.plan(), "");
+      for (int stage = 0; stage < stages; ++stage) {
+        const ReceivedBytes bytes = ReceivedForRequest(model, first_layers, stage, prompt, kAnswer);
+        expected[stage].hidden += bytes.hidden;
+        expected[stage].compressed += bytes.compressed;
+        expected[stage].ids += bytes.ids;
+        const v1::BoundaryBytes& measured = group.stages(stage).received();
+        EXPECT_EQ((ReceivedBytes{.hidden = static_cast<int64_t>(measured.hidden()),
+                                 .compressed = static_cast<int64_t>(measured.compressed()),
+                                 .ids = static_cast<int64_t>(measured.ids())}),
+                  expected[stage])
+            << ::testing::PrintToString(first_layers) << ", stage " << stage << ", prompt " << prompt;
+      }
+    }
   }
 }
 

@@ -1,8 +1,13 @@
 """What those who run a server see of it: probes and metrics, and what it does when its model's file is changed."""
 
+import contextlib
+import re
 import shutil
 import signal
 import socket
+import string
+import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -111,6 +116,60 @@ class ProbeTest(OperationTest):
         self.assertEqual(metric_sum(self.cluster.metrics(), "goldfinch_groups_ready"), 1)
         for connection in connections:
             connection.close()
+
+
+class DeadlineTest(ClusterTest):
+    """What a server on a real machine refuses at once. The figures are shown, as they depend on the machine."""
+
+    REFUSAL = r"the first token would take about ([0-9.e+]+) s: .*; the deadline is in "
+
+    def refusal(self, client, prompt, timeout):
+        """The seconds that the server names when it refuses the request."""
+        with self.assertRaisesRegex(goldfinch.DeadlineExceededError, self.REFUSAL) as caught:
+            client.generate(prompt, max_tokens=1, sampling=GREEDY, timeout=timeout)
+        return float(re.search(self.REFUSAL, str(caught.exception)).group(1))
+
+    def test_a_long_prompt(self):
+        client = self.serve()
+        prompt = "".join(self.random.choices(string.ascii_lowercase + " ", k=60_000))
+        seconds = []
+        for timeout in (None, SECONDS_MAX):  # the second time, Steps have been measured, the end of a long prompt too
+            start = time.monotonic()
+            client.generate(prompt, max_tokens=1, sampling=GREEDY, timeout=timeout)
+            seconds.append(time.monotonic() - start)
+        estimate = self.refusal(client, prompt, timeout=min(seconds) / 10)
+        print(f"60,000 tokens took {seconds[0]:.2f} and {seconds[1]:.2f} s, estimated {estimate:.2f} s")
+
+    def test_all_slots_are_taken(self):
+        client = self.serve(max_num_seqs=2)
+        streams = [client.stream(PROMPT, max_tokens=1_000_000, ignore_eos=True) for _ in range(2)]
+        counts, times = [0, 0], []
+        enough = threading.Event()
+
+        def read(number):
+            with contextlib.suppress(goldfinch.GoldfinchError):
+                for piece in streams[number]:
+                    counts[number] += len(piece.tokens)
+                    if counts[number] >= 1000 and len(times) == 0:
+                        times.append(time.monotonic())
+                    if min(counts) >= 5000 and not enough.is_set():
+                        times.append(time.monotonic())
+                        enough.set()
+
+        threads = [threading.Thread(target=read, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            self.assertTrue(enough.wait(SECONDS_MAX))
+            # Both are expected to go on for a quarter of what they have got.
+            rest = (times[1] - times[0]) * 1250 / 4000
+            estimate = self.refusal(client, PROMPT, timeout=rest / 4)
+            print(f"two streams were expected to go on for {rest:.2f} s, the estimate was {estimate:.2f} s")
+        finally:
+            for stream in streams:
+                stream.close()
+            for thread in threads:
+                thread.join()
 
 
 class ModelFileTest(OperationTest):

@@ -275,7 +275,10 @@ class ModelFileTest(GenerateTest):
 
 
 class HelpTest(ProgramTest):
-    COMMANDS = "serve coordinator worker generate status load-test inspect quantize logits tokenize detokenize".split()
+    COMMANDS = [
+        *"serve coordinator worker plan generate status load-test".split(),
+        *"inspect quantize logits tokenize detokenize".split(),
+    ]
     HEADINGS = "model prompt pipeline device memory network security timeouts sampling load output other".split()
 
     def test_help_is_on_standard_output(self):

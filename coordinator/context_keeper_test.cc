@@ -1,5 +1,5 @@
 // A scheduler whose requests begin with what was kept of others: whole histories with workers that check every Step.
-#include "coordinator/contexts/context_keeper.h"
+#include "coordinator/context_keeper.h"
 
 #include <algorithm>
 #include <memory>

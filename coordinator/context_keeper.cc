@@ -1,4 +1,4 @@
-#include "coordinator/contexts/context_keeper.h"
+#include "coordinator/context_keeper.h"
 
 #include <algorithm>
 #include <utility>

@@ -1,7 +1,7 @@
 // Keeps what requests have read, automatically, on the shelves of the workers: which texts those are (SegmentTree), and
 // how the scheduler's Steps save them and begin with them.
-#ifndef GOLDFINCH_COORDINATOR_CONTEXTS_CONTEXT_KEEPER_H_
-#define GOLDFINCH_COORDINATOR_CONTEXTS_CONTEXT_KEEPER_H_
+#ifndef GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_H_
+#define GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_H_
 
 #include <cstdint>
 #include <deque>
@@ -94,4 +94,4 @@ class ContextKeeper final : public PrefixKeeper {
 
 }  // namespace goldfinch
 
-#endif  // GOLDFINCH_COORDINATOR_CONTEXTS_CONTEXT_KEEPER_H_
+#endif  // GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_H_
