@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
 namespace goldfinch {
@@ -69,6 +71,11 @@ std::string SafeText(std::string_view text, size_t bytes_max) {
     text.remove_prefix(character.bytes);
   }
   return safe;
+}
+
+std::string Quoted(std::string_view name) {
+  constexpr size_t kShown = 120;
+  return absl::StrCat("'", absl::CHexEscape(std::string(name.substr(0, kShown))), name.size() > kShown ? "...'" : "'");
 }
 
 }  // namespace goldfinch

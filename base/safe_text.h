@@ -19,6 +19,9 @@ bool SteersText(uint32_t code);
 // texts stay as they are.
 std::string SafeText(std::string_view text, size_t bytes_max = std::string_view::npos);
 
+// A name from a file as it may stand in a message: in quotes, without control characters, shortened if it is very long.
+std::string Quoted(std::string_view name);
+
 }  // namespace goldfinch
 
 #endif  // GOLDFINCH_BASE_SAFE_TEXT_H_

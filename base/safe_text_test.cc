@@ -53,5 +53,11 @@ TEST(SafeTextTest, LongTextsAreCut) {
   EXPECT_EQ(SafeText(std::string(10 << 20, 'x'), 100).size(), 100U);
 }
 
+TEST(SafeTextTest, QuotedNamesAreFitForAMessage) {
+  EXPECT_EQ(Quoted("emb.weight"), "'emb.weight'");
+  EXPECT_EQ(Quoted(std::string_view("a\n\0z", 4)), "'a\\n\\x00z'");
+  EXPECT_EQ(Quoted(std::string(1000, 'x')), "'" + std::string(120, 'x') + "...'");
+}
+
 }  // namespace
 }  // namespace goldfinch

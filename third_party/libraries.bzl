@@ -84,6 +84,10 @@ def libraries():
         targets = {":hwy": "libhwy"},
     )
     system_library(
+        name = "isa_l",
+        targets = {":isal": "libisal"},
+    )
+    system_library(
         name = "onednn",
         targets = {":onednn": "-ldnnl"},
     )

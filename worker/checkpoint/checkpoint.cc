@@ -13,6 +13,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/safe_text.h"
 #include "base/status.h"
 #include "kernels/quantize.h"
 #include "worker/checkpoint/names.h"

@@ -8,7 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/types/span.h"
 #include "base/check.h"
-#include "worker/checkpoint/names.h"
+#include "base/safe_text.h"
 
 namespace goldfinch {
 namespace {

@@ -3,7 +3,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -56,11 +55,6 @@ std::string CanonicalName(std::string_view name) {
     }
   }
   return absl::StrJoin(components, ".");
-}
-
-std::string Quoted(std::string_view name) {
-  constexpr size_t kShown = 120;
-  return absl::StrCat("'", absl::CHexEscape(std::string(name.substr(0, kShown))), name.size() > kShown ? "...'" : "'");
 }
 
 }  // namespace goldfinch

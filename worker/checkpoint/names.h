@@ -13,9 +13,6 @@ namespace goldfinch {
 // names of one file may map to one: the caller's error.
 std::string CanonicalName(std::string_view name);
 
-// `name` as it may stand in a message: quoted, without control characters, shortened if it is very long.
-std::string Quoted(std::string_view name);
-
 }  // namespace goldfinch
 
 #endif  // GOLDFINCH_WORKER_CHECKPOINT_NAMES_H_

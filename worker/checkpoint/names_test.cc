@@ -65,11 +65,5 @@ TEST(NamesTest, OtherNamesStay) {
   EXPECT_EQ(CanonicalName("rwkv.my_attention.weight"), "my_attention.weight") << "only whole components are replaced";
 }
 
-TEST(NamesTest, QuotedIsFitForAMessage) {
-  EXPECT_EQ(Quoted("emb.weight"), "'emb.weight'");
-  EXPECT_EQ(Quoted(std::string_view("a\n\0z", 4)), "'a\\n\\x00z'");
-  EXPECT_EQ(Quoted(std::string(1000, 'x')), "'" + std::string(120, 'x') + "...'");
-}
-
 }  // namespace
 }  // namespace goldfinch

@@ -12,8 +12,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/safe_text.h"
 #include "base/status.h"
-#include "worker/checkpoint/names.h"
 
 namespace goldfinch {
 namespace {

@@ -11,8 +11,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/safe_text.h"
 #include "base/status.h"
-#include "worker/checkpoint/names.h"
 #include "worker/checkpoint/pickle.h"
 #include "worker/checkpoint/zip.h"
 

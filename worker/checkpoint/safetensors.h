@@ -1,4 +1,4 @@
-// safetensors files: the length of a JSON header in 8 bytes, the header, and the tensors' bytes behind it.
+// Checkpoints in safetensors files (base/safetensors_header.h).
 #ifndef GOLDFINCH_WORKER_CHECKPOINT_SAFETENSORS_H_
 #define GOLDFINCH_WORKER_CHECKPOINT_SAFETENSORS_H_
 
@@ -8,9 +8,6 @@
 #include "worker/checkpoint/layout.h"
 
 namespace goldfinch {
-
-// The format's own limit.
-constexpr int64_t kSafetensorsHeaderBytesMax = 100'000'000;
 
 // Whether the file begins like safetensors: a brace behind the 8 bytes of length.
 bool LooksLikeSafetensors(std::string_view file);

@@ -7,8 +7,8 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/safe_text.h"
 #include "base/status.h"
-#include "worker/checkpoint/names.h"
 
 namespace goldfinch {
 namespace {
