@@ -36,9 +36,10 @@ MAY_INCLUDE = {
     "worker/stage": {"base", "kernels", "worker/checkpoint", "worker/model"},
     "worker/transport": {"base", "kernels"},
     "worker": {"base", "kernels", "protos", "worker/checkpoint", "worker/model", "worker/stage", "worker/transport"},
-    "coordinator": {"base", "protos", "tokenizer"},
-    "coordinator/calls": {"base", "protos", "tokenizer", "coordinator"},
+    "coordinator": {"base", "coordinator/store", "protos", "tokenizer"},
+    "coordinator/calls": {"base", "coordinator", "coordinator/store", "protos", "tokenizer"},
     "coordinator/front": {"base"},
+    "coordinator/store": {"base"},
     "coordinator/grpc": {"base", "protos", "tokenizer", "coordinator", "coordinator/calls", "coordinator/front"},
 }
 ROOMS = set(MAY_INCLUDE) | {"clients", "tests"}
