@@ -17,7 +17,7 @@ class Sha256 {
  public:
   Sha256();
   void Add(std::string_view bytes);
-  // Of all bytes that were added. Nothing may be added afterwards.
+  // The digest of all bytes that were added. Nothing may be added afterwards.
   Sha256Digest Finish();
 
  private:

@@ -32,9 +32,8 @@ bool AllFinite(std::string_view elements, Bits exponent) {
   return finite;
 }
 
-// Of rows of 8 bits only the scales can be otherwise: bf16, in the last two bytes of every row. `at` is the first
-// byte's place in its tensor, *low the byte before it, and then the
-// last one.
+// The only numbers of 8-bit rows that can be otherwise are the scales: bf16, in the last two bytes of every row. `at`
+// is the first byte's place in its tensor, *low the byte before it, and then the last one.
 bool AllScalesFinite(std::string_view bytes, int64_t at, int64_t row_bytes, char* low) {
   const auto count = static_cast<int64_t>(bytes.size());
   bool finite = true;

@@ -133,7 +133,7 @@ class SegmentStore {
 
   SegmentStore(const StoreOptions& options, FolderLock lock);
 
-  // Of the start (store_open.cc).
+  // The start (store_open.cc).
   absl::Status ReadFolder();
   absl::Status ReadQuarantine();
   absl::Status ReadFile(const std::string& file_name);
