@@ -25,7 +25,7 @@ absl::Status ContextExport::ReadChain(absl::Span<const SegmentKey> chain) {
     chain_.push_back({chain[i]});
     GF_ASSIGN_OR_RETURN(const SegmentReader* const reader, ReaderOf(i));
     const Segment& segment = reader->segment();
-    const bool continues = i == 0 ? segment.begin == 0
+    const bool continues = i == 0 ? segment.begin == 0 && !segment.parent
                                   : segment.parent == chain[i - 1] && segment.begin == chain_[i - 1].end &&
                                         segment.model == whole.model && segment.name_space == whole.name_space;
     if (!continues) {
@@ -42,6 +42,10 @@ absl::Status ContextExport::ReadChain(absl::Span<const SegmentKey> chain) {
       checksums[s] = JoinCrc32c(before, reader->Checksum(static_cast<int>(s)), sections[s].bytes);
     }
     whole = segment;
+  }
+  if (chain_.size() > 1 && chain_[0].end == 0) {
+    return absl::FailedPreconditionError(
+        "the context begins with a tuned state, of which an exchange file cannot tell; export the state alone");
   }
   if (!whole.has_snapshot) {
     return absl::FailedPreconditionError(absl::StrCat("the context has no snapshot at its end, position ", whole.end));

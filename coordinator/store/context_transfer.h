@@ -27,7 +27,8 @@ namespace goldfinch {
 class ContextExport {
  public:
   // `chain`: the keys of the context's segments, from position 0 on. NOT_FOUND for one that is not there (here and in
-  // later calls), FAILED_PRECONDITION if they do not continue each other, or if the last one has no snapshot.
+  // later calls), FAILED_PRECONDITION if they do not continue each other, or if the last one has no snapshot;
+  // also for a text that begins with a tuned state, as the file would be taken for that of the same text without it.
   static absl::StatusOr<std::unique_ptr<ContextExport>> Open(SegmentStore* store, absl::Span<const SegmentKey> chain);
 
   int64_t bytes() const { return header_.file_bytes; }

@@ -157,7 +157,6 @@ TEST_F(TransferTest, AnImportTakesPiecesOfAnySizeAndKeepsOneOfEach) {
 TEST_F(TransferTest, AContextAtPosition0IsAStateAlone) {
   const TestSegment tuned = MakeTestSegment(0, 4);
   const std::string file = *ExchangeFile(tuned.segment, tuned.sections);
-  EXPECT_THAT(file, Not(HasSubstr("\"ids\"")));
   const auto key = Import(file);
   ASSERT_TRUE(key.ok()) << key.status();
   EXPECT_EQ(*key, tuned.key);
@@ -165,6 +164,18 @@ TEST_F(TransferTest, AContextAtPosition0IsAStateAlone) {
   const auto transfer = ContextExport::Open(store_.get(), {*key});
   ASSERT_TRUE(transfer.ok()) << transfer.status();
   EXPECT_EQ(ReadAll(transfer->get(), 100), file);
+  ContextImportOptions options;
+  options.model = tuned.segment.model;
+  EXPECT_TRUE(Import(file, options).ok());
+  // What continues it has another key than the same ids alone, and is not exported as if it were those.
+  TestSegment text = MakeTestSegment(5);
+  const SegmentKey without = text.key;
+  text.segment.parent = tuned.key;
+  text.key = KeyOf(text.segment, text.ids);
+  EXPECT_NE(text.key, without);
+  ASSERT_EQ(SaveTestSegment(store_.get(), text), absl::OkStatus());
+  EXPECT_TRUE(absl::IsFailedPrecondition(ContextExport::Open(store_.get(), {tuned.key, text.key}).status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(ContextExport::Open(store_.get(), {text.key}).status()));
 }
 
 TEST_F(TransferTest, WhatIsNoContextIsNotExported) {

@@ -49,13 +49,13 @@ std::vector<int64_t> ShapeOf(const Segment& segment, const SegmentSection& secti
   return shape;
 }
 
-// Without empty ones, in the order of their bytes.
+// In the order of their bytes.
 std::vector<ExchangeTensor> TensorsOf(const Segment& segment, const SegmentLayout& layout) {
   std::vector<ExchangeTensor> tensors;
   for (const int64_t element_bytes : {4, 2, 1}) {
     for (size_t i = 0; i < layout.sections.size(); ++i) {
       const SegmentSection& section = layout.sections[i];
-      if (section.bytes == 0 || BytesOf(section.type) != element_bytes) continue;
+      if (BytesOf(section.type) != element_bytes) continue;
       tensors.push_back({TensorName(segment, section), static_cast<int>(i), 0, section.bytes});
     }
   }
@@ -177,7 +177,6 @@ absl::StatusOr<ExchangeHeader> NewExchangeHeader(const Segment& segment, absl::S
   GF_ASSIGN_OR_RETURN(header.layout, LayOut(segment));
   GF_CHECK(segment.begin == 0 && segment.has_snapshot && checksums.size() == header.layout.sections.size());
   header.tensors = TensorsOf(segment, header.layout);
-  if (header.tensors.empty()) return absl::InvalidArgumentError("a context without a tensor has no exchange file");
   for (ExchangeTensor& tensor : header.tensors) tensor.checksum = checksums[tensor.section];
   *text = HeaderText(header);
   header.header_bytes = header.file_bytes = static_cast<int64_t>(text->size());
@@ -227,8 +226,9 @@ absl::StatusOr<ExchangeHeader> ParseExchangeHeader(std::string_view json) {
     tensor.offset = header.header_bytes + static_cast<int64_t>(found->second->data_offsets[0]);
   }
   // Another program may have written them in another order.
-  std::sort(header.tensors.begin(), header.tensors.end(),
-            [](const ExchangeTensor& a, const ExchangeTensor& b) { return a.offset < b.offset; });
+  std::sort(header.tensors.begin(), header.tensors.end(), [](const ExchangeTensor& a, const ExchangeTensor& b) {
+    return std::pair(a.offset, a.bytes) < std::pair(b.offset, b.bytes);
+  });
   return header;
 }
 

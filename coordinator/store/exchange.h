@@ -5,11 +5,11 @@
 //   layers.L.rows       [n, ...] and so are `keys` and `values`, of models that have them
 //   layers.L.wkv        [...] and so are the other parts of the snapshot at n
 //   logits              [vocab] F32, where the context has them
-// without those that would be empty. Tensors with larger elements come first, so that each is aligned. The metadata has
-// `goldfinch.context`, the version of the format; the identity: `fingerprint`, `vocabulary`, `cache_dtype`, `numerics`;
-// `vocab_size`, `position` (n), `gold_position`; and `crc32c.TENSOR` of every tensor, eight hexadecimal digits. All
-// numbers are decimal. The bytes are a function of the context alone: of its identity, ids, parts and snapshot, and not
-// of the segments, names or server that it was kept in.
+// of which those by tokens are empty at position 0. Tensors with larger elements come first, so that each is aligned.
+// The metadata has `goldfinch.context`, the version of the format; the identity: `fingerprint`, `vocabulary`,
+// `cache_dtype`, `numerics`; `vocab_size`, `position` (n), `gold_position`; and `crc32c.TENSOR` of every tensor, eight
+// hexadecimal digits. All numbers are decimal. The bytes are a function of the context alone: of its identity, ids,
+// parts and snapshot, and not of the segments, names or server that it was kept in.
 #ifndef GOLDFINCH_COORDINATOR_STORE_EXCHANGE_H_
 #define GOLDFINCH_COORDINATOR_STORE_EXCHANGE_H_
 
@@ -82,6 +82,7 @@ class ExchangeParser {
   absl::Status Take(std::string_view* bytes);
   absl::Status TakeHeader(std::string_view* bytes);
   absl::Status TakeTensor(std::string_view* bytes);
+  absl::Status FinishTensors();
   absl::Status CheckElements(const ExchangeTensor& tensor, std::string_view elements);
 
   ExchangeSink* const sink_;

@@ -88,7 +88,8 @@ absl::Status ExchangeParser::TakeHeader(std::string_view* bytes) {
   GF_ASSIGN_OR_RETURN(header_, ParseExchangeHeader(std::string_view(text_).substr(kSafetensorsLengthBytes)));
   text_ = std::string();
   has_header_ = true;
-  return sink_->OnHeader(header_);
+  GF_RETURN_IF_ERROR(sink_->OnHeader(header_));
+  return FinishTensors();
 }
 
 absl::Status ExchangeParser::TakeTensor(std::string_view* bytes) {
@@ -115,14 +116,21 @@ absl::Status ExchangeParser::TakeTensor(std::string_view* bytes) {
   }
   carried_ = rest;
   taken_ += static_cast<int64_t>(whole);
-  if (taken_ < tensor.bytes) return absl::OkStatus();
-  if (checksum_ != tensor.checksum) {
-    return absl::DataLossError(
-        absl::StrCat("the exchange file is damaged: the checksum of tensor ", Quoted(tensor.name), " is wrong"));
+  return FinishTensors();
+}
+
+// Goes on behind all tensors that are complete, as empty ones are.
+absl::Status ExchangeParser::FinishTensors() {
+  while (tensor_ < header_.tensors.size() && taken_ == header_.tensors[tensor_].bytes) {
+    const ExchangeTensor& tensor = header_.tensors[tensor_];
+    if (checksum_ != tensor.checksum) {
+      return absl::DataLossError(
+          absl::StrCat("the exchange file is damaged: the checksum of tensor ", Quoted(tensor.name), " is wrong"));
+    }
+    ++tensor_;
+    taken_ = 0;
+    checksum_ = 0;
   }
-  ++tensor_;
-  taken_ = 0;
-  checksum_ = 0;
   return absl::OkStatus();
 }
 

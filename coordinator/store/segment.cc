@@ -117,10 +117,8 @@ absl::Status CheckModel(const ContextModel& model) {
 absl::Status CheckPositions(const Segment& segment) {
   GF_RETURN_IF_ERROR(CheckRange("begin", segment.begin, 0, kContextTokensMax));
   GF_RETURN_IF_ERROR(CheckRange("end", segment.end, 0, kContextTokensMax));
-  if (segment.parent.has_value() != (segment.begin > 0)) {
-    return Bad("begin is ", segment.begin, ", but it has ", segment.parent ? "a parent" : "no parent");
-  }
-  const bool empty = segment.end == 0 && segment.has_snapshot;
+  if (segment.begin > 0 && !segment.parent) return Bad("begin is ", segment.begin, ", but it has no parent");
+  const bool empty = segment.end == 0 && segment.has_snapshot && !segment.parent;
   if (segment.begin >= segment.end && !empty) {
     return Bad("end is ", segment.end, ", which is not behind its begin, ", segment.begin);
   }

@@ -2,7 +2,8 @@
 //
 // A segment has the ids and per-token parts of positions [begin, end) and, unless there is none, the snapshot at `end`.
 // The segment that ends at its `begin` is its parent; a segment without a parent begins at 0. A segment of no tokens,
-// with begin = end = 0, is a snapshot alone: a tuned initial state.
+// with begin = end = 0, is a snapshot alone: a tuned initial state. The first segment of a text that begins with such a
+// state has it as its parent, and so another key than the same ids without it.
 #ifndef GOLDFINCH_COORDINATOR_STORE_SEGMENT_H_
 #define GOLDFINCH_COORDINATOR_STORE_SEGMENT_H_
 

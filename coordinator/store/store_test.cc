@@ -190,7 +190,6 @@ TEST_F(StoreTest, WhatCannotBeASegmentIsRefused) {
   };
   EXPECT_THAT(message([](Segment* s) { s->end = -1; }), HasSubstr("end is -1, it must be from 0 to"));
   EXPECT_THAT(message([](Segment* s) { s->begin = 3; }), HasSubstr("begin is 3, but it has no parent"));
-  EXPECT_THAT(message([](Segment* s) { s->parent.emplace(); }), HasSubstr("begin is 0, but it has a parent"));
   EXPECT_THAT(message([](Segment* s) { s->gold_position = 11; }), HasSubstr("gold_position is 11"));
   EXPECT_THAT(message([](Segment* s) { s->has_snapshot = false; }), HasSubstr("belong to a snapshot"));
   EXPECT_THAT(message([](Segment* s) { s->model.vocab_size = 0; }), HasSubstr("vocab_size is 0"));
