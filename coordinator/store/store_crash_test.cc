@@ -159,7 +159,9 @@ TEST_P(StoreCrashTest, TheEndAtEveryCallLeavesTheOldStateOrTheNewOne) {
       CheckFolder(store.get());
       const std::string state = StateOf(store.get());
       old_seen |= state == old_state_;
-      if (call == calls_) EXPECT_EQ(state, new_state_) << "a change that has returned stays";
+      if (call == calls_) {
+        EXPECT_EQ(state, new_state_) << "a change that has returned stays";
+      }
     }
   }
   EXPECT_TRUE(old_seen);
@@ -180,7 +182,9 @@ TEST_P(StoreCrashTest, AnErrorAtEveryCallIsAStatusAndTheStoreGoesOn) {
         EXPECT_THAT(std::string(status.message()), HasSubstr(folder_));
         CheckFolder(store.get());
         // Where it did not happen, the next try succeeds.
-        if (StateOf(store.get()) == old_state_) EXPECT_EQ(GetParam().change(store.get()), absl::OkStatus());
+        if (StateOf(store.get()) == old_state_) {
+          EXPECT_EQ(GetParam().change(store.get()), absl::OkStatus());
+        }
         EXPECT_EQ(StateOf(store.get()), new_state_);
       }
       const auto store = OpenTestStore(folder_);

@@ -72,7 +72,9 @@ void ReadHeader(std::string_view bytes) {
 
 void ReadName(std::string_view bytes) {
   const auto name = DecodeName(bytes);
-  if (name.ok()) GF_CHECK(*DecodeName(EncodeName(*name)) == *name);
+  if (name.ok()) {
+    GF_CHECK(*DecodeName(EncodeName(*name)) == *name);
+  }
 }
 
 void ReadExchangeFile(std::string_view bytes, size_t piece_bytes) {

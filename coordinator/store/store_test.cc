@@ -286,7 +286,9 @@ TEST_F(StoreTest, ManyThreadsSaveReadAndDelete) {
         const absl::Status saved = SaveTestSegment(store_.get(), segment, 500);
         EXPECT_TRUE(saved.ok() || absl::IsAlreadyExists(saved)) << saved;
         const auto sections = LoadSections(store_.get(), segment.key);
-        if (sections.ok()) EXPECT_EQ(sections->at(1), segment.sections[1]);
+        if (sections.ok()) {
+          EXPECT_EQ(sections->at(1), segment.sections[1]);
+        }
         if (i % 3 == 0) (void)store_->DropSnapshot(segment.key);
         if (i % 2 == 0) (void)store_->Delete(segment.key);
         (void)store_->totals();
