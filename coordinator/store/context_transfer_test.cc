@@ -257,7 +257,7 @@ TEST_F(TransferTest, NumbersThatAreNotFiniteAreRefused) {
   EXPECT_THAT(message(ElementType::kBf16, 1, 0, nan_bf16), HasSubstr("in tensor 'layers.1.rows' that is not finite"));
   EXPECT_THAT(message(ElementType::kF16, 4, 0, infinity32), HasSubstr("in tensor 'layers.0.wkv' that is not finite"));
   EXPECT_THAT(message(ElementType::kF16, 9, 3996, nan32), HasSubstr("in tensor 'logits' that is not finite"));
-  // Of a row of 8 numbers in 8 bits, the scale.
+  // In a row of 8 bits only the scale can be otherwise.
   for (const size_t row : {0, 1, 8}) {
     EXPECT_THAT(message(ElementType::kI8, 1, 10 * row + 8, nan_bf16), HasSubstr("'layers.1.rows' that is not finite"));
     EXPECT_EQ(message(ElementType::kI8, 1, 10 * row + 6, nan_bf16), "OK");

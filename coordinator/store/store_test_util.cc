@@ -57,7 +57,8 @@ ContextModel TestContextModel(ElementType rows) {
 }
 
 TestSegment MakeTestSegment(Segment segment, int seed) {
-  TestSegment made = {std::move(segment)};
+  TestSegment made;
+  made.segment = std::move(segment);
   const auto layout = LayOut(made.segment);
   GF_CHECK(layout.ok()) << layout.status();
   for (int64_t i = 0; i < made.segment.tokens(); ++i) {
