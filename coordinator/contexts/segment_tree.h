@@ -1,0 +1,326 @@
+// Which texts are kept, where, for whom and for how long. Pure: no clock, no I/O, no thread of its own; `now` is in
+// seconds and never goes back. Of the bytes themselves it knows only how many there are and where: whoever owns the
+// tree tells workers and store what to save, move and drop.
+//
+// SEGMENTS. A segment is what is kept of the positions [begin, end) of a text: their rows, and a snapshot at `end`,
+// from which a sequence goes on exactly. Its parent is the segment that ends at `begin`. To go on at `end` takes the
+// snapshot there and the rows of the whole chain of parents. A namespace has at most one segment for a text [0, end),
+// however it was cut; rows of an overlap are kept twice. Segments of two namespaces, or of two identities, never meet.
+//
+// TIERS. A tier is a place that holds whole segments: the shelves of a group's workers together, or the disk. A part
+// (rows, snapshot) of a segment is in a tier, on its way there, or not; on its way it counts as bytes of the tier, but
+// is not used.
+//
+// WHO STAYS. `hold` is for whoever uses a segment at the moment, `Context` for what has a name.
+//   - Held, or on its way anywhere: nothing of the segment is evicted from any tier.
+//   - A pinned context: the same.
+//   - A context: the last copy of each part stays; copies beside it may be evicted.
+//   - Parents: rows stay in a tier for as long as a child has rows there, and the last copy of rows for as long as
+//   there
+//     is any child. Snapshots of parents may be evicted.
+//   - Just stored: nothing is evicted within kFreshSeconds.
+// A segment that has no child, no snapshot, no context and no hold is of no use, and is dropped at once.
+// A context survives the loss of its bytes: its ids stay, and a request over it computes them again.
+//
+// EVICTION is GreedyDual (Cao and Irani, 1997): the one with the smallest priority goes. A priority is the seconds that
+// the next one who needs it loses, per byte, plus the priority of what was evicted last from this tier when it was last
+// used. The seconds are those of computing the tokens since the snapshot before, or of loading a copy from elsewhere.
+//
+// HOW THE SCHEDULER USES IT, for one request:
+//   1. match = Match(namespace, prompt), once. choice = Choose(match, tier, ...) for the shelf of every group that
+//   could
+//      take the request; the cheapest is it. If it has a segment: Hold, Bring to the shelf, and when all pieces have
+//      come, a NewSequence with `restore` of Chain(segment). Otherwise CountMiss(choice.reason).
+//   2. PlanSnapshots(begin = choice.position, partings = match.partings, ...). In the order of these positions,
+//      parent = Add(namespace, parent, the ids from the parent's end to the position, ...).number: held, and expected
+//      by others who come with the same text. match.expected says that another request is about to store more of the
+//      prompt than there is; whether to wait for it is the caller's business.
+//   3. When a chunk ends at such a position: Store(number, tier). The Step saves (sequence, number, Saving::begin).
+//   When
+//      all workers have answered: Arrived, or Lost if one of them could not. After an error of Store nothing is saved,
+//      and the request goes on without.
+//   4. At the end of the sequence: Release everything that was held or added.
+// Whenever a call returns drops, workers (a shelf) or the store (disk) are told so before anything that comes after it:
+// their room is already given away. When a generation ends: CloseTier. What is written to disk behind: Bring(number,
+// disk) for a held segment, which is then read from the tier that each piece names.
+#ifndef GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_H_
+#define GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "coordinator/contexts/segment_key.h"
+#include "coordinator/contexts/transfer_rate.h"
+
+namespace goldfinch {
+
+enum class TierKind : uint8_t { kMemory, kDisk };
+inline constexpr int kTierKinds = 2;
+
+struct TierOptions {
+  TierKind kind = TierKind::kMemory;
+  std::string name;  // for messages: "the memory of replica 0", "the disk"
+  int64_t bytes_max = 0;
+  // What it takes to read from the disk to a shelf, or from a shelf to the device; learned from then on.
+  TransferRate rate{1e9, 1e-3};
+};
+
+// Parts of a segment, as bits.
+using SegmentParts = uint8_t;
+inline constexpr SegmentParts kRowsPart = 1, kSnapshotPart = 2, kAllParts = 3;
+
+// What a caller has to remove from a tier.
+struct SegmentDrop {
+  uint64_t segment = 0;
+  int tier = 0;
+  SegmentParts parts = 0;
+  std::optional<SegmentKey> key = {};  // if Key was ever called for the segment
+};
+using SegmentDrops = std::vector<SegmentDrop>;
+
+enum class ContextMiss : uint8_t { kNoneKept, kEvicted, kCheaperToCompute, kOtherModel };
+inline constexpr int kContextMisses = 4;
+
+struct ContextCounters {
+  int64_t hits = 0;
+  std::array<int64_t, kContextMisses> misses{};
+  int64_t tokens_saved = 0;  // that hits did not compute
+  int64_t evictions = 0;     // of a part or a whole segment from one tier
+  int64_t losses = 0;        // of the same, for other reasons than room: a generation's end, a broken file
+};
+
+// What is kept of a prompt.
+struct ContextMatch {
+  // A segment on the way of the prompt whose chain has all rows.
+  struct Step {
+    uint64_t segment = 0;
+    int64_t end = 0;
+    int parent = -1;      // index of the step of its parent, or -1
+    bool usable = false;  // has a snapshot from which the prompt can go on
+  };
+
+  int64_t tokens = 0;           // of the prompt
+  int64_t matched = 0;          // so many ids are the same as in some text of the namespace
+  uint64_t segment = 0;         // the longest one to go on from; 0: none
+  int64_t position = 0;         // its end
+  std::vector<uint64_t> chain;  // of that segment, from the root on
+  // Positions beyond `position` at which texts that share more than that with the prompt part from it or from each
+  // other, or end: at most kPartingsMax, the furthest ones.
+  std::vector<int64_t> partings;
+  int64_t expected = 0;  // > position: the furthest snapshot that another holder is about to store
+  ContextMiss reason = ContextMiss::kNoneKept;  // if there is no segment
+  std::vector<Step> steps;
+
+  static constexpr size_t kPartingsMax = 8;
+};
+
+// Whether and where to go on.
+struct ContextChoice {
+  uint64_t segment = 0;  // 0: compute all
+  int64_t position = 0;
+  double load_seconds = 0;
+  double compute_seconds = 0;
+  ContextMiss reason = ContextMiss::kNoneKept;  // if there is no segment
+};
+
+struct AddedSegment {
+  uint64_t number = 0;
+  int64_t begin = 0;
+  SegmentParts missing = 0;  // in all tiers, and not on its way: what the caller should store
+};
+
+struct SegmentBytes {
+  int64_t per_token = 0;  // rows
+  int64_t snapshot = 0;   // with last logits if it has them
+  bool logits = false;    // the snapshot has last logits
+};
+
+struct Saving {
+  int64_t begin = 0;  // rows of [begin, end) are saved; begin == end: none
+  SegmentParts parts = 0;
+};
+
+struct BringPiece {
+  uint64_t segment = 0;
+  SegmentParts parts = 0;  // one of them
+  int source = 0;          // tier
+  int64_t bytes = 0;
+};
+
+struct BringPlan {
+  std::vector<BringPiece> pieces;  // in the order of the chain
+  // Segments of the chain of which something is on its way to the tier already.
+  std::vector<uint64_t> awaited;
+};
+
+struct SegmentInfo {
+  struct Copy {
+    int tier = 0;
+    SegmentParts present = 0;
+    SegmentParts coming = 0;
+  };
+
+  std::string name_space;
+  uint64_t parent = 0;
+  int64_t begin = 0, end = 0;
+  int64_t row_bytes = 0, snapshot_bytes = 0;  // of one copy
+  bool logits = false;
+  int holds = 0;
+  int contexts = 0, pinned_contexts = 0;
+  int children = 0;
+  double last_use = 0;
+  double saved_seconds = 0;  // what its snapshot saves, beyond the one before it
+  std::vector<Copy> copies;
+};
+
+// What a user has named.
+struct ContextInfo {
+  std::string name;
+  uint64_t segment = 0;
+  int64_t tokens = 0;
+  bool usable = false;  // its bytes are in some tier
+  bool pinned = false;
+  uint64_t etag = 0;  // another one after every change
+  double created = 0, last_use = 0;
+  std::optional<double> expires;
+};
+
+struct ContextPage {
+  std::vector<ContextInfo> contexts;  // by name
+  std::string next;                   // `after` of the next page; empty: this is the last one
+};
+
+// What a namespace may have. Bytes count once, in however many tiers they are, also on their way.
+struct NamespaceQuota {
+  int64_t bytes_max = INT64_MAX;
+  int64_t contexts_max = 100'000;
+};
+
+// Not thread-safe. Numbers of segments and tiers come from the tree, and are never used again; one that has never been
+// given out is a CHECK, one that is gone is an answer like "not found". Errors of contexts and quotas are for users.
+class SegmentTree {
+ public:
+  static constexpr double kFreshSeconds = 2;
+  static constexpr size_t kNameBytesMax = 256;
+  // Segments of one chain; a longer one is RESOURCE_EXHAUSTED. What walks chains is bounded by it.
+  static constexpr int kChainMax = 4096;
+
+  explicit SegmentTree(ContextIdentity identity);
+  ~SegmentTree();
+  SegmentTree(const SegmentTree&) = delete;
+  SegmentTree& operator=(const SegmentTree&) = delete;
+
+  const ContextIdentity& identity() const;
+
+  // ---- Tiers
+  int OpenTier(const TierOptions& options);
+  // Everything in it is lost. The caller need not drop what was in it, only what `drops` says of other tiers.
+  void CloseTier(int tier, SegmentDrops* drops);
+  int64_t TierBytes(int tier) const;
+  int64_t TierBytes(TierKind kind) const;
+  // Something was moved from this tier.
+  void MeasuredMove(int tier, int64_t bytes, double seconds);
+  const TransferRate& Rate(int tier) const;
+
+  // ---- Segments
+  // Where the prompt can go on. A snapshot at its very end is of use only with last logits. `limit`: the caller wants
+  // logits from this position on, so that only snapshots up to it are of use.
+  ContextMatch Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit = INT64_MAX) const;
+  // The best segment to go on from in this tier: the least seconds of loading the missing parts from other tiers,
+  // restoring all from this one, and computing the rest. compute_seconds(begin) is what reading the prompt from `begin`
+  // takes. `match` must be of this very state of the tree.
+  ContextChoice Choose(const ContextMatch& match, int tier,
+                       absl::FunctionRef<double(int64_t begin)> compute_seconds) const;
+  void CountHit(const ContextChoice& choice);
+  void CountMiss(ContextMiss reason);
+
+  // Finds or makes the segment of the text of `parent` (0: the empty text) and `ids`, which are not empty, and holds
+  // it. A new one gets as its parent the longest segment on its way from `parent` that has rows, or on their way.
+  // `seconds`: what computing these ids takes. RESOURCE_EXHAUSTED: the chain is too long.
+  absl::StatusOr<AddedSegment> Add(const std::string& name_space, uint64_t parent, absl::Span<const int32_t> ids,
+                                   const SegmentBytes& bytes, double seconds, double now);
+  // What was found in a tier at the start, or was imported: as it was cut, and not held. ALREADY_EXISTS if the
+  // namespace has a segment for this text: the caller should remove what it found. RESOURCE_EXHAUSTED: as above, and if
+  // the tier or the namespace is full. A segment without a snapshot must be followed by its children: Tidy removes what
+  // is of no use.
+  absl::StatusOr<uint64_t> Adopt(const ContextIdentity& identity, const std::string& name_space, uint64_t parent,
+                                 absl::Span<const int32_t> ids, const SegmentBytes& bytes, int tier, SegmentParts parts,
+                                 double seconds, double now);
+  void Tidy(SegmentDrops* drops);
+
+  void Hold(uint64_t segment, double now);
+  // Gives one hold back.
+  void Release(uint64_t segment, SegmentDrops* drops);
+
+  // Makes room for what of the held segment is in no tier yet, and counts it as on its way to this one. Whatever has
+  // been said of a snapshot without last logits is forgotten if the segment was added again with them. The segment's
+  // `begin` may have moved back to where the rows before it are. RESOURCE_EXHAUSTED, with the segment as it was: there
+  // is no room, or the namespace's quota is used up; the message names it. Some drops may have been made in vain.
+  absl::StatusOr<Saving> Store(uint64_t segment, int tier, double now, SegmentDrops* drops);
+  // The same to copy a held segment and its chain from where they are. FAILED_PRECONDITION: not all of it is anywhere.
+  absl::StatusOr<BringPlan> Bring(uint64_t segment, int tier, double now, SegmentDrops* drops);
+  // What was on its way has come.
+  void Arrived(uint64_t segment, int tier, SegmentParts parts, double now, SegmentDrops* drops);
+  // What was in a tier, or on its way there, is not. Whatever is of no use without it goes, too.
+  void Lost(uint64_t segment, int tier, SegmentParts parts, SegmentDrops* drops);
+  // Removes the snapshot of a segment from all tiers, or all of it. False: somebody else needs it.
+  bool Drop(uint64_t segment, SegmentParts parts, SegmentDrops* drops);
+  // Evicts until so many bytes fit the tier. RESOURCE_EXHAUSTED: what is left must stay.
+  absl::Status MakeRoom(int tier, int64_t bytes, double now, SegmentDrops* drops);
+
+  std::optional<SegmentInfo> Find(uint64_t segment) const;
+  std::vector<uint64_t> Chain(uint64_t segment) const;  // from the root on
+  // The ids of [begin, end) of the segment's text.
+  std::vector<int32_t> Ids(uint64_t segment, int64_t begin) const;
+  // Its key; rows of the segment must have been stored, or be on their way.
+  SegmentKey Key(uint64_t segment);
+
+  // ---- Contexts, by namespace and name. NOT_FOUND if there is none; ABORTED if `etag` is not 0 and not its etag.
+  // `seconds_to_live`: after the last use; none: for ever.
+  // ALREADY_EXISTS, INVALID_ARGUMENT (the name), RESOURCE_EXHAUSTED (contexts_max). The segment must be held.
+  absl::StatusOr<ContextInfo> Create(const std::string& name_space, const std::string& name, uint64_t segment,
+                                     std::optional<double> seconds_to_live, double now);
+  // It is this segment's text from now on; the segment must be held.
+  absl::StatusOr<ContextInfo> Advance(const std::string& name_space, const std::string& name, uint64_t etag,
+                                      uint64_t segment, double now, SegmentDrops* drops);
+  absl::StatusOr<ContextInfo> Get(const std::string& name_space, const std::string& name) const;
+  // Refreshes the expiry and holds the segment. FAILED_PRECONDITION: it is of another identity; names both.
+  absl::StatusOr<ContextInfo> Use(const std::string& name_space, const std::string& name, double now);
+  absl::StatusOr<ContextInfo> Rename(const std::string& name_space, const std::string& name,
+                                     const std::string& new_name, uint64_t etag);
+  absl::StatusOr<ContextInfo> Pin(const std::string& name_space, const std::string& name, bool pinned, uint64_t etag);
+  // Removes its bytes, too, as soon as nobody else needs them.
+  absl::Status Delete(const std::string& name_space, const std::string& name, uint64_t etag, SegmentDrops* drops);
+  // Contexts after the name `after`, at most `count` (> 0).
+  ContextPage List(const std::string& name_space, const std::string& after, int count) const;
+  // Contexts that have expired lose their names; their bytes may be evicted from then on. Returns how many.
+  int Expire(double now, SegmentDrops* drops);
+  std::optional<double> NextExpiry() const;
+
+  void SetQuota(const std::string& name_space, const NamespaceQuota& quota);
+  int64_t NamespaceBytes(const std::string& name_space) const;
+
+  const ContextCounters& counters() const;
+  size_t segments() const;
+  // What the tree itself takes, about: ids (two bytes each where they are small) and some hundred bytes a segment.
+  int64_t index_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_H_

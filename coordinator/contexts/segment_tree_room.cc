@@ -1,0 +1,283 @@
+// What is in which tier, and what goes to make room.
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/units.h"
+#include "coordinator/contexts/segment_tree_state.h"
+
+namespace goldfinch {
+namespace {
+
+// How far up a chain the snapshot before is looked for: beyond that, the seconds hardly change.
+constexpr int kLookUp = 64;
+
+}  // namespace
+
+// What the segment's snapshot saves, beyond the one before it.
+double SegmentTree::State::SavedSeconds(const Segment& segment) const {
+  const Segment* before = segment.parent;
+  for (int i = 0; i < kLookUp && before != nullptr && (before->present() & kSnapshotPart) == 0; ++i) {
+    before = before->parent;
+  }
+  return segment.seconds - (before == nullptr ? 0 : before->seconds);
+}
+
+// Parts of the copy that may go, or 0.
+SegmentParts SegmentTree::State::Evictable(const Segment& segment, const Copy& copy) const {
+  if (segment.holds > 0 || segment.pins > 0 || segment.coming() != 0 || now < segment.fresh_until) return 0;
+  const SegmentParts beside = segment.PresentBeside(copy.tier);
+  SegmentParts parts = copy.present;
+  if (copy.children > 0 || (segment.children > 0 && (beside & kRowsPart) == 0)) parts &= ~kRowsPart;
+  if (segment.contexts > 0) parts &= beside;
+  return parts;
+}
+
+// The same for all copies at once.
+SegmentParts SegmentTree::State::EvictableEverywhere(const Segment& segment) const {
+  if (segment.needed() || segment.coming() != 0 || now < segment.fresh_until) return 0;
+  return segment.present() & (segment.children > 0 ? kSnapshotPart : kAllParts);
+}
+
+// The fastest tier, other than `beside`, that has this part; 0: none.
+int SegmentTree::State::BestSource(const Segment& segment, SegmentParts part, int beside) const {
+  int best = 0;
+  double best_seconds = std::numeric_limits<double>::infinity();
+  for (const Copy& copy : segment.copies) {
+    if (copy.tier == beside || (copy.present & part) == 0) continue;
+    const double seconds = MoveSeconds(copy.tier, segment.Bytes(part));
+    if (seconds < best_seconds || (seconds == best_seconds && copy.tier < best)) {
+      best = copy.tier;
+      best_seconds = seconds;
+    }
+  }
+  return best;
+}
+
+double SegmentTree::State::MoveSeconds(int tier, int64_t bytes) const {
+  return tiers.at(tier).options.rate.Seconds(static_cast<double>(bytes));
+}
+
+// Seconds for each byte that are lost if these parts of the copy go.
+double SegmentTree::State::Score(const Segment& segment, const Copy& copy, SegmentParts parts) const {
+  const SegmentParts last = parts & ~segment.PresentBeside(copy.tier);
+  double seconds = std::numeric_limits<double>::infinity();
+  if ((parts & kSnapshotPart) != 0 || last != 0) seconds = SavedSeconds(segment);
+  if (last == 0) {
+    double load = 0;
+    for (const SegmentParts part : {kRowsPart, kSnapshotPart}) {
+      if ((parts & part) != 0) load += MoveSeconds(BestSource(segment, part, copy.tier), segment.Bytes(part));
+    }
+    seconds = std::min(seconds, load);
+  }
+  return seconds / static_cast<double>(std::max<int64_t>(segment.Bytes(parts), 1));
+}
+
+double SegmentTree::State::ScoreEverywhere(const Segment& segment, SegmentParts parts) const {
+  return SavedSeconds(segment) / static_cast<double>(std::max<int64_t>(segment.Bytes(parts), 1));
+}
+
+void SegmentTree::State::List(Pool& pool, uint64_t number, Rank& rank, bool listed, double score) {
+  std::optional<Pool::Entry> entry;
+  if (listed) entry.emplace(rank.base + score, rank.used, number);
+  if (entry == rank.listed) return;
+  if (rank.listed) pool.evictable.erase(*rank.listed);
+  if (entry) pool.evictable.insert(*entry);
+  rank.listed = entry;
+}
+
+// To be called when anything has changed that says whether the segment may be evicted. What others' changes do to its
+// score is seen when it is about to be evicted.
+void SegmentTree::State::Reindex(Segment& segment) {
+  for (Copy& copy : segment.copies) {
+    const SegmentParts parts = Evictable(segment, copy);
+    List(tiers.at(copy.tier).pool, segment.number, copy.rank, parts != 0, parts == 0 ? 0 : Score(segment, copy, parts));
+  }
+  const SegmentParts parts = EvictableEverywhere(segment);
+  List(segment.space->name_space->pool, segment.number, segment.rank, parts != 0,
+       parts == 0 ? 0 : ScoreEverywhere(segment, parts));
+}
+
+// What was just stored, and is not any more.
+void SegmentTree::State::Ripen() {
+  for (; !fresh.empty() && fresh.front().first <= now; fresh.pop_front()) {
+    if (Segment* const segment = Lookup(fresh.front().second); segment != nullptr) Reindex(*segment);
+  }
+}
+
+bool SegmentTree::State::EvictFrom(int tier, SegmentDrops* drops) {
+  Pool& pool = tiers.at(tier).pool;
+  while (!pool.evictable.empty()) {
+    const auto [priority, used, number] = *pool.evictable.begin();
+    Segment& segment = *segments.at(number);
+    Copy& copy = *segment.In(tier);
+    const SegmentParts parts = Evictable(segment, copy);
+    GF_CHECK_NE(parts, 0);
+    const double score = Score(segment, copy, parts);
+    if (copy.rank.base + score > priority) {  // others of its chain have gone: it is worth more than it was
+      List(pool, number, copy.rank, true, score);
+      continue;
+    }
+    pool.inflation = std::max(pool.inflation, priority);
+    ++counters.evictions;
+    RemoveParts(segment, tier, parts, drops);
+    segment.snapshot_evicted |= (segment.present() & kSnapshotPart) == 0;
+    if ((segment.present() & kRowsPart) == 0) RemoveEverywhere(segment, kAllParts, drops);
+    Settle(&segment, Why::kEvicted, drops);
+    return true;
+  }
+  return false;
+}
+
+bool SegmentTree::State::EvictOf(Namespace& name_space, SegmentDrops* drops) {
+  Pool& pool = name_space.pool;
+  while (!pool.evictable.empty()) {
+    const auto [priority, used, number] = *pool.evictable.begin();
+    Segment& segment = *segments.at(number);
+    const SegmentParts parts = EvictableEverywhere(segment);
+    GF_CHECK_NE(parts, 0);
+    const double score = ScoreEverywhere(segment, parts);
+    if (segment.rank.base + score > priority) {
+      List(pool, number, segment.rank, true, score);
+      continue;
+    }
+    pool.inflation = std::max(pool.inflation, priority);
+    counters.evictions += static_cast<int64_t>(segment.copies.size());
+    RemoveEverywhere(segment, parts, drops);
+    segment.snapshot_evicted = true;
+    Settle(&segment, Why::kEvicted, drops);
+    return true;
+  }
+  return false;
+}
+
+absl::Status SegmentTree::State::FitQuota(Namespace& name_space, SegmentDrops* drops) {
+  const Pool& pool = name_space.pool;
+  while (pool.bytes > pool.bytes_max) {
+    if (EvictOf(name_space, drops)) continue;
+    return absl::ResourceExhaustedError(absl::StrCat("contexts of namespace \"", name_space.name, "\" would take ",
+                                                     WithCommas(pool.bytes), " bytes, and its quota is ",
+                                                     WithCommas(pool.bytes_max)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SegmentTree::State::FitTier(int tier, SegmentDrops* drops) {
+  const Tier& full = tiers.at(tier);
+  const Pool& pool = full.pool;
+  while (pool.bytes > pool.bytes_max) {
+    if (EvictFrom(tier, drops)) continue;
+    return absl::ResourceExhaustedError(absl::StrCat("contexts that must stay and a new one would take ",
+                                                     WithCommas(pool.bytes), " bytes of ", full.options.name,
+                                                     ", which has ", WithCommas(pool.bytes_max)));
+  }
+  return absl::OkStatus();
+}
+
+// ---- The interface
+
+absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now, SegmentDrops* drops) {
+  State& state = *state_;
+  state.Now(now);
+  state.Ripen();
+  Segment& segment = state.Held(number);
+  const Tier* const target = state.LookupTier(tier);
+  if (target == nullptr) return absl::UnavailableError("the tier is closed");
+  if (segment.wants_logits && segment.holds == 1 && segment.coming() == 0) {
+    state.RemoveEverywhere(segment, kSnapshotPart, drops);
+    segment.snapshot_bytes = segment.wanted_bytes;
+    segment.logits = true;
+  }
+  segment.wants_logits = false;
+  if ((segment.parts() & kRowsPart) == 0) state.Rebase(segment, drops);
+  Saving saving;
+  saving.parts = kAllParts & ~segment.parts();
+  saving.begin = (saving.parts & kRowsPart) != 0 ? segment.begin : segment.end();
+  if (saving.parts == 0) return saving;
+  if (segment.Bytes(saving.parts) > target->pool.bytes_max) {  // nothing need be evicted to know it
+    return absl::ResourceExhaustedError(absl::StrCat("a segment of ", WithCommas(segment.Bytes(saving.parts)),
+                                                     " bytes does not fit ", target->options.name, ", which has ",
+                                                     WithCommas(target->pool.bytes_max)));
+  }
+  state.AddParts(segment, tier, saving.parts, /*coming=*/true);
+  absl::Status fits = state.FitQuota(*segment.space->name_space, drops);
+  if (fits.ok()) fits = state.FitTier(tier, drops);
+  if (!fits.ok()) {
+    segment.expected = false;
+    state.RemoveParts(segment, tier, saving.parts, nullptr);
+    return fits;
+  }
+  return saving;
+}
+
+absl::StatusOr<BringPlan> SegmentTree::Bring(uint64_t number, int tier, double now, SegmentDrops* drops) {
+  State& state = *state_;
+  state.Now(now);
+  state.Ripen();
+  Segment& last = state.Held(number);
+  if (state.LookupTier(tier) == nullptr) return absl::UnavailableError("the tier is closed");
+  BringPlan plan;
+  const std::vector<uint64_t> chain = Chain(number);
+  for (const uint64_t link : chain) {
+    const Segment& segment = *state.Lookup(link);
+    const Copy* const there = segment.In(tier);
+    bool awaited = false;
+    for (const SegmentParts part : {kRowsPart, kSnapshotPart}) {
+      if (part == kSnapshotPart && &segment != &last) continue;
+      if (there != nullptr && (there->parts() & part) != 0) {
+        awaited |= (there->coming & part) != 0;
+        continue;
+      }
+      const int source = state.BestSource(segment, part, tier);
+      if (source == 0) return absl::FailedPreconditionError("not all of the context is kept any more");
+      plan.pieces.push_back({link, part, source, segment.Bytes(part)});
+    }
+    if (awaited) plan.awaited.push_back(link);
+  }
+  for (const BringPiece& piece : plan.pieces) {
+    state.AddParts(*state.Lookup(piece.segment), tier, piece.parts, /*coming=*/true);
+  }
+  if (absl::Status fits = state.FitTier(tier, drops); !fits.ok()) {
+    for (auto piece = plan.pieces.rbegin(); piece != plan.pieces.rend(); ++piece) {
+      state.RemoveParts(*state.Lookup(piece->segment), tier, piece->parts, nullptr);
+    }
+    return fits;
+  }
+  return plan;
+}
+
+void SegmentTree::Arrived(uint64_t number, int tier, SegmentParts parts, double now, SegmentDrops* drops) {
+  State& state = *state_;
+  state.Now(now);
+  Segment* const segment = state.Lookup(number);
+  Copy* const copy = segment == nullptr ? nullptr : segment->In(tier);
+  if (copy == nullptr || (copy->coming & parts) == 0) return;
+  parts &= copy->coming;
+  copy->coming &= ~parts;
+  copy->present |= parts;
+  if ((parts & kSnapshotPart) != 0) segment->expected = segment->snapshot_evicted = false;
+  segment->fresh_until = state.now + kFreshSeconds;
+  state.fresh.emplace_back(segment->fresh_until, number);
+  state.Touch(*segment);
+  state.Reindex(*segment);
+  state.Settle(segment, State::Why::kUnneeded, drops);
+}
+
+absl::Status SegmentTree::MakeRoom(int tier, int64_t bytes, double now, SegmentDrops* drops) {
+  state_->Now(now);
+  state_->Ripen();
+  Tier* const found = state_->LookupTier(tier);
+  if (found == nullptr) return absl::UnavailableError("the tier is closed");
+  if (bytes > found->pool.bytes_max) {
+    return absl::ResourceExhaustedError(absl::StrCat(found->options.name, " has ", WithCommas(found->pool.bytes_max),
+                                                     " bytes in all, and ", WithCommas(bytes), " are wanted"));
+  }
+  found->pool.bytes += bytes;
+  const absl::Status fits = state_->FitTier(tier, drops);
+  found->pool.bytes -= bytes;
+  return fits;
+}
+
+}  // namespace goldfinch

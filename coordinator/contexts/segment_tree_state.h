@@ -1,0 +1,219 @@
+// What a SegmentTree consists of; only its own sources include this.
+#ifndef GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_STATE_H_
+#define GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_STATE_H_
+
+#include <cstdint>
+#include <deque>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "coordinator/contexts/segment_tree.h"
+#include "coordinator/contexts/text_tree.h"
+
+namespace goldfinch {
+
+// Something with a limit of bytes, and the order in which it is emptied.
+struct Pool {
+  int64_t bytes_max = 0;
+  int64_t bytes = 0;
+  double inflation = 0;  // the priority of what was evicted last
+  // Priority, when it was last used, number: the first one goes first.
+  using Entry = std::tuple<double, uint64_t, uint64_t>;
+  std::set<Entry> evictable;
+};
+
+// The place of a segment in a pool's order.
+struct Rank {
+  double base = 0;    // the pool's inflation at the last use,
+  uint64_t used = 0;  // which had this number of all uses
+  std::optional<Pool::Entry> listed = {};
+};
+
+struct Tier {
+  TierOptions options;
+  Pool pool;
+};
+
+struct Copy {
+  int tier = 0;
+  SegmentParts present = 0;
+  SegmentParts coming = 0;
+  int32_t children = 0;  // of the segment's children, those that have rows in this tier, or on their way
+  Rank rank;
+
+  SegmentParts parts() const { return present | coming; }
+};
+
+struct Context;
+
+struct Namespace {
+  std::string name;
+  NamespaceQuota quota;
+  Pool pool;  // of the bytes of all its segments, however many copies there are
+  std::map<std::string, std::unique_ptr<Context>> contexts;
+};
+
+// The texts of one namespace and identity.
+struct Space {
+  Namespace* name_space = nullptr;
+  const ContextIdentity* identity = nullptr;
+  TextTree texts;
+};
+
+struct Segment {
+  uint64_t number = 0;  // larger than the parent's
+  Space* space = nullptr;
+  TextTree::Node* node = nullptr;
+  Segment* parent = nullptr;
+  Segment* first_child = nullptr;
+  Segment* next_sibling = nullptr;
+  Segment* last_sibling = nullptr;  // the one before it
+  int32_t children = 0;
+  int32_t depth = 1;  // of the chain, at most: it may have become shorter
+  int64_t begin = 0;
+  int64_t row_bytes_per_token = 0;
+  int64_t snapshot_bytes = 0;
+  double seconds = 0;  // to compute [0, end)
+  bool logits = false;
+  bool wants_logits = false;  // was added with them, while its snapshot has none
+  int64_t wanted_bytes = 0;   // of that snapshot
+  bool expected = false;      // a holder is about to store the snapshot
+  bool snapshot_evicted = false;
+  bool doomed = false;  // deleted by its user: goes as soon as nobody needs it
+  int32_t holds = 0;
+  int32_t contexts = 0;
+  int32_t pins = 0;
+  double last_use = 0;
+  double fresh_until = -std::numeric_limits<double>::infinity();
+  absl::InlinedVector<Copy, 2> copies;
+  Rank rank;  // in the namespace's pool
+  std::unique_ptr<SegmentKey> key;
+
+  int64_t end() const { return node->end; }
+  int64_t row_bytes() const { return (end() - begin) * row_bytes_per_token; }
+  int64_t Bytes(SegmentParts parts) const {
+    return ((parts & kRowsPart) != 0 ? row_bytes() : 0) + ((parts & kSnapshotPart) != 0 ? snapshot_bytes : 0);
+  }
+  SegmentParts present() const;
+  SegmentParts coming() const;
+  SegmentParts parts() const { return present() | coming(); }
+  // What other copies have than the one in this tier.
+  SegmentParts PresentBeside(int tier) const;
+  Copy* In(int tier);
+  const Copy* In(int tier) const { return const_cast<Segment*>(this)->In(tier); }
+  bool needed() const { return holds > 0 || contexts > 0; }
+};
+
+struct Context {
+  uint64_t id = 0;
+  std::string name;
+  Namespace* name_space = nullptr;
+  Segment* segment = nullptr;
+  bool pinned = false;
+  uint64_t etag = 0;
+  double created = 0, last_use = 0;
+  std::optional<double> seconds_to_live;
+  std::optional<double> expires;
+};
+
+// The beginnings of texts that were evicted lately: to tell why a prompt finds nothing.
+class EvictedTexts {
+ public:
+  static constexpr size_t kIds = 32;      // of a text's beginning
+  static constexpr size_t kTexts = 4096;  // the newest ones
+
+  // `ids`: the first kIds of the text, or all of a shorter one.
+  void Add(const std::string& name_space, absl::Span<const int32_t> ids);
+  bool HasBeginningOf(const std::string& name_space, absl::Span<const int32_t> prompt) const;
+
+ private:
+  absl::flat_hash_map<uint64_t, int> counts_;
+  std::deque<uint64_t> order_;
+};
+
+struct SegmentTree::State {
+  enum class Why { kEvicted, kLost, kUnneeded };
+
+  explicit State(ContextIdentity served) : identity(Intern(served)) {}
+
+  // segment_tree_state.cc
+  const ContextIdentity* Intern(const ContextIdentity& of);
+  Namespace& NamespaceOf(const std::string& name);
+  const Namespace* FindNamespace(const std::string& name) const;
+  Space& SpaceOf(const ContextIdentity* of, const std::string& name);
+  const Space* FindSpace(const ContextIdentity* of, const std::string& name) const;
+  Segment* Lookup(uint64_t number) const;  // null: it is gone
+  Segment& Held(uint64_t number) const;
+  Tier* LookupTier(int tier);  // null: it is closed
+  void Now(double to) { now = std::max(now, to); }
+
+  Segment* NewSegment(Space& space, TextTree::Node* node, Segment* parent, const SegmentBytes& bytes, double seconds);
+  void Link(Segment& segment, Segment* parent);
+  void Unlink(Segment& segment);
+  void Rebase(Segment& segment, SegmentDrops* drops);
+  void AddParts(Segment& segment, int tier, SegmentParts parts, bool coming);
+  void RemoveParts(Segment& segment, int tier, SegmentParts parts, SegmentDrops* drops);
+  void RemoveEverywhere(Segment& segment, SegmentParts parts, SegmentDrops* drops);
+  void Delete(Segment& segment, Why why, SegmentDrops* drops);
+  bool Useless(const Segment& segment) const;
+  void Settle(Segment* segment, Why why, SegmentDrops* drops);
+  void DropBroken(Segment& segment, SegmentDrops* drops);
+  bool ChainHasRows(const Segment& segment) const;
+  void Touch(Segment& segment);
+
+  // segment_tree_room.cc
+  double SavedSeconds(const Segment& segment) const;
+  SegmentParts Evictable(const Segment& segment, const Copy& copy) const;
+  SegmentParts EvictableEverywhere(const Segment& segment) const;
+  double Score(const Segment& segment, const Copy& copy, SegmentParts parts) const;
+  double ScoreEverywhere(const Segment& segment, SegmentParts parts) const;
+  int BestSource(const Segment& segment, SegmentParts part, int beside) const;
+  double MoveSeconds(int tier, int64_t bytes) const;
+  void List(Pool& pool, uint64_t number, Rank& rank, bool listed, double score);
+  void Reindex(Segment& segment);
+  void Ripen();
+  bool EvictFrom(int tier, SegmentDrops* drops);
+  bool EvictOf(Namespace& name_space, SegmentDrops* drops);
+  absl::Status FitQuota(Namespace& name_space, SegmentDrops* drops);
+  absl::Status FitTier(int tier, SegmentDrops* drops);
+
+  // segment_tree_contexts.cc
+  absl::StatusOr<Context*> FindContext(const std::string& name_space, const std::string& name, uint64_t etag) const;
+  ContextInfo Info(const Context& context) const;
+  void SetExpiry(Context& context, std::optional<double> at);
+  void Attach(Context& context, Segment& segment);
+  void Detach(Context& context);
+  void Remove(Context& context, bool doom, SegmentDrops* drops);
+
+  std::vector<std::unique_ptr<ContextIdentity>> identities;
+  const ContextIdentity* identity;  // served
+  std::map<std::string, std::unique_ptr<Namespace>> namespaces;
+  std::map<std::pair<const Namespace*, const ContextIdentity*>, std::unique_ptr<Space>> spaces;
+  absl::flat_hash_map<uint64_t, std::unique_ptr<Segment>> segments;
+  std::map<int, Tier> tiers;
+  std::map<std::pair<double, uint64_t>, Context*> expiries;  // by time and id
+  std::deque<std::pair<double, uint64_t>> fresh;             // when segments stop being just stored
+  EvictedTexts evicted_texts;
+  ContextCounters counters;
+  uint64_t last_segment = 0;
+  uint64_t last_used = 0;
+  uint64_t last_context = 0;
+  uint64_t last_etag = 0;
+  int last_tier = 0;
+  double now = -std::numeric_limits<double>::infinity();
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_STATE_H_
