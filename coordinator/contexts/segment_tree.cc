@@ -9,6 +9,14 @@
 #include "coordinator/contexts/segment_tree_state.h"
 
 namespace goldfinch {
+namespace {
+
+absl::Status ChainTooLong() {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("a text is kept in ", WithCommas(SegmentTree::kChainMax), " segments, which is the limit"));
+}
+
+}  // namespace
 
 SegmentTree::SegmentTree(ContextIdentity identity) : state_(std::make_unique<State>(std::move(identity))) {}
 SegmentTree::~SegmentTree() = default;
@@ -96,8 +104,7 @@ absl::StatusOr<AddedSegment> SegmentTree::Add(const std::string& name_space, uin
   Segment* segment = place.node->end == end ? place.node->segment : nullptr;
   if (segment == nullptr) {
     if (nearest != nullptr && nearest->depth >= kChainMax) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("a text is kept in ", WithCommas(kChainMax), " segments, which is the limit"));
+      return ChainTooLong();
     }
     TextTree::Node* const node =
         space.texts.Insert(place, ids.subspan(static_cast<size_t>(place.node->end - begin->end)));
@@ -137,8 +144,7 @@ absl::StatusOr<uint64_t> SegmentTree::Adopt(const ContextIdentity& identity, con
     return absl::NotFoundError("the parent of a segment is not kept");
   }
   if (above != nullptr && above->depth >= kChainMax) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("a text is kept in ", WithCommas(kChainMax), " segments, which is the limit"));
+    return ChainTooLong();
   }
   const int64_t size = ((parts & kRowsPart) != 0 ? static_cast<int64_t>(ids.size()) * bytes.per_token : 0) +
                        ((parts & kSnapshotPart) != 0 ? bytes.snapshot : 0);
@@ -189,7 +195,7 @@ void SegmentTree::Release(uint64_t number, SegmentDrops* drops) {
   Segment& segment = state_->Held(number);
   if (--segment.holds > 0) return;
   segment.expected = segment.wants_logits = false;
-  if (!segment.copies.empty() && !state_->ChainHasRows(segment)) {
+  if (std::exchange(segment.doubtful, false) && !state_->ChainHasRows(segment)) {
     state_->DropBroken(segment, drops);
     return;
   }

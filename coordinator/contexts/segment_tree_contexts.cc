@@ -45,7 +45,10 @@ ContextInfo SegmentTree::State::Info(const Context& context) const {
   info.name = context.name;
   info.segment = context.segment->number;
   info.tokens = context.segment->end();
-  info.usable = (context.segment->present() & kSnapshotPart) != 0 && ChainHasRows(*context.segment);
+  info.usable = (context.segment->present() & kSnapshotPart) != 0;
+  for (const Segment* link = context.segment; link != nullptr && info.usable; link = link->parent) {
+    info.usable = (link->present() & kRowsPart) != 0;
+  }
   info.pinned = context.pinned;
   info.etag = context.etag;
   info.created = context.created;

@@ -264,7 +264,10 @@ void SegmentTree::State::DropBroken(Segment& segment, SegmentDrops* drops) {
   }
   std::reverse(below.begin(), below.end());  // children first
   for (Segment* const broken : below) {
-    if (broken->holds > 0) continue;  // Release looks at it again
+    if (broken->holds > 0) {
+      broken->doubtful = true;
+      continue;
+    }
     counters.losses += static_cast<int64_t>(broken->copies.size());
     RemoveEverywhere(*broken, kAllParts, drops);
     if (broken != &segment && Useless(*broken)) Delete(*broken, Why::kLost, drops);

@@ -90,7 +90,8 @@ struct Segment {
   int64_t wanted_bytes = 0;   // of that snapshot
   bool expected = false;      // a holder is about to store the snapshot
   bool snapshot_evicted = false;
-  bool doomed = false;  // deleted by its user: goes as soon as nobody needs it
+  bool doubtful = false;  // its chain lost rows while it was held: Release looks whether they are there again
+  bool doomed = false;    // deleted by its user: goes as soon as nobody needs it
   int32_t holds = 0;
   int32_t contexts = 0;
   int32_t pins = 0;

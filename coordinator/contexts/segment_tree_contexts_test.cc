@@ -1,0 +1,210 @@
+// Histories of named contexts: who may change them, what they keep from being evicted, and what is there after a
+// restart.
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "coordinator/contexts/segment_key.h"
+#include "coordinator/contexts/segment_tree.h"
+#include "coordinator/contexts/segment_tree_test_util.h"
+#include "gtest/gtest.h"
+
+namespace goldfinch {
+namespace {
+
+using Text = std::vector<int32_t>;
+
+class SegmentTreeContextsTest : public testing::Test {
+ protected:
+  SegmentTreeContextsTest() : tree_(TestIdentity()) { shelf_ = tree_.OpenTier(TestTier(TierKind::kMemory, 1'000'000)); }
+
+  // A context of its own text.
+  uint64_t Create(const std::string& name, const Text& text, std::optional<double> seconds_to_live = {},
+                  double now = 0) {
+    const uint64_t number = StoreHeld(tree_, "", text, shelf_, now);
+    const auto created = tree_.Create("", name, number, seconds_to_live, now);
+    EXPECT_TRUE(created.ok()) << created.status();
+    tree_.Release(number, &drops_);
+    return number;
+  }
+  std::vector<std::string> Names() const {
+    std::vector<std::string> names;
+    for (const ContextInfo& context : tree_.List("", "", 1000).contexts) names.push_back(context.name);
+    return names;
+  }
+
+  SegmentTree tree_;
+  int shelf_ = 0;
+  SegmentDrops drops_;
+};
+
+TEST_F(SegmentTreeContextsTest, ANameStandsForATextUntilItIsDeleted) {
+  const uint64_t number = Create("manual", TestText(50));
+  const ContextInfo info = *tree_.Get("", "manual");
+  EXPECT_EQ(info.segment, number);
+  EXPECT_EQ(info.tokens, 50);
+  EXPECT_TRUE(info.usable);
+  EXPECT_FALSE(info.expires.has_value());
+  EXPECT_EQ(tree_.Get("bob", "manual").status().message(), "there is no context \"manual\"");
+
+  tree_.Hold(number, 0);
+  EXPECT_TRUE(absl::IsAlreadyExists(tree_.Create("", "manual", number, {}, 0).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(tree_.Create("", "", number, {}, 0).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(tree_.Create("", std::string(257, 'x'), number, {}, 0).status()));
+  tree_.SetQuota("", {.contexts_max = 1});
+  EXPECT_TRUE(absl::IsResourceExhausted(tree_.Create("", "other", number, {}, 0).status()));
+  tree_.SetQuota("", {});
+  ASSERT_TRUE(tree_.Create("", "other", number, {}, 0).ok());
+  tree_.Release(number, &drops_);
+
+  EXPECT_TRUE(tree_.Delete("", "manual", 0, &drops_).ok());
+  EXPECT_TRUE(tree_.Find(number).has_value()) << "it has another name";
+  EXPECT_TRUE(tree_.Delete("", "other", 0, &drops_).ok());
+  EXPECT_FALSE(tree_.Find(number).has_value()) << "nobody needs it";
+  ASSERT_EQ(drops_.size(), 1u);
+  EXPECT_EQ(drops_[0].segment, number);
+  EXPECT_EQ(tree_.TierBytes(shelf_), 0);
+}
+
+TEST_F(SegmentTreeContextsTest, DeletingAForkLeavesWhatOthersShare) {
+  const uint64_t document = StoreHeld(tree_, "", TestText(100, 1), shelf_, 0);
+  const uint64_t one = StoreHeld(tree_, "", TestText(10, 2), shelf_, 0, false, document);
+  const uint64_t two = StoreHeld(tree_, "", TestText(10, 3), shelf_, 0, false, document);
+  ASSERT_TRUE(tree_.Create("", "one", one, {}, 0).ok());
+  ASSERT_TRUE(tree_.Create("", "two", two, {}, 0).ok());
+  for (const uint64_t number : {document, one, two}) tree_.Release(number, &drops_);
+  ASSERT_TRUE(tree_.Delete("", "one", 0, &drops_).ok());
+  EXPECT_FALSE(tree_.Find(one).has_value());
+  EXPECT_TRUE(tree_.Find(document).has_value());
+  // Somebody who uses it at the moment keeps it until then.
+  ASSERT_TRUE(tree_.Use("", "two", 0).ok());
+  ASSERT_TRUE(tree_.Delete("", "two", 0, &drops_).ok());
+  EXPECT_TRUE(tree_.Find(two).has_value());
+  tree_.Release(two, &drops_);
+  EXPECT_EQ(tree_.segments(), 0u);
+  EXPECT_EQ(tree_.TierBytes(shelf_), 0);
+}
+
+TEST_F(SegmentTreeContextsTest, OfTwoWhoAppendOneLoses) {
+  const uint64_t first = Create("chat", TestText(50, 1));
+  const uint64_t etag = tree_.Get("", "chat")->etag;
+  tree_.Hold(first, 0);
+  const uint64_t mine = StoreHeld(tree_, "", TestText(10, 2), shelf_, 0, false, first);
+  const uint64_t yours = StoreHeld(tree_, "", TestText(10, 3), shelf_, 0, false, first);
+  const auto advanced = tree_.Advance("", "chat", etag, mine, 1, &drops_);
+  ASSERT_TRUE(advanced.ok());
+  EXPECT_EQ(advanced->tokens, 60);
+  const absl::Status late = tree_.Advance("", "chat", etag, yours, 1, &drops_).status();
+  EXPECT_TRUE(absl::IsAborted(late));
+  EXPECT_EQ(tree_.Get("", "chat")->segment, mine);
+  EXPECT_TRUE(absl::IsAborted(tree_.Delete("", "chat", etag, &drops_)));
+  EXPECT_TRUE(absl::IsAborted(tree_.Rename("", "chat", "talk", etag).status()));
+  EXPECT_TRUE(absl::IsAborted(tree_.Pin("", "chat", true, etag).status()));
+  EXPECT_TRUE(tree_.Advance("", "chat", advanced->etag, yours, 1, &drops_).ok());
+}
+
+TEST_F(SegmentTreeContextsTest, ListsByPagesAndRenames) {
+  for (const std::string name : {"c", "a", "e", "b", "d"}) Create(name, TestText(5, name[0]));
+  ContextPage page = tree_.List("", "", 2);
+  ASSERT_EQ(page.contexts.size(), 2u);
+  EXPECT_EQ(page.contexts[1].name, "b");
+  EXPECT_EQ(page.next, "b");
+  EXPECT_TRUE(tree_.Delete("", "b", 0, &drops_).ok());  // pages go on all the same
+  page = tree_.List("", page.next, 3);
+  EXPECT_EQ(page.contexts[0].name, "c");
+  EXPECT_TRUE(page.next.empty());
+  EXPECT_TRUE(tree_.List("bob", "", 3).contexts.empty());
+
+  const uint64_t etag = tree_.Get("", "a")->etag;
+  ASSERT_TRUE(tree_.Rename("", "a", "z", etag).ok());
+  EXPECT_NE(tree_.Get("", "z")->etag, etag);
+  EXPECT_TRUE(absl::IsAlreadyExists(tree_.Rename("", "z", "c", 0).status()));
+  EXPECT_EQ(Names(), (std::vector<std::string>{"c", "d", "e", "z"}));
+}
+
+TEST_F(SegmentTreeContextsTest, UseRefreshesTheExpiry) {
+  const uint64_t used = Create("used", TestText(50, 1), 10.0);
+  const uint64_t left = Create("left", TestText(50, 2), 10.0);
+  EXPECT_EQ(tree_.NextExpiry(), 10.0);
+  ASSERT_TRUE(tree_.Use("", "used", 5).ok());
+  tree_.Release(used, &drops_);
+  EXPECT_EQ(tree_.Expire(9.9, &drops_), 0);
+  EXPECT_EQ(tree_.Expire(10, &drops_), 1);
+  EXPECT_EQ(Names(), std::vector<std::string>{"used"});
+  EXPECT_TRUE(tree_.Find(left).has_value()) << "its bytes may be evicted, but need not";
+  EXPECT_TRUE(tree_.MakeRoom(shelf_, 998'500, 12, &drops_).ok());
+  EXPECT_FALSE(tree_.Find(left).has_value());
+  EXPECT_EQ(tree_.Expire(15, &drops_), 1);
+  EXPECT_FALSE(tree_.NextExpiry().has_value());
+}
+
+TEST_F(SegmentTreeContextsTest, AQuotaEvictsItsOwnAndThenRefuses) {
+  const uint64_t bobs = StoreText(tree_, "bob", TestText(100), shelf_, 0);
+  tree_.SetQuota("alice", {.bytes_max = 5000});
+  const uint64_t named = StoreHeld(tree_, "alice", TestText(100, 1), shelf_, 0);
+  ASSERT_TRUE(tree_.Create("alice", "mine", named, {}, 0).ok());
+  tree_.Release(named, &drops_);
+  const uint64_t automatic = StoreText(tree_, "alice", TestText(100, 2), shelf_, 0);
+  const uint64_t third = StoreText(tree_, "alice", TestText(100, 3), shelf_, 10);
+  EXPECT_FALSE(tree_.Find(automatic).has_value());
+  EXPECT_EQ(tree_.NamespaceBytes("alice"), 4000);
+
+  const auto large = tree_.Add("alice", 0, TestText(300, 4), TestBytes(), 1, 100);
+  const absl::Status full = tree_.Store(large->number, shelf_, 100, &drops_).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(full));
+  EXPECT_EQ(full.message(), "contexts of namespace \"alice\" would take 6,000 bytes, and its quota is 5,000");
+  EXPECT_FALSE(tree_.Find(third).has_value());
+  EXPECT_TRUE(tree_.Find(named).has_value());
+  EXPECT_TRUE(tree_.Find(bobs).has_value());
+  tree_.Release(large->number, &drops_);
+  EXPECT_EQ(tree_.NamespaceBytes("alice"), 2000);
+}
+
+// ---- After a restart
+
+TEST_F(SegmentTreeContextsTest, WhatWasOnDiskIsThereAgain) {
+  const int disk = tree_.OpenTier(TestTier(TierKind::kDisk, 10'000));
+  const ContextIdentity identity = TestIdentity();
+  const auto adopt = [&](uint64_t parent, const Text& ids, SegmentParts parts) {
+    return tree_.Adopt(identity, "", parent, ids, TestBytes(), disk, parts, 1, 0);
+  };
+  const uint64_t first = *adopt(0, TestText(100, 1), kRowsPart);
+  const uint64_t second = *adopt(first, TestText(50, 2), kAllParts);
+  const uint64_t orphan = *adopt(second, TestText(50, 3), kRowsPart);
+  EXPECT_TRUE(absl::IsAlreadyExists(adopt(0, TestText(100, 1) + TestText(50, 2), kAllParts).status()));
+  EXPECT_TRUE(absl::IsResourceExhausted(adopt(0, TestText(900, 4), kAllParts).status()));
+  // The same text in one piece is another one; its begin stays what its file says.
+  const uint64_t whole = *adopt(0, TestText(100, 1) + TestText(20, 2), kAllParts);
+  EXPECT_EQ(tree_.Find(whole)->begin, 0);
+
+  const SegmentKey parent = KeyOf(identity, "", nullptr, TestText(100, 1));
+  EXPECT_EQ(tree_.Key(second), KeyOf(identity, "", &parent, TestText(50, 2)));
+  tree_.Key(orphan);
+  tree_.Tidy(&drops_);
+  ASSERT_EQ(drops_.size(), 1u);
+  EXPECT_EQ(drops_[0].segment, orphan);
+  EXPECT_TRUE(drops_[0].key.has_value());
+  EXPECT_EQ(tree_.Match("", TestText(100, 1) + TestText(50, 2) + TestText(50, 3)).segment, second);
+  tree_.Lost(first, disk, kAllParts, &drops_);
+  EXPECT_TRUE(absl::IsNotFound(adopt(first, TestText(50, 5), kAllParts).status()));
+}
+
+TEST_F(SegmentTreeContextsTest, AContextOfAnotherModelSaysSo) {
+  const int disk = tree_.OpenTier(TestTier(TierKind::kDisk, 10'000));
+  const uint64_t other = *tree_.Adopt(TestIdentity("model-b"), "", 0, TestText(50), TestBytes(), disk, kAllParts, 1, 0);
+  tree_.Hold(other, 0);
+  ASSERT_TRUE(tree_.Create("", "old", other, {}, 0).ok());
+  tree_.Release(other, &drops_);
+  const absl::Status status = tree_.Use("", "old", 1).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_EQ(status.message(),
+            "context \"old\" is of model-b/vocabulary/bf16/cpu-f32/1, and what is served is "
+            "model-a/vocabulary/bf16/cpu-f32/1");
+  EXPECT_TRUE(tree_.Delete("", "old", 0, &drops_).ok());
+  EXPECT_EQ(tree_.segments(), 0u);
+}
+
+}  // namespace
+}  // namespace goldfinch
