@@ -49,7 +49,7 @@ void SegmentTree::CloseTier(int tier, SegmentDrops* drops) {
   SegmentDrops all;
   for (const uint64_t number : in) {
     const Segment* const segment = state_->Lookup(number);
-    if (segment != nullptr && segment->In(tier) != nullptr) Lost(number, tier, kAllParts, &all);
+    if (segment != nullptr && segment->In(tier) != nullptr) Lost(number, tier, kRowsAndSnapshot, &all);
   }
   for (SegmentDrop& drop : all) {
     if (drop.tier != tier) drops->push_back(std::move(drop));
@@ -94,7 +94,7 @@ absl::StatusOr<AddedSegment> SegmentTree::Add(const std::string& name_space, uin
   if (from != nullptr) bases.push_back(from);
   const TextTree::Place place = space.texts.Walk(begin, ids, [&](const TextTree::Node* node) {
     Segment* const on_way = node->segment;
-    if (on_way == nullptr || node->end == end || (on_way->parts() & kRowsPart) == 0) return true;
+    if (on_way == nullptr || node->end == end || (on_way->contents() & kRows) == 0) return true;
     const auto base = std::lower_bound(bases.begin(), bases.end(), on_way->begin,
                                        [](const Segment* a, int64_t at) { return a->end() < at; });
     if (on_way->parent == nullptr || (base != bases.end() && *base == on_way->parent)) bases.push_back(on_way);
@@ -111,7 +111,7 @@ absl::StatusOr<AddedSegment> SegmentTree::Add(const std::string& name_space, uin
     segment = state_->NewSegment(space, node, nearest, bytes, (from == nullptr ? 0 : from->seconds) + seconds);
   }
   segment->doomed = false;
-  if ((segment->parts() & kSnapshotPart) == 0) {
+  if ((segment->contents() & kSnapshot) == 0) {
     segment->snapshot_bytes = bytes.snapshot;
     segment->logits = bytes.logits;
     segment->expected = true;
@@ -126,14 +126,14 @@ absl::StatusOr<AddedSegment> SegmentTree::Add(const std::string& name_space, uin
   AddedSegment added;
   added.number = segment->number;
   added.begin = segment->begin;
-  added.missing = kAllParts & ~segment->parts();
-  if (segment->wants_logits) added.missing |= kSnapshotPart;
+  added.missing = kRowsAndSnapshot & ~segment->contents();
+  if (segment->wants_logits) added.missing |= kSnapshot;
   return added;
 }
 
 absl::StatusOr<uint64_t> SegmentTree::Adopt(const ContextIdentity& identity, const std::string& name_space,
                                             uint64_t parent, absl::Span<const int32_t> ids, const SegmentBytes& bytes,
-                                            int tier, SegmentParts parts, double seconds, double now) {
+                                            int tier, SegmentContents contents, double seconds, double now) {
   GF_CHECK(!ids.empty());
   state_->Now(now);
   Tier* const found = state_->LookupTier(tier);
@@ -146,8 +146,8 @@ absl::StatusOr<uint64_t> SegmentTree::Adopt(const ContextIdentity& identity, con
   if (above != nullptr && above->depth >= kChainMax) {
     return ChainTooLong();
   }
-  const int64_t size = ((parts & kRowsPart) != 0 ? static_cast<int64_t>(ids.size()) * bytes.per_token : 0) +
-                       ((parts & kSnapshotPart) != 0 ? bytes.snapshot : 0);
+  const int64_t size = ((contents & kRows) != 0 ? static_cast<int64_t>(ids.size()) * bytes.per_token : 0) +
+                       ((contents & kSnapshot) != 0 ? bytes.snapshot : 0);
   for (const Pool* const pool : {&found->pool, &space.name_space->pool}) {
     if (size > pool->bytes_max - pool->bytes) {
       return absl::ResourceExhaustedError(
@@ -166,7 +166,7 @@ absl::StatusOr<uint64_t> SegmentTree::Adopt(const ContextIdentity& identity, con
   Segment* const segment =
       state_->NewSegment(space, node, above, bytes, (above == nullptr ? 0 : above->seconds) + seconds);
   segment->last_use = now;
-  state_->AddParts(*segment, tier, parts, /*coming=*/false);
+  state_->AddContents(*segment, tier, contents, /*coming=*/false);
   return segment->number;
 }
 
@@ -203,27 +203,27 @@ void SegmentTree::Release(uint64_t number, SegmentDrops* drops) {
   state_->Settle(&segment, State::Why::kUnneeded, drops);
 }
 
-void SegmentTree::Lost(uint64_t number, int tier, SegmentParts parts, SegmentDrops* drops) {
+void SegmentTree::Lost(uint64_t number, int tier, SegmentContents contents, SegmentDrops* drops) {
   Segment* const segment = state_->Lookup(number);
   if (segment == nullptr || state_->LookupTier(tier) == nullptr) return;
   const Copy* const copy = segment->In(tier);
-  if (copy == nullptr || (copy->parts() & parts) == 0) return;
-  if ((copy->present & parts) != 0) ++state_->counters.losses;
-  if ((parts & kSnapshotPart) != 0) segment->expected = false;
-  state_->RemoveParts(*segment, tier, parts, nullptr);
-  if ((segment->parts() & kRowsPart) == 0) {
+  if (copy == nullptr || (copy->contents() & contents) == 0) return;
+  if ((copy->present & contents) != 0) ++state_->counters.losses;
+  if ((contents & kSnapshot) != 0) segment->expected = false;
+  state_->RemoveContents(*segment, tier, contents, nullptr);
+  if ((segment->contents() & kRows) == 0) {
     state_->DropBroken(*segment, drops);
   } else {
     state_->Settle(segment, State::Why::kLost, drops);
   }
 }
 
-bool SegmentTree::Drop(uint64_t number, SegmentParts parts, SegmentDrops* drops) {
+bool SegmentTree::Drop(uint64_t number, SegmentContents contents, SegmentDrops* drops) {
   Segment* const segment = state_->Lookup(number);
   if (segment == nullptr) return true;
   if (segment->needed() || segment->coming() != 0) return false;
-  if ((parts & kRowsPart) != 0 && segment->children > 0) return false;
-  state_->RemoveEverywhere(*segment, (parts & kRowsPart) != 0 ? kAllParts : parts, drops);
+  if ((contents & kRows) != 0 && segment->children > 0) return false;
+  state_->RemoveEverywhere(*segment, (contents & kRows) != 0 ? kRowsAndSnapshot : contents, drops);
   state_->Settle(segment, State::Why::kUnneeded, drops);
   return true;
 }
@@ -269,7 +269,7 @@ SegmentKey SegmentTree::Key(uint64_t number) {
   Segment* next = state_->Lookup(number);
   GF_CHECK(next != nullptr) << "segment " << number << " is gone";
   for (; next != nullptr && next->key == nullptr; next = next->parent) {
-    GF_CHECK((next->parts() & kRowsPart) != 0) << "segment " << next->number << " has no rows";
+    GF_CHECK((next->contents() & kRows) != 0) << "segment " << next->number << " has no rows";
     without.push_back(next);
   }
   for (; !without.empty(); without.pop_back()) {

@@ -7,42 +7,44 @@
 // snapshot there and the rows of the whole chain of parents. A namespace has at most one segment for a text [0, end),
 // however it was cut; rows of an overlap are kept twice. Segments of two namespaces, or of two identities, never meet.
 //
-// TIERS. A tier is a place that holds whole segments: the shelves of a group's workers together, or the disk. A part
-// (rows, snapshot) of a segment is in a tier, on its way there, or not; on its way it counts as bytes of the tier, but
-// is not used.
+// TIERS. A tier is a place that holds segments for all layers of the model: the shelves of a group's workers together,
+// or the disk. The rows and the snapshot of a segment, its contents, are each in a tier, on their way there, or not. On
+// their way they count as bytes of the tier, but nobody can use them.
 //
-// WHO STAYS. `hold` is for whoever uses a segment at the moment, `Context` for what has a name.
-//   - Held, or on its way anywhere: nothing of the segment is evicted from any tier.
-//   - A pinned context: the same.
-//   - A context: the last copy of each part stays; copies beside it may be evicted.
-//   - Parents: rows stay in a tier for as long as a child has rows there, and the last copy of rows for as long as
-//   there
-//     is any child. Snapshots of parents may be evicted.
-//   - Just stored: nothing is evicted within kFreshSeconds.
-// A segment that has no child, no snapshot, no context and no hold is of no use, and is dropped at once.
+// WHO STAYS.
+//   - Nothing of a segment is evicted from any tier while somebody holds it, or anything of it is on its way to a tier,
+//     or a context that has it is pinned, or within kFreshSeconds after it was stored.
+//   - Of a segment that a context has, the last copies of rows and snapshot stay; copies beside them may be evicted.
+//   - Rows of a parent stay in a tier for as long as a child has rows there, and the last copy of them for as long as
+//     there is any child. Snapshots of parents may be evicted: so the ones in the middle of a text go first.
+// A segment that has no child, no snapshot, no context and nobody who holds it is of no use, and is dropped at once.
 // A context survives the loss of its bytes: its ids stay, and a request over it computes them again.
 //
-// EVICTION is GreedyDual (Cao and Irani, 1997): the one with the smallest priority goes. A priority is the seconds that
-// the next one who needs it loses, per byte, plus the priority of what was evicted last from this tier when it was last
-// used. The seconds are those of computing the tokens since the snapshot before, or of loading a copy from elsewhere.
+// EVICTION is GreedyDual (Cao and Irani, 1997): what has the smallest priority goes first, and of equals what was used
+// the longest ago. A priority is the seconds that the next one who needs it loses, per byte, plus the priority of what
+// had been evicted last from this tier when it was last used. The seconds are those of computing the tokens since the
+// snapshot before, or those of loading a copy from elsewhere.
 //
 // HOW THE SCHEDULER USES IT, for one request:
-//   1. match = Match(namespace, prompt), once. choice = Choose(match, tier, ...) for the shelf of every group that
-//   could
-//      take the request; the cheapest is it. If it has a segment: Hold, Bring to the shelf, and when all pieces have
-//      come, a NewSequence with `restore` of Chain(segment). Otherwise CountMiss(choice.reason).
-//   2. PlanSnapshots(begin = choice.position, partings = match.partings, ...). In the order of these positions,
-//      parent = Add(namespace, parent, the ids from the parent's end to the position, ...).number: held, and expected
-//      by others who come with the same text. match.expected says that another request is about to store more of the
-//      prompt than there is; whether to wait for it is the caller's business.
+//   1. match = Match(namespace, prompt), once. Then Choose(match, tier, ...) for the shelf of every group that could
+//   take
+//      the request; the cheapest choice is it. If it has a segment: CountHit, Hold, Bring to the shelf, and when all
+//      moves have come, a NewSequence with `restore` of Chain(segment). Otherwise CountMiss(choice.reason).
+//   2. PlanSnapshots (snapshot_plan.h) with begin = choice.position and partings = match.partings. For each of these
+//      positions in their order, parent = Add(namespace, parent, the ids from the parent's end to the position,
+//      ...).number. All of them are held then, and expected by others who come with the same text: match.expected tells
+//      that another request is about to store more of the prompt than there is. Whether to wait for it is the caller's
+//      business.
 //   3. When a chunk ends at such a position: Store(number, tier). The Step saves (sequence, number, Saving::begin).
 //   When
 //      all workers have answered: Arrived, or Lost if one of them could not. After an error of Store nothing is saved,
 //      and the request goes on without.
-//   4. At the end of the sequence: Release everything that was held or added.
-// Whenever a call returns drops, workers (a shelf) or the store (disk) are told so before anything that comes after it:
-// their room is already given away. When a generation ends: CloseTier. What is written to disk behind: Bring(number,
-// disk) for a held segment, which is then read from the tier that each piece names.
+//   4. At the end of the sequence: Release everything that was held or added, once for each time. Saves may still be on
+//      their way.
+// What has Arrived on a shelf and should be on disk, too (contexts, and what else is worth it): Hold, Bring(number,
+// disk), read each move from the tier that it names, Arrived, Release. When a generation ends: CloseTier.
+// Whenever a call returns drops, workers (a shelf) or the store (disk) are told so before anything that comes after:
+// their room is already given away.
 #ifndef GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_H_
 #define GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_H_
 
@@ -66,7 +68,6 @@
 namespace goldfinch {
 
 enum class TierKind : uint8_t { kMemory, kDisk };
-inline constexpr int kTierKinds = 2;
 
 struct TierOptions {
   TierKind kind = TierKind::kMemory;
@@ -76,15 +77,15 @@ struct TierOptions {
   TransferRate rate{1e9, 1e-3};
 };
 
-// Parts of a segment, as bits.
-using SegmentParts = uint8_t;
-inline constexpr SegmentParts kRowsPart = 1, kSnapshotPart = 2, kAllParts = 3;
+// What is kept of a segment, as bits.
+using SegmentContents = uint8_t;
+inline constexpr SegmentContents kRows = 1, kSnapshot = 2, kRowsAndSnapshot = 3;
 
 // What a caller has to remove from a tier.
 struct SegmentDrop {
   uint64_t segment = 0;
   int tier = 0;
-  SegmentParts parts = 0;
+  SegmentContents contents = 0;
   std::optional<SegmentKey> key = {};  // if Key was ever called for the segment
 };
 using SegmentDrops = std::vector<SegmentDrop>;
@@ -96,7 +97,7 @@ struct ContextCounters {
   int64_t hits = 0;
   std::array<int64_t, kContextMisses> misses{};
   int64_t tokens_saved = 0;  // that hits did not compute
-  int64_t evictions = 0;     // of a part or a whole segment from one tier
+  int64_t evictions = 0;     // of rows, a snapshot or both from one tier
   int64_t losses = 0;        // of the same, for other reasons than room: a generation's end, a broken file
 };
 
@@ -137,7 +138,7 @@ struct ContextChoice {
 struct AddedSegment {
   uint64_t number = 0;
   int64_t begin = 0;
-  SegmentParts missing = 0;  // in all tiers, and not on its way: what the caller should store
+  SegmentContents missing = 0;  // in all tiers, and not on its way: what the caller should store
 };
 
 struct SegmentBytes {
@@ -148,18 +149,18 @@ struct SegmentBytes {
 
 struct Saving {
   int64_t begin = 0;  // rows of [begin, end) are saved; begin == end: none
-  SegmentParts parts = 0;
+  SegmentContents contents = 0;
 };
 
-struct BringPiece {
+struct BringMove {
   uint64_t segment = 0;
-  SegmentParts parts = 0;  // one of them
-  int source = 0;          // tier
+  SegmentContents contents = 0;  // one of them
+  int source = 0;                // tier
   int64_t bytes = 0;
 };
 
 struct BringPlan {
-  std::vector<BringPiece> pieces;  // in the order of the chain
+  std::vector<BringMove> moves;  // in the order of the chain
   // Segments of the chain of which something is on its way to the tier already.
   std::vector<uint64_t> awaited;
 };
@@ -167,8 +168,8 @@ struct BringPlan {
 struct SegmentInfo {
   struct Copy {
     int tier = 0;
-    SegmentParts present = 0;
-    SegmentParts coming = 0;
+    SegmentContents present = 0;
+    SegmentContents coming = 0;
   };
 
   std::string name_space;
@@ -237,7 +238,7 @@ class SegmentTree {
   // Where the prompt can go on. A snapshot at its very end is of use only with last logits. `limit`: the caller wants
   // logits from this position on, so that only snapshots up to it are of use.
   ContextMatch Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit = INT64_MAX) const;
-  // The best segment to go on from in this tier: the least seconds of loading the missing parts from other tiers,
+  // The best segment to go on from in this tier: the least seconds of loading the missing contents from other tiers,
   // restoring all from this one, and computing the rest. compute_seconds(begin) is what reading the prompt from `begin`
   // takes. `match` must be of this very state of the tree.
   ContextChoice Choose(const ContextMatch& match, int tier,
@@ -255,8 +256,8 @@ class SegmentTree {
   // the tier or the namespace is full. A segment without a snapshot must be followed by its children: Tidy removes what
   // is of no use.
   absl::StatusOr<uint64_t> Adopt(const ContextIdentity& identity, const std::string& name_space, uint64_t parent,
-                                 absl::Span<const int32_t> ids, const SegmentBytes& bytes, int tier, SegmentParts parts,
-                                 double seconds, double now);
+                                 absl::Span<const int32_t> ids, const SegmentBytes& bytes, int tier,
+                                 SegmentContents contents, double seconds, double now);
   void Tidy(SegmentDrops* drops);
 
   void Hold(uint64_t segment, double now);
@@ -271,11 +272,11 @@ class SegmentTree {
   // The same to copy a held segment and its chain from where they are. FAILED_PRECONDITION: not all of it is anywhere.
   absl::StatusOr<BringPlan> Bring(uint64_t segment, int tier, double now, SegmentDrops* drops);
   // What was on its way has come.
-  void Arrived(uint64_t segment, int tier, SegmentParts parts, double now, SegmentDrops* drops);
+  void Arrived(uint64_t segment, int tier, SegmentContents contents, double now, SegmentDrops* drops);
   // What was in a tier, or on its way there, is not. Whatever is of no use without it goes, too.
-  void Lost(uint64_t segment, int tier, SegmentParts parts, SegmentDrops* drops);
+  void Lost(uint64_t segment, int tier, SegmentContents contents, SegmentDrops* drops);
   // Removes the snapshot of a segment from all tiers, or all of it. False: somebody else needs it.
-  bool Drop(uint64_t segment, SegmentParts parts, SegmentDrops* drops);
+  bool Drop(uint64_t segment, SegmentContents contents, SegmentDrops* drops);
   // Evicts until so many bytes fit the tier. RESOURCE_EXHAUSTED: what is left must stay.
   absl::Status MakeRoom(int tier, int64_t bytes, double now, SegmentDrops* drops);
 

@@ -45,7 +45,7 @@ class Tree {
       held.push_back(added->number);
       const auto saving = tree.Store(added->number, shelf_, now_, &drops);
       if (!saving.ok()) std::abort();
-      tree.Arrived(added->number, shelf_, saving->parts, now_, &drops);
+      tree.Arrived(added->number, shelf_, saving->contents, now_, &drops);
     }
     for (const uint64_t number : held) tree.Release(number, &drops);
     benchmark::DoNotOptimize(drops);
@@ -150,7 +150,7 @@ void BM_Adopt(benchmark::State& state) {
     SegmentDrops drops;
     int named = 0;
     for (const Text& text : texts) {
-      const auto number = tree.Adopt(ContextIdentity{}, "", 0, text, kBytes, disk, kAllParts, 1, 0);
+      const auto number = tree.Adopt(ContextIdentity{}, "", 0, text, kBytes, disk, kRowsAndSnapshot, 1, 0);
       if (!number.ok()) std::abort();
       tree.Hold(*number, 0);
       if (!tree.Create("", "context-" + std::to_string(++named), *number, {}, 0).ok()) std::abort();

@@ -45,9 +45,9 @@ ContextInfo SegmentTree::State::Info(const Context& context) const {
   info.name = context.name;
   info.segment = context.segment->number;
   info.tokens = context.segment->end();
-  info.usable = (context.segment->present() & kSnapshotPart) != 0;
+  info.usable = (context.segment->present() & kSnapshot) != 0;
   for (const Segment* link = context.segment; link != nullptr && info.usable; link = link->parent) {
-    info.usable = (link->present() & kRowsPart) != 0;
+    info.usable = (link->present() & kRows) != 0;
   }
   info.pinned = context.pinned;
   info.etag = context.etag;

@@ -167,16 +167,16 @@ TEST_F(SegmentTreeContextsTest, AQuotaEvictsItsOwnAndThenRefuses) {
 TEST_F(SegmentTreeContextsTest, WhatWasOnDiskIsThereAgain) {
   const int disk = tree_.OpenTier(TestTier(TierKind::kDisk, 10'000));
   const ContextIdentity identity = TestIdentity();
-  const auto adopt = [&](uint64_t parent, const Text& ids, SegmentParts parts) {
-    return tree_.Adopt(identity, "", parent, ids, TestBytes(), disk, parts, 1, 0);
+  const auto adopt = [&](uint64_t parent, const Text& ids, SegmentContents contents) {
+    return tree_.Adopt(identity, "", parent, ids, TestBytes(), disk, contents, 1, 0);
   };
-  const uint64_t first = *adopt(0, TestText(100, 1), kRowsPart);
-  const uint64_t second = *adopt(first, TestText(50, 2), kAllParts);
-  const uint64_t orphan = *adopt(second, TestText(50, 3), kRowsPart);
-  EXPECT_TRUE(absl::IsAlreadyExists(adopt(0, TestText(100, 1) + TestText(50, 2), kAllParts).status()));
-  EXPECT_TRUE(absl::IsResourceExhausted(adopt(0, TestText(900, 4), kAllParts).status()));
-  // The same text in one piece is another one; its begin stays what its file says.
-  const uint64_t whole = *adopt(0, TestText(100, 1) + TestText(20, 2), kAllParts);
+  const uint64_t first = *adopt(0, TestText(100, 1), kRows);
+  const uint64_t second = *adopt(first, TestText(50, 2), kRowsAndSnapshot);
+  const uint64_t orphan = *adopt(second, TestText(50, 3), kRows);
+  EXPECT_TRUE(absl::IsAlreadyExists(adopt(0, TestText(100, 1) + TestText(50, 2), kRowsAndSnapshot).status()));
+  EXPECT_TRUE(absl::IsResourceExhausted(adopt(0, TestText(900, 4), kRowsAndSnapshot).status()));
+  // The same text in one segment is another one; its begin stays what its file says.
+  const uint64_t whole = *adopt(0, TestText(100, 1) + TestText(20, 2), kRowsAndSnapshot);
   EXPECT_EQ(tree_.Find(whole)->begin, 0);
 
   const SegmentKey parent = KeyOf(identity, "", nullptr, TestText(100, 1));
@@ -187,13 +187,14 @@ TEST_F(SegmentTreeContextsTest, WhatWasOnDiskIsThereAgain) {
   EXPECT_EQ(drops_[0].segment, orphan);
   EXPECT_TRUE(drops_[0].key.has_value());
   EXPECT_EQ(tree_.Match("", TestText(100, 1) + TestText(50, 2) + TestText(50, 3)).segment, second);
-  tree_.Lost(first, disk, kAllParts, &drops_);
-  EXPECT_TRUE(absl::IsNotFound(adopt(first, TestText(50, 5), kAllParts).status()));
+  tree_.Lost(first, disk, kRowsAndSnapshot, &drops_);
+  EXPECT_TRUE(absl::IsNotFound(adopt(first, TestText(50, 5), kRowsAndSnapshot).status()));
 }
 
 TEST_F(SegmentTreeContextsTest, AContextOfAnotherModelSaysSo) {
   const int disk = tree_.OpenTier(TestTier(TierKind::kDisk, 10'000));
-  const uint64_t other = *tree_.Adopt(TestIdentity("model-b"), "", 0, TestText(50), TestBytes(), disk, kAllParts, 1, 0);
+  const uint64_t other =
+      *tree_.Adopt(TestIdentity("model-b"), "", 0, TestText(50), TestBytes(), disk, kRowsAndSnapshot, 1, 0);
   tree_.Hold(other, 0);
   ASSERT_TRUE(tree_.Create("", "old", other, {}, 0).ok());
   tree_.Release(other, &drops_);

@@ -28,7 +28,7 @@ bool HasSnapshotOf(const Space* space, absl::Span<const int32_t> prompt) {
   // A walk does not change the tree.
   TextTree& texts = const_cast<Space*>(space)->texts;
   texts.Walk(texts.root(), prompt, [&](const TextTree::Node* node) {
-    found = node->segment != nullptr && (node->segment->present() & kSnapshotPart) != 0;
+    found = node->segment != nullptr && (node->segment->present() & kSnapshot) != 0;
     return !found;
   });
   return found;
@@ -71,16 +71,16 @@ ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const 
     if (node->children != 1) match.partings.push_back(node->end);
     const Segment* const segment = node->segment;
     if (segment == nullptr) return true;
-    if ((segment->present() & kSnapshotPart) == 0) {
+    if ((segment->present() & kSnapshot) == 0) {
       evicted |= segment->snapshot_evicted;
       const bool logits = segment->logits || segment->wants_logits;
-      if ((segment->expected || (segment->coming() & kSnapshotPart) != 0) && usable(*segment, logits)) {
+      if ((segment->expected || (segment->coming() & kSnapshot) != 0) && usable(*segment, logits)) {
         match.expected = segment->end();
       }
     } else if (segment->expected && segment->wants_logits && usable(*segment, true)) {
       match.expected = segment->end();
     }
-    if ((segment->present() & kRowsPart) == 0) return true;
+    if ((segment->present() & kRows) == 0) return true;
     ContextMatch::Step step;
     step.segment = segment->number;
     step.end = segment->end();
@@ -91,7 +91,7 @@ ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const 
       if (above == match.steps.end() || above->segment != segment->parent->number) return true;  // rows are missing
       step.parent = static_cast<int>(above - match.steps.begin());
     }
-    step.usable = (segment->present() & kSnapshotPart) != 0 && usable(*segment, segment->logits);
+    step.usable = (segment->present() & kSnapshot) != 0 && usable(*segment, segment->logits);
     match.steps.push_back(step);
     return true;
   };
@@ -136,14 +136,14 @@ ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
     double fixed = 0;   // of the slowest tier: tiers work at the same time
     int64_t bytes = 0;
   };
-  const auto add = [&](const Segment& segment, SegmentParts part, Rows* rows) {
+  const auto add = [&](const Segment& segment, SegmentContents content, Rows* rows) {
     const Copy* const there = segment.In(tier);
-    rows->bytes += segment.Bytes(part);
-    if (there != nullptr && (there->parts() & part) != 0) return;
-    const int source = state.BestSource(segment, part, tier);
+    rows->bytes += segment.Bytes(content);
+    if (there != nullptr && (there->contents() & content) != 0) return;
+    const int source = state.BestSource(segment, content, tier);
     if (source == 0) return;  // on its way to another tier only, from where it can be had soon
     const TransferRate& rate = Rate(source);
-    rows->moving += static_cast<double>(segment.Bytes(part)) / rate.bytes_per_second();
+    rows->moving += static_cast<double>(segment.Bytes(content)) / rate.bytes_per_second();
     rows->fixed = std::max(rows->fixed, rate.fixed_seconds());
   };
   std::vector<Rows> rows(match.steps.size());
@@ -156,10 +156,10 @@ ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
     const Segment* const segment = state.Lookup(step.segment);
     GF_CHECK(segment != nullptr) << "a match is of another state of the tree";
     if (step.parent >= 0) rows[i] = rows[static_cast<size_t>(step.parent)];
-    add(*segment, kRowsPart, &rows[i]);
+    add(*segment, kRows, &rows[i]);
     if (!step.usable) continue;
     Rows all = rows[i];
-    add(*segment, kSnapshotPart, &all);
+    add(*segment, kSnapshot, &all);
     const double load = all.moving + all.fixed + Rate(tier).Seconds(static_cast<double>(all.bytes));
     const double compute = step.end == match.tokens ? 0 : compute_seconds(step.end);
     // The longest of equals.

@@ -30,15 +30,15 @@ struct Mirror {
   Text text;
   int holds = 0;
   double arrived = -1e9;
-  struct Parts {
-    SegmentParts present = 0, coming = 0;
+  struct Contents {
+    SegmentContents present = 0, coming = 0;
   };
-  std::map<int, Parts> in;
+  std::map<int, Contents> in;
 
-  SegmentParts PresentBeside(int tier) const {
-    SegmentParts parts = 0;
-    for (const auto& [other, there] : in) parts |= other == tier ? 0 : there.present;
-    return parts;
+  SegmentContents PresentBeside(int tier) const {
+    SegmentContents contents = 0;
+    for (const auto& [other, there] : in) contents |= other == tier ? 0 : there.present;
+    return contents;
   }
 };
 
@@ -60,8 +60,8 @@ class SegmentModel {
       const auto found = mirrors_.find(drop.segment);
       ASSERT_NE(found, mirrors_.end()) << drop.segment;
       Mirror& mirror = found->second;
-      Mirror::Parts& there = mirror.in[drop.tier];
-      ASSERT_EQ((there.present | there.coming) & drop.parts, drop.parts)
+      Mirror::Contents& there = mirror.in[drop.tier];
+      ASSERT_EQ((there.present | there.coming) & drop.contents, drop.contents)
           << "what was dropped was there: " << drop.segment << " from " << drop.tier << ", operation " << operation_;
       if (cause == Cause::kRoom) {
         EXPECT_EQ(mirror.holds, 0) << "evicted in use";
@@ -70,30 +70,30 @@ class SegmentModel {
         for (const auto& [key, named] : named_) {
           if (named.segment != drop.segment) continue;
           EXPECT_FALSE(named.pinned) << "evicted though pinned";
-          EXPECT_EQ(mirror.PresentBeside(drop.tier) & drop.parts, drop.parts) << "evicted though named";
+          EXPECT_EQ(mirror.PresentBeside(drop.tier) & drop.contents, drop.contents) << "evicted though named";
         }
       }
-      there.present &= ~drop.parts;
-      there.coming &= ~drop.parts;
+      there.present &= ~drop.contents;
+      there.coming &= ~drop.contents;
       if ((there.present | there.coming) == 0) mirror.in.erase(drop.tier);
     }
     if (cause != Cause::kRoom) return;
     std::set<std::pair<uint64_t, int>> rows;
     for (const SegmentDrop& drop : drops) {
-      if ((drop.parts & kRowsPart) != 0) rows.emplace(drop.segment, drop.tier);
+      if ((drop.contents & kRows) != 0) rows.emplace(drop.segment, drop.tier);
     }
     for (const auto& [number, mirror] : mirrors_) {
       const auto info = tree_.Find(number);
       if (!info || info->parent == 0) continue;
       for (const auto& [tier, there] : mirror.in) {
-        if (((there.present | there.coming) & kRowsPart) == 0) continue;
+        if (((there.present | there.coming) & kRows) == 0) continue;
         EXPECT_FALSE(rows.contains({info->parent, tier})) << "evicted though a child has rows there";
       }
       if (mirror.holds == 0 && info->contexts == 0) continue;
       for (const uint64_t link : tree_.Chain(number)) {
         for (const int tier : {shelves_[0], shelves_[1], disk_}) {
           if (!rows.contains({link, tier})) continue;
-          EXPECT_NE(mirrors_.at(link).PresentBeside(0) & kRowsPart, 0) << "last rows evicted that others need";
+          EXPECT_NE(mirrors_.at(link).PresentBeside(0) & kRows, 0) << "last rows evicted that others need";
         }
       }
     }
@@ -101,7 +101,7 @@ class SegmentModel {
 
   bool ChainPresent(uint64_t number) const {
     for (const uint64_t link : tree_.Chain(number)) {
-      if ((mirrors_.at(link).PresentBeside(0) & kRowsPart) == 0) return false;
+      if ((mirrors_.at(link).PresentBeside(0) & kRows) == 0) return false;
     }
     return true;
   }
@@ -121,18 +121,18 @@ class SegmentModel {
       EXPECT_EQ(info->end, static_cast<int64_t>(mirror->second.text.size()));
       EXPECT_EQ(info->holds, mirror->second.holds);
       EXPECT_EQ(info->copies.size(), mirror->second.in.size());
-      SegmentParts any = 0;
+      SegmentContents any = 0;
       for (const SegmentInfo::Copy& copy : info->copies) {
         const auto& there = mirror->second.in[copy.tier];
         EXPECT_EQ(copy.present, there.present);
         EXPECT_EQ(copy.coming, there.coming);
-        const SegmentParts parts = copy.present | copy.coming;
-        any |= parts;
-        tier_bytes[copy.tier] += (parts & kRowsPart) != 0 ? info->row_bytes : 0;
-        tier_bytes[copy.tier] += (parts & kSnapshotPart) != 0 ? info->snapshot_bytes : 0;
+        const SegmentContents contents = copy.present | copy.coming;
+        any |= contents;
+        tier_bytes[copy.tier] += (contents & kRows) != 0 ? info->row_bytes : 0;
+        tier_bytes[copy.tier] += (contents & kSnapshot) != 0 ? info->snapshot_bytes : 0;
       }
-      space_bytes[info->name_space] += (any & kRowsPart) != 0 ? info->row_bytes : 0;
-      space_bytes[info->name_space] += (any & kSnapshotPart) != 0 ? info->snapshot_bytes : 0;
+      space_bytes[info->name_space] += (any & kRows) != 0 ? info->row_bytes : 0;
+      space_bytes[info->name_space] += (any & kSnapshot) != 0 ? info->snapshot_bytes : 0;
       EXPECT_EQ(info->row_bytes, (info->end - info->begin) * kTestRowBytes);
       // Rows of parents are there for as long as anybody needs them.
       if (info->parent != 0) {
@@ -145,9 +145,9 @@ class SegmentModel {
       }
       if (any != 0 && info->holds == 0) {
         for (uint64_t link : tree_.Chain(mirror->first)) {
-          SegmentParts rows = 0;
+          SegmentContents rows = 0;
           for (const auto& [tier, there] : mirrors_.at(link).in) rows |= there.present | there.coming;
-          EXPECT_NE(rows & kRowsPart, 0) << "rows of " << link << " are missing for " << mirror->first;
+          EXPECT_NE(rows & kRows, 0) << "rows of " << link << " are missing for " << mirror->first;
         }
       }
       EXPECT_TRUE(any != 0 || info->holds > 0 || info->contexts > 0 || info->children > 0) << "left over";
@@ -178,7 +178,7 @@ class SegmentModel {
       if (mirror.name_space != name_space) continue;
       const int64_t common = CommonPrefix(mirror.text, prompt), end = static_cast<int64_t>(mirror.text.size());
       matched = std::max(matched, common);
-      if (common < end || end > limit || (mirror.PresentBeside(0) & kSnapshotPart) == 0) continue;
+      if (common < end || end > limit || (mirror.PresentBeside(0) & kSnapshot) == 0) continue;
       if (end == match.tokens && !tree_.Find(number)->logits) continue;
       if (ChainPresent(number)) position = std::max(position, end);
     }
@@ -215,11 +215,11 @@ class SegmentModel {
     }
   }
 
-  void Forget(uint64_t number, int tier, SegmentParts parts) {
+  void Forget(uint64_t number, int tier, SegmentContents contents) {
     Mirror& mirror = mirrors_.at(number);
-    Mirror::Parts& there = mirror.in[tier];
-    there.present &= ~parts;
-    there.coming &= ~parts;
+    Mirror::Contents& there = mirror.in[tier];
+    there.present &= ~contents;
+    there.coming &= ~contents;
     if ((there.present | there.coming) == 0) mirror.in.erase(tier);
   }
 

@@ -155,9 +155,9 @@ class History : private SegmentModel {
       ++refused_;
       return;
     }
-    if (saving->parts == 0) return;
-    mirrors_.at(number).in[tier].coming |= saving->parts;
-    moving_.push_back({number, tier, saving->parts});
+    if (saving->contents == 0) return;
+    mirrors_.at(number).in[tier].coming |= saving->contents;
+    moving_.push_back({number, tier, saving->contents});
   }
 
   void Bring() {
@@ -168,11 +168,11 @@ class History : private SegmentModel {
     const auto plan = tree_.Bring(number, tier, now_, &drops);
     Apply(drops, Cause::kRoom);
     if (!plan.ok()) return;
-    for (const BringPiece& piece : plan->pieces) {
-      Mirror& mirror = mirrors_.at(piece.segment);
-      EXPECT_EQ(mirror.in.at(piece.source).present & piece.parts, piece.parts);
-      mirror.in[tier].coming |= piece.parts;
-      moving_.push_back({piece.segment, tier, piece.parts});
+    for (const BringMove& move : plan->moves) {
+      Mirror& mirror = mirrors_.at(move.segment);
+      EXPECT_EQ(mirror.in.at(move.source).present & move.contents, move.contents);
+      mirror.in[tier].coming |= move.contents;
+      moving_.push_back({move.segment, tier, move.contents});
     }
   }
 
@@ -184,18 +184,19 @@ class History : private SegmentModel {
     SegmentDrops drops;
     const auto found = mirrors_.find(move.segment);
     const bool known = found != mirrors_.end() && found->second.in.contains(move.tier) &&
-                       (found->second.in[move.tier].coming & move.parts) != 0;
+                       (found->second.in[move.tier].coming & move.contents) != 0;
     if (Below(8) > 0) {
-      tree_.Arrived(move.segment, move.tier, move.parts, now_, &drops);
+      tree_.Arrived(move.segment, move.tier, move.contents, now_, &drops);
       if (known) {
         found->second.arrived = now_;
-        Mirror::Parts& there = found->second.in[move.tier];
-        there.present |= there.coming & move.parts;
-        there.coming &= ~move.parts;
+        Mirror::Contents& there = found->second.in[move.tier];
+        there.present |= there.coming & move.contents;
+        there.coming &= ~move.contents;
       }
     } else {
-      if (found != mirrors_.end() && found->second.in.contains(move.tier)) Forget(move.segment, move.tier, move.parts);
-      tree_.Lost(move.segment, move.tier, move.parts, &drops);
+      if (found != mirrors_.end() && found->second.in.contains(move.tier))
+        Forget(move.segment, move.tier, move.contents);
+      tree_.Lost(move.segment, move.tier, move.contents, &drops);
     }
     Apply(drops, Cause::kOther);
   }
@@ -311,11 +312,11 @@ class History : private SegmentModel {
     const uint64_t number = chosen->first;
     if (Below(2) == 0) {
       const int tier = chosen->second.in.begin()->first;
-      const SegmentParts parts = static_cast<SegmentParts>(1 + Below(3));
-      Forget(number, tier, parts);
-      tree_.Lost(number, tier, parts, &drops);
+      const SegmentContents contents = static_cast<SegmentContents>(1 + Below(3));
+      Forget(number, tier, contents);
+      tree_.Lost(number, tier, contents, &drops);
     } else {
-      tree_.Drop(number, Below(2) == 0 ? kSnapshotPart : kAllParts, &drops);
+      tree_.Drop(number, Below(2) == 0 ? kSnapshot : kRowsAndSnapshot, &drops);
     }
     Apply(drops, Cause::kOther);
   }
@@ -370,7 +371,7 @@ class History : private SegmentModel {
   struct Move {
     uint64_t segment = 0;
     int tier = 0;
-    SegmentParts parts = 0;
+    SegmentContents contents = 0;
   };
 
   std::mt19937 random_;

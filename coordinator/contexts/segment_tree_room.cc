@@ -19,35 +19,35 @@ constexpr int kLookUp = 64;
 // What the segment's snapshot saves, beyond the one before it.
 double SegmentTree::State::SavedSeconds(const Segment& segment) const {
   const Segment* before = segment.parent;
-  for (int i = 0; i < kLookUp && before != nullptr && (before->present() & kSnapshotPart) == 0; ++i) {
+  for (int i = 0; i < kLookUp && before != nullptr && (before->present() & kSnapshot) == 0; ++i) {
     before = before->parent;
   }
   return segment.seconds - (before == nullptr ? 0 : before->seconds);
 }
 
-// Parts of the copy that may go, or 0.
-SegmentParts SegmentTree::State::Evictable(const Segment& segment, const Copy& copy) const {
+// Contents of the copy that may go, or 0.
+SegmentContents SegmentTree::State::Evictable(const Segment& segment, const Copy& copy) const {
   if (segment.holds > 0 || segment.pins > 0 || segment.coming() != 0 || now < segment.fresh_until) return 0;
-  const SegmentParts beside = segment.PresentBeside(copy.tier);
-  SegmentParts parts = copy.present;
-  if (copy.children > 0 || (segment.children > 0 && (beside & kRowsPart) == 0)) parts &= ~kRowsPart;
-  if (segment.contexts > 0) parts &= beside;
-  return parts;
+  const SegmentContents beside = segment.PresentBeside(copy.tier);
+  SegmentContents contents = copy.present;
+  if (copy.children > 0 || (segment.children > 0 && (beside & kRows) == 0)) contents &= ~kRows;
+  if (segment.contexts > 0) contents &= beside;
+  return contents;
 }
 
 // The same for all copies at once.
-SegmentParts SegmentTree::State::EvictableEverywhere(const Segment& segment) const {
+SegmentContents SegmentTree::State::EvictableEverywhere(const Segment& segment) const {
   if (segment.needed() || segment.coming() != 0 || now < segment.fresh_until) return 0;
-  return segment.present() & (segment.children > 0 ? kSnapshotPart : kAllParts);
+  return segment.present() & (segment.children > 0 ? kSnapshot : kRowsAndSnapshot);
 }
 
-// The fastest tier, other than `beside`, that has this part; 0: none.
-int SegmentTree::State::BestSource(const Segment& segment, SegmentParts part, int beside) const {
+// The fastest tier, other than `beside`, that has this content; 0: none.
+int SegmentTree::State::BestSource(const Segment& segment, SegmentContents content, int beside) const {
   int best = 0;
   double best_seconds = std::numeric_limits<double>::infinity();
   for (const Copy& copy : segment.copies) {
-    if (copy.tier == beside || (copy.present & part) == 0) continue;
-    const double seconds = MoveSeconds(copy.tier, segment.Bytes(part));
+    if (copy.tier == beside || (copy.present & content) == 0) continue;
+    const double seconds = MoveSeconds(copy.tier, segment.Bytes(content));
     if (seconds < best_seconds || (seconds == best_seconds && copy.tier < best)) {
       best = copy.tier;
       best_seconds = seconds;
@@ -60,23 +60,24 @@ double SegmentTree::State::MoveSeconds(int tier, int64_t bytes) const {
   return tiers.at(tier).options.rate.Seconds(static_cast<double>(bytes));
 }
 
-// Seconds for each byte that are lost if these parts of the copy go.
-double SegmentTree::State::Score(const Segment& segment, const Copy& copy, SegmentParts parts) const {
-  const SegmentParts last = parts & ~segment.PresentBeside(copy.tier);
+// Seconds for each byte that are lost if these contents of the copy go.
+double SegmentTree::State::Score(const Segment& segment, const Copy& copy, SegmentContents contents) const {
+  const SegmentContents last = contents & ~segment.PresentBeside(copy.tier);
   double seconds = std::numeric_limits<double>::infinity();
-  if ((parts & kSnapshotPart) != 0 || last != 0) seconds = SavedSeconds(segment);
+  if ((contents & kSnapshot) != 0 || last != 0) seconds = SavedSeconds(segment);
   if (last == 0) {
     double load = 0;
-    for (const SegmentParts part : {kRowsPart, kSnapshotPart}) {
-      if ((parts & part) != 0) load += MoveSeconds(BestSource(segment, part, copy.tier), segment.Bytes(part));
+    for (const SegmentContents content : {kRows, kSnapshot}) {
+      if ((contents & content) != 0)
+        load += MoveSeconds(BestSource(segment, content, copy.tier), segment.Bytes(content));
     }
     seconds = std::min(seconds, load);
   }
-  return seconds / static_cast<double>(std::max<int64_t>(segment.Bytes(parts), 1));
+  return seconds / static_cast<double>(std::max<int64_t>(segment.Bytes(contents), 1));
 }
 
-double SegmentTree::State::ScoreEverywhere(const Segment& segment, SegmentParts parts) const {
-  return SavedSeconds(segment) / static_cast<double>(std::max<int64_t>(segment.Bytes(parts), 1));
+double SegmentTree::State::ScoreEverywhere(const Segment& segment, SegmentContents contents) const {
+  return SavedSeconds(segment) / static_cast<double>(std::max<int64_t>(segment.Bytes(contents), 1));
 }
 
 void SegmentTree::State::List(Pool& pool, uint64_t number, Rank& rank, bool listed, double score) {
@@ -92,12 +93,13 @@ void SegmentTree::State::List(Pool& pool, uint64_t number, Rank& rank, bool list
 // score is seen when it is about to be evicted.
 void SegmentTree::State::Reindex(Segment& segment) {
   for (Copy& copy : segment.copies) {
-    const SegmentParts parts = Evictable(segment, copy);
-    List(tiers.at(copy.tier).pool, segment.number, copy.rank, parts != 0, parts == 0 ? 0 : Score(segment, copy, parts));
+    const SegmentContents contents = Evictable(segment, copy);
+    List(tiers.at(copy.tier).pool, segment.number, copy.rank, contents != 0,
+         contents == 0 ? 0 : Score(segment, copy, contents));
   }
-  const SegmentParts parts = EvictableEverywhere(segment);
-  List(segment.space->name_space->pool, segment.number, segment.rank, parts != 0,
-       parts == 0 ? 0 : ScoreEverywhere(segment, parts));
+  const SegmentContents contents = EvictableEverywhere(segment);
+  List(segment.space->name_space->pool, segment.number, segment.rank, contents != 0,
+       contents == 0 ? 0 : ScoreEverywhere(segment, contents));
 }
 
 // What was just stored, and is not any more.
@@ -113,18 +115,18 @@ bool SegmentTree::State::EvictFrom(int tier, SegmentDrops* drops) {
     const auto [priority, used, number] = *pool.evictable.begin();
     Segment& segment = *segments.at(number);
     Copy& copy = *segment.In(tier);
-    const SegmentParts parts = Evictable(segment, copy);
-    GF_CHECK_NE(parts, 0);
-    const double score = Score(segment, copy, parts);
+    const SegmentContents contents = Evictable(segment, copy);
+    GF_CHECK_NE(contents, 0);
+    const double score = Score(segment, copy, contents);
     if (copy.rank.base + score > priority) {  // others of its chain have gone: it is worth more than it was
       List(pool, number, copy.rank, true, score);
       continue;
     }
     pool.inflation = std::max(pool.inflation, priority);
     ++counters.evictions;
-    RemoveParts(segment, tier, parts, drops);
-    segment.snapshot_evicted |= (segment.present() & kSnapshotPart) == 0;
-    if ((segment.present() & kRowsPart) == 0) RemoveEverywhere(segment, kAllParts, drops);
+    RemoveContents(segment, tier, contents, drops);
+    segment.snapshot_evicted |= (segment.present() & kSnapshot) == 0;
+    if ((segment.present() & kRows) == 0) RemoveEverywhere(segment, kRowsAndSnapshot, drops);
     Settle(&segment, Why::kEvicted, drops);
     return true;
   }
@@ -136,16 +138,16 @@ bool SegmentTree::State::EvictOf(Namespace& name_space, SegmentDrops* drops) {
   while (!pool.evictable.empty()) {
     const auto [priority, used, number] = *pool.evictable.begin();
     Segment& segment = *segments.at(number);
-    const SegmentParts parts = EvictableEverywhere(segment);
-    GF_CHECK_NE(parts, 0);
-    const double score = ScoreEverywhere(segment, parts);
+    const SegmentContents contents = EvictableEverywhere(segment);
+    GF_CHECK_NE(contents, 0);
+    const double score = ScoreEverywhere(segment, contents);
     if (segment.rank.base + score > priority) {
       List(pool, number, segment.rank, true, score);
       continue;
     }
     pool.inflation = std::max(pool.inflation, priority);
     counters.evictions += static_cast<int64_t>(segment.copies.size());
-    RemoveEverywhere(segment, parts, drops);
+    RemoveEverywhere(segment, contents, drops);
     segment.snapshot_evicted = true;
     Settle(&segment, Why::kEvicted, drops);
     return true;
@@ -186,27 +188,27 @@ absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now,
   const Tier* const target = state.LookupTier(tier);
   if (target == nullptr) return absl::UnavailableError("the tier is closed");
   if (segment.wants_logits && segment.holds == 1 && segment.coming() == 0) {
-    state.RemoveEverywhere(segment, kSnapshotPart, drops);
+    state.RemoveEverywhere(segment, kSnapshot, drops);
     segment.snapshot_bytes = segment.wanted_bytes;
     segment.logits = true;
   }
   segment.wants_logits = false;
-  if ((segment.parts() & kRowsPart) == 0) state.Rebase(segment, drops);
+  if ((segment.contents() & kRows) == 0) state.Rebase(segment, drops);
   Saving saving;
-  saving.parts = kAllParts & ~segment.parts();
-  saving.begin = (saving.parts & kRowsPart) != 0 ? segment.begin : segment.end();
-  if (saving.parts == 0) return saving;
-  if (segment.Bytes(saving.parts) > target->pool.bytes_max) {  // nothing need be evicted to know it
-    return absl::ResourceExhaustedError(absl::StrCat("a segment of ", WithCommas(segment.Bytes(saving.parts)),
+  saving.contents = kRowsAndSnapshot & ~segment.contents();
+  saving.begin = (saving.contents & kRows) != 0 ? segment.begin : segment.end();
+  if (saving.contents == 0) return saving;
+  if (segment.Bytes(saving.contents) > target->pool.bytes_max) {  // nothing need be evicted to know it
+    return absl::ResourceExhaustedError(absl::StrCat("a segment of ", WithCommas(segment.Bytes(saving.contents)),
                                                      " bytes does not fit ", target->options.name, ", which has ",
                                                      WithCommas(target->pool.bytes_max)));
   }
-  state.AddParts(segment, tier, saving.parts, /*coming=*/true);
+  state.AddContents(segment, tier, saving.contents, /*coming=*/true);
   absl::Status fits = state.FitQuota(*segment.space->name_space, drops);
   if (fits.ok()) fits = state.FitTier(tier, drops);
   if (!fits.ok()) {
     segment.expected = false;
-    state.RemoveParts(segment, tier, saving.parts, nullptr);
+    state.RemoveContents(segment, tier, saving.contents, nullptr);
     return fits;
   }
   return saving;
@@ -224,40 +226,40 @@ absl::StatusOr<BringPlan> SegmentTree::Bring(uint64_t number, int tier, double n
     const Segment& segment = *state.Lookup(link);
     const Copy* const there = segment.In(tier);
     bool awaited = false;
-    for (const SegmentParts part : {kRowsPart, kSnapshotPart}) {
-      if (part == kSnapshotPart && &segment != &last) continue;
-      if (there != nullptr && (there->parts() & part) != 0) {
-        awaited |= (there->coming & part) != 0;
+    for (const SegmentContents content : {kRows, kSnapshot}) {
+      if (content == kSnapshot && &segment != &last) continue;
+      if (there != nullptr && (there->contents() & content) != 0) {
+        awaited |= (there->coming & content) != 0;
         continue;
       }
-      const int source = state.BestSource(segment, part, tier);
+      const int source = state.BestSource(segment, content, tier);
       if (source == 0) return absl::FailedPreconditionError("not all of the context is kept any more");
-      plan.pieces.push_back({link, part, source, segment.Bytes(part)});
+      plan.moves.push_back({link, content, source, segment.Bytes(content)});
     }
     if (awaited) plan.awaited.push_back(link);
   }
-  for (const BringPiece& piece : plan.pieces) {
-    state.AddParts(*state.Lookup(piece.segment), tier, piece.parts, /*coming=*/true);
+  for (const BringMove& move : plan.moves) {
+    state.AddContents(*state.Lookup(move.segment), tier, move.contents, /*coming=*/true);
   }
   if (absl::Status fits = state.FitTier(tier, drops); !fits.ok()) {
-    for (auto piece = plan.pieces.rbegin(); piece != plan.pieces.rend(); ++piece) {
-      state.RemoveParts(*state.Lookup(piece->segment), tier, piece->parts, nullptr);
+    for (auto move = plan.moves.rbegin(); move != plan.moves.rend(); ++move) {
+      state.RemoveContents(*state.Lookup(move->segment), tier, move->contents, nullptr);
     }
     return fits;
   }
   return plan;
 }
 
-void SegmentTree::Arrived(uint64_t number, int tier, SegmentParts parts, double now, SegmentDrops* drops) {
+void SegmentTree::Arrived(uint64_t number, int tier, SegmentContents contents, double now, SegmentDrops* drops) {
   State& state = *state_;
   state.Now(now);
   Segment* const segment = state.Lookup(number);
   Copy* const copy = segment == nullptr ? nullptr : segment->In(tier);
-  if (copy == nullptr || (copy->coming & parts) == 0) return;
-  parts &= copy->coming;
-  copy->coming &= ~parts;
-  copy->present |= parts;
-  if ((parts & kSnapshotPart) != 0) segment->expected = segment->snapshot_evicted = false;
+  if (copy == nullptr || (copy->coming & contents) == 0) return;
+  contents &= copy->coming;
+  copy->coming &= ~contents;
+  copy->present |= contents;
+  if ((contents & kSnapshot) != 0) segment->expected = segment->snapshot_evicted = false;
   segment->fresh_until = state.now + kFreshSeconds;
   state.fresh.emplace_back(segment->fresh_until, number);
   state.Touch(*segment);

@@ -9,24 +9,24 @@ namespace goldfinch {
 
 // ---- Segment
 
-SegmentParts Segment::present() const {
-  SegmentParts parts = 0;
-  for (const Copy& copy : copies) parts |= copy.present;
-  return parts;
+SegmentContents Segment::present() const {
+  SegmentContents contents = 0;
+  for (const Copy& copy : copies) contents |= copy.present;
+  return contents;
 }
 
-SegmentParts Segment::coming() const {
-  SegmentParts parts = 0;
-  for (const Copy& copy : copies) parts |= copy.coming;
-  return parts;
+SegmentContents Segment::coming() const {
+  SegmentContents contents = 0;
+  for (const Copy& copy : copies) contents |= copy.coming;
+  return contents;
 }
 
-SegmentParts Segment::PresentBeside(int tier) const {
-  SegmentParts parts = 0;
+SegmentContents Segment::PresentBeside(int tier) const {
+  SegmentContents contents = 0;
   for (const Copy& copy : copies) {
-    if (copy.tier != tier) parts |= copy.present;
+    if (copy.tier != tier) contents |= copy.present;
   }
-  return parts;
+  return contents;
 }
 
 Copy* Segment::In(int tier) {
@@ -142,7 +142,7 @@ void SegmentTree::State::Unlink(Segment& segment) {
 void SegmentTree::State::Rebase(Segment& segment, SegmentDrops* drops) {
   Segment* parent = nullptr;
   for (Segment* above = segment.parent; above != nullptr; above = above->parent) {
-    if ((above->parts() & kRowsPart) == 0) {
+    if ((above->contents() & kRows) == 0) {
       parent = nullptr;
     } else if (parent == nullptr) {
       parent = above;
@@ -162,8 +162,8 @@ void SegmentTree::State::Rebase(Segment& segment, SegmentDrops* drops) {
   Settle(before, Why::kLost, drops);
 }
 
-void SegmentTree::State::AddParts(Segment& segment, int tier, SegmentParts parts, bool coming) {
-  const SegmentParts before = segment.parts();
+void SegmentTree::State::AddContents(Segment& segment, int tier, SegmentContents contents, bool coming) {
+  const SegmentContents before = segment.contents();
   Copy* copy = segment.In(tier);
   if (copy == nullptr) {
     copy = &segment.copies.emplace_back();
@@ -172,58 +172,58 @@ void SegmentTree::State::AddParts(Segment& segment, int tier, SegmentParts parts
     copy->rank.used = last_used;
     for (const Segment* child = segment.first_child; child != nullptr; child = child->next_sibling) {
       const Copy* const there = child->In(tier);
-      copy->children += there != nullptr && (there->parts() & kRowsPart) != 0;
+      copy->children += there != nullptr && (there->contents() & kRows) != 0;
     }
   }
-  GF_CHECK_EQ(copy->parts() & parts, 0);
-  (coming ? copy->coming : copy->present) |= parts;
-  tiers.at(tier).pool.bytes += segment.Bytes(parts);
-  segment.space->name_space->pool.bytes += segment.Bytes(parts & ~before);
+  GF_CHECK_EQ(copy->contents() & contents, 0);
+  (coming ? copy->coming : copy->present) |= contents;
+  tiers.at(tier).pool.bytes += segment.Bytes(contents);
+  segment.space->name_space->pool.bytes += segment.Bytes(contents & ~before);
   Segment* const parent = segment.parent;
-  if (parent != nullptr && (parts & kRowsPart) != 0) {
+  if (parent != nullptr && (contents & kRows) != 0) {
     if (Copy* const above = parent->In(tier); above != nullptr) ++above->children;
     Reindex(*parent);
   }
   Reindex(segment);
 }
 
-void SegmentTree::State::RemoveParts(Segment& segment, int tier, SegmentParts parts, SegmentDrops* drops) {
+void SegmentTree::State::RemoveContents(Segment& segment, int tier, SegmentContents contents, SegmentDrops* drops) {
   Copy* const copy = segment.In(tier);
-  if (copy == nullptr || (copy->parts() & parts) == 0) return;
-  parts &= copy->parts();
-  const SegmentParts before = segment.parts();
-  copy->present &= ~parts;
-  copy->coming &= ~parts;
-  tiers.at(tier).pool.bytes -= segment.Bytes(parts);
-  if (copy->parts() == 0) {
+  if (copy == nullptr || (copy->contents() & contents) == 0) return;
+  contents &= copy->contents();
+  const SegmentContents before = segment.contents();
+  copy->present &= ~contents;
+  copy->coming &= ~contents;
+  tiers.at(tier).pool.bytes -= segment.Bytes(contents);
+  if (copy->contents() == 0) {
     List(tiers.at(tier).pool, segment.number, copy->rank, false, 0);
     segment.copies.erase(segment.copies.begin() + (copy - segment.copies.data()));
   }
-  segment.space->name_space->pool.bytes -= segment.Bytes(before & ~segment.parts());
+  segment.space->name_space->pool.bytes -= segment.Bytes(before & ~segment.contents());
   if (drops != nullptr) {
     SegmentDrop& drop = drops->emplace_back();
     drop.segment = segment.number;
     drop.tier = tier;
-    drop.parts = parts;
+    drop.contents = contents;
     if (segment.key != nullptr) drop.key = *segment.key;
   }
   Segment* const parent = segment.parent;
-  if (parent != nullptr && (parts & kRowsPart) != 0) {
+  if (parent != nullptr && (contents & kRows) != 0) {
     if (Copy* const above = parent->In(tier); above != nullptr) --above->children;
     Reindex(*parent);
   }
   Reindex(segment);
 }
 
-void SegmentTree::State::RemoveEverywhere(Segment& segment, SegmentParts parts, SegmentDrops* drops) {
+void SegmentTree::State::RemoveEverywhere(Segment& segment, SegmentContents contents, SegmentDrops* drops) {
   std::vector<int> in;
   for (const Copy& copy : segment.copies) in.push_back(copy.tier);
-  for (const int tier : in) RemoveParts(segment, tier, parts, drops);
+  for (const int tier : in) RemoveContents(segment, tier, contents, drops);
 }
 
 void SegmentTree::State::Delete(Segment& segment, Why why, SegmentDrops* drops) {
   GF_CHECK(segment.children == 0 && !segment.needed());
-  RemoveEverywhere(segment, kAllParts, drops);
+  RemoveEverywhere(segment, kRowsAndSnapshot, drops);
   List(segment.space->name_space->pool, segment.number, segment.rank, false, 0);
   const TextTree::Node* const node = segment.node;
   if (why == Why::kEvicted) {
@@ -238,7 +238,7 @@ void SegmentTree::State::Delete(Segment& segment, Why why, SegmentDrops* drops) 
 
 bool SegmentTree::State::Useless(const Segment& segment) const {
   if (segment.children > 0 || segment.needed() || segment.coming() != 0) return false;
-  return segment.doomed || (segment.present() & kSnapshotPart) == 0;
+  return segment.doomed || (segment.present() & kSnapshot) == 0;
 }
 
 // Removes the segment, and its parents as far as they are of no use any more.
@@ -269,7 +269,7 @@ void SegmentTree::State::DropBroken(Segment& segment, SegmentDrops* drops) {
       continue;
     }
     counters.losses += static_cast<int64_t>(broken->copies.size());
-    RemoveEverywhere(*broken, kAllParts, drops);
+    RemoveEverywhere(*broken, kRowsAndSnapshot, drops);
     if (broken != &segment && Useless(*broken)) Delete(*broken, Why::kLost, drops);
   }
   Settle(&segment, Why::kLost, drops);
@@ -277,7 +277,7 @@ void SegmentTree::State::DropBroken(Segment& segment, SegmentDrops* drops) {
 
 bool SegmentTree::State::ChainHasRows(const Segment& segment) const {
   for (const Segment* next = &segment; next != nullptr; next = next->parent) {
-    if ((next->parts() & kRowsPart) == 0) return false;
+    if ((next->contents() & kRows) == 0) return false;
   }
   return true;
 }

@@ -47,12 +47,12 @@ struct Tier {
 
 struct Copy {
   int tier = 0;
-  SegmentParts present = 0;
-  SegmentParts coming = 0;
+  SegmentContents present = 0;
+  SegmentContents coming = 0;
   int32_t children = 0;  // of the segment's children, those that have rows in this tier, or on their way
   Rank rank;
 
-  SegmentParts parts() const { return present | coming; }
+  SegmentContents contents() const { return present | coming; }
 };
 
 struct Context;
@@ -103,14 +103,14 @@ struct Segment {
 
   int64_t end() const { return node->end; }
   int64_t row_bytes() const { return (end() - begin) * row_bytes_per_token; }
-  int64_t Bytes(SegmentParts parts) const {
-    return ((parts & kRowsPart) != 0 ? row_bytes() : 0) + ((parts & kSnapshotPart) != 0 ? snapshot_bytes : 0);
+  int64_t Bytes(SegmentContents contents) const {
+    return ((contents & kRows) != 0 ? row_bytes() : 0) + ((contents & kSnapshot) != 0 ? snapshot_bytes : 0);
   }
-  SegmentParts present() const;
-  SegmentParts coming() const;
-  SegmentParts parts() const { return present() | coming(); }
+  SegmentContents present() const;
+  SegmentContents coming() const;
+  SegmentContents contents() const { return present() | coming(); }
   // What other copies have than the one in this tier.
-  SegmentParts PresentBeside(int tier) const;
+  SegmentContents PresentBeside(int tier) const;
   Copy* In(int tier);
   const Copy* In(int tier) const { return const_cast<Segment*>(this)->In(tier); }
   bool needed() const { return holds > 0 || contexts > 0; }
@@ -163,9 +163,9 @@ struct SegmentTree::State {
   void Link(Segment& segment, Segment* parent);
   void Unlink(Segment& segment);
   void Rebase(Segment& segment, SegmentDrops* drops);
-  void AddParts(Segment& segment, int tier, SegmentParts parts, bool coming);
-  void RemoveParts(Segment& segment, int tier, SegmentParts parts, SegmentDrops* drops);
-  void RemoveEverywhere(Segment& segment, SegmentParts parts, SegmentDrops* drops);
+  void AddContents(Segment& segment, int tier, SegmentContents contents, bool coming);
+  void RemoveContents(Segment& segment, int tier, SegmentContents contents, SegmentDrops* drops);
+  void RemoveEverywhere(Segment& segment, SegmentContents contents, SegmentDrops* drops);
   void Delete(Segment& segment, Why why, SegmentDrops* drops);
   bool Useless(const Segment& segment) const;
   void Settle(Segment* segment, Why why, SegmentDrops* drops);
@@ -175,11 +175,11 @@ struct SegmentTree::State {
 
   // segment_tree_room.cc
   double SavedSeconds(const Segment& segment) const;
-  SegmentParts Evictable(const Segment& segment, const Copy& copy) const;
-  SegmentParts EvictableEverywhere(const Segment& segment) const;
-  double Score(const Segment& segment, const Copy& copy, SegmentParts parts) const;
-  double ScoreEverywhere(const Segment& segment, SegmentParts parts) const;
-  int BestSource(const Segment& segment, SegmentParts part, int beside) const;
+  SegmentContents Evictable(const Segment& segment, const Copy& copy) const;
+  SegmentContents EvictableEverywhere(const Segment& segment) const;
+  double Score(const Segment& segment, const Copy& copy, SegmentContents contents) const;
+  double ScoreEverywhere(const Segment& segment, SegmentContents contents) const;
+  int BestSource(const Segment& segment, SegmentContents part, int beside) const;
   double MoveSeconds(int tier, int64_t bytes) const;
   void List(Pool& pool, uint64_t number, Rank& rank, bool listed, double score);
   void Reindex(Segment& segment);

@@ -29,11 +29,11 @@ class SegmentTreeTest : public testing::Test {
     return StoreText(tree_, "", text, shelf_, now, logits, parent);
   }
   // The next child is added to a held parent.
-  uint64_t KeepChain(const std::vector<Text>& parts, double now = 0) {
+  uint64_t KeepChain(const std::vector<Text>& texts, double now = 0) {
     uint64_t parent = 0;
     Numbers held;
-    for (const Text& part : parts) {
-      parent = StoreHeld(tree_, "", part, shelf_, now, false, parent);
+    for (const Text& next : texts) {
+      parent = StoreHeld(tree_, "", next, shelf_, now, false, parent);
       held.push_back(parent);
     }
     for (const uint64_t number : held) tree_.Release(number, &drops_);
@@ -43,7 +43,7 @@ class SegmentTreeTest : public testing::Test {
     tree_.Hold(number, now);
     const auto plan = tree_.Bring(number, disk_, now, &drops_);
     ASSERT_TRUE(plan.ok()) << plan.status();
-    for (const BringPiece& piece : plan->pieces) tree_.Arrived(piece.segment, disk_, piece.parts, now, &drops_);
+    for (const BringMove& move : plan->moves) tree_.Arrived(move.segment, disk_, move.contents, now, &drops_);
     tree_.Release(number, &drops_);
   }
   ContextMatch Match(const Text& prompt, int64_t limit = INT64_MAX) { return tree_.Match("", prompt, limit); }
@@ -57,7 +57,7 @@ class SegmentTreeTest : public testing::Test {
     const auto info = tree_.Find(number);
     if (!info) return false;
     for (const SegmentInfo::Copy& copy : info->copies) {
-      if (copy.tier == tier) return (copy.present & kSnapshotPart) != 0;
+      if (copy.tier == tier) return (copy.present & kSnapshot) != 0;
     }
     return false;
   }
@@ -102,14 +102,14 @@ TEST_F(SegmentTreeTest, AWholePromptIsAHitOnlyWithItsLogits) {
   const auto added = tree_.Add("", 0, prompt, TestBytes(/*logits=*/true), 1, 0);
   ASSERT_TRUE(added.ok());
   EXPECT_EQ(added->number, number);
-  EXPECT_EQ(added->missing, kSnapshotPart);
+  EXPECT_EQ(added->missing, kSnapshot);
   const auto saving = tree_.Store(number, shelf_, 0, &drops_);
   ASSERT_TRUE(saving.ok());
-  EXPECT_EQ(saving->parts, kSnapshotPart);
+  EXPECT_EQ(saving->contents, kSnapshot);
   EXPECT_EQ(saving->begin, 64) << "no rows";
   ASSERT_EQ(drops_.size(), 1u);
-  EXPECT_EQ(drops_[0].parts, kSnapshotPart);
-  tree_.Arrived(number, shelf_, saving->parts, 0, &drops_);
+  EXPECT_EQ(drops_[0].contents, kSnapshot);
+  tree_.Arrived(number, shelf_, saving->contents, 0, &drops_);
   tree_.Release(number, &drops_);
 
   EXPECT_EQ(Match(prompt).position, 64);
@@ -157,8 +157,8 @@ TEST_F(SegmentTreeTest, WhatOthersAreReadingIsExpected) {
   // Another one that is at the same place need not store it, too.
   const auto second = tree_.Add("", 0, document, TestBytes(), 5, 0);
   EXPECT_EQ(second->number, first->number);
-  EXPECT_EQ(tree_.Store(second->number, shelf_, 0, &drops_)->parts, 0);
-  tree_.Arrived(first->number, shelf_, kAllParts, 1, &drops_);
+  EXPECT_EQ(tree_.Store(second->number, shelf_, 0, &drops_)->contents, 0);
+  tree_.Arrived(first->number, shelf_, kRowsAndSnapshot, 1, &drops_);
   EXPECT_EQ(Match(question).expected, 0);
   EXPECT_EQ(Match(question).segment, first->number);
   for (int i = 0; i < 64; ++i) {
@@ -186,7 +186,7 @@ TEST_F(SegmentTreeTest, AFailedSaveIsMadeUpForByTheNext) {
   const auto second = tree_.Add("", first->number, TestText(50, 2), TestBytes(), 1, 0);
   EXPECT_EQ(second->begin, 50);
   ASSERT_TRUE(tree_.Store(first->number, shelf_, 0, &drops_).ok());
-  tree_.Lost(first->number, shelf_, kAllParts, &drops_);  // a worker could not
+  tree_.Lost(first->number, shelf_, kRowsAndSnapshot, &drops_);  // a worker could not
   const auto saving = tree_.Store(second->number, shelf_, 0, &drops_);
   ASSERT_TRUE(saving.ok());
   EXPECT_EQ(saving->begin, 0) << "the rows before it are in no other segment";
@@ -230,7 +230,8 @@ TEST_F(SegmentTreeTest, AMissHasAReason) {
   const Text parted = TestText(20) + TestText(50, 8);
   EXPECT_EQ(Match(parted).reason, ContextMiss::kNoneKept) << "it has another beginning";
 
-  ASSERT_TRUE(tree_.Adopt(TestIdentity("model-b"), "", 0, TestText(60, 5), TestBytes(), disk_, kAllParts, 1, 0).ok());
+  ASSERT_TRUE(
+      tree_.Adopt(TestIdentity("model-b"), "", 0, TestText(60, 5), TestBytes(), disk_, kRowsAndSnapshot, 1, 0).ok());
   EXPECT_EQ(Match(TestText(70, 5)).segment, 0u) << "contexts of another model are of no use";
   EXPECT_EQ(Match(TestText(70, 5)).reason, ContextMiss::kOtherModel);
 
@@ -255,7 +256,7 @@ TEST_F(SegmentTreeTest, TheCheapestWayCountsNotTheLongest) {
   EXPECT_LT(near.load_seconds, far.load_seconds);
   EXPECT_LT(far.load_seconds, 0.1);
   // If the shelf has lost the second one's snapshot, it is not worth reading it from the disk.
-  tree_.Lost(second, shelf_, kSnapshotPart, &drops_);
+  tree_.Lost(second, shelf_, kSnapshot, &drops_);
   const ContextChoice shorter = Choose(prompt, shelf_, /*token_seconds=*/1e-3);
   EXPECT_EQ(shorter.segment, first);
   EXPECT_EQ(shorter.position, 1000);
@@ -285,7 +286,7 @@ TEST_F(SegmentTreeTest, TheLeastSecondsPerByteGoFirstAndOfEqualsTheOldest) {
   ASSERT_EQ(drops_.size(), 1u);
   EXPECT_EQ(drops_[0].segment, cheap);
   EXPECT_EQ(drops_[0].tier, shelf_);
-  EXPECT_EQ(drops_[0].parts, kAllParts);
+  EXPECT_EQ(drops_[0].contents, kRowsAndSnapshot);
   // What is worth little, but used all the time, outlives what is worth more and is not.
   for (int i = 0; Kept(dear) && i < 1000; ++i) {
     Keep(TestText(10, 100 + i), 0, kLater + 10.0 * i);
@@ -356,24 +357,24 @@ TEST_F(SegmentTreeTest, NothingIsEvictedForWhatCanNeverFit) {
 
 // ---- Moving bytes, and losing them
 
-TEST_F(SegmentTreeTest, AChainIsBroughtToAnotherShelfPieceByPiece) {
+TEST_F(SegmentTreeTest, AChainIsBroughtToAnotherShelfInMoves) {
   const uint64_t second = KeepChain({TestText(100, 1), TestText(50, 2)});
   const uint64_t first = tree_.Chain(second)[0];
   const int other = tree_.OpenTier(TestTier(TierKind::kMemory, 100'000));
   tree_.Hold(second, 0);
   const auto plan = tree_.Bring(second, other, 0, &drops_);
   ASSERT_TRUE(plan.ok());
-  ASSERT_EQ(plan->pieces.size(), 3u) << "the snapshot of the first is not needed";
-  EXPECT_EQ(plan->pieces[0].segment, first);
-  EXPECT_EQ(plan->pieces[0].parts, kRowsPart);
-  EXPECT_EQ(plan->pieces[0].source, shelf_);
-  EXPECT_EQ(plan->pieces[0].bytes, 1000);
-  EXPECT_EQ(plan->pieces[2].segment, second);
-  EXPECT_EQ(plan->pieces[2].parts, kSnapshotPart);
+  ASSERT_EQ(plan->moves.size(), 3u) << "the snapshot of the first is not needed";
+  EXPECT_EQ(plan->moves[0].segment, first);
+  EXPECT_EQ(plan->moves[0].contents, kRows);
+  EXPECT_EQ(plan->moves[0].source, shelf_);
+  EXPECT_EQ(plan->moves[0].bytes, 1000);
+  EXPECT_EQ(plan->moves[2].segment, second);
+  EXPECT_EQ(plan->moves[2].contents, kSnapshot);
   const auto again = tree_.Bring(second, other, 0, &drops_);
-  EXPECT_TRUE(again->pieces.empty());
+  EXPECT_TRUE(again->moves.empty());
   EXPECT_EQ(again->awaited, (Numbers{first, second}));
-  for (const BringPiece& piece : plan->pieces) tree_.Arrived(piece.segment, other, piece.parts, 0, &drops_);
+  for (const BringMove& move : plan->moves) tree_.Arrived(move.segment, other, move.contents, 0, &drops_);
   EXPECT_TRUE(tree_.Bring(second, other, 0, &drops_)->awaited.empty());
   EXPECT_EQ(tree_.TierBytes(other), 150 * kTestRowBytes + kTestSnapshotBytes);
   EXPECT_EQ(tree_.NamespaceBytes(""), 150 * kTestRowBytes + 2 * kTestSnapshotBytes) << "copies count once";
@@ -391,8 +392,8 @@ TEST_F(SegmentTreeTest, AGenerationsEndTakesWhatOnlyItsShelvesHad) {
   EXPECT_TRUE(drops_.empty()) << "the workers' memory is gone anyway";
   EXPECT_FALSE(Kept(third));
   EXPECT_EQ(Match(TestText(100, 1) + TestText(60, 2)).segment, second);
-  tree_.Arrived(second, shelf_, kAllParts, 5, &drops_);  // an answer that comes late
-  tree_.Lost(second, shelf_, kAllParts, &drops_);
+  tree_.Arrived(second, shelf_, kRowsAndSnapshot, 5, &drops_);  // an answer that comes late
+  tree_.Lost(second, shelf_, kRowsAndSnapshot, &drops_);
   EXPECT_EQ(tree_.TierBytes(TierKind::kMemory), 0);
   EXPECT_EQ(tree_.TierBytes(TierKind::kDisk), 150 * kTestRowBytes + kTestSnapshotBytes);
 }
@@ -406,7 +407,7 @@ TEST_F(SegmentTreeTest, RowsThatAreLostTakeWhatWasBuiltOnThem) {
   ASSERT_TRUE(tree_.Create("", "mine", last, {}, 0).ok());
   tree_.Release(last, &drops_);
   drops_.clear();
-  tree_.Lost(chain[1], disk_, kAllParts, &drops_);  // its file is broken
+  tree_.Lost(chain[1], disk_, kRowsAndSnapshot, &drops_);  // its file is broken
   // The name and its ids stay, and so do the rows before.
   EXPECT_EQ(tree_.TierBytes(disk_), 100 * kTestRowBytes);
   EXPECT_FALSE(tree_.Get("", "mine")->usable);

@@ -50,7 +50,7 @@ inline uint64_t StoreHeld(SegmentTree& tree, const std::string& name_space, absl
   EXPECT_TRUE(added.ok()) << added.status();
   const auto saving = tree.Store(added->number, tier, now, &drops);
   EXPECT_TRUE(saving.ok()) << saving.status();
-  if (saving.ok()) tree.Arrived(added->number, tier, saving->parts, now, &drops);
+  if (saving.ok()) tree.Arrived(added->number, tier, saving->contents, now, &drops);
   return added->number;
 }
 
