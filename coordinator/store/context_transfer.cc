@@ -19,12 +19,12 @@ absl::StatusOr<std::unique_ptr<ContextExport>> ContextExport::Open(SegmentStore*
 }
 
 absl::Status ContextExport::ReadChain(absl::Span<const SegmentKey> chain) {
-  Segment whole;
+  SegmentSpec whole;
   std::vector<uint32_t> checksums;
   for (size_t i = 0; i < chain.size(); ++i) {
     chain_.push_back({chain[i]});
     GF_ASSIGN_OR_RETURN(const SegmentReader* const reader, ReaderOf(i));
-    const Segment& segment = reader->segment();
+    const SegmentSpec& segment = reader->segment();
     const bool continues = i == 0 ? segment.begin == 0 && !segment.parent
                                   : segment.parent == chain[i - 1] && segment.begin == chain_[i - 1].end &&
                                         segment.model == whole.model && segment.name_space == whole.name_space;
@@ -124,7 +124,7 @@ absl::StatusOr<Sha256Digest> ContextExport::Digest() {
 
 absl::Status ContextImport::OnHeader(const ExchangeHeader& header) {
   if (options_.model) GF_RETURN_IF_ERROR(CheckSameModel(header.segment.model, *options_.model));
-  Segment segment = header.segment;
+  SegmentSpec segment = header.segment;
   segment.name_space = options_.name_space;
   GF_ASSIGN_OR_RETURN(writer_, store_->Save(segment));
   return absl::OkStatus();

@@ -28,7 +28,7 @@ struct Context {
   std::vector<TestSegment> chain;
 };
 Context MakeContext(const std::vector<int64_t>& borders, ElementType rows = ElementType::kF16) {
-  Segment segment;
+  SegmentSpec segment;
   segment.model = TestContextModel(rows);
   segment.end = borders.back();
   segment.gold_position = segment.end - 2;
@@ -36,7 +36,7 @@ Context MakeContext(const std::vector<int64_t>& borders, ElementType rows = Elem
   Context context = {MakeTestSegment(segment, 1), {}};
   int64_t begin = 0;
   for (const int64_t end : borders) {
-    Segment part = segment;
+    SegmentSpec part = segment;
     part.begin = begin;
     part.end = end;
     part.gold_position = std::max<int64_t>(0, end - 2);
@@ -207,8 +207,7 @@ TEST_F(TransferTest, AnotherModelIsRefusedAndBothAreNamed) {
   EXPECT_EQ(message([](ContextModel*) {}), "OK");
   EXPECT_THAT(
       message([](ContextModel* m) { m->identity.fingerprint = "feed"; }),
-      HasSubstr("the context is of model 0123456789abcdef, vocabulary world-1, cache f16, numerics cpu-f32, format 1; "
-                "this model is model feed, vocabulary"));
+      HasSubstr("the context is of 0123456789abcdef/world-1/f16/cpu-f32/1; this model is feed/world-1/f16/cpu-f32/1"));
   EXPECT_THAT(message([](ContextModel* m) { m->vocab_size = 999; }),
               HasSubstr("a vocabulary of 1000 tokens; this model's has 999"));
   EXPECT_THAT(message([](ContextModel* m) { m->parts[6].shape = {9}; }),
@@ -217,7 +216,7 @@ TEST_F(TransferTest, AnotherModelIsRefusedAndBothAreNamed) {
 }
 
 TEST_F(TransferTest, EveryTruncationAndEveryFlippedByteIsFound) {
-  Segment segment;
+  SegmentSpec segment;
   segment.model = TestContextModel();
   segment.model.vocab_size = 10;
   segment.model.parts = {{0, ContextPartKind::kWkv, ElementType::kF32, {1, 2, 2}},

@@ -33,14 +33,14 @@ absl::Status Bad(const Why&... why) {
 
 std::string_view SafetensorsName(ElementType type) { return kTypeNames[static_cast<size_t>(type)]; }
 
-std::string TensorName(const Segment& segment, const SegmentSection& section) {
+std::string TensorName(const SegmentSpec& segment, const SegmentSection& section) {
   if (section.what == What::kIds) return "ids";
   if (section.what == What::kLogits) return "logits";
   const ContextPart& part = segment.model.parts[section.part];
   return absl::StrCat("layers.", part.layer, ".", Name(part.kind));
 }
 
-std::vector<int64_t> ShapeOf(const Segment& segment, const SegmentSection& section) {
+std::vector<int64_t> ShapeOf(const SegmentSpec& segment, const SegmentSection& section) {
   if (section.what == What::kIds) return {segment.tokens()};
   if (section.what == What::kLogits) return {segment.model.vocab_size};
   const ContextPart& part = segment.model.parts[section.part];
@@ -50,7 +50,7 @@ std::vector<int64_t> ShapeOf(const Segment& segment, const SegmentSection& secti
 }
 
 // In the order of their bytes.
-std::vector<ExchangeTensor> TensorsOf(const Segment& segment, const SegmentLayout& layout) {
+std::vector<ExchangeTensor> TensorsOf(const SegmentSpec& segment, const SegmentLayout& layout) {
   std::vector<ExchangeTensor> tensors;
   for (const int64_t element_bytes : {4, 2, 1}) {
     for (size_t i = 0; i < layout.sections.size(); ++i) {
@@ -65,7 +65,7 @@ std::vector<ExchangeTensor> TensorsOf(const Segment& segment, const SegmentLayou
 std::string HeaderText(const ExchangeHeader& header) {
   const ContextModel& model = header.segment.model;
   nlohmann::ordered_json metadata = {
-      {kVersionKey, absl::StrCat(model.identity.format)},
+      {kVersionKey, absl::StrCat(model.identity.format_version)},
       {"fingerprint", model.identity.fingerprint},
       {"vocabulary", model.identity.vocabulary},
       {"cache_dtype", model.identity.cache_dtype},
@@ -133,7 +133,7 @@ std::optional<ContextPart> PartOf(const SafetensorsEntry& entry) {
   return part;
 }
 
-absl::Status ReadMetadata(const SafetensorsHeader& file, Segment* segment) {
+absl::Status ReadMetadata(const SafetensorsHeader& file, SegmentSpec* segment) {
   ContextIdentity& identity = segment->model.identity;
   GF_ASSIGN_OR_RETURN(const int64_t format, NumberOf(file, kVersionKey));
   if (format != kContextFormat) {
@@ -169,7 +169,7 @@ absl::Status CheckTensor(const SafetensorsEntry& entry, const ExchangeHeader& he
 
 }  // namespace
 
-absl::StatusOr<ExchangeHeader> NewExchangeHeader(const Segment& segment, absl::Span<const uint32_t> checksums,
+absl::StatusOr<ExchangeHeader> NewExchangeHeader(const SegmentSpec& segment, absl::Span<const uint32_t> checksums,
                                                  std::string* text) {
   ExchangeHeader header;
   header.segment = segment;
@@ -189,7 +189,7 @@ absl::StatusOr<ExchangeHeader> NewExchangeHeader(const Segment& segment, absl::S
 
 absl::StatusOr<ExchangeHeader> ParseExchangeHeader(std::string_view json) {
   ExchangeHeader header;
-  Segment& segment = header.segment;
+  SegmentSpec& segment = header.segment;
   absl::StatusOr<SafetensorsHeader> file = ParseSafetensorsHeader(json);
   if (!file.ok()) return Bad("is damaged: ", std::string(file.status().message()));
   GF_RETURN_IF_ERROR(ReadMetadata(*file, &segment));
@@ -232,7 +232,7 @@ absl::StatusOr<ExchangeHeader> ParseExchangeHeader(std::string_view json) {
   return header;
 }
 
-absl::StatusOr<std::string> ExchangeFile(const Segment& segment, absl::Span<const std::string> sections) {
+absl::StatusOr<std::string> ExchangeFile(const SegmentSpec& segment, absl::Span<const std::string> sections) {
   std::vector<uint32_t> checksums;
   checksums.reserve(sections.size());
   for (const std::string& section : sections) checksums.push_back(Crc32c(section));

@@ -39,7 +39,7 @@ struct ExchangeTensor {
 };
 
 struct ExchangeHeader {
-  Segment segment;  // [0, n), without namespace
+  SegmentSpec segment;  // [0, n), without namespace
   SegmentLayout layout;
   std::vector<ExchangeTensor> tensors;  // in the order of their bytes
   int64_t header_bytes = 0;             // where the first tensor begins
@@ -48,13 +48,13 @@ struct ExchangeHeader {
 
 // The header of the file of `segment`, which begins at 0 and has a snapshot; `checksums` are those of its sections.
 // *text gets the bytes with which the file begins. INVALID_ARGUMENT as LayOut.
-absl::StatusOr<ExchangeHeader> NewExchangeHeader(const Segment& segment, absl::Span<const uint32_t> checksums,
+absl::StatusOr<ExchangeHeader> NewExchangeHeader(const SegmentSpec& segment, absl::Span<const uint32_t> checksums,
                                                  std::string* text);
 // Reads the JSON behind the length, which may be anything; what it returns has passed LayOut. INVALID_ARGUMENT names
 // the tensor or the metadata's key.
 absl::StatusOr<ExchangeHeader> ParseExchangeHeader(std::string_view json);
 // A whole file in memory, for small contexts: `sections` are the bytes of the layout's.
-absl::StatusOr<std::string> ExchangeFile(const Segment& segment, absl::Span<const std::string> sections);
+absl::StatusOr<std::string> ExchangeFile(const SegmentSpec& segment, absl::Span<const std::string> sections);
 
 // What an ExchangeParser finds. An error ends the parsing.
 class ExchangeSink {

@@ -94,7 +94,7 @@ bool ReadKey(const std::string& bytes, SegmentKey* key) {
 }
 
 // By the indices of parts; 0 where a segment has no section of one.
-std::vector<int64_t> BytesOfParts(const Segment& segment, const SegmentLayout& layout) {
+std::vector<int64_t> BytesOfParts(const SegmentSpec& segment, const SegmentLayout& layout) {
   std::vector<int64_t> bytes(segment.model.parts.size());
   for (const SegmentSection& section : layout.sections) {
     if (section.what == SegmentSection::What::kPart) bytes[section.part] = section.bytes;
@@ -103,14 +103,14 @@ std::vector<int64_t> BytesOfParts(const Segment& segment, const SegmentLayout& l
 }
 
 std::string FieldsOf(const SegmentHeader& header) {
-  const Segment& segment = header.segment;
+  const SegmentSpec& segment = header.segment;
   const ContextIdentity& identity = segment.model.identity;
   store::SegmentFields fields;
   fields.set_fingerprint(identity.fingerprint);
   fields.set_vocabulary(identity.vocabulary);
   fields.set_cache_dtype(identity.cache_dtype);
   fields.set_numerics(identity.numerics);
-  fields.set_format(identity.format);
+  fields.set_format(identity.format_version);
   fields.set_vocab_size(segment.model.vocab_size);
   const std::vector<int64_t> bytes_of_parts = BytesOfParts(segment, header.layout);
   for (size_t i = 0; i < segment.model.parts.size(); ++i) {
@@ -143,7 +143,7 @@ absl::StatusOr<ContextPart> PartOf(const store::Part& fields) {
 }
 
 absl::Status FillSegment(const store::SegmentFields& fields, SegmentHeader* header) {
-  Segment& segment = header->segment;
+  SegmentSpec& segment = header->segment;
   segment.model.identity = {fields.fingerprint(), fields.vocabulary(), fields.cache_dtype(), fields.numerics(),
                             static_cast<int>(fields.format())};
   segment.model.vocab_size = Signed(fields.vocab_size());
@@ -189,7 +189,7 @@ void SegmentHeader::LeaveOutSnapshot() {
   checksums.resize(BlocksOfSections(layout));
 }
 
-absl::StatusOr<SegmentHeader> NewSegmentHeader(const Segment& segment) {
+absl::StatusOr<SegmentHeader> NewSegmentHeader(const SegmentSpec& segment) {
   SegmentHeader header;
   header.segment = segment;
   GF_ASSIGN_OR_RETURN(header.layout, LayOut(segment));

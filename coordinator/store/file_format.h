@@ -46,7 +46,7 @@ struct ContextName {
 };
 
 struct SegmentHeader {
-  Segment segment;
+  SegmentSpec segment;
   SegmentKey key{};
   SegmentLayout layout;
   std::vector<uint32_t> checksums;  // of all blocks
@@ -64,7 +64,7 @@ struct SegmentHeader {
 constexpr int64_t BlocksOf(int64_t bytes) { return (bytes + kBlockBytes - 1) / kBlockBytes; }
 
 // What a header is before the bytes of its sections are known: checksums are 0. INVALID_ARGUMENT as LayOut.
-absl::StatusOr<SegmentHeader> NewSegmentHeader(const Segment& segment);
+absl::StatusOr<SegmentHeader> NewSegmentHeader(const SegmentSpec& segment);
 // Has `header_bytes` bytes, whatever key and checksums are.
 std::string EncodeSegmentHeader(const SegmentHeader& header);
 

@@ -100,7 +100,7 @@ absl::Status CheckModel(const ContextModel& model) {
   GF_RETURN_IF_ERROR(CheckText("vocabulary", model.identity.vocabulary));
   GF_RETURN_IF_ERROR(CheckText("type of the cache", model.identity.cache_dtype));
   GF_RETURN_IF_ERROR(CheckText("class of numerics", model.identity.numerics));
-  GF_RETURN_IF_ERROR(CheckRange("format", model.identity.format, kContextFormat, kContextFormat));
+  GF_RETURN_IF_ERROR(CheckRange("format", model.identity.format_version, kContextFormat, kContextFormat));
   GF_RETURN_IF_ERROR(CheckRange("vocab_size", model.vocab_size, 1, kVocabSizeMax));
   GF_RETURN_IF_ERROR(CheckRange("number of parts", static_cast<int64_t>(model.parts.size()), 0, kContextPartsMax));
   const ContextPart* before = nullptr;
@@ -114,7 +114,7 @@ absl::Status CheckModel(const ContextModel& model) {
   return absl::OkStatus();
 }
 
-absl::Status CheckPositions(const Segment& segment) {
+absl::Status CheckPositions(const SegmentSpec& segment) {
   GF_RETURN_IF_ERROR(CheckRange("begin", segment.begin, 0, kContextTokensMax));
   GF_RETURN_IF_ERROR(CheckRange("end", segment.end, 0, kContextTokensMax));
   if (segment.begin > 0 && !segment.parent) return Bad("begin is ", segment.begin, ", but it has no parent");
@@ -151,11 +151,6 @@ std::optional<ContextPartKind> ParseContextPartKind(std::string_view name) {
   return std::nullopt;
 }
 
-std::string ToString(const ContextIdentity& identity) {
-  return SafeText(absl::StrCat("model ", identity.fingerprint, ", vocabulary ", identity.vocabulary, ", cache ",
-                               identity.cache_dtype, ", numerics ", identity.numerics, ", format ", identity.format));
-}
-
 std::string Hex(const SegmentKey& key) {
   return absl::BytesToHexString({reinterpret_cast<const char*>(key.data()), key.size()});
 }
@@ -169,7 +164,7 @@ int SegmentLayout::Find(const ContextModel& model, int layer, ContextPartKind ki
   return -1;
 }
 
-absl::StatusOr<SegmentLayout> LayOut(const Segment& segment) {
+absl::StatusOr<SegmentLayout> LayOut(const SegmentSpec& segment) {
   using What = SegmentSection::What;
   const ContextModel& model = segment.model;
   GF_RETURN_IF_ERROR(CheckModel(model));
@@ -199,8 +194,8 @@ absl::StatusOr<SegmentLayout> LayOut(const Segment& segment) {
 
 absl::Status CheckSameModel(const ContextModel& have, const ContextModel& want) {
   if (have.identity != want.identity) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the context is of ", ToString(have.identity), "; this model is ", ToString(want.identity)));
+    return absl::FailedPreconditionError(absl::StrCat("the context is of ", SafeText(have.identity.ToString()),
+                                                      "; this model is ", SafeText(want.identity.ToString())));
   }
   if (have.vocab_size != want.vocab_size) {
     return absl::FailedPreconditionError(absl::StrCat("the context's model has a vocabulary of ", have.vocab_size,
@@ -216,17 +211,18 @@ absl::Status CheckSameModel(const ContextModel& have, const ContextModel& want) 
                                                     " where this model has ", describe(b, want.parts.end())));
 }
 
-SegmentKeyHash::SegmentKeyHash(const Segment& segment) {
+SegmentKeyHash::SegmentKeyHash(const SegmentSpec& segment) {
   const ContextIdentity& identity = segment.model.identity;
   AddText("goldfinch segment");
-  AddNumber(identity.format);
-  for (const std::string& text :
-       {identity.fingerprint, identity.vocabulary, identity.cache_dtype, identity.numerics, segment.name_space}) {
-    AddText(text);
-  }
-  AddNumber(segment.begin);
+  AddText(identity.fingerprint);
+  AddText(identity.vocabulary);
+  AddText(identity.cache_dtype);
+  AddText(identity.numerics);
+  AddNumber(identity.format_version);
+  AddText(segment.name_space);
+  AddNumber(segment.parent ? static_cast<int64_t>(segment.parent->size()) : 0);
   if (segment.parent) AddBytes(*segment.parent);
-  AddNumber(segment.end);
+  AddNumber(segment.tokens());
 }
 
 void SegmentKeyHash::AddIds(absl::Span<const int32_t> ids) {
@@ -245,10 +241,8 @@ void SegmentKeyHash::AddText(std::string_view text) {
 
 void SegmentKeyHash::AddNumber(int64_t number) { hash_.Add({reinterpret_cast<const char*>(&number), sizeof(number)}); }
 
-SegmentKey KeyOf(const Segment& segment, absl::Span<const int32_t> ids) {
-  SegmentKeyHash hash(segment);
-  hash.AddIds(ids);
-  return hash.Finish();
+SegmentKey KeyOf(const SegmentSpec& segment, absl::Span<const int32_t> ids) {
+  return KeyOf(segment.model.identity, segment.name_space, segment.parent ? &*segment.parent : nullptr, ids);
 }
 
 }  // namespace goldfinch

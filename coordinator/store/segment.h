@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/sha256.h"
+#include "coordinator/contexts/segment_key.h"
 
 namespace goldfinch {
 
@@ -61,19 +62,6 @@ struct ContextPart {
   bool operator==(const ContextPart&) const = default;
 };
 
-// Which model can use a context: one with an equal identity.
-struct ContextIdentity {
-  std::string fingerprint;  // of the checkpoint, as workers describe it
-  std::string vocabulary;   // fingerprint of the vocabulary
-  std::string cache_dtype;
-  std::string numerics;  // "cpu-f32", "cuda-bf16"
-  int format = kContextFormat;
-
-  bool operator==(const ContextIdentity&) const = default;
-};
-// On one line, fit for a message.
-std::string ToString(const ContextIdentity& identity);
-
 // A model, as far as its contexts need it.
 struct ContextModel {
   ContextIdentity identity;
@@ -83,11 +71,9 @@ struct ContextModel {
   bool operator==(const ContextModel&) const = default;
 };
 
-// SHA-256 over identity, namespace, the parent's key and the ids; for a segment of no tokens over its snapshot, too.
-using SegmentKey = Sha256Digest;
 std::string Hex(const SegmentKey& key);
 
-struct Segment {
+struct SegmentSpec {
   ContextModel model;
   std::string name_space;  // who may see it: an API key's name, or empty
   std::optional<SegmentKey> parent;
@@ -123,15 +109,16 @@ struct SegmentLayout {
 };
 
 // Checks every field and all sizes, and says where the sections lie. INVALID_ARGUMENT names the field and the limit.
-absl::StatusOr<SegmentLayout> LayOut(const Segment& segment);
+absl::StatusOr<SegmentLayout> LayOut(const SegmentSpec& segment);
 // The bytes that differ between the two models in words that name both sides: FAILED_PRECONDITION; OK if they are
 // equal.
 absl::Status CheckSameModel(const ContextModel& have, const ContextModel& want);
 
-// Computes the key of a segment as its ids come.
+// Computes the key of a segment as its ids come: that of coordinator/contexts/segment_key.h, and for segments of no
+// tokens, which that does not know, of their snapshots, too.
 class SegmentKeyHash {
  public:
-  explicit SegmentKeyHash(const Segment& segment);
+  explicit SegmentKeyHash(const SegmentSpec& segment);
 
   void AddIds(absl::Span<const int32_t> ids);
   // For segments of no tokens: the digest of each section of the snapshot, in their order.
@@ -145,7 +132,7 @@ class SegmentKeyHash {
 
   Sha256 hash_;
 };
-SegmentKey KeyOf(const Segment& segment, absl::Span<const int32_t> ids);
+SegmentKey KeyOf(const SegmentSpec& segment, absl::Span<const int32_t> ids);
 
 }  // namespace goldfinch
 

@@ -21,7 +21,7 @@ namespace goldfinch {
 // that was dropped meanwhile.
 class SegmentReader {
  public:
-  const Segment& segment() const { return header_.segment; }
+  const SegmentSpec& segment() const { return header_.segment; }
   const SegmentKey& key() const { return header_.key; }
   const SegmentLayout& layout() const { return header_.layout; }
 

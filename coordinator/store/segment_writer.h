@@ -27,7 +27,7 @@ class SegmentWriter {
   SegmentWriter(const SegmentWriter&) = delete;
   SegmentWriter& operator=(const SegmentWriter&) = delete;
 
-  const Segment& segment() const { return header_.segment; }
+  const SegmentSpec& segment() const { return header_.segment; }
   const SegmentLayout& layout() const { return header_.layout; }
 
   // The next ids of the text. INVALID_ARGUMENT for one that is not in the vocabulary, and for more than the segment

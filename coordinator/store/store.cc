@@ -109,7 +109,7 @@ absl::Status SegmentStore::CheckNew(const SegmentKey& key, bool has_snapshot) co
   return absl::AlreadyExistsError(absl::StrCat("segment ", Hex(key), " is in the store"));
 }
 
-absl::StatusOr<std::unique_ptr<SegmentWriter>> SegmentStore::Save(const Segment& segment,
+absl::StatusOr<std::unique_ptr<SegmentWriter>> SegmentStore::Save(const SegmentSpec& segment,
                                                                   const std::optional<SegmentKey>& key) {
   GF_ASSIGN_OR_RETURN(SegmentHeader header, NewSegmentHeader(segment));
   if (key) {
@@ -160,7 +160,7 @@ std::shared_ptr<const ContextIdentity> SegmentStore::Share(const ContextIdentity
 }
 
 StoredSegment SegmentStore::Describe(const SegmentHeader& header, int64_t file_bytes, int64_t used_unix_seconds) {
-  const Segment& segment = header.segment;
+  const SegmentSpec& segment = header.segment;
   StoredSegment stored;
   stored.key = header.key;
   stored.identity = Share(segment.model.identity);

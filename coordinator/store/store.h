@@ -98,7 +98,7 @@ class SegmentStore {
   // Begins to save a segment. Its room is taken at once: RESOURCE_EXHAUSTED if the store's limit or the disk has too
   // little. ALREADY_EXISTS if the segment of that key is there or being saved; where only its snapshot is missing, a
   // segment with one takes its place. Without `key`, whatever the ids give is the key. INVALID_ARGUMENT as LayOut.
-  absl::StatusOr<std::unique_ptr<SegmentWriter>> Save(const Segment& segment,
+  absl::StatusOr<std::unique_ptr<SegmentWriter>> Save(const SegmentSpec& segment,
                                                       const std::optional<SegmentKey>& key = std::nullopt);
   // NOT_FOUND if the segment is not there.
   absl::StatusOr<std::unique_ptr<SegmentReader>> Load(const SegmentKey& key);

@@ -50,8 +50,8 @@ ContextModel ReleasedModel() {
   return model;
 }
 
-Segment SegmentOf(int64_t tokens, int number) {
-  Segment segment;
+SegmentSpec SegmentOf(int64_t tokens, int number) {
+  SegmentSpec segment;
   segment.model = ReleasedModel();
   segment.name_space = absl::StrCat(number);  // another key for each
   segment.end = tokens;
@@ -59,7 +59,7 @@ Segment SegmentOf(int64_t tokens, int number) {
   return segment;
 }
 
-SegmentKey Save(SegmentStore* store, const Segment& segment, const std::string& piece) {
+SegmentKey Save(SegmentStore* store, const SegmentSpec& segment, const std::string& piece) {
   auto writer = store->Save(segment);
   GF_CHECK(writer.ok()) << writer.status();
   const std::vector<int32_t> ids(1 << 18, 7);
@@ -144,7 +144,7 @@ void BM_Start(benchmark::State& state) {
   const std::string folder = EmptyFolder();
   OpenStore(folder).reset();
   for (int i = 0; i < state.range(0); ++i) {
-    const Segment segment = SegmentOf(1000, i);
+    const SegmentSpec segment = SegmentOf(1000, i);
     SegmentHeader header = *NewSegmentHeader(segment);
     header.key = KeyOf(segment, {i});
     const std::string path = absl::StrCat(folder, "/", Hex(header.key), ".segment"),

@@ -23,7 +23,7 @@ using ::testing::SizeIs;
 
 // About a kilobyte.
 TestSegment Small() {
-  Segment segment;
+  SegmentSpec segment;
   segment.model = TestContextModel();
   segment.model.vocab_size = 10;
   segment.model.parts = {{0, ContextPartKind::kWkv, ElementType::kF32, {1, 4, 4}},
@@ -161,7 +161,7 @@ TEST_F(DamageTest, TheQuarantineKeepsFewFilesAndMakesWay) {
   }
   const auto store = OpenTestStore(folder_, 2 * static_cast<int64_t>(good_.size()) + 100);
   EXPECT_EQ(store->totals().quarantine_bytes, 8000);
-  Segment next = small_.segment;
+  SegmentSpec next = small_.segment;
   next.name_space = "b";
   ASSERT_EQ(SaveTestSegment(store.get(), MakeTestSegment(next, 1)), absl::OkStatus()) << "its room is needed";
   EXPECT_EQ(store->totals().quarantine_bytes, 0);

@@ -72,7 +72,7 @@ TEST_F(StoreTest, WhatWasSavedIsReadBackTheSameInPiecesOfAnySize) {
 }
 
 TEST_F(StoreTest, SectionsOfManyBlocksAreReadAtAnyPlace) {
-  Segment segment;
+  SegmentSpec segment;
   segment.model = TestContextModel(ElementType::kF32);
   segment.end = 100'000;  // rows of 3.2 MB
   const TestSegment made = MakeTestSegment(segment, 3);
@@ -127,7 +127,7 @@ TEST_F(StoreTest, ASegmentWithASnapshotTakesThePlaceOfOneWithout) {
 
 TEST_F(StoreTest, KeysTellNamespacesModelsParentsAndStatesApart) {
   const TestSegment segment = MakeTestSegment(10);
-  Segment other = segment.segment;
+  SegmentSpec other = segment.segment;
   other.name_space = "ann";
   const SegmentKey of_namespace = KeyOf(other, segment.ids);
   other = segment.segment;
@@ -184,29 +184,31 @@ TEST_F(StoreTest, BytesThatDoNotBelongAreRefused) {
 
 TEST_F(StoreTest, WhatCannotBeASegmentIsRefused) {
   const auto message = [&](auto change) {
-    Segment segment = MakeTestSegment(10).segment;
+    SegmentSpec segment = MakeTestSegment(10).segment;
     change(&segment);
     return store_->Save(segment).status().ToString();
   };
-  EXPECT_THAT(message([](Segment* s) { s->end = -1; }), HasSubstr("end is -1, it must be from 0 to"));
-  EXPECT_THAT(message([](Segment* s) { s->begin = 3; }), HasSubstr("begin is 3, but it has no parent"));
-  EXPECT_THAT(message([](Segment* s) { s->gold_position = 11; }), HasSubstr("gold_position is 11"));
-  EXPECT_THAT(message([](Segment* s) { s->has_snapshot = false; }), HasSubstr("belong to a snapshot"));
-  EXPECT_THAT(message([](Segment* s) { s->model.vocab_size = 0; }), HasSubstr("vocab_size is 0"));
-  EXPECT_THAT(message([](Segment* s) { s->model.parts[0].shape = {-4}; }), HasSubstr("the shape [-4]"));
-  EXPECT_THAT(message([](Segment* s) {
+  EXPECT_THAT(message([](SegmentSpec* s) { s->end = -1; }), HasSubstr("end is -1, it must be from 0 to"));
+  EXPECT_THAT(message([](SegmentSpec* s) { s->begin = 3; }), HasSubstr("begin is 3, but it has no parent"));
+  EXPECT_THAT(message([](SegmentSpec* s) { s->gold_position = 11; }), HasSubstr("gold_position is 11"));
+  EXPECT_THAT(message([](SegmentSpec* s) { s->has_snapshot = false; }), HasSubstr("belong to a snapshot"));
+  EXPECT_THAT(message([](SegmentSpec* s) { s->model.vocab_size = 0; }), HasSubstr("vocab_size is 0"));
+  EXPECT_THAT(message([](SegmentSpec* s) { s->model.parts[0].shape = {-4}; }), HasSubstr("the shape [-4]"));
+  EXPECT_THAT(message([](SegmentSpec* s) {
                 s->model.parts[0].shape = {int64_t{1} << 33, int64_t{1} << 33};
               }),
               HasSubstr("it must have from 1 to"));
-  EXPECT_THAT(message([](Segment* s) {
+  EXPECT_THAT(message([](SegmentSpec* s) {
                 s->model.parts[6].shape = {int64_t{1} << 34};
                 s->end = int64_t{1} << 39;
                 s->gold_position = 0;
               }),
               HasSubstr("sections have more than"));
-  EXPECT_THAT(message([](Segment* s) { std::swap(s->model.parts[0], s->model.parts[1]); }), HasSubstr("parts ascend"));
-  EXPECT_THAT(message([](Segment* s) { s->model.parts[1] = s->model.parts[0]; }), HasSubstr("parts ascend"));
-  EXPECT_THAT(message([](Segment* s) { s->name_space = std::string(257, 'x'); }), HasSubstr("namespace has 257 bytes"));
+  EXPECT_THAT(message([](SegmentSpec* s) { std::swap(s->model.parts[0], s->model.parts[1]); }),
+              HasSubstr("parts ascend"));
+  EXPECT_THAT(message([](SegmentSpec* s) { s->model.parts[1] = s->model.parts[0]; }), HasSubstr("parts ascend"));
+  EXPECT_THAT(message([](SegmentSpec* s) { s->name_space = std::string(257, 'x'); }),
+              HasSubstr("namespace has 257 bytes"));
   EXPECT_EQ(store_->totals().bytes, 0);
 }
 

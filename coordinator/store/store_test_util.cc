@@ -56,7 +56,7 @@ ContextModel TestContextModel(ElementType rows) {
            {2, Kind::kTimeShift, ElementType::kF32, {16}}}};
 }
 
-TestSegment MakeTestSegment(Segment segment, int seed) {
+TestSegment MakeTestSegment(SegmentSpec segment, int seed) {
   TestSegment made;
   made.segment = std::move(segment);
   const auto layout = LayOut(made.segment);
@@ -81,7 +81,7 @@ TestSegment MakeTestSegment(Segment segment, int seed) {
 }
 
 TestSegment MakeTestSegment(int64_t tokens, int seed) {
-  Segment segment;
+  SegmentSpec segment;
   segment.model = TestContextModel();
   segment.end = segment.gold_position = tokens;
   segment.has_snapshot = true;
@@ -90,7 +90,7 @@ TestSegment MakeTestSegment(int64_t tokens, int seed) {
 }
 
 TestSegment MakeTestChild(const TestSegment& parent, int64_t tokens, int seed) {
-  Segment segment = parent.segment;
+  SegmentSpec segment = parent.segment;
   segment.parent = parent.key;
   segment.begin = parent.segment.end;
   segment.end = segment.gold_position = segment.begin + tokens;

@@ -20,12 +20,12 @@ ContextModel TestContextModel(ElementType rows = ElementType::kF16);
 
 // A segment with the bytes of its sections, which depend on `seed`; every number is finite.
 struct TestSegment {
-  Segment segment;
+  SegmentSpec segment;
   std::vector<int32_t> ids;
   std::vector<std::string> sections;  // as in the layout; the first one is of the ids
   SegmentKey key{};
 };
-TestSegment MakeTestSegment(Segment segment, int seed);
+TestSegment MakeTestSegment(SegmentSpec segment, int seed);
 // [0, tokens) of a text, with snapshot and logits.
 TestSegment MakeTestSegment(int64_t tokens, int seed = 1);
 // [parent.end, parent.end + tokens).
