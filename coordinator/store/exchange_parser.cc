@@ -47,9 +47,14 @@ bool AllScalesFinite(std::string_view bytes, int64_t at, int64_t row_bytes, char
 
 template <typename Id>
 std::vector<int32_t> IdsOf(std::string_view elements) {
-  std::vector<Id> ids(elements.size() / sizeof(Id));
-  std::memcpy(ids.data(), elements.data(), elements.size());
-  return {ids.begin(), ids.end()};
+  std::vector<int32_t> ids;
+  ids.reserve(elements.size() / sizeof(Id));
+  for (size_t at = 0; at < elements.size(); at += sizeof(Id)) {
+    Id id;
+    std::memcpy(&id, elements.data() + at, sizeof(id));
+    ids.push_back(id);
+  }
+  return ids;
 }
 
 }  // namespace

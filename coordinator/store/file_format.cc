@@ -77,8 +77,9 @@ absl::Status Decode(std::string_view magic, std::string_view header, Fields* fie
   if (!fields->ParseFromArray(header.data() + kFilePrefixBytes, static_cast<int>(fields_bytes))) {
     return Damaged("the fields of its header are damaged");
   }
-  checksums->resize(count);
-  std::memcpy(checksums->data(), header.data() + kFilePrefixBytes + fields_bytes, 4 * size_t{count});
+  for (uint32_t i = 0; i < count; ++i) {
+    checksums->push_back(U32At(header, kFilePrefixBytes + fields_bytes + 4 * size_t{i}));
+  }
   return absl::OkStatus();
 }
 
