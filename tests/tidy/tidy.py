@@ -36,10 +36,11 @@ MAY_INCLUDE = {
     "worker/stage": {"base", "kernels", "worker/checkpoint", "worker/model"},
     "worker/transport": {"base", "kernels"},
     "worker": {"base", "kernels", "protos", "worker/checkpoint", "worker/model", "worker/stage", "worker/transport"},
-    "coordinator": {"base", "protos", "tokenizer", "coordinator/contexts"},
+    "coordinator": {"base", "coordinator/contexts", "coordinator/store", "protos", "tokenizer"},
+    "coordinator/calls": {"base", "coordinator", "coordinator/contexts", "coordinator/store", "protos", "tokenizer"},
     "coordinator/contexts": {"base"},
-    "coordinator/calls": {"base", "protos", "tokenizer", "coordinator"},
     "coordinator/front": {"base"},
+    "coordinator/store": {"base", "coordinator/contexts"},
     "coordinator/grpc": {"base", "protos", "tokenizer", "coordinator", "coordinator/calls", "coordinator/front"},
 }
 ROOMS = set(MAY_INCLUDE) | {"clients", "tests"}

@@ -1,0 +1,139 @@
+// What is kept of a text: a segment, its parts and its key, as plain data. docs/GLOSSARY.md has the words.
+//
+// A segment has the ids and per-token parts of positions [begin, end) and, unless there is none, the snapshot at `end`.
+// The segment that ends at its `begin` is its parent; a segment without a parent begins at 0. A segment of no tokens,
+// with begin = end = 0, is a snapshot alone: a tuned initial state. The first segment of a text that begins with such a
+// state has it as its parent, and so another key than the same ids without it.
+#ifndef GOLDFINCH_COORDINATOR_STORE_SEGMENT_H_
+#define GOLDFINCH_COORDINATOR_STORE_SEGMENT_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "base/sha256.h"
+#include "coordinator/contexts/segment_key.h"
+
+namespace goldfinch {
+
+// The version of what parts mean. A change that makes old bytes wrong is a new number.
+inline constexpr int kContextFormat = 1;
+
+inline constexpr int64_t kContextPartsMax = 4096;
+inline constexpr int64_t kContextLayersMax = 4096;
+inline constexpr int64_t kContextTokensMax = int64_t{1} << 40;
+inline constexpr int64_t kSegmentBytesMax = int64_t{1} << 42;
+inline constexpr size_t kContextTextBytesMax = 256;  // each text of an identity, namespaces, names
+
+enum class ElementType : uint8_t { kF32, kI32, kF16, kBf16, kU16, kI8 };
+int64_t BytesOf(ElementType type);
+// "f32", "i32", "f16", "bf16", "u16", "int8".
+const char* Name(ElementType type);
+std::optional<ElementType> ParseElementType(std::string_view name);
+
+// What worker/model/state_parts.h lists, but for the ids, which every segment has.
+enum class ContextPartKind : uint8_t {
+  kTimeShift,
+  kChannelShift,
+  kWkv,
+  kTailRows,
+  // One for each token.
+  kKeys,
+  kValues,
+  kRows,
+};
+// "time_shift", "channel_shift", "wkv", "tail_rows", "keys", "values", "rows".
+const char* Name(ContextPartKind kind);
+std::optional<ContextPartKind> ParseContextPartKind(std::string_view name);
+
+// Everything is kept by layer of the model, whatever stages made it.
+struct ContextPart {
+  int layer = 0;
+  ContextPartKind kind = ContextPartKind::kTimeShift;
+  ElementType type = ElementType::kF32;
+  std::vector<int64_t> shape;  // of one sequence or one token; 1 to 3 numbers
+
+  bool per_token() const { return kind >= ContextPartKind::kKeys; }
+  bool operator==(const ContextPart&) const = default;
+};
+
+// A model, as far as its contexts need it.
+struct ContextModel {
+  ContextIdentity identity;
+  int64_t vocab_size = 0;
+  std::vector<ContextPart> parts;  // ascending by (layer, kind)
+
+  bool operator==(const ContextModel&) const = default;
+};
+
+std::string Hex(const SegmentKey& key);
+
+struct SegmentSpec {
+  ContextModel model;
+  std::string name_space;  // who may see it: an API key's name, or empty
+  std::optional<SegmentKey> parent;
+  int64_t begin = 0;
+  int64_t end = 0;
+  bool has_snapshot = false;
+  // With a snapshot: the GOLD layers have run all positions before this one, which is at most `end`.
+  int64_t gold_position = 0;
+  bool has_logits = false;  // the snapshot has the logits of position end - 1
+
+  int64_t tokens() const { return end - begin; }
+};
+
+// A run of bytes of one part. Sections lie back to back: the ids, the per-token parts, the others, the logits. So all
+// that belongs to the snapshot is the end.
+struct SegmentSection {
+  enum class What : uint8_t { kIds, kPart, kLogits };
+  What what = What::kIds;
+  int part = -1;                         // in ContextModel::parts
+  ElementType type = ElementType::kI32;  // ids: u16 where the vocabulary allows, else i32
+  int64_t offset = 0;                    // from the first section
+  int64_t bytes = 0;
+  bool in_snapshot = false;
+};
+
+struct SegmentLayout {
+  std::vector<SegmentSection> sections;  // the ids come first, always; sections may be empty only if there is no token
+  int64_t bytes = 0;                     // of all sections
+  int64_t bytes_before_snapshot = 0;
+
+  // The index of the section of a part, or -1 if the segment has none.
+  int Find(const ContextModel& model, int layer, ContextPartKind kind) const;
+};
+
+// Checks every field and all sizes, and says where the sections lie. INVALID_ARGUMENT names the field and the limit.
+absl::StatusOr<SegmentLayout> LayOut(const SegmentSpec& segment);
+// The bytes that differ between the two models in words that name both sides: FAILED_PRECONDITION; OK if they are
+// equal.
+absl::Status CheckSameModel(const ContextModel& have, const ContextModel& want);
+
+// Computes the key of a segment as its ids come: that of coordinator/contexts/segment_key.h, and for segments of no
+// tokens, which that does not know, of their snapshots, too.
+class SegmentKeyHash {
+ public:
+  explicit SegmentKeyHash(const SegmentSpec& segment);
+
+  void AddIds(absl::Span<const int32_t> ids);
+  // For segments of no tokens: the digest of each section of the snapshot, in their order.
+  void AddSection(const Sha256Digest& digest) { AddBytes(digest); }
+  SegmentKey Finish() { return hash_.Finish(); }
+
+ private:
+  void AddBytes(const Sha256Digest& bytes);
+  void AddText(std::string_view text);
+  void AddNumber(int64_t number);
+
+  Sha256 hash_;
+};
+SegmentKey KeyOf(const SegmentSpec& segment, absl::Span<const int32_t> ids);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_STORE_SEGMENT_H_
