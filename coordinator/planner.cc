@@ -262,7 +262,7 @@ absl::StatusOr<Partition> PartitionFor(const cluster::v1::Described& model, absl
   if (options.split.empty()) {
     Choose(CostsOf(model, workers, options), options.aim, &partition);
     if (partition.first_layers.empty()) {
-      if (options.aim == SplitAim::kBorder && model.gold_layers() < layers) {
+      if (options.aim == SplitAim::kBorder && static_cast<int>(model.gold_layers()) < layers) {
         return absl::ResourceExhaustedError(
             absl::StrCat("no split with a stage that begins at the border, layer ",
                          layers - static_cast<int>(model.gold_layers()), ", fits the memory of ", workers.size(),
