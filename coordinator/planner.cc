@@ -78,8 +78,9 @@ absl::Status CheckSplit(const PartitionOptions& options, int layers, size_t work
 // What is expected within the limits of sequences and caches: shorter requests of the same kind, and fewer of them.
 ExpectedTraffic WithinLimits(const PartitionOptions& options) {
   ExpectedTraffic traffic = options.traffic;
-  traffic.context_tokens = std::clamp<int64_t>(traffic.context_tokens, 1, options.max_sequence_tokens);
   const int64_t tokens = traffic.prompt_tokens + traffic.output_tokens;
+  traffic.context_tokens =
+      std::clamp<int64_t>(std::max(traffic.context_tokens, tokens), 1, options.max_sequence_tokens);
   if (tokens > traffic.context_tokens) {
     const double shorter = static_cast<double>(traffic.context_tokens) / static_cast<double>(tokens);
     const auto scaled = [shorter](int64_t count) {
@@ -211,9 +212,12 @@ void Choose(const StageCosts& costs, SplitAim aim, Partition* partition) {
   if (has_border && !best.first_layers.empty()) {
     const std::string border = absl::StrCat("at the border, layer ", costs.finch_layers());
     if (splits.IsAtBorder(best.first_layers)) {
-      partition->why =
-          absl::StrCat("a stage begins ", border, ": only compressed rows, ids and a prompt's last rows cross it");
-    } else if (aim == SplitAim::kAuto) {
+      partition->why = absl::StrCat("a stage begins ", border,
+                                    ": only compressed rows, ids, a prompt's last rows and a row for each output token "
+                                    "cross it");
+    } else if (aim != SplitAim::kAuto) {
+      partition->why = absl::StrCat("no stage begins ", border, ": the split was asked to be balanced");
+    } else {
       SearchResult at_border = splits.ForTraffic(/*at_border=*/true);
       const double longer = best.cost > 0 ? at_border.cost / best.cost : 1;
       if (at_border.first_layers.empty()) {
@@ -221,9 +225,10 @@ void Choose(const StageCosts& costs, SplitAim aim, Partition* partition) {
       } else if (longer > 1 + kBorderMargin) {
         const bool before = std::any_of(best.first_layers.begin() + 1, best.first_layers.end(),
                                         [&](int first) { return first < costs.finch_layers(); });
-        partition->why = absl::StrFormat("no stage begins %s: the best such split, %s, takes %.2f times as long%s",
-                                         border, SplitText(at_border.first_layers, costs.layers()), longer,
-                                         before ? "" : "; as all begin after it, no more crosses than there");
+        partition->why =
+            absl::StrFormat("no stage begins %s: the best such split, %s, takes %.2f times as long as this one%s",
+                            border, SplitText(at_border.first_layers, costs.layers()), longer,
+                            before ? "" : "; later stages begin after the border, so no more crosses than there");
       } else {
         partition->why =
             absl::StrFormat("a stage begins %s: it takes %.1f %% longer than %s, which is within the margin", border,
@@ -257,6 +262,12 @@ absl::StatusOr<Partition> PartitionFor(const cluster::v1::Described& model, absl
   if (options.split.empty()) {
     Choose(CostsOf(model, workers, options), options.aim, &partition);
     if (partition.first_layers.empty()) {
+      if (options.aim == SplitAim::kBorder && static_cast<int>(model.gold_layers()) < layers) {
+        return absl::ResourceExhaustedError(
+            absl::StrCat("no split with a stage that begins at the border, layer ",
+                         layers - static_cast<int>(model.gold_layers()), ", fits the memory of ", workers.size(),
+                         workers.size() == 1 ? " worker" : " workers", " (the split is \"border\")"));
+      }
       // The message tells of a single stage on all memory, for that shows which parts are large.
       WorkerResources all = workers[0];
       for (const WorkerResources& worker : workers.subspan(1)) all.memory_bytes += worker.memory_bytes;

@@ -231,6 +231,18 @@ TEST(PlannerTrafficTest, TrafficBeyondTheLimitsOfTheGroupIsNotExpected) {
   EXPECT_EQ(traffic(), (ExpectedTraffic{.prompt_tokens = 1, .output_tokens = 1, .context_tokens = 1, .sequences = 4}));
 }
 
+TEST(PlannerTrafficTest, ALongPromptIsExpectedInFull) {
+  PartitionOptions options = Options(AssumedLinkSpeed("nccl"));
+  options.traffic.prompt_tokens = 200'000;
+  const ModelMemory memory = ReadModelMemory(OnGpus());
+  std::vector<WorkerResources> workers(2, kGpu);
+  for (WorkerResources& worker : workers) worker.model = &memory;
+  const ExpectedTraffic traffic =
+      CompareSplits(OnGpus(), workers, options, Plan(OnGpus(), workers, options))[0].traffic;
+  EXPECT_EQ(traffic.prompt_tokens, 200'000);
+  EXPECT_EQ(traffic.context_tokens, 200'000 + traffic.output_tokens) << "more than its default";
+}
+
 // ---- Links and mixed workers
 
 TEST(PlannerTrafficTest, OverASlowLinkGoesWhatIsCompressed) {

@@ -129,7 +129,8 @@ std::vector<StageCosts::Sums> StageCosts::SumsOf(const cluster::v1::Described& m
   const double attended = std::max(context - prompt / 2, prompt / 2);
   const double per_byte = OperationsPerByte(model, finch_layers_);
   const double key_numbers = At(memory.vocab_size) * width;
-  const double number_bytes = memory.key_table_bytes > 0 ? At(memory.key_table_bytes) / key_numbers : kFloatBytes;
+  const double number_bytes =
+      memory.key_table_bytes > 0 && key_numbers > 0 ? At(memory.key_table_bytes) / key_numbers : kFloatBytes;
   const double pair = 4 * width;  // operations of attention for a row and a position: both products, multiply-adds
   std::vector<Sums> sums(layers_ + 1);
   for (int i = 0; i < layers_; ++i) {

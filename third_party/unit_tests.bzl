@@ -24,6 +24,9 @@ def unit_test(name, srcs, deps, tags = [], **kwargs):
       tags: as in cc_test; tests are put together with those that have the same.
       **kwargs: size and data, as in cc_test.
     """
+    for argument in kwargs:
+        if argument not in ["size", "data"]:
+            fail("unit_test {}: {} is not for single tests of a folder, use cc_test".format(name, argument))
     cc_test(
         name = name,
         srcs = srcs,
@@ -51,6 +54,7 @@ def _program(name, rules, tags, shard_count):
         sources.append(source)
     cc_test(
         name = name,
+        timeout = "long",
         srcs = sources,
         data = _union(rules, "data"),
         shard_count = shard_count,

@@ -301,7 +301,7 @@ void Worker::ReleaseStage() {
   release_at_.reset();
   if (!loader_.loaded()) return;  // another model has been opened meanwhile
   loader_.Release();
-  Log("no group has formed since: the memory of the stage is given back");
+  Log("in no group for a while: the memory of the former stage is given back");
 }
 
 absl::Status Worker::Publish(TransportSetup* setup, Transport* transport) {

@@ -43,13 +43,14 @@ void AddSplitFlags(CLI::App& command, ServeOptions& options) {
   ExpectedTraffic& traffic = options.traffic;
   constexpr int64_t kTokensMax = int64_t{1} << 36;
   pipeline.InLimits("--expect-prompt-tokens", traffic.prompt_tokens, "TOKENS",
-                    "Tokens that are read for a request, which the split is planned for", 1, kTokensMax);
-  pipeline.InLimits("--expect-output-tokens", traffic.output_tokens, "TOKENS",
-                    "Tokens that are drawn for a request, likewise", 1, kTokensMax);
+                    "Expected prompt tokens of a request; the split is planned for the expected traffic", 1,
+                    kTokensMax);
+  pipeline.InLimits("--expect-output-tokens", traffic.output_tokens, "TOKENS", "Expected output tokens of a request", 1,
+                    kTokensMax);
   pipeline.InLimits("--expect-context-tokens", traffic.context_tokens, "TOKENS",
-                    "Tokens that each of these attends to, likewise", 1, kTokensMax);
-  pipeline.InLimits("--expect-sequences", traffic.sequences, "COUNT",
-                    "Sequences that run at a time in one pipeline, likewise", 1, 1 << 16);
+                    "Expected context of an output token, at least prompt and output", 1, kTokensMax);
+  pipeline.InLimits("--expect-sequences", traffic.sequences, "COUNT", "Expected sequences at a time in one pipeline", 1,
+                    1 << 16);
   pipeline.Bytes("--link-speed", options.link_bytes_per_second, "Bytes a second from one worker to another")
       ->default_str("assumed by the transport: 10 GB within a process, 25 GB over NCCL, 1.25 GB over TCP");
 }
@@ -239,8 +240,10 @@ void AddCoordinator(CLI::App& app, ServeOptions& options) {
   timeouts.Seconds("--heartbeat-interval", options.heartbeat_interval_seconds, "Seconds between heartbeats");
   timeouts.Seconds("--heartbeat-timeout", options.heartbeat_timeout_seconds,
                    "Seconds without a heartbeat after which a worker is given up");
-  timeouts.Seconds("--regroup-wait", options.regroup_wait_seconds,
-                   "Seconds to wait for a lost worker's return before going on with fewer workers");
+  timeouts.Seconds(
+      "--regroup-wait", options.regroup_wait_seconds,
+      "Seconds to wait for a lost worker's return before going on with fewer workers; those that wait for more "
+      "than 30 read their weights again");
   timeouts.Seconds("--regrow-after", options.regrow_after_seconds,
                    "Seconds after which a busy group that lost workers grows back when there are new ones; its streams "
                    "pause, and go on exactly");

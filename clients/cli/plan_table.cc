@@ -59,9 +59,9 @@ std::string PlanTable(const PlannedPipeline& plan) {
   const int layers = LayersOf(plan);
   std::string text = absl::StrCat("workers  ", plan.workers, "\n");
   absl::StrAppend(&text, "links    ", plan.links, "\n");
-  absl::StrAppend(&text, "traffic  ", WithCommas(traffic.sequences), " sequences at a time: each reads ",
-                  WithCommas(traffic.prompt_tokens), " tokens, draws ", WithCommas(traffic.output_tokens),
-                  ", and attends to ", WithCommas(traffic.context_tokens), "\n");
+  absl::StrAppend(&text, "traffic  ", WithCommas(traffic.sequences), " sequences at a time, each with a prompt of ",
+                  WithCommas(traffic.prompt_tokens), " tokens and an output of ", WithCommas(traffic.output_tokens),
+                  ", in a context of ", WithCommas(traffic.context_tokens), "\n");
   absl::StrAppend(&text, "split    ", SplitText(plan.partition.first_layers, layers));
   if (!plan.partition.why.empty()) absl::StrAppend(&text, ": ", plan.partition.why);
   absl::StrAppend(&text, "\n\n");

@@ -10,7 +10,12 @@ namespace {
 
 class ProxyTest : public testing::Test {
  protected:
-  ProxyTest() {
+  ProxyTest() { Unset(); }
+  // Other tests of the program must not go through these proxies.
+  ~ProxyTest() override { Unset(); }
+
+ private:
+  static void Unset() {
     for (const char* name : {"grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy", "NO_PROXY"}) {
       unsetenv(name);
     }

@@ -8,14 +8,14 @@
 namespace goldfinch {
 
 bool ParsePlannedWorker(const std::string& text, WorkerResources* worker) {
-  constexpr double kMost = 1e9;
+  constexpr double kMost = 1e9, kMostGigabytes = 1e6;
   std::vector<double> numbers;
   for (const absl::string_view number : absl::StrSplit(text, ',')) {
     numbers.push_back(0);
     // Written so that NaN is refused.
     if (!absl::SimpleAtod(number, &numbers.back()) || !(numbers.back() > 0 && numbers.back() < kMost)) return false;
   }
-  if (numbers.size() != 3) return false;
+  if (numbers.size() != 3 || numbers[0] > kMostGigabytes) return false;
   worker->memory_bytes = static_cast<int64_t>(numbers[0] * 1e9);
   worker->flops = numbers[1] * 1e12;
   worker->read_bytes_per_second = numbers[2] * 1e9;

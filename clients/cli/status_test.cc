@@ -45,7 +45,7 @@ TEST_F(StatusTest, ApiKey) {
     options.remote.api_key_file = Write(name, content);
     EXPECT_THAT(std::string(RunCommand(RunStatus, options).status.message()), HasSubstr(says));
   }
-  options.remote.api_key_file = testing::TempDir() + "/none";
+  options.remote.api_key_file = testing::TempDir() + "/no-such-key";
   EXPECT_TRUE(absl::IsNotFound(RunCommand(RunStatus, options).status));
 }
 

@@ -91,6 +91,7 @@ class ProfiledBackend : public Backend {
 
   std::string Describe() const override { return cpu_->Describe(); }
   int threads() const override { return cpu_->threads(); }
+  uint64_t progress() const override { return cpu_->progress(); }
   bool multiplies_quantized() const override { return cpu_->multiplies_quantized(); }
   int64_t FreeBytes() const override { return cpu_->FreeBytes(); }
   int64_t TotalBytes() const override { return cpu_->TotalBytes(); }

@@ -125,9 +125,14 @@ class DeadlineTest(ClusterTest):
 
     def refusal(self, client, prompt, timeout):
         """The seconds that the server names when it refuses the request."""
-        with self.assertRaisesRegex(goldfinch.DeadlineExceededError, self.REFUSAL) as caught:
-            client.generate(prompt, max_tokens=1, sampling=GREEDY, timeout=timeout)
-        return float(re.search(self.REFUSAL, str(caught.exception)).group(1))
+        for _ in range(20):
+            with self.assertRaises(goldfinch.DeadlineExceededError) as caught:
+                client.generate(prompt, max_tokens=1, sampling=GREEDY, timeout=timeout)
+            named = re.search(self.REFUSAL, str(caught.exception))
+            if named:
+                return float(named.group(1))
+            # On a busy machine, the client may give up before the answer comes.
+        self.fail(f"not refused by the server within {timeout} s: {caught.exception}")
 
     def test_a_long_prompt(self):
         client = self.serve()
@@ -144,17 +149,18 @@ class DeadlineTest(ClusterTest):
         client = self.serve(max_num_seqs=2)
         streams = [client.stream(PROMPT, max_tokens=1_000_000, ignore_eos=True) for _ in range(2)]
         counts, times = [0, 0], []
-        enough = threading.Event()
+        lock, enough = threading.Lock(), threading.Event()
 
         def read(number):
             with contextlib.suppress(goldfinch.GoldfinchError):
                 for piece in streams[number]:
-                    counts[number] += len(piece.tokens)
-                    if counts[number] >= 1000 and len(times) == 0:
-                        times.append(time.monotonic())
-                    if min(counts) >= 5000 and not enough.is_set():
-                        times.append(time.monotonic())
-                        enough.set()
+                    with lock:
+                        counts[number] += len(piece.tokens)
+                        if min(counts) >= 1000 and len(times) == 0:
+                            times.append(time.monotonic())
+                        if min(counts) >= 5000 and len(times) == 1:
+                            times.append(time.monotonic())
+                            enough.set()
 
         threads = [threading.Thread(target=read, args=(number,)) for number in range(2)]
         for thread in threads:

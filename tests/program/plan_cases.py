@@ -10,7 +10,7 @@ WORKER = "8,0.17,26"  # GB, TFLOP/s, GB/s
 
 class PlanTest(ProgramTest):
     def plan(self, *arguments):
-        return json.loads(self.succeeds("plan", "--json", "--model", DEMO_MODEL, *arguments).stdout)
+        return json.loads(self.succeeds("plan", "--json", "--device", "cpu", "--model", DEMO_MODEL, *arguments).stdout)
 
     def given(self, workers, *arguments):
         return self.plan(*[text for _ in range(workers) for text in ("--worker", WORKER)], *arguments)
@@ -53,12 +53,13 @@ class PlanTest(ProgramTest):
         )
 
     def test_table(self):
-        result = self.succeeds("plan", "--model", DEMO_MODEL, "--worker", WORKER, "--worker", WORKER)
+        result = self.succeeds("plan", "--device", "cpu", "--model", DEMO_MODEL, "--worker", WORKER, "--worker", WORKER)
         table = result.stdout.decode()
         for line in (
             r"workers  2 as given, .*",
             r"links    10 GB/s, assumed for local",
-            r"traffic  16 sequences at a time: each reads 32,768 tokens, draws 512, and attends to 65,536",
+            r"traffic  16 sequences at a time, each with a prompt of 32,768 tokens and an output of 512, "
+            r"in a context of 65,536",
             r"split    0-4,5-5: no stage begins at the border, layer 4: the best such split, 0-3,4-5, takes 1\..*",
             r"split +time +pre-fill +decode +first token +a request +slowest",
             r"0-4,5-5 +as chosen .*",

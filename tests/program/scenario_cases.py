@@ -41,7 +41,9 @@ class ScenariosTest(ProgramTest):
         long = groups["long"]["together"]
         self.assertEqual((long["completed"], long["prompt_tokens"], long["output_tokens"]), (1, 2500, 2))
         quiet = groups["decoder"]["quiet"]
-        self.assertEqual((quiet["completed"], quiet["inter_token_seconds"]["count"]), (1, 31))
+        self.assertEqual((quiet["completed"], quiet["output_tokens"]), (1, 32))
+        # A response may bring several tokens.
+        self.assertIn(quiet["inter_token_seconds"]["count"], range(1, 32))
         aim = results["long-prompt"]["report"]["aims"][0]
         self.assertEqual((aim["group"], aim["measure"], aim["limit_seconds"]), ("decoder", "inter_token_p99", 0.4))
         self.assertIn("| long-prompt | decoder | together |", printed)
