@@ -52,7 +52,7 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
   for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
   Note(&drops);
   drops_.erase(group.tier);
-  return {.segments = {group.segments.begin(), group.segments.end()}};
+  return {{group.segments.begin(), group.segments.end()}, {}};
 }
 
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
