@@ -29,7 +29,7 @@
 // A group that fails to become ready is tried again at growing intervals. Any worker that was not ready by then may be
 // why, newcomers before others: those stand back as long as the others can hold the model. When a generation ends, the
 // workers that are left become spares. The next group takes spares, each at its previous stage where possible, so that
-// it keeps its layers loaded (a worker that has been in no group for 30 s gives them up). If there are too few, the
+// it keeps its layers loaded (but a worker gives them up after a while in no group). If there are too few, the
 // replica waits `regroup_wait_seconds` for more and then forms a smaller group; a replica that has never been ready
 // waits for all its stages. If what is left cannot hold the plan, the group has smaller caches and fewer slots, down to
 // one of each, and grows back when there are workers for it.

@@ -133,7 +133,7 @@ TEST(PlannerTrafficTest, WithTwoStagesAttentionIsSharedBetweenThem) {
   const Partition partition = Plan(OnGpus(), {kGpu, kGpu}, Options(AssumedLinkSpeed("nccl")));
   EXPECT_THAT(partition.first_layers, ElementsAre(0, 19));
   EXPECT_THAT(partition.why, HasSubstr("the best such split, 0-15,16-23, takes 1."));
-  EXPECT_THAT(partition.why, HasSubstr("as all begin after it, no more crosses than there"));
+  EXPECT_THAT(partition.why, HasSubstr("later stages begin after the border, so no more crosses than there"));
 }
 
 TEST(PlannerTrafficTest, TheDemoOfThreeStagesBeginsOneAtTheBorder) {

@@ -76,12 +76,13 @@
 // been measured to take (step_cost.h). A Step costs some time whatever is in it, step_seconds. A stage has
 // target_seconds for a Step: the group's step target divided by its number of stages, but no more than 20 step_seconds
 // or kStepSecondsLeast, as longer Steps would make all wait longer and get hardly more done.
-//   - Decoding takes as many sequences into a Step as fit 8 step_seconds, or kBriefSeconds divided by the number of
-//     stages if that is more. The others go into the next ones: longer Steps would get hardly more done.
-//   - While anything decodes, prompts get twice the time that decoding takes, or as much as decoding for each sequence
-//     that reads if there are more of them. That is at least what decoding leaves of kBriefSeconds divided by the
-//     number of stages, and at most what it leaves of target_seconds, or half as much as decoding takes if that is
-//     more. A sequence decodes from the Step on that samples its first token.
+// Below, brief_seconds is kBriefSeconds divided by the number of stages.
+//   - Decoding takes as many sequences into a Step as fit max(8 step_seconds, brief_seconds). The others go into the
+//     next ones: longer Steps would get hardly more done.
+//   - While anything decodes, a Step may take this time after prompts have been added. `decode` is what its decoding
+//     sequences take, and `readers` is the number of sequences that read:
+//       max(min(max((1 + max(readers, 2)) * decode, brief_seconds), target_seconds), 1.5 decode)
+//     A sequence decodes from the Step on that samples its first token.
 //   - While nothing decodes, they get max(target_seconds, 10 step_seconds): nine tenths of the best rate.
 // A token that takes longer than max(target_seconds, 8 step_seconds), or a prompt's end that takes longer than prompts
 // get, runs in a Step of its own length. What such Steps take too much is counted, and there is no further one before

@@ -26,11 +26,10 @@ struct WorkerResources {
 
 // The requests that a group is planned for. The defaults are those of long documents. All are at least 1.
 struct ExpectedTraffic {
-  int64_t prompt_tokens = 32'768;  // that are read for a request
-  int64_t output_tokens = 512;     // that are drawn for it
-  int64_t context_tokens =
-      65'536;              // positions that an output token attends to; more than the prompt where it is reused
-  int64_t sequences = 16;  // that run at a time
+  int64_t prompt_tokens = 32'768;   // that are read for a request
+  int64_t output_tokens = 512;      // that are sampled for it
+  int64_t context_tokens = 65'536;  // positions that an output token attends to; prompt and output at least
+  int64_t sequences = 16;           // that run at a time
 
   bool operator==(const ExpectedTraffic&) const = default;
 };

@@ -9,6 +9,7 @@
 #include "clients/cli/shared_flags.h"
 #include "coordinator/planner.h"
 #include "protos/cluster_protocol.h"
+#include "worker/worker_options.h"
 
 namespace goldfinch {
 namespace {
@@ -242,8 +243,9 @@ void AddCoordinator(CLI::App& app, ServeOptions& options) {
                    "Seconds without a heartbeat after which a worker is given up");
   timeouts.Seconds(
       "--regroup-wait", options.regroup_wait_seconds,
-      "Seconds to wait for a lost worker's return before going on with fewer workers; those that wait for more "
-      "than 30 read their weights again");
+      absl::StrCat("Seconds to wait for a lost worker's return before going on with fewer workers; those that wait for "
+                   "more than ",
+                   WorkerOptions().keep_stage_seconds, " read their weights again"));
   timeouts.Seconds("--regrow-after", options.regrow_after_seconds,
                    "Seconds after which a busy group that lost workers grows back when there are new ones; its streams "
                    "pause, and go on exactly");

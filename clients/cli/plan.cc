@@ -64,6 +64,7 @@ absl::Status RunPlan(const PlanCommandOptions& options) {
   GF_ASSIGN_OR_RETURN(const cluster::v1::Described model, DescribeModelOn(*backend, serve));
   const ModelMemory memory = ReadModelMemory(model);
   const int layers = model.layers_size();
+  bool on_gpus = false;
   if (plan.resources.empty()) {
     stages = std::min(stages, layers);
     int64_t bytes = serve.memory_bytes;
@@ -73,7 +74,11 @@ absl::Status RunPlan(const PlanCommandOptions& options) {
     GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backend));
     plan.resources.assign(stages, {bytes / stages, speed.flops, speed.read_bytes_per_second});
     plan.workers = absl::StrCat(stages, " of this machine, measured: ", device, ", ", Describe(plan.resources[0]));
+    on_gpus = backend->kind() != DeviceKind::kCpu;
   } else {
+    // Nothing else tells what kind of worker it is.
+    on_gpus = std::all_of(plan.resources.begin(), plan.resources.end(),
+                          [](const WorkerResources& worker) { return worker.flops >= kManyFlops; });
     plan.workers = absl::StrCat(stages, " as given, which keep the model as ", device, " does: ");
     for (const WorkerResources& worker : plan.resources) {
       absl::StrAppend(&plan.workers, &worker == &plan.resources[0] ? "" : "; ", Describe(worker));
@@ -87,10 +92,8 @@ absl::Status RunPlan(const PlanCommandOptions& options) {
   if (partition.max_step_tokens > 0) {
     GF_ASSIGN_OR_RETURN(plan.partition, PartitionLayers(model, plan.resources, partition));
   } else {
-    const bool many = std::all_of(plan.resources.begin(), plan.resources.end(),
-                                  [](const WorkerResources& worker) { return worker.flops >= kManyFlops; });
     GF_ASSIGN_OR_RETURN(plan.partition,
-                        PartitionWithLongSteps(model, plan.resources, many ? kGpuStepTokens : kCpuStepTokens,
+                        PartitionWithLongSteps(model, plan.resources, on_gpus ? kGpuStepTokens : kCpuStepTokens,
                                                kCpuStepTokens, &partition));
   }
   plan.splits = CompareSplits(model, plan.resources, partition, plan.partition);

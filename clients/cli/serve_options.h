@@ -110,7 +110,7 @@ struct PlanCommandOptions {
 };
 
 // A worker that need not exist: "141,700,4000" is one of 141 GB, 700 TFLOP/s and 4,000 GB/s. False unless it is three
-// numbers above 0 and below 10^9. The model's memory is not set.
+// numbers above 0 and below 10^9, the first at most 10^6. The model's memory is not set.
 bool ParsePlannedWorker(const std::string& text, WorkerResources* worker);
 
 // The split of --split, unless it is ranges, which ParseSplit reads.

@@ -9,7 +9,7 @@ def main():
     status = status.get("cluster", status)
     tokens = int(status["prompt_tokens"]) + int(status["completion_tokens"])
     for group in status["groups"]:
-        if group["plan"]:
+        if group.get("plan"):
             print("split:", group["plan"])
         for number, stage in enumerate(group["stages"]):
             if number == 0:
