@@ -39,13 +39,24 @@ struct Request {
     bool logits = false;
   };
 
+  // How the sequence is kept under a name when it ends.
+  struct KeepAs {
+    std::string name;
+    std::optional<double> expire_after_seconds;  // after the last use; none: never
+    uint64_t etag = 0;  // of the context that it takes the place of; 0: there must be none, unless it is `context`
+  };
+
   std::string id;                          // for logs and metrics
   std::shared_ptr<const Client> client;    // who asks; null: a client without a name and without limits
-  std::vector<int32_t> prompt;             // at least one token; all in the vocabulary
+  std::vector<int32_t> prompt;             // all in the vocabulary; at least one token, or none after a context
   int priority = 0;                        // higher ones go first
   std::optional<double> deadline_seconds;  // counted from now
   bool progress = false;                   // whether OnProgress is called
   bool cache = true;                       // whether it uses what is kept of texts, and leaves something
+  std::string context;                     // whose tokens come before those of the prompt; empty: none
+  std::optional<int64_t> context_tokens;   // only the first ones of the context; none: all
+  std::optional<KeepAs> keep_as;           // only with one sample
+  std::vector<int64_t> breakpoints;        // positions of the prompt where the sequence is to be saved, in any order
   int64_t held_bytes = 0;                  // what its sink keeps in memory for it until it has ended
   std::optional<Generate> generate;
   std::optional<Score> score;
