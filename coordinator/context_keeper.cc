@@ -33,6 +33,8 @@ void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
   group.tier = tree_->OpenTier({.kind = TierKind::kMemory,
                                 .name = "the shelves of replica " + std::to_string(replica),
                                 .bytes_max = capacity.bytes_max,
+                                .rows_share = capacity.rows_share,
+                                .snapshots_share = capacity.snapshots_share,
                                 .rate = TransferRate(kShelfBytesPerSecond, kShelfSeconds)});
   group.bytes = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
 }

@@ -19,12 +19,13 @@
 
 namespace goldfinch {
 
-// What a group can keep. All bytes are those of the worker that needs the most of them, as each keeps the parts of its
-// own layers.
+// What a group can keep. Each worker keeps the parts of its own layers: the shares say what of the bytes of all layers
+// the worker has that needs the most of them.
 struct ShelfCapacity {
   int64_t bytes_max = 0;  // of the smallest shelf
   int64_t bytes_per_token = 0;
   int64_t snapshot_bytes = 0;
+  double rows_share = 1, snapshots_share = 1;
 };
 
 // Segments that workers free.

@@ -31,6 +31,14 @@ class PrefixKeeper {
 
   virtual ~PrefixKeeper() = default;
 
+  // Whether a sequence of the request that is to read `ids` may begin now in this replica's group. False: what it
+  // should begin with is on its way to the group's shelves; the caller of the keeper calls
+  // Scheduler::Prepared(request_number) once that has come or failed, after which the scheduler does not ask again for
+  // this run.
+  virtual bool Prepare(int /*replica*/, uint64_t /*request_number*/, const Request& /*request*/,
+                       absl::Span<const int32_t> /*ids*/, double /*token_seconds*/, double /*now*/) {
+    return true;
+  }
   // A sequence of the request is about to read `ids` in the replica's group, each of which takes `token_seconds`. It
   // may begin at `tokens_max` at most. The chain stays usable until Release.
   virtual Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,

@@ -73,6 +73,9 @@ struct TierOptions {
   TierKind kind = TierKind::kMemory;
   std::string name;  // for messages: "the memory of replica 0", "the disk"
   int64_t bytes_max = 0;
+  // What rows and snapshots take of bytes_max, of their bytes: less than all of them in the shelves of a group, each of
+  // which has its own layers' part. (0, 1]
+  double rows_share = 1, snapshots_share = 1;
   // What it takes to read from the disk to a shelf, or from a shelf to the device; learned from then on.
   TransferRate rate{1e9, 1e-3};
 };

@@ -198,9 +198,10 @@ absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now,
   saving.contents = kRowsAndSnapshot & ~segment.contents();
   saving.begin = (saving.contents & kRows) != 0 ? segment.begin : segment.end();
   if (saving.contents == 0) return saving;
-  if (segment.Bytes(saving.contents) > target->pool.bytes_max) {  // nothing need be evicted to know it
-    return absl::ResourceExhaustedError(absl::StrCat("a segment of ", WithCommas(segment.Bytes(saving.contents)),
-                                                     " bytes does not fit ", target->options.name, ", which has ",
+  const int64_t bytes = target->Bytes(segment, saving.contents);
+  if (bytes > target->pool.bytes_max) {  // nothing need be evicted to know it
+    return absl::ResourceExhaustedError(absl::StrCat("a segment of ", WithCommas(bytes), " bytes does not fit ",
+                                                     target->options.name, ", which has ",
                                                      WithCommas(target->pool.bytes_max)));
   }
   state.AddContents(segment, tier, saving.contents, /*coming=*/true);
