@@ -167,8 +167,6 @@ class Membership {
   ShelfCapacity Shelf(int replica) const;
   // Whether all its stages compute on GPUs.
   bool OnGpus(int replica) const;
-  // What all its stages say that they compute with (Register.numerics); empty: they differ, or do not say.
-  std::string Numerics(int replica) const;
   uint64_t generation(int replica) const;
   // When a stage last said that its device had got on with work since the Pong before; 0: never.
   double LastProgress(int replica) const;

@@ -70,14 +70,6 @@ bool Membership::OnGpus(int replica) const {
                      [&](const Stage& stage) { return OnGpu(*workers_.at(stage.worker)); });
 }
 
-std::string Membership::Numerics(int replica) const {
-  const std::vector<Stage>& stages = replicas_[replica]->stages;
-  const auto of = [&](const Stage& stage) { return workers_.at(stage.worker)->registration.numerics(); };
-  const bool same =
-      std::all_of(stages.begin(), stages.end(), [&](const Stage& stage) { return of(stage) == of(stages.front()); });
-  return same && !stages.empty() ? of(stages.front()) : "";
-}
-
 double Membership::LastProgress(int replica) const { return replicas_[replica]->last_progress; }
 
 uint64_t Membership::generation(int replica) const { return replicas_[replica]->generation; }

@@ -113,8 +113,7 @@ absl::Status CheckRegister(const cluster::v1::Register& message) {
                                  {"gpu", message.gpu()},
                                  {"address", message.address()},
                                  {"network", message.network()},
-                                 {"process", message.process()},
-                                 {"numerics", message.numerics()}}));
+                                 {"process", message.process()}}));
   GF_RETURN_IF_ERROR(CheckIpAddress("address", message.address()));
   GF_RETURN_IF_ERROR(CheckTexts("", kWorkerNameBytesMax, {{"processor", message.processor()}}));
   GF_RETURN_IF_ERROR(CheckAtMost("", kThreadsMax, {{"threads", message.threads()}}));

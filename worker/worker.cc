@@ -120,8 +120,6 @@ void Worker::Connected(std::function<void(const FromWorker& message)> send) {
   registration.set_network(options_.place.network);
   registration.set_process(process_);
   registration.set_shelf_bytes(shelf_->bytes());
-  registration.set_numerics(
-      absl::StrCat(backend_->kind() == DeviceKind::kCpu ? "cpu-" : "cuda-", Name(backend_->activation_dtype())));
   Reply(message);
 }
 
