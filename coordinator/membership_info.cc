@@ -1,9 +1,16 @@
 // Membership: what others ask of it.
 #include <algorithm>
 #include <limits>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/strings/str_join.h"
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
+#include "coordinator/shelf_group.h"
 #include "protos/generate.pb.h"
 
 namespace goldfinch {
@@ -62,6 +69,34 @@ ShelfCapacity Membership::Shelf(int replica) const {
   shelf.rows_share = share(most_per_token, shelf.bytes_per_token);
   shelf.snapshots_share = share(most_snapshot, shelf.snapshot_bytes);
   return shelf;
+}
+
+// All that the stages compute with; where their layers are does not matter.
+std::string Membership::Numerics(const Replica& replica) const {
+  std::set<std::string> numerics;
+  for (const Stage& stage : replica.stages) numerics.insert(stage.numerics);
+  return absl::StrJoin(numerics, "+");
+}
+
+absl::StatusOr<ShelfGroup> Membership::ShelvesOf(const Replica& replica) const {
+  std::vector<ShelfStage> stages;
+  for (const Stage& stage : replica.stages) stages.push_back(stage.shelf);
+  return MakeShelfGroup({.fingerprint = model_->fingerprint(),
+                         .vocabulary = model_->vocabulary(),
+                         .cache_dtype = options_.cache_dtype,
+                         .numerics = Numerics(replica),
+                         .format_version = kContextFormat},
+                        model_->vocab_size(), model_->layers_size(), std::move(stages));
+}
+
+std::optional<ShelfGroup> Membership::Shelves(int replica) const {
+  const std::vector<Stage>& stages = replicas_[replica]->stages;
+  const bool told = std::all_of(stages.begin(), stages.end(), [](const Stage& stage) {
+    return !stage.shelf.parts.empty() || stage.shelf.has_logits;
+  });
+  if (!told) return std::nullopt;
+  absl::StatusOr<ShelfGroup> group = ShelvesOf(*replicas_[replica]);  // HandleJoined has refused others
+  return group.ok() ? std::optional<ShelfGroup>(*std::move(group)) : std::nullopt;
 }
 
 bool Membership::OnGpus(int replica) const {

@@ -25,27 +25,13 @@
 #include "absl/status/status.h"
 #include "coordinator/contexts/segment_key.h"
 #include "coordinator/contexts/segment_tree.h"
+#include "coordinator/shelf_group.h"
 #include "coordinator/shelf_link.h"
 #include "coordinator/store/segment.h"
 
 namespace goldfinch {
 
 class SegmentStore;
-
-// What one stage of a group keeps.
-struct ShelfStage {
-  uint64_t worker = 0;             // as the coordinator numbers it
-  std::vector<ContextPart> parts;  // ascending by (layer, kind); as in ContextModel, without ids and logits
-  bool has_ids = false;            // it keeps the ids of the compressed cache, beside its rows
-  bool has_logits = false;         // it is the last one
-};
-
-// The stages of a replica's group, and what they keep together.
-struct ShelfGroup {
-  ContextModel model;    // its parts: those of all stages
-  int logits_layer = 0;  // the last one of the model
-  std::vector<ShelfStage> stages;
-};
 
 struct MoverOptions {
   int threads = 3;             // moves that run at once; of these, one fewer may go to the store
