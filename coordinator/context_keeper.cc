@@ -13,16 +13,17 @@ namespace {
 // Copies within the host's memory, or between it and a device; learned from then on.
 constexpr double kShelfBytesPerSecond = 4e9, kShelfSeconds = 1e-4;
 
+}  // namespace
+
 const std::string& NamespaceOf(const Request& request) {
   static const std::string* const everybody = new std::string;
   return request.client == nullptr ? *everybody : request.client->name_space;
 }
 
-}  // namespace
-
 void ContextKeeper::SetModel(const ContextIdentity& identity) {
   GF_CHECK(groups_.empty());
   drops_.clear();
+  store_.reset();
   tree_ = std::make_unique<SegmentTree>(identity);
 }
 
@@ -37,6 +38,7 @@ void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
                                 .snapshots_share = capacity.snapshots_share,
                                 .rate = TransferRate(kShelfBytesPerSecond, kShelfSeconds)});
   group.bytes = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
+  if (store_ != nullptr) store_->GroupReady(replica, group.tier);
 }
 
 ShelfDrops ContextKeeper::GroupEnded(int replica) {
@@ -45,6 +47,7 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
   const Group group = std::move(found->second);
   groups_.erase(found);
   SegmentDrops drops;
+  if (store_ != nullptr) store_->GroupEnded(replica, &drops);
   tree_->CloseTier(group.tier, &drops);
   const auto release = [&](const std::vector<Saving>& savings) {
     for (const Saving& saving : savings) tree_->Release(saving.segment, &drops);
@@ -72,6 +75,7 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
   if (choice.segment != 0) {
     tree_->CountHit(choice);
     tree_->Hold(choice.segment, now);
+    if (store_ != nullptr) store_->Used(choice.segment);
     beginning.segments = tree_->Chain(choice.segment);
     beginning.tokens = choice.position;
   } else {
@@ -120,8 +124,13 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
 ShelfDrops ContextKeeper::TakeDrops(int replica) {
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return {};
-  ShelfDrops drops = std::exchange(drops_[found->second.tier], {});
-  for (const uint64_t segment : drops.segments) found->second.segments.erase(segment);
+  Group& group = found->second;
+  ShelfDrops drops = std::exchange(drops_[group.tier], {});
+  for (const uint64_t segment : drops.segments) group.segments.erase(segment);
+  for (const auto* const dropped : {&drops.segments, &drops.snapshots}) {
+    for (const uint64_t segment : *dropped) group.leaving[segment] = 0;
+  }
+  if (!drops.empty()) group.freed_after = group.planned_step;
   return drops;
 }
 
@@ -129,6 +138,8 @@ void ContextKeeper::StepPlanned(int replica, uint64_t step) {
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return;
   Group& group = found->second;
+  group.planned_step = step;
+  for (auto& [segment, until] : group.leaving) until = until == 0 ? step : until;
   if (!group.planned.empty()) group.steps.push_back({step, std::exchange(group.planned, {})});
   SegmentDrops drops;
   for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
@@ -140,11 +151,14 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return;
   Group& group = found->second;
+  group.answered_step = step;
+  std::erase_if(group.leaving, [&](const auto& entry) { return entry.second != 0 && entry.second <= step; });
   SegmentDrops drops;
   while (!group.steps.empty() && group.steps.front().number <= step) {
     for (const Saving& saving : group.steps.front().saved) {
       if (std::find(unsaved.begin(), unsaved.end(), saving.segment) == unsaved.end()) {
         tree_->Arrived(saving.segment, group.tier, saving.contents, now, &drops);
+        if (store_ != nullptr) store_->Stored(saving.segment);
       } else {
         tree_->Lost(saving.segment, group.tier, saving.contents, &drops);
         drops_[group.tier].segments.push_back(saving.segment);  // another worker may have saved its part
@@ -158,6 +172,10 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
 
 void ContextKeeper::Note(SegmentDrops* drops) {
   for (const SegmentDrop& drop : *drops) {
+    if (store_ != nullptr && drop.tier == store_->tier()) {
+      store_->Dropped(drop);
+      continue;
+    }
     ShelfDrops& shelf = drops_[drop.tier];
     (drop.contents & kRows ? shelf.segments : shelf.snapshots).push_back(drop.segment);
   }

@@ -11,11 +11,13 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "coordinator/contexts/segment_key.h"
 #include "coordinator/contexts/segment_tree.h"
 #include "coordinator/contexts/snapshot_plan.h"
 #include "coordinator/prefix_keeper.h"
+#include "coordinator/store_tier.h"
 
 namespace goldfinch {
 
@@ -27,6 +29,9 @@ struct ShelfCapacity {
   int64_t snapshot_bytes = 0;
   double rows_share = 1, snapshots_share = 1;
 };
+
+// Of the request's client; empty without one.
+const std::string& NamespaceOf(const Request& request);
 
 // Segments that workers free.
 struct ShelfDrops {
@@ -49,17 +54,35 @@ class ContextKeeper final : public PrefixKeeper {
   ShelfDrops GroupEnded(int replica);
 
   // PrefixKeeper.
+  bool Prepare(int replica, uint64_t request_number, const Request& request, absl::Span<const int32_t> ids,
+               double token_seconds, double now) override;
   Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
                   double token_seconds, double now) override;
   void Release(int replica, const Beginning& beginning) override;
   Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
 
-  // What the workers of the group have to free before the Step that was planned last.
+  // What the workers of the group have to free before the Step that was planned last, or, if that has been sent, after
+  // it.
   ShelfDrops TakeDrops(int replica);
   // The Step that was planned last has this number.
   void StepPlanned(int replica, uint64_t step);
   // All stages have answered a Step. `unsaved`: segments for which some shelf had no room.
   void StepAnswered(int replica, uint64_t step, absl::Span<const uint64_t> unsaved, double now);
+
+  // ---- The store, beside the shelves (store_tier.h). Implemented in context_keeper_store.cc.
+  // What was there when it was opened is found from now on. After SetModel, and before any group is ready; `capacity`
+  // is that of any group.
+  void SetStore(const StoreTierOptions& options, StoreContents contents, const ShelfCapacity& capacity,
+                double token_seconds, double now);
+  // What is to be done, in this order. Workers are told of all drops before.
+  std::vector<StoreAction> TakeStoreActions(double now);
+  void Moved(uint64_t move, const StoreMoved& moved, double now);
+  void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept);
+  // A name was made, changed or deleted: the store is to know it.
+  void NameChanged(const std::string& name_space, const std::string& name);
+  // The requests for which Prepare was false, and is not any more.
+  std::vector<uint64_t> TakePrepared(double now);
+  const StoreTier* store() const { return store_.get(); }  // null: there is none
 
   // The bytes that are kept in the fullest shelves, over all groups.
   int64_t bytes() const { return tree_ == nullptr ? 0 : tree_->TierBytes(TierKind::kMemory); }
@@ -82,15 +105,25 @@ class ContextKeeper final : public PrefixKeeper {
     std::vector<uint64_t> restored;  // what it restores: held until it has been planned
     std::deque<Step> steps;          // in flight, oldest first
     std::set<uint64_t> segments;     // that workers may have
+    // Segments that workers have been told to free, with the first Step that they got after that, or 0: until it has
+    // been answered, nothing can be put there under these numbers.
+    std::map<uint64_t, uint64_t> leaving;
+    uint64_t planned_step = 0, answered_step = 0;  // the last ones
+    uint64_t freed_after = 0;  // what workers have been told to free is free when this Step has been answered
   };
 
   // Notes what has to be dropped from the groups' shelves.
   void Note(SegmentDrops* drops);
+  // Whether something may be put on the group's shelves under the number of the segment.
+  bool MayPut(const Group& group, uint64_t segment) const;
+  // Whether all that the group's workers have been told to free is free.
+  bool AllFreed(const Group& group) const;
 
   const SnapshotOptions options_;
   std::unique_ptr<SegmentTree> tree_;  // null without a model
   std::map<int, Group> groups_;        // by replica: those that keep something
   std::map<int, ShelfDrops> drops_;    // by tier: what the workers have not been told yet
+  std::unique_ptr<StoreTier> store_;   // null: there is none
 };
 
 }  // namespace goldfinch

@@ -113,7 +113,8 @@ class StoreTier {
             double now, SegmentDrops* drops);
 
   // ---- What is to be done, and what has become of it.
-  std::vector<StoreAction> TakeActions(double now, SegmentDrops* drops);
+  // `freed` says whether the shelves of a replica's group have the room that they should have by now.
+  std::vector<StoreAction> TakeActions(absl::FunctionRef<bool(int replica)> freed, double now, SegmentDrops* drops);
   void Moved(uint64_t move, const StoreMoved& moved, double now, SegmentDrops* drops);
   void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept);
   // Requests that need not wait any more.
@@ -171,7 +172,8 @@ class StoreTier {
   // The replica of a group that has these contents of the segment on its shelves; -1: none.
   int SourceOf(const SegmentInfo& info, SegmentContents contents) const;
   std::optional<StoreAction> Begin(uint64_t number, const Move& move);
-  void BeginMoves(std::deque<uint64_t>* waiting, int* running, int running_max, SegmentDrops* drops);
+  void BeginMoves(absl::FunctionRef<bool(int replica)> may, std::deque<uint64_t>* waiting, int* running,
+                  int running_max, SegmentDrops* drops);
   SegmentContents Present(uint64_t segment, int tier) const;
   SegmentContents PresentOrComing(uint64_t segment, int tier) const;
   bool StillComes(const Waiting& waiting) const;
