@@ -24,10 +24,11 @@ bool ContextKeeper::Prepare(int replica, uint64_t request_number, const Request&
   if (!request.cache && request.context.empty()) return true;
   Group& group = found->second;
   const auto size = static_cast<int64_t>(ids.size());
-  int64_t limit = size - 1;
+  int64_t limit = size;
   if (request.score) {
-    const bool all = request.score->score_prompt;
-    limit = all ? 0 : std::min(limit, static_cast<int64_t>(request.prompt.size()) - 1);
+    limit = request.score->score_prompt ? 0 : std::min(size, static_cast<int64_t>(request.prompt.size()) - 1);
+  } else if (request.generate->max_tokens == 0 && !request.keep_as) {
+    limit = size - 1;
   }
   const ContextMatch match = tree_->Match(NamespaceOf(request), ids, limit);
   const ContextChoice choice = tree_->Choose(

@@ -87,7 +87,6 @@ void StoreTier::GroupEnded(int replica, SegmentDrops* drops) {
   groups_.erase(group);
   for (auto wait = waits_.begin(); wait != waits_.end();) {
     if (wait->second.tier == tier) {
-      prepared_.push_back(wait->first);
       tree_->Release(wait->second.segment, drops);
       wait = waits_.erase(wait);
     } else {
@@ -424,16 +423,17 @@ bool StoreTier::Wait(int replica, uint64_t request, uint64_t segment, absl::Func
 
 std::vector<uint64_t> StoreTier::TakePrepared(double now, SegmentDrops* drops) {
   const bool look = std::exchange(look_at_waits_, false);
+  std::vector<uint64_t> prepared;
   for (auto wait = waits_.begin(); wait != waits_.end();) {
     if (now < wait->second.until && (!look || StillComes(wait->second))) {
       ++wait;
       continue;
     }
-    prepared_.push_back(wait->first);
+    prepared.push_back(wait->first);
     tree_->Release(wait->second.segment, drops);
     wait = waits_.erase(wait);
   }
-  return std::exchange(prepared_, {});
+  return prepared;
 }
 
 }  // namespace goldfinch

@@ -96,7 +96,8 @@ class StoreTier {
 
   int tier() const { return tier_; }
 
-  // ---- Groups. A group's tier is open from GroupReady to GroupEnded, which comes before it is closed.
+  // ---- Groups. A group's tier is open from GroupReady to GroupEnded, which comes before it is closed, and after which
+  // nobody waits for it.
   void GroupReady(int replica, int tier) { groups_[replica] = tier; }
   void GroupEnded(int replica, SegmentDrops* drops);
 
@@ -195,7 +196,6 @@ class StoreTier {
   int64_t moves_done_ = 0, moves_failed_ = 0;
   std::map<uint64_t, Waiting> waits_;  // by request
   bool look_at_waits_ = false;         // something has come, or will not
-  std::vector<uint64_t> prepared_;
   std::vector<StoreAction> actions_;
   std::map<Name, KeptName> names_;
   std::set<Name> changed_names_;
