@@ -48,6 +48,7 @@ Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
       metrics_(metrics),
       keeper_(options_.snapshots),
       scheduler_(options_.queue, options_.membership.replicas, options_.overcommit),
+      mover_(options_.mover),
       membership_(options_.membership),
       steps_(options_.membership.replicas),
       last_answers_(options_.membership.replicas),
@@ -221,10 +222,14 @@ void Coordinator::Settle(double now) {
     if (effects.sends.empty() && effects.closes.empty() && effects.events.empty() && effects.log.empty()) return;
     for (const std::string& line : effects.log) spdlog::info("{}", line);
     for (const auto& [worker, message] : effects.sends) {
+      if (message.has_welcome() && !message.welcome().contexts_token().empty()) {
+        mover_.AddWorker(worker, message.welcome().contexts_token());
+      }
       const auto link = links_.find(worker);
       if (link != links_.end()) link->second->Send(message);
     }
     for (const uint64_t worker : effects.closes) {
+      mover_.RemoveWorker(worker);
       const auto link = links_.find(worker);
       if (link == links_.end()) continue;
       link->second->Close();
@@ -308,6 +313,7 @@ void Coordinator::HandleGenerationReady(int replica, double now) {
   members_[replica].clear();
   for (const Membership::StageView& stage : membership_.stages(replica)) members_[replica].push_back(stage.worker);
   if (options_.prefix_cache) keeper_.GroupReady(replica, membership_.Shelf(replica));
+  if (std::optional<ShelfGroup> shelves = membership_.Shelves(replica)) mover_.SetGroup(replica, *std::move(shelves));
   scheduler_.GenerationReady(replica, capacity, now);
   no_group_since_ = -1;
   accepting_ = true;
@@ -318,6 +324,7 @@ void Coordinator::HandleGenerationReady(int replica, double now) {
 void Coordinator::HandleGenerationEnded(int replica, double now) {
   steps_[replica].clear();
   metrics_->ClearTiers(replica);
+  mover_.EndGroup(replica);
   SendDrops(members_[replica], keeper_.GroupEnded(replica));
   scheduler_.GenerationEnded(replica, now);
   if (scheduler_.has_group()) return;

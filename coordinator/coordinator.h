@@ -26,6 +26,7 @@
 #include "coordinator/membership.h"
 #include "coordinator/metrics.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/segment_mover.h"
 #include "coordinator/step.h"
 #include "coordinator/step_cost.h"
 #include "coordinator/worker_link.h"
@@ -42,6 +43,7 @@ struct CoordinatorOptions {
   // Whether what requests read is kept for others that begin with the same text, and how.
   bool prefix_cache = true;
   SnapshotOptions snapshots;
+  MoverOptions mover;
   // When no stage of a group has answered a Step or got on with one for so long, the first worker that owes an answer
   // is lost. A Step may take as long as it likes.
   double step_timeout_seconds = 120;
@@ -84,6 +86,7 @@ class Coordinator : public Dispatcher, public WorkerListener {
   uint64_t Connected(std::shared_ptr<WorkerLink> link, const std::string& address) override;
   void Received(uint64_t worker, cluster::v1::FromWorker message) override;
   void Disconnected(uint64_t worker) override;
+  ShelfListener* shelves() override { return &mover_; }
 
  private:
   using Task = absl::AnyInvocable<void(double now)>;
@@ -137,6 +140,7 @@ class Coordinator : public Dispatcher, public WorkerListener {
   // Used by the coordinator's thread alone.
   ContextKeeper keeper_;
   Scheduler scheduler_;
+  SegmentMover mover_;  // has a replica's group from HandleGenerationReady to HandleGenerationEnded
   Membership membership_;
   std::map<uint64_t, std::shared_ptr<WorkerLink>> links_;
   std::vector<std::deque<SentStep>> steps_;     // [replicas], oldest first

@@ -107,7 +107,8 @@ class SegmentMover : public ShelfListener {
   void RemoveWorker(uint64_t worker);
 
   // ShelfListener.
-  bool Opened(std::shared_ptr<ShelfLink> link, const std::string& token) override;
+  std::optional<uint64_t> WorkerOf(const std::string& token) const override;
+  bool Opened(uint64_t worker, std::shared_ptr<ShelfLink> link) override;
   void Received(const ShelfLink* link, cluster::v1::FromShelf message) override;
   void Written(const ShelfLink* link, int64_t bytes) override;
   void Closed(const ShelfLink* link) override;

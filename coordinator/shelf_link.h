@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace goldfinch {
@@ -19,7 +20,7 @@ class ShelfLink {
   virtual ~ShelfLink() = default;
   // The listener's Written follows when the message is on its way.
   virtual void Send(const cluster::v1::ToShelf& message) = 0;
-  // Ends the stream at once, whatever is on its way. The listener's Closed follows.
+  // Ends the stream at once, whatever is on its way. The listener's Closed follows, perhaps during this call.
   virtual void Close() = 0;
   // The listener has handled the oldest message that it has not said this of; to be called once for each.
   virtual void Handled() = 0;
@@ -29,9 +30,11 @@ class ShelfLink {
 class ShelfListener {
  public:
   virtual ~ShelfListener() = default;
-  // A stream whose first message is this token. False if nobody was given the token: the stream ends, and nothing else
+  // The worker that was given this token (Welcome.contexts_token) and is still there.
+  virtual std::optional<uint64_t> WorkerOf(const std::string& token) const = 0;
+  // A stream of this worker, in place of an older one. False if the worker is gone: the stream ends, and nothing else
   // is called for it.
-  virtual bool Opened(std::shared_ptr<ShelfLink> link, const std::string& token) = 0;
+  virtual bool Opened(uint64_t worker, std::shared_ptr<ShelfLink> link) = 0;
   // The following messages, in their order. They are within the limits of coordinator/worker_messages.h.
   virtual void Received(const ShelfLink* link, cluster::v1::FromShelf message) = 0;
   // So many bytes of the messages that were sent have gone out.
