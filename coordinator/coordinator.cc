@@ -58,7 +58,10 @@ Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
       next_tick_(start_),
       activity_(start_),
       thread_([this] {
-        if (options_.prefix_cache) scheduler_.SetKeeper(&keeper_);
+        if (options_.prefix_cache) {
+          scheduler_.SetKeeper(&keeper_);
+          OpenStore();
+        }
         Run();
       }) {}
 
@@ -181,6 +184,7 @@ void Coordinator::Run() {
       Tick(now);
       Settle(now);
     }
+    MoveContexts(now);
     for (int replica = 0; replica < options_.membership.replicas; ++replica) SendSteps(replica, Now());
     PublishEvents();
     if (stop) break;
@@ -307,13 +311,16 @@ void Coordinator::HandleModelKnown(double now) {
 }
 
 void Coordinator::HandleGenerationReady(int replica, double now) {
+  if (context_store_ != nullptr && !store_contents_ && numerics_.empty()) {
+    waiting_groups_.insert(replica);
+    return;
+  }
   GroupCapacity capacity = membership_.Capacity(replica);
   const double usual_seconds = membership_.OnGpus(replica) ? kGpuStepTargetSeconds : kCpuStepTargetSeconds;
   capacity.step_target_seconds = options_.step_target_seconds > 0 ? options_.step_target_seconds : usual_seconds;
   members_[replica].clear();
   for (const Membership::StageView& stage : membership_.stages(replica)) members_[replica].push_back(stage.worker);
-  if (options_.prefix_cache) keeper_.GroupReady(replica, membership_.Shelf(replica));
-  if (std::optional<ShelfGroup> shelves = membership_.Shelves(replica)) mover_.SetGroup(replica, *std::move(shelves));
+  if (options_.prefix_cache) KeepTexts(replica, capacity.row_seconds, now);
   scheduler_.GenerationReady(replica, capacity, now);
   no_group_since_ = -1;
   accepting_ = true;
@@ -322,6 +329,7 @@ void Coordinator::HandleGenerationReady(int replica, double now) {
 }
 
 void Coordinator::HandleGenerationEnded(int replica, double now) {
+  if (waiting_groups_.erase(replica) > 0) return;
   steps_[replica].clear();
   metrics_->ClearTiers(replica);
   mover_.EndGroup(replica);
@@ -400,6 +408,7 @@ void Coordinator::SendDrops(const std::vector<uint64_t>& workers, ShelfDrops dro
 }
 
 void Coordinator::SendSteps(int replica, double now) {
+  if (waiting_groups_.contains(replica)) return;
   while (membership_.ready(replica) && !membership_.draining(replica)) {
     const bool planned = scheduler_.NextStep(replica, now, &plan_);
     if (!planned) return;

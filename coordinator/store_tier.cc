@@ -256,7 +256,7 @@ void StoreTier::Moved(uint64_t number, const StoreMoved& moved, double now, Segm
   const Move move = found->second;
   moves_.erase(found);
   --(move.save ? saving_ : bringing_);
-  ++(moved.status.ok() ? moves_done_ : moves_failed_);
+  ++(!moved.status.ok() ? moves_failed_ : move.save ? saved_ : brought_);
   if (move.save) {
     EndSave(move, moved, now, drops);
   } else {

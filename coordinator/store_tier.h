@@ -125,10 +125,11 @@ class StoreTier {
   // segment is in the store, if that is durable.
   void NameChanged(const std::string& name_space, const std::string& name);
 
-  // Moves that have been given out and have not ended.
+  // Moves that have been given out and have not ended; and those that have, well or not.
   int saving() const { return saving_; }
   int bringing() const { return bringing_; }
-  int64_t moves() const { return moves_done_; }
+  int64_t saved() const { return saved_; }
+  int64_t brought() const { return brought_; }
   int64_t moves_failed() const { return moves_failed_; }
   int64_t bytes() const { return tree_->TierBytes(tier_); }
   int64_t long_bytes() const { return long_bytes_; }  // of these, those of long texts
@@ -193,7 +194,7 @@ class StoreTier {
   std::deque<uint64_t> saves_, brings_;             // moves that have not been given out
   int saving_ = 0, bringing_ = 0;                   // moves that have been
   uint64_t last_move_ = 0;
-  int64_t moves_done_ = 0, moves_failed_ = 0;
+  int64_t saved_ = 0, brought_ = 0, moves_failed_ = 0;
   std::map<uint64_t, Waiting> waits_;  // by request
   bool look_at_waits_ = false;         // something has come, or will not
   std::vector<StoreAction> actions_;
