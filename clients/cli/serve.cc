@@ -16,6 +16,7 @@
 #include "base/status.h"
 #include "base/version.h"
 #include "clients/cli/cluster_setup.h"
+#include "clients/cli/context_setup.h"
 #include "clients/cli/device.h"
 #include "clients/cli/embedded_workers.h"
 #include "clients/cli/file_watch.h"
@@ -265,6 +266,7 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   LogAsServer();
   GF_ASSIGN_OR_RETURN(CoordinatorOptions coordinator_options, CoordinatorOptionsOf(options, stop));
   GF_RETURN_IF_ERROR(DescribeModel(options, &coordinator_options.membership));
+  GF_RETURN_IF_ERROR(OpenContextStore(options, embedded, &coordinator_options));
   const int workers_wanted = coordinator_options.membership.stages * options.replicas;
   std::vector<std::unique_ptr<Backend>> backends;
   if (embedded) {
