@@ -129,7 +129,8 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   Note(&drops);
   group.planned.push_back({added->number, saving->contents});
   group.segments.insert(added->number);
-  return {added->number, saving->begin};
+  // Workers leave out what they have of it.
+  return {added->number, tree_->Find(added->number)->begin};
 }
 
 absl::Status ContextKeeper::Keep(int, const Request&, absl::Span<const int32_t>, double) {

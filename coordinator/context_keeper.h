@@ -86,6 +86,7 @@ class ContextKeeper final : public PrefixKeeper {
   // The requests for which Prepare was false, and is not any more.
   std::vector<uint64_t> TakePrepared(double now);
   const StoreTier* store() const { return store_.get(); }  // null: there is none
+  const SegmentTree* tree() const { return tree_.get(); }  // null: there is no model
 
   // The bytes that are kept in the fullest shelves, over all groups.
   int64_t bytes() const { return tree_ == nullptr ? 0 : tree_->TierBytes(TierKind::kMemory); }

@@ -123,6 +123,18 @@ SegmentContents StoreTier::PresentOrComing(uint64_t segment, int tier) const {
   return 0;
 }
 
+// A chain that was broken by a loss stays for as long as somebody holds it.
+bool StoreTier::ChainHasRows(uint64_t segment) const {
+  for (uint64_t next = segment; next != 0;) {
+    const std::optional<SegmentInfo> info = tree_->Find(next);
+    SegmentContents contents = 0;
+    for (const SegmentInfo::Copy& copy : info->copies) contents |= copy.present | copy.coming;
+    if ((contents & kRows) == 0) return false;
+    next = info->parent;
+  }
+  return true;
+}
+
 // What the store has of a segment that is in kept_.
 void StoreTier::SetKept(uint64_t segment, SegmentContents contents) {
   const auto found = kept_.find(segment);
@@ -187,6 +199,7 @@ std::optional<StoreAction> StoreTier::Begin(uint64_t number, const Move& move) {
         .replica = move.replica, .segment = move.segment, .key = kept->second.key, .contents = move.contents};
     return action;
   }
+  if (!ChainHasRows(move.segment)) return std::nullopt;
   const std::optional<SegmentInfo> info = tree_->Find(move.segment);
   const SegmentKey key = tree_->Key(move.segment);
   kept_[move.segment].key = key;

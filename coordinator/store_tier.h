@@ -5,8 +5,8 @@
 // WHAT IS SAVED. A segment whose snapshot has come to a shelf is saved if reading it back would take less time than
 // computing what lies between it and the snapshot before it in the store, and always if it is that of a named context.
 // A store that does not outlive its process is there for texts of running sequences: it gets long texts only. Segments
-// are saved one or two at a time, those of long texts first; SegmentMover keeps the rate. A segment is saved after its
-// parents.
+// are saved one or two at a time, those of long texts first, and each with those of its parents that are not in the
+// store; SegmentMover keeps the rate.
 //
 // WHO WAITS. A request whose text is best begun with what is in the store waits until all of it is on the shelves, or
 // until something of it has failed, at most wait_seconds_max: then it begins with what is there. Several that need the
@@ -178,6 +178,7 @@ class StoreTier {
                   int running_max, SegmentDrops* drops);
   SegmentContents Present(uint64_t segment, int tier) const;
   SegmentContents PresentOrComing(uint64_t segment, int tier) const;
+  bool ChainHasRows(uint64_t segment) const;
   bool StillComes(const Waiting& waiting) const;
   void PlanNames(double now);
   void Do(StoreAction::Kind kind, const SegmentKey& key);

@@ -267,7 +267,8 @@ class SegmentTree {
   // Gives one hold back.
   void Release(uint64_t number, SegmentDrops* drops);
 
-  // Makes room for what of the held segment is in no tier yet, and counts it as on its way to this one. Whatever has
+  // Makes room for what of the held segment is in no tier yet, and for its rows if a snapshot is to come without them,
+  // and counts it as on its way to this tier. Whatever has
   // been said of a snapshot without last logits is forgotten if the segment was added again with them. The segment's
   // `begin` may have moved back to where the rows before it are. RESOURCE_EXHAUSTED, with the segment as it was: there
   // is no room, or the namespace's quota is used up; the message names it. Some drops may have been made in vain.
