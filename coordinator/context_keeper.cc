@@ -174,7 +174,13 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
     for (const Saving& saving : group.steps.front().saved) {
       if (std::find(unsaved.begin(), unsaved.end(), saving.segment) == unsaved.end()) {
         tree_->Arrived(saving.segment, group.tier, saving.contents, now, &drops);
-        if (store_ != nullptr) store_->Stored(saving.segment);
+        if (store_ != nullptr) {
+          store_->Stored(saving.segment);
+          // Its rows were to be brought meanwhile, which has failed: the snapshot went with them.
+          if (!store_->Has(saving.segment, group.tier, saving.contents)) {
+            drops_[group.tier].segments.push_back(saving.segment);
+          }
+        }
       } else {
         tree_->Lost(saving.segment, group.tier, saving.contents, &drops);
         drops_[group.tier].segments.push_back(saving.segment);  // another worker may have saved its part

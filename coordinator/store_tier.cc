@@ -176,6 +176,11 @@ uint64_t StoreTier::AddMove(const Move& move, double now) {
   return number;
 }
 
+bool StoreTier::HasMove(uint64_t segment, int tier) const {
+  return std::any_of(moves_.begin(), moves_.end(),
+                     [&](const auto& entry) { return entry.second.segment == segment && entry.second.tier == tier; });
+}
+
 // Ends one that was not given out: nothing of it comes.
 void StoreTier::EndMove(uint64_t number, SegmentDrops* drops) {
   const auto found = moves_.find(number);
@@ -188,7 +193,7 @@ void StoreTier::EndMove(uint64_t number, SegmentDrops* drops) {
   look_at_waits_ = true;
 }
 
-std::optional<StoreAction> StoreTier::Begin(uint64_t number, const Move& move) {
+std::optional<StoreAction> StoreTier::Begin(uint64_t number, Move& move) {
   StoreAction action;
   action.move = number;
   if (!move.save) {
@@ -202,7 +207,7 @@ std::optional<StoreAction> StoreTier::Begin(uint64_t number, const Move& move) {
   if (!ChainHasRows(move.segment)) return std::nullopt;
   const std::optional<SegmentInfo> info = tree_->Find(move.segment);
   const SegmentKey key = tree_->Key(move.segment);
-  kept_[move.segment].key = key;
+  move.key = kept_[move.segment].key = key;
   action.kind = StoreAction::Kind::kSave;
   action.save = {.replica = move.replica,
                  .segment = move.segment,
@@ -249,6 +254,7 @@ std::vector<StoreAction> StoreTier::TakeActions(absl::FunctionRef<bool(int repli
   for (const uint64_t segment : std::exchange(dropped_, {})) {
     const auto kept = kept_.find(segment);
     if (kept == kept_.end()) continue;
+    if (HasMove(segment, tier_)) continue;  // its end looks again
     const SegmentContents left = PresentOrComing(segment, tier_);
     if (left == 0) {
       Do(StoreAction::Kind::kDelete, kept->second.key);
@@ -291,7 +297,8 @@ void StoreTier::EndSave(const Move& move, const StoreMoved& moved, double now, S
     }
     tree_->Lost(move.segment, tier_, move.contents, drops);
   }
-  if (kept_.contains(move.segment)) SetKept(move.segment, moved.stored);
+  kept_[move.segment].key = move.key;
+  SetKept(move.segment, moved.stored);
   dropped_.insert(move.segment);
 }
 
@@ -416,9 +423,10 @@ bool StoreTier::Wait(int replica, uint64_t request, uint64_t segment, absl::Func
     return false;
   }
   const bool can = std::all_of(plan->moves.begin(), plan->moves.end(), [&](const BringMove& move) {
-    return (Present(move.segment, tier_) & move.contents) != 0 && usable(move.segment);
+    return (Present(move.segment, tier_) & move.contents) != 0 && usable(move.segment) && !HasMove(move.segment, tier);
   });
-  if (!can) {  // it is on the shelves of another group alone, or was just dropped from these
+  // Something is on the shelves of another group alone, or was just dropped from these, or its other half is coming.
+  if (!can) {
     for (const BringMove& move : plan->moves) tree_->Lost(move.segment, tier, move.contents, drops);
     tree_->Release(segment, drops);
     return false;

@@ -103,6 +103,10 @@ class StoreTier {
 
   // Something of the segment has come to a shelf.
   void Stored(uint64_t segment);
+  // Whether the tier has these contents.
+  bool Has(uint64_t segment, int tier, SegmentContents contents) const {
+    return (contents & ~Present(segment, tier)) == 0;
+  }
   // It was used.
   void Used(uint64_t segment);
   void Dropped(const SegmentDrop& drop);
@@ -142,7 +146,7 @@ class StoreTier {
     int tier = 0;  // that it goes to
     uint64_t segment = 0;
     SegmentContents contents = 0;
-    bool started = false;
+    SegmentKey key{};  // of one to the store that has been given out
   };
   struct Waiting {
     int replica = 0;
@@ -173,7 +177,8 @@ class StoreTier {
   void PlanSaves(double now, SegmentDrops* drops);
   // The replica of a group that has these contents of the segment on its shelves; -1: none.
   int SourceOf(const SegmentInfo& info, SegmentContents contents) const;
-  std::optional<StoreAction> Begin(uint64_t number, const Move& move);
+  bool HasMove(uint64_t segment, int tier) const;
+  std::optional<StoreAction> Begin(uint64_t number, Move& move);
   void BeginMoves(absl::FunctionRef<bool(int replica)> may, std::deque<uint64_t>* waiting, int* running,
                   int running_max, SegmentDrops* drops);
   SegmentContents Present(uint64_t segment, int tier) const;
