@@ -61,6 +61,8 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
     }
   }
   state.live = static_cast<int>(sequences);
+  // Of a context, nothing is scored, nor the first token after it.
+  state.prompt_scored = request.context_tokens.value_or(0);
   state.request = std::move(request);
   state.bytes = BytesOf(state.request);
   for (const Sequence& sequence : state.sequences) state.bytes += BytesOf(sequence.after_prompt) + sizeof(Sequence);
