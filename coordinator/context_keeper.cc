@@ -13,8 +13,8 @@ namespace {
 // Copies within the host's memory, or between it and a device; learned from then on.
 constexpr double kShelfBytesPerSecond = 4e9, kShelfSeconds = 1e-4;
 
-// How many of the request's first tokens are those of a context.
-int64_t ContextTokens(const Request& request) { return request.context_tokens.value_or(0); }
+// A request that refuses the cache begins with its context alone.
+int64_t LimitOf(const Request& request) { return request.cache ? INT64_MAX : *request.context_tokens; }
 
 }  // namespace
 
@@ -66,12 +66,22 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
   return {{group.segments.begin(), group.segments.end()}, {}};
 }
 
+int64_t ContextKeeper::Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const {
+  const auto found = groups_.find(replica);
+  if (found == groups_.end() || !request.uses_kept()) return 0;
+  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, LimitOf(request));
+  // The longest, whatever it takes to load.
+  const auto compute_seconds = [&](int64_t begin) { return static_cast<double>(match.tokens - begin); };
+  return tree_->Choose(match, found->second.tier, compute_seconds).position;
+}
+
+bool ContextKeeper::Prepare(int, uint64_t, const Request&, absl::Span<const int32_t>, double, double) { return true; }
+
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
                                              int64_t tokens_max, double token_seconds, double now) {
   const auto found = groups_.find(replica);
-  const int64_t context_tokens = ContextTokens(request);
-  if (found == groups_.end() || (!request.cache && context_tokens == 0)) return {};
-  if (!request.cache) tokens_max = std::min(tokens_max, context_tokens);
+  if (found == groups_.end() || !request.uses_kept()) return {};
+  tokens_max = std::min(tokens_max, LimitOf(request));
   Group& group = found->second;
   group.token_seconds = token_seconds_ = token_seconds;
   const auto size = static_cast<int64_t>(ids.size());
@@ -90,7 +100,7 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
   }
   if (!request.cache) return beginning;
   std::vector<int64_t> breakpoints = request.breakpoints;
-  if (context_tokens > 0) breakpoints.push_back(context_tokens);  // which may have lost its snapshot
+  if (request.context_tokens) breakpoints.push_back(*request.context_tokens);  // which may have lost its snapshot
   // What is short is read again faster than it is kept, but for what was asked for.
   if (size - beginning.tokens >= options_.cost_tokens) {
     beginning.save_at = PlanSnapshots(
@@ -115,15 +125,17 @@ void ContextKeeper::Release(int replica, const Beginning& beginning) {
 }
 
 PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, absl::Span<const int32_t> ids,
-                                        double now) {
+                                        const SavePoint& point, double now) {
   const auto found = groups_.find(replica);
-  if (found == groups_.end() || (!request.cache && !request.keep_as)) return {};
+  if (found == groups_.end() || (!request.cache && !point.end)) return {};
   Group& group = found->second;
   const std::string& name_space = NamespaceOf(request);
+  SegmentBytes bytes = group.bytes;
+  bytes.logits = point.logits;
   const absl::StatusOr<AddedSegment> added =
-      tree_->Add(name_space, 0, ids, group.bytes, group.token_seconds * static_cast<double>(ids.size()), now);
+      tree_->Add(name_space, 0, ids, bytes, group.token_seconds * static_cast<double>(ids.size()), now);
   const auto refuse = [&](const absl::Status& status) {
-    if (request.keep_as) group.refused.insert_or_assign(name_space, status);
+    if (point.end) group.refused.insert_or_assign(name_space, status);
   };
   if (!added.ok()) {
     refuse(added.status());

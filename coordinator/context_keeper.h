@@ -68,10 +68,15 @@ class ContextKeeper final : public PrefixKeeper {
   ShelfDrops GroupEnded(int replica);
 
   // PrefixKeeper.
+  int64_t Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const override;
+  bool Prepare(int replica, uint64_t request_number, const Request& request, absl::Span<const int32_t> ids,
+               double token_seconds, double now) override;
   Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
                   double token_seconds, double now) override;
   void Release(int replica, const Beginning& beginning) override;
-  Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
+  Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, const SavePoint& point,
+             double now) override;
+  absl::Status Keep(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
 
   // ---- Names, which each namespace has of its own. All errors are for users.
 
@@ -83,8 +88,6 @@ class ContextKeeper final : public PrefixKeeper {
   // RESOURCE_EXHAUSTED, FAILED_PRECONDITION if no worker keeps anything.
   absl::StatusOr<std::shared_ptr<RequestSink>> Resolve(Request* request, std::shared_ptr<RequestSink> sink,
                                                        int64_t tokens_max, double now);
-  // Names the text of a request that has come to its end and was saved there.
-  absl::Status Keep(int replica, const Request& request, absl::Span<const int32_t> ids, double now);
 
   absl::StatusOr<NamedContext> GetContext(const std::string& name_space, const GetContextQuery& query) const;
   // It stops early where it would take long.

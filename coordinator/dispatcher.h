@@ -65,6 +65,9 @@ struct Request {
   int64_t held_bytes = 0;            // what its sink keeps in memory for it until it has ended
   std::optional<Generate> generate;
   std::optional<Score> score;
+
+  // Whether it may begin with something that is kept; once context_tokens has been set.
+  bool uses_kept() const { return cache || context_tokens.has_value(); }
 };
 
 struct OutputToken {
