@@ -49,7 +49,9 @@ TEST_P(KeptTextsTest, LogitsAreThoseOfReadingEverything) {
     ASSERT_TRUE(cold->Wait().ok()) << cold->Wait();
     ASSERT_TRUE(warm->Wait().ok()) << warm->Wait();
     EXPECT_EQ(cold->usage().cached_tokens, 0);
-    EXPECT_EQ(warm->usage().cached_tokens, BreakpointBefore(position));
+    // Short texts are read faster than they are found; later ones find what earlier ones have left, too.
+    EXPECT_GE(warm->usage().cached_tokens, position < 63 ? 0 : BreakpointBefore(position));
+    EXPECT_LE(warm->usage().cached_tokens, position);
     EXPECT_EQ(warm->logits(0), cold->logits(0));
   }
   cluster.ExpectNothingHeld();
