@@ -86,7 +86,7 @@ def bench_first_tokens(args, folder):
         others = [asker.ask(document + "Question 3?") for document in documents]
         same = [asker.ask(document + "Question 0?") for document in documents]
         rows += [("cold", cold), ("another question, from memory", others), ("the same prompt, from memory", same)]
-        contexts = [call(args.program, "context", "create", f"document {i}", "--server", server, "--prompt", document)
+        contexts = [call(args.program, "context", "create", f"document {i}", "--server", server, "--text", document)
                     for i, document in enumerate(documents[:1])]
     with run.server(args.program, flags) as server:
         asker = Asker(args.program, server, folder)
@@ -129,7 +129,7 @@ def bench_eviction(args, folder):
     count = 12
     documents = [text(100 + seed, args.tokens // 2) for seed in range(count)]
     with run.server(args.program, serve_flags(args)) as server:
-        context = call(args.program, "context", "create", "one", "--server", server, "--prompt", documents[0])
+        context = call(args.program, "context", "create", "one", "--server", server, "--text", documents[0])
         context = context.get("context", context)
     memory = args.stages * int(context["bytes"]) * count // 2
     with run.server(args.program, serve_flags(args, "--context-memory", memory)) as server:
