@@ -85,10 +85,6 @@ void ContextKeeper::NamePut(const ContextName& asked, const absl::StatusOr<Conte
   if (store_ != nullptr) store_->NamePut(asked, kept);
 }
 
-void ContextKeeper::NameChanged(const std::string& name_space, const std::string& name) {
-  if (store_ != nullptr) store_->NameChanged(name_space, name);
-}
-
 std::vector<uint64_t> ContextKeeper::TakePrepared(double now) {
   if (store_ == nullptr) return {};
   SegmentDrops drops;

@@ -163,6 +163,7 @@ class StoreTier {
   struct KeptName {
     uint64_t id = 0;        // in the store; 0: none
     uint64_t revision = 0;  // there
+    uint64_t etag = 0;      // of the context when it was last written down
     bool putting = false;
   };
 

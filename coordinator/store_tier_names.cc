@@ -17,12 +17,12 @@ void StoreTier::AdoptNames(const std::vector<ContextName>& names, const std::map
           name.keep_seconds > 0 ? std::optional<double>(static_cast<double>(name.keep_seconds)) : std::nullopt;
       tree_->Hold(segment->second, now);
       made = tree_->Create(name.name_space, name.name, segment->second, seconds_to_live, now);
-      if (made.ok() && name.pinned) tree_->Pin(name.name_space, name.name, true, 0).IgnoreError();
+      if (made.ok() && name.pinned) made = tree_->Pin(name.name_space, name.name, true, 0);
       SegmentDrops drops;  // none: it has rows
       tree_->Release(segment->second, &drops);
     }
     if (made.ok()) {
-      names_[{name.name_space, name.name}] = {.id = name.id, .revision = name.revision};
+      names_[{name.name_space, name.name}] = {.id = name.id, .revision = name.revision, .etag = made->etag};
       continue;
     }
     Do(StoreAction::Kind::kDeleteName, {});
@@ -55,7 +55,7 @@ void StoreTier::PlanNames(double now) {
       action.kind = StoreAction::Kind::kDeleteName;
       if (kept.id != 0) actions_.push_back(std::move(action));
       names_.erase(*changed);
-    } else {
+    } else if (kept.id == 0 || kept.etag != info->etag || info->expires) {  // else it was only used
       const auto segment = kept_.find(info->segment);
       if (segment == kept_.end() || segment->second.contents != kRowsAndSnapshot) {  // once it is in the store
         ++changed;
@@ -70,6 +70,7 @@ void StoreTier::PlanNames(double now) {
         action.expires_in_seconds = *info->expires - now;
       }
       kept.putting = true;
+      kept.etag = info->etag;
       actions_.push_back(std::move(action));
     }
     changed = changed_names_.erase(changed);
