@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "base/crc32c.h"
@@ -254,7 +255,7 @@ class Putter {
     // Nothing may be under way when the move is over: what was sent whole is waited for, given up or not; a part that
     // was not ends with the stream.
     if (!status.ok()) lease_->IgnoreCancel();
-    while (!waiting_.empty()) {
+    while (!waiting_.empty() && !lease_->broken()) {
       absl::StatusOr<FromShelf> next = lease_->Next();
       const absl::Status handled = next.ok() ? HandleAnswer(*next) : next.status();
       if (handled.ok()) continue;
@@ -264,7 +265,6 @@ class Putter {
         continue;
       }
       lease_->Break();
-      break;
     }
     if (mid_part_) lease_->Break();
     return status.ok() ? refusal_ : status;
@@ -300,7 +300,10 @@ class Putter {
       GF_RETURN_IF_ERROR(refusal_);
       if (*run_->cancelled) return absl::CancelledError("the move was given up");
       if (lease_->HasRoom()) return absl::OkStatus();
-      GF_RETURN_IF_ERROR(lease_->AwaitRoom());
+      if (absl::Status room = lease_->AwaitRoom(); !room.ok()) {
+        if (!absl::IsCancelled(room)) lease_->Break();
+        return room;
+      }
     }
   }
 

@@ -4,8 +4,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "coordinator/segment_mover.h"
 #include "coordinator/shelf_group.h"
@@ -19,7 +19,7 @@ struct MoveRun {
   const ShelfGroup* group;
   const std::atomic<bool>* cancelled;
   // Waits until so many bytes more may go to the store; without a lease, they do not go over a stream.
-  absl::FunctionRef<void(ShelfLease* lease, int64_t bytes)> pace;
+  std::function<void(ShelfLease* lease, int64_t bytes)> pace;
   int64_t bytes = 0;  // MoveResult::bytes
 };
 

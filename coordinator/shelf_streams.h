@@ -112,6 +112,7 @@ class ShelfLease {
   void Pause(double seconds);
   // The stream is closed with the lease, as nothing that follows in it would make sense.
   void Break() { broken_ = true; }
+  bool broken() const { return broken_; }
 
  private:
   friend class ShelfStreams;
