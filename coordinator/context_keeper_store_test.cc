@@ -292,6 +292,8 @@ TEST(ContextKeeperStoreTest, ALostGroupCostsAReload) {
   keeping.cluster.RunAll();
   EXPECT_EQ(client->tokens[0], FakeAnswer(prompt, 0, 40));
   EXPECT_EQ(client->usage.recoveries, 1);
+  EXPECT_GT(client->usage.reread_tokens, 0);
+  EXPECT_LT(client->usage.reread_tokens, 60);
   EXPECT_LT(keeping.cluster.groups.at(0)->tokens_run(), 60) << "what it had generated, and the rest";
   keeping.ExpectNothingLeft();
 }

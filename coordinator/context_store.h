@@ -7,7 +7,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
-#include "coordinator/calls/work_queue.h"
+#include "base/work_queue.h"
 #include "coordinator/segment_mover.h"
 #include "coordinator/store/store.h"
 #include "coordinator/store_tier.h"

@@ -73,7 +73,7 @@ class Metrics {
     int64_t evictions = 0;
     int64_t tokens_saved = 0;
     int64_t memory_bytes = 0;  // now; of workers
-    // Of the store.
+    // The store:
     int64_t disk_bytes = 0;         // now, on disk,
     int64_t coordinator_bytes = 0;  // or in the coordinator's memory
     int64_t protected_bytes = 0;    // of these, those of long texts

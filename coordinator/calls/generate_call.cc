@@ -52,6 +52,7 @@ v1::Usage ToMessage(const RequestUsage& usage) {
   message.set_transformer_cache_bytes(usage.transformer_cache_bytes);
   message.set_recoveries(usage.recoveries);
   message.set_cached_tokens(usage.cached_tokens);
+  message.set_reread_tokens(usage.reread_tokens);
   return message;
 }
 

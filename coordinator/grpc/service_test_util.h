@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/work_queue.h"
 #include "coordinator/calls/test_model.h"
-#include "coordinator/calls/work_queue.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/grpc/server.h"
 #include "coordinator/grpc/service.h"

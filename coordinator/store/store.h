@@ -7,7 +7,7 @@
 // counted.
 //
 // Everything here but the plain look-ups (`Segments`, `Find`, `Names`, `totals`) waits for the disk, and so do the
-// writers and readers: use it from the thread of a work queue (coordinator/calls/work_queue.h), never from the
+// writers and readers: use it from the thread of a work queue (base/work_queue.h), never from the
 // coordinator's own. The store is thread-safe; a writer or reader is for one thread at a time.
 //
 // Errors are Status: RESOURCE_EXHAUSTED (the store's limit, the disk, a quota), PERMISSION_DENIED (also of a read-only
