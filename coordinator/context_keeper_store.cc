@@ -30,6 +30,7 @@ bool ContextKeeper::Prepare(int replica, uint64_t request_number, const Request&
   } else if (request.generate->max_tokens == 0 && !request.keep_as) {
     limit = size - 1;
   }
+  if (!request.cache) limit = std::min(limit, request.context_tokens.value_or(0));
   const ContextMatch match = tree_->Match(NamespaceOf(request), ids, limit);
   const ContextChoice choice = tree_->Choose(
       match, group.tier, [&](int64_t begin) { return token_seconds * static_cast<double>(size - begin); });
