@@ -166,7 +166,7 @@ class TestCluster {
   std::vector<uint64_t> closed;
   std::vector<MembershipEffects::Event> events;
   std::vector<std::string> log;
-  cluster::v1::FromWorker described = Described();  // what workers answer to Welcome
+  cluster::v1::FromWorker described = Described();                                // what workers answer to Welcome
   std::function<void(uint64_t worker, cluster::v1::Joined* joined)> edit_joined;  // may be null
 };
 

@@ -29,7 +29,7 @@ auto OrderOf(const ContextPart& part) { return std::tie(part.layer, part.kind); 
 
 std::string NameOf(const ContextPart& part) { return absl::StrCat(Name(part.kind), " of layer ", part.layer); }
 
-// Of one sequence or one token; the limits of messages keep it below 2^28.
+// What one sequence or one token has; the limits of messages keep it below 2^28.
 int64_t BytesOf(const ContextPart& part) {
   int64_t bytes = BytesOf(part.type);
   for (const int64_t number : part.shape) bytes *= number;

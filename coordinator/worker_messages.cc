@@ -206,9 +206,9 @@ absl::Status CheckPartName(std::string_view prefix, const cluster::v1::PartName&
 
 absl::Status CheckPartDescription(const cluster::v1::PartDescription& part) {
   GF_RETURN_IF_ERROR(CheckPartName("parts.", part.part()));
-  GF_RETURN_IF_ERROR(CheckOneOf("parts.kind", part.part().kind(),
-                                {"time_shift", "channel_shift", "wkv", "tail_rows", "logits", "keys", "values", "ids",
-                                 "rows"}));
+  GF_RETURN_IF_ERROR(
+      CheckOneOf("parts.kind", part.part().kind(),
+                 {"time_shift", "channel_shift", "wkv", "tail_rows", "logits", "keys", "values", "ids", "rows"}));
   GF_RETURN_IF_ERROR(CheckOneOf("parts.dtype", part.dtype(), {"f32", "f16", "bf16", "u16", "i32", "int8"}));
   GF_RETURN_IF_ERROR(
       CheckAtMost("parts.", kShapeNumbersMax, {{"the number of shape", static_cast<uint64_t>(part.shape_size())}}));

@@ -360,8 +360,8 @@ absl::Status Worker::Form(const cluster::v1::Form& form) {
     to.set_bytes(part.bytes);
   }
   if (shelf_->bytes() > 0) DescribeParts(loader_.stage().saved_parts(), &joined);
-  joined.set_numerics(absl::StrCat(backend_->kind() == DeviceKind::kCpu ? "cpu-" : "cuda-",
-                                   Name(backend_->activation_dtype())));
+  joined.set_numerics(
+      absl::StrCat(backend_->kind() == DeviceKind::kCpu ? "cpu-" : "cuda-", Name(backend_->activation_dtype())));
   ReplyFromWork(message);
   return absl::OkStatus();
 }
