@@ -25,7 +25,7 @@ absl::Status Invalid(const Parts&... parts) {
 
 // validation.cc
 absl::Status CheckCount(const char* field, int64_t count, int64_t limit);
-// Of a request as the client sends it: its id and its priority.
+// The id and the priority of a request, as the client sends them.
 absl::Status CheckHead(const std::string& request_id, int32_t priority);
 absl::Status CheckPromptLength(size_t prompt_tokens, const ServedModel& model);
 absl::StatusOr<std::vector<int32_t>> Encode(const std::string& field, const std::string& text, const ServedModel& model,
