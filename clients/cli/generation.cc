@@ -65,7 +65,7 @@ absl::StatusOr<std::string> ReadPrompt(const GenerateOptions& options, int64_t l
   GF_ASSIGN_OR_RETURN(std::string prompt,
                       ReadText("--prompt", options.prompt, options.has_prompt, options.prompt_file, limit));
   if (options.chat) prompt = ChatPrompt(prompt);
-  if (prompt.empty()) return UsageError("the prompt is empty");
+  if (prompt.empty() && options.context.empty()) return UsageError("the prompt is empty");
   return prompt;
 }
 
