@@ -109,7 +109,7 @@ absl::Status Create(const ContextOptions& options) {
   v1::CreateContextRequest request;
   *request.mutable_keep_as() = ToMessage(options.keep);
   if (!options.from.empty()) {
-    GF_ASSIGN_OR_RETURN(const ContextName from, ParseContextName("--from", options.from));
+    GF_ASSIGN_OR_RETURN(const ContextReference from, ParseContextName("--from", options.from));
     request.set_context(from.name);
     if (from.tokens) request.set_context_tokens(*from.tokens);
   }
@@ -175,7 +175,7 @@ absl::Status Show(const ContextOptions& options) {
 
 absl::Status Fork(const ContextOptions& options) {
   v1::ForkContextRequest request;
-  GF_ASSIGN_OR_RETURN(const ContextName from, ParseContextName("the context", options.name));
+  GF_ASSIGN_OR_RETURN(const ContextReference from, ParseContextName("the context", options.name));
   request.set_context(from.name);
   if (from.tokens) request.set_context_tokens(*from.tokens);
   *request.mutable_keep_as() = ToMessage(options.keep);

@@ -63,7 +63,7 @@ class PartialFile {
     return HashWhatIsThere(about.st_size);
   }
 
-  // Of what, and how much is there.
+  // What is there is of the context with this etag, and has so many bytes.
   const std::string& etag() const { return etag_; }
   int64_t bytes() const { return bytes_; }
 

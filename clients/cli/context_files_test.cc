@@ -26,9 +26,15 @@ class ContextFilesTest : public ContextCommandsTest {
     const TestSegment segment = MakeTestSegment(/*tokens=*/200'000);
     file_ = ExchangeFile(segment.segment, segment.sections).value();
     ASSERT_GT(file_.size(), size_t{3} << 20) << "several pieces";
-    folder_ = EmptyTestFolder("context_files");
+    folder_ = NewFolder();
     path_ = folder_ + "/book.safetensors";
     contexts_.file = file_;
+  }
+
+  static std::string NewFolder() {
+    std::string folder = EmptyTestFolder("context_files");
+    std::filesystem::create_directories(folder);
+    return folder;
   }
 
   ContextOptions Export(double retry_seconds = 60) const {
@@ -130,7 +136,7 @@ TEST_F(ContextFilesTest, ExportBelievesNothing) {
   contexts_.file_bytes_claimed = 0;
   contexts_.etag = std::string(65, 'x');
   EXPECT_TRUE(absl::IsInternal(Run(Export()).status)) << "an etag that is too long";
-  EmptyTestFolder("context_files");
+  NewFolder();
   contexts_.status = grpc::Status(grpc::StatusCode::NOT_FOUND, "there is no context \"book\"");
   contexts_.etag = "v1";
   EXPECT_TRUE(absl::IsNotFound(Run(Export()).status));

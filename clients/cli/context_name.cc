@@ -10,8 +10,8 @@
 
 namespace goldfinch {
 
-absl::StatusOr<ContextName> ParseContextName(const std::string& flag, std::string_view text) {
-  ContextName parsed{std::string(text), std::nullopt};
+absl::StatusOr<ContextReference> ParseContextName(const std::string& flag, std::string_view text) {
+  ContextReference parsed{std::string(text), std::nullopt};
   const size_t at = text.rfind('@');
   if (at != std::string_view::npos) {
     const std::string number(text.substr(at + 1));

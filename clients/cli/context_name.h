@@ -16,14 +16,14 @@ namespace v1 {
 class KeepAs;
 }  // namespace v1
 
-struct ContextName {
+struct ContextReference {
   std::string name;
   std::optional<uint64_t> tokens;  // only so many of its first tokens
 };
 
 // "NAME@1000" is NAME and 1000 tokens, "NAME" and "NAME@" are all of NAME; so "a@7@" is all of a context "a@7".
 // UsageError, which begins with `flag`.
-absl::StatusOr<ContextName> ParseContextName(const std::string& flag, std::string_view text);
+absl::StatusOr<ContextReference> ParseContextName(const std::string& flag, std::string_view text);
 
 v1::KeepAs ToMessage(const KeepOptions& options);
 

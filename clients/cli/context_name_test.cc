@@ -23,7 +23,7 @@ TEST(ContextNameTest, NamesAndTokens) {
       {"me@home", "me@home", std::nullopt}, {"x@18446744073709551615", "x", UINT64_MAX},
   };
   for (const auto& one : cases) {
-    const absl::StatusOr<ContextName> parsed = ParseContextName("--context", one.text);
+    const absl::StatusOr<ContextReference> parsed = ParseContextName("--context", one.text);
     ASSERT_TRUE(parsed.ok()) << one.text << parsed.status();
     EXPECT_EQ(parsed->name, one.name) << one.text;
     EXPECT_EQ(parsed->tokens, one.tokens) << one.text;

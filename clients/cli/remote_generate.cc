@@ -34,7 +34,7 @@ absl::StatusOr<v1::GenerateRequest> RequestOf(const GenerateOptions& options) {
   v1::GenerateRequest request;
   GF_ASSIGN_OR_RETURN(*request.mutable_text(), ReadPrompt(options, kPromptBytesMax));
   if (!options.context.empty()) {
-    GF_ASSIGN_OR_RETURN(const ContextName context, ParseContextName("--context", options.context));
+    GF_ASSIGN_OR_RETURN(const ContextReference context, ParseContextName("--context", options.context));
     request.set_context(context.name);
     if (context.tokens) request.set_context_tokens(*context.tokens);
   }
