@@ -55,6 +55,17 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
   return {{group.segments.begin(), group.segments.end()}, {}};
 }
 
+int64_t ContextKeeper::Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const {
+  const auto found = groups_.find(replica);
+  if (found == groups_.end() || !request.cache) return 0;
+  const ContextMatch match = tree_->Match(NamespaceOf(request), ids);
+  // The longest, whatever it takes to load.
+  const auto compute_seconds = [&](int64_t begin) { return static_cast<double>(match.tokens - begin); };
+  return tree_->Choose(match, found->second.tier, compute_seconds).position;
+}
+
+bool ContextKeeper::Prepare(int, uint64_t, const Request&, absl::Span<const int32_t>, double, double) { return true; }
+
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
                                              int64_t tokens_max, double token_seconds, double now) {
   const auto found = groups_.find(replica);
@@ -94,12 +105,14 @@ void ContextKeeper::Release(int replica, const Beginning& beginning) {
 }
 
 PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, absl::Span<const int32_t> ids,
-                                        double now) {
+                                        const SavePoint& point, double now) {
   const auto found = groups_.find(replica);
   if (found == groups_.end() || !request.cache) return {};
   Group& group = found->second;
+  SegmentBytes bytes = group.bytes;
+  bytes.logits = point.logits;
   const absl::StatusOr<AddedSegment> added =
-      tree_->Add(NamespaceOf(request), 0, ids, group.bytes, group.token_seconds * static_cast<double>(ids.size()), now);
+      tree_->Add(NamespaceOf(request), 0, ids, bytes, group.token_seconds * static_cast<double>(ids.size()), now);
   if (!added.ok()) return {};
   SegmentDrops drops;
   absl::StatusOr<goldfinch::Saving> saving = absl::NotFoundError("nothing is missing");
@@ -113,6 +126,10 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   group.planned.push_back({added->number, saving->contents});
   group.segments.insert(added->number);
   return {added->number, saving->begin};
+}
+
+absl::Status ContextKeeper::Keep(int, const Request&, absl::Span<const int32_t>, double) {
+  return absl::UnimplementedError("contexts have no names yet");
 }
 
 ShelfDrops ContextKeeper::TakeDrops(int replica) {

@@ -48,10 +48,15 @@ class ContextKeeper final : public PrefixKeeper {
   ShelfDrops GroupEnded(int replica);
 
   // PrefixKeeper.
+  int64_t Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const override;
+  bool Prepare(int replica, uint64_t request_number, const Request& request, absl::Span<const int32_t> ids,
+               double token_seconds, double now) override;
   Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
                   double token_seconds, double now) override;
   void Release(int replica, const Beginning& beginning) override;
-  Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
+  Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, const SavePoint& point,
+             double now) override;
+  absl::Status Keep(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
 
   // What the workers of the group have to free before the Step that was planned last.
   ShelfDrops TakeDrops(int replica);

@@ -42,7 +42,7 @@ struct Request {
   // How the sequence is kept under a name when it ends.
   struct KeepAs {
     std::string name;
-    std::optional<double> expire_after_seconds;  // after the last use; none: never
+    std::optional<double> expire_after_seconds = {};  // after the last use; none: never
     uint64_t etag = 0;  // of the context that it takes the place of; 0: there must be none, unless it is `context`
   };
 

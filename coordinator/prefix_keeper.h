@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 
 namespace goldfinch {
@@ -29,17 +30,34 @@ class PrefixKeeper {
     int64_t begin = 0;
   };
 
+  // The Step that is being planned takes a sequence to the end of `ids`.
+  struct SavePoint {
+    bool logits = false;  // the Step computes the logits of the last token, and they are saved, too
+    bool end = false;     // the sequence ends here, and Keep will be called
+  };
+
   virtual ~PrefixKeeper() = default;
 
+  // How many of `ids` a sequence could begin with in the replica's group, perhaps after Prepare.
+  virtual int64_t Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const = 0;
+  // A sequence of the request is to read `ids` in the replica's group. False: it should wait, as what it should begin
+  // with is on its way there; Scheduler::Prepared is called once that has come or has failed, and the keeper is not
+  // asked again before.
+  virtual bool Prepare(int replica, uint64_t request_number, const Request& request, absl::Span<const int32_t> ids,
+                       double token_seconds, double now) = 0;
   // A sequence of the request is about to read `ids` in the replica's group, each of which takes `token_seconds`. It
-  // may begin at `tokens_max` at most. The chain stays usable until Release.
+  // may begin at `tokens_max` at most, and at the end of `ids` only with a snapshot that has logits. The chain stays
+  // usable until Release.
   virtual Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
                           double token_seconds, double now) = 0;
   // The chain that Begin gave is not needed any more: the Step that restores it has been planned, or none will be.
   // Called once for each Beginning that has segments.
   virtual void Release(int replica, const Beginning& beginning) = 0;
   // The Step that is being planned takes a sequence of the request to the end of `ids`.
-  virtual Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, double now) = 0;
+  virtual Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, const SavePoint& point,
+                     double now) = 0;
+  // The request, which has `keep_as`, has come to its end with these tokens. The error is why it cannot be kept.
+  virtual absl::Status Keep(int replica, const Request& request, absl::Span<const int32_t> ids, double now) = 0;
 };
 
 }  // namespace goldfinch

@@ -61,6 +61,7 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
     }
   }
   state.live = static_cast<int>(sequences);
+  if (request.keep_as && request.generate->max_tokens == 0) state.sequences[0].finish = Finish::kLength;
   state.request = std::move(request);
   state.bytes = BytesOf(state.request);
   for (const Sequence& sequence : state.sequences) state.bytes += BytesOf(sequence.after_prompt) + sizeof(Sequence);
@@ -74,6 +75,11 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
   // A prompt of one token: nothing comes before it that could score it.
   if (state.request.score && state.End(state.sequences[0]) == 0) return End(state, absl::OkStatus(), now);
   if (all_groups_ready() && !EverFits(state)) return End(state, TooLarge(state), now);
+  if (keeper_ != nullptr && state.request.cache && state.request.deadline_seconds) {
+    for (const auto& [replica, group] : groups_) {
+      state.kept_tokens = std::max(state.kept_tokens, keeper_->Kept(replica, state.request, state.request.prompt));
+    }
+  }
   // Nobody is parked for a request that could not even be read in time.
   if (const absl::Status status = CheckDeadline(state, /*admitted=*/true, now); !status.ok()) {
     return End(state, status, now);
@@ -197,6 +203,8 @@ void Scheduler::GenerationEnded(int replica, double now) {
   GroupsChanged();
   std::vector<RequestState*> hopeless;
   for (const auto& [number, state] : requests_) {
+    if (state->coming == replica) state->coming = -1;
+    if (state->preferred == replica) state->preferred = -1;
     if (state->losses >= kLossesMax) hopeless.push_back(state.get());
   }
   for (RequestState* state : hopeless) {
@@ -252,7 +260,7 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
     cohort = state.cohorts.emplace_back(std::make_unique<Cohort>()).get();
     cohort->leader = &sequence;
     const int64_t shared = left > 1 ? state.SharedTokens() : 0;
-    position = Begin(sequence, shared, now);
+    position = Begin(sequence, now);
     // If all that they share is kept, each one begins with it by itself.
     cohort->shared_tokens = position < shared ? shared : 0;
     cohort->forked = cohort->shared_tokens == 0;
@@ -274,19 +282,51 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
   Activate(sequence, position);
 }
 
-// Looks for what is kept of the text that the sequence is to read, of which others share the first `shared` tokens.
-// Returns where it begins.
-int64_t Scheduler::Begin(Sequence& sequence, int64_t shared, double now) {
+// Whether a sequence of the request may be admitted as far as the keeper is concerned.
+bool Scheduler::Prepare(RequestState& state, const Sequence& next, double now) {
+  if (keeper_ == nullptr || !state.request.cache || state.prepared) return true;
+  const std::vector<int32_t> ids = state.Tokens(next, state.End(next));
+  Group* best = nullptr;
+  int64_t kept_in_best = -1;
+  for (const auto& [replica, group] : groups_) {
+    if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
+    const int64_t kept = groups_.size() > 1 ? keeper_->Kept(replica, state.request, ids) : 0;
+    const bool better = kept > kept_in_best || (kept == kept_in_best && group->load() < best->load());
+    if (best != nullptr && !better) continue;
+    best = group.get();
+    kept_in_best = kept;
+  }
+  if (best == nullptr) return true;
+  state.preferred = kept_in_best > 0 ? best->replica : -1;
+  state.prepared = keeper_->Prepare(best->replica, state.number, state.request, ids, best->cost.row_seconds(), now);
+  if (!state.prepared) state.coming = best->replica;
+  return state.prepared;
+}
+
+void Scheduler::Prepared(uint64_t number, double now) {
+  const auto found = requests_.find(number);
+  if (found == requests_.end() || found->second->coming < 0) return;
+  found->second->coming = -1;
+  found->second->prepared = changed_ = true;
+  Admit(now);
+}
+
+// Looks for what is kept of the text that the sequence is to read. Returns where it begins.
+int64_t Scheduler::Begin(Sequence& sequence, double now) {
   if (keeper_ == nullptr) return 0;
   RequestState& state = *sequence.owner;
-  const int64_t end = shared > 0 ? shared : state.End(sequence);
-  int64_t tokens_max = shared > 0 ? shared : end - 1;
+  const int64_t end = state.End(sequence);
+  // Without a token to draw, the last one must be run.
+  const bool may_draw = state.request.generate && (state.request.generate->max_tokens > 0 || state.request.keep_as);
+  int64_t tokens_max = may_draw ? end : end - 1;
   if (state.request.score) tokens_max = std::min(tokens_max, state.ScoredFrom(sequence, 0));
   const std::vector<int32_t> ids = state.Tokens(sequence, end);
   sequence.beginning =
       keeper_->Begin(state.group->replica, state.request, ids, tokens_max, state.group->cost.row_seconds(), now);
   const int64_t tokens = sequence.beginning.tokens;
   GF_CHECK_LE(tokens, tokens_max);
+  std::vector<int64_t>& save_at = sequence.beginning.save_at;
+  if (sequence.finish && tokens < end && (save_at.empty() || save_at.back() < end)) save_at.push_back(end);
   if (const int64_t prompt = std::min(tokens, state.prompt_tokens()); prompt > state.prompt_read) {
     const int64_t spared = prompt - state.prompt_read;
     events_.prompt_tokens += spared;
@@ -299,8 +339,14 @@ int64_t Scheduler::Begin(Sequence& sequence, int64_t shared, double now) {
 
 // From now on the sequence can run, from `position` on.
 void Scheduler::Activate(Sequence& sequence, int64_t position) {
+  const RequestState& state = *sequence.owner;
   sequence.scheduled = position;
-  ListPrefill(sequence);
+  sequence.draws = position == state.End(sequence);
+  if (!sequence.draws) return ListPrefill(sequence);
+  sequence.decoding = true;
+  if (state.paused) return;
+  ++state.group->decoding;
+  sequence.lane->ready.push_back(sequence.id);
 }
 
 // Lists the sequence for pre-fill, if it has tokens to read that nothing keeps it from reading.
@@ -353,7 +399,8 @@ void Scheduler::Release(Sequence& sequence) {
   sequence.id = 0;
   sequence.cohort = nullptr;
   sequence.lane = nullptr;
-  sequence.decoding = sequence.awaiting_token = sequence.opened = false;
+  sequence.decoding = sequence.awaiting_token = sequence.opened = sequence.draws = false;
+  state.prepared = false;
   changed_ = true;
 }
 

@@ -89,9 +89,11 @@
 // other Steps have had as much time, unless there is nothing else to do. So no sequence is too long to be served, and
 // those that are long have half of the time at most.
 //
-// KEPT TEXTS. A sequence that reads its prompt begins with what is kept of it (prefix_keeper.h), so long as its results
-// do not depend on it: at least one token is left to run, and all whose scores are wanted. It is saved where the keeper
-// says, for which its chunks end there, and when it is parked.
+// KEPT TEXTS. A sequence that reads its prompt begins with what is kept of it (prefix_keeper.h), but for tokens whose
+// scores are wanted. If all of it is kept, nothing is run, and its next token is drawn from the logits that were kept,
+// too. It is saved where the keeper says, for which its chunks end there, and when it is parked. What it should begin
+// with may have to be brought first: then it waits, and others pass it. Of several groups that have room, it goes to
+// the one that has the most of its text. A request with keep_as runs its last token as well, and is saved there.
 //
 // FORKS. The sequences of a request that share a prompt and are admitted before it has been read run it once, all but
 // its last token; then the sequence that ran it is forked, and each one goes on by itself.
@@ -198,6 +200,9 @@ class Scheduler {
   void CancelWaiting(const absl::Status& status, double now);
   // Lets a request go on after RequestSink::Verdict::kPause.
   void Resume(uint64_t number);
+  // What the keeper was to bring for the request (PrefixKeeper::Prepare) has come or has failed. Does nothing if the
+  // request does not wait for it.
+  void Prepared(uint64_t number, double now);
 
   // A group serves from now on as this replica.
   void GenerationReady(int replica, const GroupCapacity& capacity, double now);
@@ -257,7 +262,8 @@ class Scheduler {
   void Pause(RequestState& state, double now);
   void End(RequestState& state, const absl::Status& status, double now);
   void Start(RequestState& state, Sequence& sequence, Group& group, double now);
-  int64_t Begin(Sequence& sequence, int64_t shared, double now);
+  bool Prepare(RequestState& state, const Sequence& next, double now);
+  int64_t Begin(Sequence& sequence, double now);
   void Activate(Sequence& sequence, int64_t position);
   void ListPrefill(Sequence& sequence);
   void UnlistPrefill(Sequence& sequence);
@@ -310,9 +316,11 @@ class Scheduler {
   int64_t TokensWithin(const Group& group, const Sequence& sequence, int64_t tokens, const StepWork& before,
                        double seconds) const;
   StepWork PrefillWork(const Sequence& sequence, int64_t tokens) const;
+  void PlanOpening(const Group& group, Sequence& sequence, StepPlan* plan);
+  void PlanDraw(Group& group, Sequence& sequence, StepPlan* plan);
   void PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan);
   void PlanParked(Group& group, StepPlan* plan);
-  void PlanSave(const Group& group, Sequence& sequence, StepPlan* plan);
+  void PlanSave(const Group& group, Sequence& sequence, bool logits, StepPlan* plan);
   void PlanForks(RequestState& state, Cohort& cohort, StepPlan* plan);
 
   // scheduler_estimate.cc

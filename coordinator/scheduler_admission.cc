@@ -58,6 +58,7 @@ Scheduler::Group* Scheduler::FindRoom(const RequestState& state, const Sequence&
   for (const auto& [replica, group] : groups_) {
     if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
     if (!group->HasRoom(group->held, state, pages, only_kept)) continue;
+    if (replica == state.preferred) return group.get();
     if (best == nullptr || group->load() < best->load()) best = group.get();
   }
   return best;
@@ -121,6 +122,7 @@ std::vector<Scheduler::Candidate> Scheduler::Candidates(double now) {
         takes_new = takes_new && account->allowance.SecondsUntil(state->CostMax(), now) == 0;
         if (!takes_new) continue;
       }
+      if (state->coming >= 0) continue;
       first = state;
       break;
     }
@@ -129,7 +131,10 @@ std::vector<Scheduler::Candidate> Scheduler::Candidates(double now) {
     if (!held(*first)) candidates.push_back({first, Share(*account)});
     // Nothing of its client gets ahead of what is held or has waited for long, except into what is of no use to it.
     if (first->is_short || account->waiting_short.empty()) continue;
-    RequestState& passing = *account->waiting_short.begin()->second;
+    const auto short_one = std::find_if(account->waiting_short.begin(), account->waiting_short.end(),
+                                        [](const auto& entry) { return entry.second->coming < 0; });
+    if (short_one == account->waiting_short.end()) continue;
+    RequestState& passing = *short_one->second;
     if (passing.admitted < 0 ? !takes_new || account->allowance.SecondsUntil(passing.CostMax(), now) > 0
                              : held(passing)) {
       continue;
@@ -164,6 +169,7 @@ bool Scheduler::AdmitOne(double now) {
     Sequence& next = *state.Next();
     const bool restricted = only_kept || candidates[i].only_kept;
     if (restricted && !state.is_short) continue;
+    if (!Prepare(state, next, now)) return true;  // the next one of its client may come first
     Group* group = FindRoom(state, next, restricted);
     if (group == nullptr && !restricted && ++parkers <= kParkersMax) group = MakeRoom(state, next, now);
     if (group != nullptr) {

@@ -26,8 +26,12 @@ constexpr double kRestMin = 0.25;
 // All that Steps have to do until the first token, or until all scores have come.
 StepWork Scheduler::WorkOf(const RequestState& state) const {
   const int64_t prompt = state.prompt_tokens();
-  if (state.request.generate) return ChunkWork(attention_, 0, prompt, state.request.generate->max_tokens > 0 ? 1 : 0);
-  StepWork work = ChunkWork(attention_, 0, prompt, state.request.score->score_prompt ? prompt : 0);
+  const int64_t begin = std::min(state.kept_tokens, prompt - 1);
+  if (state.request.generate) {
+    return ChunkWork(attention_, begin, prompt, state.request.generate->max_tokens > 0 ? 1 : 0);
+  }
+  const bool score_prompt = state.request.score->score_prompt;
+  StepWork work = ChunkWork(attention_, score_prompt ? 0 : begin, prompt, score_prompt ? prompt : 0);
   for (const Sequence& sequence : state.sequences) {
     const int64_t end = state.End(sequence);
     if (end > prompt - 1) work += ChunkWork(attention_, prompt - 1, end, end - prompt + 1);

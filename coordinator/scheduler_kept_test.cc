@@ -59,18 +59,218 @@ TEST(SchedulerKeptTest, AChatBeginsWithItsLastTurn) {
   ExpectNothingLeft(cluster);
 }
 
-TEST(SchedulerKeptTest, TheLastTokenOfAPromptIsRunAgain) {
+TEST(SchedulerKeptTest, APromptThatIsKeptAsAWholeOnlyDraws) {
   FakeCluster cluster;
   cluster.Keep();
-  cluster.keeper->save_at = [](int64_t tokens) { return std::vector<int64_t>{tokens / 2, tokens}; };
   cluster.Up(0, Roomy());
-  const auto first = Client(), second = Client();
-  cluster.Generate(Prompt(40), 2, first);
+  const auto first = Client(), second = Client(), many = Client(3);
+  cluster.Generate(Prompt(40), 4, first);
   cluster.RunAll();
-  cluster.Generate(Prompt(40), 2, second);
+  int64_t before = cluster.groups[0]->tokens_run();
+  cluster.Generate(Prompt(40), 4, second);
   cluster.RunAll();
   EXPECT_EQ(second->tokens, first->tokens);
-  EXPECT_EQ(second->usage.cached_tokens, 20) << "what was saved at 40 has nothing left to sample from";
+  EXPECT_EQ(second->usage.cached_tokens, 40);
+  EXPECT_EQ(cluster.groups[0]->tokens_run() - before, 3) << "the first token is drawn, and the last one is not run";
+  before = cluster.groups[0]->tokens_run();
+  cluster.Generate(Prompt(40), 2, many, [](Request* request) { request->generate->samples = 3; });
+  cluster.RunAll();
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(many->tokens[i], FakeAnswer(Prompt(40), i, 2));
+  EXPECT_EQ(cluster.groups[0]->tokens_run() - before, 3) << "one for each";
+  EXPECT_EQ(cluster.scheduler.TakeEvents().replayed_tokens, 0);
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, OneTokenCanBeDrawnAlone) {
+  FakeCluster cluster;
+  cluster.Keep();
+  cluster.Up(0, Roomy());
+  const auto first = Client(), second = Client();
+  cluster.Generate(Prompt(40), 1, first);
+  cluster.RunAll();
+  const int64_t before = cluster.groups[0]->tokens_run();
+  cluster.Generate(Prompt(40), 1, second);
+  EXPECT_EQ(cluster.Plan(0), 1) << "a Step without a chunk";
+  cluster.RunAll();
+  EXPECT_EQ(second->tokens, first->tokens);
+  EXPECT_EQ(cluster.groups[0]->tokens_run(), before);
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, DrawsComeBesideChunks) {
+  FakeCluster cluster;
+  cluster.Keep();
+  cluster.Up(0, Roomy());
+  const auto first = Client(), reader = Client();
+  std::vector<std::shared_ptr<FakeClient>> drawers;
+  cluster.Generate(Prompt(40), 4, first);
+  cluster.RunAll();
+  cluster.Generate(FakePrompt(300, 9), 8, reader);
+  for (int i = 0; i < 4; ++i) {
+    cluster.Plan(0);
+    cluster.Generate(Prompt(40), 4, drawers.emplace_back(Client()));
+    cluster.Answer(0);
+  }
+  cluster.RunAll();
+  for (const auto& drawer : drawers) EXPECT_EQ(drawer->tokens, first->tokens);
+  EXPECT_EQ(reader->tokens[0], FakeAnswer(FakePrompt(300, 9), 0, 8));
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, WithoutLogitsTheLastTokensAreRunAgain) {
+  FakeCluster cluster;
+  cluster.Keep();
+  cluster.keeper->save_at = [](int64_t tokens) {
+    return tokens > 20 ? std::vector<int64_t>{20, tokens} : std::vector<int64_t>{tokens};
+  };
+  cluster.Up(0, Roomy());
+  const auto longer = Client(), prefix = Client();
+  cluster.Generate(Prompt(20, {7, 8}), 2, longer);
+  cluster.RunAll();
+  cluster.Generate(Prompt(20), 2, prefix);
+  cluster.RunAll();
+  EXPECT_EQ(prefix->tokens[0], FakeAnswer(Prompt(20), 0, 2));
+  EXPECT_EQ(prefix->usage.cached_tokens, 0);
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, WhatIsToBeKeptIsRunToItsEnd) {
+  FakeCluster cluster;
+  cluster.Keep();
+  cluster.Up(0, Roomy());
+  const auto client = Client(), next = Client();
+  cluster.Generate(Prompt(40), 5, client, [](Request* request) { request->keep_as = {"a chat"}; });
+  cluster.RunAll();
+  EXPECT_TRUE(client->status->ok()) << *client->status;
+  EXPECT_EQ(client->tokens[0], FakeAnswer(Prompt(40), 0, 5));
+  EXPECT_EQ(client->usage.completion_tokens, 5);
+  const std::vector<int32_t> text = Prompt(40, client->tokens[0]);
+  EXPECT_EQ(cluster.keeper->kept_text, text);
+  const int64_t before = cluster.groups[0]->tokens_run();
+  cluster.Generate(text, 2, next);
+  cluster.RunAll();
+  EXPECT_EQ(next->usage.cached_tokens, 45);
+  EXPECT_EQ(next->tokens[0], FakeAnswer(text, 0, 2));
+  EXPECT_EQ(cluster.groups[0]->tokens_run() - before, 1);
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, APromptAloneCanBeKept) {
+  FakeCluster cluster;
+  cluster.Keep();
+  cluster.Up(0, Roomy());
+  const auto client = Client(), again = Client(), question = Client();
+  cluster.Generate(Prompt(40), 0, client, [](Request* request) { request->keep_as = {"a document"}; });
+  cluster.RunAll();
+  EXPECT_TRUE(client->status->ok()) << *client->status;
+  EXPECT_TRUE(client->tokens[0].empty());
+  EXPECT_EQ(cluster.keeper->kept_text, Prompt(40));
+  const int64_t before = cluster.groups[0]->tokens_run();
+  cluster.keeper->kept_text.clear();
+  cluster.Generate(Prompt(40), 0, again, [](Request* request) { request->keep_as = {"the same"}; });
+  cluster.RunAll();
+  EXPECT_EQ(cluster.keeper->kept_text, Prompt(40));
+  EXPECT_EQ(cluster.groups[0]->tokens_run(), before);
+  cluster.Generate(Prompt(40), 2, question);
+  cluster.RunAll();
+  EXPECT_EQ(question->tokens[0], FakeAnswer(Prompt(40), 0, 2));
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, WhatCannotBeKeptIsAnErrorAfterTheAnswer) {
+  FakeCluster cluster;
+  cluster.Keep();
+  cluster.keeper->keep_status = absl::ResourceExhaustedError("full");
+  cluster.Up(0, Roomy());
+  const auto client = Client();
+  cluster.Generate(Prompt(40), 5, client, [](Request* request) { request->keep_as = {"a chat"}; });
+  cluster.RunAll();
+  EXPECT_EQ(client->tokens[0], FakeAnswer(Prompt(40), 0, 5));
+  EXPECT_EQ(client->status, absl::ResourceExhaustedError("full"));
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, WhatIsToBeKeptSurvivesALossAtAnyMoment) {
+  for (int lost_after = 0; lost_after < 9; ++lost_after) {
+    SCOPED_TRACE(lost_after);
+    FakeCluster cluster;
+    cluster.Keep();
+    cluster.Up(0, Roomy());
+    const auto client = Client();
+    cluster.Generate(Prompt(40), 5, client, [](Request* request) { request->keep_as = {"a chat"}; });
+    for (int i = 0; i < lost_after; ++i) {
+      if (cluster.Plan(0) == 0) break;
+      cluster.Answer(0);
+    }
+    cluster.Plan(0);
+    cluster.Lose(0);
+    cluster.Up(0, Roomy());
+    cluster.RunAll();
+    EXPECT_EQ(client->tokens[0], FakeAnswer(Prompt(40), 0, 5));
+    EXPECT_TRUE(client->status->ok()) << *client->status;
+    EXPECT_EQ(cluster.keeper->kept_text, Prompt(40, client->tokens[0]));
+    ExpectNothingLeft(cluster);
+  }
+}
+
+TEST(SchedulerKeptTest, WhoWaitsForWhatIsBroughtIsPassed) {
+  FakeCluster cluster;
+  cluster.Keep();
+  uint64_t waiting = 0;
+  cluster.keeper->brings = [&](int, uint64_t number) { return number == waiting; };
+  cluster.Up(0, Roomy());
+  const auto slow = Client(), quick = Client(), gone = Client();
+  waiting = cluster.last_number + 1;
+  cluster.Generate(Prompt(40), 2, slow);
+  cluster.Generate(Prompt(30), 2, quick);
+  cluster.RunAll();
+  EXPECT_TRUE(slow->tokens[0].empty());
+  EXPECT_EQ(quick->tokens[0], FakeAnswer(Prompt(30), 0, 2));
+  cluster.scheduler.Prepared(waiting, cluster.now);
+  cluster.RunAll();
+  EXPECT_EQ(slow->tokens[0], FakeAnswer(Prompt(40), 0, 2));
+
+  waiting = cluster.last_number + 1;
+  const uint64_t number = cluster.Generate(Prompt(50), 2, gone);
+  cluster.scheduler.Cancel(number, absl::CancelledError(""), cluster.now);
+  cluster.scheduler.Prepared(number, cluster.now);
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, WhoWaitsForALostGroupIsAskedForAnew) {
+  FakeCluster cluster;
+  cluster.Keep();
+  int asked = 0;
+  cluster.keeper->brings = [&](int, uint64_t) { return ++asked == 1; };
+  cluster.Up(0, Roomy());
+  const auto client = Client();
+  cluster.Generate(Prompt(40), 2, client);
+  cluster.RunAll();
+  cluster.Lose(0);
+  cluster.Up(0, Roomy());
+  cluster.RunAll();
+  EXPECT_EQ(client->tokens[0], FakeAnswer(Prompt(40), 0, 2));
+  EXPECT_EQ(asked, 2);
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, ARequestGoesWhereMostOfItsTextIsKept) {
+  FakeCluster cluster(100, 2);
+  cluster.Keep();
+  cluster.Up(0, Roomy());
+  cluster.Up(1, Roomy());
+  std::vector<std::shared_ptr<FakeClient>> first, second;
+  for (int i = 0; i < 2; ++i) cluster.Generate(FakePrompt(40, i), 2, first.emplace_back(Client()));
+  cluster.RunAll();
+  const int64_t runs[] = {cluster.groups[0]->tokens_run(), cluster.groups[1]->tokens_run()};
+  EXPECT_EQ(runs[0], 41);
+  EXPECT_EQ(runs[1], 41);
+  for (int i = 1; i >= 0; --i) cluster.Generate(FakePrompt(40, i), 2, second.emplace_back(Client()));
+  cluster.RunAll();
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(second[i]->usage.cached_tokens, 40);
+    EXPECT_EQ(cluster.groups[i]->tokens_run() - runs[i], 1);
+  }
   ExpectNothingLeft(cluster);
 }
 

@@ -32,7 +32,7 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   }
   chunks.clear();
   PlanParked(group, plan);
-  group.steps.push_back({group.last_step + 1, std::move(chunks)});
+  group.steps.push_back({.id = group.last_step + 1, .chunks = std::move(chunks)});
   const double overdrawn_before = group.overdrawn_seconds;
   bool put_off = PlanDecode(group, plan);
   put_off = PlanPrefill(group, plan) || put_off;
@@ -51,7 +51,7 @@ bool Scheduler::NextStep(int replica, double now, StepPlan* plan) {
   group.steps.back().is_long = forgives || group.overdrawn_seconds > overdrawn_before;
   std::swap(plan->close, group.close);
   group.close.clear();
-  if (plan->chunks.empty() && plan->close.empty()) {
+  if (plan->chunks.empty() && plan->close.empty() && plan->open.empty()) {
     group.spare.push_back(std::move(group.steps.back().chunks));
     group.steps.pop_back();
     return false;
@@ -118,6 +118,12 @@ bool Scheduler::PlanDecode(Group& group, StepPlan* plan) {
     Sequence* const sequence = NextToDecode(lane);
     ++idle;
     if (sequence == nullptr) continue;
+    if (sequence->draws) {
+      PlanDraw(group, *sequence, plan);
+      --chunks_left;
+      idle = 0;
+      continue;
+    }
     const StepWork work = work_of(*sequence);
     if (group.cost.Seconds(plan->work + work) > (plan->chunks.empty() ? token_seconds_max : seconds_max)) {
       if (group.cost.Seconds(work) > token_seconds_max) {
@@ -273,15 +279,29 @@ bool Scheduler::PlanPrefill(Group& group, StepPlan* plan) {
   return group.long_prompt_waits;
 }
 
+void Scheduler::PlanOpening(const Group& group, Sequence& sequence, StepPlan* plan) {
+  if (sequence.opened) return;
+  plan->open.push_back(sequence.owner->Opening(sequence));
+  sequence.opened = true;
+  if (!sequence.beginning.segments.empty()) keeper_->Release(group.replica, sequence.beginning);
+}
+
+// Draws the first token of a sequence of which everything is kept.
+void Scheduler::PlanDraw(Group& group, Sequence& sequence, StepPlan* plan) {
+  PlanOpening(group, sequence, plan);
+  StepInFlight& step = group.steps.back();
+  const ChunkInFlight chunk{
+      .sequence = sequence.id, .begin = sequence.scheduled, .end = sequence.scheduled, .logit_rows = 1};
+  step.chunks.insert(step.chunks.begin() + static_cast<std::ptrdiff_t>(step.draws++), chunk);
+  sequence.draws = false;
+  sequence.awaiting_token = true;
+}
+
 void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan) {
   RequestState& state = *sequence.owner;
   const int64_t begin = sequence.scheduled, end = begin + tokens;
   GF_CHECK_LE(PagesOf(end), HeldPages(sequence)) << "sequence " << sequence.id;
-  if (!sequence.opened) {
-    plan->open.push_back(state.Opening(sequence));
-    sequence.opened = true;
-    if (!sequence.beginning.segments.empty()) keeper_->Release(group.replica, sequence.beginning);
-  }
+  PlanOpening(group, sequence, plan);
   StepPlan::Chunk chunk;
   chunk.sequence = sequence.id;
   chunk.position = begin;
@@ -299,7 +319,7 @@ void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, Step
   }
   chunk.sample = state.request.generate && chunk.logit_rows > 0;
   sequence.scheduled = end;
-  PlanSave(group, sequence, plan);
+  PlanSave(group, sequence, /*logits=*/chunk.logit_rows > 0, plan);
   chunk.forks_begin = static_cast<int64_t>(plan->forks.size());
   Cohort& cohort = *sequence.cohort;
   if (!cohort.forked && end == cohort.shared_tokens) PlanForks(state, cohort, plan);
@@ -315,14 +335,16 @@ void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, Step
 }
 
 // Saves the sequence, if it has come to where it should be.
-void Scheduler::PlanSave(const Group& group, Sequence& sequence, StepPlan* plan) {
+void Scheduler::PlanSave(const Group& group, Sequence& sequence, bool logits, StepPlan* plan) {
   const std::vector<int64_t>& save_at = sequence.beginning.save_at;
   if (sequence.saved == save_at.size() || sequence.scheduled < save_at[sequence.saved]) return;
   GF_CHECK_EQ(sequence.scheduled, save_at[sequence.saved]) << "sequence " << sequence.id;
   ++sequence.saved;
   const RequestState& state = *sequence.owner;
+  const PrefixKeeper::SavePoint point = {.logits = logits,
+                                         .end = sequence.finish && sequence.scheduled == state.End(sequence)};
   const PrefixKeeper::Saved saved =
-      keeper_->Save(group.replica, state.request, state.Tokens(sequence, sequence.scheduled), step_time_);
+      keeper_->Save(group.replica, state.request, state.Tokens(sequence, sequence.scheduled), point, step_time_);
   if (saved.segment != 0) plan->saves.push_back({sequence.id, saved.segment, saved.begin});
 }
 
@@ -333,7 +355,7 @@ void Scheduler::PlanParked(Group& group, StepPlan* plan) {
     if (found == requests_.end()) continue;  // it has ended meanwhile
     const RequestState& state = *found->second;
     const PrefixKeeper::Saved saved = keeper_->Save(
-        group.replica, state.request, state.Tokens(state.sequences[parked.index], parked.position), step_time_);
+        group.replica, state.request, state.Tokens(state.sequences[parked.index], parked.position), {}, step_time_);
     if (saved.segment != 0) plan->saves.push_back({parked.sequence, saved.segment, saved.begin});
   }
   group.parked.clear();

@@ -70,9 +70,14 @@ class History {
     }
   }
 
-  // Texts are saved at random positions, and dropped at random.
+  // Texts are saved at random positions, dropped at random, and sometimes have to be brought first.
   void KeepTexts() {
     cluster_.Keep();
+    cluster_.keeper->brings = [this](int, uint64_t number) {
+      if (Below(3) > 0) return false;
+      coming_.push_back(number);
+      return true;
+    };
     cluster_.keeper->save_at = [this](int64_t tokens) {
       std::vector<int64_t> positions;
       for (int64_t position = 1 + Below(60); position <= tokens + 20; position += 1 + Below(60)) {
@@ -164,6 +169,9 @@ class History {
         edit(request);
         request->generate->samples = static_cast<int>(wanted.sink->tokens.size());
         request->generate->sampling.seed = seed_;
+        if (cluster_.keeper == nullptr || request->generate->samples > 1 || Below(2) == 0) return;
+        request->keep_as = {"a text"};
+        if (Below(4) == 0) request->generate->max_tokens = wanted.tokens = 0;
       });
     }
     all_.push_back(wanted);
@@ -180,6 +188,11 @@ class History {
     const SchedulerEvents events = cluster_.scheduler.TakeEvents();
     parkings_ += events.parkings;
     cached_tokens_ += events.cached_tokens;
+    while (!coming_.empty() && Below(2) == 0) {
+      const uint64_t number = coming_.back();
+      coming_.pop_back();
+      cluster_.scheduler.Prepared(number, cluster_.now);
+    }
     // Whatever is paused is resumed after a while; the scheduler ignores it for the others.
     for (Wanted& wanted : all_) {
       if (wanted.sink->status || Below(100) > 0) continue;
@@ -231,6 +244,7 @@ class History {
   FakeCluster cluster_;
   std::vector<std::shared_ptr<const Client>> names_;
   std::vector<Wanted> all_;
+  std::vector<uint64_t> coming_;  // requests for which something is brought
   std::map<int, Wait> waits_;
   double step_target_seconds_ = 0;
   int64_t parkings_ = 0, cached_tokens_ = 0;

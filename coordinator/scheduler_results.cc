@@ -76,6 +76,10 @@ absl::Status Scheduler::ApplyChunk(const ChunkInFlight& chunk, Sequence& sequenc
     End(state, absl::InternalError(result->error), now);
     return absl::OkStatus();
   }
+  if (sequence.finish && chunk.end == state.End(sequence)) {
+    FinishSequence(sequence, *sequence.finish, now);
+    return absl::OkStatus();
+  }
   if (state.request.score) return result == nullptr ? absl::OkStatus() : TakeScores(chunk, sequence, result, now);
   if (result != nullptr) return TakeToken(sequence, result, now);
   // With max_tokens 0 the request ends when its prompt has been read.
@@ -117,15 +121,23 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   if (verdict == RequestSink::Verdict::kPause) Pause(state, now);
   const bool stops = verdict == RequestSink::Verdict::kStop ||
                      std::find(generate.stop_ids.begin(), generate.stop_ids.end(), token.id) != generate.stop_ids.end();
+  std::optional<Finish> finish;
   if (token.id == kEndOfTextId) {
-    FinishSequence(sequence, Finish::kEndOfText, now);
+    finish = Finish::kEndOfText;
   } else if (stops) {
-    FinishSequence(sequence, Finish::kStop, now);
+    finish = Finish::kStop;
   } else if (static_cast<int64_t>(sequence.after_prompt.size()) >= generate.max_tokens) {
-    FinishSequence(sequence, Finish::kLength, now);
-  } else if (!state.paused) {
-    sequence.lane->ready.push_back(sequence.id);
+    finish = Finish::kLength;
   }
+  if (finish && !state.request.keep_as) {
+    FinishSequence(sequence, *finish, now);
+    return absl::OkStatus();
+  }
+  if (finish) {
+    sequence.finish = finish;
+    sequence.beginning.save_at.push_back(state.End(sequence));
+  }
+  if (!state.paused) sequence.lane->ready.push_back(sequence.id);
   return absl::OkStatus();
 }
 
@@ -181,6 +193,12 @@ void Scheduler::FinishSequence(Sequence& sequence, Finish finish, double now) {
     state.finishes.push_back(finish);
     LearnAnswer(static_cast<int64_t>(sequence.after_prompt.size()));
     state.sink->OnSampleDone(sequence.index, finish);
+  }
+  if (state.request.keep_as) {
+    const absl::Status kept = keeper_ == nullptr ? absl::FailedPreconditionError("this server keeps no contexts")
+                                                 : keeper_->Keep(state.group->replica, state.request,
+                                                                 state.Tokens(sequence, state.End(sequence)), now);
+    if (!kept.ok()) return End(state, kept, now);
   }
   Release(sequence);
   sequence.done = true;

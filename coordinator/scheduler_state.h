@@ -54,12 +54,14 @@ struct Scheduler::Sequence {
   int64_t granted_tokens = 0;         // tokens that it gets of the Step that is being planned
   PrefixKeeper::Beginning beginning;  // of the one that reads; its chain is released when the sequence is opened
   size_t saved = 0;                   // how many of beginning.save_at it has come to
+  bool draws = false;                 // all of it is kept: its next token is drawn from what it begins with
 
-  int64_t reached = 0;          // one after the last position whose results have come, of any run
-  int lost_runs = 0;            // runs in a row that were parked before they had caught up
-  int growth_parkings = 0;      // when the caches were full and one of the group's sequences had to grow
-  int64_t cached_tokens = 0;    // positions of its own, not shared, that it had reached when it was released
-  double last_token_time = -1;  // < 0: no token yet
+  std::optional<Finish> finish;  // with keep_as: it has all its tokens, and ends when the last one has been run
+  int64_t reached = 0;           // one after the last position whose results have come, of any run
+  int lost_runs = 0;             // runs in a row that were parked before they had caught up
+  int growth_parkings = 0;       // when the caches were full and one of the group's sequences had to grow
+  int64_t cached_tokens = 0;     // positions of its own, not shared, that it had reached when it was released
+  double last_token_time = -1;   // < 0: no token yet
 };
 
 // Sequences of one request that were admitted before the first of them had read what they share.
@@ -91,6 +93,10 @@ struct Scheduler::RequestState {
   bool wants_slot = false;      // in account->waiting: a sequence waits to be admitted
   bool counted_parked = false;  // in account->parked
   bool has_place = false;       // takes a place in the queue: no sequence runs
+  int64_t kept_tokens = 0;      // of the prompt that were kept when it came; only with a deadline
+  bool prepared = false;        // the keeper has nothing to bring for its next sequence
+  int coming = -1;              // the replica to which what it should begin with is on its way; -1: none
+  int preferred = -1;           // the replica that has the most of its text; -1: none has any
 
   // What runs of it:
   Group* group = nullptr;  // null: nothing
@@ -116,10 +122,11 @@ struct Scheduler::RequestState {
     const int64_t known = prompt_tokens() + static_cast<int64_t>(sequence.after_prompt.size());
     return request.score ? known - 1 : known;
   }
-  // The highest End it can come to. The last token of an answer is not run.
+  // The highest End it can come to. The last token of an answer is run only if it is kept.
   int64_t EndMax(const Sequence& sequence) const {
     if (request.score) return End(sequence);
-    return prompt_tokens() + std::max<int64_t>(request.generate->max_tokens - 1, 0);
+    const int64_t answer = request.generate->max_tokens;
+    return prompt_tokens() + (request.keep_as ? answer : std::max<int64_t>(answer - 1, 0));
   }
   // Where the next chunk has to end at the latest.
   int64_t ChunkEndMax(const Sequence& sequence) const {
@@ -143,14 +150,14 @@ struct Scheduler::RequestState {
   // How many of the last positions of [begin, end) need logits.
   int64_t LogitRows(const Sequence& sequence, int64_t begin, int64_t end) const {
     if (request.score) return std::max<int64_t>(end - ScoredFrom(sequence, begin), 0);
-    return end == End(sequence) && request.generate->max_tokens > 0 ? 1 : 0;
+    return end == End(sequence) && (request.generate->max_tokens > 0 || request.keep_as) ? 1 : 0;
   }
   // What the workers have to know of a new sequence.
   StepPlan::NewSequence Opening(const Sequence& sequence) const {
     const std::vector<uint64_t>& restore = sequence.beginning.segments;
     if (request.score) return {.sequence = sequence.id, .restore = restore};
     const SamplingOptions& sampling = request.generate->sampling;
-    return {sequence.id, &sampling, sampling.seed + sequence.index, sequence.after_prompt, restore};
+    return {sequence.id, &sampling, sampling.seed + sequence.index, sequence.after_prompt, restore, sequence.draws};
   }
 
   // A sequence that was admitted now could be forked from this cohort's leader; null: it would read the prompt itself.
@@ -194,9 +201,10 @@ struct Scheduler::ChunkInFlight {
 
 struct Scheduler::StepInFlight {
   uint64_t id = 0;
-  std::vector<ChunkInFlight> chunks;
-  double seconds = 0;    // that it should take in the slowest stage
-  bool is_long = false;  // it has what needs longer than a Step by itself
+  std::vector<ChunkInFlight> chunks;  // in the order of their results: those without tokens, which only draw, first
+  size_t draws = 0;                   // how many of these there are
+  double seconds = 0;                 // that it should take in the slowest stage
+  bool is_long = false;               // it has what needs longer than a Step by itself
 };
 
 // A sequence that was parked, for the next Step to save it before it is closed.

@@ -79,11 +79,12 @@ void FakeGroup::Restore(absl::Span<const uint64_t> segments, Sequence* sequence)
   TakePages(sequence);
 }
 
-void FakeGroup::Save(const StepPlan::Save& save) {
+void FakeGroup::Save(const StepPlan::Save& save, bool logits) {
   const auto found = sequences_.find(save.sequence);
   ASSERT_NE(found, sequences_.end()) << "sequence " << save.sequence;
   ASSERT_LE(save.begin, static_cast<int64_t>(found->second.ids.size()));
   const auto [kept, is_new] = segments_.try_emplace(save.segment, Segment{found->second.ids, save.begin});
+  kept->second.logits = logits;
   if (is_new) return;
   EXPECT_FALSE(kept->second.snapshot) << "segment " << save.segment << " is there already";
   EXPECT_EQ(kept->second.ids, found->second.ids);
@@ -108,10 +109,17 @@ StepResult FakeGroup::Run(const StepPlan& plan) {
                        [&](const StepPlan::Chunk& chunk) { return chunk.sequence == save.sequence; });
   };
   for (const StepPlan::Save& save : plan.saves) {
-    if (!has_chunk(save)) Save(save);
+    if (!has_chunk(save)) Save(save, /*logits=*/false);
   }
   for (const uint64_t sequence : plan.close) EXPECT_EQ(sequences_.erase(sequence), 1U) << sequence;
   for (const StepPlan::NewSequence& sequence : plan.open) Open(sequence, nullptr);
+  for (const StepPlan::NewSequence& sequence : plan.open) {
+    if (!sequence.draw) continue;
+    EXPECT_TRUE(segments_.at(sequence.restore.back()).logits);
+    StepResult::Chunk& answer = result.chunks.emplace_back();
+    answer.sequence = sequence.sequence;
+    answer.token = static_cast<uint32_t>(FakeToken(sequences_.at(sequence.sequence).ids, sequence.seed));
+  }
   std::set<uint64_t> seen;
   int64_t logit_rows = 0;
   for (const StepPlan::Chunk& chunk : plan.chunks) {
@@ -137,7 +145,7 @@ void FakeGroup::RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, Ste
   ASSERT_LE(static_cast<int64_t>(ids.size()), capacity_.max_sequence_tokens);
   TakePages(&found->second);
   for (const StepPlan::Save& save : plan.saves) {
-    if (save.sequence == chunk.sequence) Save(save);
+    if (save.sequence == chunk.sequence) Save(save, chunk.logit_rows > 0);
   }
   for (int64_t i = 0; i < chunk.forks; ++i) Open(plan.forks[chunk.forks_begin + i], &found->second);
   if (chunk.logit_rows == 0) return;
@@ -159,7 +167,7 @@ void FakeGroup::RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, Ste
 
 // ---- FakeKeeper ----
 
-uint64_t FakeKeeper::Find(int replica, absl::Span<const int32_t> ids, int64_t tokens_max) const {
+uint64_t FakeKeeper::Find(int replica, absl::Span<const int32_t> ids, int64_t tokens_max, bool draws) const {
   const auto kept = kept_.find(replica);
   if (kept == kept_.end()) return 0;
   uint64_t best = 0;
@@ -167,6 +175,7 @@ uint64_t FakeKeeper::Find(int replica, absl::Span<const int32_t> ids, int64_t to
   for (const auto& [number, segment] : kept->second) {
     const size_t size = segment.ids.size();
     if (size <= longest || size > ids.size() || static_cast<int64_t>(size) > tokens_max) continue;
+    if (draws && size == ids.size() && !segment.logits) continue;
     if (!std::equal(segment.ids.begin(), segment.ids.end(), ids.begin())) continue;
     best = number;
     longest = size;
@@ -174,10 +183,21 @@ uint64_t FakeKeeper::Find(int replica, absl::Span<const int32_t> ids, int64_t to
   return best;
 }
 
+int64_t FakeKeeper::Kept(int replica, const Request&, absl::Span<const int32_t> ids) const {
+  const uint64_t number = Find(replica, ids, static_cast<int64_t>(ids.size()), /*draws=*/true);
+  return number == 0 ? 0 : static_cast<int64_t>(kept_.at(replica).at(number).ids.size());
+}
+
+bool FakeKeeper::Prepare(int replica, uint64_t request_number, const Request&, absl::Span<const int32_t>, double,
+                         double) {
+  return !brings || !brings(replica, request_number);
+}
+
 PrefixKeeper::Beginning FakeKeeper::Begin(int replica, const Request&, absl::Span<const int32_t> ids,
                                           int64_t tokens_max, double, double) {
   Beginning beginning;
-  for (uint64_t number = Find(replica, ids, tokens_max); number != 0; number = kept_[replica].at(number).parent) {
+  for (uint64_t number = Find(replica, ids, tokens_max, /*draws=*/true); number != 0;
+       number = kept_[replica].at(number).parent) {
     Segment& segment = kept_[replica].at(number);
     ++segment.held;
     beginning.segments.insert(beginning.segments.begin(), number);
@@ -197,13 +217,19 @@ void FakeKeeper::Release(int replica, const Beginning& beginning) {
   }
 }
 
-PrefixKeeper::Saved FakeKeeper::Save(int replica, const Request&, absl::Span<const int32_t> ids, double) {
+PrefixKeeper::Saved FakeKeeper::Save(int replica, const Request&, absl::Span<const int32_t> ids, const SavePoint& point,
+                                     double) {
   const auto size = static_cast<int64_t>(ids.size());
-  const uint64_t parent = Find(replica, ids, size);
+  const uint64_t parent = Find(replica, ids, size, /*draws=*/false);
   const int64_t begin = parent == 0 ? 0 : static_cast<int64_t>(kept_[replica].at(parent).ids.size());
   if (begin == size) return {};
-  kept_[replica][++last_] = {std::vector<int32_t>(ids.begin(), ids.end()), parent};
+  kept_[replica][++last_] = {std::vector<int32_t>(ids.begin(), ids.end()), parent, point.logits};
   return {last_, begin};
+}
+
+absl::Status FakeKeeper::Keep(int, const Request&, absl::Span<const int32_t> ids, double) {
+  kept_text.assign(ids.begin(), ids.end());
+  return keep_status;
 }
 
 void FakeKeeper::Lose(int replica) { kept_.erase(replica); }

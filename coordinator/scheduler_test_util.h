@@ -55,10 +55,11 @@ class FakeGroup {
     std::vector<int32_t> ids;  // from position 0 on
     int64_t begin = 0;
     bool snapshot = true;
+    bool logits = false;
   };
   void Open(const StepPlan::NewSequence& sequence, const Sequence* forked);
   void Restore(absl::Span<const uint64_t> segments, Sequence* sequence);
-  void Save(const StepPlan::Save& save);
+  void Save(const StepPlan::Save& save, bool logits);
   void TakePages(Sequence* sequence);
   void RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, StepResult* result);
 
@@ -74,10 +75,15 @@ class FakeGroup {
 // Keeps what groups have saved until it is dropped.
 class FakeKeeper : public PrefixKeeper {
  public:
+  int64_t Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const override;
+  bool Prepare(int replica, uint64_t request_number, const Request& request, absl::Span<const int32_t> ids,
+               double token_seconds, double now) override;
   Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
                   double token_seconds, double now) override;
   void Release(int replica, const Beginning& beginning) override;
-  Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
+  Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, const SavePoint& point,
+             double now) override;
+  absl::Status Keep(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
 
   // The replica's group has ended.
   void Lose(int replica);
@@ -88,15 +94,22 @@ class FakeKeeper : public PrefixKeeper {
 
   // Where a sequence is saved that reads so many tokens; by default at their end.
   std::function<std::vector<int64_t>(int64_t tokens)> save_at;
+  // Whether a request has to wait for what is brought; by default none has.
+  std::function<bool(int replica, uint64_t request_number)> brings;
+  // What Keep answers, and the last text that it was called for.
+  absl::Status keep_status;
+  std::vector<int32_t> kept_text;
 
  private:
   struct Segment {
     std::vector<int32_t> ids;  // from position 0 on
     uint64_t parent = 0;
+    bool logits = false;
     int held = 0;  // by how many Beginnings
   };
   // The longest one that `ids` begin with, of at most `tokens_max`; 0: none.
-  uint64_t Find(int replica, absl::Span<const int32_t> ids, int64_t tokens_max) const;
+  // With `draws`, one that has all of `ids` must have logits.
+  uint64_t Find(int replica, absl::Span<const int32_t> ids, int64_t tokens_max, bool draws) const;
 
   std::map<int, std::map<uint64_t, Segment>> kept_;  // by replica and number
   uint64_t last_ = 0;

@@ -39,6 +39,7 @@ void EncodeNew(const StepPlan::NewSequence& sequence, bool is_last, bool is_fork
     out->set_seed(sequence.seed);
   } else {
     EncodeSampling(*sequence.sampling, sequence.seed, out->mutable_sampling());
+    out->set_draw(sequence.draw);
   }
   out->mutable_observed()->Assign(sequence.observed.begin(), sequence.observed.end());
 }
