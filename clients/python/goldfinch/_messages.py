@@ -40,9 +40,7 @@ def name_of(context: Optional[ContextName]) -> str:
     return context.name if isinstance(context, Context) else context
 
 
-def keep_as_of(keep_as: Union[str, KeepAs, None]) -> Optional[pb.KeepAs]:
-    if keep_as is None:
-        return None
+def keep_as_of(keep_as: Union[str, KeepAs]) -> pb.KeepAs:
     if isinstance(keep_as, str):
         return pb.KeepAs(name=keep_as)
     return pb.KeepAs(name=keep_as.name, expire_after_seconds=keep_as.expire_after_seconds, etag=keep_as.etag)
@@ -127,7 +125,7 @@ def generate_request(
         seed=seed,
         logprobs=logprobs,
         context_tokens=context_tokens,
-        keep_as=keep_as_of(keep_as),
+        keep_as=None if keep_as is None else keep_as_of(keep_as),
     )
     set_text(request, prompt)
     if sampling is not None:
