@@ -13,31 +13,42 @@ namespace {
 // Copies within the host's memory, or between it and a device; learned from then on.
 constexpr double kShelfBytesPerSecond = 4e9, kShelfSeconds = 1e-4;
 
+// A request that refuses the cache begins with its context alone.
+int64_t LimitOf(const Request& request) { return request.cache ? INT64_MAX : *request.context_tokens; }
+
+}  // namespace
+
 const std::string& NamespaceOf(const Request& request) {
   static const std::string* const everybody = new std::string;
   return request.client == nullptr ? *everybody : request.client->name_space;
 }
 
-}  // namespace
-
-void ContextKeeper::SetModel(const ContextIdentity& identity) {
+void ContextKeeper::SetModel(const ContextIdentity& identity, const TextBytes& bytes) {
   GF_CHECK(groups_.empty());
   drops_.clear();
-  tree_ = std::make_unique<SegmentTree>(identity);
+  if (tree_ != nullptr) first_etag_ = tree_->next_etag();
+  tree_ = std::make_unique<SegmentTree>(identity, first_etag_);
+  ++trees_;
+  text_bytes_ = bytes;
 }
 
 void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
   GF_CHECK(groups_.find(replica) == groups_.end()) << "replica " << replica;
-  if (tree_ == nullptr || capacity.bytes_max <= 0) return;
+  if (tree_ == nullptr || capacity.bytes_max <= 0) {
+    empty_handed_.insert(replica);
+    return;
+  }
   Group& group = groups_[replica];
   group.tier = tree_->OpenTier({.kind = TierKind::kMemory,
                                 .name = "the shelves of replica " + std::to_string(replica),
                                 .bytes_max = capacity.bytes_max,
                                 .rate = TransferRate(kShelfBytesPerSecond, kShelfSeconds)});
   group.bytes = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
+  segment_bytes_ = group.bytes;
 }
 
 ShelfDrops ContextKeeper::GroupEnded(int replica) {
+  empty_handed_.erase(replica);
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return {};
   const Group group = std::move(found->second);
@@ -57,8 +68,8 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
 
 int64_t ContextKeeper::Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const {
   const auto found = groups_.find(replica);
-  if (found == groups_.end() || !request.cache) return 0;
-  const ContextMatch match = tree_->Match(NamespaceOf(request), ids);
+  if (found == groups_.end() || !request.uses_kept()) return 0;
+  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, LimitOf(request));
   // The longest, whatever it takes to load.
   const auto compute_seconds = [&](int64_t begin) { return static_cast<double>(match.tokens - begin); };
   return tree_->Choose(match, found->second.tier, compute_seconds).position;
@@ -69,9 +80,10 @@ bool ContextKeeper::Prepare(int, uint64_t, const Request&, absl::Span<const int3
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
                                              int64_t tokens_max, double token_seconds, double now) {
   const auto found = groups_.find(replica);
-  if (found == groups_.end() || !request.cache) return {};
+  if (found == groups_.end() || !request.uses_kept()) return {};
+  tokens_max = std::min(tokens_max, LimitOf(request));
   Group& group = found->second;
-  group.token_seconds = token_seconds;
+  group.token_seconds = token_seconds_ = token_seconds;
   const auto size = static_cast<int64_t>(ids.size());
   const ContextMatch match = tree_->Match(NamespaceOf(request), ids, tokens_max);
   const ContextChoice choice = tree_->Choose(
@@ -86,9 +98,17 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
   } else {
     tree_->CountMiss(choice.reason);
   }
-  // What is short is read again faster than it is kept.
+  if (!request.cache) return beginning;
+  std::vector<int64_t> breakpoints = request.breakpoints;
+  if (request.context_tokens) breakpoints.push_back(*request.context_tokens);  // which may have lost its snapshot
+  // What is short is read again faster than it is kept, but for what was asked for.
   if (size - beginning.tokens >= options_.cost_tokens) {
-    beginning.save_at = PlanSnapshots(options_, {.begin = beginning.tokens, .end = size, .partings = match.partings});
+    beginning.save_at = PlanSnapshots(
+        options_, {.begin = beginning.tokens, .end = size, .breakpoints = breakpoints, .partings = match.partings});
+  } else if (std::any_of(breakpoints.begin(), breakpoints.end(),
+                         [&](int64_t at) { return at > beginning.tokens && at < size; })) {
+    beginning.save_at = PlanSnapshots(options_, {.begin = beginning.tokens, .end = size, .breakpoints = breakpoints});
+    beginning.save_at.pop_back();
   }
   return beginning;
 }
@@ -107,17 +127,25 @@ void ContextKeeper::Release(int replica, const Beginning& beginning) {
 PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, absl::Span<const int32_t> ids,
                                         const SavePoint& point, double now) {
   const auto found = groups_.find(replica);
-  if (found == groups_.end() || !request.cache) return {};
+  if (found == groups_.end() || (!request.cache && !point.end)) return {};
   Group& group = found->second;
+  const std::string& name_space = NamespaceOf(request);
   SegmentBytes bytes = group.bytes;
   bytes.logits = point.logits;
   const absl::StatusOr<AddedSegment> added =
-      tree_->Add(NamespaceOf(request), 0, ids, bytes, group.token_seconds * static_cast<double>(ids.size()), now);
-  if (!added.ok()) return {};
+      tree_->Add(name_space, 0, ids, bytes, group.token_seconds * static_cast<double>(ids.size()), now);
+  const auto refuse = [&](const absl::Status& status) {
+    if (point.end) group.refused.insert_or_assign(name_space, status);
+  };
+  if (!added.ok()) {
+    refuse(added.status());
+    return {};
+  }
   SegmentDrops drops;
   absl::StatusOr<goldfinch::Saving> saving = absl::NotFoundError("nothing is missing");
   if (added->missing != 0) saving = tree_->Store(added->number, group.tier, now, &drops);
   if (!saving.ok()) {
+    if (added->missing != 0) refuse(saving.status());
     tree_->Release(added->number, &drops);
     Note(&drops);
     return {};
@@ -126,10 +154,6 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   group.planned.push_back({added->number, saving->contents});
   group.segments.insert(added->number);
   return {added->number, saving->begin};
-}
-
-absl::Status ContextKeeper::Keep(int, const Request&, absl::Span<const int32_t>, double) {
-  return absl::UnimplementedError("contexts have no names yet");
 }
 
 ShelfDrops ContextKeeper::TakeDrops(int replica) {

@@ -1,17 +1,24 @@
-// Keeps what requests have read, automatically, on the shelves of the workers: which texts those are (SegmentTree), and
-// how the scheduler's Steps save them and begin with them.
+// Keeps what requests have read, on the shelves of the workers: which texts those are (SegmentTree), how the
+// scheduler's Steps save them and begin with them, and which of them have names.
+//
+// Implementation: context_keeper.cc keeps texts automatically, context_keeper_named.cc knows the names.
 #ifndef GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_H_
 #define GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_H_
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "coordinator/context_directory.h"
 #include "coordinator/contexts/segment_key.h"
 #include "coordinator/contexts/segment_tree.h"
 #include "coordinator/contexts/snapshot_plan.h"
@@ -27,6 +34,13 @@ struct ShelfCapacity {
   int64_t snapshot_bytes = 0;
 };
 
+// What is kept of a text, over all layers, and what a transformer of the same shape would keep.
+struct TextBytes {
+  int64_t per_token = 0;
+  int64_t snapshot = 0;
+  int64_t transformer_per_token = 0;
+};
+
 // Segments that workers free.
 struct ShelfDrops {
   std::vector<uint64_t> segments;
@@ -34,14 +48,20 @@ struct ShelfDrops {
   bool empty() const { return segments.empty() && snapshots.empty(); }
 };
 
+// Whose texts the request may use: those of its client's namespace.
+const std::string& NamespaceOf(const Request& request);
+
 // Pure, like the scheduler that calls it: `now` is in seconds and never goes back. Not thread-safe. For each Step that
 // is planned, the order is NextStep, TakeDrops, StepPlanned; workers are told of the drops before they get the Step.
 class ContextKeeper final : public PrefixKeeper {
  public:
-  explicit ContextKeeper(const SnapshotOptions& options = {}) : options_(options) {}
+  // `unix_offset`: what makes `now` Unix seconds. `first_etag`: no context has had an etag from this one on.
+  explicit ContextKeeper(const SnapshotOptions& options = {}, double unix_offset = 0, uint64_t first_etag = 1)
+      : options_(options), unix_offset_(unix_offset), first_etag_(first_etag) {}
 
-  // What all groups serve from now on. What was kept of another model is forgotten. No group may be ready.
-  void SetModel(const ContextIdentity& identity);
+  // What all groups serve from now on. What was kept of another model is forgotten, names as well. No group may be
+  // ready.
+  void SetModel(const ContextIdentity& identity, const TextBytes& bytes = {});
   // A group is ready; its shelves are empty. Without bytes, nothing is kept there.
   void GroupReady(int replica, const ShelfCapacity& capacity);
   // Its workers have to free all that was saved there.
@@ -57,6 +77,32 @@ class ContextKeeper final : public PrefixKeeper {
   Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, const SavePoint& point,
              double now) override;
   absl::Status Keep(int replica, const Request& request, absl::Span<const int32_t> ids, double now) override;
+
+  // ---- Names, which each namespace has of its own. All errors are for users.
+
+  // Makes of a request with a context, or with keep_as, one for the scheduler, which gets it with the sink that comes
+  // back, and reports to `sink`: its prompt begins with the tokens of the context, breakpoints count from there, and
+  // keep_as has the etag of what it takes the place of. What is kept of the context stays so until the sink's OnDone.
+  // `tokens_max`: of prompt and answer together. NOT_FOUND, FAILED_PRECONDITION (SegmentTree::Use), INVALID_ARGUMENT if
+  // it does not fit, and what is certain to keep the sequence from being named: ALREADY_EXISTS, ABORTED,
+  // RESOURCE_EXHAUSTED, FAILED_PRECONDITION if no worker keeps anything.
+  absl::StatusOr<std::shared_ptr<RequestSink>> Resolve(Request* request, std::shared_ptr<RequestSink> sink,
+                                                       int64_t tokens_max, double now);
+
+  absl::StatusOr<NamedContext> GetContext(const std::string& name_space, const GetContextQuery& query) const;
+  // It stops early where it would take long.
+  absl::StatusOr<NamedContextPage> ListContexts(const std::string& name_space, const ListContextsQuery& query) const;
+  absl::StatusOr<NamedContext> ForkContext(const std::string& name_space, const ForkContextQuery& query, double now);
+  absl::StatusOr<NamedContext> RenameContext(const std::string& name_space, const RenameContextQuery& query);
+  absl::StatusOr<NamedContext> PinContext(const std::string& name_space, const PinContextQuery& query);
+  absl::StatusOr<std::string> DeleteContext(const std::string& name_space, const DeleteContextQuery& query);
+  // To be called now and then: contexts that have expired lose their names.
+  void Expire(double now);
+  // Called whenever what a name stands for has changed, or has been used: with what it stands for now, in seconds of
+  // `now`, or null if there is no such name any more.
+  using NameListener =
+      std::function<void(const std::string& name_space, const std::string& name, const ContextInfo* context)>;
+  void SetNameListener(NameListener listener) { name_listener_ = std::move(listener); }
 
   // What the workers of the group have to free before the Step that was planned last.
   ShelfDrops TakeDrops(int replica);
@@ -86,15 +132,39 @@ class ContextKeeper final : public PrefixKeeper {
     std::vector<uint64_t> restored;  // what it restores: held until it has been planned
     std::deque<Step> steps;          // in flight, oldest first
     std::set<uint64_t> segments;     // that workers may have
+    // Why something that was to be named could not be saved the last time, by namespace.
+    std::map<std::string, absl::Status> refused;
   };
+  // A segment that is held in the tree that there was then.
+  struct Held {
+    uint64_t tree = 0;
+    uint64_t segment = 0;
+  };
+  class NamedSink;
 
   // Notes what has to be dropped from the groups' shelves.
   void Note(SegmentDrops* drops);
 
+  // context_keeper_named.cc
+  void NameChanged(const std::string& name_space, const std::string& name, const ContextInfo* context) const;
+  absl::Status CheckKeepAs(const std::string& name_space, const Request::KeepAs& keep_as) const;
+  absl::StatusOr<ContextInfo> Name(const std::string& name_space, const Request::KeepAs& keep_as, uint64_t segment,
+                                   double now);
+  NamedContext Describe(const ContextInfo& context, size_t* segments = nullptr) const;
+  void ReleaseHeld(const Held& held);
+
   const SnapshotOptions options_;
+  const double unix_offset_;
+  uint64_t first_etag_;                // of the next tree
+  uint64_t trees_ = 0;                 // that there have been
   std::unique_ptr<SegmentTree> tree_;  // null without a model
-  std::map<int, Group> groups_;        // by replica: those that keep something
-  std::map<int, ShelfDrops> drops_;    // by tier: what the workers have not been told yet
+  TextBytes text_bytes_;
+  SegmentBytes segment_bytes_;  // of the group that was last ready
+  double token_seconds_ = 0;    // of any group
+  std::set<int> empty_handed_;  // ready replicas that keep nothing
+  NameListener name_listener_;
+  std::map<int, Group> groups_;      // by replica: those that keep something
+  std::map<int, ShelfDrops> drops_;  // by tier: what the workers have not been told yet
 };
 
 }  // namespace goldfinch

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <future>
 #include <optional>
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -27,6 +28,14 @@ constexpr double kTickSeconds = 0.05;
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// What makes Now() seconds since 1970, as the system's clock is when the program starts.
+double UnixOffset() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count() - Now();
+}
+
+// So that no context has an etag that another one had before a restart.
+uint64_t FirstEtag() { return (uint64_t{std::random_device()() >> 1} << 32) + 1; }
+
 // Bit id % 8 of byte id / 8 is `bit(id)`.
 std::string Bits(int64_t size, absl::FunctionRef<bool(int32_t)> bit) {
   std::string bits((size + 7) / 8, '\0');
@@ -46,7 +55,7 @@ CoordinatorOptions WithSecret(CoordinatorOptions options) {
 Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
     : options_(WithSecret(std::move(options))),
       metrics_(metrics),
-      keeper_(options_.snapshots),
+      keeper_(options_.snapshots, UnixOffset(), FirstEtag()),
       scheduler_(options_.queue, options_.membership.replicas, options_.overcommit),
       membership_(options_.membership),
       steps_(options_.membership.replicas),
@@ -121,6 +130,9 @@ absl::StatusOr<uint64_t> Coordinator::Submit(Request request, std::shared_ptr<Re
   }
   const uint64_t number = ++last_number_;
   Post([this, number, request = std::move(request), sink = std::move(sink)](double now) mutable {
+    if (!request.context.empty() || request.keep_as) {
+      return SubmitNamed(number, std::move(request), std::move(sink), now);
+    }
     scheduler_.Submit(number, std::move(request), std::move(sink), now);
   });
   return number;
@@ -197,6 +209,7 @@ void Coordinator::Tick(double now) {
     if (membership_.draining(replica) && steps_[replica].empty()) membership_.Drained(replica, now);
   }
   membership_.Tick(now, idle);
+  keeper_.Expire(now);
   if (no_group_since_ >= 0 && now - no_group_since_ > options_.recovery_timeout_seconds) {
     v1::GetClusterInfoResponse info;
     membership_.FillClusterInfo(now, &info);
@@ -284,7 +297,10 @@ void Coordinator::HandleModelKnown(double now) {
   attention.every_row = std::any_of(about.layers().begin(), about.layers().end(),
                                     [](const auto& layer) { return layer.cache_bytes_per_token() > 0; });
   if (about.gold_layers() > 0) attention.gold_rows_before = TokenShiftReach(static_cast<int>(about.gold_layers()));
-  keeper_.SetModel({about.fingerprint(), about.vocabulary(), options_.membership.cache_dtype, ""});
+  keeper_.SetModel({about.fingerprint(), about.vocabulary(), options_.membership.cache_dtype, ""},
+                   {.per_token = static_cast<int64_t>(cache),
+                    .snapshot = membership_.StateBytesPerSequence(),
+                    .transformer_per_token = static_cast<int64_t>(about.transformer_cache_bytes_per_token())});
   scheduler_.SetModel(vocab, static_cast<int64_t>(cache),
                       static_cast<int64_t>(about.transformer_cache_bytes_per_token()), attention);
 

@@ -1,7 +1,8 @@
 // The coordinator's core: one thread that owns the scheduler, the membership, the clock and the connections to workers.
 // Everything that clients and workers say is put into its queue; nothing else touches its state.
 //
-// Implementation: coordinator.cc does the work, coordinator_info.cc tells others of it.
+// Implementation: coordinator.cc does the work, coordinator_info.cc tells others of it, coordinator_contexts.cc is for
+// contexts by name.
 #ifndef GOLDFINCH_COORDINATOR_COORDINATOR_H_
 #define GOLDFINCH_COORDINATOR_COORDINATOR_H_
 
@@ -21,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "coordinator/activity_log.h"
+#include "coordinator/context_directory.h"
 #include "coordinator/context_keeper.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/membership.h"
@@ -61,7 +63,7 @@ struct CoordinatorOptions {
 };
 
 // Thread-safe. The constructor starts the coordinator's thread.
-class Coordinator : public Dispatcher, public WorkerListener {
+class Coordinator : public Dispatcher, public ContextDirectory, public WorkerListener {
  public:
   // `metrics` must outlive it.
   Coordinator(CoordinatorOptions options, Metrics* metrics);
@@ -79,6 +81,14 @@ class Coordinator : public Dispatcher, public WorkerListener {
   absl::StatusOr<uint64_t> Submit(Request request, std::shared_ptr<RequestSink> sink) override;
   void Cancel(uint64_t number, absl::Status status) override;
   void Resume(uint64_t number) override;
+
+  // ContextDirectory.
+  void GetContext(const std::string& name_space, GetContextQuery query, Answer<NamedContext> answer) override;
+  void ListContexts(const std::string& name_space, ListContextsQuery query, Answer<NamedContextPage> answer) override;
+  void ForkContext(const std::string& name_space, ForkContextQuery query, Answer<NamedContext> answer) override;
+  void RenameContext(const std::string& name_space, RenameContextQuery query, Answer<NamedContext> answer) override;
+  void PinContext(const std::string& name_space, PinContextQuery query, Answer<NamedContext> answer) override;
+  void DeleteContext(const std::string& name_space, DeleteContextQuery query, Answer<std::string> answer) override;
 
   // WorkerListener.
   uint64_t Connected(std::shared_ptr<WorkerLink> link, const std::string& address) override;
@@ -102,6 +112,7 @@ class Coordinator : public Dispatcher, public WorkerListener {
 
   // On the coordinator's thread.
   void Run();
+  void SubmitNamed(uint64_t number, Request request, std::shared_ptr<RequestSink> sink, double now);
   void Tick(double now);
   void Settle(double now);
   void HandleMessage(uint64_t worker, cluster::v1::FromWorker message, double now);

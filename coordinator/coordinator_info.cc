@@ -14,9 +14,10 @@ namespace goldfinch {
 
 void Coordinator::PublishEvents() {
   const SchedulerEvents events = scheduler_.TakeEvents();
-  prompt_tokens_ += events.prompt_tokens;
+  const int64_t read = events.prompt_tokens - events.cached_tokens;
+  prompt_tokens_ += read;
   completion_tokens_ += events.completion_tokens;
-  if (events.prompt_tokens > 0) metrics_->AddPromptTokens(events.prompt_tokens);
+  if (read > 0) metrics_->AddPromptTokens(read);
   if (events.completion_tokens > 0) metrics_->AddCompletionTokens(events.completion_tokens);
   if (events.replayed_tokens > 0) metrics_->AddReplayedTokens(events.replayed_tokens);
   if (events.parkings > 0) metrics_->CountParkings(events.parkings);

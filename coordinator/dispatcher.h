@@ -23,11 +23,13 @@ class GetModelInfoResponse;
 }  // namespace v1
 
 class Tokenizer;
+struct NamedContext;
 
 // A validated request. Exactly one of `generate` and `score` is set.
 struct Request {
   struct Generate {
     int64_t max_tokens = 256;  // the most that each sample may have; 0 only reads the prompt
+    bool may_shorten = false;  // fewer will do if no more fit after a context: nobody asked for so many
     int samples = 1;           // sample i uses the seed sampling.seed + i
     SamplingOptions sampling;
     std::vector<int32_t> stop_ids;  // besides token 0, the end of text, which always ends a sample
@@ -44,6 +46,7 @@ struct Request {
     std::string name;
     std::optional<double> expire_after_seconds = {};  // after the last use; none: never
     uint64_t etag = 0;  // of the context that it takes the place of; 0: there must be none, unless it is `context`
+    bool expire_as_before = false;  // what it takes the place of keeps its expiry
   };
 
   std::string id;                          // for logs and metrics
@@ -54,12 +57,17 @@ struct Request {
   bool progress = false;                   // whether OnProgress is called
   bool cache = true;                       // whether it uses what is kept of texts, and leaves something
   std::string context;                     // whose tokens come before those of the prompt; empty: none
-  std::optional<int64_t> context_tokens;   // only the first ones of the context; none: all
-  std::optional<KeepAs> keep_as;           // only with one sample
-  std::vector<int64_t> breakpoints;        // positions of the prompt where the sequence is to be saved, in any order
-  int64_t held_bytes = 0;                  // what its sink keeps in memory for it until it has ended
+  // Only the first ones of the context; none: all. When the scheduler gets the request, they are in `prompt`, this is
+  // their number, and breakpoints count from the first of them.
+  std::optional<int64_t> context_tokens;
+  std::optional<KeepAs> keep_as;     // only with one sample
+  std::vector<int64_t> breakpoints;  // positions of the prompt where the sequence is to be saved, in any order
+  int64_t held_bytes = 0;            // what its sink keeps in memory for it until it has ended
   std::optional<Generate> generate;
   std::optional<Score> score;
+
+  // Whether it may begin with something that is kept; once context_tokens has been set.
+  bool uses_kept() const { return cache || context_tokens.has_value(); }
 };
 
 struct OutputToken {
@@ -100,16 +108,20 @@ class RequestSink {
   };
 
   virtual ~RequestSink() = default;
+  // So many tokens of the request's context come before those of its prompt. Comes before all else.
+  virtual void OnContext(int64_t /*tokens*/) {}
   virtual void OnProgress(int64_t prompt_tokens_done) = 0;
   // The next token of a sample, including the one that ends it.
   virtual Verdict OnToken(int sample, const OutputToken& token) = 0;
   virtual void OnSampleDone(int sample, Finish finish) = 0;
   // Scored tokens in their order, of a continuation or, if `continuation` is -1, of the prompt. `first` is the index of
-  // the first one in that text. `logits` is [tokens, vocab] float32 little-endian, or empty. Returns kContinue or
-  // kPause.
+  // the first one in that text, to which a context does not belong. `logits` is [tokens, vocab] float32 little-endian,
+  // or empty. Returns kContinue or kPause.
   virtual Verdict OnScores(int continuation, int64_t first, absl::Span<const OutputToken> tokens,
                            std::string logits) = 0;
-  // An OK status means that all samples or scores have been delivered.
+  // The request's sequence is kept as this context, by its keep_as. OnDone follows.
+  virtual void OnKept(const NamedContext& /*context*/) {}
+  // An OK status means that all samples or scores have been delivered, and that the sequence is kept if it was to be.
   virtual void OnDone(const absl::Status& status, const RequestUsage& usage) = 0;
 };
 
@@ -133,8 +145,9 @@ class Dispatcher {
 
   // Returns the request's number, for Cancel and Resume. From then on the sink is called. OnDone comes for every
   // request that was taken, with RESOURCE_EXHAUSTED if the queue is full, a limit of its client is reached, or the
-  // request can never fit a group, and with DEADLINE_EXCEEDED if it would certainly miss its deadline. UNAVAILABLE,
-  // after which the sink is not called, if no group is ready or the server is shutting down.
+  // request can never fit a group, and with DEADLINE_EXCEEDED if it would certainly miss its deadline. What contexts
+  // add to this is in context_keeper.h. UNAVAILABLE, after which the sink is not called, if no group is ready or the
+  // server is shutting down.
   virtual absl::StatusOr<uint64_t> Submit(Request request, std::shared_ptr<RequestSink> sink) = 0;
   // Ends the request with `status`. Does nothing if it has ended.
   virtual void Cancel(uint64_t number, absl::Status status) = 0;

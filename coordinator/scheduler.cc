@@ -61,6 +61,8 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
     }
   }
   state.live = static_cast<int>(sequences);
+  // Of a context, nothing is scored, nor the first token after it.
+  state.prompt_scored = request.context_tokens.value_or(0);
   if (request.keep_as && request.generate->max_tokens == 0) state.sequences[0].finish = Finish::kLength;
   state.request = std::move(request);
   state.bytes = BytesOf(state.request);
@@ -75,7 +77,7 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
   // A prompt of one token: nothing comes before it that could score it.
   if (state.request.score && state.End(state.sequences[0]) == 0) return End(state, absl::OkStatus(), now);
   if (all_groups_ready() && !EverFits(state)) return End(state, TooLarge(state), now);
-  if (keeper_ != nullptr && state.request.cache && state.request.deadline_seconds) {
+  if (keeper_ != nullptr && state.request.uses_kept() && state.request.deadline_seconds) {
     for (const auto& [replica, group] : groups_) {
       state.kept_tokens = std::max(state.kept_tokens, keeper_->Kept(replica, state.request, state.request.prompt));
     }
@@ -284,7 +286,7 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
 
 // Whether a sequence of the request may be admitted as far as the keeper is concerned.
 bool Scheduler::Prepare(RequestState& state, const Sequence& next, double now) {
-  if (keeper_ == nullptr || !state.request.cache || state.prepared) return true;
+  if (keeper_ == nullptr || !state.request.uses_kept() || state.prepared) return true;
   const std::vector<int32_t> ids = state.Tokens(next, state.End(next));
   Group* best = nullptr;
   int64_t kept_in_best = -1;

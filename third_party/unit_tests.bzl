@@ -35,15 +35,24 @@ def unit_test(name, srcs, deps, tags = [], **kwargs):
         **kwargs
     )
 
-def unit_tests(shard_count = None):
-    """Declares `unit_tests` of all unit_test rules above, and `unit_tests_TAG` of those with a tag."""
+def unit_tests(shard_count = None, sanitizers_only = False):
+    """Declares `unit_tests` of all unit_test rules above, and `unit_tests_TAG` of those with a tag.
+
+    Args:
+      shard_count: as in cc_test.
+      sanitizers_only: `./dev test` runs them under the sanitizers alone, and does not compile them once more for the
+        optimized program. For folders whose results do not depend on how the compiler orders arithmetic.
+    """
     groups = {}
     for rule in native.existing_rules().values():
         if rule["kind"] == "cc_test" and _TOGETHER in rule["tags"]:
             tags = [tag for tag in rule["tags"] if tag not in ["manual", _TOGETHER]]
             groups.setdefault("_".join(["unit_tests"] + sorted(tags)), []).append((rule["name"], rule, tags))
     for name, rules in groups.items():
-        _program(name, [rule for _, rule, _ in sorted(rules)], rules[0][2], shard_count)
+        tags = rules[0][2]
+        if sanitizers_only and "no_asan" not in tags:
+            tags = tags + ["sanitizers_only"]
+        _program(name, [rule for _, rule, _ in sorted(rules)], tags, shard_count)
 
 def _program(name, rules, tags, shard_count):
     sources = []

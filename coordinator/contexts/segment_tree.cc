@@ -18,11 +18,16 @@ absl::Status ChainTooLong() {
 
 }  // namespace
 
-SegmentTree::SegmentTree(const ContextIdentity& identity) : state_(std::make_unique<State>(identity)) {}
+SegmentTree::SegmentTree(const ContextIdentity& identity, uint64_t first_etag)
+    : state_(std::make_unique<State>(identity)) {
+  GF_CHECK_GT(first_etag, 0U);
+  state_->last_etag = first_etag - 1;
+}
 SegmentTree::~SegmentTree() = default;
 
 const ContextIdentity& SegmentTree::identity() const { return *state_->identity; }
 const ContextCounters& SegmentTree::counters() const { return state_->counters; }
+uint64_t SegmentTree::next_etag() const { return state_->last_etag + 1; }
 size_t SegmentTree::segments() const { return state_->segments.size(); }
 
 int64_t SegmentTree::index_bytes() const {

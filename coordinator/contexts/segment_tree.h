@@ -197,6 +197,22 @@ struct ContextInfo {
   std::optional<double> expires;
 };
 
+struct ExpiredContext {
+  std::string name_space;
+  std::string name;
+};
+
+// What is kept of the whole text of a segment, that is of its chain.
+struct TextKept {
+  int64_t row_tokens = 0;          // tokens whose rows are in some tier
+  int64_t shared_row_tokens = 0;   // of these, those that more than one context has
+  std::vector<int64_t> snapshots;  // positions of those that are in some tier, ascending
+  int64_t shared_snapshots = 0;    // of these, those that more than one context has
+  // Whether one tier of this kind has all that it takes to go on from some position of the text.
+  bool in_memory = false, on_disk = false;
+  size_t segments = 0;  // of the chain
+};
+
 struct ContextPage {
   std::vector<ContextInfo> contexts;  // by name
   std::string next;                   // `after` of the next page; empty: this is the last one
@@ -217,12 +233,14 @@ class SegmentTree {
   // Segments of one chain; a longer one is RESOURCE_EXHAUSTED. What walks chains is bounded by it.
   static constexpr int kChainMax = 4096;
 
-  explicit SegmentTree(const ContextIdentity& identity);
+  // No context will have an etag below `first_etag`, which is not 0.
+  explicit SegmentTree(const ContextIdentity& identity, uint64_t first_etag = 1);
   ~SegmentTree();
   SegmentTree(const SegmentTree&) = delete;
   SegmentTree& operator=(const SegmentTree&) = delete;
 
   const ContextIdentity& identity() const;
+  uint64_t next_etag() const;  // is larger than all that contexts have had
 
   // ---- Tiers
   int OpenTier(const TierOptions& options);
@@ -282,6 +300,8 @@ class SegmentTree {
 
   std::optional<SegmentInfo> Find(uint64_t number) const;
   std::vector<uint64_t> Chain(uint64_t number) const;  // from the root on
+  // The number must be that of a segment that is not gone. It takes as long as the chain is.
+  TextKept Kept(uint64_t number) const;
   // The ids of [begin, end) of the segment's text.
   std::vector<int32_t> Ids(uint64_t number, int64_t begin) const;
   // Its key; rows of the segment must have been stored, or be on their way.
@@ -292,21 +312,27 @@ class SegmentTree {
   // ALREADY_EXISTS, INVALID_ARGUMENT (the name), RESOURCE_EXHAUSTED (contexts_max). The segment must be held.
   absl::StatusOr<ContextInfo> Create(const std::string& name_space, const std::string& name, uint64_t number,
                                      std::optional<double> seconds_to_live, double now);
+  // What Create would say to a segment that is held.
+  absl::Status CheckNew(const std::string& name_space, const std::string& name) const;
   // It is this segment's text from now on; the segment must be held.
   absl::StatusOr<ContextInfo> Advance(const std::string& name_space, const std::string& name, uint64_t etag,
                                       uint64_t number, double now, SegmentDrops* drops);
-  absl::StatusOr<ContextInfo> Get(const std::string& name_space, const std::string& name) const;
+  // This counts as a use.
+  absl::StatusOr<ContextInfo> SetSecondsToLive(const std::string& name_space, const std::string& name,
+                                               std::optional<double> seconds_to_live, double now);
+  absl::StatusOr<ContextInfo> Get(const std::string& name_space, const std::string& name, uint64_t etag = 0) const;
   // Refreshes the expiry and holds the segment. FAILED_PRECONDITION: it is of another identity; names both.
   absl::StatusOr<ContextInfo> Use(const std::string& name_space, const std::string& name, double now);
   absl::StatusOr<ContextInfo> Rename(const std::string& name_space, const std::string& name,
                                      const std::string& new_name, uint64_t etag);
+  // A pinned context does not expire. When it is pinned no more, it has its seconds to live again.
   absl::StatusOr<ContextInfo> Pin(const std::string& name_space, const std::string& name, bool pinned, uint64_t etag);
   // Removes its bytes, too, as soon as nobody else needs them.
   absl::Status Delete(const std::string& name_space, const std::string& name, uint64_t etag, SegmentDrops* drops);
   // Contexts after the name `after`, at most `count` (> 0).
   ContextPage List(const std::string& name_space, const std::string& after, int count) const;
-  // Contexts that have expired lose their names; their bytes may be evicted from then on. Returns how many.
-  int Expire(double now, SegmentDrops* drops);
+  // Contexts that have expired lose their names; their bytes may be evicted from then on. At most so many at a time.
+  std::vector<ExpiredContext> Expire(double now, SegmentDrops* drops, size_t count_max = SIZE_MAX);
   std::optional<double> NextExpiry() const;
 
   void SetQuota(const std::string& name_space, const NamespaceQuota& quota);

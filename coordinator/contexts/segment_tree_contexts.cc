@@ -63,9 +63,33 @@ void SegmentTree::State::SetExpiry(Context& context, std::optional<double> at) {
   if (at) expiries.emplace(std::make_pair(*at, context.id), &context);
 }
 
+// The last use was now. A pinned context does not expire.
+void SegmentTree::State::PutOffExpiry(Context& context) {
+  const bool expires = context.seconds_to_live.has_value() && !context.pinned;
+  SetExpiry(context, expires ? std::optional<double>(now + *context.seconds_to_live) : std::nullopt);
+}
+
+// So many contexts more of this segment, or of one below it.
+void SegmentTree::State::CountWithin(Segment* segment, int32_t contexts) {
+  if (contexts == 0) return;
+  for (; segment != nullptr; segment = segment->parent) segment->contexts_within += contexts;
+}
+
+// OK if the namespace, which may be null, can have another context, of this name.
+absl::Status SegmentTree::State::CheckNew(const Namespace* space, const std::string& name) const {
+  GF_RETURN_IF_ERROR(CheckName(name));
+  if (space == nullptr) return absl::OkStatus();
+  if (space->contexts.contains(name)) return Exists(name);
+  if (static_cast<int64_t>(space->contexts.size()) < space->quota.contexts_max) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("namespace \"", space->name, "\" has ",
+                                                   WithCommas(static_cast<int64_t>(space->contexts.size())),
+                                                   " contexts, which is its quota"));
+}
+
 void SegmentTree::State::Attach(Context& context, Segment& segment) {
   context.segment = &segment;
   ++segment.contexts;
+  CountWithin(&segment, 1);
   segment.pins += context.pinned;
   segment.doomed = false;
   Reindex(segment);
@@ -74,6 +98,7 @@ void SegmentTree::State::Attach(Context& context, Segment& segment) {
 void SegmentTree::State::Detach(Context& context) {
   Segment& segment = *context.segment;
   --segment.contexts;
+  CountWithin(&segment, -1);
   segment.pins -= context.pinned;
   context.segment = nullptr;
   Reindex(segment);
@@ -99,13 +124,7 @@ absl::StatusOr<ContextInfo> SegmentTree::Create(const std::string& name_space, c
   Segment& segment = state.Held(number);
   Namespace& space = *segment.space->name_space;
   GF_CHECK(space.name == name_space) << "segment " << number << " is of another namespace";
-  GF_RETURN_IF_ERROR(CheckName(name));
-  if (space.contexts.contains(name)) return Exists(name);
-  if (static_cast<int64_t>(space.contexts.size()) >= space.quota.contexts_max) {
-    return absl::ResourceExhaustedError(absl::StrCat("namespace \"", name_space, "\" has ",
-                                                     WithCommas(static_cast<int64_t>(space.contexts.size())),
-                                                     " contexts, which is its quota"));
-  }
+  GF_RETURN_IF_ERROR(state.CheckNew(&space, name));
   auto created = std::make_unique<Context>();
   Context& context = *created;
   context.id = ++state.last_context;
@@ -116,8 +135,12 @@ absl::StatusOr<ContextInfo> SegmentTree::Create(const std::string& name_space, c
   context.seconds_to_live = seconds_to_live;
   state.Attach(context, segment);
   space.contexts.emplace(context.name, std::move(created));
-  if (seconds_to_live) state.SetExpiry(context, state.now + *seconds_to_live);
+  state.PutOffExpiry(context);
   return state.Info(context);
+}
+
+absl::Status SegmentTree::CheckNew(const std::string& name_space, const std::string& name) const {
+  return state_->CheckNew(state_->FindNamespace(name_space), name);
 }
 
 absl::StatusOr<ContextInfo> SegmentTree::Advance(const std::string& name_space, const std::string& name, uint64_t etag,
@@ -132,13 +155,25 @@ absl::StatusOr<ContextInfo> SegmentTree::Advance(const std::string& name_space, 
   state.Attach(*context, segment);
   context->etag = ++state.last_etag;
   context->last_use = state.now;
-  if (context->seconds_to_live) state.SetExpiry(*context, state.now + *context->seconds_to_live);
+  state.PutOffExpiry(*context);
   state.Settle(before, State::Why::kUnneeded, drops);
   return state.Info(*context);
 }
 
-absl::StatusOr<ContextInfo> SegmentTree::Get(const std::string& name_space, const std::string& name) const {
-  GF_ASSIGN_OR_RETURN(const Context* const context, state_->FindContext(name_space, name, 0));
+absl::StatusOr<ContextInfo> SegmentTree::SetSecondsToLive(const std::string& name_space, const std::string& name,
+                                                          std::optional<double> seconds_to_live, double now) {
+  State& state = *state_;
+  state.Now(now);
+  GF_ASSIGN_OR_RETURN(Context* const context, state.FindContext(name_space, name, 0));
+  context->seconds_to_live = seconds_to_live;
+  context->last_use = state.now;
+  state.PutOffExpiry(*context);
+  return state.Info(*context);
+}
+
+absl::StatusOr<ContextInfo> SegmentTree::Get(const std::string& name_space, const std::string& name,
+                                             uint64_t etag) const {
+  GF_ASSIGN_OR_RETURN(const Context* const context, state_->FindContext(name_space, name, etag));
   return state_->Info(*context);
 }
 
@@ -151,7 +186,7 @@ absl::StatusOr<ContextInfo> SegmentTree::Use(const std::string& name_space, cons
                                                       ", and what is served is ", state.identity->ToString()));
   }
   context->last_use = state.now;
-  if (context->seconds_to_live) state.SetExpiry(*context, state.now + *context->seconds_to_live);
+  state.PutOffExpiry(*context);
   Hold(context->segment->number, now);
   return state.Info(*context);
 }
@@ -177,6 +212,7 @@ absl::StatusOr<ContextInfo> SegmentTree::Pin(const std::string& name_space, cons
     context->pinned = pinned;
     context->segment->pins += pinned ? 1 : -1;
     context->etag = ++state_->last_etag;
+    state_->PutOffExpiry(*context);
     state_->Reindex(*context->segment);
   }
   return state_->Info(*context);
@@ -187,6 +223,39 @@ absl::Status SegmentTree::Delete(const std::string& name_space, const std::strin
   GF_ASSIGN_OR_RETURN(Context* const context, state_->FindContext(name_space, name, etag));
   state_->Remove(*context, /*doom=*/true, drops);
   return absl::OkStatus();
+}
+
+TextKept SegmentTree::Kept(uint64_t number) const {
+  std::vector<const Segment*> chain;
+  for (const Segment* link = state_->Lookup(number); link != nullptr; link = link->parent) chain.push_back(link);
+  GF_CHECK(!chain.empty()) << "segment " << number << " is gone";
+  std::reverse(chain.begin(), chain.end());
+  TextKept kept;
+  kept.segments = chain.size();
+  // Tiers that have the rows of all of the chain so far.
+  absl::InlinedVector<int, 4> whole;
+  for (const Copy& copy : chain[0]->copies) whole.push_back(copy.tier);
+  for (const Segment* const link : chain) {
+    const SegmentContents present = link->present();
+    const bool shared = link->contexts_within > 1;
+    const int64_t tokens = (present & kRows) != 0 ? link->end() - link->begin : 0;
+    kept.row_tokens += tokens;
+    kept.shared_row_tokens += shared ? tokens : 0;
+    if ((present & kSnapshot) != 0) {
+      kept.snapshots.push_back(link->end());
+      kept.shared_snapshots += shared ? 1 : 0;
+    }
+    const auto has = [&](int tier, SegmentContents contents) {
+      const Copy* const copy = link->In(tier);
+      return copy != nullptr && (copy->present & contents) == contents;
+    };
+    whole.erase(std::remove_if(whole.begin(), whole.end(), [&](int tier) { return !has(tier, kRows); }), whole.end());
+    for (const int tier : whole) {
+      if (!has(tier, kSnapshot)) continue;
+      (state_->tiers.at(tier).options.kind == TierKind::kDisk ? kept.on_disk : kept.in_memory) = true;
+    }
+  }
+  return kept;
 }
 
 ContextPage SegmentTree::List(const std::string& name_space, const std::string& after, int count) const {
@@ -202,12 +271,13 @@ ContextPage SegmentTree::List(const std::string& name_space, const std::string& 
   return page;
 }
 
-int SegmentTree::Expire(double now, SegmentDrops* drops) {
+std::vector<ExpiredContext> SegmentTree::Expire(double now, SegmentDrops* drops, size_t count_max) {
   state_->Now(now);
-  int expired = 0;
-  while (!state_->expiries.empty() && state_->expiries.begin()->first.first <= now) {
-    state_->Remove(*state_->expiries.begin()->second, /*doom=*/false, drops);
-    ++expired;
+  std::vector<ExpiredContext> expired;
+  while (expired.size() < count_max && !state_->expiries.empty() && state_->expiries.begin()->first.first <= now) {
+    Context& context = *state_->expiries.begin()->second;
+    expired.push_back({context.name_space->name, context.name});
+    state_->Remove(context, /*doom=*/false, drops);
   }
   return expired;
 }

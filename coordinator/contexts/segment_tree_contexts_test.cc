@@ -130,14 +130,60 @@ TEST_F(SegmentTreeContextsTest, UseRefreshesTheExpiry) {
   EXPECT_EQ(tree_.NextExpiry(), 10.0);
   ASSERT_TRUE(tree_.Use("", "used", 5).ok());
   tree_.Release(used, &drops_);
-  EXPECT_EQ(tree_.Expire(9.9, &drops_), 0);
-  EXPECT_EQ(tree_.Expire(10, &drops_), 1);
+  EXPECT_EQ(tree_.Expire(9.9, &drops_).size(), 0u);
+  EXPECT_EQ(tree_.Expire(10, &drops_).size(), 1u);
   EXPECT_EQ(Names(), std::vector<std::string>{"used"});
   EXPECT_TRUE(tree_.Find(left).has_value()) << "its bytes may be evicted, but need not";
   EXPECT_TRUE(tree_.MakeRoom(shelf_, 998'500, 12, &drops_).ok());
   EXPECT_FALSE(tree_.Find(left).has_value());
-  EXPECT_EQ(tree_.Expire(15, &drops_), 1);
+  EXPECT_EQ(tree_.Expire(15, &drops_).size(), 1u);
   EXPECT_FALSE(tree_.NextExpiry().has_value());
+}
+
+TEST_F(SegmentTreeContextsTest, WhatIsPinnedDoesNotExpire) {
+  Create("mine", TestText(50), 10.0);
+  ASSERT_TRUE(tree_.Pin("", "mine", true, 0).ok());
+  EXPECT_FALSE(tree_.Get("", "mine")->expires.has_value());
+  EXPECT_TRUE(tree_.Expire(100, &drops_).empty());
+  const auto unpinned = tree_.Pin("", "mine", false, 0);
+  ASSERT_TRUE(unpinned.ok());
+  EXPECT_EQ(unpinned->expires, 110.0);
+  EXPECT_EQ(tree_.SetSecondsToLive("", "mine", 5, 102)->expires, 107.0);
+  const std::vector<ExpiredContext> expired = tree_.Expire(107, &drops_);
+  ASSERT_EQ(expired.size(), 1u);
+  EXPECT_EQ(expired[0].name, "mine");
+}
+
+TEST_F(SegmentTreeContextsTest, TellsWhatIsKeptAndWhatIsShared) {
+  const uint64_t document = StoreHeld(tree_, "", TestText(100, 1), shelf_, 0);
+  const uint64_t one = StoreHeld(tree_, "", TestText(10, 2), shelf_, 0, false, document);
+  const auto two = tree_.Add("", document, TestText(20, 3), TestBytes(), 1, 0);
+  ASSERT_TRUE(tree_.Create("", "one", one, {}, 0).ok());
+  EXPECT_EQ(tree_.Kept(one).shared_row_tokens, 0);
+  ASSERT_TRUE(tree_.Create("", "two", two->number, {}, 0).ok());
+  const TextKept kept = tree_.Kept(one);
+  EXPECT_EQ(kept.row_tokens, 110);
+  EXPECT_EQ(kept.shared_row_tokens, 100);
+  EXPECT_EQ(kept.snapshots, (std::vector<int64_t>{100, 110}));
+  EXPECT_EQ(kept.shared_snapshots, 1);
+  EXPECT_TRUE(kept.in_memory);
+  EXPECT_FALSE(kept.on_disk);
+  // Nothing is kept of the end of the other one, but it can go on from the document.
+  const TextKept other = tree_.Kept(two->number);
+  EXPECT_EQ(other.row_tokens, 100);
+  EXPECT_EQ(other.snapshots, std::vector<int64_t>{100});
+  EXPECT_TRUE(other.in_memory);
+  tree_.CloseTier(shelf_, &drops_);
+  EXPECT_FALSE(tree_.Kept(one).in_memory);
+  EXPECT_TRUE(tree_.Kept(one).snapshots.empty());
+}
+
+TEST_F(SegmentTreeContextsTest, EtagsGoOnFromThoseOfAnotherTree) {
+  Create("a", TestText(50));
+  SegmentTree next(TestIdentity(), tree_.next_etag());
+  const int shelf = next.OpenTier(TestTier(TierKind::kMemory, 10'000));
+  const uint64_t number = StoreHeld(next, "", TestText(50), shelf, 0);
+  EXPECT_GT(next.Create("", "a", number, {}, 0)->etag, tree_.Get("", "a")->etag);
 }
 
 TEST_F(SegmentTreeContextsTest, AQuotaEvictsItsOwnAndThenRefuses) {

@@ -169,6 +169,44 @@ class SegmentModel {
       EXPECT_EQ(info->expires, named.expires);
       ASSERT_TRUE(mirrors_.contains(named.segment)) << "a named segment is gone";
     }
+    CheckKept();
+  }
+
+  void CheckKept() {
+    std::map<uint64_t, int> contexts;  // by segments of their chains
+    for (const auto& [key, named] : named_) {
+      for (const uint64_t link : tree_.Chain(named.segment)) ++contexts[link];
+    }
+    for (const auto& [key, named] : named_) {
+      TextKept expected;
+      std::map<int, bool> whole = {{shelves_[0], true}, {shelves_[1], true}, {disk_, true}};
+      for (const uint64_t link : tree_.Chain(named.segment)) {
+        const auto info = tree_.Find(link);
+        Mirror& mirror = mirrors_.at(link);
+        const bool shared = contexts[link] > 1;
+        if ((mirror.PresentBeside(0) & kRows) != 0) {
+          expected.row_tokens += info->end - info->begin;
+          expected.shared_row_tokens += shared ? info->end - info->begin : 0;
+        }
+        if ((mirror.PresentBeside(0) & kSnapshot) != 0) {
+          expected.snapshots.push_back(info->end);
+          expected.shared_snapshots += shared ? 1 : 0;
+        }
+        for (auto& [tier, all] : whole) {
+          const auto there = mirror.in.find(tier);
+          const SegmentContents present = there == mirror.in.end() ? SegmentContents{0} : there->second.present;
+          all = all && (present & kRows) != 0;
+          if (all && (present & kSnapshot) != 0) (tier == disk_ ? expected.on_disk : expected.in_memory) = true;
+        }
+      }
+      const TextKept kept = tree_.Kept(named.segment);
+      EXPECT_EQ(kept.row_tokens, expected.row_tokens);
+      EXPECT_EQ(kept.shared_row_tokens, expected.shared_row_tokens);
+      EXPECT_EQ(kept.snapshots, expected.snapshots);
+      EXPECT_EQ(kept.shared_snapshots, expected.shared_snapshots);
+      EXPECT_EQ(kept.in_memory, expected.in_memory);
+      EXPECT_EQ(kept.on_disk, expected.on_disk);
+    }
   }
 
   ContextMatch CheckedMatch(const std::string& name_space, const Text& prompt, int64_t limit) {

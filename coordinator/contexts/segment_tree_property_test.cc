@@ -234,15 +234,21 @@ class History : private SegmentModel {
       if (advanced.ok()) {
         old.segment = number;
         old.etag = advanced->etag;
-        if (old.seconds_to_live) old.expires = now_ + *old.seconds_to_live;
+        PutOff(old);
       }
       Apply(drops, Cause::kOther);
       return;
     }
     ASSERT_TRUE(created.ok()) << created.status();
     named.etag = created->etag;
-    if (named.seconds_to_live) named.expires = now_ + *named.seconds_to_live;
+    PutOff(named);
     named_[key] = named;
+  }
+
+  // It was used now.
+  void PutOff(Named& named) const {
+    named.expires.reset();
+    if (named.seconds_to_live && !named.pinned) named.expires = now_ + *named.seconds_to_live;
   }
 
   void ChangeNamed() {
@@ -253,7 +259,7 @@ class History : private SegmentModel {
       expired += over;
       named = over ? named_.erase(named) : std::next(named);
     }
-    EXPECT_EQ(tree_.Expire(now_, &drops), expired);
+    EXPECT_EQ(static_cast<int>(tree_.Expire(now_, &drops).size()), expired);
     Apply(drops, Cause::kOther);
     if (named_.empty()) return;
     const auto chosen = std::next(named_.begin(), Below(static_cast<int>(named_.size())));
@@ -270,7 +276,10 @@ class History : private SegmentModel {
         const bool pinned = Below(3) == 0;
         const auto info = tree_.Pin(name_space, name, pinned, chosen->second.etag);
         ASSERT_TRUE(info.ok());
-        chosen->second.pinned = pinned;
+        if (chosen->second.pinned != pinned) {
+          chosen->second.pinned = pinned;
+          PutOff(chosen->second);
+        }
         chosen->second.etag = info->etag;
         break;
       }
@@ -288,8 +297,7 @@ class History : private SegmentModel {
       case 3: {
         const auto info = tree_.Use(name_space, name, now_);
         ASSERT_TRUE(info.ok());
-        Named& named = chosen->second;
-        if (named.seconds_to_live) named.expires = now_ + *named.seconds_to_live;
+        PutOff(chosen->second);
         Held(info->segment);
         break;
       }

@@ -124,12 +124,14 @@ void SegmentTree::State::Link(Segment& segment, Segment* parent) {
   if (parent->first_child != nullptr) parent->first_child->last_sibling = &segment;
   parent->first_child = &segment;
   ++parent->children;
+  CountWithin(parent, segment.contexts_within);
   Reindex(*parent);
 }
 
 void SegmentTree::State::Unlink(Segment& segment) {
   Segment* const parent = segment.parent;
   if (parent == nullptr) return;
+  CountWithin(parent, -segment.contexts_within);
   (segment.last_sibling == nullptr ? parent->first_child : segment.last_sibling->next_sibling) = segment.next_sibling;
   if (segment.next_sibling != nullptr) segment.next_sibling->last_sibling = segment.last_sibling;
   segment.parent = segment.next_sibling = segment.last_sibling = nullptr;

@@ -94,6 +94,7 @@ struct Segment {
   bool doomed = false;    // deleted by its user: goes as soon as nobody needs it
   int32_t holds = 0;
   int32_t contexts = 0;
+  int32_t contexts_within = 0;  // of it and of all below it
   int32_t pins = 0;
   double last_use = 0;
   double fresh_until = -std::numeric_limits<double>::infinity();
@@ -190,9 +191,12 @@ struct SegmentTree::State {
   absl::Status FitTier(int tier, SegmentDrops* drops);
 
   // segment_tree_contexts.cc
+  static void CountWithin(Segment* segment, int32_t contexts);
   absl::StatusOr<Context*> FindContext(const std::string& name_space, const std::string& name, uint64_t etag) const;
   ContextInfo Info(const Context& context) const;
   void SetExpiry(Context& context, std::optional<double> at);
+  void PutOffExpiry(Context& context);
+  absl::Status CheckNew(const Namespace* space, const std::string& name) const;
   void Attach(Context& context, Segment& segment);
   void Detach(Context& context);
   void Remove(Context& context, bool doom, SegmentDrops* drops);

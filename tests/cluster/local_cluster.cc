@@ -106,6 +106,7 @@ LocalCluster::LocalCluster(const std::string& model, int workers, std::function<
     WorkerOptions worker_options;
     worker_options.name = absl::StrCat("worker ", i);
     worker_options.memory_bytes = int64_t{1} << 36;
+    worker_options.shelf_bytes = int64_t{64} << 20;
     worker_options.speed = {1e9, 1e9};
     workers_->Add(
         std::make_unique<Worker>(worker_options, make_backend ? make_backend() : MakeCpuBackend(/*threads=*/1),
@@ -147,7 +148,7 @@ std::shared_ptr<WatchedRequest> LocalCluster::Generate(const std::vector<int32_t
 
 std::shared_ptr<WatchedRequest> LocalCluster::Score(const std::vector<int32_t>& prompt,
                                                     const std::vector<std::vector<int32_t>>& continuations,
-                                                    bool score_prompt) {
+                                                    bool score_prompt, std::function<void(Request*)> edit) {
   Request request;
   request.prompt = prompt;
   request.score.emplace();
@@ -155,6 +156,7 @@ std::shared_ptr<WatchedRequest> LocalCluster::Score(const std::vector<int32_t>& 
   request.score->score_prompt = score_prompt;
   request.score->top_logprobs = 3;
   request.score->logits = true;
+  if (edit) edit(&request);
   return Submit(std::move(request), std::make_shared<WatchedRequest>(), nullptr);
 }
 

@@ -61,7 +61,8 @@ class WatchedRequest : public RequestSink {
 class LocalCluster {
  public:
   // `model` is the path of a model whose vocabulary is bytes. `edit` may change the options, which have f32 caches and
-  // one stage for each worker. `make_backend` makes each worker's back end; without it, that is one thread of the CPU.
+  // one stage for each worker. Each worker has 64 MiB for segments of texts. `make_backend` makes each worker's back
+  // end; without it, that is one thread of the CPU.
   LocalCluster(const std::string& model, int workers, std::function<void(CoordinatorOptions*)> edit = {},
                std::function<std::unique_ptr<Backend>()> make_backend = {});
 
@@ -70,7 +71,8 @@ class LocalCluster {
   std::shared_ptr<WatchedRequest> Generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
                                            std::function<void(Request*)> edit = {}, uint64_t* number = nullptr);
   std::shared_ptr<WatchedRequest> Score(const std::vector<int32_t>& prompt,
-                                        const std::vector<std::vector<int32_t>>& continuations, bool score_prompt);
+                                        const std::vector<std::vector<int32_t>>& continuations, bool score_prompt,
+                                        std::function<void(Request*)> edit = {});
   v1::GetClusterInfoResponse Info();
   // The sum over the series of a metric, whose name is given without "goldfinch_"; of a histogram that of its values.
   double Metric(const std::string& name) const;

@@ -1,0 +1,90 @@
+// What the doors ask of the contexts that are kept under names, besides requests over them (dispatcher.h).
+#ifndef GOLDFINCH_COORDINATOR_CONTEXT_DIRECTORY_H_
+#define GOLDFINCH_COORDINATOR_CONTEXT_DIRECTORY_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "coordinator/dispatcher.h"
+
+namespace goldfinch {
+
+// A context as its user sees it.
+struct NamedContext {
+  std::string name;
+  int64_t tokens = 0;
+  uint64_t etag = 0;  // another one after every change of the name, the tokens or the pin; never 0
+  bool pinned = false;
+  double created = 0, last_use = 0;  // Unix seconds, as is the next one
+  std::optional<double> expires;
+  // What is kept of it, of all layers of the model; in however many places, it counts once.
+  int64_t bytes = 0;
+  int64_t shared_bytes = 0;        // of these, what other contexts have, too
+  std::vector<int64_t> snapshots;  // positions, ascending
+  bool in_memory = false;          // a request can go on from some of it that workers have
+  bool on_disk = false;            // the same for the coordinator's disk
+  int64_t transformer_bytes = 0;   // what a transformer of the same shape would keep of its tokens
+  std::vector<int32_t> ids;        // those that were asked for
+};
+
+struct NamedContextPage {
+  std::vector<NamedContext> contexts;  // by name
+  std::string next;                    // `after` of the next page; empty: this is the last one
+};
+
+// What is asked about a context, within the client's namespace. An etag of 0 fits any; with another one that the
+// context has not, the answer is ABORTED. NOT_FOUND: there is none of this name.
+struct GetContextQuery {
+  std::string name;
+  int64_t ids_begin = 0, ids_max = 0;  // which of its tokens come with it; those beyond its end are left out
+};
+struct ListContextsQuery {
+  std::string after = {};  // only names after this one
+  int count = 0;           // > 0: at most so many
+};
+struct ForkContextQuery {
+  std::string context;
+  std::optional<int64_t> context_tokens = {};  // as in Request
+  Request::KeepAs keep_as;
+};
+struct RenameContextQuery {
+  std::string name, new_name;
+  uint64_t etag = 0;
+};
+struct PinContextQuery {
+  std::string name;
+  bool pinned = false;
+  uint64_t etag = 0;
+};
+struct DeleteContextQuery {
+  std::string name;
+  uint64_t etag = 0;
+};
+
+// Thread-safe. Calls return at once; the coordinator's thread gives each answer, never from within the call, and must
+// not be held up by it. All are UNAVAILABLE while Dispatcher::model() is null.
+class ContextDirectory {
+ public:
+  template <typename T>
+  using Answer = absl::AnyInvocable<void(absl::StatusOr<T> answer)>;
+
+  virtual ~ContextDirectory() = default;
+  virtual void GetContext(const std::string& name_space, GetContextQuery query, Answer<NamedContext> answer) = 0;
+  // A page may have fewer contexts than asked for though others follow.
+  virtual void ListContexts(const std::string& name_space, ListContextsQuery query,
+                            Answer<NamedContextPage> answer) = 0;
+  virtual void ForkContext(const std::string& name_space, ForkContextQuery query, Answer<NamedContext> answer) = 0;
+  virtual void RenameContext(const std::string& name_space, RenameContextQuery query, Answer<NamedContext> answer) = 0;
+  virtual void PinContext(const std::string& name_space, PinContextQuery query, Answer<NamedContext> answer) = 0;
+  // The answer is the name.
+  virtual void DeleteContext(const std::string& name_space, DeleteContextQuery query, Answer<std::string> answer) = 0;
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_CONTEXT_DIRECTORY_H_

@@ -1,0 +1,60 @@
+// Coordinator: contexts by name. What is asked waits in the queue of the coordinator's thread; the keeper answers.
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "coordinator/context_directory.h"
+#include "coordinator/coordinator.h"
+
+namespace goldfinch {
+
+// Takes a request over a context, or one that is to be kept under a name.
+void Coordinator::SubmitNamed(uint64_t number, Request request, std::shared_ptr<RequestSink> sink, double now) {
+  if (request.keep_as && !options_.prefix_cache) {
+    return sink->OnDone(absl::FailedPreconditionError("contexts cannot be kept: the server has no_prefix_cache set"),
+                        {});
+  }
+  auto resolved = keeper_.Resolve(&request, sink, options_.membership.partition.max_sequence_tokens, now);
+  if (!resolved.ok()) return sink->OnDone(resolved.status(), {});
+  scheduler_.Submit(number, std::move(request), *std::move(resolved), now);
+}
+
+void Coordinator::GetContext(const std::string& name_space, GetContextQuery query, Answer<NamedContext> answer) {
+  Post([this, name_space, query = std::move(query), answer = std::move(answer)](double) mutable {
+    answer(keeper_.GetContext(name_space, query));
+  });
+}
+
+void Coordinator::ListContexts(const std::string& name_space, ListContextsQuery query,
+                               Answer<NamedContextPage> answer) {
+  Post([this, name_space, query = std::move(query), answer = std::move(answer)](double) mutable {
+    answer(keeper_.ListContexts(name_space, query));
+  });
+}
+
+void Coordinator::ForkContext(const std::string& name_space, ForkContextQuery query, Answer<NamedContext> answer) {
+  Post([this, name_space, query = std::move(query), answer = std::move(answer)](double now) mutable {
+    answer(keeper_.ForkContext(name_space, query, now));
+  });
+}
+
+void Coordinator::RenameContext(const std::string& name_space, RenameContextQuery query, Answer<NamedContext> answer) {
+  Post([this, name_space, query = std::move(query), answer = std::move(answer)](double) mutable {
+    answer(keeper_.RenameContext(name_space, query));
+  });
+}
+
+void Coordinator::PinContext(const std::string& name_space, PinContextQuery query, Answer<NamedContext> answer) {
+  Post([this, name_space, query = std::move(query), answer = std::move(answer)](double) mutable {
+    answer(keeper_.PinContext(name_space, query));
+  });
+}
+
+void Coordinator::DeleteContext(const std::string& name_space, DeleteContextQuery query, Answer<std::string> answer) {
+  Post([this, name_space, query = std::move(query), answer = std::move(answer)](double) mutable {
+    answer(keeper_.DeleteContext(name_space, query));
+  });
+}
+
+}  // namespace goldfinch
