@@ -77,7 +77,7 @@ int64_t ContextKeeper::Kept(int replica, const Request& request, absl::Span<cons
   const ContextMatch match = tree_->Match(NamespaceOf(request), ids, LimitOf(request));
   // The longest, whatever it takes to load.
   const auto compute_seconds = [&](int64_t begin) { return static_cast<double>(match.tokens - begin); };
-  return tree_->Choose(match, found->second.tier, compute_seconds).position;
+  return tree_->Choose(match, found->second.tier, compute_seconds, /*only_here=*/store_ == nullptr).position;
 }
 
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
@@ -148,8 +148,8 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   SegmentDrops drops;
   absl::StatusOr<goldfinch::Saving> saving = absl::NotFoundError("nothing is missing");
   if (added->missing != 0) saving = tree_->Store(added->number, group.tier, now, &drops);
-  if (!saving.ok()) {
-    if (added->missing != 0) refuse(saving.status());
+  if (!saving.ok() || saving->contents == 0) {
+    if (!saving.ok() && added->missing != 0) refuse(saving.status());
     tree_->Release(added->number, &drops);
     Note(&drops);
     return {};
@@ -166,7 +166,12 @@ ShelfDrops ContextKeeper::TakeDrops(int replica) {
   if (found == groups_.end()) return {};
   Group& group = found->second;
   ShelfDrops drops = std::exchange(drops_[group.tier], {});
-  for (const uint64_t segment : drops.segments) group.segments.erase(segment);
+  for (const uint64_t segment : drops.segments) {
+    // The Step that is being planned may save it anew.
+    const bool saved = std::any_of(group.planned.begin(), group.planned.end(),
+                                   [&](const Saving& saving) { return saving.segment == segment; });
+    if (!saved) group.segments.erase(segment);
+  }
   for (const auto* const dropped : {&drops.segments, &drops.snapshots}) {
     for (const uint64_t segment : *dropped) group.leaving[segment] = 0;
   }
@@ -185,6 +190,11 @@ void ContextKeeper::StepPlanned(int replica, uint64_t step) {
   for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
   group.restored.clear();
   Note(&drops);
+}
+
+void ContextKeeper::Unsaved(int replica, absl::Span<const uint64_t> segments) {
+  const auto found = groups_.find(replica);
+  if (found != groups_.end()) found->second.unsaved.insert(segments.begin(), segments.end());
 }
 
 void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const uint64_t> unsaved, double now) {
@@ -207,8 +217,11 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
         }
       } else {
         tree_->Lost(saving.segment, group.tier, saving.contents, &drops);
-        drops_[group.tier].segments.push_back(saving.segment);  // another worker may have saved its part
+        // Another worker may have saved its part.
+        ShelfDrops& shelf = drops_[group.tier];
+        (saving.contents & kRows ? shelf.segments : shelf.snapshots).push_back(saving.segment);
       }
+      group.unsaved.erase(saving.segment);
       tree_->Release(saving.segment, &drops);
     }
     group.steps.pop_front();

@@ -112,6 +112,8 @@ class ContextKeeper final : public PrefixKeeper {
   ShelfDrops TakeDrops(int replica);
   // The Step that was planned last has this number.
   void StepPlanned(int replica, uint64_t step);
+  // Some shelf had no room for these segments of a Step in flight. Keep refuses them.
+  void Unsaved(int replica, absl::Span<const uint64_t> segments);
   // All stages have answered a Step. `unsaved`: segments for which some shelf had no room.
   void StepAnswered(int replica, uint64_t step, absl::Span<const uint64_t> unsaved, double now);
 
@@ -154,7 +156,8 @@ class ContextKeeper final : public PrefixKeeper {
     // been answered, nothing can be put there under these numbers.
     std::map<uint64_t, uint64_t> leaving;
     uint64_t planned_step = 0, answered_step = 0;  // the last ones
-    uint64_t freed_after = 0;  // what workers have been told to free is free when this Step has been answered
+    uint64_t freed_after = 0;    // what workers have been told to free is free when this Step has been answered
+    std::set<uint64_t> unsaved;  // of Steps in flight: some shelf had no room
     // Why something that was to be named could not be saved the last time, by namespace.
     std::map<std::string, absl::Status> refused;
   };

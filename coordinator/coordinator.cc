@@ -137,6 +137,7 @@ absl::StatusOr<uint64_t> Coordinator::Submit(Request request, std::shared_ptr<Re
     if (!request.context.empty() || request.keep_as) {
       return SubmitNamed(number, std::move(request), std::move(sink), now);
     }
+    request.context_tokens.reset();  // of no context
     scheduler_.Submit(number, std::move(request), std::move(sink), now);
   });
   return number;
@@ -383,6 +384,7 @@ void Coordinator::HandleStepDone(const StageOfWorker& from, cluster::v1::StepDon
   }
   step->answered[stage] = true;
   step->unsaved.insert(step->unsaved.end(), done->unsaved().begin(), done->unsaved().end());
+  keeper_.Unsaved(replica, step->unsaved);
   // No stage can have computed for longer than the Step has been on its way.
   step->busy_seconds_max = std::max(step->busy_seconds_max, std::min(done->busy_seconds(), now - step->sent_at));
   last_answers_[replica] = now;

@@ -216,7 +216,7 @@ std::optional<StoreAction> StoreTier::Begin(uint64_t number, Move& move) {
                  .parent = info->parent == 0 ? std::nullopt : std::optional<SegmentKey>(tree_->Key(info->parent)),
                  .begin = info->begin,
                  .end = info->end,
-                 .ids = tree_->Ids(move.segment, info->begin),
+                 .ids = tree_->Ids(move.segment, info->begin, info->end),
                  .snapshot = (move.contents & kSnapshot) != 0,
                  .logits = (move.contents & kSnapshot) != 0 && info->logits};
   return action;

@@ -163,10 +163,11 @@ absl::Status ContextShelf::Save(uint64_t segment, int64_t begin, int64_t end, in
     const std::lock_guard<std::mutex> lock(mutex_);
     LetGo();
     epoch = epoch_;
-    const auto found = segments_.find(segment);
+    auto found = segments_.find(segment);
     if (found != segments_.end() && (found->second.begin != begin || found->second.end != end)) {
-      return Invalid("segment ", segment, " is of the positions [", found->second.begin, ", ", found->second.end,
-                     "), not of [", begin, ", ", end, ")");
+      // What came too late of a segment that the coordinator had dropped.
+      segments_.erase(found);
+      found = segments_.end();
     }
     for (const StatePart& part : accepted_.parts) {
       if (part.kind == StatePartKind::kLogits && !logits) continue;
@@ -201,6 +202,12 @@ absl::Status ContextShelf::Restore(
   std::vector<SavedSegment> segments;
   std::vector<const SavedSegment*> pointers;
   segments.reserve(chain.size());
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const bool keeps_rows = std::any_of(accepted_.parts.begin(), accepted_.parts.end(),
+                                        [](const StatePart& part) { return part.per_token(); });
+    if (!keeps_rows && !chain.empty()) chain.remove_prefix(chain.size() - 1);  // the snapshot is all there is
+  }
   for (const uint64_t number : chain) {
     GF_ASSIGN_OR_RETURN(SavedSegment segment, Find(number));
     segments.push_back(std::move(segment));

@@ -56,6 +56,15 @@ int SegmentTree::State::BestSource(const Segment& segment, SegmentContents conte
   return best;
 }
 
+int SegmentTree::State::LoadableFrom(const Segment& segment, SegmentContents content, int tier) const {
+  if (tiers.at(tier).options.kind != TierKind::kMemory) return BestSource(segment, content, tier);
+  for (const Copy& copy : segment.copies) {
+    const bool on_disk = tiers.at(copy.tier).options.kind == TierKind::kDisk;
+    if (on_disk && (copy.present & content) != 0) return copy.tier;
+  }
+  return 0;
+}
+
 double SegmentTree::State::MoveSeconds(int tier, int64_t bytes) const {
   return tiers.at(tier).options.rate.Seconds(static_cast<double>(bytes));
 }
@@ -236,7 +245,7 @@ absl::StatusOr<BringPlan> SegmentTree::Bring(uint64_t number, int tier, double n
         awaited |= (there->coming & content) != 0;
         continue;
       }
-      const int source = state.BestSource(segment, content, tier);
+      const int source = state.LoadableFrom(segment, content, tier);
       if (source == 0) return absl::FailedPreconditionError("not all of the context is kept any more");
       plan.moves.push_back({link, content, source, segment.Bytes(content)});
     }
