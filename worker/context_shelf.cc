@@ -198,14 +198,21 @@ absl::Status ContextShelf::Save(uint64_t segment, int64_t begin, int64_t end, in
 absl::Status ContextShelf::Restore(
     absl::Span<const uint64_t> chain,
     absl::FunctionRef<absl::StatusOr<std::shared_ptr<const Mark>>(absl::Span<const SavedSegment* const>)> open) {
+  // Without parts per token, nothing is kept of a segment that has no snapshot: the last one is all that it takes.
+  const bool only_last = std::none_of(accepted_.parts.begin(), accepted_.parts.end(),
+                                      [](const StatePart& part) { return part.per_token(); });
   std::vector<SavedSegment> segments;
-  std::vector<const SavedSegment*> pointers;
-  segments.reserve(chain.size());
+  segments.reserve(2 * chain.size());
   for (const uint64_t number : chain) {
-    GF_ASSIGN_OR_RETURN(SavedSegment segment, Find(number));
-    segments.push_back(std::move(segment));
-    pointers.push_back(&segments.back());
+    absl::StatusOr<SavedSegment> segment = Find(number);
+    if (!segment.ok() && only_last && number != chain.back()) continue;
+    GF_RETURN_IF_ERROR(segment.status());
+    const int64_t before = segments.empty() ? 0 : segments.back().end;
+    if (only_last && before < segment->begin) segments.push_back({.begin = before, .end = segment->begin});
+    segments.push_back(*std::move(segment));
   }
+  std::vector<const SavedSegment*> pointers;
+  for (const SavedSegment& segment : segments) pointers.push_back(&segment);
   GF_ASSIGN_OR_RETURN(std::shared_ptr<const Mark> read, open(pointers));
   if (read->reached()) return absl::OkStatus();
   const std::lock_guard<std::mutex> lock(mutex_);
