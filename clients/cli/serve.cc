@@ -146,7 +146,8 @@ class Frontend {
     server.front.limits.message_bytes_max = service.message_bytes_max = options.max_message_bytes;
     server.health_service = kPublicServiceName;
     server.reflection = !options.no_grpc_reflection;
-    GF_ASSIGN_OR_RETURN(frontend->public_, Server::Start(server, {MakePublicService(&coordinator, &metrics, service)}));
+    GF_ASSIGN_OR_RETURN(frontend->public_,
+                        Server::Start(server, MakePublicServices(&coordinator, &coordinator, &metrics, service)));
     if (with_cluster_port) {
       ServerOptions cluster;
       cluster.front = FrontOptionsOf(options, ClusterHost(options), options.cluster_port, options.cluster_tls);

@@ -80,6 +80,11 @@ void GenerateCall::Queue(int index) {
   Wake();
 }
 
+void GenerateCall::OnContext(int64_t tokens) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  prompt_tokens_ += tokens;
+}
+
 void GenerateCall::OnProgress(int64_t prompt_tokens_done) {
   const std::lock_guard<std::mutex> lock(mutex_);
   progress_ = prompt_tokens_done;
