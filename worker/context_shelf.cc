@@ -199,15 +199,16 @@ absl::Status ContextShelf::Save(uint64_t segment, int64_t begin, int64_t end, in
 absl::Status ContextShelf::Restore(
     absl::Span<const uint64_t> chain,
     absl::FunctionRef<absl::StatusOr<std::shared_ptr<const Mark>>(absl::Span<const SavedSegment* const>)> open) {
-  std::vector<SavedSegment> segments;
-  std::vector<const SavedSegment*> pointers;
-  segments.reserve(chain.size());
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     const bool keeps_rows = std::any_of(accepted_.parts.begin(), accepted_.parts.end(),
                                         [](const StatePart& part) { return part.per_token(); });
-    if (!keeps_rows && !chain.empty()) chain.remove_prefix(chain.size() - 1);  // the snapshot is all there is
+    // Nothing is kept then of a segment that has no snapshot: the last one is all that it takes.
+    if (!keeps_rows && !chain.empty()) chain.remove_prefix(chain.size() - 1);
   }
+  std::vector<SavedSegment> segments;
+  std::vector<const SavedSegment*> pointers;
+  segments.reserve(chain.size());
   for (const uint64_t number : chain) {
     GF_ASSIGN_OR_RETURN(SavedSegment segment, Find(number));
     segments.push_back(std::move(segment));
