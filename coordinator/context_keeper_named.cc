@@ -96,6 +96,7 @@ class ContextKeeper::NamedSink final : public RequestSink {
 // Every change of a name passes here.
 void ContextKeeper::NameChanged(const std::string& name_space, const std::string& name,
                                 const ContextInfo* context) const {
+  if (store_ != nullptr) store_->NameChanged(name_space, name);
   if (name_listener_) name_listener_(name_space, name, context);
 }
 

@@ -57,6 +57,7 @@ Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
       metrics_(metrics),
       keeper_(options_.snapshots, UnixOffset(), FirstEtag()),
       scheduler_(options_.queue, options_.membership.replicas, options_.overcommit),
+      mover_(options_.mover),
       membership_(options_.membership),
       steps_(options_.membership.replicas),
       last_answers_(options_.membership.replicas),
@@ -66,7 +67,10 @@ Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
       next_tick_(start_),
       activity_(start_),
       thread_([this] {
-        if (options_.prefix_cache) scheduler_.SetKeeper(&keeper_);
+        if (options_.prefix_cache) {
+          scheduler_.SetKeeper(&keeper_);
+          OpenStore();
+        }
         Run();
       }) {}
 
@@ -192,6 +196,7 @@ void Coordinator::Run() {
       Tick(now);
       Settle(now);
     }
+    MoveContexts(now);
     for (int replica = 0; replica < options_.membership.replicas; ++replica) SendSteps(replica, Now());
     PublishEvents();
     if (stop) break;
@@ -234,10 +239,14 @@ void Coordinator::Settle(double now) {
     if (effects.sends.empty() && effects.closes.empty() && effects.events.empty() && effects.log.empty()) return;
     for (const std::string& line : effects.log) spdlog::info("{}", line);
     for (const auto& [worker, message] : effects.sends) {
+      if (message.has_welcome() && !message.welcome().contexts_token().empty()) {
+        mover_.AddWorker(worker, message.welcome().contexts_token());
+      }
       const auto link = links_.find(worker);
       if (link != links_.end()) link->second->Send(message);
     }
     for (const uint64_t worker : effects.closes) {
+      mover_.RemoveWorker(worker);
       const auto link = links_.find(worker);
       if (link == links_.end()) continue;
       link->second->Close();
@@ -318,12 +327,16 @@ void Coordinator::HandleModelKnown(double now) {
 }
 
 void Coordinator::HandleGenerationReady(int replica, double now) {
+  if (context_store_ != nullptr && !store_contents_ && numerics_.empty()) {
+    waiting_groups_.insert(replica);
+    return;
+  }
   GroupCapacity capacity = membership_.Capacity(replica);
   const double usual_seconds = membership_.OnGpus(replica) ? kGpuStepTargetSeconds : kCpuStepTargetSeconds;
   capacity.step_target_seconds = options_.step_target_seconds > 0 ? options_.step_target_seconds : usual_seconds;
   members_[replica].clear();
   for (const Membership::StageView& stage : membership_.stages(replica)) members_[replica].push_back(stage.worker);
-  if (options_.prefix_cache) keeper_.GroupReady(replica, membership_.Shelf(replica));
+  if (options_.prefix_cache) KeepTexts(replica, capacity.row_seconds, now);
   scheduler_.GenerationReady(replica, capacity, now);
   no_group_since_ = -1;
   accepting_ = true;
@@ -332,8 +345,10 @@ void Coordinator::HandleGenerationReady(int replica, double now) {
 }
 
 void Coordinator::HandleGenerationEnded(int replica, double now) {
+  if (waiting_groups_.erase(replica) > 0) return;
   steps_[replica].clear();
   metrics_->ClearTiers(replica);
+  mover_.EndGroup(replica);
   SendDrops(members_[replica], keeper_.GroupEnded(replica));
   scheduler_.GenerationEnded(replica, now);
   if (scheduler_.has_group()) return;
@@ -409,6 +424,7 @@ void Coordinator::SendDrops(const std::vector<uint64_t>& workers, ShelfDrops dro
 }
 
 void Coordinator::SendSteps(int replica, double now) {
+  if (waiting_groups_.contains(replica)) return;
   while (membership_.ready(replica) && !membership_.draining(replica)) {
     const bool planned = scheduler_.NextStep(replica, now, &plan_);
     if (!planned) return;

@@ -160,6 +160,9 @@ void Membership::HandleRegister(uint64_t id, Worker& worker, const cluster::v1::
   welcome.mutable_welcome()->set_verify(options_.verify);
   welcome.mutable_welcome()->set_cache_dtype(options_.cache_dtype);
   welcome.mutable_welcome()->set_heartbeat_timeout_seconds(options_.heartbeat_timeout_seconds);
+  if (options_.contexts && message.shelf_bytes() > 0) {
+    welcome.mutable_welcome()->set_contexts_token(secret_.Prove("contexts", {absl::StrCat(id)}));
+  }
   Send(id, std::move(welcome));
 }
 

@@ -57,6 +57,7 @@
 #include "coordinator/context_keeper.h"
 #include "coordinator/planner.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/shelf_group.h"
 #include "protos/cluster.pb.h"
 
 namespace goldfinch {
@@ -83,7 +84,7 @@ struct MembershipOptions {
   // decides which it is, and `fingerprint`, if it is not empty, which it may be.
   std::optional<cluster::v1::Described> description;
   std::string fingerprint;
-  // Nobody else knows it. The keys of generations are derived from it.
+  // Nobody else knows it. The keys of generations and the tokens of Contexts streams are derived from it.
   std::string secret;
   int workers_max = 1024;  // connections of workers; more are refused
   std::string network;     // of the coordinator's own host, as Register.network of the workers on it
@@ -96,6 +97,7 @@ struct MembershipOptions {
   // times, if it has grown before and lost workers again, or if they did not become stages: all sequences are read anew
   // each time.
   double regrow_after_seconds = 30;
+  bool contexts = true;  // whether workers get a token for a Contexts stream
 };
 
 // What the caller has to do, in the order of the fields.
@@ -165,6 +167,8 @@ class Membership {
   GroupCapacity Capacity(int replica) const;
   // What its workers can keep of texts.
   ShelfCapacity Shelf(int replica) const;
+  // What its shelves hold, so that it can be moved; nothing if a worker has not said it.
+  std::optional<ShelfGroup> Shelves(int replica) const;
   // Whether all its stages compute on GPUs.
   bool OnGpus(int replica) const;
   uint64_t generation(int replica) const;
@@ -230,6 +234,8 @@ class Membership {
   void LogPlan(const Replica& replica, const std::string& shortage);
   void BecomeStage(Replica& replica, int index, uint64_t id, std::string reach);
   void HandleJoined(Worker& worker, const cluster::v1::Joined& message, double now);
+  std::string Numerics(const Replica& replica) const;
+  absl::StatusOr<ShelfGroup> ShelvesOf(const Replica& replica) const;
   void HandleReady(Worker& worker, const cluster::v1::Ready& message, double now);
   void Blame(const Replica& replica, Worker& reporter);
   void CheckForming(Replica& replica, double now);

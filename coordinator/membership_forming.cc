@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
+#include "coordinator/shelf_group.h"
 #include "coordinator/worker_messages.h"
 #include "protos/cluster_protocol.h"
 
@@ -340,7 +341,16 @@ void Membership::HandleJoined(Worker& worker, const cluster::v1::Joined& message
   for (const cluster::v1::MemoryPart& part : message.memory()) {
     stage.memory.emplace_back(SafeText(part.name(), kClusterTextBytesMax), static_cast<int64_t>(part.bytes()));
   }
+  absl::StatusOr<ShelfStage> shelf = ReadShelfStage(message, *model_, stage.first_layer, stage.last_layer);
+  if (!shelf.ok()) return end_generation(" sent Joined: ", std::string(shelf.status().message()));
+  stage.shelf = *std::move(shelf);
+  stage.shelf.worker = stage.worker;
+  stage.shelf.name = worker.registration.name();
+  stage.numerics = SafeText(message.numerics());
   if (!std::all_of(replica->stages.begin(), replica->stages.end(), [](const Stage& s) { return s.joined; })) return;
+  if (const absl::Status agree = ShelvesOf(*replica).status(); !agree.ok()) {
+    return end_generation(" sent Joined: ", std::string(agree.message()));
+  }
   for (size_t i = 0; i < replica->stages.size(); ++i) {
     ToWorker connect;
     connect.mutable_connect()->set_generation(replica->generation);

@@ -1,9 +1,16 @@
 // Membership: what others ask of it.
 #include <algorithm>
 #include <limits>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/strings/str_join.h"
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
+#include "coordinator/shelf_group.h"
 #include "protos/generate.pb.h"
 
 namespace goldfinch {
@@ -35,22 +42,61 @@ ShelfCapacity Membership::Shelf(int replica) const {
   constexpr int64_t kPartBytes = 1024;  // beside each part, of which a layer has at most four
   ShelfCapacity shelf{.bytes_max = std::numeric_limits<int64_t>::max()};
   const int finch_layers = model_->layers_size() - static_cast<int>(model_->gold_layers());
+  const int64_t logits = 4 * static_cast<int64_t>(model_->vocab_size());
+  int64_t most_per_token = 0, most_snapshot = 0;  // of any worker
   for (const Stage& stage : replicas_[replica]->stages) {
     int64_t per_token = 0, snapshot = 4 * kPartBytes * (stage.last_layer - stage.first_layer);
     for (int layer = stage.first_layer; layer < stage.last_layer; ++layer) {
       per_token += static_cast<int64_t>(model_->layers(layer).cache_bytes_per_token());
       snapshot += static_cast<int64_t>(model_->layers(layer).state_bytes());
     }
+    if (stage.last_layer == model_->layers_size()) snapshot += logits;
+    shelf.bytes_per_token += per_token;
+    shelf.snapshot_bytes += snapshot;
     if (model_->gold_layers() > 0 && stage.last_layer >= finch_layers) {
       per_token += static_cast<int64_t>(model_->compressed_bytes_per_token());
     }
-    if (stage.last_layer == model_->layers_size()) snapshot += 4 * static_cast<int64_t>(model_->vocab_size());
     shelf.bytes_max =
         std::min(shelf.bytes_max, static_cast<int64_t>(workers_.at(stage.worker)->registration.shelf_bytes()));
-    shelf.bytes_per_token = std::max(shelf.bytes_per_token, per_token);
-    shelf.snapshot_bytes = std::max(shelf.snapshot_bytes, snapshot);
+    most_per_token = std::max(most_per_token, per_token);
+    most_snapshot = std::max(most_snapshot, snapshot);
   }
+  // Every stage with GOLD layers has the compressed cache; it is kept once elsewhere.
+  if (model_->gold_layers() > 0) shelf.bytes_per_token += static_cast<int64_t>(model_->compressed_bytes_per_token());
+  const auto share = [](int64_t most, int64_t all) {
+    return all == 0 ? 1 : static_cast<double>(most) / static_cast<double>(all);
+  };
+  shelf.rows_share = share(most_per_token, shelf.bytes_per_token);
+  shelf.snapshots_share = share(most_snapshot, shelf.snapshot_bytes);
   return shelf;
+}
+
+// All that the stages compute with; where their layers are does not matter.
+std::string Membership::Numerics(const Replica& replica) const {
+  std::set<std::string> numerics;
+  for (const Stage& stage : replica.stages) numerics.insert(stage.numerics);
+  return absl::StrJoin(numerics, "+");
+}
+
+absl::StatusOr<ShelfGroup> Membership::ShelvesOf(const Replica& replica) const {
+  std::vector<ShelfStage> stages;
+  for (const Stage& stage : replica.stages) stages.push_back(stage.shelf);
+  return MakeShelfGroup({.fingerprint = model_->fingerprint(),
+                         .vocabulary = model_->vocabulary(),
+                         .cache_dtype = options_.cache_dtype,
+                         .numerics = Numerics(replica),
+                         .format_version = kContextFormat},
+                        model_->vocab_size(), model_->layers_size(), std::move(stages));
+}
+
+std::optional<ShelfGroup> Membership::Shelves(int replica) const {
+  const std::vector<Stage>& stages = replicas_[replica]->stages;
+  const bool told = std::all_of(stages.begin(), stages.end(), [](const Stage& stage) {
+    return !stage.shelf.parts.empty() || stage.shelf.has_logits;
+  });
+  if (!told) return std::nullopt;
+  absl::StatusOr<ShelfGroup> group = ShelvesOf(*replicas_[replica]);  // HandleJoined has refused others
+  return group.ok() ? std::optional<ShelfGroup>(*std::move(group)) : std::nullopt;
 }
 
 bool Membership::OnGpus(int replica) const {

@@ -10,6 +10,7 @@
 
 #include "base/stage_memory.h"
 #include "coordinator/membership.h"
+#include "coordinator/shelf_group.h"
 #include "protos/cluster.pb.h"
 
 namespace goldfinch {
@@ -70,6 +71,8 @@ struct Membership::Stage {
   int64_t weight_bytes = 0;
   int64_t reserved_bytes = 0;
   std::vector<std::pair<std::string, int64_t>> memory;  // (use, bytes)
+  ShelfStage shelf;                                     // without parts: it cannot be moved to and from
+  std::string numerics;
 
   // From StepDone, the latest values:
   int64_t cache_bytes = 0, cache_tokens = 0;

@@ -103,6 +103,7 @@ class TestCluster {
         answer.mutable_joined()->add_addresses("from " + std::to_string(message.form().stage()) + " to " +
                                                std::to_string(peer));
       }
+      if (edit_joined) edit_joined(worker, answer.mutable_joined());
     }
     if (message.has_connect() && (message.connect().addresses_size() == 1 || !apart.contains(worker))) {
       if (HasPeerApart(worker)) {
@@ -165,7 +166,8 @@ class TestCluster {
   std::vector<uint64_t> closed;
   std::vector<MembershipEffects::Event> events;
   std::vector<std::string> log;
-  cluster::v1::FromWorker described = Described();  // what workers answer to Welcome
+  cluster::v1::FromWorker described = Described();                                // what workers answer to Welcome
+  std::function<void(uint64_t worker, cluster::v1::Joined* joined)> edit_joined;  // may be null
 };
 
 }  // namespace goldfinch

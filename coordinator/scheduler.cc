@@ -61,7 +61,7 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
     }
   }
   state.live = static_cast<int>(sequences);
-  // Of a context, nothing is scored, nor the first token after it.
+  // A context is not scored, nor is the first token after it.
   state.prompt_scored = request.context_tokens.value_or(0);
   if (request.keep_as && request.generate->max_tokens == 0) state.sequences[0].finish = Finish::kLength;
   state.request = std::move(request);

@@ -53,6 +53,7 @@ void Scheduler::CountChunk(const ChunkInFlight& chunk, Sequence& sequence, doubl
     const int64_t answer_begin = std::max(chunk.begin, state.prompt_tokens());
     const int64_t answer_again = std::max<int64_t>(std::min(chunk.end, sequence.reached) - answer_begin, 0);
     events_.replayed_tokens += prompt_again + answer_again;
+    state.usage.reread_tokens += prompt_again + answer_again;
     if (prompt_end > state.prompt_read) {
       events_.prompt_tokens += prompt_end - state.prompt_read;
       state.prompt_read = prompt_end;

@@ -13,6 +13,8 @@ class FromWorker;
 class ToWorker;
 }  // namespace cluster::v1
 
+class ShelfListener;
+
 // The way to one worker. Thread-safe. No call blocks: messages are queued.
 class WorkerLink {
  public:
@@ -35,6 +37,8 @@ class WorkerListener {
   // Call it in the order in which the worker sent the messages.
   virtual void Received(uint64_t worker, cluster::v1::FromWorker message) = 0;
   virtual void Disconnected(uint64_t worker) = 0;
+  // Who hears from the workers' Contexts streams; null: nobody does.
+  virtual ShelfListener* shelves() { return nullptr; }
 };
 
 }  // namespace goldfinch

@@ -37,6 +37,7 @@ constexpr uint64_t kAddressesMax = kLayersMax;  // one a stage
 constexpr uint64_t kMemoryPartsMax = 64;
 constexpr uint64_t kShapeNumbersMax = 3;
 constexpr uint64_t kPartsMax = uint64_t{1} << 16;  // of a segment
+constexpr uint64_t kStagePartsMax = 4096;
 
 struct Field {
   const char* name;
@@ -198,6 +199,28 @@ absl::Status CheckDescribed(const cluster::v1::Described& model) {
   return CheckMemory(model);
 }
 
+absl::Status CheckPartName(std::string_view prefix, const cluster::v1::PartName& part) {
+  GF_RETURN_IF_ERROR(CheckAtMost(prefix, kLayersMax - 1, {{"layer", part.layer()}}));
+  return CheckTexts(prefix, kPartKindBytesMax, {{"kind", part.kind()}});
+}
+
+absl::Status CheckPartDescription(const cluster::v1::PartDescription& part) {
+  GF_RETURN_IF_ERROR(CheckPartName("parts.", part.part()));
+  GF_RETURN_IF_ERROR(
+      CheckOneOf("parts.kind", part.part().kind(),
+                 {"time_shift", "channel_shift", "wkv", "tail_rows", "logits", "keys", "values", "ids", "rows"}));
+  GF_RETURN_IF_ERROR(CheckOneOf("parts.dtype", part.dtype(), {"f32", "f16", "bf16", "u16", "i32", "int8"}));
+  GF_RETURN_IF_ERROR(
+      CheckAtMost("parts.", kShapeNumbersMax, {{"the number of shape", static_cast<uint64_t>(part.shape_size())}}));
+  uint64_t bytes = 4;
+  for (const uint64_t number : part.shape()) {
+    GF_RETURN_IF_ERROR(CheckRange("parts.", 1, kWidthMax, {{"shape", number}}));
+    bytes *= number;
+    GF_RETURN_IF_ERROR(CheckAtMost("parts.", kBytesMax, {{"the size of shape", bytes}}));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckJoined(const cluster::v1::Joined& message) {
   GF_RETURN_IF_ERROR(
       CheckAtMost("", kAddressesMax, {{"the number of addresses", static_cast<uint64_t>(message.addresses_size())}}));
@@ -212,7 +235,10 @@ absl::Status CheckJoined(const cluster::v1::Joined& message) {
     GF_RETURN_IF_ERROR(CheckTexts("memory.", kWordBytesMax, {{"name", part.name()}}));
     GF_RETURN_IF_ERROR(CheckAtMost("memory.", kLargeBytesMax, {{"bytes", part.bytes()}}));
   }
-  return absl::OkStatus();
+  GF_RETURN_IF_ERROR(
+      CheckAtMost("", kStagePartsMax, {{"the number of parts", static_cast<uint64_t>(message.parts_size())}}));
+  for (const cluster::v1::PartDescription& part : message.parts()) GF_RETURN_IF_ERROR(CheckPartDescription(part));
+  return CheckTexts("", kWordBytesMax, {{"numerics", message.numerics()}});
 }
 
 absl::Status CheckLogprobs(std::string_view prefix, const google::protobuf::RepeatedField<float>& logprobs) {
@@ -235,11 +261,6 @@ absl::Status CheckResult(const cluster::v1::ChunkResult& result, uint64_t vocab_
   if (result.logits().size() % (vocab_size * sizeof(float)) == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("results.logits has ", result.logits().size(),
                                                  " bytes, which are no rows of ", vocab_size, " numbers"));
-}
-
-absl::Status CheckPartName(std::string_view prefix, const cluster::v1::PartName& part) {
-  GF_RETURN_IF_ERROR(CheckAtMost(prefix, kLayersMax - 1, {{"layer", part.layer()}}));
-  return CheckTexts(prefix, kPartKindBytesMax, {{"kind", part.kind()}});
 }
 
 absl::Status CheckPiece(const cluster::v1::Piece& piece) {

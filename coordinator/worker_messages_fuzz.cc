@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "base/check.h"
 #include "coordinator/membership.h"
 #include "coordinator/metrics.h"
+#include "coordinator/shelf_group.h"
 #include "coordinator/step.h"
 #include "coordinator/step_encoding.h"
 #include "coordinator/worker_messages.h"
@@ -143,6 +145,9 @@ class Cluster {
     GF_CHECK(memory.cache_bytes >= 0 && memory.gold_kept_bytes >= 0 && memory.state_bytes >= 0);
     GF_CHECK(memory.transformer_cache_bytes >= 0);
     metrics_.SetMemory(memory);
+    if (!membership_.ready(0)) return;
+    const std::optional<ShelfGroup> shelves = membership_.Shelves(0);
+    GF_CHECK(!shelves || shelves->model.parts.size() <= 2 * 4096);
   }
 
   void Answer(const ToWorker& message) {

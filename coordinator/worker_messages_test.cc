@@ -271,6 +271,35 @@ TEST(WorkerMessagesTest, WhatWorkersSayOfTheirShelvesIsChecked) {
   EXPECT_THAT(CheckStepDone(done, kVocabSize).ToString(), HasSubstr("the number of unsaved is 1048577"));
 }
 
+TEST(WorkerMessagesTest, PartsOfStagesAreChecked) {
+  const auto error = [](const std::function<void(cluster::v1::PartDescription&)>& spoil) {
+    FromWorker message = Joined();
+    message.mutable_joined()->set_numerics("cpu-f32");
+    cluster::v1::PartDescription& part = *message.mutable_joined()->add_parts();
+    part.mutable_part()->set_layer(1023);
+    part.mutable_part()->set_kind("wkv");
+    part.set_dtype("f32");
+    for (const uint64_t number : {1 << 6, 1 << 10, 1 << 10}) part.add_shape(number);
+    spoil(part);
+    return std::string(CheckWorkerMessage(message).message());
+  };
+  EXPECT_EQ(error([](auto&) {}), "");
+  EXPECT_EQ(error([](auto& p) { p.clear_shape(); }), "");
+  EXPECT_EQ(error([](auto& p) { p.mutable_part()->set_layer(1024); }), "parts.layer is 1024, expected 0 to 1023");
+  EXPECT_THAT(error([](auto& p) { p.mutable_part()->set_kind("shift"); }), HasSubstr("parts.kind is \"shift\""));
+  EXPECT_THAT(error([](auto& p) { p.mutable_part()->set_kind(std::string(65, 'k')); }), HasSubstr("has 65 bytes"));
+  EXPECT_THAT(error([](auto& p) { p.set_dtype("f64"); }), HasSubstr("parts.dtype is \"f64\", expected one of"));
+  EXPECT_EQ(error([](auto& p) { p.add_shape(1); }), "parts.the number of shape is 4, expected 0 to 3");
+  EXPECT_EQ(error([](auto& p) { p.set_shape(0, 0); }), "parts.shape is 0, expected 1 to 16777216");
+  EXPECT_THAT(error([](auto& p) { p.set_shape(0, 65); }), HasSubstr("the size of shape is 272629760"));
+  FromWorker message = Joined();
+  message.mutable_joined()->set_numerics(std::string(65, 'n'));
+  EXPECT_EQ(CheckWorkerMessage(message).message(), "numerics has 65 bytes, the limit is 64");
+  message = Joined();
+  for (int i = 0; i < 4097; ++i) message.mutable_joined()->add_parts();
+  EXPECT_EQ(CheckWorkerMessage(message).message(), "the number of parts is 4097, expected 0 to 4096");
+}
+
 TEST(WorkerMessagesTest, MessagesOfContextsStreams) {
   using cluster::v1::FromShelf;
   struct Case {

@@ -5,7 +5,6 @@
 
 #include "protos/cluster.pb.h"
 #include "worker/checkpoint/fingerprint.h"
-#include "worker/model/state_parts.h"
 
 namespace goldfinch {
 namespace {
@@ -91,6 +90,16 @@ void DescribeModel(const Checkpoint& checkpoint, const ModelShape& shape, const 
   described->set_compressed_bytes_per_token(shape.CompressedBytesPerToken(cache_dtype));
   described->set_transformer_cache_bytes_per_token(shape.TransformerBytesPerToken());
   DescribeMemory(memory, described->mutable_memory());
+}
+
+void DescribeParts(absl::Span<const StatePart> parts, cluster::v1::Joined* joined) {
+  for (const StatePart& part : parts) {
+    cluster::v1::PartDescription& to = *joined->add_parts();
+    to.mutable_part()->set_layer(part.layer);
+    to.mutable_part()->set_kind(KindName(part.kind));
+    to.set_dtype(Name(part.dtype));
+    for (int axis = 0; axis < part.shape.rank(); ++axis) to.add_shape(part.shape[axis]);
+  }
 }
 
 }  // namespace goldfinch

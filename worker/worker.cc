@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "protos/cluster.pb.h"
 #include "protos/cluster_protocol.h"
+#include "worker/model_description.h"
 #include "worker/stage_assignment.h"
 
 namespace goldfinch {
@@ -358,6 +359,9 @@ absl::Status Worker::Form(const cluster::v1::Form& form) {
     to.set_name(part.name);
     to.set_bytes(part.bytes);
   }
+  if (shelf_->bytes() > 0) DescribeParts(loader_.stage().saved_parts(), &joined);
+  joined.set_numerics(
+      absl::StrCat(backend_->kind() == DeviceKind::kCpu ? "cpu-" : "cuda-", Name(backend_->activation_dtype())));
   ReplyFromWork(message);
   return absl::OkStatus();
 }

@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "clients/cli/embedded_shelf.h"
+#include "coordinator/shelf_link.h"
 #include "coordinator/worker_link.h"
 #include "protos/cluster.pb.h"
 #include "worker/worker.h"
@@ -46,13 +48,16 @@ class EmbeddedWorkers::Link : public std::enable_shared_from_this<Link> {
   // Ends the stream if it is this one (null: any), and begins another unless `last`.
   void Drop(const WorkerLink* stream, bool last) {
     uint64_t id = 0;
+    std::unique_ptr<EmbeddedShelf> shelf;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (ended_ || (stream != nullptr && stream != stream_)) return;
+      shelf = std::move(shelf_);
       stream_ = nullptr;
       ended_ = last;
       id = id_;
     }
+    shelf = nullptr;  // waits for its thread
     embedded_->Disconnected();
     coordinator_.Disconnected(id);
     const absl::Status refused = embedded_->refused();
@@ -79,6 +84,10 @@ class EmbeddedWorkers::Link : public std::enable_shared_from_this<Link> {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (ended_ || stream != stream_) return;
+      if (message.has_welcome() && !message.welcome().contexts_token().empty() && coordinator_.shelves() != nullptr) {
+        shelf_ = std::make_unique<EmbeddedShelf>(embedded_->shelf(), *coordinator_.shelves(),
+                                                 message.welcome().contexts_token());
+      }
     }
     embedded_->Received(message);
   }
@@ -91,6 +100,8 @@ class EmbeddedWorkers::Link : public std::enable_shared_from_this<Link> {
   const WorkerLink* stream_ = nullptr;  // guarded by mutex_; null: none
   uint64_t id_ = 0;                     // what the coordinator calls the worker; guarded by mutex_
   bool ended_ = false;                  // guarded by mutex_
+  std::unique_ptr<EmbeddedShelf>
+      shelf_;  // guarded by mutex_; its Contexts stream, once the coordinator has welcomed it
 };
 
 EmbeddedWorkers::EmbeddedWorkers(WorkerListener& coordinator, std::function<void(absl::Status)> on_refused)

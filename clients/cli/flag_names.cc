@@ -42,6 +42,8 @@ constexpr FlagName kFlagNames[] = {
     {"cache_tokens", "--cache-tokens"},
     {"max_queue", "--max-queue"},
     {"max_queue_bytes", "--max-queue-bytes"},
+    {"context_memory", "--context-memory"},
+    {"no_prefix_cache", "--no-prefix-cache"},
     {"gpu_memory_utilization", "--gpu-memory-utilization"},
     {"memory", "--memory", {"raise ", "lower ", "--gpu-memory-utilization or ", "--gpu-memory-utilization, "}},
     // Times.

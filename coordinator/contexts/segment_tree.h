@@ -73,6 +73,9 @@ struct TierOptions {
   TierKind kind = TierKind::kMemory;
   std::string name;  // for messages: "the memory of replica 0", "the disk"
   int64_t bytes_max = 0;
+  // What rows and snapshots take of bytes_max, of their bytes: less than all of them in the shelves of a group, each of
+  // which has its own layers' part. (0, 1]
+  double rows_share = 1, snapshots_share = 1;
   // What it takes to read from the disk to a shelf, or from a shelf to the device; learned from then on.
   TransferRate rate{1e9, 1e-3};
 };
@@ -282,7 +285,8 @@ class SegmentTree {
   // Gives one hold back.
   void Release(uint64_t number, SegmentDrops* drops);
 
-  // Makes room for what of the held segment is in no tier yet, and counts it as on its way to this one. Whatever has
+  // Makes room for what of the held segment is in no tier yet, and for its rows if a snapshot is to come without them,
+  // and counts it as on its way to this tier. Whatever has
   // been said of a snapshot without last logits is forgotten if the segment was added again with them. The segment's
   // `begin` may have moved back to where the rows before it are. RESOURCE_EXHAUSTED, with the segment as it was: there
   // is no room, or the namespace's quota is used up; the message names it. Some drops may have been made in vain.

@@ -139,7 +139,7 @@ ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
   };
   const auto add = [&](const Segment& segment, SegmentContents content, Rows* rows) {
     const Copy* const there = segment.In(tier);
-    rows->bytes += segment.Bytes(content);
+    rows->bytes += state.tiers.at(tier).Bytes(segment, content);
     rows->here = rows->here && there != nullptr && (there->present & content) != 0;
     if (there != nullptr && (there->contents() & content) != 0) return;
     const int source = state.BestSource(segment, content, tier);

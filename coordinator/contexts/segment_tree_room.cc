@@ -196,11 +196,15 @@ absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now,
   if ((segment.contents() & kRows) == 0) state.Rebase(segment, drops);
   Saving saving;
   saving.contents = kRowsAndSnapshot & ~segment.contents();
+  // A snapshot is of use with the rows beside it.
+  const Copy* const here = segment.In(tier);
+  if ((saving.contents & kSnapshot) != 0) saving.contents |= kRows & ~(here == nullptr ? 0 : here->contents());
   saving.begin = (saving.contents & kRows) != 0 ? segment.begin : segment.end();
   if (saving.contents == 0) return saving;
-  if (segment.Bytes(saving.contents) > target->pool.bytes_max) {  // nothing need be evicted to know it
-    return absl::ResourceExhaustedError(absl::StrCat("a segment of ", WithCommas(segment.Bytes(saving.contents)),
-                                                     " bytes does not fit ", target->options.name, ", which has ",
+  const int64_t bytes = target->Bytes(segment, saving.contents);
+  if (bytes > target->pool.bytes_max) {  // nothing need be evicted to know it
+    return absl::ResourceExhaustedError(absl::StrCat("a segment of ", WithCommas(bytes), " bytes does not fit ",
+                                                     target->options.name, ", which has ",
                                                      WithCommas(target->pool.bytes_max)));
   }
   state.AddContents(segment, tier, saving.contents, /*coming=*/true);

@@ -1,23 +1,24 @@
 #include "coordinator/grpc/cluster_service.h"
 
-#include <chrono>
-#include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
 #include "absl/status/status.h"
-#include "base/check.h"
+#include "absl/strings/str_cat.h"
 #include "base/log_limiter.h"
 #include "base/status.h"
+#include "coordinator/grpc/message_stream.h"
 #include "coordinator/grpc/peer.h"
 #include "coordinator/grpc/wire.h"
 #include "coordinator/grpc/worker_gate.h"
+#include "coordinator/shelf_link.h"
 #include "coordinator/worker_link.h"
 #include "coordinator/worker_messages.h"
-#include "grpcpp/alarm.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/proto_buffer_reader.h"
@@ -28,179 +29,106 @@
 namespace goldfinch {
 namespace {
 
+using cluster::v1::FromShelf;
 using cluster::v1::FromWorker;
+using cluster::v1::ToShelf;
 using cluster::v1::ToWorker;
-// Contexts is not served yet: its callers get UNIMPLEMENTED, without a thread of gRPC for them.
 using RawService = cluster::v1::Cluster::WithRawCallbackMethod_Work<
-    cluster::v1::Cluster::WithCallbackMethod_Contexts<cluster::v1::Cluster::Service>>;
+    cluster::v1::Cluster::WithRawCallbackMethod_Contexts<cluster::v1::Cluster::Service>>;
 
-// The time in which a worker must take the last messages of a stream that the coordinator ends.
-constexpr std::chrono::seconds kCloseTime(5);
+// A message of a Contexts stream has a piece and little beside it.
+constexpr size_t kShelfMessageBytesMax = kPieceBytesMax + (16 << 10);
+// The same as unhandled_messages_max and unhandled_bytes_max, for one Contexts stream.
+constexpr int kUnhandledPiecesMax = 4;
+constexpr int64_t kUnhandledPieceBytesMax = 2 * static_cast<int64_t>(kPieceBytesMax);
 
-// What goes to one worker and comes from it. The reactor and `incoming`, which it reads into, are used until Finish,
-// which is called after Ended or Close.
-class Link final : public WorkerLink, public std::enable_shared_from_this<Link> {
+class Link final : public MessageStream, public WorkerLink {
  public:
-  Link(ByteReactor* reactor, grpc::ByteBuffer* incoming, grpc::CallbackServerContext* context,
-       const ClusterServiceOptions& options)
-      : queue_bytes_max_(options.queue_bytes_max),
-        unhandled_messages_max_(options.unhandled_messages_max),
-        unhandled_bytes_max_(options.unhandled_bytes_max),
-        address_(PeerHostPort(*context)),
-        reactor_(reactor),
-        incoming_(incoming),
-        context_(context) {}
-
-  const std::string& address() const { return address_; }
+  using MessageStream::MessageStream;
 
   // The coordinator's thread calls it, and the stream for its last message.
-  void Send(const ToWorker& message) override {
-    grpc::ByteBuffer serialized;
-    SerializeMessage(message, &serialized);
-    const auto bytes = static_cast<int64_t>(serialized.Length());
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (finished_ || closing_) return;
-    if (queued_bytes_ + bytes > queue_bytes_max_) return CutOff(bytes);
-    queue_.push_back(std::move(serialized));
-    queued_bytes_ += bytes;
-    WriteNext();
-  }
+  void Send(const ToWorker& message) override { Write(message); }
+  void Close() override { End(grpc::Status::OK); }
+  void Handled() override { MessageHandled(); }
+};
 
-  void Close() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    CloseSoon();
-  }
+class ShelfStreamLink final : public MessageStream, public ShelfLink {
+ public:
+  using MessageStream::MessageStream;
 
-  void Handled() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    GF_CHECK(!unhandled_.empty());
-    unhandled_bytes_ -= unhandled_.front();
-    unhandled_.pop_front();
-    if (paused_) Read();
-  }
+  void Send(const ToShelf& message) override { Write(message); }
+  void Close() override { Cancel(); }
+  void Handled() override { MessageHandled(); }
+};
 
-  // The stream calls it for each message before the listener gets it, and Read afterwards.
-  void Took(int64_t bytes) {
+// Which workers have a Work stream on a connection, and how many Contexts streams it has. Thread-safe.
+class Connections {
+ public:
+  void AddWorker(uint64_t connection, uint64_t worker) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    unhandled_.push_back(bytes);
-    unhandled_bytes_ += bytes;
+    connections_[connection].workers.insert(worker);
   }
-
-  // Reads the next message, at once or when few enough are unhandled.
-  void ReadNext() {
+  void RemoveWorker(uint64_t connection, uint64_t worker) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Read();
+    connections_[connection].workers.erase(worker);
+    Tidy(connection);
   }
-
-  // The stream calls it.
-  void WriteDone(bool ok) {
+  // A worker opens a stream when the one before has ended, which may not have come to its end here.
+  bool AddShelf(uint64_t connection) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    writing_ = false;
-    queued_bytes_ -= static_cast<int64_t>(queue_.front().Length());
-    queue_.pop_front();
-    if (ok) return WriteNext();
-    Drop();
-    Finish();
+    const auto found = connections_.find(connection);
+    if (found == connections_.end() || found->second.shelves >= 2 * found->second.workers.size()) return false;
+    ++found->second.shelves;
+    return true;
   }
-
-  // The stream calls it when nothing more comes from the worker.
-  void Ended() {
+  void RemoveShelf(uint64_t connection) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Drop();
-    CloseSoon();
+    --connections_[connection].shelves;
+    Tidy(connection);
   }
-
-  // The stream calls it when the context is about to be destroyed.
-  void Gone() {
+  bool Has(uint64_t connection, uint64_t worker) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    context_ = nullptr;
+    const auto found = connections_.find(connection);
+    return found != connections_.end() && found->second.workers.contains(worker);
   }
 
  private:
-  void Cancel() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (context_ != nullptr && !finished_) context_->TryCancel();
-  }
+  struct Connection {
+    std::set<uint64_t> workers;
+    size_t shelves = 0;
+  };
 
-  // All of these are called with mutex_ held.
-  void Read() {
-    paused_ =
-        static_cast<int>(unhandled_.size()) >= unhandled_messages_max_ || unhandled_bytes_ >= unhandled_bytes_max_;
-    // The reactor lives at least until Finish.
-    if (!paused_ && !finished_) reactor_->StartRead(incoming_);
+  void Tidy(uint64_t connection) {
+    const auto found = connections_.find(connection);
+    if (found->second.workers.empty() && found->second.shelves == 0) connections_.erase(found);
   }
-
-  void WriteNext() {
-    if (writing_ || finished_) return;
-    if (queue_.empty()) {
-      if (closing_) Finish();
-      return;
-    }
-    writing_ = true;
-    reactor_->StartWrite(&queue_.front());
-  }
-
-  // Ends the stream after the messages that wait. A worker that does not read them must not keep them.
-  void CloseSoon() {
-    if (finished_ || closing_) return;
-    closing_ = true;
-    WriteNext();
-    if (finished_) return;
-    close_by_.Set(std::chrono::system_clock::now() + kCloseTime, [weak = weak_from_this()](bool) {
-      if (const std::shared_ptr<Link> link = weak.lock()) link->Cancel();
-    });
-  }
-
-  // Drops the messages that wait, except the one that is being written.
-  void Drop() {
-    while (queue_.size() > (writing_ ? 1 : 0)) {
-      queued_bytes_ -= static_cast<int64_t>(queue_.back().Length());
-      queue_.pop_back();
-    }
-  }
-
-  void Finish() {
-    if (finished_) return;
-    finished_ = true;
-    reactor_->Finish(grpc::Status::OK);
-  }
-
-  void CutOff(int64_t bytes) {
-    spdlog::warn("worker {} does not read: {} bytes wait and {} more came, the limit is {}: it is cut off", address_,
-                 queued_bytes_, bytes, queue_bytes_max_);
-    closing_ = true;
-    Drop();
-    // The read and the write under way then end with an error.
-    if (context_ != nullptr) context_->TryCancel();
-  }
-
-  const int64_t queue_bytes_max_;
-  const int unhandled_messages_max_;
-  const int64_t unhandled_bytes_max_;
-  const std::string address_;
-  ByteReactor* const reactor_;
-  grpc::ByteBuffer* const incoming_;
 
   std::mutex mutex_;
-  // Guarded by mutex_.
-  grpc::CallbackServerContext* context_;  // null once the stream has ended
-  std::deque<grpc::ByteBuffer> queue_;    // the first is under way if `writing_`
-  int64_t queued_bytes_ = 0;
-  bool writing_ = false;
-  bool closing_ = false;
-  bool finished_ = false;
-  std::deque<int64_t> unhandled_;  // the bytes of the messages that the listener has not handled, oldest first
-  int64_t unhandled_bytes_ = 0;
-  bool paused_ = false;  // nothing is read until some of them have been handled
-  grpc::Alarm close_by_;
+  std::map<uint64_t, Connection> connections_;  // guarded by mutex_
 };
+
+template <class Message>
+absl::Status ParseChecked(grpc::ByteBuffer* bytes, absl::Status (*check)(google::protobuf::io::ZeroCopyInputStream*),
+                          Message* message) {
+  {
+    grpc::ProtoBufferReader reader(bytes);
+    GF_RETURN_IF_ERROR(check(&reader));
+  }
+  const bool parsed = grpc::SerializationTraits<Message>::Deserialize(bytes, message).ok();
+  return parsed ? absl::OkStatus() : absl::InvalidArgumentError("the bytes are no message");
+}
 
 // Belongs to gRPC, and deletes itself when gRPC is done with it.
 class WorkStream final : public ByteReactor {
  public:
-  WorkStream(WorkerListener* listener, grpc::CallbackServerContext* context, const ClusterServiceOptions& options)
-      : listener_(listener), link_(std::make_shared<Link>(this, &bytes_, context, options)) {
+  WorkStream(WorkerListener* listener, Connections* connections, grpc::CallbackServerContext* context,
+             const MessageStreamLimits& limits)
+      : listener_(listener),
+        connections_(connections),
+        connection_(PeerConnection(*context)),
+        link_(std::make_shared<Link>(this, &bytes_, context, limits)) {
     worker_ = listener_->Connected(link_, link_->address());
+    connections_->AddWorker(connection_, worker_);
     StartSendInitialMetadata();  // now, for the coordinator's proof is in it
     link_->ReadNext();
   }
@@ -209,7 +137,9 @@ class WorkStream final : public ByteReactor {
     if (!ok) return link_->Ended();
     const auto bytes = static_cast<int64_t>(bytes_.Length());  // parsing takes them
     FromWorker message;
-    if (const absl::Status status = Parse(&message); !status.ok()) return Refuse(std::string(status.message()));
+    if (const absl::Status status = ParseChecked(&bytes_, CheckWorkerBytes, &message); !status.ok()) {
+      return Refuse(std::string(status.message()));
+    }
     link_->Took(bytes);
     listener_->Received(worker_, std::move(message));
     link_->ReadNext();
@@ -222,20 +152,12 @@ class WorkStream final : public ByteReactor {
 
   void OnDone() override {
     link_->Gone();
+    connections_->RemoveWorker(connection_, worker_);
     listener_->Disconnected(worker_);
     delete this;
   }
 
  private:
-  absl::Status Parse(FromWorker* message) {
-    {
-      grpc::ProtoBufferReader reader(&bytes_);
-      GF_RETURN_IF_ERROR(CheckWorkerBytes(&reader));
-    }
-    const bool parsed = grpc::SerializationTraits<FromWorker>::Deserialize(&bytes_, message).ok();
-    return parsed ? absl::OkStatus() : absl::InvalidArgumentError("the bytes are no message");
-  }
-
   // Nothing more is read.
   void Refuse(const std::string& reason) {
     spdlog::warn("worker {} is dropped: its message is not valid: {}", link_->address(), reason);
@@ -246,8 +168,79 @@ class WorkStream final : public ByteReactor {
   }
 
   WorkerListener* const listener_;
+  Connections* const connections_;
+  const uint64_t connection_;
   const std::shared_ptr<Link> link_;
   uint64_t worker_ = 0;
+  grpc::ByteBuffer bytes_;
+};
+
+// Likewise. It belongs to nobody until its first message has told whose it is.
+class ContextsStream final : public ByteReactor {
+ public:
+  ContextsStream(ShelfListener* listener, Connections* connections, grpc::CallbackServerContext* context,
+                 const MessageStreamLimits& limits)
+      : listener_(listener),
+        connections_(connections),
+        connection_(PeerConnection(*context)),
+        link_(std::make_shared<ShelfStreamLink>(this, &bytes_, context, limits)) {
+    link_->ReadNext();
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return link_->Ended();
+    const absl::Status status = Take();
+    if (status.ok()) return link_->ReadNext();
+    // Nothing more is read.
+    spdlog::warn("the Contexts stream of a worker at {} ends: {}", link_->address(), std::string(status.message()));
+    link_->End(ToGrpc(status));
+  }
+
+  void OnCancel() override { link_->Ended(); }
+
+  void OnWriteDone(bool ok) override {
+    const int64_t bytes = link_->WriteDone(ok);
+    if (ok) listener_->Written(link_.get(), bytes);
+  }
+
+  void OnDone() override {
+    link_->Gone();
+    connections_->RemoveShelf(connection_);
+    if (opened_) listener_->Closed(link_.get());
+    delete this;
+  }
+
+ private:
+  absl::Status Take() {
+    const size_t bytes = bytes_.Length();
+    if (bytes > kShelfMessageBytesMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a message has ", bytes, " bytes, the limit is ", kShelfMessageBytesMax));
+    }
+    FromShelf message;
+    GF_RETURN_IF_ERROR(ParseChecked(&bytes_, CheckShelfBytes, &message));
+    GF_RETURN_IF_ERROR(CheckShelfMessage(message));
+    if (message.has_token() == opened_) {
+      return absl::InvalidArgumentError("the first message must have the token, and only that");
+    }
+    if (opened_) {
+      link_->Took(static_cast<int64_t>(bytes));
+      listener_->Received(link_.get(), std::move(message));
+      return absl::OkStatus();
+    }
+    const std::optional<uint64_t> worker = listener_->WorkerOf(message.token());
+    if (!worker || !connections_->Has(connection_, *worker) || !listener_->Opened(*worker, link_)) {
+      return absl::PermissionDeniedError("no worker of this connection has such a token");
+    }
+    opened_ = true;
+    return absl::OkStatus();
+  }
+
+  ShelfListener* const listener_;
+  Connections* const connections_;
+  const uint64_t connection_;
+  const std::shared_ptr<ShelfStreamLink> link_;
+  bool opened_ = false;
   grpc::ByteBuffer bytes_;
 };
 
@@ -274,7 +267,23 @@ class ClusterService final : public RawService {
       if (!proof.ok()) return Refuse(context, proof.status(), now);
       context->AddInitialMetadata(kProofMetadata, *proof);
     }
-    return new WorkStream(listener_, context, options_);
+    return new WorkStream(
+        listener_, &connections_, context,
+        {options_.queue_bytes_max, options_.unhandled_messages_max, options_.unhandled_bytes_max, "worker"});
+  }
+
+  // Whoever has no Work stream on the connection, which needs the key if there is one, is refused before anything is
+  // read.
+  ByteReactor* Contexts(grpc::CallbackServerContext* context) override {
+    ShelfListener* const shelves = listener_->shelves();
+    if (shelves == nullptr) return RefuseCall(absl::UnimplementedError("this coordinator keeps no contexts"));
+    if (!connections_.AddShelf(PeerConnection(*context))) {
+      return RefuseCall(
+          absl::PermissionDeniedError("it needs a Work stream on its connection, and at most two a stream"));
+    }
+    return new ContextsStream(
+        shelves, &connections_, context,
+        {options_.queue_bytes_max, kUnhandledPiecesMax, kUnhandledPieceBytesMax, "the shelf of the worker"});
   }
 
  private:
@@ -293,7 +302,8 @@ class ClusterService final : public RawService {
 
   WorkerListener* const listener_;
   const ClusterServiceOptions options_;
-  const std::unique_ptr<WorkerGate> gate_;           // null without a key
+  const std::unique_ptr<WorkerGate> gate_;  // null without a key
+  Connections connections_;
   LogLimiter log_{/*per_second=*/0.2, /*burst=*/1};  // strangers may cause these lines
 };
 
