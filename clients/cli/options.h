@@ -38,7 +38,7 @@ struct RemoteOptions {
 
 // How a sequence or a context is kept (KeepAs of generate.proto).
 struct KeepOptions {
-  std::string name;                            // empty: it is not
+  std::string name;                                 // empty: it is not
   std::optional<double> expire_after_seconds = {};  // --expire-after
   std::string replace = {};                         // --replace: etag of the context whose place it takes
 };
