@@ -45,6 +45,7 @@ void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
                                 .bytes_max = capacity.bytes_max,
                                 .rows_share = capacity.rows_share,
                                 .snapshots_share = capacity.snapshots_share,
+                                .lends_to_shelves = false,
                                 .rate = TransferRate(kShelfBytesPerSecond, kShelfSeconds)});
   group.bytes = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
   if (store_ != nullptr) store_->GroupReady(replica, group.tier);

@@ -76,6 +76,8 @@ struct TierOptions {
   // What rows and snapshots take of bytes_max, of their bytes: less than all of them in the shelves of a group, each of
   // which has its own layers' part. (0, 1]
   double rows_share = 1, snapshots_share = 1;
+  // Whether what is here can be brought to a tier of shelves, and not only to the disk.
+  bool lends_to_shelves = true;
   // What it takes to read from the disk to a shelf, or from a shelf to the device; learned from then on.
   TransferRate rate{1e9, 1e-3};
 };

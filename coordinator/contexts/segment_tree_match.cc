@@ -143,7 +143,7 @@ ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
     rows->bytes += state.tiers.at(tier).Bytes(segment, content);
     rows->here = rows->here && there != nullptr && (there->present & content) != 0;
     if (there != nullptr && (there->contents() & content) != 0) return;
-    const int source = state.LoadableFrom(segment, content, tier);
+    const int source = state.BestSource(segment, content, tier);
     if (source == 0 && (segment.present() & content) != 0) rows->elsewhere = true;
     if (source == 0) return;  // on its way to another tier only, from where it can be had soon
     const TransferRate& rate = Rate(source);

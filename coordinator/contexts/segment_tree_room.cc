@@ -43,10 +43,12 @@ SegmentContents SegmentTree::State::EvictableEverywhere(const Segment& segment) 
 
 // The fastest tier, other than `beside`, that has this content; 0: none.
 int SegmentTree::State::BestSource(const Segment& segment, SegmentContents content, int beside) const {
+  const bool to_shelves = beside != 0 && tiers.at(beside).options.kind == TierKind::kMemory;
   int best = 0;
   double best_seconds = std::numeric_limits<double>::infinity();
   for (const Copy& copy : segment.copies) {
     if (copy.tier == beside || (copy.present & content) == 0) continue;
+    if (to_shelves && !tiers.at(copy.tier).options.lends_to_shelves) continue;
     const double seconds = MoveSeconds(copy.tier, segment.Bytes(content));
     if (seconds < best_seconds || (seconds == best_seconds && copy.tier < best)) {
       best = copy.tier;
@@ -54,15 +56,6 @@ int SegmentTree::State::BestSource(const Segment& segment, SegmentContents conte
     }
   }
   return best;
-}
-
-int SegmentTree::State::LoadableFrom(const Segment& segment, SegmentContents content, int tier) const {
-  if (tiers.at(tier).options.kind != TierKind::kMemory) return BestSource(segment, content, tier);
-  for (const Copy& copy : segment.copies) {
-    const bool on_disk = tiers.at(copy.tier).options.kind == TierKind::kDisk;
-    if (on_disk && (copy.present & content) != 0) return copy.tier;
-  }
-  return 0;
 }
 
 double SegmentTree::State::MoveSeconds(int tier, int64_t bytes) const {
@@ -78,7 +71,8 @@ double SegmentTree::State::Score(const Segment& segment, const Copy& copy, Segme
     double load = 0;
     for (const SegmentContents content : {kRows, kSnapshot}) {
       if ((contents & content) == 0) continue;
-      load += MoveSeconds(BestSource(segment, content, copy.tier), segment.Bytes(content));
+      const int source = BestSource(segment, content, copy.tier);
+      load += source == 0 ? SavedSeconds(segment) : MoveSeconds(source, segment.Bytes(content));
     }
     seconds = std::min(seconds, load);
   }
@@ -245,7 +239,7 @@ absl::StatusOr<BringPlan> SegmentTree::Bring(uint64_t number, int tier, double n
         awaited |= (there->coming & content) != 0;
         continue;
       }
-      const int source = state.LoadableFrom(segment, content, tier);
+      const int source = state.BestSource(segment, content, tier);
       if (source == 0) return absl::FailedPreconditionError("not all of the context is kept any more");
       plan.moves.push_back({link, content, source, segment.Bytes(content)});
     }

@@ -191,8 +191,6 @@ struct SegmentTree::State {
   double Score(const Segment& segment, const Copy& copy, SegmentContents contents) const;
   double ScoreEverywhere(const Segment& segment, SegmentContents contents) const;
   int BestSource(const Segment& segment, SegmentContents content, int beside) const;
-  // From where it can be loaded to the tier: nothing comes to shelves from those of another group. 0: from nowhere.
-  int LoadableFrom(const Segment& segment, SegmentContents content, int tier) const;
   double MoveSeconds(int tier, int64_t bytes) const;
   void List(Pool& pool, uint64_t number, Rank& rank, bool listed, double score);
   void Reindex(Segment& segment);
