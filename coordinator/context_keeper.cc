@@ -31,6 +31,7 @@ void ContextKeeper::SetModel(const ContextIdentity& identity, const TextBytes& b
   tree_ = std::make_unique<SegmentTree>(identity, first_etag_);
   ++trees_;
   text_bytes_ = bytes;
+  with_quota_.clear();
 }
 
 void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
@@ -50,6 +51,19 @@ void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
   group.bytes = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
   if (store_ != nullptr) store_->GroupReady(replica, group.tier);
   segment_bytes_ = group.bytes;
+  // Over all layers, as the tree counts what a namespace has.
+  group.bytes_max = static_cast<int64_t>(static_cast<double>(capacity.bytes_max) /
+                                         std::max(capacity.rows_share, capacity.snapshots_share));
+  with_quota_.clear();
+}
+
+// With API keys, no key can take all room from the others.
+void ContextKeeper::SetQuota(const std::string& name_space) {
+  if (name_space.empty() || groups_.empty() || !with_quota_.insert(name_space).second) return;
+  const auto least = std::min_element(groups_.begin(), groups_.end(), [](const auto& a, const auto& b) {
+    return a.second.bytes_max < b.second.bytes_max;
+  });
+  tree_->SetQuota(name_space, {.bytes_max = (least->second.bytes_max + store_bytes_max_) / 2});
 }
 
 ShelfDrops ContextKeeper::GroupEnded(int replica) {
@@ -135,6 +149,7 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   if (found == groups_.end() || (!request.cache && !point.end)) return {};
   Group& group = found->second;
   const std::string& name_space = NamespaceOf(request);
+  SetQuota(name_space);
   SegmentBytes bytes = group.bytes;
   bytes.logits = point.logits;
   const absl::StatusOr<AddedSegment> added =
@@ -155,11 +170,26 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
     Note(&drops);
     return {};
   }
+  const uint64_t parent = tree_->Find(added->number)->parent;
+  if (parent != 0 && !point.end && !HasRows(parent, group.tier)) {
+    // Another group has what comes before it: nobody could begin with it here, but by way of the store.
+    tree_->Lost(added->number, group.tier, saving->contents, &drops);
+    tree_->Release(added->number, &drops);
+    Note(&drops);
+    return {};
+  }
   Note(&drops);
   group.planned.push_back({added->number, saving->contents});
   group.segments.insert(added->number);
   // Workers leave out what they have of it.
   return {added->number, tree_->Find(added->number)->begin};
+}
+
+bool ContextKeeper::HasRows(uint64_t segment, int tier) const {
+  const std::optional<SegmentInfo> info = tree_->Find(segment);
+  return info && std::any_of(info->copies.begin(), info->copies.end(), [&](const SegmentInfo::Copy& copy) {
+           return copy.tier == tier && ((copy.present | copy.coming) & kRows) != 0;
+         });
 }
 
 ShelfDrops ContextKeeper::TakeDrops(int replica) {

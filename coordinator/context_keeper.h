@@ -146,6 +146,7 @@ class ContextKeeper final : public PrefixKeeper {
   };
   struct Group {
     int tier = -1;
+    int64_t bytes_max = 0;  // of the tier, if all layers had as much of it
     SegmentBytes bytes;
     double token_seconds = 0;
     std::vector<Saving> planned;     // what the Step saves that is being planned
@@ -168,6 +169,9 @@ class ContextKeeper final : public PrefixKeeper {
   };
   class NamedSink;
 
+  void SetQuota(const std::string& name_space);
+  // Whether the rows of the segment are in the tier, or on their way there.
+  bool HasRows(uint64_t segment, int tier) const;
   // Notes what has to be dropped from the groups' shelves.
   void Note(SegmentDrops* drops);
   // Whether something may be put on the group's shelves under the number of the segment.
@@ -192,6 +196,8 @@ class ContextKeeper final : public PrefixKeeper {
   SegmentBytes segment_bytes_;  // of the group that was last ready
   double token_seconds_ = 0;    // of any group
   std::set<int> empty_handed_;  // ready replicas that keep nothing
+  int64_t store_bytes_max_ = 0;
+  std::set<std::string> with_quota_;  // namespaces that have been given one
   NameListener name_listener_;
   std::map<int, Group> groups_;       // by replica: those that keep something
   std::map<int, ShelfDrops> drops_;   // by tier: what the workers have not been told yet

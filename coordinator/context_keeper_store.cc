@@ -11,6 +11,7 @@ namespace goldfinch {
 void ContextKeeper::SetStore(const StoreTierOptions& options, StoreContents contents, const ShelfCapacity& capacity,
                              double token_seconds, double now) {
   GF_CHECK(tree_ != nullptr && store_ == nullptr && groups_.empty());
+  store_bytes_max_ = options.bytes_max;
   store_ = std::make_unique<StoreTier>(
       options, std::move(contents),
       SegmentBytes{.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes}, token_seconds,
