@@ -128,7 +128,7 @@ absl::Status RunContextImport(const ContextOptions& options) {
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Remote> remote, Remote::Open(options.remote));
   // What the server would refuse need not go there; and the digest is needed before the first byte.
   GF_ASSIGN_OR_RETURN(const ExchangeFileInfo info, CheckExchangeFile(options.file));
-  GF_ASSIGN_OR_RETURN(const OpenFile file, Files::System()->OpenToRead(options.file));
+  GF_ASSIGN_OR_RETURN(const OpenFile file, OpenExchangeFile(options.file));
   GF_ASSIGN_OR_RETURN(const v1::Context context, Import(options, info, file, *remote).Run());
   PrintContext(context, options.json);
   return absl::OkStatus();

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <filesystem>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -40,8 +42,14 @@ absl::Status OfFile(const std::string& path, const absl::Status& status) {
 
 }  // namespace
 
+absl::StatusOr<OpenFile> OpenExchangeFile(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path target = std::filesystem::canonical(path, error);
+  return Files::System()->OpenToRead(error ? path : target.string());
+}
+
 absl::StatusOr<Sha256Digest> ReadExchangeFile(const std::string& path, ExchangeSink* sink) {
-  GF_ASSIGN_OR_RETURN(const OpenFile file, Files::System()->OpenToRead(path));
+  GF_ASSIGN_OR_RETURN(const OpenFile file, OpenExchangeFile(path));
   struct stat about {};
   if (fstat(file.fd(), &about) != 0) return FileError(errno, path, "read");
   if (!S_ISREG(about.st_mode)) return absl::InvalidArgumentError(absl::StrCat(SafeText(path), ": is not a file"));

@@ -8,9 +8,12 @@
 #include "absl/status/statusor.h"
 #include "base/sha256.h"
 #include "coordinator/store/exchange.h"
+#include "coordinator/store/files.h"
 
 namespace goldfinch {
 
+// A file that a user has named; it may be a link, which files of a store must not be.
+absl::StatusOr<OpenFile> OpenExchangeFile(const std::string& path);
 // Reads the whole file, checks everything in it, and hands it to the sink, with a progress bar. Returns its SHA-256.
 // Errors name the file; their codes are those of ExchangeParser and of the file system.
 absl::StatusOr<Sha256Digest> ReadExchangeFile(const std::string& path, ExchangeSink* sink);
