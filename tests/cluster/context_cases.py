@@ -70,20 +70,6 @@ class ContextTest(ClusterTest):
             client.generate("x", context="chat", **SAMPLED)
         self.cluster.wait_idle()
 
-    def test_an_exported_context_is_imported_elsewhere(self):
-        client = self.serve()
-        client.contexts.create("document", DOCUMENT)
-        expected = client.generate("What now? ", context="document", **SAMPLED)
-        path = self.cluster.folder / "document.safetensors"
-        client.contexts.export_to("document", path)
-        self.cluster.server.kill()
-        other = self.serve(pipeline_parallel_size=2)
-        imported = other.contexts.import_from(path, "document")
-        self.assertEqual(imported.tokens, len(DOCUMENT))
-        answer = other.generate("What now? ", context="document", **SAMPLED)
-        self.assertEqual(ids_of(answer), ids_of(expected))
-        self.assertEqual(answer.usage.cached_tokens, len(DOCUMENT))
-
     def test_keys_do_not_share(self):
         secrets = ("the-first-api-key", "the-second-api-key")
         keys = self.cluster.folder / "keys"
