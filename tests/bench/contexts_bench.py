@@ -131,7 +131,8 @@ def bench_eviction(args, folder):
     with run.server(args.program, serve_flags(args)) as server:
         context = call(args.program, "context", "create", "one", "--server", server, "--text", documents[0])
         context = context.get("context", context)
-    memory = args.stages * int(context["bytes"]) * count // 2
+    # A document is kept up to where questions part, and once more up to the end of the first question about it.
+    memory = 2 * args.stages * int(context["bytes"]) * count // 2
     with run.server(args.program, serve_flags(args, "--context-memory", memory)) as server:
         asker = Asker(args.program, server, folder)
         draw = random.Random(1)
