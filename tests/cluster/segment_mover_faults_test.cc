@@ -129,10 +129,10 @@ TEST_F(SegmentMoverFaultsTest, NoRoom) {
     for (const StageShelf& stage : groups[1]) stage.shelf->Drop(7);
     for (const StageShelf& stage : groups[1]) EXPECT_EQ(stage.shelf->used_bytes(), 0);
   }
-  // In the store, and on its disk, at each of its writes.
+  // In the store, and on its disk, at some of its writes.
   const auto small = OpenTestStore(EmptyTestFolder("mover_small"), /*bytes_max=*/1 << 20);
   EXPECT_EQ(Save(0, segment, 7, small.get()).get().status.code(), Code::kResourceExhausted);
-  for (int call = 0;; ++call) {
+  for (int call = 0;; call += call < 3 ? 1 : 7) {
     FaultFiles files(Fault::kError, call, ENOSPC);
     const auto disk = OpenTestStore(EmptyTestFolder("mover_disk"), 1 << 30, &files);
     const MoveResult full = Save(0, segment, 7, disk.get()).get();
@@ -176,18 +176,30 @@ TEST_F(SegmentMoverFaultsTest, GroupsEnd) {
   SetGroup(1, {0, 3});
   // Workers that say nothing more: what runs and what waits ends at once, or as soon as a part that was sent is
   // answered.
-  std::promise<void> kept;
-  std::atomic<bool> once = false, keep = true;
-  tampering.Set([&](FromShelf&) {
-    if (!once.exchange(true)) kept.set_value();
-    while (keep) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    return true;
-  });
+  // The shelves' threads outlive this function.
+  struct Gate {
+    std::atomic<bool> reached = false, closed = true;
+    void Pass() {
+      reached = true;
+      while (closed) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    void Await() const {
+      while (!reached) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  };
+  const auto put_gate = std::make_shared<Gate>(), fetch_gate = std::make_shared<Gate>();
+  const auto stop_at = [this](const std::shared_ptr<Gate>& gate) {
+    tampering.Set([gate](FromShelf&) {
+      gate->Pass();
+      return true;
+    });
+  };
+  stop_at(put_gate);
   std::vector<std::future<MoveResult>> moves;
   for (int i = 0; i < 5; ++i) moves.push_back(Bring(1, segment, 30 + i, store.get()));
-  kept.get_future().wait();
+  put_gate->Await();
   mover.EndGroup(1);
-  keep = false;
+  put_gate->closed = false;
   for (auto& move : moves) EXPECT_EQ(move.get().status.code(), Code::kCancelled);
   for (const StageShelf& stage : groups[1]) {
     for (int i = 0; i < 5; ++i) stage.shelf->Drop(30 + i);
@@ -198,18 +210,12 @@ TEST_F(SegmentMoverFaultsTest, GroupsEnd) {
   }
   for (int i = 0; i < 5; ++i) EXPECT_EQ(Count(1, segment, 30 + i), 0);
   const auto other = OpenTestStore(EmptyTestFolder("mover_ends_too"));
-  std::atomic<bool> fetched = false;
-  keep = true;
-  tampering.Set([&](FromShelf&) {
-    fetched = true;
-    while (keep) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    return true;
-  });
+  stop_at(fetch_gate);
   auto save = Save(0, segment, 7, other.get());
-  while (!fetched) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  fetch_gate->Await();
   mover.EndGroup(0);
   EXPECT_EQ(save.get().status.code(), Code::kCancelled);
-  keep = false;
+  fetch_gate->closed = false;
   EXPECT_EQ(other->totals().bytes, 0);
   EXPECT_EQ(Save(0, segment, 7, other.get()).get().status.code(), Code::kFailedPrecondition);
 }
@@ -219,9 +225,8 @@ TEST_F(SegmentMoverFaultsTest, WorkersThatAreGone) {
   const TestSegment segment = Segment(0, 300, nullptr);
   SetGroup(0, {0, 2, 4});
   Fill(0, segment, 7);
-  std::atomic<bool> once = false;
-  tampering.Set([&](FromShelf& message) {
-    if (message.piece().part().kind() == "rows" && !once.exchange(true)) mover.RemoveWorker(3);
+  tampering.Set([this, once = std::make_shared<std::atomic<bool>>()](FromShelf& message) {
+    if (message.piece().part().kind() == "rows" && !once->exchange(true)) mover.RemoveWorker(3);
     return true;
   });
   const MoveResult result = Save(0, segment, 7, store.get()).get();

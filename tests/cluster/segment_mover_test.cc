@@ -61,18 +61,18 @@ TEST_F(SegmentMoverTest, RowsThatTheStoreHasAreNotFetched) {
   TestSegment segment = Segment(0, 300, nullptr);
   SetGroup(0, {0, 2, 4});
   Fill(0, segment, 7);
-  std::atomic<int> rows = 0;
-  tampering.Set([&](FromShelf& message) {
-    for (const char* kind : {"rows", "ids", "keys", "values"}) rows += message.piece().part().kind() == kind ? 1 : 0;
+  const auto rows = std::make_shared<std::atomic<int>>(0);
+  tampering.Set([rows](FromShelf& message) {
+    for (const char* kind : {"rows", "ids", "keys", "values"}) *rows += message.piece().part().kind() == kind ? 1 : 0;
     return true;
   });
   segment.segment.has_snapshot = segment.segment.has_logits = false;
   ASSERT_TRUE(Save(0, segment, 7, store.get()).get().status.ok());
-  EXPECT_EQ(rows, 3) << "not the ids, and the compressed rows once";
+  EXPECT_EQ(*rows, 3) << "not the ids, and the compressed rows once";
   segment.segment.has_snapshot = segment.segment.has_logits = true;
   const MoveResult result = Save(0, segment, 7, store.get()).get();
   ASSERT_TRUE(result.status.ok()) << result.status;
-  EXPECT_EQ(rows, 3);
+  EXPECT_EQ(*rows, 3);
   EXPECT_EQ(*LoadSections(store.get(), segment.key), segment.sections);
 }
 
@@ -97,13 +97,13 @@ TEST_F(SlowMoverTest, SavesKeepToTheirRateAndMakeWay) {
   // What somebody waits for comes before what is to be saved, which waits for it in the middle.
   const TestSegment large = Segment(0, 60000, nullptr);
   Fill(0, large, 9);
-  std::atomic<bool> saving = false;
-  tampering.Set([&](FromShelf& message) {
-    if (message.piece().part().kind() == "rows") saving = true;
+  const auto saving = std::make_shared<std::atomic<bool>>(false);
+  tampering.Set([saving](FromShelf& message) {
+    if (message.piece().part().kind() == "rows") *saving = true;
     return true;
   });
   auto save = Save(0, large, 9, store.get());
-  while (!saving) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  while (!*saving) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   const MoveResult brought = Bring(0, segment, 11, store.get()).get();
   EXPECT_TRUE(brought.status.ok()) << brought.status;
   EXPECT_EQ(Count(0, segment, 11), static_cast<int>(segment.sections.size()));
