@@ -1,5 +1,7 @@
 #include "base/units.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
@@ -22,6 +24,15 @@ std::string HumanBytes(int64_t bytes) {
     unit = next;
   }
   return absl::StrFormat("%.3g %s", value, unit);
+}
+
+std::string HumanAge(double seconds) {
+  seconds = seconds > 0 ? std::min(seconds, 1e12) : 0;  // NaN, too, becomes 0
+  const auto whole = static_cast<int64_t>(seconds);
+  if (whole < 120) return absl::StrFormat("%.3g s", seconds);
+  if (whole < 7200) return absl::StrCat(whole / 60, " min ", whole % 60, " s");
+  if (whole < 172800) return absl::StrCat(whole / 3600, " h ", whole / 60 % 60, " min");
+  return absl::StrCat(whole / 86400, " d ", whole / 3600 % 24, " h");
 }
 
 }  // namespace goldfinch

@@ -11,6 +11,8 @@ namespace goldfinch {
 std::string WithCommas(int64_t number);
 // "258 B", "8.4 MB": decimal units.
 std::string HumanBytes(int64_t bytes);
+// A time in seconds: "3.5 s", "5 min 2 s", "2 h 30 min", "3 d 4 h".
+std::string HumanAge(double seconds);
 
 }  // namespace goldfinch
 

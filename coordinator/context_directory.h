@@ -21,15 +21,15 @@ struct NamedContext {
   uint64_t etag = 0;  // another one after every change of the name, the tokens or the pin; never 0
   bool pinned = false;
   double created = 0, last_use = 0;  // Unix seconds, as is the next one
-  std::optional<double> expires;
+  std::optional<double> expires = {};
   // What is kept of it, of all layers of the model; in however many places, it counts once.
   int64_t bytes = 0;
-  int64_t shared_bytes = 0;        // of these, what other contexts have, too
-  std::vector<int64_t> snapshots;  // positions, ascending
-  bool in_memory = false;          // a request can go on from some of it that workers have
-  bool on_disk = false;            // the same for the coordinator's disk
-  int64_t transformer_bytes = 0;   // what a transformer of the same shape would keep of its tokens
-  std::vector<int32_t> ids;        // those that were asked for
+  int64_t shared_bytes = 0;             // of these, what other contexts have, too
+  std::vector<int64_t> snapshots = {};  // positions, ascending
+  bool in_memory = false;               // a request can go on from some of it that workers have
+  bool on_disk = false;                 // the same for the coordinator's disk
+  int64_t transformer_bytes = 0;        // what a transformer of the same shape would keep of its tokens
+  std::vector<int32_t> ids = {};        // those that were asked for
 };
 
 struct NamedContextPage {

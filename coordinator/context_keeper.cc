@@ -26,6 +26,7 @@ const std::string& NamespaceOf(const Request& request) {
 void ContextKeeper::SetModel(const ContextIdentity& identity, const TextBytes& bytes) {
   GF_CHECK(groups_.empty());
   drops_.clear();
+  store_.reset();
   if (tree_ != nullptr) first_etag_ = tree_->next_etag();
   tree_ = std::make_unique<SegmentTree>(identity, first_etag_);
   ++trees_;
@@ -42,8 +43,12 @@ void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
   group.tier = tree_->OpenTier({.kind = TierKind::kMemory,
                                 .name = "the shelves of replica " + std::to_string(replica),
                                 .bytes_max = capacity.bytes_max,
+                                .rows_share = capacity.rows_share,
+                                .snapshots_share = capacity.snapshots_share,
+                                .lends_to_shelves = false,
                                 .rate = TransferRate(kShelfBytesPerSecond, kShelfSeconds)});
   group.bytes = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
+  if (store_ != nullptr) store_->GroupReady(replica, group.tier);
   segment_bytes_ = group.bytes;
 }
 
@@ -54,6 +59,7 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
   const Group group = std::move(found->second);
   groups_.erase(found);
   SegmentDrops drops;
+  if (store_ != nullptr) store_->GroupEnded(replica, &drops);
   tree_->CloseTier(group.tier, &drops);
   const auto release = [&](const std::vector<Saving>& savings) {
     for (const Saving& saving : savings) tree_->Release(saving.segment, &drops);
@@ -72,10 +78,8 @@ int64_t ContextKeeper::Kept(int replica, const Request& request, absl::Span<cons
   const ContextMatch match = tree_->Match(NamespaceOf(request), ids, LimitOf(request));
   // The longest, whatever it takes to load.
   const auto compute_seconds = [&](int64_t begin) { return static_cast<double>(match.tokens - begin); };
-  return tree_->Choose(match, found->second.tier, compute_seconds).position;
+  return tree_->Choose(match, found->second.tier, compute_seconds, /*only_here=*/store_ == nullptr).position;
 }
-
-bool ContextKeeper::Prepare(int, uint64_t, const Request&, absl::Span<const int32_t>, double, double) { return true; }
 
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
                                              int64_t tokens_max, double token_seconds, double now) {
@@ -93,6 +97,7 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
   if (choice.segment != 0) {
     tree_->CountHit(choice);
     tree_->Hold(choice.segment, now);
+    if (store_ != nullptr) store_->Used(choice.segment);
     beginning.segments = tree_->Chain(choice.segment);
     beginning.tokens = choice.position;
   } else {
@@ -144,8 +149,8 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   SegmentDrops drops;
   absl::StatusOr<goldfinch::Saving> saving = absl::NotFoundError("nothing is missing");
   if (added->missing != 0) saving = tree_->Store(added->number, group.tier, now, &drops);
-  if (!saving.ok()) {
-    if (added->missing != 0) refuse(saving.status());
+  if (!saving.ok() || saving->contents == 0) {
+    if (!saving.ok() && added->missing != 0) refuse(saving.status());
     tree_->Release(added->number, &drops);
     Note(&drops);
     return {};
@@ -153,14 +158,25 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   Note(&drops);
   group.planned.push_back({added->number, saving->contents});
   group.segments.insert(added->number);
-  return {added->number, saving->begin};
+  // Workers leave out what they have of it.
+  return {added->number, tree_->Find(added->number)->begin};
 }
 
 ShelfDrops ContextKeeper::TakeDrops(int replica) {
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return {};
-  ShelfDrops drops = std::exchange(drops_[found->second.tier], {});
-  for (const uint64_t segment : drops.segments) found->second.segments.erase(segment);
+  Group& group = found->second;
+  ShelfDrops drops = std::exchange(drops_[group.tier], {});
+  for (const uint64_t segment : drops.segments) {
+    // The Step that is being planned may save it anew.
+    const bool saved = std::any_of(group.planned.begin(), group.planned.end(),
+                                   [&](const Saving& saving) { return saving.segment == segment; });
+    if (!saved) group.segments.erase(segment);
+  }
+  for (const auto* const dropped : {&drops.segments, &drops.snapshots}) {
+    for (const uint64_t segment : *dropped) group.leaving[segment] = 0;
+  }
+  if (!drops.empty()) group.freed_after = group.planned_step;
   return drops;
 }
 
@@ -168,6 +184,8 @@ void ContextKeeper::StepPlanned(int replica, uint64_t step) {
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return;
   Group& group = found->second;
+  group.planned_step = step;
+  for (auto& [segment, until] : group.leaving) until = until == 0 ? step : until;
   if (!group.planned.empty()) group.steps.push_back({step, std::exchange(group.planned, {})});
   SegmentDrops drops;
   for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
@@ -175,19 +193,36 @@ void ContextKeeper::StepPlanned(int replica, uint64_t step) {
   Note(&drops);
 }
 
+void ContextKeeper::Unsaved(int replica, absl::Span<const uint64_t> segments) {
+  const auto found = groups_.find(replica);
+  if (found != groups_.end()) found->second.unsaved.insert(segments.begin(), segments.end());
+}
+
 void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const uint64_t> unsaved, double now) {
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return;
   Group& group = found->second;
+  group.answered_step = step;
+  std::erase_if(group.leaving, [&](const auto& entry) { return entry.second != 0 && entry.second <= step; });
   SegmentDrops drops;
   while (!group.steps.empty() && group.steps.front().number <= step) {
     for (const Saving& saving : group.steps.front().saved) {
       if (std::find(unsaved.begin(), unsaved.end(), saving.segment) == unsaved.end()) {
         tree_->Arrived(saving.segment, group.tier, saving.contents, now, &drops);
+        if (store_ != nullptr) {
+          store_->Stored(saving.segment);
+          // Its rows were to be brought meanwhile, which has failed: the snapshot went with them.
+          if (!store_->Has(saving.segment, group.tier, saving.contents)) {
+            drops_[group.tier].segments.push_back(saving.segment);
+          }
+        }
       } else {
         tree_->Lost(saving.segment, group.tier, saving.contents, &drops);
-        drops_[group.tier].segments.push_back(saving.segment);  // another worker may have saved its part
+        // Another worker may have saved its part.
+        ShelfDrops& shelf = drops_[group.tier];
+        (saving.contents & kRows ? shelf.segments : shelf.snapshots).push_back(saving.segment);
       }
+      group.unsaved.erase(saving.segment);
       tree_->Release(saving.segment, &drops);
     }
     group.steps.pop_front();
@@ -197,6 +232,10 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
 
 void ContextKeeper::Note(SegmentDrops* drops) {
   for (const SegmentDrop& drop : *drops) {
+    if (store_ != nullptr && drop.tier == store_->tier()) {
+      store_->Dropped(drop);
+      continue;
+    }
     ShelfDrops& shelf = drops_[drop.tier];
     (drop.contents & kRows ? shelf.segments : shelf.snapshots).push_back(drop.segment);
   }

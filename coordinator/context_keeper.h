@@ -23,15 +23,17 @@
 #include "coordinator/contexts/segment_tree.h"
 #include "coordinator/contexts/snapshot_plan.h"
 #include "coordinator/prefix_keeper.h"
+#include "coordinator/store_tier.h"
 
 namespace goldfinch {
 
-// What a group can keep. All bytes are those of the worker that needs the most of them, as each keeps the parts of its
-// own layers.
+// What a group can keep. Each worker keeps the parts of its own layers: the shares say what of the bytes of all layers
+// the worker has that needs the most of them.
 struct ShelfCapacity {
   int64_t bytes_max = 0;  // of the smallest shelf
   int64_t bytes_per_token = 0;
   int64_t snapshot_bytes = 0;
+  double rows_share = 1, snapshots_share = 1;
 };
 
 // What is kept of a text, over all layers, and what a transformer of the same shape would keep.
@@ -62,6 +64,7 @@ class ContextKeeper final : public PrefixKeeper {
   // What all groups serve from now on. What was kept of another model is forgotten, names as well. No group may be
   // ready.
   void SetModel(const ContextIdentity& identity, const TextBytes& bytes = {});
+  const TextBytes& text_bytes() const { return text_bytes_; }
   // A group is ready; its shelves are empty. Without bytes, nothing is kept there.
   void GroupReady(int replica, const ShelfCapacity& capacity);
   // Its workers have to free all that was saved there.
@@ -104,12 +107,29 @@ class ContextKeeper final : public PrefixKeeper {
       std::function<void(const std::string& name_space, const std::string& name, const ContextInfo* context)>;
   void SetNameListener(NameListener listener) { name_listener_ = std::move(listener); }
 
-  // What the workers of the group have to free before the Step that was planned last.
+  // What the workers of the group have to free before the Step that was planned last, or, if that has been sent, after
+  // it.
   ShelfDrops TakeDrops(int replica);
   // The Step that was planned last has this number.
   void StepPlanned(int replica, uint64_t step);
+  // Some shelf had no room for these segments of a Step in flight. Keep refuses them.
+  void Unsaved(int replica, absl::Span<const uint64_t> segments);
   // All stages have answered a Step. `unsaved`: segments for which some shelf had no room.
   void StepAnswered(int replica, uint64_t step, absl::Span<const uint64_t> unsaved, double now);
+
+  // ---- The store, beside the shelves (store_tier.h). Implemented in context_keeper_store.cc.
+  // What was there when it was opened is found from now on. After SetModel, and before any group is ready; `capacity`
+  // is that of any group.
+  void SetStore(const StoreTierOptions& options, StoreContents contents, const ShelfCapacity& capacity,
+                double token_seconds, double now);
+  // What is to be done, in this order. Workers are told of all drops before.
+  std::vector<StoreAction> TakeStoreActions(double now);
+  void Moved(uint64_t move, const StoreMoved& moved, double now);
+  void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept);
+  // The requests for which Prepare was false, and is not any more.
+  std::vector<uint64_t> TakePrepared(double now);
+  const StoreTier* store() const { return store_.get(); }  // null: there is none
+  const SegmentTree* tree() const { return tree_.get(); }  // null: there is no model
 
   // The bytes that are kept in the fullest shelves, over all groups.
   int64_t bytes() const { return tree_ == nullptr ? 0 : tree_->TierBytes(TierKind::kMemory); }
@@ -132,6 +152,12 @@ class ContextKeeper final : public PrefixKeeper {
     std::vector<uint64_t> restored;  // what it restores: held until it has been planned
     std::deque<Step> steps;          // in flight, oldest first
     std::set<uint64_t> segments;     // that workers may have
+    // Segments that workers have been told to free, with the first Step that they got after that, or 0: until it has
+    // been answered, nothing can be put there under these numbers.
+    std::map<uint64_t, uint64_t> leaving;
+    uint64_t planned_step = 0, answered_step = 0;  // the last ones
+    uint64_t freed_after = 0;    // what workers have been told to free is free when this Step has been answered
+    std::set<uint64_t> unsaved;  // of Steps in flight: some shelf had no room
     // Why something that was to be named could not be saved the last time, by namespace.
     std::map<std::string, absl::Status> refused;
   };
@@ -144,6 +170,10 @@ class ContextKeeper final : public PrefixKeeper {
 
   // Notes what has to be dropped from the groups' shelves.
   void Note(SegmentDrops* drops);
+  // Whether something may be put on the group's shelves under the number of the segment.
+  bool MayPut(const Group& group, uint64_t segment) const;
+  // Whether all that the group's workers have been told to free is free.
+  bool AllFreed(const Group& group) const;
 
   // context_keeper_named.cc
   void NameChanged(const std::string& name_space, const std::string& name, const ContextInfo* context) const;
@@ -163,8 +193,9 @@ class ContextKeeper final : public PrefixKeeper {
   double token_seconds_ = 0;    // of any group
   std::set<int> empty_handed_;  // ready replicas that keep nothing
   NameListener name_listener_;
-  std::map<int, Group> groups_;      // by replica: those that keep something
-  std::map<int, ShelfDrops> drops_;  // by tier: what the workers have not been told yet
+  std::map<int, Group> groups_;       // by replica: those that keep something
+  std::map<int, ShelfDrops> drops_;   // by tier: what the workers have not been told yet
+  std::unique_ptr<StoreTier> store_;  // null: there is none
 };
 
 }  // namespace goldfinch

@@ -19,6 +19,8 @@ constexpr size_t kPageSegmentsMax = 16'384;
 constexpr int kPagePart = 8;
 // So many contexts expire at a time.
 constexpr size_t kExpireMax = 256;
+// No more names once the tokens of all texts take so much of the coordinator's memory.
+constexpr int64_t kIndexBytesMax = int64_t{4} << 30;
 
 absl::Status NoContexts() { return absl::UnavailableError("no worker has described the model yet"); }
 
@@ -96,6 +98,7 @@ class ContextKeeper::NamedSink final : public RequestSink {
 // Every change of a name passes here.
 void ContextKeeper::NameChanged(const std::string& name_space, const std::string& name,
                                 const ContextInfo* context) const {
+  if (store_ != nullptr) store_->NameChanged(name_space, name);
   if (name_listener_) name_listener_(name_space, name, context);
 }
 
@@ -108,6 +111,11 @@ void ContextKeeper::ReleaseHeld(const Held& held) {
 
 // What would keep a text from getting this name, as far as that is certain already.
 absl::Status ContextKeeper::CheckKeepAs(const std::string& name_space, const Request::KeepAs& keep_as) const {
+  if (tree_->index_bytes() > kIndexBytesMax) {
+    return absl::ResourceExhaustedError(absl::StrCat("the tokens of contexts take ", tree_->index_bytes(),
+                                                     " bytes of the coordinator's memory, the limit is ",
+                                                     kIndexBytesMax));
+  }
   if (keep_as.etag == 0) return tree_->CheckNew(name_space, keep_as.name);
   return tree_->Get(name_space, keep_as.name, keep_as.etag).status();
 }
@@ -128,8 +136,7 @@ absl::StatusOr<std::shared_ptr<RequestSink>> ContextKeeper::Resolve(Request* req
       return tokens.status();
     }
     context_tokens = *tokens;
-    std::vector<int32_t> ids = tree_->Ids(context.segment, 0);
-    ids.resize(static_cast<size_t>(context_tokens));
+    std::vector<int32_t> ids = tree_->Ids(context.segment, 0, context_tokens);
     ids.reserve(ids.size() + request->prompt.size());  // not twice as much
     ids.insert(ids.end(), request->prompt.begin(), request->prompt.end());
     request->prompt = std::move(ids);
@@ -181,7 +188,9 @@ absl::Status ContextKeeper::Keep(int replica, const Request& request, absl::Span
   GF_ASSIGN_OR_RETURN(const AddedSegment added, tree_->Add(name_space, 0, ids, group.bytes,
                                                            group.token_seconds * static_cast<double>(ids.size()), now));
   absl::Status status = absl::OkStatus();
-  if (added.missing == 0) {
+  if (group.unsaved.contains(added.number)) {
+    status = absl::ResourceExhaustedError("the shelf of a worker, its context_memory, has no room for the context");
+  } else if (added.missing == 0) {
     status = Name(name_space, *request.keep_as, added.number, now).status();
   } else {
     const auto refused = group.refused.find(name_space);
@@ -221,8 +230,8 @@ absl::StatusOr<NamedContext> ContextKeeper::GetContext(const std::string& name_s
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Get(name_space, query.name));
   NamedContext named = Describe(context);
   if (query.ids_max > 0 && query.ids_begin < context.tokens) {
-    named.ids = tree_->Ids(context.segment, query.ids_begin);
-    named.ids.resize(std::min(named.ids.size(), static_cast<size_t>(query.ids_max)));
+    const int64_t end = std::min(context.tokens, query.ids_begin + query.ids_max);
+    named.ids = tree_->Ids(context.segment, query.ids_begin, end);
   }
   return named;
 }
@@ -257,8 +266,7 @@ absl::StatusOr<NamedContext> ContextKeeper::ForkContext(const std::string& name_
       GF_ASSIGN_OR_RETURN(const ContextInfo named, Name(name_space, keep_as, context.segment, now));
       return Describe(named);
     }
-    std::vector<int32_t> ids = tree_->Ids(context.segment, 0);
-    ids.resize(static_cast<size_t>(tokens));
+    const std::vector<int32_t> ids = tree_->Ids(context.segment, 0, tokens);
     GF_ASSIGN_OR_RETURN(const AddedSegment added, tree_->Add(name_space, 0, ids, segment_bytes_,
                                                              token_seconds_ * static_cast<double>(tokens), now));
     const absl::StatusOr<ContextInfo> named = Name(name_space, keep_as, added.number, now);

@@ -67,7 +67,10 @@ Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
       next_tick_(start_),
       activity_(start_),
       thread_([this] {
-        if (options_.prefix_cache) scheduler_.SetKeeper(&keeper_);
+        if (options_.prefix_cache) {
+          scheduler_.SetKeeper(&keeper_);
+          OpenStore();
+        }
         Run();
       }) {}
 
@@ -134,6 +137,7 @@ absl::StatusOr<uint64_t> Coordinator::Submit(Request request, std::shared_ptr<Re
     if (!request.context.empty() || request.keep_as) {
       return SubmitNamed(number, std::move(request), std::move(sink), now);
     }
+    request.context_tokens.reset();  // of no context
     scheduler_.Submit(number, std::move(request), std::move(sink), now);
   });
   return number;
@@ -193,6 +197,7 @@ void Coordinator::Run() {
       Tick(now);
       Settle(now);
     }
+    MoveContexts(now);
     for (int replica = 0; replica < options_.membership.replicas; ++replica) SendSteps(replica, Now());
     PublishEvents();
     if (stop) break;
@@ -323,13 +328,16 @@ void Coordinator::HandleModelKnown(double now) {
 }
 
 void Coordinator::HandleGenerationReady(int replica, double now) {
+  if (context_store_ != nullptr && !store_contents_ && numerics_.empty()) {
+    waiting_groups_.insert(replica);
+    return;
+  }
   GroupCapacity capacity = membership_.Capacity(replica);
   const double usual_seconds = membership_.OnGpus(replica) ? kGpuStepTargetSeconds : kCpuStepTargetSeconds;
   capacity.step_target_seconds = options_.step_target_seconds > 0 ? options_.step_target_seconds : usual_seconds;
   members_[replica].clear();
   for (const Membership::StageView& stage : membership_.stages(replica)) members_[replica].push_back(stage.worker);
-  if (options_.prefix_cache) keeper_.GroupReady(replica, membership_.Shelf(replica));
-  if (std::optional<ShelfGroup> shelves = membership_.Shelves(replica)) mover_.SetGroup(replica, *std::move(shelves));
+  if (options_.prefix_cache) KeepTexts(replica, capacity.row_seconds, now);
   scheduler_.GenerationReady(replica, capacity, now);
   no_group_since_ = -1;
   accepting_ = true;
@@ -338,6 +346,7 @@ void Coordinator::HandleGenerationReady(int replica, double now) {
 }
 
 void Coordinator::HandleGenerationEnded(int replica, double now) {
+  if (waiting_groups_.erase(replica) > 0) return;
   steps_[replica].clear();
   metrics_->ClearTiers(replica);
   mover_.EndGroup(replica);
@@ -375,6 +384,7 @@ void Coordinator::HandleStepDone(const StageOfWorker& from, cluster::v1::StepDon
   }
   step->answered[stage] = true;
   step->unsaved.insert(step->unsaved.end(), done->unsaved().begin(), done->unsaved().end());
+  keeper_.Unsaved(replica, step->unsaved);
   // No stage can have computed for longer than the Step has been on its way.
   step->busy_seconds_max = std::max(step->busy_seconds_max, std::min(done->busy_seconds(), now - step->sent_at));
   last_answers_[replica] = now;
@@ -416,6 +426,7 @@ void Coordinator::SendDrops(const std::vector<uint64_t>& workers, ShelfDrops dro
 }
 
 void Coordinator::SendSteps(int replica, double now) {
+  if (waiting_groups_.contains(replica)) return;
   while (membership_.ready(replica) && !membership_.draining(replica)) {
     const bool planned = scheduler_.NextStep(replica, now, &plan_);
     if (!planned) return;

@@ -2,7 +2,7 @@
 // Everything that clients and workers say is put into its queue; nothing else touches its state.
 //
 // Implementation: coordinator.cc does the work, coordinator_info.cc tells others of it, coordinator_contexts.cc is for
-// contexts by name.
+// contexts by name, coordinator_store.cc for where they are kept.
 #ifndef GOLDFINCH_COORDINATOR_COORDINATOR_H_
 #define GOLDFINCH_COORDINATOR_COORDINATOR_H_
 
@@ -14,6 +14,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -24,6 +26,7 @@
 #include "coordinator/activity_log.h"
 #include "coordinator/context_directory.h"
 #include "coordinator/context_keeper.h"
+#include "coordinator/context_store.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/membership.h"
 #include "coordinator/metrics.h"
@@ -31,6 +34,8 @@
 #include "coordinator/segment_mover.h"
 #include "coordinator/step.h"
 #include "coordinator/step_cost.h"
+#include "coordinator/store/store.h"
+#include "coordinator/store_tier.h"
 #include "coordinator/worker_link.h"
 
 namespace goldfinch {
@@ -46,6 +51,9 @@ struct CoordinatorOptions {
   bool prefix_cache = true;
   SnapshotOptions snapshots;
   MoverOptions mover;
+  // Where contexts are kept beside the memory of workers; null: nowhere.
+  std::shared_ptr<SegmentStore> store;
+  StoreTierOptions store_tier;
   // When no stage of a group has answered a Step or got on with one for so long, the first worker that owes an answer
   // is lost. A Step may take as long as it likes.
   double step_timeout_seconds = 120;
@@ -125,6 +133,10 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   void HandleModelKnown(double now);
   void HandleGenerationReady(int replica, double now);
   void HandleGenerationEnded(int replica, double now);
+  void OpenStore();
+  void HandleStoreRead(StoreContents contents, double now);
+  void KeepTexts(int replica, double token_seconds, double now);
+  void MoveContexts(double now);
   void SendDrops(const std::vector<uint64_t>& workers, ShelfDrops drops);
   void SendSteps(int replica, double now);
   void CheckSteps(int replica, double now);
@@ -152,6 +164,11 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   ContextKeeper keeper_;
   Scheduler scheduler_;
   SegmentMover mover_;  // has a replica's group from HandleGenerationReady to HandleGenerationEnded
+  std::unique_ptr<ContextStore> context_store_;  // null: there is none
+  // What the store had at the start, until the first group is ready. Groups that are before are in waiting_groups_.
+  std::optional<StoreContents> store_contents_;
+  std::set<int> waiting_groups_;
+  std::string numerics_;  // what contexts are kept of; empty: not known yet
   Membership membership_;
   std::map<uint64_t, std::shared_ptr<WorkerLink>> links_;
   std::vector<std::deque<SentStep>> steps_;     // [replicas], oldest first

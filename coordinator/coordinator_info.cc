@@ -50,14 +50,26 @@ void Coordinator::PublishGauges() {
   metrics_->SetMemory(MemoryNow());
   const ContextCounters& kept = keeper_.counters();
   const auto misses = [&](ContextMiss reason) { return kept.misses[static_cast<size_t>(reason)]; };
-  metrics_->SetContexts({.hits = kept.hits,
-                         .misses_none_kept = misses(ContextMiss::kNoneKept),
-                         .misses_evicted = misses(ContextMiss::kEvicted),
-                         .misses_cheaper_to_compute = misses(ContextMiss::kCheaperToCompute),
-                         .misses_other_model = misses(ContextMiss::kOtherModel),
-                         .evictions = kept.evictions,
-                         .tokens_saved = kept.tokens_saved,
-                         .memory_bytes = keeper_.bytes()});
+  Metrics::Contexts contexts = {.hits = kept.hits,
+                                .misses_none_kept = misses(ContextMiss::kNoneKept),
+                                .misses_evicted = misses(ContextMiss::kEvicted),
+                                .misses_cheaper_to_compute = misses(ContextMiss::kCheaperToCompute),
+                                .misses_other_model = misses(ContextMiss::kOtherModel),
+                                .evictions = kept.evictions,
+                                .tokens_saved = kept.tokens_saved,
+                                .memory_bytes = keeper_.bytes()};
+  if (context_store_ != nullptr) {
+    const StoreTotals totals = context_store_->totals();
+    (options_.store_tier.durable ? contexts.disk_bytes : contexts.coordinator_bytes) = totals.bytes;
+    contexts.quarantined = totals.quarantined_total;
+  }
+  if (const StoreTier* const store = keeper_.store(); store != nullptr) {
+    contexts.protected_bytes = store->long_bytes();
+    contexts.saved = store->saved();
+    contexts.loaded = store->brought();
+    contexts.move_failures = store->moves_failed();
+  }
+  metrics_->SetContexts(contexts);
 }
 
 Metrics::Memory Coordinator::MemoryNow() const {

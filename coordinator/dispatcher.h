@@ -93,7 +93,8 @@ struct RequestUsage {
   int64_t cache_bytes = 0;
   int64_t transformer_cache_bytes = 0;
   int recoveries = 0;
-  int parkings = 0;  // sequences that gave up their slot for others and were read again
+  int64_t reread_tokens = 0;  // after workers were lost or sequences parked
+  int parkings = 0;           // sequences that gave up their slot for others and were read again
 };
 
 // Receives what becomes of one request. The coordinator's thread calls it, one call at a time, never from within

@@ -42,21 +42,32 @@ ShelfCapacity Membership::Shelf(int replica) const {
   constexpr int64_t kPartBytes = 1024;  // beside each part, of which a layer has at most four
   ShelfCapacity shelf{.bytes_max = std::numeric_limits<int64_t>::max()};
   const int finch_layers = model_->layers_size() - static_cast<int>(model_->gold_layers());
+  const int64_t logits = 4 * static_cast<int64_t>(model_->vocab_size());
+  int64_t most_per_token = 0, most_snapshot = 0;  // of any worker
   for (const Stage& stage : replicas_[replica]->stages) {
     int64_t per_token = 0, snapshot = 4 * kPartBytes * (stage.last_layer - stage.first_layer);
     for (int layer = stage.first_layer; layer < stage.last_layer; ++layer) {
       per_token += static_cast<int64_t>(model_->layers(layer).cache_bytes_per_token());
       snapshot += static_cast<int64_t>(model_->layers(layer).state_bytes());
     }
+    if (stage.last_layer == model_->layers_size()) snapshot += logits;
+    shelf.bytes_per_token += per_token;
+    shelf.snapshot_bytes += snapshot;
     if (model_->gold_layers() > 0 && stage.last_layer >= finch_layers) {
       per_token += static_cast<int64_t>(model_->compressed_bytes_per_token());
     }
-    if (stage.last_layer == model_->layers_size()) snapshot += 4 * static_cast<int64_t>(model_->vocab_size());
     shelf.bytes_max =
         std::min(shelf.bytes_max, static_cast<int64_t>(workers_.at(stage.worker)->registration.shelf_bytes()));
-    shelf.bytes_per_token = std::max(shelf.bytes_per_token, per_token);
-    shelf.snapshot_bytes = std::max(shelf.snapshot_bytes, snapshot);
+    most_per_token = std::max(most_per_token, per_token);
+    most_snapshot = std::max(most_snapshot, snapshot);
   }
+  // Every stage with GOLD layers has the compressed cache; it is kept once elsewhere.
+  if (model_->gold_layers() > 0) shelf.bytes_per_token += static_cast<int64_t>(model_->compressed_bytes_per_token());
+  const auto share = [](int64_t most, int64_t all) {
+    return all == 0 ? 1 : static_cast<double>(most) / static_cast<double>(all);
+  };
+  shelf.rows_share = share(most_per_token, shelf.bytes_per_token);
+  shelf.snapshots_share = share(most_snapshot, shelf.snapshot_bytes);
   return shelf;
 }
 

@@ -185,8 +185,12 @@ Metrics::Metrics(const std::string& model_name)
       context_evictions_(MakeCounter("context_evictions_total",
                                      "Segments of texts, or their snapshots, that were removed for others")),
       context_tokens_saved_(MakeCounter("context_tokens_saved_total", "Tokens that were kept and not read again")),
-      context_memory_bytes_(&MakeGauges("context_bytes", "Bytes that are kept of texts, of the fullest worker")
-                                 ->Add({{"tier", "memory"}})),
+      context_bytes_(MakeGauges("context_bytes", "Bytes that are kept of texts; in workers, of the fullest one")),
+      protected_bytes_(MakeGauge("protected_bytes", "Bytes of long texts that a loss of workers leaves")),
+      context_moves_(MakeCounters("context_moves_total",
+                                  "Segments of texts that were moved between the memory of workers and the store")),
+      context_move_failures_(MakeCounter("context_move_failures_total", "Such moves that failed")),
+      context_quarantined_(MakeCounter("context_quarantined_files_total", "Files of the store that were damaged")),
       steps_(MakeCounter("steps_total", "Steps that were sent to groups of workers")),
       step_sequences_(MakeHistogram("step_sequences", "Sequences of which a Step runs tokens", SequenceBuckets())),
       step_tokens_(MakeHistogram("step_tokens", "Tokens that a Step runs", StepTokenBuckets())),
@@ -207,6 +211,7 @@ Metrics::Metrics(const std::string& model_name)
       tier_drops_(MakeCounters("gold_tier_drops_total",
                                "How often GOLD layers of a stage dropped kept rows of a sequence to make room")) {
   for (const char* reason : kMissReasons) context_misses_->Add({{"reason", reason}});
+  SetContexts({});
   auto* successes = MakeCounters("request_success_total", "Samples and score requests that were completed");
   for (int i = 0; i < kFinishes; ++i) successes_[i] = &successes->Add({{"finished_reason", kFinishNames[i]}});
   for (const char* method : kMethods) {
@@ -284,7 +289,17 @@ void Metrics::SetContexts(const Contexts& contexts) {
   }
   context_evictions_->Increment(Amount(contexts.evictions - before.evictions));
   context_tokens_saved_->Increment(Amount(contexts.tokens_saved - before.tokens_saved));
-  context_memory_bytes_->Set(static_cast<double>(contexts.memory_bytes));
+  const auto set_bytes = [&](const char* tier, int64_t bytes) {
+    context_bytes_->Add({{"tier", tier}}).Set(static_cast<double>(bytes));
+  };
+  set_bytes("memory", contexts.memory_bytes);
+  set_bytes("disk", contexts.disk_bytes);
+  set_bytes("coordinator", contexts.coordinator_bytes);
+  protected_bytes_->Set(static_cast<double>(contexts.protected_bytes));
+  context_moves_->Add({{"direction", "save"}}).Increment(Amount(contexts.saved - before.saved));
+  context_moves_->Add({{"direction", "load"}}).Increment(Amount(contexts.loaded - before.loaded));
+  context_move_failures_->Increment(Amount(contexts.move_failures - before.move_failures));
+  context_quarantined_->Increment(Amount(contexts.quarantined - before.quarantined));
 }
 
 void Metrics::CountStep(int64_t sequences, int64_t tokens) {

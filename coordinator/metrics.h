@@ -72,7 +72,15 @@ class Metrics {
     int64_t misses_other_model = 0;
     int64_t evictions = 0;
     int64_t tokens_saved = 0;
-    int64_t memory_bytes = 0;  // now
+    int64_t memory_bytes = 0;  // now; of workers
+    // The store:
+    int64_t disk_bytes = 0;         // now, on disk,
+    int64_t coordinator_bytes = 0;  // or in the coordinator's memory
+    int64_t protected_bytes = 0;    // of these, those of long texts
+    int64_t saved = 0;              // segments that have come to it,
+    int64_t loaded = 0;             // or from it
+    int64_t move_failures = 0;
+    int64_t quarantined = 0;  // files that were found damaged
   };
 
   explicit Metrics(const std::string& model_name);
@@ -106,7 +114,8 @@ class Metrics {
   void SetWorkers(int64_t connected, int64_t spare);  // workers_connected, workers_spare
   void SetMemory(const Memory& memory);               // one gauge for each field, of its name
   // context_hits_total, context_misses_total{reason}, context_evictions_total, context_tokens_saved_total,
-  // context_bytes{tier="memory"}
+  // context_bytes{tier}, protected_bytes, context_moves_total{direction}, context_move_failures_total,
+  // context_quarantined_files_total
   void SetContexts(const Contexts& contexts);
 
   // ---- Steps ----
@@ -198,7 +207,11 @@ class Metrics {
   prometheus::Family<prometheus::Counter>* context_misses_;
   prometheus::Counter* context_evictions_;
   prometheus::Counter* context_tokens_saved_;
-  prometheus::Gauge* context_memory_bytes_;
+  prometheus::Family<prometheus::Gauge>* context_bytes_;
+  prometheus::Gauge* protected_bytes_;
+  prometheus::Family<prometheus::Counter>* context_moves_;
+  prometheus::Counter* context_move_failures_;
+  prometheus::Counter* context_quarantined_;
   Contexts contexts_;  // the last ones; of the one thread that calls SetContexts
 
   prometheus::Counter* steps_;

@@ -61,9 +61,10 @@ void Scheduler::Submit(uint64_t number, Request request, std::shared_ptr<Request
     }
   }
   state.live = static_cast<int>(sequences);
-  // Of a context, nothing is scored, nor the first token after it.
+  // A context is not scored, nor is the first token after it.
   state.prompt_scored = request.context_tokens.value_or(0);
-  if (request.keep_as && request.generate->max_tokens == 0) state.sequences[0].finish = Finish::kLength;
+  if (request.keep_as && request.generate && request.generate->max_tokens == 0)
+    state.sequences[0].finish = Finish::kLength;
   state.request = std::move(request);
   state.bytes = BytesOf(state.request);
   for (const Sequence& sequence : state.sequences) state.bytes += BytesOf(sequence.after_prompt) + sizeof(Sequence);
@@ -206,6 +207,7 @@ void Scheduler::GenerationEnded(int replica, double now) {
   std::vector<RequestState*> hopeless;
   for (const auto& [number, state] : requests_) {
     if (state->coming == replica) state->coming = -1;
+    state->prepared = false;
     if (state->preferred == replica) state->preferred = -1;
     if (state->losses >= kLossesMax) hopeless.push_back(state.get());
   }
@@ -329,13 +331,7 @@ int64_t Scheduler::Begin(Sequence& sequence, double now) {
   GF_CHECK_LE(tokens, tokens_max);
   std::vector<int64_t>& save_at = sequence.beginning.save_at;
   if (sequence.finish && tokens < end && (save_at.empty() || save_at.back() < end)) save_at.push_back(end);
-  if (const int64_t prompt = std::min(tokens, state.prompt_tokens()); prompt > state.prompt_read) {
-    const int64_t spared = prompt - state.prompt_read;
-    events_.prompt_tokens += spared;
-    events_.cached_tokens += spared;
-    state.usage.cached_tokens += spared;
-    state.prompt_read = prompt;
-  }
+  sequence.begun = std::min(tokens, state.prompt_tokens());
   return tokens;
 }
 
@@ -386,6 +382,7 @@ void Scheduler::Release(Sequence& sequence) {
   if (!sequence.opened && !sequence.beginning.segments.empty()) keeper_->Release(group.replica, sequence.beginning);
   sequence.beginning = {};
   sequence.saved = 0;
+  sequence.begun = 0;
   int64_t pages = sequence.pages;
   if (--sequence.cohort->members == 0) {
     pages += sequence.cohort->pages();

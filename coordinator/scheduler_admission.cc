@@ -235,7 +235,7 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
       return now - owner.paused_since >= std::max(kPauseSeconds, reread);
     }
     if (owner.request.priority > state.request.priority) return false;
-    const bool served_little = sequence.scheduled == 0 || Served(sequence, kServiceSeconds, now);
+    const bool served_little = !sequence.opened || Served(sequence, kServiceSeconds, now);
     if (owner.request.priority < state.request.priority) return served_little;
     // What long ones have of the slots that are kept for short ones is a loan.
     const bool on_loan = others.long_sequences > group.capacity.max_sequences - group.slots_kept() ||
@@ -302,7 +302,7 @@ Scheduler::Group* Scheduler::MakeRoom(const RequestState& state, const Sequence&
 // Takes its slot away from a sequence that runs. It is read again when it is next admitted.
 void Scheduler::Park(Sequence& sequence) {
   RequestState& state = *sequence.owner;
-  if (sequence.caught_up < 0 && sequence.scheduled > 0) ++sequence.lost_runs;
+  if (sequence.caught_up < 0 && sequence.opened) ++sequence.lost_runs;
   ++state.usage.parkings;
   ++events_.parkings;
   if (keeper_ != nullptr && sequence.opened && sequence.scheduled > 0) {

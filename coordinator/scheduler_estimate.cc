@@ -31,7 +31,8 @@ StepWork Scheduler::WorkOf(const RequestState& state) const {
     return ChunkWork(attention_, begin, prompt, state.request.generate->max_tokens > 0 ? 1 : 0);
   }
   const bool score_prompt = state.request.score->score_prompt;
-  StepWork work = ChunkWork(attention_, score_prompt ? 0 : begin, prompt, score_prompt ? prompt : 0);
+  const int64_t scored_from = score_prompt ? state.request.context_tokens.value_or(0) : prompt;
+  StepWork work = ChunkWork(attention_, std::min(begin, scored_from), prompt, prompt - scored_from);
   for (const Sequence& sequence : state.sequences) {
     const int64_t end = state.End(sequence);
     if (end > prompt - 1) work += ChunkWork(attention_, prompt - 1, end, end - prompt + 1);

@@ -47,12 +47,20 @@ absl::Status Scheduler::Apply(int replica, StepResult* result, double now) {
 // Counts what the chunk has read for the first time, and what was read before.
 void Scheduler::CountChunk(const ChunkInFlight& chunk, Sequence& sequence, double now) {
   RequestState& state = *sequence.owner;
+  if (const int64_t begun = std::exchange(sequence.begun, 0); begun > state.prompt_read) {
+    const int64_t spared = begun - state.prompt_read;
+    events_.prompt_tokens += spared;
+    events_.cached_tokens += spared;
+    state.usage.cached_tokens += spared;
+    state.prompt_read = begun;
+  }
   if (chunk.reads) {
     const int64_t prompt_end = std::min(chunk.end, state.prompt_tokens());
     const int64_t prompt_again = std::max<int64_t>(std::min(prompt_end, state.prompt_read) - chunk.begin, 0);
     const int64_t answer_begin = std::max(chunk.begin, state.prompt_tokens());
     const int64_t answer_again = std::max<int64_t>(std::min(chunk.end, sequence.reached) - answer_begin, 0);
     events_.replayed_tokens += prompt_again + answer_again;
+    state.usage.reread_tokens += prompt_again + answer_again;
     if (prompt_end > state.prompt_read) {
       events_.prompt_tokens += prompt_end - state.prompt_read;
       state.prompt_read = prompt_end;
@@ -135,7 +143,7 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   }
   if (finish) {
     sequence.finish = finish;
-    sequence.beginning.save_at.push_back(state.End(sequence));
+    if (keeper_ != nullptr) sequence.beginning.save_at.push_back(state.End(sequence));
   }
   if (!state.paused) sequence.lane->ready.push_back(sequence.id);
   return absl::OkStatus();

@@ -54,6 +54,7 @@ struct Scheduler::Sequence {
   int64_t granted_tokens = 0;         // tokens that it gets of the Step that is being planned
   PrefixKeeper::Beginning beginning;  // of the one that reads; its chain is released when the sequence is opened
   size_t saved = 0;                   // how many of beginning.save_at it has come to
+  int64_t begun = 0;                  // tokens of the prompt that it began with, until its first results come
   bool draws = false;                 // all of it is kept: its next token is drawn from what it begins with
 
   std::optional<Finish> finish;  // with keep_as: it has all its tokens, and ends when the last one has been run

@@ -85,6 +85,7 @@ void FakeGroup::Save(const StepPlan::Save& save, bool logits) {
   ASSERT_LE(save.begin, static_cast<int64_t>(found->second.ids.size()));
   const auto [kept, is_new] = segments_.try_emplace(save.segment, Segment{found->second.ids, save.begin});
   kept->second.logits = logits;
+  EXPECT_EQ(kept->second.begin, save.begin) << "segment " << save.segment;
   if (is_new) return;
   EXPECT_FALSE(kept->second.snapshot) << "segment " << save.segment << " is there already";
   EXPECT_EQ(kept->second.ids, found->second.ids);
@@ -342,6 +343,7 @@ void FakeCluster::RunAll() {
   const auto idle_max = [&] { return scheduler.waiting() > 0 ? 20 : 2; };
   for (int idle = 0; idle < idle_max();) {
     if (++idle > 2) now += 0.5;
+    if (in_round) in_round();
     for (const auto& [replica, group] : groups) {
       if (Plan(replica) == 0) continue;
       Answer(replica);
@@ -353,6 +355,7 @@ void FakeCluster::RunAll() {
 void FakeCluster::RunUntil(double time) {
   while (now < time) {
     bool idle = true;
+    if (in_round) in_round();
     for (const auto& [replica, group] : groups) {
       if (Plan(replica) == 0) continue;
       Answer(replica);

@@ -31,9 +31,19 @@ class FakeGroup {
  public:
   explicit FakeGroup(const GroupCapacity& capacity) : capacity_(capacity) {}
 
+  // What is saved of the positions [begin, ids.size()).
+  struct Segment {
+    std::vector<int32_t> ids;  // from position 0 on
+    int64_t begin = 0;
+    bool snapshot = true;
+    bool logits = false;
+  };
+
   StepResult Run(const StepPlan& plan);
   void DropSegment(uint64_t segment);
   void DropSnapshot(uint64_t segment);
+  // By number; what comes from outside is put there.
+  std::map<uint64_t, Segment>& segments() { return segments_; }
   size_t sequences() const { return sequences_.size(); }
   int64_t tokens_run() const { return tokens_run_; }
   int64_t pages_used() const { return pages_used_; }
@@ -50,12 +60,6 @@ class FakeGroup {
     std::vector<std::shared_ptr<Page>> pages;
     std::optional<uint64_t> seed;
     size_t observed = 0;
-  };
-  struct Segment {
-    std::vector<int32_t> ids;  // from position 0 on
-    int64_t begin = 0;
-    bool snapshot = true;
-    bool logits = false;
   };
   void Open(const StepPlan::NewSequence& sequence, const Sequence* forked);
   void Restore(absl::Span<const uint64_t> segments, Sequence* sequence);
@@ -171,6 +175,7 @@ class FakeCluster {
   // Called for each Step before it runs, and when its results have come.
   std::function<void(int replica, const StepPlan& plan)> planned;
   std::function<void(int replica, uint64_t step)> answered;
+  std::function<void()> in_round;  // called before Steps are planned, over and over
   std::map<int, std::unique_ptr<FakeGroup>> groups;
   std::map<int, std::deque<StepPlan>> plans;        // in flight; their spans are not valid any more
   std::map<int, std::deque<StepResult>> in_flight;  // results that have not come back yet

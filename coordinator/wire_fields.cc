@@ -29,14 +29,20 @@ bool ForEachField(const Descriptor& type, int depth, CodedInputStream& input,
     const WireFormatLite::WireType wire_type = WireFormatLite::GetTagWireType(tag);
     const FieldDescriptor* field = type.FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
     if (field != nullptr && !HasTypeOf(*field, wire_type)) field = nullptr;
-    if (!see({field, wire_type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED})) return false;
-    if (field == nullptr || field->message_type() == nullptr) {
+    const bool sized = wire_type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+    int length = 0;
+    if (sized && !input.ReadVarintSizeAsInt(&length)) return false;
+    if (!see({field, sized, length})) return false;
+    if (!sized) {
       // A group may hold any number of fields.
       if (wire_type == WireFormatLite::WIRETYPE_START_GROUP || !WireFormatLite::SkipField(&input, tag)) return false;
       continue;
     }
-    int length = 0;
-    if (depth >= kDepthMax || !input.ReadVarintSizeAsInt(&length)) return false;
+    if (field == nullptr || field->message_type() == nullptr) {
+      if (!input.Skip(length)) return false;
+      continue;
+    }
+    if (depth >= kDepthMax) return false;
     const CodedInputStream::Limit limit = input.PushLimit(length);
     if (!ForEachField(*field->message_type(), depth + 1, input, see)) return false;
     input.PopLimit(limit);

@@ -20,6 +20,7 @@ struct WireField {
   // type.
   const google::protobuf::FieldDescriptor* field = nullptr;
   bool sized = false;  // a text, a message or packed numbers
+  int bytes = 0;       // of what is sized
 };
 
 // Calls `see` with every field of a message of this type, in their order, until it returns false. Keeps nothing.

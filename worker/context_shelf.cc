@@ -163,10 +163,11 @@ absl::Status ContextShelf::Save(uint64_t segment, int64_t begin, int64_t end, in
     const std::lock_guard<std::mutex> lock(mutex_);
     LetGo();
     epoch = epoch_;
-    const auto found = segments_.find(segment);
+    auto found = segments_.find(segment);
     if (found != segments_.end() && (found->second.begin != begin || found->second.end != end)) {
-      return Invalid("segment ", segment, " is of the positions [", found->second.begin, ", ", found->second.end,
-                     "), not of [", begin, ", ", end, ")");
+      // What came too late of a segment that the coordinator had dropped.
+      segments_.erase(found);
+      found = segments_.end();
     }
     for (const StatePart& part : accepted_.parts) {
       if (part.kind == StatePartKind::kLogits && !logits) continue;
@@ -198,6 +199,13 @@ absl::Status ContextShelf::Save(uint64_t segment, int64_t begin, int64_t end, in
 absl::Status ContextShelf::Restore(
     absl::Span<const uint64_t> chain,
     absl::FunctionRef<absl::StatusOr<std::shared_ptr<const Mark>>(absl::Span<const SavedSegment* const>)> open) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const bool keeps_rows = std::any_of(accepted_.parts.begin(), accepted_.parts.end(),
+                                        [](const StatePart& part) { return part.per_token(); });
+    // Nothing is kept then of a segment that has no snapshot: the last one is all that it takes.
+    if (!keeps_rows && !chain.empty()) chain.remove_prefix(chain.size() - 1);
+  }
   std::vector<SavedSegment> segments;
   std::vector<const SavedSegment*> pointers;
   segments.reserve(chain.size());

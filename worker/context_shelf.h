@@ -66,7 +66,8 @@ class ContextShelf {
 
   // Saves a segment of positions [begin, end) under a number, its snapshot in place of one that is there. Rows that are
   // there are not saved again. `copy` queues the copies (Stage::Save) and returns their mark. RESOURCE_EXHAUSTED, which
-  // leaves everything as it was, if there is no room; INVALID_ARGUMENT if the number is that of other positions.
+  // leaves everything as it was, if there is no room. What is there of other positions under the number is freed: it
+  // came after the coordinator had dropped it.
   absl::Status Save(uint64_t segment, int64_t begin, int64_t end, int64_t gold_position, bool logits,
                     absl::FunctionRef<std::shared_ptr<const Mark>(const SavedSegment& to)> copy);
   // Gives the segments of a chain to `open` (Stage::Restore), and holds them until the mark that it returns is reached.

@@ -136,15 +136,6 @@ TEST_P(WorkerTest, BadStepsEndTheGeneration) {
          step.add_saves()->set_sequence(1);
          step.mutable_saves(0)->set_begin(5);
        }},
-      {{"saves", "segment 9 is of the positions [0, 4), not of [1, 4)"},
-       [](Step& step, auto&) {
-         for (const uint64_t begin : {0, 1}) {
-           cluster::v1::SaveSegment& save = *step.add_saves();
-           save.set_sequence(1);
-           save.set_segment(9);
-           save.set_begin(begin);
-         }
-       }},
       {{"restore", "sequence 3", "segment 70 is not on the shelf"},
        [](Step& step, auto&) {
          step.add_open()->set_sequence(3);

@@ -18,6 +18,7 @@ absl::Status RunTokenize(const TokenizeOptions& options);
 absl::Status RunDetokenize(const TokenizeOptions& options);
 absl::Status RunStatus(const StatusOptions& options);
 absl::Status RunLoadTest(const LoadTestOptions& options);
+absl::Status RunContext(const ContextOptions& options);
 
 }  // namespace goldfinch
 

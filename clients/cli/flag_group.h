@@ -18,6 +18,7 @@ namespace goldfinch {
 // The headings of `goldfinch COMMAND --help`, in the order in which they are printed.
 inline constexpr char kModelFlags[] = "model";
 inline constexpr char kPromptFlags[] = "prompt";
+inline constexpr char kContextFlags[] = "context";
 inline constexpr char kPipelineFlags[] = "pipeline";
 inline constexpr char kDeviceFlags[] = "device";
 inline constexpr char kMemoryFlags[] = "memory";
@@ -28,9 +29,9 @@ inline constexpr char kSamplingFlags[] = "sampling";
 inline constexpr char kLoadFlags[] = "load";
 inline constexpr char kOutputFlags[] = "output";
 inline constexpr char kOtherFlags[] = "Options";  // CLI11's name for what --help stands under; printed as "other"
-inline constexpr const char* kFlagHeadings[] = {kModelFlags,    kPromptFlags,  kPipelineFlags, kDeviceFlags,
-                                                kMemoryFlags,   kNetworkFlags, kSecurityFlags, kTimeoutFlags,
-                                                kSamplingFlags, kLoadFlags,    kOutputFlags,   kOtherFlags};
+inline constexpr const char* kFlagHeadings[] = {
+    kModelFlags,    kPromptFlags,  kContextFlags,  kPipelineFlags, kDeviceFlags, kMemoryFlags, kNetworkFlags,
+    kSecurityFlags, kTimeoutFlags, kSamplingFlags, kLoadFlags,     kOutputFlags, kOtherFlags};
 
 // "PHRASE, 1 to 65536; REMARK" for "PHRASE; REMARK".
 template <typename Integer>

@@ -42,6 +42,8 @@ constexpr FlagName kFlagNames[] = {
     {"cache_tokens", "--cache-tokens"},
     {"max_queue", "--max-queue"},
     {"max_queue_bytes", "--max-queue-bytes"},
+    {"context_memory", "--context-memory"},
+    {"no_prefix_cache", "--no-prefix-cache"},
     {"gpu_memory_utilization", "--gpu-memory-utilization"},
     {"memory", "--memory", {"raise ", "lower ", "--gpu-memory-utilization or ", "--gpu-memory-utilization, "}},
     // Times.
@@ -64,12 +66,28 @@ constexpr FlagName kFlagNames[] = {
     {"banned_tokens", "--ban"},
     {"logprobs", "--logprobs", {kStart}},
     {"stop", "--stop", {kStart}, {"[", " is ", " has "}},
+    {"breakpoints", "--breakpoint"},
+    {"keep_as.expire_after_seconds", "--expire-after"},
+    {"keep_as.etag", "--replace"},
 };
 
 // Fields of a request, which a server's answer may begin with.
 constexpr std::string_view kRequestFields[] = {
-    "max_tokens",        "temperature",   "top_p",      "top_k",         "min_p", "presence_penalty",
-    "frequency_penalty", "penalty_decay", "logit_bias", "banned_tokens", "stop",  "logprobs",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "penalty_decay",
+    "logit_bias",
+    "banned_tokens",
+    "stop",
+    "logprobs",
+    "breakpoints",
+    "keep_as.expire_after_seconds",
+    "keep_as.etag",
 };
 
 bool IsWordCharacter(char c) { return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-'; }

@@ -39,6 +39,10 @@ const std::vector<std::pair<std::string, std::string>> kMessages = {
      "w1: --vocab is not set, and there is no file beside m.pth"},
     {"it sent nothing for 5 s (heartbeat timeout)", "it sent nothing for 5 s (--heartbeat-timeout)"},
     {"The limit is max_queue.", "The limit is --max-queue."},
+    {"contexts cannot be kept: the server has no_prefix_cache set",
+     "contexts cannot be kept: the server has --no-prefix-cache set"},
+    {"contexts cannot be kept: context_memory of the workers is 0",
+     "contexts cannot be kept: --context-memory of the workers is 0"},
 };
 
 TEST(FlagNamesTest, FieldsBecomeFlags) {

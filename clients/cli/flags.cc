@@ -103,7 +103,15 @@ void AddGenerate(CLI::App& app, GenerateOptions& options) {
   FlagGroup(command, kNetworkFlags)
       .InLimits("--priority", options.priority, "NUMBER", "Requests of higher priority go first (with --server)", -100,
                 100);
+  FlagGroup context(command, kContextFlags);
+  CLI::Option* keep_as = context.Text("--keep-as", options.keep.name, "NAME",
+                                      "Keep prompt and answer as a context of this name (with --server)");
+  for (CLI::Option* flag : AddKeepFlags(command, options.keep)) flag->needs(keep_as);
+  AddBreakpointFlag(command, options.breakpoints, "the prompt");
   const std::vector<CLI::Option*> remote = FlagsSoFar(command, local);
+  context.Text("--context", options.context, "NAME[@TOKEN]|FILE",
+               "Go on from this context of the server, or from its first TOKEN tokens; with --model from a file that "
+               "`goldfinch context export` has written");
   local[0]->required(false)->description(local[0]->get_description() + "; or give --server");
   remote[0]->required(false)->description(remote[0]->get_description() + "; or give --model");
   CLI::Option* prompt = AddPromptFlags(command, options);

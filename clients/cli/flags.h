@@ -22,6 +22,7 @@ void AddPlan(CLI::App& app, PlanCommandOptions& options);
 void AddGenerate(CLI::App& app, GenerateOptions& options);
 void AddStatus(CLI::App& app, StatusOptions& options);
 void AddLoadTest(CLI::App& app, LoadTestOptions& options);
+void AddContext(CLI::App& app, ContextOptions& options);
 void AddInspect(CLI::App& app, InspectOptions& options);
 void AddQuantize(CLI::App& app, QuantizeCommandOptions& options);
 void AddLogits(CLI::App& app, LogitsOptions& options);

@@ -95,6 +95,16 @@ void AddLimitFlags(CLI::App& command, ServeOptions& options) {
                   "How far into a long text its state is first kept, and at least how far from there to the next time; "
                   "a request that parts from a text reads again from there; 0 is only at the ends of prompts",
                   int64_t{0}, kCacheTokensMax);
+  memory
+      .Text("--context-dir", options.context_dir, "FOLDER",
+            "Folder in which what requests have read is kept beside the memory of workers; it outlives workers and "
+            "this process, and belongs to one process at a time")
+      ->default_str("nothing is kept on disk");
+  memory.Bytes("--context-disk", options.context_disk, "Most bytes of the files in --context-dir")
+      ->default_str("100 GB, or half of what that disk has if it is less");
+  memory.InLimits("--protect-tokens", options.protect_tokens, "TOKENS",
+                  "How long a text is, at least, that is kept out of reach of a loss of workers before all others", 1,
+                  kCacheTokensMax);
 }
 
 void AddCapacityFlags(CLI::App& command, ServeOptions& options) {
@@ -223,6 +233,12 @@ void AddCoordinator(CLI::App& app, ServeOptions& options) {
   AddPipelineFlags(command, options);
   AddCapacityFlags(command, options);
   AddListenFlags(command, options);
+  FlagGroup(command, kMemoryFlags)
+      .Bytes(
+          "--protect-memory", options.protect_memory,
+          "The memory of this process in which long texts (--protect-tokens) are kept, so that they need not be read "
+          "again when workers are lost; with --context-dir they are there instead; 0 keeps nothing")
+      ->default_str("a sixteenth of the memory that this process may use");
   FlagGroup(command, kModelFlags)
       .Text("--model-fingerprint", options.model_fingerprint, "HEX",
             "Fingerprint of the model, as `goldfinch inspect --json` prints it, if only the workers have the file")

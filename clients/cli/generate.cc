@@ -11,11 +11,13 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/safe_text.h"
 #include "base/stage_memory.h"
 #include "base/status.h"
 #include "base/token_ids.h"
 #include "clients/cli/commands.h"
 #include "clients/cli/generation.h"
+#include "clients/cli/local_context.h"
 #include "clients/cli/model.h"
 #include "clients/cli/printable.h"
 #include "clients/cli/terminal.h"
@@ -59,19 +61,26 @@ class Generator {
         sampler_(std::move(sampler)),
         stream_(std::move(stream)) {}
 
-  absl::StatusOr<Generation> Run(absl::Span<const int32_t> prompt) {
-    GF_ASSIGN_OR_RETURN(const int slot, engine_.stage().Open());
+  // After the tokens of `context`, if that is not null.
+  absl::StatusOr<Generation> Run(const LocalContext* context, absl::Span<const int32_t> prompt) {
+    const double open = Now();
+    const int64_t kept = context == nullptr ? 0 : context->tokens();
+    GF_ASSIGN_OR_RETURN(const int slot, context == nullptr ? engine_.stage().Open() : context->Open());
     Generation generation;
     GeneratedSample& result = generation.samples.emplace_back();
+    absl::Span<const float> logits;
+    if (prompt.empty()) {
+      logits = context->logits();
+    } else {
+      ProgressBar bar("reading the prompt", "tokens");
+      const auto count = static_cast<int64_t>(prompt.size());
+      GF_ASSIGN_OR_RETURN(logits, engine_.Prefill(slot, prompt, [&](int64_t done) { bar.Update(done, count); }));
+    }
     const double start = Now();
-    ProgressBar bar("reading the prompt", "tokens");
-    const auto count = static_cast<int64_t>(prompt.size());
-    GF_ASSIGN_OR_RETURN(absl::Span<const float> logits,
-                        engine_.Prefill(slot, prompt, [&](int64_t done) { bar.Update(done, count); }));
-    bar.Done();
-    generation.prompt_tokens = count;
-    generation.prefill_seconds = Now() - start;
-    int64_t position = count;
+    generation.prompt_tokens = kept + static_cast<int64_t>(prompt.size());
+    generation.cached_tokens = kept;
+    generation.prefill_seconds = start - open;
+    int64_t position = generation.prompt_tokens;
     for (int64_t i = 0; i < max_tokens_; ++i, ++position) {
       // The last token's logits are not needed, so it is not run.
       if (i > 0) {
@@ -96,7 +105,7 @@ class Generator {
     stream_.Finish(&rest);
     GF_RETURN_IF_ERROR(Print(rest, &result));
     output_.Finish();
-    generation.decode_seconds = Now() - start - generation.prefill_seconds;
+    generation.decode_seconds = Now() - start;
     // The last token is not run, so it leaves nothing in the caches.
     const int64_t cached_tokens = engine_.stage().position(slot);
     generation.cache_bytes = cached_tokens * engine_.shape().CacheBytesPerToken(engine_.options().stage.cache_dtype);
@@ -145,7 +154,15 @@ absl::Status RunGenerate(const GenerateOptions& options) {
   GF_ASSIGN_OR_RETURN(const SamplingOptions sampling, SamplingOf(options, *vocabulary));
   std::vector<int32_t> ids;
   tokenizer->Encode(prompt, &ids);
-  const auto prompt_tokens = static_cast<int64_t>(ids.size());
+  std::unique_ptr<LocalContext> context;
+  if (!options.context.empty()) {
+    GF_ASSIGN_OR_RETURN(context, LocalContext::Read(options.context, *engine));
+    if (ids.empty() && context->logits().empty()) {
+      return UsageError(absl::StrCat(SafeText(options.context),
+                                     ": the context ends without logits, so a prompt is required after it"));
+    }
+  }
+  const int64_t prompt_tokens = (context ? context->tokens() : 0) + static_cast<int64_t>(ids.size());
   const int64_t asked_for = options.has_max_tokens ? options.max_tokens : 0;
   if (absl::Status status = engine->CheckLength(prompt_tokens, asked_for); !status.ok()) return AsUsageError(status);
   // Nobody asked for the default, so it is cut to what fits.
@@ -154,7 +171,7 @@ absl::Status RunGenerate(const GenerateOptions& options) {
                                  : std::min(options.max_tokens, options.model.max_model_len - prompt_tokens);
   GF_RETURN_IF_ERROR(VerifyWeights(options.model, *engine));
   Generator generator(options, max_tokens, *engine, *tokenizer, Sampler(sampling, vocabulary), *std::move(stream));
-  GF_ASSIGN_OR_RETURN(Generation result, generator.Run(ids));
+  GF_ASSIGN_OR_RETURN(Generation result, generator.Run(context.get(), ids));
   result.seed = sampling.seed;
   if (options.json) {
     nlohmann::json json =

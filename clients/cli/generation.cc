@@ -65,7 +65,7 @@ absl::StatusOr<std::string> ReadPrompt(const GenerateOptions& options, int64_t l
   GF_ASSIGN_OR_RETURN(std::string prompt,
                       ReadText("--prompt", options.prompt, options.has_prompt, options.prompt_file, limit));
   if (options.chat) prompt = ChatPrompt(prompt);
-  if (prompt.empty()) return UsageError("the prompt is empty");
+  if (prompt.empty() && options.context.empty()) return UsageError("the prompt is empty");
   return prompt;
 }
 
@@ -95,9 +95,10 @@ void PrintSummary(const Generation& generation) {
   const int64_t decoded = tokens - static_cast<int64_t>(generation.samples.size());
   const std::string kept =
       generation.cached_tokens == 0 ? "" : absl::StrCat(" (", WithCommas(generation.cached_tokens), " of them kept)");
-  absl::FPrintF(stderr, "prompt    %s tokens%s in %.2f s, %.4g tokens/s\n", WithCommas(generation.prompt_tokens), kept,
-                generation.prefill_seconds,
-                Rate(static_cast<double>(generation.prompt_tokens), generation.prefill_seconds));
+  absl::FPrintF(
+      stderr, "prompt    %s tokens%s in %.2f s, %.4g tokens/s\n", WithCommas(generation.prompt_tokens), kept,
+      generation.prefill_seconds,
+      Rate(static_cast<double>(generation.prompt_tokens - generation.cached_tokens), generation.prefill_seconds));
   const std::string rate =
       decoded < 1 ? ""
                   : absl::StrFormat(", %.4g tokens/s", Rate(static_cast<double>(decoded), generation.decode_seconds));

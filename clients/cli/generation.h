@@ -46,7 +46,8 @@ struct Generation {
 // Returns the bytes of a token.
 using TokenText = std::function<std::string(int32_t)>;
 
-// The prompt, in the chat form if that is asked for, of at most `limit` bytes before that. UsageError if it is empty.
+// The prompt, in the chat form if that is asked for, of at most `limit` bytes before that. UsageError if it is empty,
+// which only after a context it may be.
 absl::StatusOr<std::string> ReadPrompt(const GenerateOptions& options, int64_t limit);
 // The texts that end an answer: those of --stop, and the one that ends an answer in the chat form.
 std::vector<std::string> StopTexts(const GenerateOptions& options);

@@ -37,8 +37,9 @@ std::string Entry(const std::string& name, const std::string& phrase) {
   return absl::StrCat(text, line, "\n");
 }
 
-// "--max-queue COUNT", "-n, --samples COUNT".
+// "--max-queue COUNT", "-n, --samples COUNT"; "FILE" of what is no flag.
 std::string NameOf(const CLI::Option& flag) {
+  if (flag.get_lnames().empty() && flag.get_snames().empty()) return flag.get_type_name();
   const std::string value = !flag.get_option_text().empty() ? flag.get_option_text()
                             : flag.get_type_size() != 0     ? flag.get_type_name()
                                                             : std::string();

@@ -106,7 +106,7 @@ class Watch {
   void Run() {
     std::optional<uint64_t> first_tokens;
     std::unique_lock<std::mutex> lock(mutex_);
-    while (!stopped_) {
+    do {  // once at least, however short the run is
       lock.unlock();
       const absl::StatusOr<v1::GetClusterInfoResponse> cluster = remote_.GetClusterInfo();
       lock.lock();
@@ -119,7 +119,7 @@ class Watch {
       }
       if (absl::IsPermissionDenied(status_)) return;  // the server shows it to operators only
       stop_.wait_for(lock, Duration(kLookSeconds), [&] { return stopped_; });
-    }
+    } while (!stopped_);
   }
 
   const Remote& remote_;

@@ -53,6 +53,7 @@ int Main(int argc, char** argv) {
   TokenizeOptions tokenize, detokenize;
   StatusOptions server_status;
   LoadTestOptions load_test;
+  ContextOptions context;
   ServeOptions serve, coordinator;
   WorkerCommandOptions worker;
   PlanCommandOptions plan;
@@ -61,6 +62,7 @@ int Main(int argc, char** argv) {
   AddWorker(app, worker);
   AddPlan(app, plan);
   AddGenerate(app, generate);
+  AddContext(app, context);
   AddStatus(app, server_status);
   AddLoadTest(app, load_test);
   AddInspect(app, inspect);
@@ -82,6 +84,7 @@ int Main(int argc, char** argv) {
       const bool remote = !generate.remote.server.empty();
       status = remote ? RunRemoteGenerate(generate) : NameFlags(RunGenerate(generate));
     }
+    if (app.got_subcommand("context")) status = RunContext(context);
     if (app.got_subcommand("status")) status = RunStatus(server_status);
     if (app.got_subcommand("load-test")) status = RunLoadTest(load_test);
     if (app.got_subcommand("inspect")) status = NameFlags(RunInspect(inspect));

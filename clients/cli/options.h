@@ -36,12 +36,22 @@ struct RemoteOptions {
   double deadline_seconds = 0;  // --deadline for each call; 0: none
 };
 
+// How a sequence or a context is kept (KeepAs of generate.proto).
+struct KeepOptions {
+  std::string name;                                 // empty: it is not
+  std::optional<double> expire_after_seconds = {};  // --expire-after
+  std::string replace = {};                         // --replace: etag of the context whose place it takes
+};
+
 struct GenerateOptions {
-  ModelOptions model;    // not used if remote.server is set
-  RemoteOptions remote;  // not used if remote.server is empty
-  uint32_t samples = 1;  // --samples, with a server
-  int32_t priority = 0;  // --priority, with a server
-  std::string prompt;    // --prompt
+  ModelOptions model;                 // not used if remote.server is set
+  RemoteOptions remote;               // not used if remote.server is empty
+  std::string context;                // --context: NAME or NAME@TOKEN with a server, else an exported file
+  KeepOptions keep;                   // --keep-as, with a server
+  std::vector<uint64_t> breakpoints;  // --breakpoint, with a server
+  uint32_t samples = 1;               // --samples, with a server
+  int32_t priority = 0;               // --priority, with a server
+  std::string prompt;                 // --prompt
   bool has_prompt = false;
   std::string prompt_file;   // --prompt-file; without either: standard input
   bool chat = false;         // --chat: the World models' chat form
@@ -100,6 +110,26 @@ struct StatusOptions {
 
   RemoteOptions remote;
   std::optional<double> watch_seconds;  // --watch: seconds between refreshes; not set: print once
+  bool json = false;
+};
+
+// `goldfinch context`: each of its commands uses some of these.
+struct ContextOptions {
+  std::string command;   // "create", "list", ...
+  RemoteOptions remote;  // all but verify
+  std::string name;      // NAME; of fork NAME or NAME@TOKEN
+  std::string new_name;  // of rename
+  std::string file;      // of export, import and verify
+  std::string text;      // --text of create and append
+  bool has_text = false;
+  std::string text_file;              // --file; without either: standard input
+  std::string from;                   // --from NAME[@TOKEN] of create
+  std::vector<uint64_t> breakpoints;  // --breakpoint of create
+  KeepOptions keep;                   // of create, fork and import, which make a context
+  std::string etag;                   // --etag that the context must have; empty: any
+  int32_t priority = 0;               // --priority of create and append
+  double retry_seconds = 60;          // --retry: how long export and import try to go on after the connection broke
+  bool force = false;                 // --force of export
   bool json = false;
 };
 

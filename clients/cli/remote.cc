@@ -10,6 +10,7 @@
 #include "base/credentials.h"
 #include "base/host_port.h"
 #include "base/status.h"
+#include "clients/cli/flag_names.h"
 #include "clients/cli/model.h"
 #include "clients/cli/terminal.h"
 #include "grpc/support/log.h"
@@ -90,6 +91,12 @@ absl::Status Remote::ToStatus(const grpc::Status& status) const {
                     " names; no_proxy lists hosts to reach without it)");
   }
   return absl::Status(code, message);
+}
+
+absl::Status Remote::ToRequestStatus(const grpc::Status& status) const {
+  if (status.error_code() != grpc::StatusCode::INVALID_ARGUMENT) return ToStatus(status);
+  const std::optional<std::string> message = NameRequestFlag(status.error_message());
+  return message.has_value() ? UsageError(*message) : AsUsageError(ToStatus(status));
 }
 
 absl::StatusOr<v1::GetModelInfoResponse> Remote::GetModelInfo() const {

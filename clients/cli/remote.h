@@ -39,6 +39,8 @@ class Remote {
   void Prepare(grpc::ClientContext* context) const;
   // An error of the same code, "HOST:PORT: UNAVAILABLE: ...". Names the proxy if there is one and it may be the cause.
   absl::Status ToStatus(const grpc::Status& status) const;
+  // Likewise for a request that flags made: an error in one of its fields is a UsageError that names the flag.
+  absl::Status ToRequestStatus(const grpc::Status& status) const;
 
   absl::StatusOr<v1::GetModelInfoResponse> GetModelInfo() const;
   absl::StatusOr<v1::GetClusterInfoResponse> GetClusterInfo() const;

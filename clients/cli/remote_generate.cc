@@ -1,10 +1,10 @@
 // goldfinch generate --server: continues a prompt on a server.
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <iostream>
 #include <map>
 #include <memory>
-#include <optional>
 #include <random>
 #include <string>
 #include <string_view>
@@ -12,9 +12,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/safe_text.h"
 #include "base/status.h"
 #include "clients/cli/commands.h"
-#include "clients/cli/flag_names.h"
+#include "clients/cli/context_name.h"
 #include "clients/cli/generation.h"
 #include "clients/cli/printable.h"
 #include "clients/cli/remote.h"
@@ -31,6 +33,13 @@ constexpr int64_t kPromptBytesMax = int64_t{1} << 30;  // half of the largest me
 absl::StatusOr<v1::GenerateRequest> RequestOf(const GenerateOptions& options) {
   v1::GenerateRequest request;
   GF_ASSIGN_OR_RETURN(*request.mutable_text(), ReadPrompt(options, kPromptBytesMax));
+  if (!options.context.empty()) {
+    GF_ASSIGN_OR_RETURN(const ContextReference context, ParseContextName("--context", options.context));
+    request.set_context(context.name);
+    if (context.tokens) request.set_context_tokens(*context.tokens);
+  }
+  if (!options.keep.name.empty()) *request.mutable_keep_as() = ToMessage(options.keep);
+  for (const uint64_t position : options.breakpoints) request.add_breakpoints(position);
   if (options.has_max_tokens) request.set_max_tokens(options.max_tokens);
   request.set_n(options.samples);
   request.set_seed(options.has_seed ? options.seed : std::random_device()());
@@ -58,13 +67,6 @@ absl::StatusOr<v1::GenerateRequest> RequestOf(const GenerateOptions& options) {
     sampling.add_banned_tokens(id);
   }
   return request;
-}
-
-// The user made the request with flags, so an error in one of its fields names the flag.
-absl::Status RequestError(const Remote& remote, const grpc::Status& status) {
-  if (status.error_code() != grpc::StatusCode::INVALID_ARGUMENT) return remote.ToStatus(status);
-  const std::optional<std::string> message = NameRequestFlag(status.error_message());
-  return message.has_value() ? UsageError(*message) : AsUsageError(remote.ToStatus(status));
 }
 
 // Prints the first sample's text as it arrives, and the text of each other sample after those before it.
@@ -140,7 +142,7 @@ class RemoteGeneration {
     if (!status.ok()) context_.TryCancel();
     const grpc::Status end = reader->Finish();
     GF_RETURN_IF_ERROR(status);
-    if (!end.ok()) return RequestError(remote_, end);
+    if (!end.ok()) return remote_.ToRequestStatus(end);
     GF_RETURN_IF_ERROR(Begin());
     for (size_t i = 0; i < generation_.samples.size(); ++i) GF_RETURN_IF_ERROR(printer_.End(i));
     return absl::OkStatus();
@@ -249,6 +251,7 @@ absl::Status RunRemoteGenerate(const GenerateOptions& options) {
   GF_RETURN_IF_ERROR(call.Run(request));
   if (options.json) return PrintRemoteJson(*remote, call, options.logprobs >= 0);
   PrintSummary(call.generation());
+  if (!options.keep.name.empty()) absl::FPrintF(stderr, "kept      as %s\n", SafeText(options.keep.name));
   return absl::OkStatus();
 }
 

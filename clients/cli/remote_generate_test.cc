@@ -69,6 +69,39 @@ TEST_F(RemoteGenerateTest, GenerateSendsWhatTheFlagsSay) {
   EXPECT_THAT(seen.stop(), ElementsAre("x", "y", "\n\n"));
 }
 
+TEST_F(RemoteGenerateTest, GenerateGoesOnFromAContext) {
+  v1::GenerateRequest seen;
+  service_.generate = [&](grpc::ServerContext*, const v1::GenerateRequest& request, GenerateWriter* writer) {
+    seen = request;
+    v1::GenerateResponse response = End(0, v1::STOP);
+    response.mutable_usage()->set_prompt_tokens(20'000);
+    response.mutable_usage()->set_cached_tokens(19'990);
+    response.mutable_usage()->set_prefill_seconds(0.5);
+    writer->Write(response);
+    return grpc::Status::OK;
+  };
+  GenerateOptions options = Generate();
+  ASSERT_TRUE(RunCommand(RunRemoteGenerate, options).status.ok());
+  EXPECT_FALSE(seen.has_keep_as() || seen.has_context_tokens());
+  options.context = "book@20";
+  options.keep = {.name = "talk", .expire_after_seconds = 60, .replace = "v1"};
+  options.breakpoints = {2, 3};
+  CommandOutput output = RunCommand(RunRemoteGenerate, options);
+  ASSERT_TRUE(output.status.ok()) << output.status;
+  EXPECT_EQ(seen.context(), "book");
+  EXPECT_EQ(seen.context_tokens(), 20u);
+  EXPECT_EQ(seen.keep_as().name(), "talk");
+  EXPECT_EQ(seen.keep_as().expire_after_seconds(), 60);
+  EXPECT_EQ(seen.keep_as().etag(), "v1");
+  EXPECT_THAT(seen.breakpoints(), ElementsAre(2, 3));
+  EXPECT_THAT(output.err, HasSubstr("prompt    20,000 tokens (19,990 of them kept) in 0.50 s, 20 tokens/s\n"));
+  EXPECT_THAT(output.err, HasSubstr("kept      as talk\n"));
+  options.prompt = "";
+  EXPECT_TRUE(RunCommand(RunRemoteGenerate, options).status.ok()) << "the context alone is enough";
+  options.context = "";
+  EXPECT_EQ(ExitCode(RunCommand(RunRemoteGenerate, options).status), 2);
+}
+
 TEST_F(RemoteGenerateTest, GeneratePrintsTextAndASummary) {
   service_.generate = [](grpc::ServerContext*, const v1::GenerateRequest&, GenerateWriter* writer) {
     v1::GenerateResponse first;

@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "clients/cli/options.h"
@@ -106,6 +107,7 @@ class RemoteCommandsTest : public testing::Test {
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", credentials, &port);
     builder.RegisterService(&service_);
+    for (grpc::Service* service : more_services_) builder.RegisterService(service);
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);
     remote_.server = "127.0.0.1:" + std::to_string(port);
@@ -133,6 +135,7 @@ class RemoteCommandsTest : public testing::Test {
   }
 
   FakeService service_;
+  std::vector<grpc::Service*> more_services_;  // as of the next Serve
   std::unique_ptr<grpc::Server> server_;
   RemoteOptions remote_;
 };

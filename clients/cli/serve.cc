@@ -16,6 +16,7 @@
 #include "base/status.h"
 #include "base/version.h"
 #include "clients/cli/cluster_setup.h"
+#include "clients/cli/context_setup.h"
 #include "clients/cli/device.h"
 #include "clients/cli/embedded_workers.h"
 #include "clients/cli/file_watch.h"
@@ -145,7 +146,8 @@ class Frontend {
     server.front.limits.message_bytes_max = service.message_bytes_max = options.max_message_bytes;
     server.health_service = kPublicServiceName;
     server.reflection = !options.no_grpc_reflection;
-    GF_ASSIGN_OR_RETURN(frontend->public_, Server::Start(server, {MakePublicService(&coordinator, &metrics, service)}));
+    GF_ASSIGN_OR_RETURN(frontend->public_,
+                        Server::Start(server, MakePublicServices(&coordinator, &coordinator, &metrics, service)));
     if (with_cluster_port) {
       ServerOptions cluster;
       cluster.front = FrontOptionsOf(options, ClusterHost(options), options.cluster_port, options.cluster_tls);
@@ -265,6 +267,7 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   LogAsServer();
   GF_ASSIGN_OR_RETURN(CoordinatorOptions coordinator_options, CoordinatorOptionsOf(options, stop));
   GF_RETURN_IF_ERROR(DescribeModel(options, &coordinator_options.membership));
+  GF_RETURN_IF_ERROR(OpenContextStore(options, embedded, &coordinator_options));
   const int workers_wanted = coordinator_options.membership.stages * options.replicas;
   std::vector<std::unique_ptr<Backend>> backends;
   if (embedded) {

@@ -14,6 +14,7 @@
 #include "coordinator/membership.h"
 #include "coordinator/planner.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/store_tier.h"
 #include "kernels/open_backend.h"
 
 namespace goldfinch {
@@ -44,6 +45,10 @@ struct ServeOptions {
   int64_t context_memory = -1;          // --context-memory of embedded workers; -1: a share of the host's
   bool no_prefix_cache = false;         // --no-prefix-cache
   int64_t snapshot_tokens = SnapshotOptions().first_tokens;  // --snapshot-tokens
+  std::string context_dir;                                   // --context-dir; empty: nothing is kept on disk
+  int64_t context_disk = -1;                                 // --context-disk; -1: a share of the disk
+  int64_t protect_memory = -1;  // --protect-memory of `goldfinch coordinator`; -1: a share of the host's
+  int64_t protect_tokens = StoreTierOptions().protect_tokens;  // --protect-tokens
   int64_t memory_bytes = 0;                    // --memory for all embedded workers together; 0: a share of the device's
   int64_t max_queue = QueueLimits().requests;  // --max-queue: requests that wait
   int64_t max_queue_bytes = QueueLimits().bytes;  // --max-queue-bytes: memory of requests that wait

@@ -102,6 +102,32 @@ void AddContextMemoryFlag(CLI::App& command, int64_t& bytes, const std::string& 
       ->default_str("a sixteenth of the memory that this process may use");
 }
 
+std::vector<CLI::Option*> AddKeepFlags(CLI::App& command, KeepOptions& options) {
+  constexpr double kExpireSecondsMax = 1e9;
+  CLI::Option* expire =
+      command
+          .add_option_function<double>(
+              "--expire-after", [&options](double seconds) { options.expire_after_seconds = seconds; },
+              "Remove the context when it has not been used for so long, 0.001 to 1e9")
+          ->group(kContextFlags)
+          ->default_str("never")
+          ->check(InRange(1e-3, kExpireSecondsMax))
+          ->type_name("SECONDS");
+  CLI::Option* replace = FlagGroup(command, kContextFlags)
+                             .Text("--replace", options.replace, "ETAG",
+                                   "Take the place of the context that has this name and this etag; without it the "
+                                   "name must be free");
+  return {expire, replace};
+}
+
+CLI::Option* AddBreakpointFlag(CLI::App& command, std::vector<uint64_t>& breakpoints, const std::string& what) {
+  return FlagGroup(command, kContextFlags)
+      .Several("--breakpoint", breakpoints, "TOKEN",
+               absl::StrCat("Number of tokens of ", what,
+                            " after which other texts will go on differently, which then costs nothing; at most 16"))
+      ->check(InRange(uint64_t{1}, UINT64_MAX));
+}
+
 CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options) {
   CLI::Option* server = FlagGroup(command, kNetworkFlags)
                             .Text("--server", options.server, "HOST:PORT", "Address of the server's gRPC port")

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "clients/cli/options.h"
 
@@ -42,6 +43,10 @@ CLI::Option* AddMemoryShareFlag(CLI::App& command, double& share);
 void AddMemoryFlags(CLI::App& command, double& share, int64_t& bytes, const std::string& phrase);
 // --context-memory, which is -1 if it is not given
 void AddContextMemoryFlag(CLI::App& command, int64_t& bytes, const std::string& phrase);
+// --expire-after and --replace of what is kept under a name; both are returned
+std::vector<CLI::Option*> AddKeepFlags(CLI::App& command, KeepOptions& options);
+// --breakpoint of the text that `what` names
+CLI::Option* AddBreakpointFlag(CLI::App& command, std::vector<uint64_t>& breakpoints, const std::string& what);
 // --server, which is returned and required, and the flags of the connection to it
 CLI::Option* AddServerFlags(CLI::App& command, RemoteOptions& options);
 

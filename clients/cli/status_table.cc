@@ -23,14 +23,6 @@ namespace {
 std::string Commas(uint64_t number) { return WithCommas(static_cast<int64_t>(number)); }
 std::string Bytes(uint64_t bytes) { return HumanBytes(static_cast<int64_t>(bytes)); }
 
-std::string HumanAge(double seconds) {
-  const auto whole = static_cast<int64_t>(seconds);
-  if (whole < 120) return absl::StrFormat("%.3g s", seconds);
-  if (whole < 7200) return absl::StrCat(whole / 60, " min ", whole % 60, " s");
-  if (whole < 172800) return absl::StrCat(whole / 3600, " h ", whole / 60 % 60, " min");
-  return absl::StrCat(whole / 86400, " d ", whole / 3600 % 24, " h");
-}
-
 // A name or another short text of the server.
 std::string Cell(const std::string& text) {
   constexpr size_t kCellBytesMax = 512;
@@ -229,7 +221,8 @@ nlohmann::json MessageJson(const google::protobuf::Message& message) {
   for (int i = 0; i < descriptor->field_count(); ++i) {
     const google::protobuf::FieldDescriptor* field = descriptor->field(i);
     if (!field->is_repeated()) {
-      json[field->name()] = ValueJson(message, field, -1);
+      const bool unset = field->has_optional_keyword() && !message.GetReflection()->HasField(message, field);
+      json[field->name()] = unset ? nlohmann::json() : ValueJson(message, field, -1);
       continue;
     }
     nlohmann::json& values = json[field->name()] = nlohmann::json::array();

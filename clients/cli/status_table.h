@@ -22,7 +22,8 @@ class GetModelInfoResponse;
 std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClusterInfoResponse& now,
                         const v1::GetClusterInfoResponse* before);
 
-// All fields by name, those that are not set too; numbers as numbers and enum values by name.
+// All fields by name, those that are not set too: null where the message tells that from 0. Numbers are numbers, enum
+// values are by name.
 nlohmann::json MessageJson(const google::protobuf::Message& message);
 
 }  // namespace goldfinch

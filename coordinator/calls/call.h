@@ -15,9 +15,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/log_limiter.h"
+#include "base/work_queue.h"
 #include "coordinator/calls/authenticator.h"
 #include "coordinator/calls/message_gate.h"
-#include "coordinator/calls/work_queue.h"
 #include "coordinator/dispatcher.h"
 
 namespace google::protobuf {

@@ -52,6 +52,7 @@ v1::Usage ToMessage(const RequestUsage& usage) {
   message.set_transformer_cache_bytes(usage.transformer_cache_bytes);
   message.set_recoveries(usage.recoveries);
   message.set_cached_tokens(usage.cached_tokens);
+  message.set_reread_tokens(usage.reread_tokens);
   return message;
 }
 
@@ -77,6 +78,11 @@ void GenerateCall::Queue(int index) {
   if (!samples_[index].queued) queue_.push_back(index);
   samples_[index].queued = true;
   Wake();
+}
+
+void GenerateCall::OnContext(int64_t tokens) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  prompt_tokens_ += tokens;
 }
 
 void GenerateCall::OnProgress(int64_t prompt_tokens_done) {

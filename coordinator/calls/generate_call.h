@@ -25,6 +25,7 @@ class GenerateCall final : public Call {
   GenerateCall(CallEnvironment* environment, Caller caller, Deadline deadline, Read read, CallStream* stream)
       : Call(environment, "Generate", std::move(caller), deadline, stream), read_(std::move(read)) {}
 
+  void OnContext(int64_t tokens) override;
   void OnProgress(int64_t prompt_tokens_done) override;
   Verdict OnToken(int sample, const OutputToken& token) override;
   void OnSampleDone(int sample, Finish finish) override;
@@ -51,9 +52,9 @@ class GenerateCall final : public Call {
   std::shared_ptr<const ServedModel> model_;
   std::vector<int32_t> stop_ids_;  // ascending
   uint64_t seed_ = 0;
-  uint64_t prompt_tokens_ = 0;
 
   // Guarded by mutex_.
+  uint64_t prompt_tokens_ = 0;  // with those of the context
   std::vector<Sample> samples_;
   std::deque<int> queue_;  // samples with something to send, the longest waiting first
   std::optional<int64_t> progress_;

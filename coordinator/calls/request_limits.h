@@ -1,6 +1,8 @@
-// The limits of requests that protos/generate.proto documents.
+// The limits of requests that protos/generate.proto and protos/contexts.proto document.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_REQUEST_LIMITS_H_
 #define GOLDFINCH_COORDINATOR_CALLS_REQUEST_LIMITS_H_
+
+#include <cstdint>
 
 namespace goldfinch {
 
@@ -13,6 +15,13 @@ inline constexpr int kBansMax = 65536;
 inline constexpr int kPriorityMax = 100;
 inline constexpr int kRequestIdMax = 128;
 inline constexpr int kContinuationsMax = 64;
+inline constexpr int kBreakpointsMax = 16;
+inline constexpr int kContextNameBytesMax = 256;
+inline constexpr int kEtagBytesMax = 64;
+inline constexpr double kExpireAfterSecondsMax = 1e9;
+inline constexpr int kContextPageMax = 1000;
+inline constexpr int kContextPageDefault = 100;
+inline constexpr int64_t kContextIdsMax = 1'048'576;
 
 }  // namespace goldfinch
 

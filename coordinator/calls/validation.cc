@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "base/token_ids.h"
 #include "coordinator/calls/request_limits.h"
+#include "coordinator/calls/validation_parts.h"
 #include "protos/generate.pb.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocabulary.h"
@@ -18,17 +19,12 @@
 namespace goldfinch {
 namespace {
 
-using Ids = google::protobuf::RepeatedField<uint32_t>;
-
-template <typename... Parts>
-absl::Status Invalid(const Parts&... parts) {
-  return absl::InvalidArgumentError(absl::StrCat(parts...));
-}
-
-absl::Status CheckCount(const char* field, int64_t count, int64_t limit) {
-  if (count <= limit) return absl::OkStatus();
-  return Invalid(field, " has ", count, " entries, the limit is ", limit);
-}
+using validation::CheckCount;
+using validation::CheckPromptLength;
+using validation::Encode;
+using validation::Ids;
+using validation::Invalid;
+using validation::ToTokens;
 
 // Called before an id is narrowed to a signed 32-bit number.
 absl::Status CheckId(const std::string& field, uint32_t id, const ServedModel& model) {
@@ -45,40 +41,6 @@ absl::StatusOr<std::vector<int32_t>> ToIds(const std::string& field, const Ids& 
   return CheckId(absl::StrCat(field, "[", bad - ids.begin(), "]"), *bad, model);
 }
 
-absl::StatusOr<std::vector<int32_t>> Encode(const std::string& field, const std::string& text,
-                                            const ServedModel& model) {
-  // A longer text has too many tokens, whatever they are.
-  const uint64_t tokens_max = model.info->max_model_len();
-  if (text.size() / kTokenBytesMax > tokens_max) {
-    return Invalid(field, " has ", text.size(), " bytes, more than any ", tokens_max,
-                   " tokens, which is max_model_len");
-  }
-  std::vector<int32_t> ids;
-  model.tokenizer->Encode(text, &ids);
-  if (ids.empty()) return Invalid(field, " is empty, it must have at least one token");
-  return ids;
-}
-
-absl::StatusOr<std::vector<int32_t>> ToTokens(const std::string& field, const v1::TokenIds& ids,
-                                              const ServedModel& model) {
-  if (ids.ids().empty()) return Invalid(field, " is empty, it must have at least one token");
-  return ToIds(field, ids.ids(), model);
-}
-
-// `message` is a GenerateRequest or a ScoreRequest.
-template <typename Message>
-absl::StatusOr<std::vector<int32_t>> Prompt(const Message& message, const ServedModel& model) {
-  switch (message.prompt_case()) {
-    case Message::kText:
-      return Encode("text", message.text(), model);
-    case Message::kIds:
-      return ToTokens("ids", message.ids(), model);
-    case Message::PROMPT_NOT_SET:
-      break;
-  }
-  return Invalid("prompt is not set, one of text and ids must be");
-}
-
 absl::Status CheckRequestId(const std::string& id) {
   if (id.size() > kRequestIdMax) {
     return Invalid("request_id has ", id.size(), " characters, the limit is ", kRequestIdMax);
@@ -89,13 +51,55 @@ absl::Status CheckRequestId(const std::string& id) {
                  ", it must be printable ASCII");
 }
 
+}  // namespace
+
+namespace validation {
+
+absl::Status CheckCount(const char* field, int64_t count, int64_t limit) {
+  if (count <= limit) return absl::OkStatus();
+  return Invalid(field, " has ", count, " entries, the limit is ", limit);
+}
+
+absl::Status CheckHead(const std::string& request_id, int32_t priority) {
+  GF_RETURN_IF_ERROR(CheckRequestId(request_id));
+  if (priority >= -kPriorityMax && priority <= kPriorityMax) return absl::OkStatus();
+  return Invalid("priority is ", priority, ", the limits are ", -kPriorityMax, " and ", kPriorityMax);
+}
+
+absl::Status CheckPromptLength(size_t prompt_tokens, const ServedModel& model) {
+  const uint64_t limit = model.info->max_model_len();
+  if (prompt_tokens <= limit) return absl::OkStatus();
+  return Invalid("the prompt has ", prompt_tokens, " tokens, max_model_len is ", limit);
+}
+
+absl::StatusOr<std::vector<int32_t>> Encode(const std::string& field, const std::string& text, const ServedModel& model,
+                                            bool may_be_empty) {
+  // A longer text has too many tokens, whatever they are.
+  const uint64_t tokens_max = model.info->max_model_len();
+  if (text.size() / kTokenBytesMax > tokens_max) {
+    return Invalid(field, " has ", text.size(), " bytes, more than any ", tokens_max,
+                   " tokens, which is max_model_len");
+  }
+  std::vector<int32_t> ids;
+  model.tokenizer->Encode(text, &ids);
+  if (ids.empty() && !may_be_empty) return Invalid(field, " is empty, it must have at least one token");
+  return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> ToTokens(const std::string& field, const v1::TokenIds& ids,
+                                              const ServedModel& model, bool may_be_empty) {
+  if (ids.ids().empty() && !may_be_empty) return Invalid(field, " is empty, it must have at least one token");
+  return ToIds(field, ids.ids(), model);
+}
+
+}  // namespace validation
+
+namespace {
+
 // The fields that both kinds of requests have.
 template <typename Message>
 absl::StatusOr<Request> Common(const Message& message, const ServedModel& model) {
-  GF_RETURN_IF_ERROR(CheckRequestId(message.request_id()));
-  if (message.priority() < -kPriorityMax || message.priority() > kPriorityMax) {
-    return Invalid("priority is ", message.priority(), ", the limits are ", -kPriorityMax, " and ", kPriorityMax);
-  }
+  GF_RETURN_IF_ERROR(validation::CheckHead(message.request_id(), message.priority()));
   if (message.logprobs() > static_cast<uint32_t>(kLogprobsMax)) {
     return Invalid("logprobs is ", message.logprobs(), ", the limit is ", kLogprobsMax);
   }
@@ -103,14 +107,9 @@ absl::StatusOr<Request> Common(const Message& message, const ServedModel& model)
   request.id = message.request_id();
   request.priority = message.priority();
   request.cache = !message.has_cache() || message.cache();
-  GF_ASSIGN_OR_RETURN(request.prompt, Prompt(message, model));
+  GF_RETURN_IF_ERROR(validation::ReadContext(message, &request));
+  GF_ASSIGN_OR_RETURN(request.prompt, validation::Prompt(message, model, /*may_be_empty=*/!request.context.empty()));
   return request;
-}
-
-absl::Status CheckPromptLength(size_t prompt_tokens, const ServedModel& model) {
-  const uint64_t limit = model.info->max_model_len();
-  if (prompt_tokens <= limit) return absl::OkStatus();
-  return Invalid("the prompt has ", prompt_tokens, " tokens, max_model_len is ", limit);
 }
 
 absl::Status CheckLength(size_t prompt_tokens, const std::string& field, int64_t tokens, const ServedModel& model) {
@@ -202,6 +201,13 @@ absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& messag
     const auto left = static_cast<int64_t>(model.info->max_model_len() - prompt_tokens);
     generate.max_tokens = std::min(generate.max_tokens, left);
   }
+  // The context may leave room for fewer.
+  generate.may_shorten = !message.has_max_tokens() && !valid.request.context.empty();
+  if (message.has_keep_as()) {
+    if (generate.samples > 1) return Invalid("n is ", generate.samples, ", with keep_as it must be 1");
+    GF_ASSIGN_OR_RETURN(valid.request.keep_as, validation::ToKeepAs(message.keep_as()));
+  }
+  GF_ASSIGN_OR_RETURN(valid.request.breakpoints, validation::ToBreakpoints(message.breakpoints(), prompt_tokens));
   valid.request.progress = message.progress();
   valid.request.generate = std::move(generate);
   return valid;
@@ -224,8 +230,9 @@ absl::StatusOr<Request> ValidateScore(const v1::ScoreRequest& message, const Ser
   if (score.continuations.empty() && !score.score_prompt) {
     return Invalid("continuations is empty and score_prompt is not set: there is nothing to score");
   }
-  if (score.continuations.empty() && request.prompt.size() == 1) {
-    return Invalid("score_prompt scores from the second token on, the prompt has 1: there is nothing to score");
+  if (score.continuations.empty() && request.prompt.size() <= 1) {
+    return Invalid("score_prompt scores from the second token on, the prompt has ", request.prompt.size(),
+                   ": there is nothing to score");
   }
   request.score = std::move(score);
   return request;

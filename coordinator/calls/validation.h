@@ -1,6 +1,6 @@
-// Turns the messages of generate.proto into requests in tokens. Every limit that the proto documents is enforced here;
-// wire_limits.h enforces some of them before a message is parsed, too. Errors name the field, its value and the limit,
-// and are INVALID_ARGUMENT unless a function says so.
+// Turns the messages of generate.proto and contexts.proto into requests in tokens and into questions. Every limit that
+// the proto documents is enforced here; wire_limits.h enforces some of them before a message is parsed, too. Errors
+// name the field, its value and the limit, and are INVALID_ARGUMENT unless a function says so.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_VALIDATION_H_
 #define GOLDFINCH_COORDINATOR_CALLS_VALIDATION_H_
 
@@ -10,15 +10,25 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "coordinator/context_directory.h"
 #include "coordinator/dispatcher.h"
 #include "tokenizer/text_stream.h"
 
 namespace goldfinch {
 
 namespace v1 {
+class AppendContextRequest;
+class Context;
+class CreateContextRequest;
+class DeleteContextRequest;
 class DetokenizeRequest;
 class DetokenizeResponse;
+class ForkContextRequest;
 class GenerateRequest;
+class GetContextRequest;
+class ListContextsRequest;
+class PinContextRequest;
+class RenameContextRequest;
 class ScoreRequest;
 }  // namespace v1
 
@@ -34,6 +44,18 @@ struct ValidGenerate {
 
 absl::StatusOr<ValidGenerate> ValidateGenerate(const v1::GenerateRequest& message, const ServedModel& model);
 absl::StatusOr<Request> ValidateScore(const v1::ScoreRequest& message, const ServedModel& model);
+// Requests that read a text and keep it: with max_tokens 0, keep_as and progress. Whether a text fits together with a
+// context is not known here.
+absl::StatusOr<Request> ValidateCreateContext(const v1::CreateContextRequest& message, const ServedModel& model);
+absl::StatusOr<Request> ValidateAppendContext(const v1::AppendContextRequest& message, const ServedModel& model);
+absl::StatusOr<GetContextQuery> ValidateGetContext(const v1::GetContextRequest& message);
+absl::StatusOr<ListContextsQuery> ValidateListContexts(const v1::ListContextsRequest& message);
+absl::StatusOr<ForkContextQuery> ValidateForkContext(const v1::ForkContextRequest& message);
+absl::StatusOr<RenameContextQuery> ValidateRenameContext(const v1::RenameContextRequest& message);
+absl::StatusOr<PinContextQuery> ValidatePinContext(const v1::PinContextRequest& message);
+absl::StatusOr<DeleteContextQuery> ValidateDeleteContext(const v1::DeleteContextRequest& message);
+// What Get answers.
+v1::Context ToMessage(const NamedContext& context);
 // PERMISSION_DENIED if the request asks for a higher priority than its client may.
 absl::Status CheckPriority(const Request& request);
 // INVALID_ARGUMENT if text and raw bytes together take more than `bytes_max`.

@@ -1,4 +1,5 @@
 // Requests from bytes: whatever is in them, what validation lets through keeps every limit.
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -9,21 +10,43 @@
 #include "coordinator/calls/validation.h"
 #include "coordinator/calls/wire_limits.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "protos/contexts.pb.h"
 
 namespace goldfinch {
 namespace {
 
 constexpr size_t kMessageBytesMax = 512 << 10;  // of one with as many entries as there may be, besides their bytes
 
-void CheckTokens(const std::vector<int32_t>& ids) {
-  GF_CHECK(!ids.empty());
+void CheckTokens(const std::vector<int32_t>& ids, bool may_be_empty = false) {
+  GF_CHECK(may_be_empty || !ids.empty());
   for (const int32_t id : ids) {
     GF_CHECK(id >= 0 && id < kTestVocabSize) << id;
   }
 }
 
+void CheckName(const std::string& name) {
+  GF_CHECK(!name.empty() && name.size() <= kContextNameBytesMax);
+  GF_CHECK(std::none_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }));
+}
+
+void CheckKeepAs(const Request::KeepAs& keep_as) {
+  CheckName(keep_as.name);
+  if (!keep_as.expire_after_seconds) return;
+  GF_CHECK(*keep_as.expire_after_seconds > 0 && *keep_as.expire_after_seconds <= kExpireAfterSecondsMax);
+}
+
 void CheckCommon(const Request& request) {
-  CheckTokens(request.prompt);
+  CheckTokens(request.prompt, !request.context.empty());
+  if (!request.context.empty()) CheckName(request.context);
+  GF_CHECK(!request.context_tokens || (!request.context.empty() && *request.context_tokens > 0));
+  if (request.keep_as) {
+    CheckKeepAs(*request.keep_as);
+    GF_CHECK_EQ(request.generate->samples, 1);
+  }
+  GF_CHECK_LE(request.breakpoints.size(), size_t{kBreakpointsMax});
+  for (const int64_t at : request.breakpoints) {
+    GF_CHECK(at > 0 && at < static_cast<int64_t>(request.prompt.size()));
+  }
   GF_CHECK_LE(request.id.size(), size_t{128});
   GF_CHECK(request.priority >= -kPriorityMax && request.priority <= kPriorityMax);
 }
@@ -80,6 +103,55 @@ void FuzzScore(const std::string& bytes, const ServedModel& model) {
   }
 }
 
+template <typename Message>
+void FuzzReading(const std::string& bytes, const ServedModel& model,
+                 absl::StatusOr<Request> (*validate)(const Message&, const ServedModel&)) {
+  Message message;
+  if (!Read(bytes, &message)) return;
+  const absl::StatusOr<Request> request = validate(message, model);
+  if (!request.ok()) {
+    GF_CHECK(request.status().code() == absl::StatusCode::kInvalidArgument) << request.status();
+    return;
+  }
+  CheckCommon(*request);
+  GF_CHECK(!request->prompt.empty() && request->keep_as && request->generate->max_tokens == 0);
+}
+
+template <typename Message, typename Query>
+void FuzzQuery(const std::string& bytes, absl::StatusOr<Query> (*validate)(const Message&)) {
+  Message message;
+  if (!Read(bytes, &message)) return;
+  const absl::StatusOr<Query> query = validate(message);
+  if (!query.ok()) {
+    GF_CHECK(query.status().code() == absl::StatusCode::kInvalidArgument) << query.status();
+    return;
+  }
+  if constexpr (requires { query->name; }) CheckName(query->name);
+  if constexpr (requires { query->new_name; }) CheckName(query->new_name);
+  if constexpr (requires { query->ids_max; }) {
+    GF_CHECK(query->ids_begin >= 0 && query->ids_max >= 0 && query->ids_max <= kContextIdsMax);
+  }
+  if constexpr (requires { query->count; }) {
+    GF_CHECK(query->count > 0 && query->count <= kContextPageMax);
+  }
+  if constexpr (requires { query->keep_as; }) {
+    CheckName(query->context);
+    CheckKeepAs(query->keep_as);
+    GF_CHECK(!query->context_tokens || *query->context_tokens > 0);
+  }
+}
+
+void FuzzContexts(const std::string& bytes, const ServedModel& model) {
+  FuzzReading(bytes, model, &ValidateCreateContext);
+  FuzzReading(bytes, model, &ValidateAppendContext);
+  FuzzQuery(bytes, &ValidateGetContext);
+  FuzzQuery(bytes, &ValidateListContexts);
+  FuzzQuery(bytes, &ValidateForkContext);
+  FuzzQuery(bytes, &ValidateRenameContext);
+  FuzzQuery(bytes, &ValidatePinContext);
+  FuzzQuery(bytes, &ValidateDeleteContext);
+}
+
 void FuzzDetokenize(const std::string& bytes, const ServedModel& model) {
   v1::DetokenizeRequest message;
   if (!Read(bytes, &message)) return;
@@ -96,6 +168,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string bytes(reinterpret_cast<const char*>(data), size);
   goldfinch::FuzzGenerate(bytes, *model);
   goldfinch::FuzzScore(bytes, *model);
+  goldfinch::FuzzContexts(bytes, *model);
   goldfinch::FuzzDetokenize(bytes, *model);
   return 0;
 }

@@ -24,11 +24,25 @@ constexpr EntriesMax kEntriesMax[] = {
     {"goldfinch.v1.GenerateRequest.stop", kStopsMax},
     {"goldfinch.v1.SamplingOptions.logit_bias", kBiasesMax},
     {"goldfinch.v1.ScoreRequest.continuations", kContinuationsMax},
+    {"goldfinch.v1.GenerateRequest.breakpoints", kBreakpointsMax},
+    {"goldfinch.v1.CreateContextRequest.breakpoints", kBreakpointsMax},
 };
 
-bool TakesMoreThanANumber(const FieldDescriptor& field) {
-  return field.is_repeated() &&
-         (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE || field.cpp_type() == FieldDescriptor::CPPTYPE_STRING);
+constexpr int kVarintBytesMax = 10;
+
+// How many entries of a limited field this is, at least; 0 if the field has no limit.
+int64_t Entries(const WireField& one) {
+  if (!one.field->is_repeated()) return 0;
+  switch (one.field->cpp_type()) {
+    case FieldDescriptor::CPPTYPE_MESSAGE:
+    case FieldDescriptor::CPPTYPE_STRING:
+      return 1;
+    case FieldDescriptor::CPPTYPE_INT64:
+    case FieldDescriptor::CPPTYPE_UINT64:
+      return one.sized ? (one.bytes + kVarintBytesMax - 1) / kVarintBytesMax : 1;
+    default:
+      return 0;
+  }
 }
 
 absl::Status Excess(const std::string& name, int64_t entries, int64_t limit) {
@@ -50,8 +64,8 @@ absl::Status CheckWire(const Descriptor& type, google::protobuf::io::ZeroCopyInp
   const bool whole = ForEachWireField(type, bytes, [&](const WireField& one) {
     if (one.field == nullptr) {
       ++unknown;
-    } else if (TakesMoreThanANumber(*one.field)) {
-      ++entries[one.field];
+    } else if (const int64_t more = Entries(one); more > 0) {
+      entries[one.field] += more;
     }
     return true;
   });

@@ -16,9 +16,10 @@ class ZeroCopyInputStream;
 
 namespace goldfinch {
 
-// What a repeated field of texts, messages or map entries may have in all of a message. An entry of 2 bytes on the wire
-// takes up to 80 in memory. Repeated numbers take at most four bytes for each of theirs, and have no limit here. 0 for
-// a field that must not be used: a field that is added to the API needs a line in the table.
+// What a repeated field of texts, messages, map entries or numbers of 64 bits may have in all of a message. An entry of
+// 2 bytes on the wire takes up to 80 in memory. Repeated numbers of 32 bits take at most four bytes for each of theirs,
+// and have no limit here. 0 for a field that must not be used: a field that is added to the API needs a line in the
+// table.
 int64_t WireEntriesMax(const google::protobuf::FieldDescriptor& field);
 
 // Fields that this server does not know, which protobuf keeps: a newer client may send a few.

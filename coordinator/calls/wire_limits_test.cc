@@ -8,6 +8,7 @@
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "gtest/gtest.h"
+#include "protos/contexts.pb.h"
 #include "protos/generate.pb.h"
 
 namespace goldfinch {
@@ -48,6 +49,9 @@ TEST(WireLimits, WhatTheLimitsAllowPasses) {
   v1::ScoreRequest score;
   for (int i = 0; i < kContinuationsMax; ++i) score.add_continuations()->mutable_ids()->add_ids(i);
   EXPECT_TRUE(Check<v1::ScoreRequest>(score.SerializeAsString()).ok());
+  v1::CreateContextRequest create;
+  for (int i = 0; i < kBreakpointsMax; ++i) create.add_breakpoints(~uint64_t{0});
+  EXPECT_TRUE(Check<v1::CreateContextRequest>(create.SerializeAsString()).ok());
   EXPECT_TRUE(Check<v1::TokenizeRequest>("").ok());
 }
 
@@ -55,8 +59,12 @@ TEST(WireLimits, EntriesAreCountedBeforeTheyTakeMemory) {
   constexpr int kMany = 1'000'000;
   const std::string stops = Repeat(Field(7, ""), kMany);
   const std::string continuations = Repeat(Field(3, ""), kMany);
-  const std::string sampling = Repeat(Field(5, Field(8, "\x08\x01")), kMany);  // spread over as many messages
+  const std::string sampling = Repeat(Field(5, Field(8, "\x08\x01")), kMany);      // spread over as many messages
+  const std::string packed = "\x92\x01\xc0\x84\x3d" + std::string(kMany, '\x01');  // of a byte each
+  const std::string numbers = Repeat(std::string("\x90\x01\x01"), kMany);
   const auto before = mallinfo2();
+  EXPECT_EQ(Refusal<v1::GenerateRequest>(packed), "breakpoints has 100000 entries, the limit is 16");
+  EXPECT_EQ(Refusal<v1::GenerateRequest>(numbers), "breakpoints has 1000000 entries, the limit is 16");
   EXPECT_EQ(Refusal<v1::GenerateRequest>(stops), "stop has 1000000 entries, the limit is 64");
   EXPECT_EQ(Refusal<v1::ScoreRequest>(continuations), "continuations has 1000000 entries, the limit is 64");
   EXPECT_EQ(Refusal<v1::GenerateRequest>(sampling), "logit_bias has 1000000 entries, the limit is 1024");
@@ -91,7 +99,9 @@ void ExpectLimits(const google::protobuf::Descriptor& type) {
     const google::protobuf::FieldDescriptor& field = *type.field(i);
     const bool is_message = field.cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE;
     const bool is_text = field.cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_STRING;
-    if (field.is_repeated() && (is_message || is_text)) {
+    const bool is_wide = field.cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_UINT64 ||
+                         field.cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_INT64;
+    if (field.is_repeated() && (is_message || is_text || is_wide)) {
       EXPECT_GT(WireEntriesMax(field), 0) << field.full_name();
     }
     if (is_message) ExpectLimits(*field.message_type());
@@ -99,9 +109,11 @@ void ExpectLimits(const google::protobuf::Descriptor& type) {
 }
 
 TEST(WireLimits, EveryRequestIsCovered) {
-  const auto& service = *v1::GenerateRequest::descriptor()->file()->service(0);
-  ASSERT_GT(service.method_count(), 0);
-  for (int i = 0; i < service.method_count(); ++i) ExpectLimits(*service.method(i)->input_type());
+  for (const auto* file : {v1::GenerateRequest::descriptor()->file(), v1::CreateContextRequest::descriptor()->file()}) {
+    const auto& service = *file->service(0);
+    ASSERT_GT(service.method_count(), 0);
+    for (int i = 0; i < service.method_count(); ++i) ExpectLimits(*service.method(i)->input_type());
+  }
 }
 
 }  // namespace

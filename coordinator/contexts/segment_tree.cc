@@ -116,6 +116,7 @@ absl::StatusOr<AddedSegment> SegmentTree::Add(const std::string& name_space, uin
     segment = state_->NewSegment(space, node, nearest, bytes, (from == nullptr ? 0 : from->seconds) + seconds);
   }
   segment->doomed = false;
+  if ((segment->contents() & kRows) == 0) segment->row_bytes_per_token = bytes.per_token;  // of this group's split
   if ((segment->contents() & kSnapshot) == 0) {
     segment->snapshot_bytes = bytes.snapshot;
     segment->logits = bytes.logits;
@@ -263,10 +264,11 @@ std::vector<uint64_t> SegmentTree::Chain(uint64_t number) const {
   return chain;
 }
 
-std::vector<int32_t> SegmentTree::Ids(uint64_t number, int64_t begin) const {
+std::vector<int32_t> SegmentTree::Ids(uint64_t number, int64_t begin, int64_t end) const {
   const Segment* const segment = state_->Lookup(number);
   GF_CHECK(segment != nullptr) << "segment " << number << " is gone";
-  return TextTree::Ids(segment->node, begin, segment->end());
+  GF_CHECK_LE(end, segment->end()) << "segment " << number;
+  return TextTree::Ids(segment->node, begin, end);
 }
 
 SegmentKey SegmentTree::Key(uint64_t number) {

@@ -73,6 +73,11 @@ struct TierOptions {
   TierKind kind = TierKind::kMemory;
   std::string name;  // for messages: "the memory of replica 0", "the disk"
   int64_t bytes_max = 0;
+  // What rows and snapshots take of bytes_max, of their bytes: less than all of them in the shelves of a group, each of
+  // which has its own layers' part. (0, 1]
+  double rows_share = 1, snapshots_share = 1;
+  // Whether what is here can be brought to a tier of shelves, and not only to the disk.
+  bool lends_to_shelves = true;
   // What it takes to read from the disk to a shelf, or from a shelf to the device; learned from then on.
   TransferRate rate{1e9, 1e-3};
 };
@@ -282,7 +287,8 @@ class SegmentTree {
   // Gives one hold back.
   void Release(uint64_t number, SegmentDrops* drops);
 
-  // Makes room for what of the held segment is in no tier yet, and counts it as on its way to this one. Whatever has
+  // Makes room for what of the held segment is in no tier yet, and for its rows if a snapshot is to come without them,
+  // and counts it as on its way to this tier. Whatever has
   // been said of a snapshot without last logits is forgotten if the segment was added again with them. The segment's
   // `begin` may have moved back to where the rows before it are. RESOURCE_EXHAUSTED, with the segment as it was: there
   // is no room, or the namespace's quota is used up; the message names it. Some drops may have been made in vain.
@@ -302,8 +308,8 @@ class SegmentTree {
   std::vector<uint64_t> Chain(uint64_t number) const;  // from the root on
   // The number must be that of a segment that is not gone. It takes as long as the chain is.
   TextKept Kept(uint64_t number) const;
-  // The ids of [begin, end) of the segment's text.
-  std::vector<int32_t> Ids(uint64_t number, int64_t begin) const;
+  // The ids of [begin, end) of the segment's text; `end` is at most that of the segment.
+  std::vector<int32_t> Ids(uint64_t number, int64_t begin, int64_t end) const;
   // Its key; rows of the segment must have been stored, or be on their way.
   SegmentKey Key(uint64_t number);
 

@@ -135,14 +135,16 @@ ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
     double moving = 0;  // without what is fixed
     double fixed = 0;   // of the slowest tier: tiers work at the same time
     int64_t bytes = 0;
-    bool here = true;  // all of it is in the tier
+    bool here = true;        // all of it is in the tier
+    bool elsewhere = false;  // some of it is where it cannot be loaded from
   };
   const auto add = [&](const Segment& segment, SegmentContents content, Rows* rows) {
     const Copy* const there = segment.In(tier);
-    rows->bytes += segment.Bytes(content);
+    rows->bytes += state.tiers.at(tier).Bytes(segment, content);
     rows->here = rows->here && there != nullptr && (there->present & content) != 0;
     if (there != nullptr && (there->contents() & content) != 0) return;
     const int source = state.BestSource(segment, content, tier);
+    if (source == 0 && (segment.present() & content) != 0) rows->elsewhere = true;
     if (source == 0) return;  // on its way to another tier only, from where it can be had soon
     const TransferRate& rate = Rate(source);
     rows->moving += static_cast<double>(segment.Bytes(content)) / rate.bytes_per_second();
@@ -162,7 +164,7 @@ ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
     if (!step.usable) continue;
     Rows all = rows[i];
     add(*segment, kSnapshot, &all);
-    if (only_here && !all.here) continue;
+    if (all.elsewhere || (only_here && !all.here)) continue;
     const double load = all.moving + all.fixed + Rate(tier).Seconds(static_cast<double>(all.bytes));
     const double compute = step.end == match.tokens ? 0 : compute_seconds(step.end);
     // The longest of equals.

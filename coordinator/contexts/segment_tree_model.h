@@ -225,7 +225,7 @@ class SegmentModel {
     EXPECT_EQ(match.segment != 0, position > 0);
     if (match.segment != 0) {
       EXPECT_EQ(match.chain, tree_.Chain(match.segment));
-      EXPECT_EQ(tree_.Ids(match.segment, 0), Text(prompt.begin(), prompt.begin() + position));
+      EXPECT_EQ(tree_.Ids(match.segment, 0, position), Text(prompt.begin(), prompt.begin() + position));
     }
     EXPECT_TRUE(std::is_sorted(match.partings.begin(), match.partings.end()));
     for (const int64_t parting : match.partings) {

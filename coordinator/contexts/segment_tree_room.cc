@@ -43,10 +43,12 @@ SegmentContents SegmentTree::State::EvictableEverywhere(const Segment& segment) 
 
 // The fastest tier, other than `beside`, that has this content; 0: none.
 int SegmentTree::State::BestSource(const Segment& segment, SegmentContents content, int beside) const {
+  const bool to_shelves = beside != 0 && tiers.at(beside).options.kind == TierKind::kMemory;
   int best = 0;
   double best_seconds = std::numeric_limits<double>::infinity();
   for (const Copy& copy : segment.copies) {
     if (copy.tier == beside || (copy.present & content) == 0) continue;
+    if (to_shelves && !tiers.at(copy.tier).options.lends_to_shelves) continue;
     const double seconds = MoveSeconds(copy.tier, segment.Bytes(content));
     if (seconds < best_seconds || (seconds == best_seconds && copy.tier < best)) {
       best = copy.tier;
@@ -69,7 +71,8 @@ double SegmentTree::State::Score(const Segment& segment, const Copy& copy, Segme
     double load = 0;
     for (const SegmentContents content : {kRows, kSnapshot}) {
       if ((contents & content) == 0) continue;
-      load += MoveSeconds(BestSource(segment, content, copy.tier), segment.Bytes(content));
+      const int source = BestSource(segment, content, copy.tier);
+      load += source == 0 ? SavedSeconds(segment) : MoveSeconds(source, segment.Bytes(content));
     }
     seconds = std::min(seconds, load);
   }
@@ -196,11 +199,15 @@ absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now,
   if ((segment.contents() & kRows) == 0) state.Rebase(segment, drops);
   Saving saving;
   saving.contents = kRowsAndSnapshot & ~segment.contents();
+  // A snapshot is of use with the rows beside it.
+  const Copy* const here = segment.In(tier);
+  if ((saving.contents & kSnapshot) != 0) saving.contents |= kRows & ~(here == nullptr ? 0 : here->contents());
   saving.begin = (saving.contents & kRows) != 0 ? segment.begin : segment.end();
   if (saving.contents == 0) return saving;
-  if (segment.Bytes(saving.contents) > target->pool.bytes_max) {  // nothing need be evicted to know it
-    return absl::ResourceExhaustedError(absl::StrCat("a segment of ", WithCommas(segment.Bytes(saving.contents)),
-                                                     " bytes does not fit ", target->options.name, ", which has ",
+  const int64_t bytes = target->Bytes(segment, saving.contents);
+  if (bytes > target->pool.bytes_max) {  // nothing need be evicted to know it
+    return absl::ResourceExhaustedError(absl::StrCat("a segment of ", WithCommas(bytes), " bytes does not fit ",
+                                                     target->options.name, ", which has ",
                                                      WithCommas(target->pool.bytes_max)));
   }
   state.AddContents(segment, tier, saving.contents, /*coming=*/true);

@@ -179,7 +179,7 @@ void SegmentTree::State::AddContents(Segment& segment, int tier, SegmentContents
   }
   GF_CHECK_EQ(copy->contents() & contents, 0);
   (coming ? copy->coming : copy->present) |= contents;
-  tiers.at(tier).pool.bytes += segment.Bytes(contents);
+  tiers.at(tier).pool.bytes += tiers.at(tier).Bytes(segment, contents);
   segment.space->name_space->pool.bytes += segment.Bytes(contents & ~before);
   Segment* const parent = segment.parent;
   if (parent != nullptr && (contents & kRows) != 0) {
@@ -196,7 +196,7 @@ void SegmentTree::State::RemoveContents(Segment& segment, int tier, SegmentConte
   const SegmentContents before = segment.contents();
   copy->present &= ~contents;
   copy->coming &= ~contents;
-  tiers.at(tier).pool.bytes -= segment.Bytes(contents);
+  tiers.at(tier).pool.bytes -= tiers.at(tier).Bytes(segment, contents);
   if (copy->contents() == 0) {
     List(tiers.at(tier).pool, segment.number, copy->rank, false, 0);
     segment.copies.erase(segment.copies.begin() + (copy - segment.copies.data()));

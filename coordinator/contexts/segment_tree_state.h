@@ -2,6 +2,7 @@
 #ifndef GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_STATE_H_
 #define GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_TREE_STATE_H_
 
+#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <limits>
@@ -38,11 +39,6 @@ struct Rank {
   double base = 0;    // the pool's inflation at the last use,
   uint64_t used = 0;  // which had this number of all uses
   std::optional<Pool::Entry> listed = {};
-};
-
-struct Tier {
-  TierOptions options;
-  Pool pool;
 };
 
 struct Copy {
@@ -115,6 +111,20 @@ struct Segment {
   Copy* In(int tier);
   const Copy* In(int tier) const { return const_cast<Segment*>(this)->In(tier); }
   bool needed() const { return holds > 0 || contexts > 0; }
+};
+
+struct Tier {
+  TierOptions options;
+  Pool pool;
+
+  // What contents of the segment take of the tier.
+  int64_t Bytes(const Segment& segment, SegmentContents contents) const {
+    const auto part = [](double share, int64_t bytes) {
+      return share == 1 ? bytes : static_cast<int64_t>(std::ceil(share * static_cast<double>(bytes)));
+    };
+    return part(options.rows_share, segment.Bytes(contents & kRows)) +
+           part(options.snapshots_share, segment.Bytes(contents & kSnapshot));
+  }
 };
 
 struct Context {

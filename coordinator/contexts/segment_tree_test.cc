@@ -140,7 +140,7 @@ TEST_F(SegmentTreeTest, TheSameTextIsOneSegmentHoweverItIsCut) {
   ASSERT_TRUE(added.ok());
   EXPECT_EQ(tree_.Find(added->number)->parent, whole);
   EXPECT_EQ(added->begin, 150);
-  EXPECT_EQ(tree_.Ids(added->number, 150), TestText(9, 3));
+  EXPECT_EQ(tree_.Ids(added->number, 150, tree_.Find(added->number)->end), TestText(9, 3));
 }
 
 // 64 questions over one document come at once: the first reads it, and the others see that it is about to be there.
@@ -413,7 +413,7 @@ TEST_F(SegmentTreeTest, RowsThatAreLostTakeWhatWasBuiltOnThem) {
   EXPECT_FALSE(tree_.Get("", "mine")->usable);
   ASSERT_EQ(drops_.size(), 1u);
   EXPECT_EQ(drops_[0].segment, last);
-  EXPECT_EQ(tree_.Ids(last, 0), TestText(100, 1) + TestText(50, 2) + TestText(50, 3));
+  EXPECT_EQ(tree_.Ids(last, 0, 200), TestText(100, 1) + TestText(50, 2) + TestText(50, 3));
   // Whoever computes the text again stores it in the same place.
   shelf_ = tree_.OpenTier(TestTier(TierKind::kMemory, 1'000'000));
   EXPECT_EQ(Keep(TestText(100, 1) + TestText(50, 2) + TestText(50, 3)), last);

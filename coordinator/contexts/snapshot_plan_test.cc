@@ -58,7 +58,7 @@ TEST(SnapshotPlanTest, BreakpointsCountHoweverCloseTheyAre) {
 TEST(SnapshotPlanTest, PartingsCountIfTheySaveMoreThanTheyCost) {
   const SnapshotOptions options;
   const Positions partings = {100, 600, 700, 950, 1000};
-  EXPECT_EQ(PlanSnapshots(options, {.begin = 0, .end = 1000, .partings = partings}), (Positions{600, 1000}));
+  EXPECT_EQ(PlanSnapshots(options, {.begin = 0, .end = 1000, .partings = partings}), (Positions{600, 950, 1000}));
 }
 
 TEST(SnapshotPlanTest, OfManyMessagesTheLastBordersCountWithinTheCost) {

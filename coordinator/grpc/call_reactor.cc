@@ -125,7 +125,10 @@ void UnaryReactor::Received() {
 }
 
 void UnaryReactor::Run() {
-  const absl::Status status = work_(message_, &answer_);
+  work_(message_, &answer_, [this, self = shared_from_this()](const absl::Status& status) { Answer(status); });
+}
+
+void UnaryReactor::Answer(const absl::Status& status) {
   if (!status.ok()) {
     answer_.Clear();
     Release();

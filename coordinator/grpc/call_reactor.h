@@ -100,8 +100,11 @@ class StreamReactor final : public MessageReactor, public CallStream {
 // Answers a message with a message.
 class UnaryReactor final : public MessageReactor {
  public:
-  // Runs on another thread than gRPC's if it `takes_long`, or if the message is large.
-  using Work = absl::AnyInvocable<absl::Status(const grpc::ByteBuffer& message, grpc::ByteBuffer* answer)>;
+  // Calls `done` once when it has filled in `answer`, or has failed; on any thread, also from within. It runs on
+  // another thread than gRPC's if it `takes_long`, or if the message is large. Message and answer are there until
+  // `done`.
+  using Work = absl::AnyInvocable<void(const grpc::ByteBuffer& message, grpc::ByteBuffer* answer,
+                                       absl::AnyInvocable<void(const absl::Status& status)> done)>;
 
   // `method` is for the log.
   UnaryReactor(CallEnvironment* environment, grpc::CallbackServerContext* context, Caller caller, const char* method,
@@ -119,6 +122,7 @@ class UnaryReactor final : public MessageReactor {
   void Done() override {}
 
   void Run();
+  void Answer(const absl::Status& status);
   void End(const absl::Status& status);
 
   const char* const method_;

@@ -81,7 +81,7 @@ class ServerTest : public testing::Test {
     ServerOptions options;
     options.health_service = kPublicServiceName;
     options.front.tls = files;
-    auto server = Server::Start(options, {MakePublicService(&dispatcher_, &metrics_, {})});
+    auto server = Server::Start(options, MakePublicServices(&dispatcher_, &dispatcher_, &metrics_, {}));
     EXPECT_TRUE(server.ok()) << server.status();
     return *std::move(server);
   }
@@ -147,11 +147,12 @@ TEST_F(ServerTest, ReflectionListsTheServices) {
       Connect(*server, {}), "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Field(7, "*"), &response);
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_THAT(response, HasSubstr("goldfinch.v1.Goldfinch"));
+  EXPECT_THAT(response, HasSubstr("goldfinch.v1.Contexts"));
   EXPECT_THAT(response, HasSubstr("grpc.reflection.v1alpha.ServerReflection"));
 }
 
 TEST_F(ServerTest, ReflectionCanBeTurnedOff) {
-  auto server = Server::Start({.reflection = false}, {MakePublicService(&dispatcher_, &metrics_, {})});
+  auto server = Server::Start({.reflection = false}, MakePublicServices(&dispatcher_, &dispatcher_, &metrics_, {}));
   ASSERT_TRUE(server.ok()) << server.status();
   const auto channel = Connect(**server, {});
   std::string response;

@@ -1,9 +1,11 @@
-// The public gRPC service, goldfinch.v1.Goldfinch, over a Dispatcher.
+// The public gRPC services: goldfinch.v1.Goldfinch over a Dispatcher, and goldfinch.v1.Contexts over a
+// ContextDirectory.
 #ifndef GOLDFINCH_COORDINATOR_GRPC_SERVICE_H_
 #define GOLDFINCH_COORDINATOR_GRPC_SERVICE_H_
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "coordinator/front/front_options.h"
 
@@ -13,6 +15,7 @@ class Service;
 
 namespace goldfinch {
 
+class ContextDirectory;
 class Dispatcher;
 class KeyRing;
 class Metrics;
@@ -30,12 +33,13 @@ struct ServiceOptions {
 // The name that health checks ask for.
 inline constexpr char kPublicServiceName[] = "goldfinch.v1.Goldfinch";
 
-// The dispatcher and the metrics outlive the service; the service outlives the server that it is registered with.
+// The dispatcher, the directory and the metrics outlive the services; these outlive the server that they are registered
+// with. Without a directory, there is no service of contexts. They share their limits and threads.
 // Thread-safe; no call blocks a thread of gRPC. The caller is identified by the headers before anything of a message is
-// read. A line is logged at the end of every call of Generate and Score, and of every call that fails unless there are
+// read. A line is logged at the end of every call that runs a model, and of every call that fails unless there are
 // many.
-std::shared_ptr<grpc::Service> MakePublicService(Dispatcher* dispatcher, Metrics* metrics,
-                                                 const ServiceOptions& options);
+std::vector<std::shared_ptr<grpc::Service>> MakePublicServices(Dispatcher* dispatcher, ContextDirectory* contexts,
+                                                               Metrics* metrics, const ServiceOptions& options);
 
 }  // namespace goldfinch
 

@@ -81,6 +81,76 @@ void FakeDispatcher::End(uint64_t number, const absl::Status& status, const Requ
   if (sink) sink->OnDone(status, usage);
 }
 
+void FakeDispatcher::ContextOf(uint64_t number, int64_t tokens) {
+  Deliver(number, [&](RequestSink& sink) { sink.OnContext(tokens); });
+}
+
+void FakeDispatcher::Kept(uint64_t number, const NamedContext& context) {
+  Deliver(number, [&](RequestSink& sink) { sink.OnKept(context); });
+}
+
+void FakeDispatcher::AnswerContexts(absl::StatusOr<NamedContextPage> page) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  contexts_ = std::move(page);
+}
+
+std::string FakeDispatcher::asked() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return asked_;
+}
+
+// Notes what was asked, and answers on the fake's thread with what the test has given.
+template <typename T, typename Pick>
+void FakeDispatcher::Ask(std::string question, Answer<T> answer, const Pick& pick) {
+  absl::StatusOr<NamedContextPage> page;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    asked_ = std::move(question);
+    page = contexts_;
+  }
+  thread_.Post([page = std::move(page), answer = std::move(answer), pick]() mutable {
+    if (page.ok()) {
+      answer(pick(*page));
+    } else {
+      answer(page.status());
+    }
+  });
+}
+
+void FakeDispatcher::GetContext(const std::string& name_space, GetContextQuery query, Answer<NamedContext> answer) {
+  Ask(absl::StrCat(name_space, " get ", query.name, " ", query.ids_begin, " ", query.ids_max), std::move(answer),
+      [](const NamedContextPage& page) { return page.contexts.at(0); });
+}
+
+void FakeDispatcher::ListContexts(const std::string& name_space, ListContextsQuery query,
+                                  Answer<NamedContextPage> answer) {
+  Ask(absl::StrCat(name_space, " list ", query.after, " ", query.count), std::move(answer),
+      [](const NamedContextPage& page) { return page; });
+}
+
+void FakeDispatcher::ForkContext(const std::string& name_space, ForkContextQuery query, Answer<NamedContext> answer) {
+  Ask(absl::StrCat(name_space, " fork ", query.context, " ", query.context_tokens.value_or(-1), " ", query.keep_as.name,
+                   " ", query.keep_as.etag, " ", query.keep_as.expire_after_seconds.value_or(-1)),
+      std::move(answer), [](const NamedContextPage& page) { return page.contexts.at(0); });
+}
+
+void FakeDispatcher::RenameContext(const std::string& name_space, RenameContextQuery query,
+                                   Answer<NamedContext> answer) {
+  Ask(absl::StrCat(name_space, " rename ", query.name, " ", query.new_name, " ", query.etag), std::move(answer),
+      [](const NamedContextPage& page) { return page.contexts.at(0); });
+}
+
+void FakeDispatcher::PinContext(const std::string& name_space, PinContextQuery query, Answer<NamedContext> answer) {
+  Ask(absl::StrCat(name_space, " pin ", query.name, " ", query.pinned, " ", query.etag), std::move(answer),
+      [](const NamedContextPage& page) { return page.contexts.at(0); });
+}
+
+void FakeDispatcher::DeleteContext(const std::string& name_space, DeleteContextQuery query,
+                                   Answer<std::string> answer) {
+  Ask(absl::StrCat(name_space, " delete ", query.name, " ", query.etag), std::move(answer),
+      [](const NamedContextPage& page) { return page.contexts.at(0).name; });
+}
+
 void FakeDispatcher::Done(uint64_t number, const absl::Status& status, const RequestUsage& usage) {
   Deliver(number, [&](RequestSink&) { End(number, status, usage); });
 }
@@ -144,10 +214,12 @@ void FakeDispatcher::Resume(uint64_t number) {
 
 ServiceHarness::ServiceHarness(ServiceOptions options, ServerOptions server) {
   server.health_service = kPublicServiceName;
-  auto started = Server::Start(server, {MakePublicService(&dispatcher_, &metrics_, options)});
+  auto started = Server::Start(server, MakePublicServices(&dispatcher_, &dispatcher_, &metrics_, options));
   GF_CHECK(started.ok()) << started.status();
   server_ = *std::move(started);
   stub_ = Connect({});
+  contexts_ = v1::Contexts::NewStub(
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()), grpc::InsecureChannelCredentials()));
 }
 
 std::unique_ptr<v1::Goldfinch::Stub> ServiceHarness::Connect(grpc::ChannelArguments arguments) const {

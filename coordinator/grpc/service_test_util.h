@@ -13,22 +13,24 @@
 #include <utility>
 #include <vector>
 
+#include "base/work_queue.h"
 #include "coordinator/calls/test_model.h"
-#include "coordinator/calls/work_queue.h"
+#include "coordinator/context_directory.h"
 #include "coordinator/dispatcher.h"
 #include "coordinator/grpc/server.h"
 #include "coordinator/grpc/service.h"
 #include "coordinator/metrics.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/support/channel_arguments.h"
+#include "protos/contexts.grpc.pb.h"
 #include "protos/generate.grpc.pb.h"
 
 namespace goldfinch {
 
-// Keeps the contract of Dispatcher: sinks are called by one thread, and never within Submit, Cancel or Resume. The
-// test's calls wait until that thread has made them. If what a test waits for does not happen, the test runs into its
-// time limit.
-class FakeDispatcher : public Dispatcher {
+// Keeps the contracts of Dispatcher and ContextDirectory: sinks are called by one thread, and never within Submit,
+// Cancel or Resume. The test's calls wait until that thread has made them. If what a test waits for does not happen,
+// the test runs into its time limit.
+class FakeDispatcher : public Dispatcher, public ContextDirectory {
  public:
   // From now on Submit takes no request and returns this.
   void Refuse(absl::Status status);
@@ -44,7 +46,13 @@ class FakeDispatcher : public Dispatcher {
   void Progress(uint64_t number, int64_t tokens);
   RequestSink::Verdict Scores(uint64_t number, int continuation, int64_t first, const std::vector<OutputToken>& tokens,
                               const std::string& logits = "");
+  void ContextOf(uint64_t number, int64_t tokens);
+  void Kept(uint64_t number, const NamedContext& context);
   void Done(uint64_t number, const absl::Status& status, const RequestUsage& usage = {});
+  // What the directory answers from now on: the page, or the first one of it.
+  void AnswerContexts(absl::StatusOr<NamedContextPage> page);
+  // The last question to the directory: namespace, verb and arguments.
+  std::string asked() const;
 
   // Waits until the request has been cancelled, and returns the status that Cancel was given.
   absl::Status WaitCancelled(uint64_t number);
@@ -60,6 +68,13 @@ class FakeDispatcher : public Dispatcher {
   void Cancel(uint64_t number, absl::Status status) override;
   void Resume(uint64_t number) override;
 
+  void GetContext(const std::string& name_space, GetContextQuery query, Answer<NamedContext> answer) override;
+  void ListContexts(const std::string& name_space, ListContextsQuery query, Answer<NamedContextPage> answer) override;
+  void ForkContext(const std::string& name_space, ForkContextQuery query, Answer<NamedContext> answer) override;
+  void RenameContext(const std::string& name_space, RenameContextQuery query, Answer<NamedContext> answer) override;
+  void PinContext(const std::string& name_space, PinContextQuery query, Answer<NamedContext> answer) override;
+  void DeleteContext(const std::string& name_space, DeleteContextQuery query, Answer<std::string> answer) override;
+
  private:
   struct Entry {
     Request request;
@@ -71,6 +86,8 @@ class FakeDispatcher : public Dispatcher {
   // Runs `call` on the fake's thread, with the request's sink.
   void Deliver(uint64_t number, const std::function<void(RequestSink&)>& call);
   void End(uint64_t number, const absl::Status& status, const RequestUsage& usage);
+  template <typename T, typename Pick>
+  void Ask(std::string question, Answer<T> answer, const Pick& pick);
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -78,6 +95,8 @@ class FakeDispatcher : public Dispatcher {
   std::optional<absl::Status> refusal_;
   std::map<uint64_t, Entry> entries_;
   uint64_t next_ = 1;
+  absl::StatusOr<NamedContextPage> contexts_ = NamedContextPage();
+  std::string asked_;
   WorkQueue thread_{1};
 };
 
@@ -88,6 +107,7 @@ class ServiceHarness {
 
   FakeDispatcher& dispatcher() { return dispatcher_; }
   v1::Goldfinch::Stub& stub() { return *stub_; }
+  v1::Contexts::Stub& contexts() { return *contexts_; }
   Server& server() { return *server_; }
   // Another client, with its own connection.
   std::unique_ptr<v1::Goldfinch::Stub> Connect(grpc::ChannelArguments arguments) const;
@@ -99,6 +119,7 @@ class ServiceHarness {
   Metrics metrics_{"test"};
   std::unique_ptr<Server> server_;
   std::unique_ptr<v1::Goldfinch::Stub> stub_;
+  std::unique_ptr<v1::Contexts::Stub> contexts_;
 };
 
 // All responses of a stream of Generate, and its status.

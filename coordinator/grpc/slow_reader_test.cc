@@ -130,10 +130,10 @@ TEST(Generate, LinesAreLoggedAtTheStartTheFirstTokenAndTheEnd) {
       {.prompt_tokens = 5, .completion_tokens = 21, .queue_seconds = 1.5, .prefill_seconds = 0.5, .decode_seconds = 2});
   EXPECT_TRUE(ReadAll(stream.reader.get()).status.ok());
   EXPECT_THAT(log->Wait("event=end"),
-              HasSubstr(beginning +
-                        "end code=OK prompt_tokens=5 completion_tokens=21 recoveries=0 parkings=0 queue_seconds=1.500 "
-                        "prefill_seconds=0.500 prefill_tokens_per_second=10.0 decode_seconds=2.000 "
-                        "decode_tokens_per_second=10.0 seconds="));
+              HasSubstr(beginning + "end code=OK prompt_tokens=5 cached_tokens=0 completion_tokens=21 recoveries=0 "
+                                    "parkings=0 queue_seconds=1.500 "
+                                    "prefill_seconds=0.500 prefill_tokens_per_second=10.0 decode_seconds=2.000 "
+                                    "decode_tokens_per_second=10.0 seconds="));
   message.set_n(65);
   EXPECT_FALSE(ErrorOf(harness, message).ok());
   EXPECT_THAT(log->Wait("code=INVALID_ARGUMENT"), HasSubstr("message=\"n is 65, the limit is 64\""));

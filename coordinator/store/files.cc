@@ -7,9 +7,12 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "base/safe_text.h"
+#include "spdlog/spdlog.h"
 
 namespace goldfinch {
 namespace {
@@ -43,6 +46,10 @@ absl::Status FileError(int error, const std::string& path, const char* done) {
     default:
       return absl::DataLossError(message);
   }
+}
+
+absl::Status EndsAt(const std::string& path, int64_t bytes) {
+  return absl::DataLossError(absl::StrCat(SafeText(path), ": ends at byte ", bytes));
 }
 
 OpenFile::~OpenFile() {
@@ -88,7 +95,7 @@ absl::Status Files::Read(const OpenFile& file, int64_t offset, absl::Span<char> 
     const ssize_t got = pread(file.fd(), bytes.data(), bytes.size(), offset);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return FileError(errno, file.path(), "read");
-    if (got == 0) return absl::DataLossError(absl::StrCat(SafeText(file.path()), ": ends at byte ", offset));
+    if (got == 0) return EndsAt(file.path(), offset);
     bytes.remove_prefix(got);
     offset += got;
   }
@@ -115,6 +122,36 @@ absl::Status Files::SyncFolder(const std::string& path) {
   auto folder = Open(path, O_RDONLY | O_DIRECTORY, "written to the disk");
   if (!folder.ok()) return folder.status();
   return fsync(folder->fd()) == 0 ? absl::OkStatus() : FileError(errno, path, "written to the disk");
+}
+
+absl::Status Files::MakeFolder(const std::string& path) {
+  if (mkdir(path.c_str(), S_IRWXU) == 0 || errno == EEXIST) return absl::OkStatus();
+  return FileError(errno, path, "made");
+}
+
+absl::StatusOr<std::vector<std::string>> Files::NamesIn(const std::string& folder) {
+  std::vector<std::string> names;
+  std::error_code error;
+  std::filesystem::directory_iterator entry(folder, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    std::error_code unknown;
+    if (entry->is_regular_file(unknown) && !entry->is_symlink(unknown)) names.push_back(entry->path().filename());
+  }
+  if (error) return FileError(error.value(), folder, "read");
+  return names;
+}
+
+absl::StatusOr<FileState> Files::StateOf(const OpenFile& file) {
+  struct stat now = {};
+  if (fstat(file.fd(), &now) != 0) return FileError(errno, file.path(), "read");
+  return FileState{now.st_size, now.st_mtim.tv_sec, now.st_ctim.tv_sec};
+}
+
+void Files::SetUsed(const std::string& path, int64_t unix_seconds) {
+  const timespec times[2] = {{0, UTIME_OMIT}, {unix_seconds, 0}};
+  if (utimensat(AT_FDCWD, path.c_str(), times, AT_SYMLINK_NOFOLLOW) != 0) {
+    spdlog::debug("{}: its time cannot be set", SafeText(path));
+  }
 }
 
 }  // namespace goldfinch

@@ -3,9 +3,11 @@
 #define GOLDFINCH_COORDINATOR_STORE_FILES_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -13,31 +15,47 @@
 
 namespace goldfinch {
 
-// An open file, closed when it goes.
+struct FileContent;  // memory_files.cc
+
+// An open file, closed when it goes: a descriptor, or what is in memory.
 class OpenFile {
  public:
   OpenFile() = default;
   OpenFile(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
-  OpenFile(OpenFile&& other) noexcept : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
+  OpenFile(std::shared_ptr<FileContent> content, std::string path)
+      : content_(std::move(content)), path_(std::move(path)) {}
+  OpenFile(OpenFile&& other) noexcept
+      : fd_(std::exchange(other.fd_, -1)), content_(std::move(other.content_)), path_(std::move(other.path_)) {}
   OpenFile& operator=(OpenFile&& other) noexcept {
     std::swap(fd_, other.fd_);
+    std::swap(content_, other.content_);
     std::swap(path_, other.path_);
     return *this;
   }
   ~OpenFile();
 
   int fd() const { return fd_; }
+  const std::shared_ptr<FileContent>& content() const { return content_; }
   // The path by which it was opened: it may have been renamed since.
   const std::string& path() const { return path_; }
 
  private:
   int fd_ = -1;
+  std::shared_ptr<FileContent> content_;
   std::string path_;
 };
 
 // "PATH: cannot be DONE: why", by the number of the error: NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED (also of a
 // read-only file system), RESOURCE_EXHAUSTED (no space, a quota, too many open files), else DATA_LOSS.
 absl::Status FileError(int error, const std::string& path, const char* done);
+// DATA_LOSS: a file of so many bytes has fewer than it should have.
+absl::Status EndsAt(const std::string& path, int64_t bytes);
+
+struct FileState {
+  int64_t bytes = 0;
+  int64_t used_unix_seconds = 0;     // when it was written, or what SetUsed said
+  int64_t changed_unix_seconds = 0;  // when anything of it changed, its name too
+};
 
 // Thread-safe. Every call may block. Errors are FileError's.
 class Files {
@@ -46,6 +64,9 @@ class Files {
 
   // The one that is the disk. It lives as long as the process.
   static Files* System();
+
+  // Whether other processes have the same files.
+  virtual bool shared() const { return true; }
 
   // A new file that only this user may read.
   virtual absl::StatusOr<OpenFile> Create(const std::string& path);
@@ -63,6 +84,13 @@ class Files {
   virtual absl::Status Remove(const std::string& path);
   // Returns when the names in the folder are on the disk.
   virtual absl::Status SyncFolder(const std::string& path);
+  // Makes a folder that only this user may read, if it is not there; the one above it must be.
+  virtual absl::Status MakeFolder(const std::string& path);
+  // The names of the plain files in a folder.
+  virtual absl::StatusOr<std::vector<std::string>> NamesIn(const std::string& folder);
+  virtual absl::StatusOr<FileState> StateOf(const OpenFile& file);
+  // Says when a file was used, if it can be said.
+  virtual void SetUsed(const std::string& path, int64_t unix_seconds);
 };
 
 }  // namespace goldfinch

@@ -1,7 +1,5 @@
 #include "coordinator/store/segment_reader.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -76,9 +74,8 @@ absl::Status SegmentReader::LoadBlock(int section, int64_t block) {
 
 absl::Status SegmentReader::Lost(int section, const absl::Status& status) {
   block_.clear();
-  struct stat now = {};
-  if (header_.layout.sections[section].in_snapshot && fstat(file_.fd(), &now) == 0 &&
-      now.st_size == header_.FileBytes(false)) {
+  const absl::StatusOr<FileState> now = store_->files_->StateOf(file_);
+  if (header_.layout.sections[section].in_snapshot && now.ok() && now->bytes == header_.FileBytes(false)) {
     return absl::NotFoundError(absl::StrCat(file_.path(), ": its snapshot has been dropped"));
   }
   status_ = status;

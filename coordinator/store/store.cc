@@ -1,8 +1,5 @@
 #include "coordinator/store/store.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -23,22 +20,9 @@ absl::Status NoSegment(const SegmentKey& key) {
   return absl::NotFoundError(absl::StrCat("segment ", Hex(key), " is not in the store"));
 }
 
-int64_t TimeOf(const OpenFile& file) {
-  struct stat now = {};
-  return fstat(file.fd(), &now) == 0 ? now.st_mtim.tv_sec : 0;
-}
-
-// The time of a file says when it was used; without it, only the order of evictions after a restart is worse.
-void SetTime(const std::string& path, int64_t unix_seconds) {
-  const timespec times[2] = {{0, UTIME_OMIT}, {unix_seconds, 0}};
-  if (utimensat(AT_FDCWD, path.c_str(), times, AT_SYMLINK_NOFOLLOW) != 0) {
-    spdlog::debug("{}: its time cannot be set", SafeText(path));
-  }
-}
-
 }  // namespace
 
-SegmentStore::SegmentStore(const StoreOptions& options, FolderLock lock)
+SegmentStore::SegmentStore(const StoreOptions& options, std::optional<FolderLock> lock)
     : options_(options), lock_(std::move(lock)), files_(options.files) {}
 
 SegmentStore::~SegmentStore() { GF_CHECK(saving_.empty()) << "a writer is still there"; }
@@ -190,11 +174,13 @@ absl::Status SegmentStore::Publish(const OpenFile& file, const SegmentHeader& he
   }
   GF_RETURN_IF_ERROR(files_->Rename(file.path(), PathOf(file_name)));
   *published = true;
+  // Without the time, only the order of evictions after a restart is worse.
+  const absl::StatusOr<FileState> now = files_->StateOf(file);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     StoredSegment& stored = segments_[header.key];
     bytes_ -= stored.bytes;  // of the one without a snapshot that it replaces
-    stored = Describe(header, header.FileBytes(true), TimeOf(file));
+    stored = Describe(header, header.FileBytes(true), now.ok() ? now->used_unix_seconds : 0);
   }
   return files_->SyncFolder(options_.folder);
 }
@@ -236,7 +222,7 @@ absl::Status SegmentStore::DropSnapshot(const SegmentKey& key) {
     bytes_ -= changed.bytes - changed.bytes_without_snapshot;
     changed.bytes = changed.bytes_without_snapshot;
   }
-  SetTime(path, stored->used_unix_seconds);
+  files_->SetUsed(path, stored->used_unix_seconds);
   return files_->SyncData(file);
 }
 
@@ -258,7 +244,7 @@ void SegmentStore::Touch(const SegmentKey& key, int64_t unix_seconds) {
     if (found == segments_.end()) return;
     found->second.used_unix_seconds = unix_seconds;
   }
-  SetTime(PathOf(SegmentFileName(key)), unix_seconds);
+  files_->SetUsed(PathOf(SegmentFileName(key)), unix_seconds);
 }
 
 void SegmentStore::Forget(const SegmentKey& key, uint64_t serial) {

@@ -7,7 +7,7 @@
 // counted.
 //
 // Everything here but the plain look-ups (`Segments`, `Find`, `Names`, `totals`) waits for the disk, and so do the
-// writers and readers: use it from the thread of a work queue (coordinator/calls/work_queue.h), never from the
+// writers and readers: use it from the thread of a work queue (base/work_queue.h), never from the
 // coordinator's own. The store is thread-safe; a writer or reader is for one thread at a time.
 //
 // Errors are Status: RESOURCE_EXHAUSTED (the store's limit, the disk, a quota), PERMISSION_DENIED (also of a read-only
@@ -131,7 +131,7 @@ class SegmentStore {
     int64_t bytes = 0;  // of its file
   };
 
-  SegmentStore(const StoreOptions& options, FolderLock lock);
+  SegmentStore(const StoreOptions& options, std::optional<FolderLock> lock);
 
   // The start (store_open.cc).
   absl::Status ReadFolder();
@@ -162,7 +162,7 @@ class SegmentStore {
   void Forget(const SegmentKey& key, uint64_t serial);
 
   const StoreOptions options_;
-  const FolderLock lock_;
+  const std::optional<FolderLock> lock_;  // of files that other processes have, too
   Files* const files_;
 
   // Held while names of files change, over the disk's work; before mutex_.

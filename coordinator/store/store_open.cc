@@ -1,11 +1,6 @@
 // The start of a store: its folder, what it sweeps, and the index from the headers of the files.
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <filesystem>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -17,59 +12,35 @@
 #include "spdlog/spdlog.h"
 
 namespace goldfinch {
-namespace {
-
-absl::Status MakeFolder(const std::string& path) {
-  if (mkdir(path.c_str(), S_IRWXU) == 0 || errno == EEXIST) return absl::OkStatus();
-  return FileError(errno, path, "made");
-}
-
-// The names of the plain files in a folder.
-absl::StatusOr<std::vector<std::string>> FilesIn(const std::string& folder) {
-  std::vector<std::string> names;
-  std::error_code error;
-  std::filesystem::directory_iterator entry(folder, error);
-  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
-    std::error_code unknown;
-    if (entry->is_regular_file(unknown) && !entry->is_symlink(unknown)) names.push_back(entry->path().filename());
-  }
-  if (error) return FileError(error.value(), folder, "read");
-  return names;
-}
-
-absl::StatusOr<struct stat> StatOf(const OpenFile& file) {
-  struct stat now = {};
-  if (fstat(file.fd(), &now) != 0) return FileError(errno, file.path(), "read");
-  return now;
-}
-
-}  // namespace
 
 std::string SegmentFileName(const SegmentKey& key) { return absl::StrCat(Hex(key), kSegmentSuffix); }
 
 std::string NameFileName(uint64_t id) { return absl::StrFormat("%016x%s", id, kNameSuffix); }
 
 absl::StatusOr<SegmentHeader> ReadSegmentHeader(Files* files, const OpenFile& file, int64_t* file_bytes) {
-  GF_ASSIGN_OR_RETURN(const struct stat now, StatOf(file));
-  if (file_bytes != nullptr) *file_bytes = now.st_size;
+  GF_ASSIGN_OR_RETURN(const FileState now, files->StateOf(file));
+  if (file_bytes != nullptr) *file_bytes = now.bytes;
   std::array<char, kFilePrefixBytes> prefix;
   GF_RETURN_IF_ERROR(files->Read(file, 0, absl::MakeSpan(prefix)));
   GF_ASSIGN_OR_RETURN(const int64_t bytes, SegmentHeaderBytes({prefix.data(), prefix.size()}));
-  if (bytes > now.st_size) return absl::DataLossError(absl::StrCat("it is cut short: ", now.st_size, " bytes"));
+  if (bytes > now.bytes) return absl::DataLossError(absl::StrCat("it is cut short: ", now.bytes, " bytes"));
   std::string text(bytes, '\0');
   GF_RETURN_IF_ERROR(files->Read(file, 0, absl::MakeSpan(text)));
   GF_ASSIGN_OR_RETURN(SegmentHeader header, DecodeSegmentHeader(text));
-  if (now.st_size != header.FileBytes(true) && now.st_size != header.FileBytes(false)) {
-    return absl::DataLossError(absl::StrCat("it has ", now.st_size, " bytes, by its header ", header.FileBytes(true),
+  if (now.bytes != header.FileBytes(true) && now.bytes != header.FileBytes(false)) {
+    return absl::DataLossError(absl::StrCat("it has ", now.bytes, " bytes, by its header ", header.FileBytes(true),
                                             ", or ", header.FileBytes(false), " without a snapshot"));
   }
   return header;
 }
 
 absl::StatusOr<std::unique_ptr<SegmentStore>> SegmentStore::Open(const StoreOptions& options) {
-  GF_RETURN_IF_ERROR(MakeFolder(options.folder));
-  GF_ASSIGN_OR_RETURN(FolderLock lock, FolderLock::Take(options.folder));
-  GF_RETURN_IF_ERROR(MakeFolder(absl::StrCat(options.folder, "/", kQuarantineFolder)));
+  GF_RETURN_IF_ERROR(options.files->MakeFolder(options.folder));
+  std::optional<FolderLock> lock;
+  if (options.files->shared()) {
+    GF_ASSIGN_OR_RETURN(lock, FolderLock::Take(options.folder));
+  }
+  GF_RETURN_IF_ERROR(options.files->MakeFolder(absl::StrCat(options.folder, "/", kQuarantineFolder)));
   std::unique_ptr<SegmentStore> store(new SegmentStore(options, std::move(lock)));
   GF_RETURN_IF_ERROR(store->ReadFolder());
   return store;
@@ -78,7 +49,7 @@ absl::StatusOr<std::unique_ptr<SegmentStore>> SegmentStore::Open(const StoreOpti
 absl::Status SegmentStore::ReadFolder() {
   const std::lock_guard<std::mutex> changes(changes_);
   GF_RETURN_IF_ERROR(ReadQuarantine());
-  GF_ASSIGN_OR_RETURN(std::vector<std::string> names, FilesIn(options_.folder));
+  GF_ASSIGN_OR_RETURN(std::vector<std::string> names, files_->NamesIn(options_.folder));
   std::sort(names.begin(), names.end());
   for (const std::string& name : names) {
     if (std::string_view(name).ends_with(kPartialSuffix)) {
@@ -92,12 +63,14 @@ absl::Status SegmentStore::ReadFolder() {
 
 absl::Status SegmentStore::ReadQuarantine() {
   const std::string folder = PathOf(kQuarantineFolder);
-  GF_ASSIGN_OR_RETURN(const std::vector<std::string> names, FilesIn(folder));
+  GF_ASSIGN_OR_RETURN(const std::vector<std::string> names, files_->NamesIn(folder));
   std::vector<std::pair<int64_t, Quarantined>> found;  // by their time
   for (const std::string& name : names) {
-    struct stat now = {};
     const std::string path = absl::StrCat(folder, "/", name);
-    if (stat(path.c_str(), &now) == 0) found.push_back({now.st_ctim.tv_sec, {path, now.st_size}});
+    const absl::StatusOr<OpenFile> file = files_->OpenToRead(path);
+    if (!file.ok()) continue;
+    const absl::StatusOr<FileState> now = files_->StateOf(*file);
+    if (now.ok()) found.push_back({now->changed_unix_seconds, {path, now->bytes}});
   }
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   for (const auto& [time, kept] : found) {
@@ -110,10 +83,10 @@ absl::Status SegmentStore::ReadQuarantine() {
 
 absl::Status SegmentStore::ReadFile(const std::string& file_name) {
   GF_ASSIGN_OR_RETURN(const OpenFile file, files_->OpenToRead(PathOf(file_name)));
-  GF_ASSIGN_OR_RETURN(const struct stat now, StatOf(file));
+  GF_ASSIGN_OR_RETURN(const FileState now, files_->StateOf(file));
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    bytes_ += now.st_size;
+    bytes_ += now.bytes;
   }
   const bool is_segment = std::string_view(file_name).ends_with(kSegmentSuffix);
   const absl::Status status = is_segment ? ReadSegmentFile(file_name, file) : ReadNameFile(file_name, file);
@@ -123,7 +96,7 @@ absl::Status SegmentStore::ReadFile(const std::string& file_name) {
     return absl::OkStatus();
   }
   if (!absl::IsDataLoss(status)) return status;
-  MoveToQuarantine(file_name, now.st_size, status);
+  MoveToQuarantine(file_name, now.bytes, status);
   return absl::OkStatus();
 }
 
@@ -131,16 +104,16 @@ absl::Status SegmentStore::ReadSegmentFile(const std::string& file_name, const O
   int64_t bytes = 0;
   GF_ASSIGN_OR_RETURN(const SegmentHeader header, ReadSegmentHeader(files_, file, &bytes));
   if (SegmentFileName(header.key) != file_name) return absl::DataLossError("it has the key of another segment");
-  GF_ASSIGN_OR_RETURN(const struct stat now, StatOf(file));
+  GF_ASSIGN_OR_RETURN(const FileState now, files_->StateOf(file));
   const std::lock_guard<std::mutex> lock(mutex_);
-  segments_[header.key] = Describe(header, bytes, now.st_mtim.tv_sec);
+  segments_[header.key] = Describe(header, bytes, now.used_unix_seconds);
   return absl::OkStatus();
 }
 
 absl::Status SegmentStore::ReadNameFile(const std::string& file_name, const OpenFile& file) {
-  GF_ASSIGN_OR_RETURN(const struct stat now, StatOf(file));
-  if (now.st_size > kNameFileBytesMax) return absl::DataLossError(absl::StrCat("it has ", now.st_size, " bytes"));
-  std::string bytes(now.st_size, '\0');
+  GF_ASSIGN_OR_RETURN(const FileState now, files_->StateOf(file));
+  if (now.bytes > kNameFileBytesMax) return absl::DataLossError(absl::StrCat("it has ", now.bytes, " bytes"));
+  std::string bytes(now.bytes, '\0');
   GF_RETURN_IF_ERROR(files_->Read(file, 0, absl::MakeSpan(bytes)));
   GF_ASSIGN_OR_RETURN(const ContextName name, DecodeName(bytes));
   if (NameFileName(name.id) != file_name) return absl::DataLossError("it has the id of another context");
@@ -148,7 +121,7 @@ absl::Status SegmentStore::ReadNameFile(const std::string& file_name, const Open
   if (!name_ids_.try_emplace({name.name_space, name.name}, name.id).second) {
     return absl::DataLossError(absl::StrCat("another context has its name, ", Quoted(name.name)));
   }
-  names_[name.id] = {name, now.st_size};
+  names_[name.id] = {name, now.bytes};
   return absl::OkStatus();
 }
 

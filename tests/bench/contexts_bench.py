@@ -121,8 +121,8 @@ def bench_cost(args):
         plain.append(read_rate(args, "--no-prefix-cache"))
     cost = statistics.median(1 - a / b for a, b in zip(kept, plain))
     print(f"\nReading prompts that are never asked for again: {statistics.median(kept):.0f} tokens/s with snapshots, "
-          f"{statistics.median(plain):.0f} without; cost {100 * cost:+.1f} % (median of {args.rounds} pairs), aim at most "
-          f"2 %: {'met' if cost <= 0.02 else 'MISSED'}.", flush=True)
+          f"{statistics.median(plain):.0f} without; cost {100 * cost:+.1f} % (median of {args.rounds} pairs), aim at "
+          f"most 2 %: {'met' if cost <= 0.02 else 'MISSED'}.", flush=True)
 
 
 def bench_eviction(args, folder):
@@ -139,8 +139,8 @@ def bench_eviction(args, folder):
         weights = [1 / (1 + rank) for rank in range(count)]
         usages = [asker.ask(draw.choices(documents, weights)[0] + f"Question {i}?") for i in range(60)]
     cached, asked = (sum(usage[key] for usage in usages) for key in ("cached_tokens", "prompt_tokens"))
-    print(f"\n{count} documents, twice what the memory for contexts holds, 60 questions: {100 * cached / asked:.0f} % of "
-          "the tokens are spared.", flush=True)
+    print(f"\n{count} documents, twice what the memory for contexts holds, 60 questions: {100 * cached / asked:.0f} % "
+          "of the tokens are spared.", flush=True)
 
 
 def main():

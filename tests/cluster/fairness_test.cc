@@ -70,7 +70,7 @@ class FairnessTest : public testing::Test {
         dispatcher_(cluster_.coordinator()),
         metrics_("test") {
     cluster_.AwaitReady();
-    auto server = Server::Start({}, {MakePublicService(&dispatcher_, &metrics_, {})});
+    auto server = Server::Start({}, MakePublicServices(&dispatcher_, nullptr, &metrics_, {}));
     GF_CHECK(server.ok()) << server.status();
     server_ = *std::move(server);
     // The least that gRPC can be made to buffer.

@@ -47,6 +47,7 @@ class Engine {
   const ModelShape& shape() const { return model_->shape; }
   const ModelConfig& config() const { return config_; }
   const Backend& backend() const { return *backend_; }
+  Backend& backend() { return *backend_; }
   Stage& stage() { return *stage_; }
   const EngineOptions& options() const { return options_; }
 

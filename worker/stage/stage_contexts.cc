@@ -159,7 +159,9 @@ void Stage::FinishSaves() {
 
 absl::Status Stage::CheckChain(absl::Span<const SavedSegment* const> chain) const {
   GF_CHECK(!chain.empty());
-  int64_t position = 0;
+  const bool keeps_rows =
+      std::any_of(saved_parts_.begin(), saved_parts_.end(), [](const StatePart& part) { return part.per_token(); });
+  int64_t position = keeps_rows ? 0 : chain.front()->begin;
   for (const SavedSegment* segment : chain) {
     if (segment->begin != position || segment->end < position) {
       return absl::InvalidArgumentError(absl::StrCat("a segment of the positions [", segment->begin, ", ", segment->end,
@@ -184,6 +186,13 @@ absl::Status Stage::CheckChain(absl::Span<const SavedSegment* const> chain) cons
 
 absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) {
   GF_RETURN_IF_ERROR(CheckChain(chain));
+  if (gold_tiers_) {
+    for (const SavedSegment* segment : chain) {
+      const SavedPart* const ids = segment->Find(shape_.finch_layers() - 1, StatePartKind::kIds);
+      if (ids->written != nullptr) ids->written->Wait();
+    }
+    GF_RETURN_IF_ERROR(backend_.status());  // after a fault they may be anything
+  }
   const int64_t position = chain.back()->end, pages = sequences_->PagesFor(position);
   if (gold_tiers_ && pages <= sequences_->free_pages()) gold_tiers_->MakeRoom(pages);
   GF_ASSIGN_OR_RETURN(const int slot, sequences_->OpenAt(position, chain.back()->gold_position));
@@ -228,7 +237,6 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
 // Every id of the compressed cache has its rows in the tables.
 void Stage::FillTables(const SavedSegment& segment) {
   const SavedPart* const ids = segment.Find(shape_.finch_layers() - 1, StatePartKind::kIds);
-  if (ids->written != nullptr) ids->written->Wait();
   const auto add = [&]<class Id>(Id /*type*/) {
     ids->ForEachRange(0, ids->bytes(), [&](const char* data, int64_t bytes) {
       for (int64_t at = 0; at < bytes; at += static_cast<int64_t>(sizeof(Id))) {

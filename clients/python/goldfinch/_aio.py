@@ -11,6 +11,7 @@ import grpc.aio
 from goldfinch import _connection
 from goldfinch import _messages
 from goldfinch import generate_pb2 as pb
+from goldfinch._aio_contexts import AsyncContexts
 from goldfinch._errors import from_rpc
 from goldfinch._types import Generation, GenerateOptions, Piece, Score, ScoreOptions, Text
 
@@ -125,6 +126,11 @@ class AsyncClient:
         self._timeout = timeout
         self._retries = retries
 
+    @property
+    def contexts(self) -> AsyncContexts:
+        """The named contexts of the server."""
+        return AsyncContexts(self)
+
     async def generate(
         self, prompt: Text, *, timeout: Optional[float] = None, **options: Unpack[GenerateOptions]
     ) -> Generation:
@@ -153,26 +159,26 @@ class AsyncClient:
         """As Client.score()."""
         request = _messages.score_request(prompt, continuations, **options)
         builder = _messages.ScoreBuilder(request)
-        async for response in self._responses("Score", request, timeout):
+        async for response in self._responses("Goldfinch.Score", request, timeout):
             builder.add(response)
         return builder.build()
 
     async def tokenize(self, text: str, *, timeout: Optional[float] = None) -> List[int]:
-        return list((await self._unary("Tokenize", pb.TokenizeRequest(text=text), timeout)).ids)
+        return list((await self._unary("Goldfinch.Tokenize", pb.TokenizeRequest(text=text), timeout)).ids)
 
     async def detokenize(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> str:
         """Returns the text of the tokens, with U+FFFD for bytes that are not UTF-8."""
-        return (await self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout)).text
+        return (await self._unary("Goldfinch.Detokenize", pb.DetokenizeRequest(ids=ids), timeout)).text
 
     async def detokenize_bytes(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> bytes:
         """Returns the bytes of the tokens, unchanged."""
-        return (await self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout)).raw
+        return (await self._unary("Goldfinch.Detokenize", pb.DetokenizeRequest(ids=ids), timeout)).raw
 
     async def model_info(self, *, timeout: Optional[float] = None) -> pb.GetModelInfoResponse:
-        return await self._unary("GetModelInfo", pb.GetModelInfoRequest(), timeout)
+        return await self._unary("Goldfinch.GetModelInfo", pb.GetModelInfoRequest(), timeout)
 
     async def cluster_info(self, *, timeout: Optional[float] = None) -> pb.GetClusterInfoResponse:
-        return await self._unary("GetClusterInfo", pb.GetClusterInfoRequest(), timeout)
+        return await self._unary("Goldfinch.GetClusterInfo", pb.GetClusterInfoRequest(), timeout)
 
     async def close(self) -> None:
         """Ends the calls that are still running."""
@@ -184,11 +190,13 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _attempts(self, timeout: Optional[float]) -> _connection.Attempts:
-        return _connection.Attempts(self._timeout if timeout is None else timeout, self._retries, self._proxy)
+    def _attempts(self, timeout: Optional[float], retries: Optional[int] = None) -> _connection.Attempts:
+        return _connection.Attempts(
+            self._timeout if timeout is None else timeout, self._retries if retries is None else retries, self._proxy
+        )
 
     def _stream(self, request: pb.GenerateRequest, timeout: Optional[float]) -> AsyncStream:
-        return AsyncStream(self._responses("Generate", request, timeout))
+        return AsyncStream(self._responses("Goldfinch.Generate", request, timeout))
 
     def _responses(self, method: str, request: Any, timeout: Optional[float]) -> _AsyncResponses:
         def start(seconds: Optional[float]) -> Any:
@@ -196,8 +204,9 @@ class AsyncClient:
 
         return _AsyncResponses(start, self._attempts(timeout))
 
-    async def _unary(self, method: str, request: Any, timeout: Optional[float]) -> Any:
-        attempts = self._attempts(timeout)
+    async def _unary(self, method: str, request: Any, timeout: Optional[float], retries: Optional[int] = None) -> Any:
+        """`retries`: instead of the client's."""
+        attempts = self._attempts(timeout, retries)
         while True:
             try:
                 return await self._methods[method](request, timeout=attempts.timeout(), metadata=self._metadata)

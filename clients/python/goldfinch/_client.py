@@ -10,6 +10,7 @@ import grpc
 from goldfinch import _connection
 from goldfinch import _messages
 from goldfinch import generate_pb2 as pb
+from goldfinch._contexts import Contexts
 from goldfinch._errors import from_rpc
 from goldfinch._types import Generation, GenerateOptions, Piece, Score, ScoreOptions, Text
 
@@ -125,6 +126,11 @@ class Client:
         self._timeout = timeout
         self._retries = retries
 
+    @property
+    def contexts(self) -> Contexts:
+        """The named contexts of the server."""
+        return Contexts(self)
+
     def generate(
         self, prompt: Text, *, timeout: Optional[float] = None, **options: Unpack[GenerateOptions]
     ) -> Generation:
@@ -152,26 +158,26 @@ class Client:
         """Returns the log-probabilities of each continuation after the prompt. ScoreOptions lists the options."""
         request = _messages.score_request(prompt, continuations, **options)
         builder = _messages.ScoreBuilder(request)
-        for response in self._responses("Score", request, timeout):
+        for response in self._responses("Goldfinch.Score", request, timeout):
             builder.add(response)
         return builder.build()
 
     def tokenize(self, text: str, *, timeout: Optional[float] = None) -> List[int]:
-        return list(self._unary("Tokenize", pb.TokenizeRequest(text=text), timeout).ids)
+        return list(self._unary("Goldfinch.Tokenize", pb.TokenizeRequest(text=text), timeout).ids)
 
     def detokenize(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> str:
         """Returns the text of the tokens, with U+FFFD for bytes that are not UTF-8."""
-        return self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout).text
+        return self._unary("Goldfinch.Detokenize", pb.DetokenizeRequest(ids=ids), timeout).text
 
     def detokenize_bytes(self, ids: Sequence[int], *, timeout: Optional[float] = None) -> bytes:
         """Returns the bytes of the tokens, unchanged."""
-        return self._unary("Detokenize", pb.DetokenizeRequest(ids=ids), timeout).raw
+        return self._unary("Goldfinch.Detokenize", pb.DetokenizeRequest(ids=ids), timeout).raw
 
     def model_info(self, *, timeout: Optional[float] = None) -> pb.GetModelInfoResponse:
-        return self._unary("GetModelInfo", pb.GetModelInfoRequest(), timeout)
+        return self._unary("Goldfinch.GetModelInfo", pb.GetModelInfoRequest(), timeout)
 
     def cluster_info(self, *, timeout: Optional[float] = None) -> pb.GetClusterInfoResponse:
-        return self._unary("GetClusterInfo", pb.GetClusterInfoRequest(), timeout)
+        return self._unary("Goldfinch.GetClusterInfo", pb.GetClusterInfoRequest(), timeout)
 
     def close(self) -> None:
         """Ends the calls that are still running."""
@@ -183,11 +189,13 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _attempts(self, timeout: Optional[float]) -> _connection.Attempts:
-        return _connection.Attempts(self._timeout if timeout is None else timeout, self._retries, self._proxy)
+    def _attempts(self, timeout: Optional[float], retries: Optional[int] = None) -> _connection.Attempts:
+        return _connection.Attempts(
+            self._timeout if timeout is None else timeout, self._retries if retries is None else retries, self._proxy
+        )
 
     def _stream(self, request: pb.GenerateRequest, timeout: Optional[float]) -> Stream:
-        return Stream(self._responses("Generate", request, timeout))
+        return Stream(self._responses("Goldfinch.Generate", request, timeout))
 
     def _responses(self, method: str, request: Any, timeout: Optional[float]) -> _Responses:
         def start(seconds: Optional[float]) -> Any:
@@ -195,8 +203,9 @@ class Client:
 
         return _Responses(start, self._attempts(timeout))
 
-    def _unary(self, method: str, request: Any, timeout: Optional[float]) -> Any:
-        attempts = self._attempts(timeout)
+    def _unary(self, method: str, request: Any, timeout: Optional[float], retries: Optional[int] = None) -> Any:
+        """`retries`: instead of the client's."""
+        attempts = self._attempts(timeout, retries)
         while True:
             try:
                 return self._methods[method](request, timeout=attempts.timeout(), metadata=self._metadata)

@@ -13,9 +13,10 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 import grpc
 
+from goldfinch import contexts_pb2
 from goldfinch import generate_pb2 as pb
 
-_SERVICE = "/goldfinch.v1.Goldfinch/"
+_PACKAGE = "/goldfinch.v1."
 # Scored logits and the ids of long texts are larger than gRPC's own limit of 4 MiB.
 _OPTIONS = [("grpc.max_receive_message_length", 256 << 20)]
 
@@ -103,20 +104,41 @@ def metadata(api_key: Optional[str]) -> List[Tuple[str, str]]:
     return [] if api_key is None else [("authorization", f"Bearer {api_key}")]
 
 
+# The type of each method's response.
+_UNARY = {
+    "Goldfinch.Tokenize": pb.TokenizeResponse,
+    "Goldfinch.Detokenize": pb.DetokenizeResponse,
+    "Goldfinch.GetModelInfo": pb.GetModelInfoResponse,
+    "Goldfinch.GetClusterInfo": pb.GetClusterInfoResponse,
+    "Contexts.Fork": contexts_pb2.Context,
+    "Contexts.Get": contexts_pb2.Context,
+    "Contexts.List": contexts_pb2.ListContextsResponse,
+    "Contexts.Rename": contexts_pb2.Context,
+    "Contexts.Pin": contexts_pb2.Context,
+    "Contexts.Delete": contexts_pb2.DeleteContextResponse,
+    "Contexts.Import": contexts_pb2.ImportContextResponse,
+}
+_STREAMS = {
+    "Goldfinch.Generate": pb.GenerateResponse,
+    "Goldfinch.Score": pb.ScoreResponse,
+    "Contexts.Create": contexts_pb2.CreateContextResponse,
+    "Contexts.Append": contexts_pb2.CreateContextResponse,
+    "Contexts.Export": contexts_pb2.ExportContextResponse,
+}
+
+
 # Methods are called by name, as generated stubs refuse any gRPC older than the one that made them.
 def methods(channel: Any) -> Dict[str, Any]:
-    def method(kind: Any, name: str) -> Any:
+    def method(kind: Any, name: str, response: Any) -> Any:
         return kind(
-            _SERVICE + name,
-            request_serializer=getattr(pb, name + "Request").SerializeToString,
-            response_deserializer=getattr(pb, name + "Response").FromString,
+            _PACKAGE + name.replace(".", "/"),
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=response.FromString,
         )
 
-    unary = ("Tokenize", "Detokenize", "GetModelInfo", "GetClusterInfo")
-    streams = ("Generate", "Score")
     return {
-        **{name: method(channel.unary_unary, name) for name in unary},
-        **{name: method(channel.unary_stream, name) for name in streams},
+        **{name: method(channel.unary_unary, name, response) for name, response in _UNARY.items()},
+        **{name: method(channel.unary_stream, name, response) for name, response in _STREAMS.items()},
     }
 
 

@@ -37,12 +37,27 @@ class UnavailableError(GoldfinchError, ConnectionError):
     """There is no server, no group of workers is ready, or the server is ending: try again elsewhere or later."""
 
 
+class NotFoundError(GoldfinchError, LookupError):
+    """There is no context of this name."""
+
+
+class AlreadyExistsError(GoldfinchError):
+    """The name of a context is taken."""
+
+
+class AbortedError(GoldfinchError):
+    """The context has changed: it has another etag than the one that was given."""
+
+
 _CLASSES = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
+    grpc.StatusCode.ABORTED: AbortedError,
 }
 
 

@@ -1,13 +1,17 @@
-"""Converts between the package's types and the messages of generate.proto."""
+"""Converts between the package's types and the messages of generate.proto and contexts.proto."""
 
 from __future__ import annotations
 
 from typing import Dict, List, Optional, Sequence, Union
 
+from goldfinch import contexts_pb2
 from goldfinch import generate_pb2 as pb
 from goldfinch._types import (
     Completion,
+    Context,
+    ContextName,
     Generation,
+    KeepAs,
     Logprob,
     Piece,
     Progress,
@@ -20,6 +24,44 @@ from goldfinch._types import (
 )
 
 _FINISH_REASONS = {pb.END_OF_TEXT: "end of text", pb.STOP: "stop", pb.LENGTH: "length"}
+
+
+_PLACES = {
+    contexts_pb2.NOWHERE: "nowhere",
+    contexts_pb2.MEMORY: "memory",
+    contexts_pb2.DISK: "disk",
+    contexts_pb2.MEMORY_AND_DISK: "memory and disk",
+}
+
+
+def name_of(context: Optional[ContextName]) -> str:
+    if context is None:
+        return ""
+    return context.name if isinstance(context, Context) else context
+
+
+def keep_as_of(keep_as: Union[str, KeepAs]) -> pb.KeepAs:
+    if isinstance(keep_as, str):
+        return pb.KeepAs(name=keep_as)
+    return pb.KeepAs(name=keep_as.name, expire_after_seconds=keep_as.expire_after_seconds, etag=keep_as.etag)
+
+
+def context_of(message: contexts_pb2.Context) -> Context:
+    expires = message.expires_unix_seconds if message.HasField("expires_unix_seconds") else None
+    return Context(
+        name=message.name,
+        tokens=message.tokens,
+        etag=message.etag,
+        pinned=message.pinned,
+        created_unix_seconds=message.created_unix_seconds,
+        last_use_unix_seconds=message.last_use_unix_seconds,
+        expires_unix_seconds=expires,
+        bytes=message.bytes,
+        shared_bytes=message.shared_bytes,
+        snapshots=tuple(message.snapshots),
+        place=_PLACES.get(message.place, "unknown"),
+        transformer_bytes=message.transformer_bytes,
+    )
 
 
 def set_text(message, text: Text) -> None:
@@ -62,6 +104,10 @@ def generate_request(
     request_id: str = "",
     progress: bool = False,
     cache: bool = True,
+    context: Optional[ContextName] = None,
+    context_tokens: Optional[int] = None,
+    keep_as: Union[str, KeepAs, None] = None,
+    breakpoints: Sequence[int] = (),
 ) -> pb.GenerateRequest:
     request = pb.GenerateRequest(
         n=n,
@@ -72,10 +118,14 @@ def generate_request(
         request_id=request_id,
         progress=progress,
         cache=cache,
+        context=name_of(context),
+        breakpoints=breakpoints,
         # None leaves these out, which is not the same as 0.
         max_tokens=max_tokens,
         seed=seed,
         logprobs=logprobs,
+        context_tokens=context_tokens,
+        keep_as=None if keep_as is None else keep_as_of(keep_as),
     )
     set_text(request, prompt)
     if sampling is not None:
@@ -93,6 +143,8 @@ def score_request(
     priority: int = 0,
     request_id: str = "",
     cache: bool = True,
+    context: Optional[ContextName] = None,
+    context_tokens: Optional[int] = None,
 ) -> pb.ScoreRequest:
     if isinstance(continuations, str):
         raise TypeError("continuations is a str, expected a list of texts or of lists of ids")
@@ -103,6 +155,8 @@ def score_request(
         priority=priority,
         request_id=request_id,
         cache=cache,
+        context=name_of(context),
+        context_tokens=context_tokens,
     )
     set_text(request, prompt)
     for continuation in continuations:

@@ -28,6 +28,37 @@ class Sampling:
 GREEDY = Sampling(temperature=0, presence_penalty=0, frequency_penalty=0)
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a server keeps of a text under a name. contexts.proto says more."""
+
+    name: str
+    tokens: int
+    etag: str  # another one after every change
+    pinned: bool
+    created_unix_seconds: float
+    last_use_unix_seconds: float
+    expires_unix_seconds: Optional[float]  # unless it is used before; None: never
+    bytes: int
+    shared_bytes: int  # of these, what other contexts have, too
+    snapshots: Sequence[int]  # positions from which texts go on at no cost
+    place: str  # "nowhere", "memory", "disk" or "memory and disk"
+    transformer_bytes: int  # what a transformer of the same shape would keep
+
+
+# A context, or its name.
+ContextName = Union[str, Context]
+
+
+@dataclass(frozen=True)
+class KeepAs:
+    """How a context is kept."""
+
+    name: str
+    expire_after_seconds: Optional[float] = None  # since its last use; None: until it is deleted
+    etag: str = ""  # of the context of this name that it takes the place of; without it the name must be free
+
+
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of generate() and stream(). Those not given have the server's default."""
 
@@ -44,6 +75,10 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str  # for logs
     progress: bool  # also return pieces with `progress` while the prompt is read
     cache: bool  # whether the server may begin with what it has kept of the same text, and keep this one
+    context: Optional[ContextName]  # whose tokens come before the prompt, which may then be empty
+    context_tokens: Optional[int]  # only so many of its first tokens
+    keep_as: Union[str, KeepAs, None]  # keeps prompt and answer as a context of this name
+    breakpoints: Sequence[int]  # tokens of the prompt after which other prompts will go on differently
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -55,6 +90,8 @@ class ScoreOptions(TypedDict, total=False):
     priority: int
     request_id: str
     cache: bool  # as in GenerateOptions
+    context: Optional[ContextName]  # as in GenerateOptions
+    context_tokens: Optional[int]
 
 
 @dataclass(frozen=True)

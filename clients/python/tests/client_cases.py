@@ -193,6 +193,9 @@ class ErrorTest(ClientTest):
             (grpc.StatusCode.RESOURCE_EXHAUSTED, goldfinch.ResourceExhaustedError, Exception),
             (grpc.StatusCode.DEADLINE_EXCEEDED, goldfinch.DeadlineExceededError, TimeoutError),
             (grpc.StatusCode.UNAVAILABLE, goldfinch.UnavailableError, ConnectionError),
+            (grpc.StatusCode.NOT_FOUND, goldfinch.NotFoundError, LookupError),
+            (grpc.StatusCode.ALREADY_EXISTS, goldfinch.AlreadyExistsError, Exception),
+            (grpc.StatusCode.ABORTED, goldfinch.AbortedError, Exception),
             (grpc.StatusCode.INTERNAL, goldfinch.GoldfinchError, Exception),
         ):
             with self.subTest(code):
@@ -350,7 +353,7 @@ class TlsTest(unittest.TestCase):
 class PackageTest(unittest.TestCase):
     def test_is_typed_and_exports_what_it_says(self):
         folder = pathlib.Path(goldfinch.__file__).parent
-        for name in ("py.typed", "generate_pb2.py", "generate_pb2.pyi", "generate.binpb"):
+        for name in ("py.typed", "messages.binpb", "generate_pb2.py", "generate_pb2.pyi", "contexts_pb2.pyi"):
             self.assertTrue((folder / name).is_file(), name)
         for name in goldfinch.__all__:
             self.assertTrue(hasattr(goldfinch, name), name)

@@ -60,5 +60,6 @@ class SourceDistributionTest(unittest.TestCase):
             archive.extractall(unpacked)
         with zipfile.ZipFile(build("wheel", unpacked / f"goldfinch-{VERSION}", self.folder)) as wheel:
             self.assertEqual(wheel.read(f"goldfinch-{VERSION}.dist-info/licenses/LICENSE"), LICENSE)
-            for name in ("generate_pb2.py", "generate_pb2.pyi", "generate.binpb"):
+            modules = [f"{name}_pb2.{end}" for name in ("generate", "contexts") for end in ("py", "pyi")]
+            for name in (*modules, "messages.binpb"):
                 self.assertIn(f"goldfinch/{name}", wheel.namelist())

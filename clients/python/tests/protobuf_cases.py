@@ -10,7 +10,7 @@ import unittest
 FOLDER = pathlib.Path(__file__).resolve().parent
 # The oldest that the package allows gets every case; one of each later series gets some that use each kind of message.
 CASES = {
-    "4.25.8": ["client_cases"],
+    "4.25.8": ["client_cases", "context_cases"],
     "5.29.5": ["client_cases.PackageTest", "client_cases.StreamTest"],
     "6.33.0": ["client_cases.PackageTest", "client_cases.StreamTest"],
 }

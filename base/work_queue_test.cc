@@ -1,4 +1,4 @@
-#include "coordinator/calls/work_queue.h"
+#include "base/work_queue.h"
 
 #include <chrono>
 #include <future>

@@ -1,6 +1,6 @@
 // Threads for work that would hold up the coordinator's thread or a door's.
-#ifndef GOLDFINCH_COORDINATOR_CALLS_WORK_QUEUE_H_
-#define GOLDFINCH_COORDINATOR_CALLS_WORK_QUEUE_H_
+#ifndef GOLDFINCH_BASE_WORK_QUEUE_H_
+#define GOLDFINCH_BASE_WORK_QUEUE_H_
 
 #include <chrono>
 #include <condition_variable>
@@ -43,4 +43,4 @@ class WorkQueue {
 
 }  // namespace goldfinch
 
-#endif  // GOLDFINCH_COORDINATOR_CALLS_WORK_QUEUE_H_
+#endif  // GOLDFINCH_BASE_WORK_QUEUE_H_

@@ -1,0 +1,121 @@
+#include "coordinator/context_store.h"
+
+#include <chrono>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/safe_text.h"
+#include "base/status.h"
+#include "coordinator/store/segment_reader.h"
+#include "spdlog/spdlog.h"
+
+namespace goldfinch {
+namespace {
+
+int64_t UnixSeconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+// What a person can do something about is a warning; workers come and go.
+void LogIfBad(const absl::Status& status) {
+  if (status.ok()) return;
+  const bool warn = absl::IsResourceExhausted(status) || absl::IsPermissionDenied(status) || absl::IsDataLoss(status);
+  spdlog::log(warn ? spdlog::level::warn : spdlog::level::debug, "contexts: {}",
+              SafeText(std::string(status.message())));
+}
+
+SegmentContents ContentsOf(const std::optional<StoredSegment>& stored) {
+  if (!stored) return 0;
+  return stored->has_snapshot ? kRowsAndSnapshot : kRows;
+}
+
+// The ids of a segment, if they are those that its key was made of.
+absl::StatusOr<std::vector<int32_t>> ReadIds(SegmentStore& store, const StoredSegment& segment) {
+  GF_ASSIGN_OR_RETURN(const std::unique_ptr<SegmentReader> reader, store.Load(segment.key));
+  std::vector<int32_t> ids(static_cast<size_t>(segment.end - segment.begin));
+  GF_RETURN_IF_ERROR(reader->ReadIds(0, absl::MakeSpan(ids)));
+  if (KeyOf(reader->segment(), ids) == segment.key) return ids;
+  GF_RETURN_IF_ERROR(reader->Verify());  // finds the same, and quarantines the file
+  return absl::DataLossError("a segment has the key of other ids");
+}
+
+}  // namespace
+
+ContextStore::ContextStore(std::shared_ptr<SegmentStore> store, SegmentMover* mover, ContextStoreEvents events)
+    : store_(std::move(store)),
+      mover_(mover),
+      events_(std::make_shared<const ContextStoreEvents>(std::move(events))),
+      queue_(1) {}
+
+ContextStore::~ContextStore() = default;
+
+void ContextStore::Load(absl::AnyInvocable<void(StoreContents contents)> done) {
+  queue_.Post([this, done = std::move(done)]() mutable {
+    StoreContents contents;
+    int64_t bytes = 0;
+    for (const StoredSegment& segment : store_->Segments()) {
+      if (segment.end == segment.begin) continue;  // a tuned state, for which texts are looked up elsewhere
+      absl::StatusOr<std::vector<int32_t>> ids = ReadIds(*store_, segment);
+      if (!ids.ok()) {
+        LogIfBad(ids.status());
+        continue;
+      }
+      bytes += segment.bytes;
+      contents.segments.push_back({segment, *std::move(ids)});
+    }
+    const int64_t now = UnixSeconds();
+    for (ContextName& name : store_->Names()) {
+      if (name.expires_unix_seconds != 0 && name.expires_unix_seconds <= now) {
+        LogIfBad(store_->DeleteName(name.id));
+      } else {
+        contents.names.push_back(std::move(name));
+      }
+    }
+    contents.other_bytes = store_->totals().bytes - bytes;
+    done(std::move(contents));
+  });
+}
+
+void ContextStore::Do(StoreAction action) {
+  const auto moved = [store = store_, events = events_](uint64_t move, const SegmentKey& key) {
+    return [store, events, move, key](const MoveResult& result) {
+      LogIfBad(result.status);
+      events->moved(move, {result.status, result.bytes, result.seconds, ContentsOf(store->Find(key))});
+    };
+  };
+  // One after the other, so that room is free before it is taken; what a move does beyond its beginning is the mover's.
+  queue_.Post([this, moved, action = std::move(action)]() mutable {
+    switch (action.kind) {
+      case StoreAction::Kind::kSave: {
+        auto done = moved(action.move, action.save.key);
+        return mover_->Save(std::move(action.save), store_.get(), std::move(done));
+      }
+      case StoreAction::Kind::kBring: {
+        auto done = moved(action.move, action.bring.key);
+        return mover_->Bring(std::move(action.bring), store_.get(), std::move(done));
+      }
+      case StoreAction::Kind::kDelete:
+        return LogIfBad(store_->Delete(action.key));
+      case StoreAction::Kind::kDropSnapshot:
+        return LogIfBad(store_->DropSnapshot(action.key));
+      case StoreAction::Kind::kTouch:
+        return store_->Touch(action.key, UnixSeconds());
+      case StoreAction::Kind::kPutName: {
+        ContextName name = action.name;
+        if (action.expires_in_seconds) {
+          name.expires_unix_seconds = UnixSeconds() + std::llround(std::max(*action.expires_in_seconds, 1.0));
+        }
+        absl::StatusOr<ContextName> kept = store_->PutName(std::move(name));
+        LogIfBad(kept.status());
+        return events_->name_put(action.name, std::move(kept));
+      }
+      case StoreAction::Kind::kDeleteName:
+        return LogIfBad(store_->DeleteName(action.name.id));
+    }
+  });
+}
+
+}  // namespace goldfinch

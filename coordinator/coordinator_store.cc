@@ -1,0 +1,71 @@
+// Coordinator: what is kept of texts, on shelves and in the store.
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/shelf_group.h"
+#include "spdlog/spdlog.h"
+
+namespace goldfinch {
+
+// Groups wait until what the store has is known, so that the first request finds it.
+void Coordinator::OpenStore() {
+  if (options_.store == nullptr) return;
+  ContextStoreEvents events;
+  events.moved = [this](uint64_t move, StoreMoved moved) {
+    Post([this, move, moved = std::move(moved)](double now) { keeper_.Moved(move, moved, now); });
+  };
+  events.name_put = [this](const ContextName& asked, absl::StatusOr<ContextName> kept) {
+    Post([this, asked, kept = std::move(kept)](double) { keeper_.NamePut(asked, kept); });
+  };
+  context_store_ = std::make_unique<ContextStore>(options_.store, &mover_, std::move(events));
+  context_store_->Load([this](StoreContents contents) {
+    Post([this, contents = std::move(contents)](double now) mutable { HandleStoreRead(std::move(contents), now); });
+  });
+}
+
+void Coordinator::HandleStoreRead(StoreContents contents, double now) {
+  spdlog::info("contexts: {} segments and {} names are in the store", contents.segments.size(), contents.names.size());
+  store_contents_ = std::move(contents);
+  for (const int replica : std::exchange(waiting_groups_, {})) HandleGenerationReady(replica, now);
+}
+
+// The first group says what contexts are kept of: others that compute otherwise, or not all alike, keep nothing.
+void Coordinator::KeepTexts(int replica, double token_seconds, double now) {
+  std::optional<ShelfGroup> shelves = membership_.Shelves(replica);
+  if (!shelves) return keeper_.GroupReady(replica, {});
+  const ContextIdentity& identity = shelves->model.identity;
+  const bool of_one_kind = !identity.numerics.empty() && !absl::StrContains(identity.numerics, '+');
+  if (!of_one_kind || (!numerics_.empty() && identity.numerics != numerics_)) {
+    spdlog::info("replica {} keeps nothing of texts: its workers compute with \"{}\"{}", replica, identity.numerics,
+                 numerics_.empty() ? "" : ", and those of others with " + numerics_);
+    return keeper_.GroupReady(replica, {});
+  }
+  const ShelfCapacity capacity = membership_.Shelf(replica);
+  if (numerics_.empty()) {
+    numerics_ = identity.numerics;
+    keeper_.SetModel(identity, keeper_.text_bytes());
+    if (context_store_ != nullptr) {
+      keeper_.SetStore(options_.store_tier, *std::move(store_contents_), capacity, token_seconds, now);
+      store_contents_.reset();
+    }
+  }
+  keeper_.GroupReady(replica, capacity);
+  mover_.SetGroup(replica, *std::move(shelves));
+}
+
+void Coordinator::MoveContexts(double now) {
+  if (context_store_ == nullptr) return;
+  for (const uint64_t request : keeper_.TakePrepared(now)) scheduler_.Prepared(request, now);
+  std::vector<StoreAction> actions = keeper_.TakeStoreActions(now);
+  // All Steps that were planned have been sent.
+  for (int replica = 0; replica < options_.membership.replicas; ++replica) {
+    SendDrops(members_[replica], keeper_.TakeDrops(replica));
+  }
+  for (StoreAction& action : actions) context_store_->Do(std::move(action));
+}
+
+}  // namespace goldfinch
