@@ -13,6 +13,9 @@ namespace {
 // Copies within the host's memory, or between it and a device; learned from then on.
 constexpr double kShelfBytesPerSecond = 4e9, kShelfSeconds = 1e-4;
 
+// What a token of a context counts at least: far more than it takes to restore it.
+constexpr double kNamedTokenSeconds = 1e-3;
+
 // A request that refuses the cache begins with its context alone.
 int64_t LimitOf(const Request& request) { return request.cache ? INT64_MAX : *request.context_tokens; }
 
@@ -104,8 +107,10 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
   group.token_seconds = token_seconds_ = token_seconds;
   const auto size = static_cast<int64_t>(ids.size());
   const ContextMatch match = tree_->Match(NamespaceOf(request), ids, tokens_max);
+  // Who names a context wants it to be used.
+  const double seconds = request.context.empty() ? token_seconds : std::max(token_seconds, kNamedTokenSeconds);
   const ContextChoice choice = tree_->Choose(
-      match, group.tier, [&](int64_t begin) { return token_seconds * static_cast<double>(size - begin); },
+      match, group.tier, [&](int64_t begin) { return seconds * static_cast<double>(size - begin); },
       /*only_here=*/true);
   Beginning beginning;
   if (choice.segment != 0) {
