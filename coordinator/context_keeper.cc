@@ -86,6 +86,7 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
   for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
   Note(&drops);
   drops_.erase(group.tier);
+  FinishSaved();
   return {{group.segments.begin(), group.segments.end()}, {}};
 }
 
@@ -263,6 +264,7 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
     group.steps.pop_front();
   }
   Note(&drops);
+  FinishSaved();
 }
 
 void ContextKeeper::Note(SegmentDrops* drops) {

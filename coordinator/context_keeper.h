@@ -99,6 +99,8 @@ class ContextKeeper final : public PrefixKeeper {
   absl::StatusOr<NamedContext> RenameContext(const std::string& name_space, const RenameContextQuery& query);
   absl::StatusOr<NamedContext> PinContext(const std::string& name_space, const PinContextQuery& query);
   absl::StatusOr<std::string> DeleteContext(const std::string& name_space, const DeleteContextQuery& query);
+  // Ends the requests that wait until what they keep is on the shelves; with `all`, whether it is or not.
+  void FinishSaved(bool all = false);
   // To be called now and then: contexts that have expired lose their names.
   void Expire(double now);
   // Called whenever what a name stands for has changed, or has been used: with what it stands for now, in seconds of
@@ -168,6 +170,11 @@ class ContextKeeper final : public PrefixKeeper {
     uint64_t segment = 0;
   };
   class NamedSink;
+  // A request that ends when what it keeps is on the shelves.
+  struct NamedFinishing {
+    Held segment;
+    std::function<void()> done;
+  };
 
   void SetQuota(const std::string& name_space);
   // Whether the rows of the segment are in the tier, or on their way there.
@@ -186,6 +193,9 @@ class ContextKeeper final : public PrefixKeeper {
                                    double now);
   NamedContext Describe(const ContextInfo& context, size_t* segments = nullptr) const;
   void ReleaseHeld(const Held& held);
+  bool IsBeingSaved(uint64_t segment) const;
+  // Calls `done` when the context is on the shelves of a group, or will not come there.
+  void WhenSaved(const std::string& name_space, const std::string& name, std::function<void()> done);
 
   const SnapshotOptions options_;
   const double unix_offset_;
@@ -197,6 +207,7 @@ class ContextKeeper final : public PrefixKeeper {
   double token_seconds_ = 0;    // of any group
   std::set<int> empty_handed_;  // ready replicas that keep nothing
   int64_t store_bytes_max_ = 0;
+  std::vector<NamedFinishing> finishing_;
   std::set<std::string> with_quota_;  // namespaces that have been given one
   NameListener name_listener_;
   std::map<int, Group> groups_;       // by replica: those that keep something

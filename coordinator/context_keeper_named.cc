@@ -79,11 +79,14 @@ class ContextKeeper::NamedSink final : public RequestSink {
   }
   void OnDone(const absl::Status& status, const RequestUsage& usage) override {
     keeper_->ReleaseHeld(held_);
-    if (status.ok() && !keep_as_.empty()) {
-      const auto kept = keeper_->GetContext(name_space_, {.name = keep_as_});
-      if (kept.ok()) client_->OnKept(*kept);
-    }
-    client_->OnDone(status, usage);
+    if (!status.ok() || keep_as_.empty()) return client_->OnDone(status, usage);
+    // What comes next may use it at once.
+    keeper_->WhenSaved(name_space_, keep_as_,
+                       [keeper = keeper_, name_space = name_space_, name = keep_as_, client = client_, usage] {
+                         const auto kept = keeper->GetContext(name_space, {.name = name});
+                         if (kept.ok()) client->OnKept(*kept);
+                         client->OnDone(absl::OkStatus(), usage);
+                       });
   }
 
  private:
@@ -107,6 +110,30 @@ void ContextKeeper::ReleaseHeld(const Held& held) {
   SegmentDrops drops;
   tree_->Release(held.segment, &drops);
   Note(&drops);
+}
+
+bool ContextKeeper::IsBeingSaved(uint64_t segment) const {
+  const std::optional<SegmentInfo> info = tree_->Find(segment);
+  return info && std::any_of(info->copies.begin(), info->copies.end(), [&](const SegmentInfo::Copy& copy) {
+           return copy.coming != 0 && std::any_of(groups_.begin(), groups_.end(),
+                                                  [&](const auto& group) { return group.second.tier == copy.tier; });
+         });
+}
+
+void ContextKeeper::WhenSaved(const std::string& name_space, const std::string& name, std::function<void()> done) {
+  const absl::StatusOr<ContextInfo> context = tree_->Get(name_space, name);
+  if (!context.ok() || !IsBeingSaved(context->segment)) return done();
+  finishing_.push_back({{trees_, context->segment}, std::move(done)});
+}
+
+void ContextKeeper::FinishSaved(bool all) {
+  for (NamedFinishing& one : std::exchange(finishing_, {})) {
+    if (!all && one.segment.tree == trees_ && IsBeingSaved(one.segment.segment)) {
+      finishing_.push_back(std::move(one));
+    } else {
+      one.done();
+    }
+  }
 }
 
 // What would keep a text from getting this name, as far as that is certain already.

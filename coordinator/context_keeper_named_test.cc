@@ -180,9 +180,11 @@ TEST_F(ContextKeeperNamedTest, ASequenceTakesThePlaceOfWhatItBeganWith) {
   EXPECT_EQ(mine.keep_as->etag, first.etag);
   const auto other = keeper_.Resolve(&yours, std::make_shared<ContextClient>(), kTokensMax, cluster_.now);
   ASSERT_TRUE(other.ok());
-  Save(mine, mine.prompt);
+  const uint64_t step = Save(mine, mine.prompt);
   ASSERT_TRUE(keeper_.Keep(0, mine, mine.prompt, cluster_.now).ok());
   (*resolved)->OnDone(absl::OkStatus(), {});
+  EXPECT_FALSE(sink->kept.has_value()) << "not before all stages have saved it";
+  keeper_.StepAnswered(0, step, {}, cluster_.now);
   ASSERT_TRUE(sink->kept.has_value());
   EXPECT_EQ(sink->kept->tokens, 102);
   EXPECT_NE(sink->kept->etag, first.etag);

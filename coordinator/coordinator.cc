@@ -203,6 +203,7 @@ void Coordinator::Run() {
     if (stop) break;
   }
   scheduler_.CancelAll(absl::UnavailableError("the server is shutting down"), Now());
+  keeper_.FinishSaved(/*all=*/true);
   PublishEvents();
   for (const auto& [worker, link] : links_) link->Close();
 }
