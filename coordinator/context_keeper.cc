@@ -21,6 +21,10 @@ int64_t LimitOf(const Request& request) { return request.cache ? INT64_MAX : *re
 
 }  // namespace
 
+absl::Status NoRoomOnShelf() {
+  return absl::ResourceExhaustedError("the shelf of a worker, its context_memory, has no room for the context");
+}
+
 const std::string& NamespaceOf(const Request& request) {
   static const std::string* const everybody = new std::string;
   return request.client == nullptr ? *everybody : request.client->name_space;
@@ -60,13 +64,15 @@ void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
   with_quota_.clear();
 }
 
-// With API keys, no key can take all room from the others.
+// Of several API keys, none can take all room from the others.
 void ContextKeeper::SetQuota(const std::string& name_space) {
   if (name_space.empty() || groups_.empty() || !with_quota_.insert(name_space).second) return;
+  if (with_quota_.size() < 2) return;
   const auto least = std::min_element(groups_.begin(), groups_.end(), [](const auto& a, const auto& b) {
     return a.second.bytes_max < b.second.bytes_max;
   });
-  tree_->SetQuota(name_space, {.bytes_max = (least->second.bytes_max + store_bytes_max_) / 2});
+  const int64_t bytes_max = (least->second.bytes_max + store_bytes_max_) / 2;
+  for (const std::string& one : with_quota_) tree_->SetQuota(one, {.bytes_max = bytes_max});
 }
 
 ShelfDrops ContextKeeper::GroupEnded(int replica) {
@@ -86,7 +92,10 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
   for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
   Note(&drops);
   drops_.erase(group.tier);
-  FinishSaved();
+  // Their tokens are kept, and are read again.
+  FinishSaved([&](const NamedFinishing& one) {
+    return one.replica == replica ? std::optional<absl::Status>(absl::OkStatus()) : std::nullopt;
+  });
   return {{group.segments.begin(), group.segments.end()}, {}};
 }
 
@@ -229,9 +238,19 @@ void ContextKeeper::StepPlanned(int replica, uint64_t step) {
   Note(&drops);
 }
 
-void ContextKeeper::Unsaved(int replica, absl::Span<const uint64_t> segments) {
+std::vector<uint64_t> ContextKeeper::Unsaved(int replica, absl::Span<const uint64_t> segments) {
   const auto found = groups_.find(replica);
-  if (found != groups_.end()) found->second.unsaved.insert(segments.begin(), segments.end());
+  if (found == groups_.end() || segments.empty()) return {};
+  Group& group = found->second;
+  const std::set<uint64_t> said(segments.begin(), segments.end());
+  std::vector<uint64_t> unsaved;
+  for (const Step& step : group.steps) {
+    for (const Saving& saving : step.saved) {
+      if (said.contains(saving.segment)) unsaved.push_back(saving.segment);
+    }
+  }
+  group.unsaved.insert(unsaved.begin(), unsaved.end());
+  return unsaved;
 }
 
 void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const uint64_t> unsaved, double now) {
@@ -264,7 +283,11 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
     group.steps.pop_front();
   }
   Note(&drops);
-  FinishSaved();
+  FinishSaved([&](const NamedFinishing& one) -> std::optional<absl::Status> {
+    if (one.replica != replica || SavedBy(one.segment.segment) == replica) return std::nullopt;
+    if (std::find(unsaved.begin(), unsaved.end(), one.segment.segment) == unsaved.end()) return absl::OkStatus();
+    return NoRoomOnShelf();
+  });
 }
 
 void ContextKeeper::Note(SegmentDrops* drops) {

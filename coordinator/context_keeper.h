@@ -53,6 +53,8 @@ struct ShelfDrops {
 // Whose texts the request may use: those of its client's namespace.
 const std::string& NamespaceOf(const Request& request);
 
+absl::Status NoRoomOnShelf();
+
 // Pure, like the scheduler that calls it: `now` is in seconds and never goes back. Not thread-safe. For each Step that
 // is planned, the order is NextStep, TakeDrops, StepPlanned; workers are told of the drops before they get the Step.
 class ContextKeeper final : public PrefixKeeper {
@@ -99,8 +101,10 @@ class ContextKeeper final : public PrefixKeeper {
   absl::StatusOr<NamedContext> RenameContext(const std::string& name_space, const RenameContextQuery& query);
   absl::StatusOr<NamedContext> PinContext(const std::string& name_space, const PinContextQuery& query);
   absl::StatusOr<std::string> DeleteContext(const std::string& name_space, const DeleteContextQuery& query);
-  // Ends the requests that wait until what they keep is on the shelves; with `all`, whether it is or not.
-  void FinishSaved(bool all = false);
+  // Requests with keep_as that wait until all stages have saved what they keep. FinishAll ends them, and nothing is
+  // said of what they have kept.
+  int finishing() const { return static_cast<int>(finishing_.size()); }
+  void FinishAll(const absl::Status& status);
   // To be called now and then: contexts that have expired lose their names.
   void Expire(double now);
   // Called whenever what a name stands for has changed, or has been used: with what it stands for now, in seconds of
@@ -114,8 +118,9 @@ class ContextKeeper final : public PrefixKeeper {
   ShelfDrops TakeDrops(int replica);
   // The Step that was planned last has this number.
   void StepPlanned(int replica, uint64_t step);
-  // Some shelf had no room for these segments of a Step in flight. Keep refuses them.
-  void Unsaved(int replica, absl::Span<const uint64_t> segments);
+  // Some shelf says that it had no room for these segments of a Step in flight. Returns those that are; Keep refuses
+  // them.
+  std::vector<uint64_t> Unsaved(int replica, absl::Span<const uint64_t> segments);
   // All stages have answered a Step. `unsaved`: segments for which some shelf had no room.
   void StepAnswered(int replica, uint64_t step, absl::Span<const uint64_t> unsaved, double now);
 
@@ -170,10 +175,15 @@ class ContextKeeper final : public PrefixKeeper {
     uint64_t segment = 0;
   };
   class NamedSink;
-  // A request that ends when what it keeps is on the shelves.
+  // Hears of the context that a request has kept, or why it could not be.
+  using KeptListener = std::function<void(absl::StatusOr<NamedContext> kept)>;
   struct NamedFinishing {
     Held segment;
-    std::function<void()> done;
+    int replica = 0;  // whose Step saves it
+    std::string name_space;
+    NamedContext made;
+    bool replaces = false;  // another context, which is gone
+    KeptListener done;
   };
 
   void SetQuota(const std::string& name_space);
@@ -193,9 +203,13 @@ class ContextKeeper final : public PrefixKeeper {
                                    double now);
   NamedContext Describe(const ContextInfo& context, size_t* segments = nullptr) const;
   void ReleaseHeld(const Held& held);
-  bool IsBeingSaved(uint64_t segment) const;
-  // Calls `done` when the context is on the shelves of a group, or will not come there.
-  void WhenSaved(const std::string& name_space, const std::string& name, std::function<void()> done);
+  // The replica of which a Step in flight saves the segment; -1: there is none.
+  int SavedBy(uint64_t segment) const;
+  // Calls `done` when the Step that saves the context has been answered by all stages, or its group has ended.
+  void WhenSaved(const std::string& name_space, const std::string& name, bool replaces, KeptListener done);
+  void EndKept(NamedFinishing* finishing, const absl::Status& saved);
+  // Ends those for which `ended` gives a status.
+  void FinishSaved(const std::function<std::optional<absl::Status>(const NamedFinishing&)>& ended);
 
   const SnapshotOptions options_;
   const double unix_offset_;
@@ -208,7 +222,7 @@ class ContextKeeper final : public PrefixKeeper {
   std::set<int> empty_handed_;  // ready replicas that keep nothing
   int64_t store_bytes_max_ = 0;
   std::vector<NamedFinishing> finishing_;
-  std::set<std::string> with_quota_;  // namespaces that have been given one
+  std::set<std::string> with_quota_;  // namespaces with keys that have kept something: one alone has no limit
   NameListener name_listener_;
   std::map<int, Group> groups_;       // by replica: those that keep something
   std::map<int, ShelfDrops> drops_;   // by tier: what the workers have not been told yet

@@ -66,6 +66,7 @@ class ContextKeeper::NamedSink final : public RequestSink {
       : keeper_(keeper),
         name_space_(NamespaceOf(request)),
         keep_as_(request.keep_as ? request.keep_as->name : ""),
+        replaces_(request.keep_as && request.keep_as->etag != 0),
         context_tokens_(context_tokens),
         held_(held),
         client_(std::move(client)) {}
@@ -81,11 +82,10 @@ class ContextKeeper::NamedSink final : public RequestSink {
     keeper_->ReleaseHeld(held_);
     if (!status.ok() || keep_as_.empty()) return client_->OnDone(status, usage);
     // What comes next may use it at once.
-    keeper_->WhenSaved(name_space_, keep_as_,
-                       [keeper = keeper_, name_space = name_space_, name = keep_as_, client = client_, usage] {
-                         const auto kept = keeper->GetContext(name_space, {.name = name});
+    keeper_->WhenSaved(name_space_, keep_as_, replaces_,
+                       [client = client_, usage](const absl::StatusOr<NamedContext>& kept) {
                          if (kept.ok()) client->OnKept(*kept);
-                         client->OnDone(absl::OkStatus(), usage);
+                         client->OnDone(kept.status(), usage);
                        });
   }
 
@@ -93,6 +93,7 @@ class ContextKeeper::NamedSink final : public RequestSink {
   ContextKeeper* const keeper_;
   const std::string name_space_;
   const std::string keep_as_;  // empty: it is not kept
+  const bool replaces_;        // it takes the place of another context
   const int64_t context_tokens_;
   const Held held_;
   const std::shared_ptr<RequestSink> client_;
@@ -112,28 +113,56 @@ void ContextKeeper::ReleaseHeld(const Held& held) {
   Note(&drops);
 }
 
-bool ContextKeeper::IsBeingSaved(uint64_t segment) const {
-  const std::optional<SegmentInfo> info = tree_->Find(segment);
-  return info && std::any_of(info->copies.begin(), info->copies.end(), [&](const SegmentInfo::Copy& copy) {
-           return copy.coming != 0 && std::any_of(groups_.begin(), groups_.end(),
-                                                  [&](const auto& group) { return group.second.tier == copy.tier; });
-         });
+int ContextKeeper::SavedBy(uint64_t segment) const {
+  const auto has = [&](const std::vector<Saving>& savings) {
+    return std::any_of(savings.begin(), savings.end(), [&](const Saving& one) { return one.segment == segment; });
+  };
+  for (const auto& [replica, group] : groups_) {
+    const bool in_flight =
+        std::any_of(group.steps.begin(), group.steps.end(), [&](const Step& step) { return has(step.saved); });
+    if (in_flight || has(group.planned)) return replica;
+  }
+  return -1;
 }
 
-void ContextKeeper::WhenSaved(const std::string& name_space, const std::string& name, std::function<void()> done) {
-  const absl::StatusOr<ContextInfo> context = tree_->Get(name_space, name);
-  if (!context.ok() || !IsBeingSaved(context->segment)) return done();
-  finishing_.push_back({{trees_, context->segment}, std::move(done)});
+void ContextKeeper::WhenSaved(const std::string& name_space, const std::string& name, bool replaces,
+                              KeptListener done) {
+  absl::StatusOr<NamedContext> made = GetContext(name_space, {.name = name});
+  if (!made.ok()) return done(std::move(made));
+  const uint64_t segment = tree_->Get(name_space, name)->segment;
+  const int replica = SavedBy(segment);
+  NamedFinishing finishing = {{trees_, segment}, replica, name_space, *std::move(made), replaces, std::move(done)};
+  if (replica < 0) return EndKept(&finishing, absl::OkStatus());
+  finishing_.push_back(std::move(finishing));
 }
 
-void ContextKeeper::FinishSaved(bool all) {
+// Tells of the context as it is now, or, if somebody has changed it meanwhile, as it was made.
+void ContextKeeper::EndKept(NamedFinishing* finishing, const absl::Status& saved) {
+  const std::string& name = finishing->made.name;
+  if (!saved.ok()) {
+    // Nothing of it is there, so nothing gets the name, but for what had it before.
+    if (!finishing->replaces && finishing->segment.tree == trees_) {
+      DeleteContext(finishing->name_space, {.name = name, .etag = finishing->made.etag}).status().IgnoreError();
+    }
+    return finishing->done(saved);
+  }
+  absl::StatusOr<NamedContext> now = GetContext(finishing->name_space, {.name = name});
+  const bool unchanged = now.ok() && now->etag == finishing->made.etag;
+  finishing->done(unchanged ? std::move(now) : std::move(finishing->made));
+}
+
+void ContextKeeper::FinishSaved(const std::function<std::optional<absl::Status>(const NamedFinishing&)>& ended) {
   for (NamedFinishing& one : std::exchange(finishing_, {})) {
-    if (!all && one.segment.tree == trees_ && IsBeingSaved(one.segment.segment)) {
-      finishing_.push_back(std::move(one));
+    if (const std::optional<absl::Status> status = ended(one)) {
+      EndKept(&one, *status);
     } else {
-      one.done();
+      finishing_.push_back(std::move(one));
     }
   }
+}
+
+void ContextKeeper::FinishAll(const absl::Status& status) {
+  for (NamedFinishing& one : std::exchange(finishing_, {})) one.done(status);
 }
 
 // What would keep a text from getting this name, as far as that is certain already.
@@ -216,7 +245,7 @@ absl::Status ContextKeeper::Keep(int replica, const Request& request, absl::Span
                                                            group.token_seconds * static_cast<double>(ids.size()), now));
   absl::Status status = absl::OkStatus();
   if (group.unsaved.contains(added.number)) {
-    status = absl::ResourceExhaustedError("the shelf of a worker, its context_memory, has no room for the context");
+    status = NoRoomOnShelf();
   } else if (added.missing == 0) {
     status = Name(name_space, *request.keep_as, added.number, now).status();
   } else {

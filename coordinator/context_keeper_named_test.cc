@@ -159,6 +159,31 @@ TEST_F(ContextKeeperNamedTest, AContextThatIsDeletedLastsUntilItsRequestEnds) {
 
 // ---- keep_as
 
+TEST_F(ContextKeeperNamedTest, WhatAShelfHadNoRoomForGetsNoName) {
+  Up();
+  Request request;
+  request.prompt = FakePrompt(100);
+  request.generate.emplace().max_tokens = 0;
+  request.keep_as = Request::KeepAs{.name = "doc"};
+  const auto sink = std::make_shared<ContextClient>();
+  const auto resolved = keeper_.Resolve(&request, sink, kTokensMax, cluster_.now);
+  ASSERT_TRUE(resolved.ok());
+  const uint64_t step = Save(request, request.prompt);
+  ASSERT_TRUE(keeper_.Keep(0, request, request.prompt, cluster_.now).ok());
+  (*resolved)->OnDone(absl::OkStatus(), {});
+  EXPECT_EQ(keeper_.finishing(), 1);
+  std::vector<uint64_t> all(1000);
+  std::iota(all.begin(), all.end(), 1);
+  const std::vector<uint64_t> unsaved = keeper_.Unsaved(0, all);
+  EXPECT_EQ(unsaved.size(), 1U) << "of all that a worker says, what the Step saves";
+  keeper_.StepAnswered(0, step, unsaved, cluster_.now);
+  EXPECT_EQ(keeper_.finishing(), 0);
+  EXPECT_FALSE(sink->kept.has_value());
+  ASSERT_TRUE(sink->status.has_value());
+  EXPECT_TRUE(absl::IsResourceExhausted(*sink->status)) << *sink->status;
+  EXPECT_TRUE(Names().empty());
+}
+
 TEST_F(ContextKeeperNamedTest, ASequenceTakesThePlaceOfWhatItBeganWith) {
   Up();
   ASSERT_TRUE(Keep(FakePrompt(100), {.name = "chat", .expire_after_seconds = 60}).ok());

@@ -99,12 +99,16 @@ void Coordinator::Drain(double timeout_seconds) {
   const double deadline = Now() + timeout_seconds;
   for (;;) {
     std::promise<int> requests;
-    Post([&](double) { requests.set_value(scheduler_.running() + scheduler_.waiting()); });
+    Post([&](double) { requests.set_value(scheduler_.running() + scheduler_.waiting() + keeper_.finishing()); });
     const int left = requests.get_future().get();
     if (left == 0) return;
     if (Now() >= deadline) {
       spdlog::warn("{} requests did not end within {} s (shutdown timeout)", left, timeout_seconds);
-      Post([this](double now) { scheduler_.CancelAll(absl::UnavailableError("the server is shutting down"), now); });
+      Post([this](double now) {
+        const absl::Status status = absl::UnavailableError("the server is shutting down");
+        scheduler_.CancelAll(status, now);
+        keeper_.FinishAll(status);
+      });
       return;
     }
     std::unique_lock<std::mutex> lock(mutex_);
@@ -203,7 +207,7 @@ void Coordinator::Run() {
     if (stop) break;
   }
   scheduler_.CancelAll(absl::UnavailableError("the server is shutting down"), Now());
-  keeper_.FinishSaved(/*all=*/true);
+  keeper_.FinishAll(absl::UnavailableError("the server is shutting down"));
   PublishEvents();
   for (const auto& [worker, link] : links_) link->Close();
 }
@@ -384,8 +388,9 @@ void Coordinator::HandleStepDone(const StageOfWorker& from, cluster::v1::StepDon
         replica, absl::StrCat("stage ", stage, " sent an unexpected answer to step ", done->id()), now);
   }
   step->answered[stage] = true;
-  step->unsaved.insert(step->unsaved.end(), done->unsaved().begin(), done->unsaved().end());
-  keeper_.Unsaved(replica, step->unsaved);
+  const std::vector<uint64_t> unsaved(done->unsaved().begin(), done->unsaved().end());
+  const std::vector<uint64_t> known = keeper_.Unsaved(replica, unsaved);
+  step->unsaved.insert(step->unsaved.end(), known.begin(), known.end());
   // No stage can have computed for longer than the Step has been on its way.
   step->busy_seconds_max = std::max(step->busy_seconds_max, std::min(done->busy_seconds(), now - step->sent_at));
   last_answers_[replica] = now;

@@ -123,6 +123,7 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
 
   // On the coordinator's thread.
   void Run();
+  absl::Status NamesKnown() const;
   void SubmitNamed(uint64_t number, Request request, std::shared_ptr<RequestSink> sink, double now);
   void Tick(double now);
   void Settle(double now);

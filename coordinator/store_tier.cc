@@ -44,7 +44,8 @@ void StoreTier::Adopt(StoreContents contents, const SegmentBytes& bytes, double 
     const bool served = *stored.identity == tree_->identity();
     const auto parent = stored.parent ? numbers.find(*stored.parent) : numbers.end();
     absl::StatusOr<uint64_t> number = absl::NotFoundError("the parent of a segment is not in the store");
-    if (!stored.parent || parent != numbers.end()) {
+    const int64_t begin = parent == numbers.end() ? 0 : tree_->Find(parent->second)->end;
+    if ((!stored.parent || parent != numbers.end()) && stored.begin == begin) {
       SegmentBytes size = bytes;
       if (!served) {
         size.per_token = stored.bytes_without_snapshot / (stored.end - stored.begin);

@@ -12,7 +12,7 @@ void StoreTier::AdoptNames(const std::vector<ContextName>& names, const std::map
   for (const ContextName& name : names) {
     const auto segment = numbers.find(name.segment);
     absl::StatusOr<ContextInfo> made = absl::NotFoundError("its text is not in the store");
-    if (segment != numbers.end()) {
+    if (segment != numbers.end() && tree_->Find(segment->second)->name_space == name.name_space) {
       const std::optional<double> seconds_to_live =
           name.keep_seconds > 0 ? std::optional<double>(static_cast<double>(name.keep_seconds)) : std::nullopt;
       tree_->Hold(segment->second, now);
@@ -81,10 +81,13 @@ void StoreTier::NamePut(const ContextName& asked, const absl::StatusOr<ContextNa
   const auto found = names_.find({asked.name_space, asked.name});
   if (found == names_.end()) return;
   found->second.putting = false;
-  if (kept.ok()) {
-    found->second.id = kept->id;
-    found->second.revision = kept->revision;
+  if (!kept.ok()) {  // with the next look, which the next move or use brings
+    found->second.etag = 0;
+    changed_names_.emplace(asked.name_space, asked.name);
+    return;
   }
+  found->second.id = kept->id;
+  found->second.revision = kept->revision;
   look_at_names_ = true;
 }
 
