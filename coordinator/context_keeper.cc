@@ -64,7 +64,7 @@ void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
   with_quota_.clear();
 }
 
-// Of several API keys, none can take all room from the others.
+// If there are several API keys, none can take all room from the others.
 void ContextKeeper::SetQuota(const std::string& name_space) {
   if (name_space.empty() || groups_.empty() || !with_quota_.insert(name_space).second) return;
   if (with_quota_.size() < 2) return;
