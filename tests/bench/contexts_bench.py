@@ -109,8 +109,9 @@ def bench_first_tokens(args, folder):
 def read_rate(args, *more):
     with run.server(args.program, serve_flags(args, *more)) as server:
         lengths = ("--prompt-tokens", f"fixed:{args.tokens}", "--output-tokens", "fixed:1")
-        call(args.program, "load-test", "--server", server, "--rate", 1000, "--requests", 1, *lengths)
-        report = call(args.program, "load-test", "--server", server, "--rate", 1000, "--requests", 8, *lengths)
+        load = ("load-test", "--server", server, "--rate", 1000, *lengths)
+        call(args.program, *load, "--requests", 1, "--seed", 1)  # warms up, with another prompt than those that follow
+        report = call(args.program, *load, "--requests", 8, "--seed", 2)
     return report["prompt_tokens_per_second"]
 
 
