@@ -292,7 +292,8 @@ TEST(LocalClusterTest, MetricsSayWhatASequenceHolds) {
   cluster.AwaitMetric("slots_used", 1);
   EXPECT_EQ(cluster.Metric("gold_tier_sequences"), 1) << "of one stage with GOLD layers";
   EXPECT_GT(cluster.Metric("cache_tokens_used"), 0);
-  EXPECT_GT(cluster.Metric("cache_tokens_reserved"), cluster.Metric("cache_tokens_used"));
+  // More at first, and from an answer of average length on page by page.
+  EXPECT_GE(cluster.Metric("cache_tokens_reserved"), cluster.Metric("cache_tokens_used"));
   cluster.coordinator().Cancel(number, absl::DeadlineExceededError("the deadline has passed"));
   EXPECT_FALSE(request->Wait().ok());
   cluster.AwaitMetric("request_deadline_misses_total", 1);
