@@ -36,6 +36,28 @@ void Admission::Leave(const PeerAddress& peer) {
   if (--found->second == 0) by_network_.erase(found);
 }
 
+void Admission::Fault(const PeerAddress& peer, double now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (faulty_.size() >= kFaultyMax) {
+    absl::erase_if(faulty_, [now](const auto& entry) { return entry.second.full(now); });
+    if (faulty_.size() >= kFaultyMax) return;
+  }
+  TokenBucket& bucket = faulty_.try_emplace(peer.network, kFaultsASecond, kFaultsAtOnce, now).first->second;
+  // A debt that grew for ever would lock out others behind the same address.
+  if (bucket.Tokens(now) > -kHoldSecondsMax * kFaultsASecond) bucket.Spend(1, now);
+}
+
+double Admission::HoldSeconds(const PeerAddress& peer, double now) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = faulty_.find(peer.network);
+  if (found == faulty_.end()) return 0;
+  if (found->second.full(now)) {
+    faulty_.erase(found);
+    return 0;
+  }
+  return std::min(found->second.SecondsUntil(0, now), kHoldSecondsMax);
+}
+
 int RaiseDescriptorLimit() {
   // What the kernel allows at most without being told otherwise, and far more than is needed.
   constexpr rlim_t kMost = 1 << 20;

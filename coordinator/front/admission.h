@@ -1,4 +1,4 @@
-// How many connections there are, and where from.
+// How many connections there are, where from, and which of these addresses have broken the rules.
 #ifndef GOLDFINCH_COORDINATOR_FRONT_ADMISSION_H_
 #define GOLDFINCH_COORDINATOR_FRONT_ADMISSION_H_
 
@@ -6,7 +6,9 @@
 #include <mutex>
 #include <string>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "base/token_bucket.h"
 #include "coordinator/front/listener.h"
 
 namespace goldfinch {
@@ -21,7 +23,19 @@ class Admission {
   absl::Status Enter(const PeerAddress& peer);
   void Leave(const PeerAddress& peer);
 
+  // A connection from this address broke the rules and was closed. `now` is in seconds and never goes back.
+  void Fault(const PeerAddress& peer, double now);
+  // How long a new connection from this address is not read, in seconds. A client that breaks the rules costs most by
+  // connecting again at once. An address may have kFaultsAtOnce faults, and kFaultsASecond in the long run; beyond
+  // that its next connections wait until these are made up for, but at most kHoldSecondsMax. Open connections go on,
+  // and loopback addresses, each by itself, are treated alike.
+  double HoldSeconds(const PeerAddress& peer, double now);
+  static constexpr double kFaultsAtOnce = 16, kFaultsASecond = 1, kHoldSecondsMax = 5;
+
  private:
+  // Addresses whose faults are remembered. If there are more, the others are not held back.
+  static constexpr size_t kFaultyMax = 16384;
+
   const int connections_max_;
   const int per_network_max_;  // but for loopback
 
@@ -29,6 +43,7 @@ class Admission {
   // Guarded by mutex_.
   int connections_ = 0;
   std::map<std::string, int> by_network_;
+  absl::flat_hash_map<std::string, TokenBucket> faulty_;  // by network
 };
 
 // Raises the soft limit of descriptors to the hard one, and returns what it is then.

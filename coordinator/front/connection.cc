@@ -24,6 +24,8 @@ namespace {
 // A client has so long to take the last bytes and to close its end. Closing a socket with unread bytes would reset the
 // connection, and the client would not get those last bytes.
 constexpr double kCloseSeconds = 1;
+// What is read for that. A client that goes on sending does not listen.
+constexpr size_t kDiscardedBytesMax = size_t{1} << 20;
 constexpr double kLastBytesSeconds = 10;
 constexpr double kStalledSeconds = 60;  // a client that takes nothing of what waits for it for so long is gone
 constexpr size_t kToClientBytesMax = size_t{2} << 20;
@@ -75,7 +77,7 @@ void Outbox::Sent(size_t bytes) {
 
 Connection::Connection(Setup setup, double now)
     : setup_(std::move(setup)),
-      began_at_(now),
+      began_at_(std::max(now, setup_.read_from)),
       phase_(setup_.tls != nullptr ? Phase::kHandshake : Phase::kOpening),
       account_(std::in_place, setup_.pool, setup_.owner),
       guard_(std::in_place, *setup_.limits, &*account_, now) {
@@ -94,7 +96,7 @@ Connection::Connection(Setup setup, double now)
       SSL_clear_mode(tls_, SSL_MODE_AUTO_RETRY);
     }
   }
-  client_.Want(EPOLLIN);
+  client_.Want(now >= setup_.read_from ? EPOLLIN : EPOLLRDHUP);
 }
 
 Connection::~Connection() {
@@ -112,11 +114,15 @@ void Connection::Log(double now, const std::string& what) {
 // ---- Events ----
 
 bool Connection::OnClient(uint32_t events, double now, char* scratch) {
-  if ((events & (EPOLLERR | EPOLLHUP)) != 0) return false;
+  // A client that has to wait and gives up leaves nothing to read: what it has sent would only cost.
+  if ((events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)) != 0) return false;
   tls_wants_write_ = false;
   if (phase_ == Phase::kHandshake) {
     Handshake();
-    if (broken_) Log(now, absl::StrCat("the TLS handshake failed: ", TlsError()));
+    if (broken_) {
+      Log(now, absl::StrCat("the TLS handshake failed: ", TlsError()));
+      setup_.on_fault();
+    }
   }
   if (phase_ != Phase::kHandshake && (events & EPOLLIN) != 0) ReadClient(now, scratch);
   return EndTurn(now);
@@ -145,7 +151,7 @@ bool Connection::Tick(double now) {
       }
       ExcuseClient(now);
       if (const absl::Status status = guard_->Tick(now, to_server_.text(), to_client_.text()); !status.ok()) {
-        Refuse(status, now);
+        Fault(status, now);
         break;
       }
       const int64_t expired = guard_->streams_expired();
@@ -171,6 +177,14 @@ bool Connection::Tick(double now) {
   return EndTurn(now);
 }
 
+bool Connection::OnPace(double now) {
+  if (!paced() || now < guard_->resume_at()) return true;
+  ExcuseClient(now);
+  const std::string waiting = std::exchange(partial_, {});
+  Filter(waiting, now);
+  return EndTurn(now);
+}
+
 bool Connection::OnRoom(double now) {
   if (!guard_) return true;
   guard_->Retry(now, to_client_.text());
@@ -184,8 +198,8 @@ bool Connection::Evicted(double now) {
 }
 
 void Connection::ExcuseClient(double now) {
-  if (server_full_since_ >= 0 && guard_) guard_->Excuse(now - server_full_since_);
-  server_full_since_ = to_server_.full() ? now : -1;
+  if (unread_since_ >= 0 && guard_) guard_->Excuse(now - unread_since_);
+  unread_since_ = to_server_.full() || paced() ? now : -1;
 }
 
 bool Connection::EndTurn(double now) {
@@ -214,8 +228,10 @@ bool Connection::EndTurn(double now) {
   }
   ExcuseClient(now);
   // TLS that has something to write first reads nothing, and would be told of the same bytes again and again.
-  const bool read_client = !client_ended_ && !to_server_.full() && !tls_wants_write_;
-  client_.Want((read_client ? EPOLLIN : 0U) | (tls_wants_write_ || !to_client_.empty() ? EPOLLOUT : 0U));
+  const bool held = now < setup_.read_from;
+  const bool read_client = !held && !client_ended_ && !to_server_.full() && !paced() && !tls_wants_write_;
+  client_.Want((read_client ? EPOLLIN : 0U) | (held ? EPOLLRDHUP : 0U) |
+               (tls_wants_write_ || !to_client_.empty() ? EPOLLOUT : 0U));
   const bool read_server = phase_ == Phase::kRelaying && !server_ended_ && !to_client_.full();
   server_.Want((read_server ? EPOLLIN : 0U) | (!to_server_.empty() ? EPOLLOUT : 0U));
   return true;
@@ -265,10 +281,15 @@ ssize_t Connection::ReceiveClient(char* bytes, size_t size) {
 }
 
 void Connection::ReadClient(double now, char* scratch) {
-  if (client_ended_ || to_server_.full()) return;
+  if (client_ended_ || to_server_.full() || paced()) return;
   const ssize_t count = ReceiveClient(scratch, kReadBytes);
   if (count == 0) client_ended_ = true;
-  if (count <= 0 || phase_ == Phase::kClosing) return;
+  if (count <= 0) return;
+  if (phase_ == Phase::kClosing) {
+    discarded_bytes_ += count;
+    if (discarded_bytes_ > kDiscardedBytesMax) broken_ = true;
+    return;
+  }
   const std::string_view bytes(scratch, count);
   if (partial_.empty()) return Filter(bytes, now);
   std::string joined = std::exchange(partial_, {});
@@ -278,7 +299,7 @@ void Connection::ReadClient(double now, char* scratch) {
 
 void Connection::Filter(std::string_view bytes, double now) {
   const absl::StatusOr<size_t> consumed = guard_->FromClient(bytes, now, to_server_.text());
-  if (!consumed.ok()) return Refuse(consumed.status(), now);
+  if (!consumed.ok()) return Fault(consumed.status(), now);
   partial_ = bytes.substr(*consumed);
   if (phase_ == Phase::kOpening && guard_->open()) HandOn(now);
 }
@@ -349,6 +370,11 @@ void Connection::WriteServer() {
 }
 
 // ---- The end ----
+
+void Connection::Fault(const absl::Status& reason, double now) {
+  setup_.on_fault();
+  Refuse(reason, now);
+}
 
 void Connection::Refuse(const absl::Status& reason, double now) {
   Log(now, absl::StrCat("the connection is closed: ", std::string(reason.message())));

@@ -70,6 +70,8 @@ class Connection {
     BodyPool* pool = nullptr;
     BodyPool::Owner owner;
     LogLimiter* log = nullptr;
+    double read_from = 0;            // when reading begins, within a tick
+    std::function<void()> on_fault;  // the client has broken the rules, for which the connection ends
     // Is given the other end of the connection.
     std::function<void(int fd, const PeerAddress& peer)> hand_on;
   };
@@ -83,12 +85,15 @@ class Connection {
   bool shaking_hands() const { return phase_ == Phase::kHandshake; }
   bool handed_on() const { return phase_ == Phase::kRelaying || phase_ == Phase::kClosing; }
   const PeerAddress& peer() const { return setup_.peer; }
+  // Frames of the client wait (H2Guard::resume_at): OnPace is to be called every few milliseconds.
+  bool paced() const { return guard_ && guard_->resume_at() >= 0; }
 
   // `scratch` is memory to read into, of kReadBytes.
   static constexpr size_t kReadBytes = 32 << 10;
   bool OnClient(uint32_t events, double now, char* scratch);
   bool OnServer(uint32_t events, double now, char* scratch);
   bool Tick(double now);
+  bool OnPace(double now);   // it is time for frames that wait
   bool OnRoom(double now);   // there may be room in the pool
   bool Evicted(double now);  // the connection has to go
 
@@ -109,6 +114,8 @@ class Connection {
   ssize_t ReceiveClient(char* bytes, size_t size);  // 0: the end, -1: nothing now; sets broken_ on errors
   void WriteClient();
   void WriteServer();
+  // The client has broken the rules.
+  void Fault(const absl::Status& reason, double now);
   void Refuse(const absl::Status& reason, double now);
   void Close(double now);
   // Writes what can be written, goes on to the next phase, and says what to wait for.
@@ -123,13 +130,14 @@ class Connection {
   Watch client_, server_;
   ssl_st* tls_ = nullptr;
   bool tls_wants_write_ = false;
-  std::string partial_;  // the beginning of a frame of the client
+  std::string partial_;  // the beginning of a frame of the client, or frames that wait
   std::string partial_from_server_;
   Outbox to_client_, to_server_;
   bool client_ended_ = false;  // nothing more comes from the client
   bool server_ended_ = false;
   double client_full_since_ = -1;  // since when the client has taken nothing of a full outbox; -1: it is not full
-  double server_full_since_ = -1;  // the same of the server; what the client sends is not read meanwhile
+  double unread_since_ = -1;       // since when the client is not read because of the server; -1: it is read
+  size_t discarded_bytes_ = 0;     // in kClosing
   bool server_told_ = false;       // that the client has ended
   bool client_told_ = false;       // that the connection has ended
   bool broken_ = false;

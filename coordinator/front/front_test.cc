@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/test_certificates.h"
+#include "coordinator/front/admission.h"
 #include "coordinator/front/front_test_util.h"
 #include "coordinator/front/h2_test_util.h"
 #include "coordinator/front/raw_client.h"
@@ -68,6 +69,29 @@ TEST_F(FrontTest, AServerThatDoesNotReadStopsTheClient) {
   while (sent < 60'000'000 && client.Send(part, 0.5)) sent += part.size();
   // What the kernel's buffers hold, and 100 KB of the front.
   EXPECT_LT(sent, size_t{20'000'000});
+}
+
+TEST_F(FrontTest, AnAddressThatBreaksTheRulesAgainAndAgainWaits) {
+  Start();
+  RawClient open = Connect();
+  const int fd = Taken(0).fd;
+  for (int i = 0; i < Admission::kFaultsAtOnce + 2; ++i) {
+    RawClient client(front_->port());
+    EXPECT_TRUE(client.Send("GET /metrics HTTP/1.1\r\n\r\n"));
+    bool ended = false;
+    client.ReadToEnd(&ended);
+    EXPECT_TRUE(ended);
+  }
+  RawClient held = Connect();
+  ReadFrom(fd, Opening().size());
+  ExpectServed(open, fd);  // an open connection goes on
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    EXPECT_EQ(taken_.size(), 1U);
+  }
+  const int held_fd = Taken(1).fd;
+  ReadFrom(held_fd, Opening().size());
+  ExpectServed(held, held_fd);
 }
 
 TEST_F(FrontTest, WhatIsNotHttp2IsClosed) {

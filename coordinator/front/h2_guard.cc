@@ -1,5 +1,7 @@
 #include "coordinator/front/h2_guard.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "base/status.h"
@@ -23,6 +25,8 @@ H2Guard::H2Guard(const FrontLimits& limits, CallBudget* budget, double now)
       budget_(budget),
       // Honest clients reset many streams at once when they stop, and seldom otherwise.
       resets_(/*per_second=*/100, /*capacity=*/1000, now),
+      // Each reset of a call that has just begun takes gRPC some 25 us.
+      reset_pace_(/*per_second=*/1000, /*capacity=*/50, now),
       settings_(1, 100, now),
       pings_(20, 200, now),
       priorities_(100, 1000, now),
@@ -41,6 +45,7 @@ H2Guard::~H2Guard() {
 absl::StatusOr<size_t> H2Guard::FromClient(std::string_view bytes, double now, std::string* to_server) {
   std::string_view rest = bytes;
   GF_RETURN_IF_ERROR(CheckPreface(&rest, to_server));
+  resume_at_ = -1;
   bool passed = false;  // the end of a frame, so that what comes now began now
   const bool within_block = header_stream_ != 0;
   while (true) {
@@ -62,7 +67,7 @@ absl::StatusOr<size_t> H2Guard::FromClient(std::string_view bytes, double now, s
           absl::StrCat(NameOf(frame.type), " of ", frame.length, " bytes, the limit is ", kPayloadBytesMax));
     }
     GF_RETURN_IF_ERROR(CheckLayout(frame));
-    if (rest.size() < needed) break;
+    if (rest.size() < needed || MustWait(frame, now)) break;
     if (frame.type == kData) {
       GF_RETURN_IF_ERROR(BeginData(frame, rest.substr(kHeaderBytes, lead), now));
     } else {
@@ -81,6 +86,15 @@ absl::StatusOr<size_t> H2Guard::FromClient(std::string_view bytes, double now, s
     frame_began_at_ = ClientTime(now);
   }
   return bytes.size() - rest.size();
+}
+
+bool H2Guard::MustWait(const Frame& frame, double now) {
+  if (frame.type != kReset) return false;
+  const auto found = streams_.find(frame.stream);
+  const bool unanswered = found != streams_.end() && !found->second.answered;
+  if (!unanswered || reset_pace_.Take(now)) return false;
+  resume_at_ = now + std::max(reset_pace_.SecondsUntil(1, now), 1e-3);
+  return true;
 }
 
 absl::Status H2Guard::CheckPreface(std::string_view* bytes, std::string* to_server) {

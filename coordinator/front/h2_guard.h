@@ -61,7 +61,10 @@ class H2Guard {
   // rest, the beginning of a frame, must come again with more bytes behind it. An error says what is wrong; nothing may
   // be passed on after it, and GoAway makes the frame that tells the client.
   absl::StatusOr<size_t> FromClient(std::string_view bytes, double now, std::string* to_server);
-  // The same in the other direction. gRPC is trusted to send whole frames in the end.
+  // What FromClient has left holds whole frames that must wait, so that many of them do not keep gRPC from others'
+  // calls: it is to be called again with the same bytes at this time, and not before. -1: nothing waits.
+  double resume_at() const { return resume_at_; }
+  // As FromClient, in the other direction. gRPC is trusted to send whole frames in the end.
   size_t FromServer(std::string_view bytes, std::string* to_client);
   // To be called every second or so. An error is as that of FromClient.
   absl::Status Tick(double now, std::string* to_server, std::string* to_client);
@@ -139,6 +142,8 @@ class H2Guard {
   absl::Status ExpireMessages(double time);
   // Whether flow control keeps the client from sending more of the stream's message.
   bool HeldUp(uint32_t id, const Stream& stream) const;
+  // Whether a frame has to wait now; sets resume_at_.
+  bool MustWait(const h2::Frame& frame, double now);
   // What has gone by for the client, in seconds.
   double ClientTime(double now) const { return now - excused_seconds_; }
   // Appends the frames of our own if the last frame is whole.
@@ -183,7 +188,8 @@ class H2Guard {
   int64_t parked_bytes_ = 0;
   int64_t streams_expired_ = 0;
   int64_t streams_refused_ = 0;
-  TokenBucket resets_, settings_, pings_, priorities_, short_data_, window_updates_;
+  double resume_at_ = -1;
+  TokenBucket resets_, reset_pace_, settings_, pings_, priorities_, short_data_, window_updates_;
 };
 
 }  // namespace goldfinch

@@ -168,11 +168,36 @@ TEST_F(H2GuardTest, PaddingIsNoBody) {
 
 TEST_F(H2GuardTest, RapidResetsEndTheConnection) {
   Pass(Opening());
-  uint32_t id = 1;
-  for (int i = 0; i < 1000; ++i, id += 2) Pass(OpenStream(id) + MakeFrame(kReset, 0, id, "abcd"));
+  const double begin = now_;
+  std::string out;
+  absl::Status status;
+  int passed = 0;
+  for (uint32_t id = 1; status.ok() && passed < 5000; id += 2, ++passed) {
+    status = guard_.FromClient(OpenStream(id) + MakeFrame(kReset, 0, id, "abcd"), now_, &out).status();
+    now_ += 0.001;
+  }
+  EXPECT_NEAR(passed, 1000 + 100 * (now_ - begin), 2);
+  EXPECT_THAT(status.ToString(), HasSubstr("too many RST_STREAM frames: 1000 at once and 100 a second are allowed"));
+}
+
+TEST_F(H2GuardTest, ManyResetsAtOnceArePassedOnLittleByLittle) {
+  std::string bytes = Opening();
+  for (uint32_t id = 1; id < 1600; id += 2) bytes += OpenStream(id);
+  for (uint32_t id = 1; id < 1600; id += 2) bytes += MakeFrame(kReset, 0, id, "abcd");
+  Pass(bytes);
+  EXPECT_EQ(guard_.streams(), 800U - 50);
+  const double begin = now_;
+  while (guard_.resume_at() >= 0) {
+    const size_t before = guard_.streams();
+    ASSERT_GT(guard_.resume_at(), now_);
+    now_ = guard_.resume_at() + 0.005;
+    EXPECT_TRUE(guard_.Tick(now_, &to_server_, &to_client_).ok());
+    Pass("");
+    EXPECT_LE(before - guard_.streams(), 10U);
+  }
   EXPECT_EQ(guard_.streams(), 0U);
-  EXPECT_THAT(Refused(OpenStream(id) + MakeFrame(kReset, 0, id, "abcd")).ToString(),
-              HasSubstr("too many RST_STREAM frames: 1000 at once and 100 a second are allowed"));
+  EXPECT_EQ(partial_, "");
+  EXPECT_NEAR(now_ - begin, 0.75, 0.01);
 }
 
 TEST_F(H2GuardTest, OtherFramesAreLimitedToo) {

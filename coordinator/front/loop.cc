@@ -22,6 +22,7 @@ namespace goldfinch {
 namespace {
 
 constexpr double kTickSeconds = 0.5;
+constexpr int kPaceMs = 5;
 constexpr double kTlsPollSeconds = 1;
 constexpr double kAcceptPauseSeconds = 0.1;
 // The work of one turn.
@@ -122,6 +123,7 @@ void FrontLoop::Run() {
     // The handshakes that are left out are reported again.
     for (int i = 0; i < count; ++i) RunEvent(events[i].data.u64, events[i].events, &handshakes);
     RunTasks();
+    if (!paced_.empty()) RunPaced();
     if (paused_until_ >= 0 && now_ >= paused_until_) PauseAccepting(false);
     if (now_ >= tick_at_) Tick();
   }
@@ -133,7 +135,16 @@ void FrontLoop::Run() {
   RunTasks();
 }
 
+void FrontLoop::RunPaced() {
+  absl::flat_hash_set<uint64_t> ids;
+  ids.swap(paced_);
+  for (const uint64_t id : ids) {
+    With(id, [this](Connection& connection) { return connection.OnPace(now_); });
+  }
+}
+
 int FrontLoop::TimeoutMs() const {
+  if (!paced_.empty()) return kPaceMs;
   if (paused_until_ >= 0) return static_cast<int>(kAcceptPauseSeconds * 1000);
   const bool polls = !connections_.empty() || !loops_.empty();
   return polls ? static_cast<int>(kTickSeconds * 1000) : -1;
@@ -168,7 +179,11 @@ void FrontLoop::RunTasks() {
 template <typename Call>
 void FrontLoop::With(uint64_t id, Call call) {
   const auto found = connections_.find(id);
-  if (found == connections_.end() || call(*found->second)) return;
+  if (found == connections_.end()) return;
+  if (call(*found->second)) {
+    if (found->second->paced()) paced_.insert(id);
+    return;
+  }
   shared_->admission.Leave(found->second->peer());
   connections_.erase(found);
 }
@@ -262,6 +277,15 @@ void FrontLoop::Add(int fd, const PeerAddress& peer) {
     Post([this, id] { With(id, [this](Connection& connection) { return connection.Evicted(now_); }); });
   };
   setup.log = &shared_->faults;
+  setup.on_fault = [this, peer] { shared_->admission.Fault(peer, now_); };
+  if (const double seconds = shared_->admission.HoldSeconds(peer, now_); seconds > 0) {
+    setup.read_from = now_ + seconds;
+    if (const std::optional<std::string> more = shared_->holds.Take(now_)) {
+      spdlog::warn(
+          "client {} is not read for {:.1f} s, because too many connections from its address broke the rules{}",
+          peer.Text(), seconds, *more);
+    }
+  }
   setup.hand_on = [this](int server_fd, const PeerAddress& from) {
     shared_->on_connection({.fd = server_fd, .peer = from});
   };

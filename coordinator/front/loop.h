@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "base/log_limiter.h"
 #include "coordinator/front/admission.h"
 #include "coordinator/front/body_pool.h"
@@ -36,6 +37,7 @@ struct FrontShared {
   BodyPool pool;
   LogLimiter refusals{kLinesASecond, kLinesAtOnce};  // of connections that were not taken
   LogLimiter faults{kLinesASecond, kLinesAtOnce};    // of connections that were taken
+  LogLimiter holds{kLinesASecond, kLinesAtOnce};     // of connections that are not read at once
 };
 
 // Other threads call Post, Add and End; everything else happens on the loop's thread.
@@ -65,6 +67,7 @@ class FrontLoop {
   template <typename Call>
   void With(uint64_t id, Call call);
   void Tick();
+  void RunPaced();
   int TimeoutMs() const;
 
   // Takes a bounded number of connections.
@@ -84,6 +87,7 @@ class FrontLoop {
   // The loop's thread alone uses these.
   std::vector<char> scratch_;
   absl::flat_hash_map<uint64_t, std::unique_ptr<Connection>> connections_;
+  absl::flat_hash_set<uint64_t> paced_;  // ids of connections that were paced when they were last called
   uint64_t id_next_ = 1;
   double now_ = 0;
   double tick_at_ = 0;
