@@ -107,11 +107,6 @@ class ContextKeeper final : public PrefixKeeper {
   void FinishAll(const absl::Status& status);
   // To be called now and then: contexts that have expired lose their names.
   void Expire(double now);
-  // Called whenever what a name stands for has changed, or has been used: with what it stands for now, in seconds of
-  // `now`, or null if there is no such name any more.
-  using NameListener =
-      std::function<void(const std::string& name_space, const std::string& name, const ContextInfo* context)>;
-  void SetNameListener(NameListener listener) { name_listener_ = std::move(listener); }
 
   // What the workers of the group have to free before the Step that was planned last, or, if that has been sent, after
   // it.
@@ -197,7 +192,7 @@ class ContextKeeper final : public PrefixKeeper {
   bool AllFreed(const Group& group) const;
 
   // context_keeper_named.cc
-  void NameChanged(const std::string& name_space, const std::string& name, const ContextInfo* context) const;
+  void NameChanged(const std::string& name_space, const std::string& name) const;
   absl::Status CheckKeepAs(const std::string& name_space, const Request::KeepAs& keep_as) const;
   absl::StatusOr<ContextInfo> Name(const std::string& name_space, const Request::KeepAs& keep_as, uint64_t segment,
                                    double now);
@@ -223,7 +218,6 @@ class ContextKeeper final : public PrefixKeeper {
   int64_t store_bytes_max_ = 0;
   std::vector<NamedFinishing> finishing_;
   std::set<std::string> with_quota_;  // namespaces with keys that have kept something: one alone has no limit
-  NameListener name_listener_;
   std::map<int, Group> groups_;       // by replica: those that keep something
   std::map<int, ShelfDrops> drops_;   // by tier: what the workers have not been told yet
   std::unique_ptr<StoreTier> store_;  // null: there is none

@@ -214,7 +214,6 @@ absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now,
   absl::Status fits = state.FitQuota(*segment.space->name_space, drops);
   if (fits.ok()) fits = state.FitTier(tier, drops);
   if (!fits.ok()) {
-    segment.expected = false;
     state.RemoveContents(segment, tier, saving.contents, nullptr);
     return fits;
   }
@@ -266,7 +265,7 @@ void SegmentTree::Arrived(uint64_t number, int tier, SegmentContents contents, d
   contents &= copy->coming;
   copy->coming &= ~contents;
   copy->present |= contents;
-  if ((contents & kSnapshot) != 0) segment->expected = segment->snapshot_evicted = false;
+  if ((contents & kSnapshot) != 0) segment->snapshot_evicted = false;
   segment->fresh_until = state.now + kFreshSeconds;
   state.fresh.emplace_back(segment->fresh_until, number);
   state.Touch(*segment);
