@@ -291,17 +291,17 @@ bool Scheduler::Prepare(RequestState& state, const Sequence& next, double now) {
   if (keeper_ == nullptr || !state.request.uses_kept() || state.prepared) return true;
   const std::vector<int32_t> ids = state.Tokens(next, state.End(next));
   Group* best = nullptr;
-  int64_t kept_in_best = -1;
+  int64_t kept_in_best = 0;
   for (const auto& [replica, group] : groups_) {
     if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
     const int64_t kept = groups_.size() > 1 ? keeper_->Kept(replica, state.request, ids) : 0;
-    const bool better = kept > kept_in_best || (kept == kept_in_best && group->load() < best->load());
-    if (best != nullptr && !better) continue;
+    if (best != nullptr && group->load() - kept >= best->load() - kept_in_best) continue;
     best = group.get();
     kept_in_best = kept;
   }
   if (best == nullptr) return true;
   state.preferred = kept_in_best > 0 ? best->replica : -1;
+  state.preferred_tokens = kept_in_best;
   state.prepared = keeper_->Prepare(best->replica, state.number, state.request, ids, best->cost.row_seconds(), now);
   if (!state.prepared) state.coming = best->replica;
   return state.prepared;

@@ -324,6 +324,27 @@ TEST(SchedulerKeptTest, WhatIsParkedGoesOnFromWhereItWas) {
     cluster.Answer(0);
   }
   cluster.Generate(FakePrompt(5, 90), 1, high, [](Request* request) { request->priority = 1; });
+TEST(SchedulerKeptTest, ALongTextIsWorthAWaitAndAShortOneIsReadElsewhere) {
+  for (const int64_t kept : {40, 2000}) {
+    SCOPED_TRACE(kept);
+    FakeCluster cluster(100, 2);
+    cluster.Keep();
+    cluster.Up(0, Roomy());
+    cluster.Up(1, Roomy());
+    const auto first = Client(), other = Client(), second = Client();
+    cluster.Generate(Prompt(kept), 1, first);
+    cluster.RunAll();
+    cluster.Generate(FakePrompt(1000, 90), 1, other);
+    cluster.Generate(Prompt(kept, {7}), 1, second);
+    cluster.RunAll();
+    EXPECT_EQ(cluster.groups[0]->tokens_run(), kept == 40 ? 40 + 1000 : 2000 + 1000 + 1);
+    EXPECT_EQ(cluster.groups[1]->tokens_run(), kept == 40 ? 41 : 0);
+    EXPECT_EQ(second->usage.cached_tokens, kept == 40 ? 0 : 2000);
+    EXPECT_EQ(second->tokens[0], FakeAnswer(Prompt(kept, {7}), 0, 1));
+    ExpectNothingLeft(cluster);
+  }
+}
+
   cluster.RunAll();
   EXPECT_EQ(low->usage.parkings, 1);
   EXPECT_EQ(low->tokens[0], FakeAnswer(Prompt(50), 0, 30));

@@ -97,7 +97,9 @@ struct Scheduler::RequestState {
   int64_t kept_tokens = 0;      // of the prompt that were kept when it came; only with a deadline
   bool prepared = false;        // the keeper has nothing to bring for its next sequence
   int coming = -1;              // the replica to which what it should begin with is on its way; -1: none
-  int preferred = -1;           // the replica that has the most of its text; -1: none has any
+  // The replica where it would be read first thanks to what is kept there (-1: none), and what it need not read there.
+  int preferred = -1;
+  int64_t preferred_tokens = 0;
 
   // What runs of it:
   Group* group = nullptr;  // null: nothing
