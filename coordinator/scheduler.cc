@@ -289,7 +289,7 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
 // Whether a sequence of the request may be admitted as far as the keeper is concerned.
 bool Scheduler::Prepare(RequestState& state, const Sequence& next, double now) {
   if (keeper_ == nullptr || !state.request.uses_kept() || state.prepared) return true;
-  const std::vector<int32_t> ids = state.Tokens(next, state.End(next));
+  const absl::Span<const int32_t> ids = state.Tokens(next, state.End(next), &joined_);
   Group* best = nullptr;
   int64_t kept_in_best = 0;
   for (const auto& [replica, group] : groups_) {
@@ -324,7 +324,7 @@ int64_t Scheduler::Begin(Sequence& sequence, double now) {
   const bool may_draw = state.request.generate && (state.request.generate->max_tokens > 0 || state.request.keep_as);
   int64_t tokens_max = may_draw ? end : end - 1;
   if (state.request.score) tokens_max = std::min(tokens_max, state.ScoredFrom(sequence, 0));
-  const std::vector<int32_t> ids = state.Tokens(sequence, end);
+  const absl::Span<const int32_t> ids = state.Tokens(sequence, end, &joined_);
   sequence.beginning =
       keeper_->Begin(state.group->replica, state.request, ids, tokens_max, state.group->cost.row_seconds(), now);
   const int64_t tokens = sequence.beginning.tokens;

@@ -365,7 +365,8 @@ class Scheduler {
   std::map<int, std::unique_ptr<Group>> groups_;        // by replica: those that are ready
   SchedulerEvents events_;
   double step_time_ = 0;             // NextStep's `now`
-  std::vector<Sequence*> put_back_;  // PlanDecode's, kept for its memory
+  std::vector<Sequence*> put_back_;  // PlanDecode's, kept for its memory, as is the next one
+  std::vector<int32_t> joined_;      // tokens of a prompt and of what comes after it
 };
 
 }  // namespace goldfinch

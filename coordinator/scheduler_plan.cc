@@ -343,8 +343,8 @@ void Scheduler::PlanSave(const Group& group, Sequence& sequence, bool logits, St
   const RequestState& state = *sequence.owner;
   const PrefixKeeper::SavePoint point = {.logits = logits,
                                          .end = sequence.finish && sequence.scheduled == state.End(sequence)};
-  const PrefixKeeper::Saved saved =
-      keeper_->Save(group.replica, state.request, state.Tokens(sequence, sequence.scheduled), point, step_time_);
+  const PrefixKeeper::Saved saved = keeper_->Save(
+      group.replica, state.request, state.Tokens(sequence, sequence.scheduled, &joined_), point, step_time_);
   if (saved.segment != 0) plan->saves.push_back({sequence.id, saved.segment, saved.begin});
 }
 
@@ -354,8 +354,9 @@ void Scheduler::PlanParked(Group& group, StepPlan* plan) {
     const auto found = requests_.find(parked.request);
     if (found == requests_.end()) continue;  // it has ended meanwhile
     const RequestState& state = *found->second;
-    const PrefixKeeper::Saved saved = keeper_->Save(
-        group.replica, state.request, state.Tokens(state.sequences[parked.index], parked.position), {}, step_time_);
+    const Sequence& sequence = state.sequences[parked.index];
+    const PrefixKeeper::Saved saved =
+        keeper_->Save(group.replica, state.request, state.Tokens(sequence, parked.position, &joined_), {}, step_time_);
     if (saved.segment != 0) plan->saves.push_back({parked.sequence, saved.segment, saved.begin});
   }
   group.parked.clear();

@@ -203,9 +203,10 @@ void Scheduler::FinishSequence(Sequence& sequence, Finish finish, double now) {
     state.sink->OnSampleDone(sequence.index, finish);
   }
   if (state.request.keep_as) {
-    const absl::Status kept = keeper_ == nullptr ? absl::FailedPreconditionError("this server keeps no contexts")
-                                                 : keeper_->Keep(state.group->replica, state.request,
-                                                                 state.Tokens(sequence, state.End(sequence)), now);
+    const absl::Status kept = keeper_ == nullptr
+                                  ? absl::FailedPreconditionError("this server keeps no contexts")
+                                  : keeper_->Keep(state.group->replica, state.request,
+                                                  state.Tokens(sequence, state.End(sequence), &joined_), now);
     if (!kept.ok()) return End(state, kept, now);
   }
   Release(sequence);
