@@ -144,6 +144,11 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
     beginning.save_at = PlanSnapshots(options_, {.begin = beginning.tokens, .end = size, .breakpoints = breakpoints});
     beginning.save_at.pop_back();
   }
+  if (request.generate) {
+    // The last token of an answer is run only if it is kept.
+    const int64_t answer = request.generate->max_tokens - (request.keep_as ? 0 : 1);
+    PlanAnswer(options_, size, static_cast<int64_t>(request.prompt.size()) + answer, &beginning.save_at);
+  }
   return beginning;
 }
 

@@ -298,6 +298,23 @@ TEST(ContextKeeperStoreTest, ALostGroupCostsAReload) {
   keeping.ExpectNothingLeft();
 }
 
+TEST(ContextKeeperStoreTest, ALongAnswerIsNotGeneratedAgain) {
+  FakeStore store;
+  Keeping keeping(&store, 1, 1 << 30, {}, {.first_tokens = 500, .cost_tokens = 20});
+  keeping.Up(0);
+  const auto client = Client();
+  const std::vector<int32_t> prompt = Prompt(100);
+  keeping.cluster.Generate(prompt, 1200, client);
+  while (client->tokens[0].size() < 1000) keeping.cluster.RunUntil(keeping.cluster.now + 1);
+  keeping.Lose(0);
+  keeping.Up(0);
+  keeping.cluster.RunAll();
+  EXPECT_EQ(client->tokens[0], FakeAnswer(prompt, 0, 1200));
+  EXPECT_EQ(client->usage.recoveries, 1);
+  EXPECT_LT(client->usage.reread_tokens, 110) << "it was saved at 1,000, and lost at 1,100";
+  keeping.ExpectNothingLeft();
+}
+
 TEST(ContextKeeperStoreTest, ThoseWhoWaitForTheSameShareItsMoves) {
   FakeStore store;
   {

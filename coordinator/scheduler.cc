@@ -329,10 +329,17 @@ int64_t Scheduler::Begin(Sequence& sequence, double now) {
       keeper_->Begin(state.group->replica, state.request, ids, tokens_max, state.group->cost.row_seconds(), now);
   const int64_t tokens = sequence.beginning.tokens;
   GF_CHECK_LE(tokens, tokens_max);
-  std::vector<int64_t>& save_at = sequence.beginning.save_at;
-  if (sequence.finish && tokens < end && (save_at.empty() || save_at.back() < end)) save_at.push_back(end);
+  if (sequence.finish) SaveToEnd(sequence, tokens);
   sequence.begun = std::min(tokens, state.prompt_tokens());
   return tokens;
+}
+
+// The sequence has all its tokens, and has been run up to `position`: it is saved at its end, and not beyond.
+void Scheduler::SaveToEnd(Sequence& sequence, int64_t position) {
+  const int64_t end = sequence.owner->End(sequence);
+  std::vector<int64_t>& save_at = sequence.beginning.save_at;
+  save_at.erase(std::lower_bound(save_at.begin(), save_at.end(), end), save_at.end());
+  if (position < end) save_at.push_back(end);
 }
 
 // From now on the sequence can run, from `position` on.

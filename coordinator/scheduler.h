@@ -266,6 +266,7 @@ class Scheduler {
   void Start(RequestState& state, Sequence& sequence, Group& group, double now);
   bool Prepare(RequestState& state, const Sequence& next, double now);
   int64_t Begin(Sequence& sequence, double now);
+  static void SaveToEnd(Sequence& sequence, int64_t position);
   void Activate(Sequence& sequence, int64_t position);
   void ListPrefill(Sequence& sequence);
   void UnlistPrefill(Sequence& sequence);

@@ -370,6 +370,11 @@ void Scheduler::PlanForks(RequestState& state, Cohort& cohort, StepPlan* plan) {
     plan->forks.push_back(state.Opening(sequence));
     sequence.opened = true;
     Activate(sequence, cohort.shared_tokens);
+    if (state.request.score) continue;
+    // Its answer is saved where that of the leader is.
+    const std::vector<int64_t>& save_at = cohort.leader->beginning.save_at;
+    const auto answer = std::upper_bound(save_at.begin(), save_at.end(), state.prompt_tokens());
+    sequence.beginning.save_at.assign(answer, save_at.end());
   }
 }
 

@@ -143,7 +143,7 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   }
   if (finish) {
     sequence.finish = finish;
-    if (keeper_ != nullptr) sequence.beginning.save_at.push_back(state.End(sequence));
+    if (keeper_ != nullptr) SaveToEnd(sequence, sequence.scheduled);
   }
   if (!state.paused) sequence.lane->ready.push_back(sequence.id);
   return absl::OkStatus();
