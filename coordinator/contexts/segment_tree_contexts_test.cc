@@ -233,6 +233,22 @@ TEST_F(SegmentTreeContextsTest, WhatWasOnDiskIsThereAgain) {
   EXPECT_TRUE(absl::IsNotFound(adopt(first, TestText(50, 5), kRowsAndSnapshot).status()));
 }
 
+// Whoever owns a shelf frees all of a segment whose rows go.
+TEST_F(SegmentTreeContextsTest, RowsDoNotGoWithoutTheSnapshotBesideThem) {
+  const int disk = tree_.OpenTier(TestTier(TierKind::kDisk, 10'000));
+  const uint64_t number = StoreHeld(tree_, "", TestText(50), shelf_, 0);
+  ASSERT_TRUE(tree_.Create("", "mine", number, {}, 0).ok());
+  ASSERT_TRUE(tree_.Bring(number, disk, 0, &drops_).ok());
+  tree_.Arrived(number, disk, kRowsAndSnapshot, 0, &drops_);
+  tree_.Lost(number, disk, kSnapshot, &drops_);
+  tree_.Release(number, &drops_);
+  // The rows are on the disk as well, but nowhere else is the snapshot.
+  const int64_t bytes = tree_.TierBytes(shelf_);
+  EXPECT_FALSE(tree_.MakeRoom(shelf_, 1'000'000, 100, &drops_).ok());
+  EXPECT_EQ(tree_.TierBytes(shelf_), bytes);
+  EXPECT_TRUE(drops_.empty());
+}
+
 TEST_F(SegmentTreeContextsTest, AContextOfAnotherModelSaysSo) {
   const int disk = tree_.OpenTier(TestTier(TierKind::kDisk, 10'000));
   const uint64_t other =

@@ -32,6 +32,8 @@ SegmentContents SegmentTree::State::Evictable(const Segment& segment, const Copy
   SegmentContents contents = copy.present;
   if (copy.children > 0 || (segment.children > 0 && (beside & kRows) == 0)) contents &= ~kRows;
   if (segment.contexts > 0) contents &= beside;
+  // A snapshot is of no use without the rows beside it.
+  if ((copy.present & kSnapshot) != (contents & kSnapshot)) contents = 0;
   return contents;
 }
 
