@@ -190,8 +190,7 @@ absl::StatusOr<std::shared_ptr<RequestSink>> ContextKeeper::Resolve(Request* req
       return tokens.status();
     }
     context_tokens = *tokens;
-    std::vector<int32_t> ids = tree_->Ids(context.segment, 0, context_tokens);
-    ids.reserve(ids.size() + request->prompt.size());  // not twice as much
+    std::vector<int32_t> ids = tree_->Ids(context.segment, 0, context_tokens, /*more=*/request->prompt.size());
     ids.insert(ids.end(), request->prompt.begin(), request->prompt.end());
     request->prompt = std::move(ids);
     request->context_tokens = context_tokens;

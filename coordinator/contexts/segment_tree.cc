@@ -250,11 +250,11 @@ std::vector<uint64_t> SegmentTree::Chain(uint64_t number) const {
   return chain;
 }
 
-std::vector<int32_t> SegmentTree::Ids(uint64_t number, int64_t begin, int64_t end) const {
+std::vector<int32_t> SegmentTree::Ids(uint64_t number, int64_t begin, int64_t end, size_t more) const {
   const Segment* const segment = state_->Lookup(number);
   GF_CHECK(segment != nullptr) << "segment " << number << " is gone";
   GF_CHECK_LE(end, segment->end()) << "segment " << number;
-  return TextTree::Ids(segment->node, begin, end);
+  return TextTree::Ids(segment->node, begin, end, more);
 }
 
 SegmentKey SegmentTree::Key(uint64_t number) {

@@ -295,8 +295,8 @@ class SegmentTree {
   std::vector<uint64_t> Chain(uint64_t number) const;  // from the root on
   // The number must be that of a segment that is not gone. It takes as long as the chain is.
   TextKept Kept(uint64_t number) const;
-  // The ids of [begin, end) of the segment's text; `end` is at most that of the segment.
-  std::vector<int32_t> Ids(uint64_t number, int64_t begin, int64_t end) const;
+  // The ids of [begin, end) of the segment's text, with room for `more` behind them; `end` is at most the segment's.
+  std::vector<int32_t> Ids(uint64_t number, int64_t begin, int64_t end, size_t more = 0) const;
   // Its key; rows of the segment must have been stored, or be on their way.
   SegmentKey Key(uint64_t number);
 

@@ -10,10 +10,10 @@
 namespace goldfinch {
 
 struct SnapshotOptions {
-  // Long texts have a snapshot at this position, be it in a prompt or in an answer; each further one is half as far into
-  // the text again, but at least as many tokens on. So a text of 1M tokens has 13 of them, and a prompt that parts from
-  // it anywhere reads at most a third of what it shares again. 0: none. With the default, a snapshot of 9 MB comes once
-  // in 30 ms of reading on a fast device, and later more rarely.
+  // Long texts have a snapshot at this position, be it in a prompt or in an answer; each further one is half as far
+  // into the text again, but at least as many tokens on. So a text of 1M tokens has 13 of them, and a prompt that parts
+  // from it anywhere reads at most a third of what it shares again. 0: none. With the default, a snapshot of 9 MB comes
+  // once in 30 ms of reading on a fast device, and later more rarely.
   int64_t first_tokens = 8192;
   // What taking a snapshot costs, in tokens of a prompt that could be read instead: a chunk that ends early, and its
   // copy beside the next Steps. Where it would save fewer tokens, none is taken, but for those of breakpoints and ends.
