@@ -15,8 +15,11 @@ namespace goldfinch {
 void Coordinator::OpenStore() {
   if (options_.store == nullptr) return;
   ContextStoreEvents events;
-  events.moved = [this](uint64_t move, StoreMoved moved) {
-    Post([this, move, moved = std::move(moved)](double now) { keeper_.Moved(move, moved, now); });
+  events.moved = [this](uint64_t move, const SegmentKey& key, StoreMoved moved) {
+    Post([this, move, key, moved = std::move(moved)](double now) mutable {
+      moved.stored = context_store_->Stored(key);  // as it is by now
+      keeper_.Moved(move, moved, now);
+    });
   };
   events.name_put = [this](const ContextName& asked, absl::StatusOr<ContextName> kept) {
     Post([this, asked, kept = std::move(kept)](double) { keeper_.NamePut(asked, kept); });
