@@ -124,12 +124,13 @@ class ContextKeeper final : public PrefixKeeper {
   // is that of any group.
   void SetStore(const StoreTierOptions& options, StoreContents contents, const ShelfCapacity& capacity,
                 double token_seconds, double now);
-  // What is to be done, in this order. Workers are told of all drops before.
-  std::vector<StoreAction> TakeStoreActions(double now);
+  // What is to be done, in this order, for the caller to move from until the next call. Workers are told of all drops
+  // before. There must be a store, here and for TakePrepared.
+  std::vector<StoreAction>& TakeStoreActions(double now);
   void Moved(uint64_t move, const StoreMoved& moved, double now);
-  void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept);
-  // The requests for which Prepare was false, and is not any more.
-  std::vector<uint64_t> TakePrepared(double now);
+  void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept, double now);
+  // The requests for which Prepare was false, and is not any more. Valid until the next call.
+  const std::vector<uint64_t>& TakePrepared(double now);
   const StoreTier* store() const { return store_.get(); }  // null: there is none
   const SegmentTree* tree() const { return tree_.get(); }  // null: there is no model
 

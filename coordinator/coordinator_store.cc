@@ -22,7 +22,7 @@ void Coordinator::OpenStore() {
     });
   };
   events.name_put = [this](const ContextName& asked, absl::StatusOr<ContextName> kept) {
-    Post([this, asked, kept = std::move(kept)](double) { keeper_.NamePut(asked, kept); });
+    Post([this, asked, kept = std::move(kept)](double now) { keeper_.NamePut(asked, kept, now); });
   };
   context_store_ = std::make_unique<ContextStore>(options_.store, &mover_, std::move(events));
   context_store_->Load([this](StoreContents contents) {
@@ -61,9 +61,9 @@ void Coordinator::KeepTexts(int replica, double token_seconds, double now) {
 }
 
 void Coordinator::MoveContexts(double now) {
-  if (context_store_ == nullptr) return;
+  if (keeper_.store() == nullptr) return;
   for (const uint64_t request : keeper_.TakePrepared(now)) scheduler_.Prepared(request, now);
-  std::vector<StoreAction> actions = keeper_.TakeStoreActions(now);
+  std::vector<StoreAction>& actions = keeper_.TakeStoreActions(now);
   // All Steps that were planned have been sent.
   for (int replica = 0; replica < options_.membership.replicas; ++replica) {
     SendDrops(members_[replica], keeper_.TakeDrops(replica));
