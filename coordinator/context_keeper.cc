@@ -212,11 +212,13 @@ bool ContextKeeper::HasRows(uint64_t segment, int tier) const {
          });
 }
 
-ShelfDrops ContextKeeper::TakeDrops(int replica) {
+const ShelfDrops& ContextKeeper::TakeDrops(int replica) {
+  ShelfDrops& drops = taken_drops_;
+  drops.Clear();
   const auto found = groups_.find(replica);
-  if (found == groups_.end()) return {};
+  if (found == groups_.end()) return drops;
   Group& group = found->second;
-  ShelfDrops drops = std::exchange(drops_[group.tier], {});
+  std::swap(drops, drops_[group.tier]);
   for (const uint64_t segment : drops.segments) {
     // The Step that is being planned may save it anew.
     const bool saved = std::any_of(group.planned.begin(), group.planned.end(),

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -48,6 +49,10 @@ struct ShelfDrops {
   std::vector<uint64_t> segments;
   std::vector<uint64_t> snapshots;  // of segments whose rows stay
   bool empty() const { return segments.empty() && snapshots.empty(); }
+  void Clear() {
+    segments.clear();
+    snapshots.clear();
+  }
 };
 
 // Whose texts the request may use: those of its client's namespace.
@@ -109,8 +114,8 @@ class ContextKeeper final : public PrefixKeeper {
   void Expire(double now);
 
   // What the workers of the group have to free before the Step that was planned last, or, if that has been sent, after
-  // it.
-  ShelfDrops TakeDrops(int replica);
+  // it. Valid until the next call.
+  const ShelfDrops& TakeDrops(int replica);
   // The Step that was planned last has this number.
   void StepPlanned(int replica, uint64_t step);
   // Some shelf says that it had no room for these segments of a Step in flight. Returns those that are; Keep refuses
@@ -205,7 +210,7 @@ class ContextKeeper final : public PrefixKeeper {
   void WhenSaved(const std::string& name_space, const std::string& name, bool replaces, KeptListener done);
   void EndKept(NamedFinishing* finishing, const absl::Status& saved);
   // Ends those for which `ended` gives a status.
-  void FinishSaved(const std::function<std::optional<absl::Status>(const NamedFinishing&)>& ended);
+  void FinishSaved(absl::FunctionRef<std::optional<absl::Status>(const NamedFinishing& one)> ended);
 
   const SnapshotOptions options_;
   const double unix_offset_;
@@ -221,6 +226,7 @@ class ContextKeeper final : public PrefixKeeper {
   std::set<std::string> with_quota_;  // namespaces with keys that have kept something: one alone has no limit
   std::map<int, Group> groups_;       // by replica: those that keep something
   std::map<int, ShelfDrops> drops_;   // by tier: what the workers have not been told yet
+  ShelfDrops taken_drops_;            // kept for its memory
   std::unique_ptr<StoreTier> store_;  // null: there is none
 };
 

@@ -149,7 +149,8 @@ void ContextKeeper::EndKept(NamedFinishing* finishing, const absl::Status& saved
   finishing->done(unchanged ? std::move(now) : std::move(finishing->made));
 }
 
-void ContextKeeper::FinishSaved(const std::function<std::optional<absl::Status>(const NamedFinishing&)>& ended) {
+void ContextKeeper::FinishSaved(absl::FunctionRef<std::optional<absl::Status>(const NamedFinishing& one)> ended) {
+  if (finishing_.empty()) return;
   for (NamedFinishing& one : std::exchange(finishing_, {})) {
     if (const std::optional<absl::Status> status = ended(one)) {
       EndKept(&one, *status);

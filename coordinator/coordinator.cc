@@ -422,7 +422,7 @@ void Coordinator::ForgetAnsweredSteps(int replica, double now) {
   }
 }
 
-void Coordinator::SendDrops(const std::vector<uint64_t>& workers, ShelfDrops drops) {
+void Coordinator::SendDrops(const std::vector<uint64_t>& workers, const ShelfDrops& drops) {
   if (drops.empty()) return;
   cluster::v1::ToWorker message;
   message.mutable_drop()->mutable_segments()->Assign(drops.segments.begin(), drops.segments.end());
