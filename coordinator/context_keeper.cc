@@ -144,6 +144,11 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
     beginning.save_at = PlanSnapshots(options_, {.begin = beginning.tokens, .end = size, .breakpoints = breakpoints});
     beginning.save_at.pop_back();
   }
+  if (request.generate) {
+    // The last token of an answer is run only if it is kept.
+    const int64_t answer = request.generate->max_tokens - (request.keep_as ? 0 : 1);
+    PlanAnswer(options_, size, static_cast<int64_t>(request.prompt.size()) + answer, &beginning.save_at);
+  }
   return beginning;
 }
 
@@ -207,11 +212,13 @@ bool ContextKeeper::HasRows(uint64_t segment, int tier) const {
          });
 }
 
-ShelfDrops ContextKeeper::TakeDrops(int replica) {
+const ShelfDrops& ContextKeeper::TakeDrops(int replica) {
+  ShelfDrops& drops = taken_drops_;
+  drops.Clear();
   const auto found = groups_.find(replica);
-  if (found == groups_.end()) return {};
+  if (found == groups_.end()) return drops;
   Group& group = found->second;
-  ShelfDrops drops = std::exchange(drops_[group.tier], {});
+  std::swap(drops, drops_[group.tier]);
   for (const uint64_t segment : drops.segments) {
     // The Step that is being planned may save it anew.
     const bool saved = std::any_of(group.planned.begin(), group.planned.end(),

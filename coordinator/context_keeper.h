@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -48,6 +49,10 @@ struct ShelfDrops {
   std::vector<uint64_t> segments;
   std::vector<uint64_t> snapshots;  // of segments whose rows stay
   bool empty() const { return segments.empty() && snapshots.empty(); }
+  void Clear() {
+    segments.clear();
+    snapshots.clear();
+  }
 };
 
 // Whose texts the request may use: those of its client's namespace.
@@ -107,15 +112,10 @@ class ContextKeeper final : public PrefixKeeper {
   void FinishAll(const absl::Status& status);
   // To be called now and then: contexts that have expired lose their names.
   void Expire(double now);
-  // Called whenever what a name stands for has changed, or has been used: with what it stands for now, in seconds of
-  // `now`, or null if there is no such name any more.
-  using NameListener =
-      std::function<void(const std::string& name_space, const std::string& name, const ContextInfo* context)>;
-  void SetNameListener(NameListener listener) { name_listener_ = std::move(listener); }
 
   // What the workers of the group have to free before the Step that was planned last, or, if that has been sent, after
-  // it.
-  ShelfDrops TakeDrops(int replica);
+  // it. Valid until the next call.
+  const ShelfDrops& TakeDrops(int replica);
   // The Step that was planned last has this number.
   void StepPlanned(int replica, uint64_t step);
   // Some shelf says that it had no room for these segments of a Step in flight. Returns those that are; Keep refuses
@@ -129,12 +129,13 @@ class ContextKeeper final : public PrefixKeeper {
   // is that of any group.
   void SetStore(const StoreTierOptions& options, StoreContents contents, const ShelfCapacity& capacity,
                 double token_seconds, double now);
-  // What is to be done, in this order. Workers are told of all drops before.
-  std::vector<StoreAction> TakeStoreActions(double now);
+  // What is to be done, in this order, for the caller to move from until the next call. Workers are told of all drops
+  // before. There must be a store, here and for TakePrepared.
+  std::vector<StoreAction>& TakeStoreActions(double now);
   void Moved(uint64_t move, const StoreMoved& moved, double now);
-  void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept);
-  // The requests for which Prepare was false, and is not any more.
-  std::vector<uint64_t> TakePrepared(double now);
+  void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept, double now);
+  // The requests for which Prepare was false, and is not any more. Valid until the next call.
+  const std::vector<uint64_t>& TakePrepared(double now);
   const StoreTier* store() const { return store_.get(); }  // null: there is none
   const SegmentTree* tree() const { return tree_.get(); }  // null: there is no model
 
@@ -197,7 +198,7 @@ class ContextKeeper final : public PrefixKeeper {
   bool AllFreed(const Group& group) const;
 
   // context_keeper_named.cc
-  void NameChanged(const std::string& name_space, const std::string& name, const ContextInfo* context) const;
+  void NameChanged(const std::string& name_space, const std::string& name) const;
   absl::Status CheckKeepAs(const std::string& name_space, const Request::KeepAs& keep_as) const;
   absl::StatusOr<ContextInfo> Name(const std::string& name_space, const Request::KeepAs& keep_as, uint64_t segment,
                                    double now);
@@ -209,7 +210,7 @@ class ContextKeeper final : public PrefixKeeper {
   void WhenSaved(const std::string& name_space, const std::string& name, bool replaces, KeptListener done);
   void EndKept(NamedFinishing* finishing, const absl::Status& saved);
   // Ends those for which `ended` gives a status.
-  void FinishSaved(const std::function<std::optional<absl::Status>(const NamedFinishing&)>& ended);
+  void FinishSaved(absl::FunctionRef<std::optional<absl::Status>(const NamedFinishing& one)> ended);
 
   const SnapshotOptions options_;
   const double unix_offset_;
@@ -223,9 +224,9 @@ class ContextKeeper final : public PrefixKeeper {
   int64_t store_bytes_max_ = 0;
   std::vector<NamedFinishing> finishing_;
   std::set<std::string> with_quota_;  // namespaces with keys that have kept something: one alone has no limit
-  NameListener name_listener_;
   std::map<int, Group> groups_;       // by replica: those that keep something
   std::map<int, ShelfDrops> drops_;   // by tier: what the workers have not been told yet
+  ShelfDrops taken_drops_;            // kept for its memory
   std::unique_ptr<StoreTier> store_;  // null: there is none
 };
 

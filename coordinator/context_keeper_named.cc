@@ -99,11 +99,9 @@ class ContextKeeper::NamedSink final : public RequestSink {
   const std::shared_ptr<RequestSink> client_;
 };
 
-// Every change of a name passes here.
-void ContextKeeper::NameChanged(const std::string& name_space, const std::string& name,
-                                const ContextInfo* context) const {
+// Every change of what a name stands for passes here, and every use.
+void ContextKeeper::NameChanged(const std::string& name_space, const std::string& name) const {
   if (store_ != nullptr) store_->NameChanged(name_space, name);
-  if (name_listener_) name_listener_(name_space, name, context);
 }
 
 void ContextKeeper::ReleaseHeld(const Held& held) {
@@ -151,7 +149,8 @@ void ContextKeeper::EndKept(NamedFinishing* finishing, const absl::Status& saved
   finishing->done(unchanged ? std::move(now) : std::move(finishing->made));
 }
 
-void ContextKeeper::FinishSaved(const std::function<std::optional<absl::Status>(const NamedFinishing&)>& ended) {
+void ContextKeeper::FinishSaved(absl::FunctionRef<std::optional<absl::Status>(const NamedFinishing& one)> ended) {
+  if (finishing_.empty()) return;
   for (NamedFinishing& one : std::exchange(finishing_, {})) {
     if (const std::optional<absl::Status> status = ended(one)) {
       EndKept(&one, *status);
@@ -185,15 +184,14 @@ absl::StatusOr<std::shared_ptr<RequestSink>> ContextKeeper::Resolve(Request* req
   if (!request->context.empty()) {
     GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Use(name_space, request->context, now));
     held.segment = context.segment;
-    NameChanged(name_space, request->context, &context);
+    NameChanged(name_space, request->context);
     const absl::StatusOr<int64_t> tokens = TokensOf(context, request->context_tokens);
     if (!tokens.ok()) {
       ReleaseHeld(held);
       return tokens.status();
     }
     context_tokens = *tokens;
-    std::vector<int32_t> ids = tree_->Ids(context.segment, 0, context_tokens);
-    ids.reserve(ids.size() + request->prompt.size());  // not twice as much
+    std::vector<int32_t> ids = tree_->Ids(context.segment, 0, context_tokens, /*more=*/request->prompt.size());
     ids.insert(ids.end(), request->prompt.begin(), request->prompt.end());
     request->prompt = std::move(ids);
     request->context_tokens = context_tokens;
@@ -230,7 +228,7 @@ absl::StatusOr<ContextInfo> ContextKeeper::Name(const std::string& name_space, c
       context = tree_->SetSecondsToLive(name_space, keep_as.name, keep_as.expire_after_seconds, now);
     }
   }
-  if (context.ok()) NameChanged(name_space, keep_as.name, &*context);
+  if (context.ok()) NameChanged(name_space, keep_as.name);
   return context;
 }
 
@@ -311,7 +309,7 @@ absl::StatusOr<NamedContext> ContextKeeper::ForkContext(const std::string& name_
                                                         double now) {
   if (tree_ == nullptr) return NoContexts();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Use(name_space, query.context, now));
-  NameChanged(name_space, query.context, &context);
+  NameChanged(name_space, query.context);
   const auto fork = [&]() -> absl::StatusOr<NamedContext> {
     GF_ASSIGN_OR_RETURN(const int64_t tokens, TokensOf(context, query.context_tokens));
     Request::KeepAs keep_as = query.keep_as;
@@ -339,15 +337,15 @@ absl::StatusOr<NamedContext> ContextKeeper::RenameContext(const std::string& nam
                                                           const RenameContextQuery& query) {
   if (tree_ == nullptr) return NoContexts();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Rename(name_space, query.name, query.new_name, query.etag));
-  NameChanged(name_space, query.name, nullptr);
-  NameChanged(name_space, query.new_name, &context);
+  NameChanged(name_space, query.name);
+  NameChanged(name_space, query.new_name);
   return Describe(context);
 }
 
 absl::StatusOr<NamedContext> ContextKeeper::PinContext(const std::string& name_space, const PinContextQuery& query) {
   if (tree_ == nullptr) return NoContexts();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Pin(name_space, query.name, query.pinned, query.etag));
-  NameChanged(name_space, query.name, &context);
+  NameChanged(name_space, query.name);
   return Describe(context);
 }
 
@@ -358,7 +356,7 @@ absl::StatusOr<std::string> ContextKeeper::DeleteContext(const std::string& name
   const absl::Status status = tree_->Delete(name_space, query.name, query.etag, &drops);
   Note(&drops);
   GF_RETURN_IF_ERROR(status);
-  NameChanged(name_space, query.name, nullptr);
+  NameChanged(name_space, query.name);
   return query.name;
 }
 
@@ -366,7 +364,7 @@ void ContextKeeper::Expire(double now) {
   if (tree_ == nullptr) return;
   SegmentDrops drops;
   for (const ExpiredContext& expired : tree_->Expire(now, &drops, kExpireMax)) {
-    NameChanged(expired.name_space, expired.name, nullptr);
+    NameChanged(expired.name_space, expired.name);
   }
   Note(&drops);
 }

@@ -154,7 +154,7 @@ TEST_F(ContextKeeperNamedTest, AContextThatIsDeletedLastsUntilItsRequestEnds) {
   EXPECT_EQ(client->tokens[0], FakeAnswer(FakePrompt(500) + Ids{7}, 0, 2));
   EXPECT_EQ(client->usage.cached_tokens, 500);
   EXPECT_EQ(keeper_.bytes(), 0);
-  EXPECT_TRUE(heard_.empty());
+  EXPECT_TRUE(Names().empty());
 }
 
 // ---- keep_as

@@ -58,10 +58,10 @@ bool ContextKeeper::AllFreed(const Group& group) const {
   return (drops == drops_.end() || drops->second.empty()) && group.answered_step >= group.freed_after;
 }
 
-std::vector<StoreAction> ContextKeeper::TakeStoreActions(double now) {
-  if (store_ == nullptr) return {};
+std::vector<StoreAction>& ContextKeeper::TakeStoreActions(double now) {
+  GF_CHECK(store_ != nullptr);
   SegmentDrops drops;
-  std::vector<StoreAction> actions = store_->TakeActions(
+  std::vector<StoreAction>& actions = store_->TakeActions(
       [this](int replica) {
         const auto group = groups_.find(replica);
         return group == groups_.end() || AllFreed(group->second);
@@ -83,14 +83,14 @@ void ContextKeeper::Moved(uint64_t move, const StoreMoved& moved, double now) {
   Note(&drops);
 }
 
-void ContextKeeper::NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept) {
-  if (store_ != nullptr) store_->NamePut(asked, kept);
+void ContextKeeper::NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept, double now) {
+  if (store_ != nullptr) store_->NamePut(asked, kept, now);
 }
 
-std::vector<uint64_t> ContextKeeper::TakePrepared(double now) {
-  if (store_ == nullptr) return {};
+const std::vector<uint64_t>& ContextKeeper::TakePrepared(double now) {
+  GF_CHECK(store_ != nullptr);
   SegmentDrops drops;
-  std::vector<uint64_t> prepared = store_->TakePrepared(now, &drops);
+  const std::vector<uint64_t>& prepared = store_->TakePrepared(now, &drops);
   Note(&drops);
   return prepared;
 }

@@ -23,7 +23,8 @@ std::vector<int32_t> Prompt(int64_t count, const std::vector<int32_t>& more = {}
 
 // Groups with shelves of so many bytes; a token has 10, a snapshot 100.
 struct Keeping {
-  explicit Keeping(int64_t shelf_bytes = 1 << 30, int replicas = 1) : cluster(100, replicas), shelf_bytes(shelf_bytes) {
+  explicit Keeping(int64_t shelf_bytes = 1 << 30, int replicas = 1, const SnapshotOptions& snapshots = {})
+      : keeper(snapshots), cluster(100, replicas), shelf_bytes(shelf_bytes) {
     keeper.SetModel({"f", "bytes", "bf16", "cpu-f32"});
     cluster.scheduler.SetKeeper(&keeper);
     cluster.planned = [this](int replica, const StepPlan& plan) {
@@ -77,6 +78,26 @@ TEST(ContextKeeperTest, AFollowUpReadsNothingAgain) {
   keeping.cluster.Generate(Prompt(500, {7, 8, 9}), 1, second);
   keeping.cluster.RunAll();
   EXPECT_EQ(second->usage.cached_tokens, 500);
+  ExpectNothingLeft(keeping.cluster);
+}
+
+TEST(ContextKeeperTest, AnAnswerIsSavedAtGrowingDistances) {
+  Keeping keeping(1 << 30, 1, {.first_tokens = 500, .cost_tokens = 20});
+  keeping.Up(0);
+  const auto first = Client(), second = Client(), refused = Client();
+  keeping.cluster.Generate(Prompt(490), 1100, first);
+  keeping.cluster.RunAll();
+  // 500 is so close to the end of the prompt that it would spare nothing; 1,000 and 1,500 are within the answer.
+  EXPECT_EQ(keeping.keeper.bytes(), 1500 * 10 + 3 * 100);
+  const std::vector<int32_t> chat = Prompt(490, first->tokens[0]);
+  keeping.cluster.Generate(chat, 1, second);
+  keeping.cluster.RunAll();
+  EXPECT_EQ(second->usage.cached_tokens, 1500);
+  EXPECT_EQ(second->tokens[0], FakeAnswer(chat, 0, 1));
+  const int64_t bytes = keeping.keeper.bytes();
+  keeping.cluster.Generate(FakePrompt(490, 50), 1100, refused, [](Request* request) { request->cache = false; });
+  keeping.cluster.RunAll();
+  EXPECT_EQ(keeping.keeper.bytes(), bytes);
   ExpectNothingLeft(keeping.cluster);
 }
 

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -46,13 +45,6 @@ class ContextKeeperNamedTest : public testing::Test {
       : keeper_({.cost_tokens = cost_tokens}, kUnixOffset, /*first_etag=*/1000), cluster_(100, 1) {
     keeper_.SetModel({"f", "bytes", "bf16", "cpu-f32"},
                      {.per_token = 20, .snapshot = 200, .transformer_per_token = 3000});
-    keeper_.SetNameListener([this](const std::string& space, const std::string& name, const ContextInfo* context) {
-      if (context == nullptr) {
-        EXPECT_EQ(heard_.erase({space, name}), 1u) << name;
-      } else {
-        heard_[{space, name}] = context->tokens;
-      }
-    });
     cluster_.scheduler.SetKeeper(&keeper_);
     cluster_.planned = [this](int replica, const StepPlan& plan) { Planned(replica, plan.id); };
     cluster_.answered = [this](int replica, uint64_t step) { keeper_.StepAnswered(replica, step, {}, cluster_.now); };
@@ -139,8 +131,7 @@ class ContextKeeperNamedTest : public testing::Test {
 
   ContextKeeper keeper_;
   FakeCluster cluster_;
-  uint64_t step_ = 1'000'000;                                     // of those that the test makes up
-  std::map<std::pair<std::string, std::string>, int64_t> heard_;  // what the listener has been told: tokens
+  uint64_t step_ = 1'000'000;  // of those that the test makes up
   // What became of the last request.
   Ids prompt_;
   std::vector<int64_t> breakpoints_;

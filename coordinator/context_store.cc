@@ -61,6 +61,7 @@ void ContextStore::Load(absl::AnyInvocable<void(StoreContents contents)> done) {
       absl::StatusOr<std::vector<int32_t>> ids = ReadIds(*store_, segment);
       if (!ids.ok()) {
         LogIfBad(ids.status());
+        if (!absl::IsDataLoss(ids.status()) && !absl::IsNotFound(ids.status())) contents.unread.push_back(segment.key);
         continue;
       }
       bytes += segment.bytes;
@@ -79,15 +80,49 @@ void ContextStore::Load(absl::AnyInvocable<void(StoreContents contents)> done) {
   });
 }
 
+SegmentContents ContextStore::Stored(const SegmentKey& key) const { return ContentsOf(store_->Find(key)); }
+
+void ContextStore::DoNames() {
+  for (;;) {
+    StoreAction action;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (names_.empty()) return;
+      action = std::move(names_.front());
+      names_.pop_front();
+    }
+    DoName(action);
+  }
+}
+
+void ContextStore::DoName(const StoreAction& action) {
+  if (action.kind == StoreAction::Kind::kDeleteName) return LogIfBad(store_->DeleteName(action.name.id));
+  ContextName name = action.name;
+  if (action.expires_in_seconds) {
+    name.expires_unix_seconds = UnixSeconds() + std::llround(std::max(*action.expires_in_seconds, 1.0));
+  }
+  absl::StatusOr<ContextName> kept = store_->PutName(std::move(name));
+  LogIfBad(kept.status());
+  events_->name_put(action.name, std::move(kept));
+}
+
 void ContextStore::Do(StoreAction action) {
-  const auto moved = [store = store_, events = events_](uint64_t move, const SegmentKey& key) {
-    return [store, events, move, key](const MoveResult& result) {
+  if (action.kind == StoreAction::Kind::kPutName || action.kind == StoreAction::Kind::kDeleteName) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      names_.push_back(std::move(action));
+    }
+    return queue_.Post([this] { DoNames(); });
+  }
+  const auto moved = [events = events_](uint64_t move, const SegmentKey& key) {
+    return [events, move, key](const MoveResult& result) {
       LogIfBad(result.status);
-      events->moved(move, {result.status, result.bytes, result.seconds, ContentsOf(store->Find(key))});
+      events->moved(move, key, {result.status, result.bytes, result.seconds});
     };
   };
   // One after the other, so that room is free before it is taken; what a move does beyond its beginning is the mover's.
   queue_.Post([this, moved, action = std::move(action)]() mutable {
+    DoNames();
     switch (action.kind) {
       case StoreAction::Kind::kSave: {
         auto done = moved(action.move, action.save.key);
@@ -103,17 +138,9 @@ void ContextStore::Do(StoreAction action) {
         return LogIfBad(store_->DropSnapshot(action.key));
       case StoreAction::Kind::kTouch:
         return store_->Touch(action.key, UnixSeconds());
-      case StoreAction::Kind::kPutName: {
-        ContextName name = action.name;
-        if (action.expires_in_seconds) {
-          name.expires_unix_seconds = UnixSeconds() + std::llround(std::max(*action.expires_in_seconds, 1.0));
-        }
-        absl::StatusOr<ContextName> kept = store_->PutName(std::move(name));
-        LogIfBad(kept.status());
-        return events_->name_put(action.name, std::move(kept));
-      }
+      case StoreAction::Kind::kPutName:
       case StoreAction::Kind::kDeleteName:
-        return LogIfBad(store_->DeleteName(action.name.id));
+        return;  // above
     }
   });
 }

@@ -3,7 +3,9 @@
 #define GOLDFINCH_COORDINATOR_CONTEXT_STORE_H_
 
 #include <cstdint>
+#include <deque>
 #include <memory>
+#include <mutex>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
@@ -16,7 +18,8 @@ namespace goldfinch {
 
 // Called on any thread, also while a ContextStore is given an action, and until the mover has ended.
 struct ContextStoreEvents {
-  absl::AnyInvocable<void(uint64_t move, StoreMoved moved) const> moved;
+  // A move of the segment with this key has ended; `moved.stored` is not set, see Stored.
+  absl::AnyInvocable<void(uint64_t move, const SegmentKey& key, StoreMoved moved) const> moved;
   absl::AnyInvocable<void(const ContextName& asked, absl::StatusOr<ContextName> kept) const> name_put;
 };
 
@@ -30,16 +33,25 @@ class ContextStore {
   // Reads the ids of all segments, and the names; `done` is called once, on another thread. What is damaged is
   // quarantined, and names that have expired are removed.
   void Load(absl::AnyInvocable<void(StoreContents contents)> done);
-  // Carries actions out in their order.
+  // Carries actions out in their order, but for those of names: they come before all others that have not begun, as
+  // there may be many, and a context should not take long to be durable.
   void Do(StoreAction action);
+  // What the store has of the segment now. To be asked when the end of a move is handled, as what it was at that end
+  // may be of the past.
+  SegmentContents Stored(const SegmentKey& key) const;
 
   StoreTotals totals() const { return store_->totals(); }
 
  private:
+  void DoNames();
+  void DoName(const StoreAction& action);
+
   const std::shared_ptr<SegmentStore> store_;
   SegmentMover* const mover_;
   const std::shared_ptr<const ContextStoreEvents> events_;
-  WorkQueue queue_;  // the last one: its tasks use what is above
+  std::mutex mutex_;
+  std::deque<StoreAction> names_;  // guarded by mutex_: actions of names that have not begun
+  WorkQueue queue_;                // the last one: its tasks use what is above
 };
 
 }  // namespace goldfinch

@@ -45,15 +45,17 @@ std::string Bits(int64_t size, absl::FunctionRef<bool(int32_t)> bit) {
   return bits;
 }
 
-CoordinatorOptions WithSecret(CoordinatorOptions options) {
+CoordinatorOptions Completed(CoordinatorOptions options) {
   options.membership.secret = MakeNonce();
+  // Segments travel between shelves and the store alone.
+  options.membership.contexts = options.prefix_cache && options.store != nullptr;
   return options;
 }
 
 }  // namespace
 
 Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
-    : options_(WithSecret(std::move(options))),
+    : options_(Completed(std::move(options))),
       metrics_(metrics),
       keeper_(options_.snapshots, UnixOffset(), FirstEtag()),
       scheduler_(options_.queue, options_.membership.replicas, options_.overcommit),
@@ -420,7 +422,7 @@ void Coordinator::ForgetAnsweredSteps(int replica, double now) {
   }
 }
 
-void Coordinator::SendDrops(const std::vector<uint64_t>& workers, ShelfDrops drops) {
+void Coordinator::SendDrops(const std::vector<uint64_t>& workers, const ShelfDrops& drops) {
   if (drops.empty()) return;
   cluster::v1::ToWorker message;
   message.mutable_drop()->mutable_segments()->Assign(drops.segments.begin(), drops.segments.end());

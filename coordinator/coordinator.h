@@ -138,7 +138,7 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   void HandleStoreRead(StoreContents contents, double now);
   void KeepTexts(int replica, double token_seconds, double now);
   void MoveContexts(double now);
-  void SendDrops(const std::vector<uint64_t>& workers, ShelfDrops drops);
+  void SendDrops(const std::vector<uint64_t>& workers, const ShelfDrops& drops);
   void SendSteps(int replica, double now);
   void CheckSteps(int replica, double now);
   void PublishEvents();

@@ -15,11 +15,14 @@ namespace goldfinch {
 void Coordinator::OpenStore() {
   if (options_.store == nullptr) return;
   ContextStoreEvents events;
-  events.moved = [this](uint64_t move, StoreMoved moved) {
-    Post([this, move, moved = std::move(moved)](double now) { keeper_.Moved(move, moved, now); });
+  events.moved = [this](uint64_t move, const SegmentKey& key, StoreMoved moved) {
+    Post([this, move, key, moved = std::move(moved)](double now) mutable {
+      moved.stored = context_store_->Stored(key);  // as it is by now
+      keeper_.Moved(move, moved, now);
+    });
   };
   events.name_put = [this](const ContextName& asked, absl::StatusOr<ContextName> kept) {
-    Post([this, asked, kept = std::move(kept)](double) { keeper_.NamePut(asked, kept); });
+    Post([this, asked, kept = std::move(kept)](double now) { keeper_.NamePut(asked, kept, now); });
   };
   context_store_ = std::make_unique<ContextStore>(options_.store, &mover_, std::move(events));
   context_store_->Load([this](StoreContents contents) {
@@ -58,9 +61,9 @@ void Coordinator::KeepTexts(int replica, double token_seconds, double now) {
 }
 
 void Coordinator::MoveContexts(double now) {
-  if (context_store_ == nullptr) return;
+  if (keeper_.store() == nullptr) return;
   for (const uint64_t request : keeper_.TakePrepared(now)) scheduler_.Prepared(request, now);
-  std::vector<StoreAction> actions = keeper_.TakeStoreActions(now);
+  std::vector<StoreAction>& actions = keeper_.TakeStoreActions(now);
   // All Steps that were planned have been sent.
   for (int replica = 0; replica < options_.membership.replicas; ++replica) {
     SendDrops(members_[replica], keeper_.TakeDrops(replica));

@@ -21,7 +21,8 @@ class PrefixKeeper {
   struct Beginning {
     std::vector<uint64_t> segments;  // the chain that it begins with, from position 0 on; empty: there is none
     int64_t tokens = 0;              // the end of the chain; 0 without one
-    // Ascending positions above `tokens` at which it should be saved: Save is called for each that it comes to.
+    // Ascending positions above `tokens` at which it should be saved, also in an answer that is still to come: Save is
+    // called for each that it comes to.
     std::vector<int64_t> save_at;
   };
   // A segment that a Step saves: positions [begin, the sequence's position).

@@ -289,19 +289,19 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
 // Whether a sequence of the request may be admitted as far as the keeper is concerned.
 bool Scheduler::Prepare(RequestState& state, const Sequence& next, double now) {
   if (keeper_ == nullptr || !state.request.uses_kept() || state.prepared) return true;
-  const std::vector<int32_t> ids = state.Tokens(next, state.End(next));
+  const absl::Span<const int32_t> ids = state.Tokens(next, state.End(next), &joined_);
   Group* best = nullptr;
-  int64_t kept_in_best = -1;
+  int64_t kept_in_best = 0;
   for (const auto& [replica, group] : groups_) {
     if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
     const int64_t kept = groups_.size() > 1 ? keeper_->Kept(replica, state.request, ids) : 0;
-    const bool better = kept > kept_in_best || (kept == kept_in_best && group->load() < best->load());
-    if (best != nullptr && !better) continue;
+    if (best != nullptr && group->load() - kept >= best->load() - kept_in_best) continue;
     best = group.get();
     kept_in_best = kept;
   }
   if (best == nullptr) return true;
   state.preferred = kept_in_best > 0 ? best->replica : -1;
+  state.preferred_tokens = kept_in_best;
   state.prepared = keeper_->Prepare(best->replica, state.number, state.request, ids, best->cost.row_seconds(), now);
   if (!state.prepared) state.coming = best->replica;
   return state.prepared;
@@ -324,15 +324,22 @@ int64_t Scheduler::Begin(Sequence& sequence, double now) {
   const bool may_draw = state.request.generate && (state.request.generate->max_tokens > 0 || state.request.keep_as);
   int64_t tokens_max = may_draw ? end : end - 1;
   if (state.request.score) tokens_max = std::min(tokens_max, state.ScoredFrom(sequence, 0));
-  const std::vector<int32_t> ids = state.Tokens(sequence, end);
+  const absl::Span<const int32_t> ids = state.Tokens(sequence, end, &joined_);
   sequence.beginning =
       keeper_->Begin(state.group->replica, state.request, ids, tokens_max, state.group->cost.row_seconds(), now);
   const int64_t tokens = sequence.beginning.tokens;
   GF_CHECK_LE(tokens, tokens_max);
-  std::vector<int64_t>& save_at = sequence.beginning.save_at;
-  if (sequence.finish && tokens < end && (save_at.empty() || save_at.back() < end)) save_at.push_back(end);
+  if (sequence.finish) SaveToEnd(sequence, tokens);
   sequence.begun = std::min(tokens, state.prompt_tokens());
   return tokens;
+}
+
+// The sequence has all its tokens, and has been run up to `position`: it is saved at its end, and not beyond.
+void Scheduler::SaveToEnd(Sequence& sequence, int64_t position) {
+  const int64_t end = sequence.owner->End(sequence);
+  std::vector<int64_t>& save_at = sequence.beginning.save_at;
+  save_at.erase(std::lower_bound(save_at.begin(), save_at.end(), end), save_at.end());
+  if (position < end) save_at.push_back(end);
 }
 
 // From now on the sequence can run, from `position` on.

@@ -6,10 +6,10 @@
 // THE QUEUE. A client's requests wait by priority, then by arrival. The next one to be admitted is the first one of
 // some client: of those with the highest priority that of the client with the smallest share, and of equals that of the
 // client whose last turn is the longest ago. Its sequences (samples, continuations) are admitted one by one, each to
-// the least loaded group that has a state slot and the cache pages that it reserves. A request that does not fit yet
-// blocks those of its own client, those of a lower priority and, once it has waited for kTurnSeconds, all others:
-// otherwise a large request could starve. It blocks nobody but its own client while it would not even fit beside what
-// that runs, and short requests only as the next but one paragraph says.
+// the least loaded group (see KEPT TEXTS) that has a state slot and the cache pages that it reserves. A request that
+// does not fit yet blocks those of its own client, those of a lower priority and, once it has waited for kTurnSeconds,
+// all others: otherwise a large request could starve. It blocks nobody but its own client while it would not even fit
+// beside what that runs, and short requests only as the next but one paragraph says.
 //
 // MEMORY. A sequence can run only where a group holds the pages of its worst case, which is as long as max_tokens
 // allows, so it could run there alone to its end. What it reserves of them at admission is what is likely: its prompt
@@ -91,9 +91,11 @@
 //
 // KEPT TEXTS. A sequence that reads its prompt begins with what is kept of it (prefix_keeper.h), but for tokens whose
 // scores are wanted. If all of it is kept, nothing is run, and its next token is drawn from the logits that were kept,
-// too. It is saved where the keeper says, for which its chunks end there, and when it is parked. What it should begin
-// with may have to be brought first: then it waits, and others pass it. Of several groups that have room, it goes to
-// the one that has the most of its text. A request with keep_as runs its last token as well, and is saved there.
+// too. It is saved where the keeper says, in its answer as well, for which its chunks end there, and when it is parked.
+// What it should begin with may have to be brought first: then it waits, and others pass it. Of several groups that
+// have room, it goes to the one with the least load in tokens, less those that it would not have to read there
+// (preferred_tokens): a long text is worth a wait, and a short one is read again elsewhere. A request with keep_as runs
+// its last token as well, and is saved there.
 //
 // FORKS. The sequences of a request that share a prompt and are admitted before it has been read run it once, all but
 // its last token; then the sequence that ran it is forked, and each one goes on by itself.
@@ -264,6 +266,7 @@ class Scheduler {
   void Start(RequestState& state, Sequence& sequence, Group& group, double now);
   bool Prepare(RequestState& state, const Sequence& next, double now);
   int64_t Begin(Sequence& sequence, double now);
+  static void SaveToEnd(Sequence& sequence, int64_t position);
   void Activate(Sequence& sequence, int64_t position);
   void ListPrefill(Sequence& sequence);
   void UnlistPrefill(Sequence& sequence);
@@ -363,7 +366,8 @@ class Scheduler {
   std::map<int, std::unique_ptr<Group>> groups_;        // by replica: those that are ready
   SchedulerEvents events_;
   double step_time_ = 0;             // NextStep's `now`
-  std::vector<Sequence*> put_back_;  // PlanDecode's, kept for its memory
+  std::vector<Sequence*> put_back_;  // PlanDecode's, kept for its memory, as is the next one
+  std::vector<int32_t> joined_;      // tokens of a prompt and of what comes after it
 };
 
 }  // namespace goldfinch

@@ -55,11 +55,14 @@ double Scheduler::Share(const Account& account) const { return Share(account.slo
 Scheduler::Group* Scheduler::FindRoom(const RequestState& state, const Sequence& next, bool only_kept) {
   const int64_t pages = NextPages(state, next);
   Group* best = nullptr;
+  int64_t least = 0;
   for (const auto& [replica, group] : groups_) {
     if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
     if (!group->HasRoom(group->held, state, pages, only_kept)) continue;
-    if (replica == state.preferred) return group.get();
-    if (best == nullptr || group->load() < best->load()) best = group.get();
+    const int64_t load = group->load() - (replica == state.preferred ? state.preferred_tokens : 0);
+    if (best != nullptr && load >= least) continue;
+    best = group.get();
+    least = load;
   }
   return best;
 }

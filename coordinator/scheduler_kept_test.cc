@@ -59,6 +59,26 @@ TEST(SchedulerKeptTest, AChatBeginsWithItsLastTurn) {
   ExpectNothingLeft(cluster);
 }
 
+TEST(SchedulerKeptTest, EachSampleOfAnAnswerIsSaved) {
+  FakeCluster cluster;
+  cluster.Keep();
+  cluster.keeper->save_at = [](int64_t tokens) { return std::vector<int64_t>{tokens, tokens + 4}; };
+  cluster.Up(0, Roomy());
+  const auto turn = Client(3);
+  cluster.Generate(Prompt(20), 8, turn, [](Request* request) { request->generate->samples = 3; });
+  cluster.RunAll();
+  for (int i = 0; i < 3; ++i) {
+    std::vector<int32_t> chat = Prompt(20, turn->tokens[i]);
+    chat.push_back(3);
+    const auto next = Client();
+    cluster.Generate(chat, 2, next);
+    cluster.RunAll();
+    EXPECT_EQ(next->tokens[0], FakeAnswer(chat, 0, 2));
+    EXPECT_EQ(next->usage.cached_tokens, 24);
+  }
+  ExpectNothingLeft(cluster);
+}
+
 TEST(SchedulerKeptTest, APromptThatIsKeptAsAWholeOnlyDraws) {
   FakeCluster cluster;
   cluster.Keep();
@@ -153,6 +173,36 @@ TEST(SchedulerKeptTest, WhatIsToBeKeptIsRunToItsEnd) {
   EXPECT_EQ(next->tokens[0], FakeAnswer(text, 0, 2));
   EXPECT_EQ(cluster.groups[0]->tokens_run() - before, 1);
   ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, WhatEndsEarlyIsSavedAtItsEnd) {
+  for (const bool lost : {false, true}) {
+    SCOPED_TRACE(lost);
+    FakeCluster cluster;
+    cluster.Keep();
+    cluster.keeper->save_at = [](int64_t tokens) { return std::vector<int64_t>{tokens, tokens + 4, tokens + 30}; };
+    cluster.Up(0, Roomy());
+    const auto client = Client(), next = Client();
+    client->verdict = [&](int, int32_t) {
+      return client->tokens[0].size() == 10 ? RequestSink::Verdict::kStop : RequestSink::Verdict::kContinue;
+    };
+    cluster.Generate(Prompt(40), 50, client, [](Request* request) { request->keep_as = {"a chat"}; });
+    while (client->tokens[0].size() < 10) {
+      cluster.Plan(0);
+      cluster.Answer(0);
+    }
+    if (lost) {  // when it has ended, and is not saved yet
+      cluster.Lose(0);
+      cluster.Up(0, Roomy());
+    }
+    cluster.RunAll();
+    EXPECT_TRUE(client->status->ok()) << *client->status;
+    EXPECT_EQ(client->finishes[0], Finish::kStop);
+    cluster.Generate(Prompt(40, client->tokens[0]), 2, next);
+    cluster.RunAll();
+    EXPECT_EQ(next->usage.cached_tokens, 50);
+    ExpectNothingLeft(cluster);
+  }
 }
 
 TEST(SchedulerKeptTest, APromptAloneCanBeKept) {
@@ -272,6 +322,27 @@ TEST(SchedulerKeptTest, ARequestGoesWhereMostOfItsTextIsKept) {
     EXPECT_EQ(cluster.groups[i]->tokens_run() - runs[i], 1);
   }
   ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, ALongTextIsWorthAWaitAndAShortOneIsReadElsewhere) {
+  for (const int64_t kept : {40, 2000}) {
+    SCOPED_TRACE(kept);
+    FakeCluster cluster(100, 2);
+    cluster.Keep();
+    cluster.Up(0, Roomy());
+    cluster.Up(1, Roomy());
+    const auto first = Client(), other = Client(), second = Client();
+    cluster.Generate(Prompt(kept), 1, first);
+    cluster.RunAll();
+    cluster.Generate(FakePrompt(1000, 90), 1, other);
+    cluster.Generate(Prompt(kept, {7}), 1, second);
+    cluster.RunAll();
+    EXPECT_EQ(cluster.groups[0]->tokens_run(), kept == 40 ? 40 + 1000 : 2000 + 1000 + 1);
+    EXPECT_EQ(cluster.groups[1]->tokens_run(), kept == 40 ? 41 : 0);
+    EXPECT_EQ(second->usage.cached_tokens, kept == 40 ? 0 : 2000);
+    EXPECT_EQ(second->tokens[0], FakeAnswer(Prompt(kept, {7}), 0, 1));
+    ExpectNothingLeft(cluster);
+  }
 }
 
 TEST(SchedulerKeptTest, SamplesShareWhatIsKept) {

@@ -343,8 +343,8 @@ void Scheduler::PlanSave(const Group& group, Sequence& sequence, bool logits, St
   const RequestState& state = *sequence.owner;
   const PrefixKeeper::SavePoint point = {.logits = logits,
                                          .end = sequence.finish && sequence.scheduled == state.End(sequence)};
-  const PrefixKeeper::Saved saved =
-      keeper_->Save(group.replica, state.request, state.Tokens(sequence, sequence.scheduled), point, step_time_);
+  const PrefixKeeper::Saved saved = keeper_->Save(
+      group.replica, state.request, state.Tokens(sequence, sequence.scheduled, &joined_), point, step_time_);
   if (saved.segment != 0) plan->saves.push_back({sequence.id, saved.segment, saved.begin});
 }
 
@@ -354,8 +354,9 @@ void Scheduler::PlanParked(Group& group, StepPlan* plan) {
     const auto found = requests_.find(parked.request);
     if (found == requests_.end()) continue;  // it has ended meanwhile
     const RequestState& state = *found->second;
-    const PrefixKeeper::Saved saved = keeper_->Save(
-        group.replica, state.request, state.Tokens(state.sequences[parked.index], parked.position), {}, step_time_);
+    const Sequence& sequence = state.sequences[parked.index];
+    const PrefixKeeper::Saved saved =
+        keeper_->Save(group.replica, state.request, state.Tokens(sequence, parked.position, &joined_), {}, step_time_);
     if (saved.segment != 0) plan->saves.push_back({parked.sequence, saved.segment, saved.begin});
   }
   group.parked.clear();
@@ -369,6 +370,11 @@ void Scheduler::PlanForks(RequestState& state, Cohort& cohort, StepPlan* plan) {
     plan->forks.push_back(state.Opening(sequence));
     sequence.opened = true;
     Activate(sequence, cohort.shared_tokens);
+    if (state.request.score) continue;
+    // Its answer is saved where that of the leader is.
+    const std::vector<int64_t>& save_at = cohort.leader->beginning.save_at;
+    const auto answer = std::upper_bound(save_at.begin(), save_at.end(), state.prompt_tokens());
+    sequence.beginning.save_at.assign(answer, save_at.end());
   }
 }
 

@@ -143,7 +143,7 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   }
   if (finish) {
     sequence.finish = finish;
-    if (keeper_ != nullptr) sequence.beginning.save_at.push_back(state.End(sequence));
+    if (keeper_ != nullptr) SaveToEnd(sequence, sequence.scheduled);
   }
   if (!state.paused) sequence.lane->ready.push_back(sequence.id);
   return absl::OkStatus();
@@ -203,9 +203,10 @@ void Scheduler::FinishSequence(Sequence& sequence, Finish finish, double now) {
     state.sink->OnSampleDone(sequence.index, finish);
   }
   if (state.request.keep_as) {
-    const absl::Status kept = keeper_ == nullptr ? absl::FailedPreconditionError("this server keeps no contexts")
-                                                 : keeper_->Keep(state.group->replica, state.request,
-                                                                 state.Tokens(sequence, state.End(sequence)), now);
+    const absl::Status kept = keeper_ == nullptr
+                                  ? absl::FailedPreconditionError("this server keeps no contexts")
+                                  : keeper_->Keep(state.group->replica, state.request,
+                                                  state.Tokens(sequence, state.End(sequence), &joined_), now);
     if (!kept.ok()) return End(state, kept, now);
   }
   Release(sequence);

@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "base/stage_memory.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/token_allowance.h"
@@ -97,7 +98,9 @@ struct Scheduler::RequestState {
   int64_t kept_tokens = 0;      // of the prompt that were kept when it came; only with a deadline
   bool prepared = false;        // the keeper has nothing to bring for its next sequence
   int coming = -1;              // the replica to which what it should begin with is on its way; -1: none
-  int preferred = -1;           // the replica that has the most of its text; -1: none has any
+  // The replica where it would be read first thanks to what is kept there (-1: none), and what it need not read there.
+  int preferred = -1;
+  int64_t preferred_tokens = 0;
 
   // What runs of it:
   Group* group = nullptr;  // null: nothing
@@ -136,11 +139,14 @@ struct Scheduler::RequestState {
     const std::vector<int64_t>& save_at = sequence.beginning.save_at;
     return sequence.saved < save_at.size() ? std::min(end, save_at[sequence.saved]) : end;
   }
-  // Its tokens before `end`, which must be known.
-  std::vector<int32_t> Tokens(const Sequence& sequence, int64_t end) const {
-    std::vector<int32_t> ids(static_cast<size_t>(end));
-    for (int64_t position = 0; position < end; ++position) ids[position] = Token(sequence, position);
-    return ids;
+  // Its tokens before `end`, which must be known. Only those that end beyond the prompt are copied, to `joined`.
+  absl::Span<const int32_t> Tokens(const Sequence& sequence, int64_t end, std::vector<int32_t>* joined) const {
+    const int64_t after = end - prompt_tokens();
+    if (after <= 0) return absl::MakeConstSpan(request.prompt).first(end);
+    joined->reserve(end);
+    joined->assign(request.prompt.begin(), request.prompt.end());
+    joined->insert(joined->end(), sequence.after_prompt.begin(), sequence.after_prompt.begin() + after);
+    return *joined;
   }
   // When scoring: the first position from `begin` on whose logits are needed.
   int64_t ScoredFrom(const Sequence& sequence, int64_t begin) const {

@@ -205,6 +205,7 @@ PrefixKeeper::Beginning FakeKeeper::Begin(int replica, const Request&, absl::Spa
     beginning.tokens = std::max(beginning.tokens, static_cast<int64_t>(segment.ids.size()));
   }
   const auto size = static_cast<int64_t>(ids.size());
+  if (beginning.tokens == size) ended_.emplace(ids.begin(), ids.end());
   for (const int64_t position : save_at ? save_at(size) : std::vector<int64_t>{size}) {
     if (position > beginning.tokens) beginning.save_at.push_back(position);
   }
@@ -221,6 +222,7 @@ void FakeKeeper::Release(int replica, const Beginning& beginning) {
 PrefixKeeper::Saved FakeKeeper::Save(int replica, const Request&, absl::Span<const int32_t> ids, const SavePoint& point,
                                      double) {
   const auto size = static_cast<int64_t>(ids.size());
+  if (point.end) ended_.emplace(ids.begin(), ids.end());
   const uint64_t parent = Find(replica, ids, size, /*draws=*/false);
   const int64_t begin = parent == 0 ? 0 : static_cast<int64_t>(kept_[replica].at(parent).ids.size());
   if (begin == size) return {};
@@ -230,6 +232,7 @@ PrefixKeeper::Saved FakeKeeper::Save(int replica, const Request&, absl::Span<con
 
 absl::Status FakeKeeper::Keep(int, const Request&, absl::Span<const int32_t> ids, double) {
   kept_text.assign(ids.begin(), ids.end());
+  EXPECT_TRUE(ended_.contains(kept_text)) << "it was not saved at its end";
   return keep_status;
 }
 

@@ -116,6 +116,7 @@ class FakeKeeper : public PrefixKeeper {
   uint64_t Find(int replica, absl::Span<const int32_t> ids, int64_t tokens_max, bool draws) const;
 
   std::map<int, std::map<uint64_t, Segment>> kept_;  // by replica and number
+  std::set<std::vector<int32_t>> ended_;             // texts that were saved as ends, or kept as a whole
   uint64_t last_ = 0;
 };
 

@@ -8,78 +8,12 @@
 namespace goldfinch {
 namespace {
 
-// What a store takes beside the bytes of segments: headers, names, and blocks of the file system.
-constexpr double kUsableShare = 0.95;
 // How far up a chain is looked for what is in the store.
 constexpr int kLookUp = 64;
 constexpr size_t kCandidatesMax = 4096;
 constexpr int kDoublingsMax = 6;
 
 }  // namespace
-
-StoreTier::StoreTier(const StoreTierOptions& options, StoreContents contents, const SegmentBytes& bytes,
-                     double token_seconds, SegmentTree* tree, double now)
-    : options_(options), tree_(tree) {
-  const double usable = kUsableShare * static_cast<double>(options.bytes_max - contents.other_bytes);
-  tier_ = tree->OpenTier({.kind = TierKind::kDisk,
-                          .name = options.name,
-                          .bytes_max = std::max<int64_t>(static_cast<int64_t>(usable), 0),
-                          .rate = options.rate});
-  Adopt(std::move(contents), bytes, token_seconds, now);
-}
-
-// ---- The start
-
-void StoreTier::Adopt(StoreContents contents, const SegmentBytes& bytes, double token_seconds, double now) {
-  std::vector<StoreContents::Found>& found = contents.segments;
-  // What was used last is adopted last, and so is evicted last; but parents come first.
-  std::sort(found.begin(), found.end(),
-            [](const auto& a, const auto& b) { return a.segment.used_unix_seconds < b.segment.used_unix_seconds; });
-  std::map<SegmentKey, size_t> places;
-  for (size_t i = 0; i < found.size(); ++i) places.emplace(found[i].segment.key, i);
-  std::map<SegmentKey, uint64_t> numbers;
-  std::vector<bool> done(found.size());
-  const auto adopt = [&](size_t i) {
-    const StoredSegment& stored = found[i].segment;
-    const bool served = *stored.identity == tree_->identity();
-    const auto parent = stored.parent ? numbers.find(*stored.parent) : numbers.end();
-    absl::StatusOr<uint64_t> number = absl::NotFoundError("the parent of a segment is not in the store");
-    const int64_t begin = parent == numbers.end() ? 0 : tree_->Find(parent->second)->end;
-    if ((!stored.parent || parent != numbers.end()) && stored.begin == begin) {
-      SegmentBytes size = bytes;
-      if (!served) {
-        size.per_token = stored.bytes_without_snapshot / (stored.end - stored.begin);
-        size.snapshot = stored.bytes - stored.bytes_without_snapshot;
-      }
-      size.logits = stored.has_logits;
-      number = tree_->Adopt(*stored.identity, stored.name_space, stored.parent ? parent->second : 0, found[i].ids, size,
-                            tier_, stored.has_snapshot ? kRowsAndSnapshot : kRows,
-                            token_seconds * static_cast<double>(found[i].ids.size()), now);
-    }
-    if (!number.ok()) return Do(StoreAction::Kind::kDelete, stored.key);
-    numbers.emplace(stored.key, *number);
-    kept_[*number].key = stored.key;
-    SetKept(*number, stored.has_snapshot ? kRowsAndSnapshot : kRows);
-  };
-  std::vector<size_t> chain;
-  for (size_t i = 0; i < found.size(); ++i) {
-    for (size_t next = i; !done[next];) {
-      done[next] = true;
-      chain.push_back(next);
-      const std::optional<SegmentKey>& parent = found[next].segment.parent;
-      const auto above = parent ? places.find(*parent) : places.end();
-      if (above == places.end()) break;
-      next = above->second;
-    }
-    for (; !chain.empty(); chain.pop_back()) adopt(chain.back());
-  }
-  AdoptNames(contents.names, numbers, now);
-  SegmentDrops drops;
-  tree_->Tidy(&drops);
-  for (const SegmentDrop& drop : drops) {
-    if (drop.tier == tier_) Dropped(drop);
-  }
-}
 
 void StoreTier::GroupEnded(int replica, SegmentDrops* drops) {
   const auto group = groups_.find(replica);
@@ -136,29 +70,46 @@ bool StoreTier::ChainHasRows(uint64_t segment) const {
   return true;
 }
 
-// What the store has of a segment that is in kept_.
-void StoreTier::SetKept(uint64_t segment, SegmentContents contents) {
-  const auto found = kept_.find(segment);
-  Kept& kept = found->second;
-  long_bytes_ -= kept.long_bytes;
-  if (contents == 0 && PresentOrComing(segment, tier_) == 0) {
+// What the store has of a segment.
+void StoreTier::SetKept(uint64_t segment, const SegmentKey& key, SegmentContents contents) {
+  if (const auto found = kept_.find(segment); found != kept_.end()) {
+    long_bytes_ -= found->second.long_bytes;
     kept_.erase(found);
-    return;
   }
+  if (contents == 0) return;
+  Kept& kept = kept_[segment];
+  kept.key = key;
   kept.contents = contents;
-  kept.long_bytes = 0;
   if (const std::optional<SegmentInfo> info = tree_->Find(segment); info && info->end >= options_.protect_tokens) {
     kept.long_bytes =
         ((contents & kRows) != 0 ? info->row_bytes : 0) + ((contents & kSnapshot) != 0 ? info->snapshot_bytes : 0);
   }
   long_bytes_ += kept.long_bytes;
+  if (contents != kRowsAndSnapshot) return;
+  if (const auto names = names_at_.find(segment); names != names_at_.end()) {
+    changed_names_.insert(names->second.begin(), names->second.end());
+  }
 }
 
-void StoreTier::Dropped(const SegmentDrop& drop) { dropped_.insert(drop.segment); }
+// Deletes what the store has of a segment beyond what the tree counts.
+void StoreTier::Tidy(uint64_t segment) {
+  const auto found = kept_.find(segment);
+  if (found == kept_.end() || writing_.contains(segment)) return;  // the end of what is written looks again
+  const Kept kept = found->second;
+  const SegmentContents left = Present(segment, tier_);
+  if (left == 0) {
+    Do(StoreAction::Kind::kDelete, kept.key);
+    SetKept(segment, kept.key, 0);
+  } else if ((left & kSnapshot) == 0 && (kept.contents & kSnapshot) != 0) {
+    Do(StoreAction::Kind::kDropSnapshot, kept.key);
+    SetKept(segment, kept.key, kRows);
+  }
+}
+
+void StoreTier::Dropped(const SegmentDrop& drop) { dropped_.push_back(drop.segment); }
 
 void StoreTier::Used(uint64_t segment) {
-  const auto kept = kept_.find(segment);
-  if (kept != kept_.end() && kept->second.contents != 0) Do(StoreAction::Kind::kTouch, kept->second.key);
+  if (const auto kept = kept_.find(segment); kept != kept_.end()) Do(StoreAction::Kind::kTouch, kept->second.key);
 }
 
 void StoreTier::Do(StoreAction::Kind kind, const SegmentKey& key) {
@@ -174,12 +125,8 @@ uint64_t StoreTier::AddMove(const Move& move, double now) {
   tree_->Hold(move.segment, now);
   moves_.emplace(number, move);
   (move.save ? saves_ : brings_).push_back(number);
+  if (!move.save) coming_.emplace(move.segment, move.tier);
   return number;
-}
-
-bool StoreTier::HasMove(uint64_t segment, int tier) const {
-  return std::any_of(moves_.begin(), moves_.end(),
-                     [&](const auto& entry) { return entry.second.segment == segment && entry.second.tier == tier; });
 }
 
 // Ends one that was not given out: nothing of it comes.
@@ -189,12 +136,22 @@ void StoreTier::EndMove(uint64_t number, SegmentDrops* drops) {
   moves_.erase(found);
   std::deque<uint64_t>& waiting = move.save ? saves_ : brings_;
   waiting.erase(std::find(waiting.begin(), waiting.end(), number));
-  tree_->Lost(move.segment, move.tier, move.contents, drops);
+  if (move.save) {
+    tree_->Lost(move.segment, move.tier, move.contents, drops);
+  } else {
+    coming_.erase({move.segment, move.tier});
+    const SegmentContents before = Present(move.segment, move.tier);
+    LoseBrought(move, drops);
+    if (before != Present(move.segment, move.tier)) {
+      drops->push_back({.segment = move.segment, .tier = move.tier, .contents = before});
+    }
+  }
   tree_->Release(move.segment, drops);
   look_at_waits_ = true;
 }
 
-std::optional<StoreAction> StoreTier::Begin(uint64_t number, Move& move) {
+// None: it cannot be carried out any more.
+std::optional<StoreAction> StoreTier::Begin(uint64_t number, Move& move, SegmentDrops* drops) {
   StoreAction action;
   action.move = number;
   if (!move.save) {
@@ -205,10 +162,16 @@ std::optional<StoreAction> StoreTier::Begin(uint64_t number, Move& move) {
         .replica = move.replica, .segment = move.segment, .key = kept->second.key, .contents = move.contents};
     return action;
   }
-  if (!ChainHasRows(move.segment)) return std::nullopt;
+  if (!ChainHasRows(move.segment) || (move.contents & ~PresentOrComing(move.segment, tier_)) != 0) return std::nullopt;
   const std::optional<SegmentInfo> info = tree_->Find(move.segment);
   const SegmentKey key = tree_->Key(move.segment);
-  move.key = kept_[move.segment].key = key;
+  if (const auto kept = kept_.find(move.segment); kept != kept_.end() && kept->second.key != key) {
+    // It begins elsewhere since its parents were lost: the file is of no use beside a new one.
+    tree_->Lost(move.segment, tier_, kRowsAndSnapshot, drops);
+    dropped_.push_back(move.segment);
+    return std::nullopt;
+  }
+  move.key = key;
   action.kind = StoreAction::Kind::kSave;
   action.save = {.replica = move.replica,
                  .segment = move.segment,
@@ -223,51 +186,44 @@ std::optional<StoreAction> StoreTier::Begin(uint64_t number, Move& move) {
   return action;
 }
 
-void StoreTier::BeginMoves(absl::FunctionRef<bool(int replica)> may, std::deque<uint64_t>* waiting, int* running,
+void StoreTier::BeginMoves(absl::FunctionRef<bool(const Move& move)> may, std::deque<uint64_t>* waiting, int* running,
                            int running_max, SegmentDrops* drops) {
-  std::deque<uint64_t> later;
-  while (!waiting->empty() && *running < running_max) {
-    const uint64_t number = waiting->front();
-    if (!may(moves_.at(number).replica)) {
-      later.push_back(number);
-      waiting->pop_front();
+  for (size_t i = 0; i < waiting->size() && *running < running_max;) {
+    const uint64_t number = (*waiting)[i];
+    Move& move = moves_.at(number);
+    if (!may(move)) {
+      ++i;
       continue;
     }
-    std::optional<StoreAction> action = Begin(number, moves_.at(number));
+    std::optional<StoreAction> action = Begin(number, move, drops);
     if (!action) {
       EndMove(number, drops);
       continue;
     }
-    waiting->pop_front();
+    waiting->erase(waiting->begin() + static_cast<std::ptrdiff_t>(i));
     ++*running;
+    if (move.save) writing_.insert(move.segment);
     actions_.push_back(*std::move(action));
   }
-  waiting->insert(waiting->begin(), later.begin(), later.end());
 }
 
-std::vector<StoreAction> StoreTier::TakeActions(absl::FunctionRef<bool(int replica)> freed, double now,
-                                                SegmentDrops* drops) {
+std::vector<StoreAction>& StoreTier::TakeActions(absl::FunctionRef<bool(int replica)> freed, double now,
+                                                 SegmentDrops* drops) {
   PlanSaves(now, drops);
-  if (look_at_names_) PlanNames(now);
+  PlanNames(now);
   for (const SegmentDrop& drop : *drops) {
     if (drop.tier == tier_) Dropped(drop);
   }
-  for (const uint64_t segment : std::exchange(dropped_, {})) {
-    const auto kept = kept_.find(segment);
-    if (kept == kept_.end()) continue;
-    if (HasMove(segment, tier_)) continue;  // its end looks again
-    const SegmentContents left = PresentOrComing(segment, tier_);
-    if (left == 0) {
-      Do(StoreAction::Kind::kDelete, kept->second.key);
-      SetKept(segment, 0);
-    } else if ((left & kSnapshot) == 0 && (kept->second.contents & kSnapshot) != 0) {
-      Do(StoreAction::Kind::kDropSnapshot, kept->second.key);
-      SetKept(segment, kRows);
-    }
-  }
-  BeginMoves(freed, &brings_, &bringing_, options_.brings_max, drops);
-  BeginMoves([](int) { return true; }, &saves_, &saving_, options_.saves_max, drops);
-  return std::exchange(actions_, {});
+  std::swap(looked_at_, dropped_);
+  for (const uint64_t segment : looked_at_) Tidy(segment);
+  looked_at_.clear();
+  BeginMoves([&](const Move& move) { return freed(move.replica); }, &brings_, &bringing_, options_.brings_max, drops);
+  // One after the other, as each says what the store has of the segment then.
+  BeginMoves([&](const Move& move) { return !writing_.contains(move.segment); }, &saves_, &saving_, options_.saves_max,
+             drops);
+  taken_actions_.clear();
+  std::swap(taken_actions_, actions_);
+  return taken_actions_;
 }
 
 void StoreTier::Moved(uint64_t number, const StoreMoved& moved, double now, SegmentDrops* drops) {
@@ -278,12 +234,14 @@ void StoreTier::Moved(uint64_t number, const StoreMoved& moved, double now, Segm
   --(move.save ? saving_ : bringing_);
   ++(!moved.status.ok() ? moves_failed_ : move.save ? saved_ : brought_);
   if (move.save) {
+    writing_.erase(move.segment);
     EndSave(move, moved, now, drops);
   } else {
+    coming_.erase({move.segment, move.tier});
     EndBring(move, moved, now, drops);
   }
   tree_->Release(move.segment, drops);
-  look_at_waits_ = look_at_names_ = true;
+  look_at_waits_ = true;
 }
 
 void StoreTier::EndSave(const Move& move, const StoreMoved& moved, double now, SegmentDrops* drops) {
@@ -296,11 +254,19 @@ void StoreTier::EndSave(const Move& move, const StoreMoved& moved, double now, S
       paused_until_ = now + options_.pause_seconds * (1 << std::min(failures_, kDoublingsMax));
       ++failures_;
     }
-    tree_->Lost(move.segment, tier_, move.contents, drops);
+    // With what was there before, if that was found damaged when it was to be copied.
+    tree_->Lost(move.segment, tier_, move.contents | (Present(move.segment, tier_) & ~moved.stored), drops);
   }
-  kept_[move.segment].key = move.key;
-  SetKept(move.segment, moved.stored);
-  dropped_.insert(move.segment);
+  // Without its rows, nothing of it can be used, nor what of it waits to be saved.
+  if ((Present(move.segment, tier_) & kRows) == 0) tree_->Lost(move.segment, tier_, kRowsAndSnapshot, drops);
+  SetKept(move.segment, move.key, moved.stored);
+  dropped_.push_back(move.segment);
+}
+
+// What was to be brought is not there.
+void StoreTier::LoseBrought(const Move& move, SegmentDrops* drops) {
+  // Without its rows, a snapshot that is there already is of no use.
+  tree_->Lost(move.segment, move.tier, (move.contents & kRows) != 0 ? kRowsAndSnapshot : move.contents, drops);
 }
 
 void StoreTier::EndBring(const Move& move, const StoreMoved& moved, double now, SegmentDrops* drops) {
@@ -309,14 +275,14 @@ void StoreTier::EndBring(const Move& move, const StoreMoved& moved, double now, 
     tree_->Arrived(move.segment, move.tier, move.contents, now, drops);
     tree_->MeasuredMove(tier_, moved.bytes, moved.seconds);
   } else {
-    // Without its rows, a snapshot that is there already is of no use.
-    const SegmentContents lost = (move.contents & kRows) != 0 ? kRowsAndSnapshot : move.contents;
-    tree_->Lost(move.segment, move.tier, lost, drops);
+    LoseBrought(move, drops);
     if ((move.contents & ~moved.stored) != 0) {
       const SegmentContents gone = (moved.stored & kRows) == 0 ? kRowsAndSnapshot : kRowsAndSnapshot & ~moved.stored;
       tree_->Lost(move.segment, tier_, gone, drops);
-      if (kept_.contains(move.segment)) SetKept(move.segment, moved.stored);
-      dropped_.insert(move.segment);
+      if (const auto kept = kept_.find(move.segment); kept != kept_.end()) {
+        SetKept(move.segment, SegmentKey(kept->second.key), moved.stored);
+      }
+      dropped_.push_back(move.segment);
     }
   }
   // Shelves may have what nobody knows of: of a move that has failed, or of a group that has ended since.
@@ -424,7 +390,8 @@ bool StoreTier::Wait(int replica, uint64_t request, uint64_t segment, absl::Func
     return false;
   }
   const bool can = std::all_of(plan->moves.begin(), plan->moves.end(), [&](const BringMove& move) {
-    return (Present(move.segment, tier_) & move.contents) != 0 && usable(move.segment) && !HasMove(move.segment, tier);
+    return (Present(move.segment, tier_) & move.contents) != 0 && usable(move.segment) &&
+           !coming_.contains({move.segment, tier});
   });
   // Something is on the shelves of another group alone, or was just dropped from these, or its other half is coming.
   if (!can) {
@@ -439,23 +406,29 @@ bool StoreTier::Wait(int replica, uint64_t request, uint64_t segment, absl::Func
     }
     AddMove(move, now);
   }
-  waits_[request] = {replica, tier, segment, now + options_.wait_seconds_max};
+  const double until = now + options_.wait_seconds_max;
+  if (waits_.empty()) first_wait_until_ = until;  // later ones wait longer
+  waits_[request] = {replica, tier, segment, until};
   return true;
 }
 
-std::vector<uint64_t> StoreTier::TakePrepared(double now, SegmentDrops* drops) {
+const std::vector<uint64_t>& StoreTier::TakePrepared(double now, SegmentDrops* drops) {
+  prepared_.clear();
+  if (waits_.empty()) return prepared_;
   const bool look = std::exchange(look_at_waits_, false);
-  std::vector<uint64_t> prepared;
+  if (!look && now < first_wait_until_) return prepared_;
+  first_wait_until_ = std::numeric_limits<double>::infinity();
   for (auto wait = waits_.begin(); wait != waits_.end();) {
     if (now < wait->second.until && (!look || StillComes(wait->second))) {
+      first_wait_until_ = std::min(first_wait_until_, wait->second.until);
       ++wait;
       continue;
     }
-    prepared.push_back(wait->first);
+    prepared_.push_back(wait->first);
     tree_->Release(wait->second.segment, drops);
     wait = waits_.erase(wait);
   }
-  return prepared;
+  return prepared_;
 }
 
 }  // namespace goldfinch

@@ -13,7 +13,8 @@
 // same segment share its move. No failure here fails a request.
 //
 // WHAT IS LOST. What the store cannot keep, for want of room or permission, is not kept; after such an error nothing is
-// saved for a while. A file that was found damaged is gone, and so is what goes on from it in the store.
+// saved for a while. A file that was found damaged is gone, and so is what goes on from it in the store. A file that
+// could not be read for the moment is left alone, with what goes on from it and its names: the next start finds them.
 #ifndef GOLDFINCH_COORDINATOR_STORE_TIER_H_
 #define GOLDFINCH_COORDINATOR_STORE_TIER_H_
 
@@ -27,6 +28,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -59,7 +61,8 @@ struct StoreContents {
     StoredSegment segment;
     std::vector<int32_t> ids;
   };
-  std::vector<Found> segments;  // of any identity; each has tokens, and ids that give its key
+  std::vector<Found> segments;     // of any identity; each has tokens, and ids that give its key
+  std::vector<SegmentKey> unread;  // segments that could not be read now, and may be whole
   std::vector<ContextName> names;
   int64_t other_bytes = 0;  // of the store, beside these segments
 };
@@ -85,12 +88,15 @@ struct StoreMoved {
   SegmentContents stored = 0;  // what the store has of the segment now
 };
 
+// Implementation: store_tier_open.cc takes what was there at the start, store_tier.cc moves segments, and
+// store_tier_names.cc keeps names.
+//
 // Not thread-safe. `now` is in seconds and never goes back. The tree outlives it. What it adds to `drops` is for
 // whoever owns the shelves; drops of its own tier are given to it by Dropped.
 class StoreTier {
  public:
-  // What cannot be used of the contents is deleted. `bytes` and `token_seconds`, which reading a token takes: of the
-  // model that is served now.
+  // What cannot be used of the contents is deleted, unless it needs what could not be read. `bytes` and
+  // `token_seconds`, which reading a token takes: of the model that is served now.
   StoreTier(const StoreTierOptions& options, StoreContents contents, const SegmentBytes& bytes, double token_seconds,
             SegmentTree* tree, double now);
 
@@ -118,12 +124,13 @@ class StoreTier {
             double now, SegmentDrops* drops);
 
   // ---- What is to be done, and what has become of it.
-  // `freed` says whether the shelves of a replica's group have the room that they should have by now.
-  std::vector<StoreAction> TakeActions(absl::FunctionRef<bool(int replica)> freed, double now, SegmentDrops* drops);
+  // `freed` says whether the shelves of a replica's group have the room that they should have by now. What it returns
+  // is for the caller to move from, until the next call.
+  std::vector<StoreAction>& TakeActions(absl::FunctionRef<bool(int replica)> freed, double now, SegmentDrops* drops);
   void Moved(uint64_t move, const StoreMoved& moved, double now, SegmentDrops* drops);
-  void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept);
-  // Requests that need not wait any more.
-  std::vector<uint64_t> TakePrepared(double now, SegmentDrops* drops);
+  void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept, double now);
+  // Requests that need not wait any more. Valid until the next call.
+  const std::vector<uint64_t>& TakePrepared(double now, SegmentDrops* drops);
 
   // ---- Names of contexts. A name that was made, changed or deleted in the tree: it is written down as soon as its
   // segment is in the store, if that is durable.
@@ -163,38 +170,51 @@ class StoreTier {
   struct KeptName {
     uint64_t id = 0;        // in the store; 0: none
     uint64_t revision = 0;  // there
-    uint64_t etag = 0;      // of the context when it was last written down
+    uint64_t etag = 0;      // of the context when it was last written down; 0: it has to be again
+    SegmentKey key{};       // of its segment then
+    uint64_t segment = 0;   // in names_at_; 0: none
     bool putting = false;
+    bool changed = false;  // meanwhile
   };
 
-  void Adopt(StoreContents contents, const SegmentBytes& bytes, double token_seconds, double now);
-  void AdoptNames(const std::vector<ContextName>& names, const std::map<SegmentKey, uint64_t>& numbers, double now);
-  void SetKept(uint64_t segment, SegmentContents contents);
+  using Keys = absl::flat_hash_set<SegmentKey>;
+
+  static Keys SetAside(StoreContents* contents);
+  void Adopt(StoreContents contents, const Keys& left_alone, const SegmentBytes& bytes, double token_seconds,
+             double now);
+  void AdoptNames(const std::vector<ContextName>& names, const std::map<SegmentKey, uint64_t>& numbers,
+                  const Keys& left_alone, double now);
+  void SetKept(uint64_t segment, const SegmentKey& key, SegmentContents contents);
+  void Tidy(uint64_t segment);
   uint64_t AddMove(const Move& move, double now);
   void EndMove(uint64_t number, SegmentDrops* drops);
   void EndSave(const Move& move, const StoreMoved& moved, double now, SegmentDrops* drops);
+  void LoseBrought(const Move& move, SegmentDrops* drops);
   void EndBring(const Move& move, const StoreMoved& moved, double now, SegmentDrops* drops);
   bool WorthSaving(uint64_t segment) const;
   void PlanSaves(double now, SegmentDrops* drops);
   // The replica of a group that has these contents of the segment on its shelves; -1: none.
   int SourceOf(const SegmentInfo& info, SegmentContents contents) const;
-  bool HasMove(uint64_t segment, int tier) const;
-  std::optional<StoreAction> Begin(uint64_t number, Move& move);
-  void BeginMoves(absl::FunctionRef<bool(int replica)> may, std::deque<uint64_t>* waiting, int* running,
+  std::optional<StoreAction> Begin(uint64_t number, Move& move, SegmentDrops* drops);
+  void BeginMoves(absl::FunctionRef<bool(const Move& move)> may, std::deque<uint64_t>* waiting, int* running,
                   int running_max, SegmentDrops* drops);
   SegmentContents Present(uint64_t segment, int tier) const;
   SegmentContents PresentOrComing(uint64_t segment, int tier) const;
   bool ChainHasRows(uint64_t segment) const;
   bool StillComes(const Waiting& waiting) const;
   void PlanNames(double now);
+  void SetSegment(const Name& name, KeptName* kept, uint64_t segment);
+  void PlanName(const Name& name, double now, std::vector<StoreAction>* deletes);
   void Do(StoreAction::Kind kind, const SegmentKey& key);
 
   const StoreTierOptions options_;
   SegmentTree* const tree_;
   int tier_ = 0;
-  std::map<int, int> groups_;                 // tiers by replica
-  absl::flat_hash_map<uint64_t, Kept> kept_;  // segments that are in the store, or on their way there
-  std::set<uint64_t> dropped_;                // segments of which the tier has lost something
+  std::map<int, int> groups_;                             // tiers by replica
+  absl::flat_hash_map<uint64_t, Kept> kept_;              // segments that are in the store
+  std::vector<uint64_t> dropped_, looked_at_;             // segments of which the store may have too much, and scratch
+  absl::flat_hash_set<uint64_t> writing_;                 // segments of moves to the store that have been given out
+  absl::flat_hash_set<std::pair<uint64_t, int>> coming_;  // segments and tiers of moves to shelves
   int64_t long_bytes_ = 0;
   std::set<std::pair<bool, uint64_t>> candidates_;  // to be saved: (not long, segment)
   std::map<uint64_t, Move> moves_;                  // by number
@@ -204,10 +224,15 @@ class StoreTier {
   int64_t saved_ = 0, brought_ = 0, moves_failed_ = 0;
   std::map<uint64_t, Waiting> waits_;  // by request
   bool look_at_waits_ = false;         // something has come, or will not
-  std::vector<StoreAction> actions_;
+  double first_wait_until_ = 0;        // of these, or of one that has ended
+  std::vector<uint64_t> prepared_;
+  std::vector<StoreAction> actions_, taken_actions_;
   std::map<Name, KeptName> names_;
-  std::set<Name> changed_names_;
-  bool look_at_names_ = false;
+  std::set<Name> changed_names_;  // to be looked at
+  std::set<Name> failed_names_;   // that could not be written down
+  // By the segment that their contexts end in: whenever that is in the store anew, they are looked at.
+  absl::flat_hash_map<uint64_t, std::set<Name>> names_at_;
+  double names_paused_until_ = 0;
   double paused_until_ = 0;
   int failures_ = 0;  // saves in a row that found no room
 };

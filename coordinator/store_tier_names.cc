@@ -8,8 +8,13 @@
 namespace goldfinch {
 
 void StoreTier::AdoptNames(const std::vector<ContextName>& names, const std::map<SegmentKey, uint64_t>& numbers,
-                           double now) {
+                           const Keys& left_alone, double now) {
   for (const ContextName& name : names) {
+    if (left_alone.contains(name.segment)) {
+      // Whoever makes a context of this name now takes its place.
+      names_[{name.name_space, name.name}] = {.id = name.id, .revision = name.revision};
+      continue;
+    }
     const auto segment = numbers.find(name.segment);
     absl::StatusOr<ContextInfo> made = absl::NotFoundError("its text is not in the store");
     if (segment != numbers.end() && tree_->Find(segment->second)->name_space == name.name_space) {
@@ -22,7 +27,10 @@ void StoreTier::AdoptNames(const std::vector<ContextName>& names, const std::map
       tree_->Release(segment->second, &drops);
     }
     if (made.ok()) {
-      names_[{name.name_space, name.name}] = {.id = name.id, .revision = name.revision, .etag = made->etag};
+      const Name key(name.name_space, name.name);
+      KeptName& kept = names_[key];
+      kept = {.id = name.id, .revision = name.revision, .etag = made->etag, .key = name.segment};
+      SetSegment(key, &kept, segment->second);
       continue;
     }
     Do(StoreAction::Kind::kDeleteName, {});
@@ -33,62 +41,79 @@ void StoreTier::AdoptNames(const std::vector<ContextName>& names, const std::map
 void StoreTier::NameChanged(const std::string& name_space, const std::string& name) {
   if (!options_.durable) return;
   changed_names_.emplace(name_space, name);
-  look_at_names_ = true;
   if (const absl::StatusOr<ContextInfo> info = tree_->Get(name_space, name); info.ok()) Stored(info->segment);
 }
 
 void StoreTier::PlanNames(double now) {
-  look_at_names_ = false;
-  for (auto changed = changed_names_.begin(); changed != changed_names_.end();) {
-    KeptName& kept = names_[*changed];
-    if (kept.putting) {
-      ++changed;
-      continue;
-    }
-    const absl::StatusOr<ContextInfo> info = tree_->Get(changed->first, changed->second);
-    StoreAction action;
-    action.name.id = kept.id;
-    action.name.revision = kept.revision;
-    action.name.name_space = changed->first;
-    action.name.name = changed->second;
-    if (!info.ok()) {
-      action.kind = StoreAction::Kind::kDeleteName;
-      if (kept.id != 0) actions_.push_back(std::move(action));
-      names_.erase(*changed);
-    } else if (kept.id == 0 || kept.etag != info->etag || info->expires) {  // else it was only used
-      const auto segment = kept_.find(info->segment);
-      if (segment == kept_.end() || segment->second.contents != kRowsAndSnapshot) {  // once it is in the store
-        ++changed;
-        continue;
-      }
-      action.kind = StoreAction::Kind::kPutName;
-      action.name.segment = segment->second.key;
-      action.name.position = info->tokens;
-      action.name.pinned = info->pinned;
-      if (info->expires) {
-        action.name.keep_seconds = std::max<int64_t>(std::llround(*info->expires - info->last_use), 1);
-        action.expires_in_seconds = *info->expires - now;
-      }
-      kept.putting = true;
-      kept.etag = info->etag;
-      actions_.push_back(std::move(action));
-    }
-    changed = changed_names_.erase(changed);
-  }
+  if (!failed_names_.empty() && now >= names_paused_until_) changed_names_.merge(failed_names_);
+  if (changed_names_.empty()) return;
+  // What was renamed is written down under its new name before the old one goes.
+  std::vector<StoreAction> deletes;
+  for (const Name& name : std::exchange(changed_names_, {})) PlanName(name, now, &deletes);
+  std::move(deletes.begin(), deletes.end(), std::back_inserter(actions_));
 }
 
-void StoreTier::NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept) {
-  const auto found = names_.find({asked.name_space, asked.name});
-  if (found == names_.end()) return;
-  found->second.putting = false;
-  if (!kept.ok()) {  // with the next look, which the next move or use brings
-    found->second.etag = 0;
-    changed_names_.emplace(asked.name_space, asked.name);
+void StoreTier::SetSegment(const Name& name, KeptName* kept, uint64_t segment) {
+  if (kept->segment == segment) return;
+  if (const auto before = names_at_.find(kept->segment); before != names_at_.end()) {
+    before->second.erase(name);
+    if (before->second.empty()) names_at_.erase(before);
+  }
+  kept->segment = segment;
+  if (segment != 0) names_at_[segment].insert(name);
+}
+
+void StoreTier::PlanName(const Name& name, double now, std::vector<StoreAction>* deletes) {
+  KeptName& kept = names_[name];
+  if (kept.putting) {
+    kept.changed = true;
     return;
   }
-  found->second.id = kept->id;
-  found->second.revision = kept->revision;
-  look_at_names_ = true;
+  const absl::StatusOr<ContextInfo> info = tree_->Get(name.first, name.second);
+  SetSegment(name, &kept, info.ok() ? info->segment : 0);
+  StoreAction action;
+  action.name.id = kept.id;
+  action.name.revision = kept.revision;
+  action.name.name_space = name.first;
+  action.name.name = name.second;
+  if (!info.ok()) {
+    action.kind = StoreAction::Kind::kDeleteName;
+    if (kept.id != 0) deletes->push_back(std::move(action));
+    names_.erase(name);
+    return;
+  }
+  const auto segment = kept_.find(info->segment);
+  if (segment == kept_.end() || segment->second.contents != kRowsAndSnapshot) return;
+  const bool is_new = kept.id == 0 || kept.etag != info->etag || kept.key != segment->second.key;
+  if (!is_new && !info->expires) return;  // it was only used
+  action.kind = StoreAction::Kind::kPutName;
+  action.name.segment = segment->second.key;
+  action.name.position = info->tokens;
+  action.name.pinned = info->pinned;
+  if (info->expires) {
+    action.name.keep_seconds = std::max<int64_t>(std::llround(*info->expires - info->last_use), 1);
+    action.expires_in_seconds = *info->expires - now;
+  }
+  kept.putting = true;
+  kept.etag = info->etag;
+  kept.key = segment->second.key;
+  actions_.push_back(std::move(action));
+}
+
+void StoreTier::NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept, double now) {
+  const Name name(asked.name_space, asked.name);
+  const auto found = names_.find(name);
+  if (found == names_.end()) return;
+  found->second.putting = false;
+  if (std::exchange(found->second.changed, false)) changed_names_.insert(name);
+  if (kept.ok()) {
+    found->second.id = kept->id;
+    found->second.revision = kept->revision;
+    return;
+  }
+  found->second.etag = 0;
+  failed_names_.insert(name);
+  names_paused_until_ = now + options_.pause_seconds;
 }
 
 }  // namespace goldfinch

@@ -1,8 +1,10 @@
 #include "worker/context_shelf.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,6 +15,9 @@
 
 namespace goldfinch {
 namespace {
+
+// A copy takes a millisecond or less, but for what is queued before it.
+constexpr std::chrono::microseconds kAwaitPauseMin{50}, kAwaitPauseMax{5000};
 
 template <class... Parts>
 absl::Status Invalid(const Parts&... parts) {
@@ -245,9 +250,12 @@ absl::StatusOr<SavedSegment> ContextShelf::Find(uint64_t segment) const {
   return found->second;
 }
 
-absl::Status ContextShelf::Await(const SavedPart& part) const {
+absl::Status ContextShelf::Await(const SavedPart& part, absl::FunctionRef<bool()> wanted) const {
   if (part.written == nullptr) return absl::OkStatus();
-  part.written->Wait();
+  for (auto pause = kAwaitPauseMin; !part.written->reached(); pause = std::min(2 * pause, kAwaitPauseMax)) {
+    if (!wanted()) return absl::CancelledError("nobody waits for it any more");
+    std::this_thread::sleep_for(pause);
+  }
   return device_.status();
 }
 

@@ -83,8 +83,9 @@ class ContextShelf {
   void DropSnapshot(uint64_t segment);
   // The segment with the parts that are there; they stay as long as the copy does. NOT_FOUND if there is none.
   absl::StatusOr<SavedSegment> Find(uint64_t segment) const;
-  // Waits until the bytes of a part are there. The fault of the device, if they never will be.
-  absl::Status Await(const SavedPart& part) const;
+  // Waits until the bytes of a part are there. The fault of the device, if they never will be. CANCELLED if `wanted`,
+  // which is called now and then, says that nobody waits for them any more: a device may be held up for long.
+  absl::Status Await(const SavedPart& part, absl::FunctionRef<bool()> wanted) const;
   int64_t bytes() const { return arena_->bytes(); }
   int64_t used_bytes();
 

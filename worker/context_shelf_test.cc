@@ -170,6 +170,18 @@ TEST_F(ContextShelfTest, MemoryIsHeldUntilCopiesAreDone) {
   EXPECT_THAT(std::string(gone.message()), HasSubstr("segment 2"));
 }
 
+TEST_F(ContextShelfTest, WhoIsGoneDoesNotWaitForTheDevice) {
+  device.HoldMarks(true);
+  ASSERT_TRUE(Save(1, 0, 100).ok());
+  const auto segment = shelf->Find(1);
+  int asked = 0;
+  const absl::Status status = shelf->Await(*segment->parts[0], [&] { return ++asked < 3; });
+  EXPECT_EQ(status.code(), Code::kCancelled);
+  EXPECT_EQ(asked, 3);
+  device.HoldMarks(false);
+  EXPECT_TRUE(shelf->Await(*segment->parts[0], [] { return false; }).ok());
+}
+
 TEST_F(ContextShelfTest, WhatIsPutInPiecesIsThereWhenItIsWhole) {
   const std::string rows(80, '\x3E');
   PartPiece piece = Piece(kRows, {});

@@ -54,7 +54,12 @@ bool ContextsClient::RunStream() {
   const auto stream = stub->Contexts(&context);
   bool answered = false;
   {
-    ShelfSession session(shelf_, [&](const FromShelf& message) { return stream->Write(message); });
+    const auto is_wanted = [this] {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      return !stopping_;
+    };
+    ShelfSession session(
+        shelf_, [&](const FromShelf& message) { return stream->Write(message); }, is_wanted);
     FromShelf hello;
     hello.set_token(token_);
     ToShelf message;

@@ -23,7 +23,7 @@ class ContextsClient {
  public:
   // `token` is Welcome.contexts_token. `shelf` must outlive the client, of which there is one at a time.
   ContextsClient(std::shared_ptr<grpc::Channel> channel, ContextShelf& shelf, std::string token);
-  // Ends the stream.
+  // Ends the stream; it does not wait for the device.
   ~ContextsClient();
   ContextsClient(const ContextsClient&) = delete;
   ContextsClient& operator=(const ContextsClient&) = delete;

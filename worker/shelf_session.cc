@@ -77,7 +77,8 @@ std::string ErrorText(const absl::Status& status) {
 
 }  // namespace
 
-ShelfSession::ShelfSession(ContextShelf& shelf, Send send) : shelf_(shelf), send_(std::move(send)) {
+ShelfSession::ShelfSession(ContextShelf& shelf, Send send, IsWanted is_wanted)
+    : shelf_(shelf), send_(std::move(send)), is_wanted_(std::move(is_wanted)) {
   shelf_.AbandonPut();
 }
 
@@ -126,7 +127,7 @@ bool ShelfSession::HandleFetch(const cluster::v1::Fetch& message) {
   const absl::Status status = [&]() -> absl::Status {
     GF_ASSIGN_OR_RETURN(const SavedSegment segment, shelf_.Find(message.segment()));
     const auto send = [&](const SavedPart& part) -> absl::Status {
-      GF_RETURN_IF_ERROR(shelf_.Await(part));
+      GF_RETURN_IF_ERROR(shelf_.Await(part, is_wanted_));
       if (!SendPart(message.segment(), segment, part)) return absl::CancelledError("the stream is broken");
       done.set_parts(done.parts() + 1);
       return absl::OkStatus();

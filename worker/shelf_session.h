@@ -24,9 +24,11 @@ class ShelfSession {
  public:
   // Sends a message, and returns false once the stream is broken. May block until there is room for it.
   using Send = std::function<bool(const cluster::v1::FromShelf& message)>;
+  // Whether the stream is still wanted: it ends what waits for the device.
+  using IsWanted = std::function<bool()>;
 
   // `shelf` must outlive the session.
-  ShelfSession(ContextShelf& shelf, Send send);
+  ShelfSession(ContextShelf& shelf, Send send, IsWanted is_wanted);
   // Drops a part that has not come to its end.
   ~ShelfSession();
   ShelfSession(const ShelfSession&) = delete;
@@ -43,6 +45,7 @@ class ShelfSession {
 
   ContextShelf& shelf_;
   const Send send_;
+  const IsWanted is_wanted_;
   // Segment, layer and kind of the last part that was refused before its end: what is still on its way is ignored.
   std::optional<std::tuple<uint64_t, uint32_t, std::string>> refused_;
 };

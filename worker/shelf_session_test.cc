@@ -28,10 +28,11 @@ using ::testing::HasSubstr;
 // Everything that a shelf says to one message.
 std::vector<FromShelf> Ask(Worker& worker, const ToShelf& message) {
   std::vector<FromShelf> answers;
-  ShelfSession session(worker.shelf(), [&](const FromShelf& answer) {
+  const auto send = [&](const FromShelf& answer) {
     answers.push_back(answer);
     return true;
-  });
+  };
+  ShelfSession session(worker.shelf(), send, [] { return true; });
   EXPECT_TRUE(session.Handle(message));
   return answers;
 }

@@ -50,6 +50,10 @@ class EmbeddedShelf::Link final : public ShelfLink {
     queue_.pop_front();
     return message;
   }
+  bool open() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return !closed_;
+  }
   // Waits until the coordinator may get another message. False once the stream is closed.
   bool AwaitRoom() {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -90,11 +94,12 @@ void EmbeddedShelf::Run() {
     const std::optional<uint64_t> worker = coordinator_.WorkerOf(token_);
     if (!worker || !coordinator_.Opened(*worker, link)) return;
     {
-      ShelfSession session(shelf_, [&](const FromShelf& message) {
+      const auto send = [&](const FromShelf& message) {
         if (!link->AwaitRoom()) return false;
         coordinator_.Received(link.get(), message);
         return true;
-      });
+      };
+      ShelfSession session(shelf_, send, [&] { return link->open(); });
       while (const std::optional<ToShelf> message = link->Next()) {
         coordinator_.Written(link.get(), static_cast<int64_t>(message->ByteSizeLong()));
         if (!session.Handle(*message)) break;

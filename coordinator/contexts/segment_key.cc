@@ -1,27 +1,17 @@
 #include "coordinator/contexts/segment_key.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
 #include <cstddef>
-#include <memory>
 
 #include "absl/strings/str_cat.h"
-#include "base/check.h"
+#include "base/sha256.h"
 
 namespace goldfinch {
 namespace {
 
-struct FreeDigest {
-  void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
-};
-
 class Hasher {
  public:
-  Hasher() : context_(EVP_MD_CTX_new()) {
-    GF_CHECK(context_ != nullptr && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
-  }
-  void Bytes(const void* bytes, size_t size) { GF_CHECK(EVP_DigestUpdate(context_.get(), bytes, size) == 1); }
+  void Bytes(const uint8_t* bytes, size_t size) { digest_.Add({reinterpret_cast<const char*>(bytes), size}); }
   // Little-endian.
   void Number(uint64_t number) {
     std::array<uint8_t, 8> bytes;
@@ -30,18 +20,12 @@ class Hasher {
   }
   void Text(std::string_view text) {
     Number(text.size());
-    Bytes(text.data(), text.size());
+    digest_.Add(text);
   }
-  SegmentKey Digest() {
-    SegmentKey key;
-    unsigned int size = 0;
-    GF_CHECK(EVP_DigestFinal_ex(context_.get(), key.data(), &size) == 1);
-    GF_CHECK_EQ(size, key.size());
-    return key;
-  }
+  SegmentKey Digest() { return digest_.Finish(); }
 
  private:
-  std::unique_ptr<EVP_MD_CTX, FreeDigest> context_;
+  Sha256 digest_;
 };
 
 }  // namespace

@@ -120,11 +120,9 @@ absl::StatusOr<AddedSegment> SegmentTree::Add(const std::string& name_space, uin
   if ((segment->contents() & kSnapshot) == 0) {
     segment->snapshot_bytes = bytes.snapshot;
     segment->logits = bytes.logits;
-    segment->expected = true;
   } else if (bytes.logits && !segment->logits) {
     segment->wants_logits = true;
     segment->wanted_bytes = bytes.snapshot;
-    segment->expected = true;
   }
   ++segment->holds;
   state_->Touch(*segment);
@@ -200,7 +198,7 @@ void SegmentTree::Hold(uint64_t number, double now) {
 void SegmentTree::Release(uint64_t number, SegmentDrops* drops) {
   Segment& segment = state_->Held(number);
   if (--segment.holds > 0) return;
-  segment.expected = segment.wants_logits = false;
+  segment.wants_logits = false;
   if (std::exchange(segment.doubtful, false) && !state_->ChainHasRows(segment)) {
     state_->DropBroken(segment, drops);
     return;
@@ -214,24 +212,12 @@ void SegmentTree::Lost(uint64_t number, int tier, SegmentContents contents, Segm
   if (segment == nullptr || state_->LookupTier(tier) == nullptr) return;
   const Copy* const copy = segment->In(tier);
   if (copy == nullptr || (copy->contents() & contents) == 0) return;
-  if ((copy->present & contents) != 0) ++state_->counters.losses;
-  if ((contents & kSnapshot) != 0) segment->expected = false;
   state_->RemoveContents(*segment, tier, contents, nullptr);
   if ((segment->contents() & kRows) == 0) {
     state_->DropBroken(*segment, drops);
   } else {
     state_->Settle(segment, State::Why::kLost, drops);
   }
-}
-
-bool SegmentTree::Drop(uint64_t number, SegmentContents contents, SegmentDrops* drops) {
-  Segment* const segment = state_->Lookup(number);
-  if (segment == nullptr) return true;
-  if (segment->needed() || segment->coming() != 0) return false;
-  if ((contents & kRows) != 0 && segment->children > 0) return false;
-  state_->RemoveEverywhere(*segment, (contents & kRows) != 0 ? kRowsAndSnapshot : contents, drops);
-  state_->Settle(segment, State::Why::kUnneeded, drops);
-  return true;
 }
 
 std::optional<SegmentInfo> SegmentTree::Find(uint64_t number) const {
@@ -264,11 +250,11 @@ std::vector<uint64_t> SegmentTree::Chain(uint64_t number) const {
   return chain;
 }
 
-std::vector<int32_t> SegmentTree::Ids(uint64_t number, int64_t begin, int64_t end) const {
+std::vector<int32_t> SegmentTree::Ids(uint64_t number, int64_t begin, int64_t end, size_t more) const {
   const Segment* const segment = state_->Lookup(number);
   GF_CHECK(segment != nullptr) << "segment " << number << " is gone";
   GF_CHECK_LE(end, segment->end()) << "segment " << number;
-  return TextTree::Ids(segment->node, begin, end);
+  return TextTree::Ids(segment->node, begin, end, more);
 }
 
 SegmentKey SegmentTree::Key(uint64_t number) {

@@ -26,21 +26,14 @@
 // snapshot before, or those of loading a copy from elsewhere.
 //
 // HOW THE SCHEDULER USES IT, for one request:
-//   1. match = Match(namespace, prompt), once. Then Choose(match, tier, ...) for the shelf of every group that could
-//   take
-//      the request; the cheapest choice is it. If it has a segment: CountHit, Hold, Bring to the shelf, and when all
-//      moves have come, a NewSequence with `restore` of Chain(segment). Otherwise CountMiss(choice.reason).
-//   2. PlanSnapshots (snapshot_plan.h) with begin = choice.position and partings = match.partings. For each of these
-//      positions in their order, parent = Add(namespace, parent, the ids from the parent's end to the position,
-//      ...).number. All of them are held then, and expected by others who come with the same text: match.expected tells
-//      that another request is about to store more of the prompt than there is. Whether to wait for it is the caller's
-//      business.
-//   3. When a chunk ends at such a position: Store(number, tier). The Step saves (sequence, number, Saving::begin).
-//   When
-//      all workers have answered: Arrived, or Lost if one of them could not. After an error of Store nothing is saved,
-//      and the request goes on without.
-//   4. At the end of the sequence: Release everything that was held or added, once for each time. Saves may still be on
-//      their way.
+//   1. match = Match(namespace, prompt). Then Choose(match, tier, ...) for the shelf of a group that could take the
+//      request. If it has a segment: CountHit, Hold, Bring to the shelf, and when all moves have come, a NewSequence
+//      with `restore` of Chain(segment). Otherwise CountMiss(choice.reason).
+//   2. PlanSnapshots (snapshot_plan.h) with begin = choice.position and partings = match.partings.
+//   3. When a chunk ends at such a position: Add(namespace, 0, the ids up to there, ...) and Store(number, tier). The
+//      Step saves (sequence, number, Saving::begin). When all workers have answered: Arrived, or Lost if one of them
+//      could not. After an error of Store nothing is saved, and the request goes on without.
+//   4. Release everything that was held or added, once for each time. Saves may still be on their way.
 // What has Arrived on a shelf and should be on disk, too (contexts, and what else is worth it): Hold, Bring(number,
 // disk), read each move from the tier that it names, Arrived, Release. When a generation ends: CloseTier.
 // Whenever a call returns drops, workers (a shelf) or the store (disk) are told so before anything that comes after:
@@ -91,7 +84,6 @@ struct SegmentDrop {
   uint64_t segment = 0;
   int tier = 0;
   SegmentContents contents = 0;
-  std::optional<SegmentKey> key = {};  // if Key was ever called for the segment
 };
 using SegmentDrops = std::vector<SegmentDrop>;
 
@@ -103,7 +95,6 @@ struct ContextCounters {
   std::array<int64_t, kContextMisses> misses{};
   int64_t tokens_saved = 0;  // that hits did not compute
   int64_t evictions = 0;     // of rows, a snapshot or both from one tier
-  int64_t losses = 0;        // of the same, for other reasons than room: a generation's end, a broken file
 };
 
 // What is kept of a prompt.
@@ -116,15 +107,13 @@ struct ContextMatch {
     bool usable = false;  // has a snapshot from which the prompt can go on
   };
 
-  int64_t tokens = 0;           // of the prompt
-  int64_t matched = 0;          // so many ids are the same as in some text of the namespace
-  uint64_t segment = 0;         // the longest one to go on from; 0: none
-  int64_t position = 0;         // its end
-  std::vector<uint64_t> chain;  // of that segment, from the root on
+  int64_t tokens = 0;    // of the prompt
+  int64_t matched = 0;   // so many ids are the same as in some text of the namespace
+  uint64_t segment = 0;  // the longest one to go on from; 0: none
+  int64_t position = 0;  // its end
   // Positions beyond `position` at which texts that share more than that with the prompt part from it or from each
   // other, or end: at most kPartingsMax, the furthest ones.
   std::vector<int64_t> partings;
-  int64_t expected = 0;  // > position: the furthest snapshot that another holder is about to store
   ContextMiss reason = ContextMiss::kNoneKept;  // if there is no segment
   std::vector<Step> steps;
 
@@ -299,8 +288,6 @@ class SegmentTree {
   void Arrived(uint64_t number, int tier, SegmentContents contents, double now, SegmentDrops* drops);
   // What was in a tier, or on its way there, is not. Whatever is of no use without it goes, too.
   void Lost(uint64_t number, int tier, SegmentContents contents, SegmentDrops* drops);
-  // Removes the snapshot of a segment from all tiers, or all of it. False: somebody else needs it.
-  bool Drop(uint64_t number, SegmentContents contents, SegmentDrops* drops);
   // Evicts until so many bytes fit the tier. RESOURCE_EXHAUSTED: what is left must stay.
   absl::Status MakeRoom(int tier, int64_t bytes, double now, SegmentDrops* drops);
 
@@ -308,8 +295,8 @@ class SegmentTree {
   std::vector<uint64_t> Chain(uint64_t number) const;  // from the root on
   // The number must be that of a segment that is not gone. It takes as long as the chain is.
   TextKept Kept(uint64_t number) const;
-  // The ids of [begin, end) of the segment's text; `end` is at most that of the segment.
-  std::vector<int32_t> Ids(uint64_t number, int64_t begin, int64_t end) const;
+  // The ids of [begin, end) of the segment's text, with room for `more` behind them; `end` is at most the segment's.
+  std::vector<int32_t> Ids(uint64_t number, int64_t begin, int64_t end, size_t more = 0) const;
   // Its key; rows of the segment must have been stored, or be on their way.
   SegmentKey Key(uint64_t number);
 
@@ -339,7 +326,6 @@ class SegmentTree {
   ContextPage List(const std::string& name_space, const std::string& after, int count) const;
   // Contexts that have expired lose their names; their bytes may be evicted from then on. At most so many at a time.
   std::vector<ExpiredContext> Expire(double now, SegmentDrops* drops, size_t count_max = SIZE_MAX);
-  std::optional<double> NextExpiry() const;
 
   void SetQuota(const std::string& name_space, const NamespaceQuota& quota);
   int64_t NamespaceBytes(const std::string& name_space) const;

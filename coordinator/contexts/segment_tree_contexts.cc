@@ -282,11 +282,6 @@ std::vector<ExpiredContext> SegmentTree::Expire(double now, SegmentDrops* drops,
   return expired;
 }
 
-std::optional<double> SegmentTree::NextExpiry() const {
-  if (state_->expiries.empty()) return std::nullopt;
-  return state_->expiries.begin()->first.first;
-}
-
 void SegmentTree::SetQuota(const std::string& name_space, const NamespaceQuota& quota) {
   Namespace& space = state_->NamespaceOf(name_space);
   space.quota = quota;

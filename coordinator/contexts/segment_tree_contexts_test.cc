@@ -127,7 +127,6 @@ TEST_F(SegmentTreeContextsTest, ListsByPagesAndRenames) {
 TEST_F(SegmentTreeContextsTest, UseRefreshesTheExpiry) {
   const uint64_t used = Create("used", TestText(50, 1), 10.0);
   const uint64_t left = Create("left", TestText(50, 2), 10.0);
-  EXPECT_EQ(tree_.NextExpiry(), 10.0);
   ASSERT_TRUE(tree_.Use("", "used", 5).ok());
   tree_.Release(used, &drops_);
   EXPECT_EQ(tree_.Expire(9.9, &drops_).size(), 0u);
@@ -137,7 +136,6 @@ TEST_F(SegmentTreeContextsTest, UseRefreshesTheExpiry) {
   EXPECT_TRUE(tree_.MakeRoom(shelf_, 998'500, 12, &drops_).ok());
   EXPECT_FALSE(tree_.Find(left).has_value());
   EXPECT_EQ(tree_.Expire(15, &drops_).size(), 1u);
-  EXPECT_FALSE(tree_.NextExpiry().has_value());
 }
 
 TEST_F(SegmentTreeContextsTest, WhatIsPinnedDoesNotExpire) {
@@ -227,14 +225,28 @@ TEST_F(SegmentTreeContextsTest, WhatWasOnDiskIsThereAgain) {
 
   const SegmentKey parent = KeyOf(identity, "", nullptr, TestText(100, 1));
   EXPECT_EQ(tree_.Key(second), KeyOf(identity, "", &parent, TestText(50, 2)));
-  tree_.Key(orphan);
   tree_.Tidy(&drops_);
   ASSERT_EQ(drops_.size(), 1u);
   EXPECT_EQ(drops_[0].segment, orphan);
-  EXPECT_TRUE(drops_[0].key.has_value());
   EXPECT_EQ(tree_.Match("", TestText(100, 1) + TestText(50, 2) + TestText(50, 3)).segment, second);
   tree_.Lost(first, disk, kRowsAndSnapshot, &drops_);
   EXPECT_TRUE(absl::IsNotFound(adopt(first, TestText(50, 5), kRowsAndSnapshot).status()));
+}
+
+// Whoever owns a shelf frees all of a segment whose rows go.
+TEST_F(SegmentTreeContextsTest, RowsDoNotGoWithoutTheSnapshotBesideThem) {
+  const int disk = tree_.OpenTier(TestTier(TierKind::kDisk, 10'000));
+  const uint64_t number = StoreHeld(tree_, "", TestText(50), shelf_, 0);
+  ASSERT_TRUE(tree_.Create("", "mine", number, {}, 0).ok());
+  ASSERT_TRUE(tree_.Bring(number, disk, 0, &drops_).ok());
+  tree_.Arrived(number, disk, kRowsAndSnapshot, 0, &drops_);
+  tree_.Lost(number, disk, kSnapshot, &drops_);
+  tree_.Release(number, &drops_);
+  // The rows are on the disk as well, but nowhere else is the snapshot.
+  const int64_t bytes = tree_.TierBytes(shelf_);
+  EXPECT_FALSE(tree_.MakeRoom(shelf_, 1'000'000, 100, &drops_).ok());
+  EXPECT_EQ(tree_.TierBytes(shelf_), bytes);
+  EXPECT_TRUE(drops_.empty());
 }
 
 TEST_F(SegmentTreeContextsTest, AContextOfAnotherModelSaysSo) {

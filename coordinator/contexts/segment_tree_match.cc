@@ -63,23 +63,16 @@ ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const 
   const State& state = *state_;
   ContextMatch match;
   match.tokens = static_cast<int64_t>(prompt.size());
-  const auto usable = [&](const Segment& segment, bool logits) {
-    return segment.end() <= limit && (segment.end() < match.tokens || logits);
+  const auto usable = [&](const Segment& segment) {
+    return (segment.present() & kSnapshot) != 0 && segment.end() <= limit &&
+           (segment.end() < match.tokens || segment.logits);
   };
   bool evicted = false;
   const auto visit = [&](const TextTree::Node* node) {
     if (node->children != 1) match.partings.push_back(node->end);
     const Segment* const segment = node->segment;
     if (segment == nullptr) return true;
-    if ((segment->present() & kSnapshot) == 0) {
-      evicted |= segment->snapshot_evicted;
-      const bool logits = segment->logits || segment->wants_logits;
-      if ((segment->expected || (segment->coming() & kSnapshot) != 0) && usable(*segment, logits)) {
-        match.expected = segment->end();
-      }
-    } else if (segment->expected && segment->wants_logits && usable(*segment, true)) {
-      match.expected = segment->end();
-    }
+    evicted |= (segment->present() & kSnapshot) == 0 && segment->snapshot_evicted;
     if ((segment->present() & kRows) == 0) return true;
     ContextMatch::Step step;
     step.segment = segment->number;
@@ -91,7 +84,7 @@ ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const 
       if (above == match.steps.end() || above->segment != segment->parent->number) return true;  // rows are missing
       step.parent = static_cast<int>(above - match.steps.begin());
     }
-    step.usable = (segment->present() & kSnapshot) != 0 && usable(*segment, segment->logits);
+    step.usable = usable(*segment);
     match.steps.push_back(step);
     return true;
   };
@@ -105,7 +98,6 @@ ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const 
   if (best != match.steps.rend()) {
     match.segment = best->segment;
     match.position = best->end;
-    match.chain = Chain(best->segment);
   } else if (evicted || state.evicted_texts.HasBeginningOf(name_space, prompt)) {
     match.reason = ContextMiss::kEvicted;
   } else {
@@ -118,7 +110,6 @@ ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const 
       break;
     }
   }
-  if (match.expected <= match.position) match.expected = 0;
   const auto beyond = std::upper_bound(match.partings.begin(), match.partings.end(), match.position);
   match.partings.erase(match.partings.begin(), beyond);
   if (match.partings.size() > ContextMatch::kPartingsMax) {

@@ -224,7 +224,6 @@ class SegmentModel {
     EXPECT_EQ(match.position, position);
     EXPECT_EQ(match.segment != 0, position > 0);
     if (match.segment != 0) {
-      EXPECT_EQ(match.chain, tree_.Chain(match.segment));
       EXPECT_EQ(tree_.Ids(match.segment, 0, position), Text(prompt.begin(), prompt.begin() + position));
     }
     EXPECT_TRUE(std::is_sorted(match.partings.begin(), match.partings.end()));

@@ -318,14 +318,10 @@ class History : private SegmentModel {
     const auto chosen = std::next(mirrors_.begin(), Below(static_cast<int>(mirrors_.size())));
     if (chosen->second.in.empty()) return;
     const uint64_t number = chosen->first;
-    if (Below(2) == 0) {
-      const int tier = chosen->second.in.begin()->first;
-      const SegmentContents contents = static_cast<SegmentContents>(1 + Below(3));
-      Forget(number, tier, contents);
-      tree_.Lost(number, tier, contents, &drops);
-    } else {
-      tree_.Drop(number, Below(2) == 0 ? kSnapshot : kRowsAndSnapshot, &drops);
-    }
+    const int tier = chosen->second.in.begin()->first;
+    const SegmentContents contents = static_cast<SegmentContents>(1 + Below(3));
+    Forget(number, tier, contents);
+    tree_.Lost(number, tier, contents, &drops);
     Apply(drops, Cause::kOther);
   }
 

@@ -32,6 +32,8 @@ SegmentContents SegmentTree::State::Evictable(const Segment& segment, const Copy
   SegmentContents contents = copy.present;
   if (copy.children > 0 || (segment.children > 0 && (beside & kRows) == 0)) contents &= ~kRows;
   if (segment.contexts > 0) contents &= beside;
+  // A snapshot is of no use without the rows beside it.
+  if ((copy.present & kSnapshot) != (contents & kSnapshot)) contents = 0;
   return contents;
 }
 
@@ -214,7 +216,6 @@ absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now,
   absl::Status fits = state.FitQuota(*segment.space->name_space, drops);
   if (fits.ok()) fits = state.FitTier(tier, drops);
   if (!fits.ok()) {
-    segment.expected = false;
     state.RemoveContents(segment, tier, saving.contents, nullptr);
     return fits;
   }
@@ -266,7 +267,7 @@ void SegmentTree::Arrived(uint64_t number, int tier, SegmentContents contents, d
   contents &= copy->coming;
   copy->coming &= ~contents;
   copy->present |= contents;
-  if ((contents & kSnapshot) != 0) segment->expected = segment->snapshot_evicted = false;
+  if ((contents & kSnapshot) != 0) segment->snapshot_evicted = false;
   segment->fresh_until = state.now + kFreshSeconds;
   state.fresh.emplace_back(segment->fresh_until, number);
   state.Touch(*segment);

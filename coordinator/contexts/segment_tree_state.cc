@@ -207,7 +207,6 @@ void SegmentTree::State::RemoveContents(Segment& segment, int tier, SegmentConte
     drop.segment = segment.number;
     drop.tier = tier;
     drop.contents = contents;
-    if (segment.key != nullptr) drop.key = *segment.key;
   }
   Segment* const parent = segment.parent;
   if (parent != nullptr && (contents & kRows) != 0) {
@@ -270,7 +269,6 @@ void SegmentTree::State::DropBroken(Segment& segment, SegmentDrops* drops) {
       broken->doubtful = true;
       continue;
     }
-    counters.losses += static_cast<int64_t>(broken->copies.size());
     RemoveEverywhere(*broken, kRowsAndSnapshot, drops);
     if (broken != &segment && Useless(*broken)) Delete(*broken, Why::kLost, drops);
   }

@@ -84,7 +84,6 @@ struct Segment {
   bool logits = false;
   bool wants_logits = false;  // was added with them, while its snapshot has none
   int64_t wanted_bytes = 0;   // of that snapshot
-  bool expected = false;      // a holder is about to store the snapshot
   bool snapshot_evicted = false;
   bool doubtful = false;  // its chain lost rows while it was held: Release looks whether they are there again
   bool doomed = false;    // deleted by its user: goes as soon as nobody needs it

@@ -77,7 +77,6 @@ TEST_F(SegmentTreeTest, APromptGoesOnFromTheLastSnapshotOfItAndIsMatchedToTheTok
   EXPECT_EQ(match.segment, second);
   EXPECT_EQ(match.position, 150);
   EXPECT_EQ(match.matched, 150);
-  EXPECT_EQ(match.chain, chain);
   EXPECT_TRUE(match.partings.empty());
 
   Text parted = TestText(100, 1) + TestText(33, 2);
@@ -143,23 +142,20 @@ TEST_F(SegmentTreeTest, TheSameTextIsOneSegmentHoweverItIsCut) {
   EXPECT_EQ(tree_.Ids(added->number, 150, tree_.Find(added->number)->end), TestText(9, 3));
 }
 
-// 64 questions over one document come at once: the first reads it, and the others see that it is about to be there.
-TEST_F(SegmentTreeTest, WhatOthersAreReadingIsExpected) {
+// 64 questions over one document: the first reads it, and the others begin with it.
+TEST_F(SegmentTreeTest, WhatIsOnItsWayIsNotStoredTwice) {
   const Text document = TestText(500);
   const auto first = tree_.Add("", 0, document, TestBytes(), 5, 0);
   ASSERT_TRUE(first.ok());
   const Text question = document + TestText(10, 2);
-  EXPECT_EQ(Match(question).expected, 500);
   EXPECT_EQ(Match(question).segment, 0u);
   ASSERT_TRUE(tree_.Store(first->number, shelf_, 0, &drops_).ok());
-  EXPECT_EQ(Match(question).expected, 500);
   EXPECT_EQ(Match(question).segment, 0u) << "it is still on its way";
   // Another one that is at the same place need not store it, too.
   const auto second = tree_.Add("", 0, document, TestBytes(), 5, 0);
   EXPECT_EQ(second->number, first->number);
   EXPECT_EQ(tree_.Store(second->number, shelf_, 0, &drops_)->contents, 0);
   tree_.Arrived(first->number, shelf_, kRowsAndSnapshot, 1, &drops_);
-  EXPECT_EQ(Match(question).expected, 0);
   EXPECT_EQ(Match(question).segment, first->number);
   for (int i = 0; i < 64; ++i) {
     const ContextChoice choice = Choose(document + TestText(10, 100 + i), shelf_);
@@ -172,9 +168,8 @@ TEST_F(SegmentTreeTest, WhatOthersAreReadingIsExpected) {
 TEST_F(SegmentTreeTest, WhoGivesUpLeavesNothingBehind) {
   const auto first = tree_.Add("", 0, TestText(50, 1), TestBytes(), 1, 0);
   const auto second = tree_.Add("", first->number, TestText(50, 2), TestBytes(), 1, 0);
-  EXPECT_EQ(Match(TestText(50, 1) + TestText(60, 2)).expected, 100);
   tree_.Release(second->number, &drops_);
-  EXPECT_EQ(Match(TestText(50, 1) + TestText(60, 2)).expected, 50);
+  EXPECT_EQ(tree_.segments(), 1u);
   tree_.Release(first->number, &drops_);
   EXPECT_EQ(tree_.segments(), 0u);
   EXPECT_EQ(tree_.index_bytes(), 0);

@@ -73,6 +73,13 @@ int64_t NextGrowing(const SnapshotOptions& options, int64_t position) {
   return next;
 }
 
+void PlanAnswer(const SnapshotOptions& options, int64_t begin, int64_t end_max, std::vector<int64_t>* positions) {
+  for (int64_t position = NextGrowing(options, begin); position <= end_max; position = NextGrowing(options, position)) {
+    if (position == kNever) return;
+    if (position - begin >= options.cost_tokens) positions->push_back(position);
+  }
+}
+
 std::vector<int64_t> PlanSnapshots(const SnapshotOptions& options, const SnapshotWishes& wishes) {
   const auto [begin, end, breakpoints, borders, partings] = wishes;
   if (begin < 0 || end <= begin) return {};

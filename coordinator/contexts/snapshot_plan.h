@@ -10,10 +10,10 @@
 namespace goldfinch {
 
 struct SnapshotOptions {
-  // Long texts have a snapshot at this position; each further one is half as far into the text again, but at least as
-  // many tokens on. So a text of 1M tokens has 13 of them, and a prompt that parts from it anywhere reads at most a
-  // third of what it shares again. 0: none. With the default, a snapshot of 9 MB comes once in 30 ms of reading on a
-  // fast device, and later more rarely.
+  // Long texts have a snapshot at this position, be it in a prompt or in an answer; each further one is half as far
+  // into the text again, but at least as many tokens on. So a text of 1M tokens has 13 of them, and a prompt that parts
+  // from it anywhere reads at most a third of what it shares again. 0: none. With the default, a snapshot of 9 MB comes
+  // once in 30 ms of reading on a fast device, and later more rarely.
   int64_t first_tokens = 8192;
   // What taking a snapshot costs, in tokens of a prompt that could be read instead: a chunk that ends early, and its
   // copy beside the next Steps. Where it would save fewer tokens, none is taken, but for those of breakpoints and ends.
@@ -39,15 +39,17 @@ struct SnapshotWishes {
 // The positions at which the scheduler must end a chunk and save, in their order, the last of them `end`; empty if
 // there is nothing to read. Linear in the wishes but for sorting what is left of them.
 //   - The end and the breakpoints always count.
-//   - A parting counts if it is cost_tokens beyond what is restored and the snapshot before it: it is where the next
-//   text
-//     of this kind will part, too.
+//   - A parting counts if it is cost_tokens beyond what is restored and the snapshot before it: the next text of this
+//     kind will part there, too.
 //   - Growing distances, and then message borders, the last ones first, count if they are as far from other snapshots
-//   on
-//     both sides, while all of these cost no more than cost_share_max.
+//     on both sides, while all of these cost no more than cost_share_max.
 std::vector<int64_t> PlanSnapshots(const SnapshotOptions& options, const SnapshotWishes& wishes);
 
-// The first position after `position` that is one of growing distances; also for what is generated. INT64_MAX: none.
+// Adds to `positions` those of growing distances in an answer that goes on from `begin` to `end_max` at most, as far as
+// they are cost_tokens beyond `begin`. It costs little beside the time that an answer takes.
+void PlanAnswer(const SnapshotOptions& options, int64_t begin, int64_t end_max, std::vector<int64_t>* positions);
+
+// The first position after `position` that is one of growing distances. INT64_MAX: none.
 int64_t NextGrowing(const SnapshotOptions& options, int64_t position);
 
 }  // namespace goldfinch

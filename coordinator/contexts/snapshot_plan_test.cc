@@ -50,6 +50,20 @@ TEST(SnapshotPlanTest, GrowingDistancesAreThoseOfTheText) {
   }
 }
 
+TEST(SnapshotPlanTest, AnswersGoOnAtTheDistancesOfTheText) {
+  const auto answer = [](int64_t begin, int64_t end_max, const SnapshotOptions& options = {}) {
+    Positions positions = {begin};
+    PlanAnswer(options, begin, end_max, &positions);
+    return positions;
+  };
+  EXPECT_EQ(answer(100, 30'000), (Positions{100, 8192, 16384, 24576}));
+  EXPECT_EQ(answer(100, 24'576), (Positions{100, 8192, 16384, 24576}));
+  EXPECT_EQ(answer(100, 8191), Positions{100});
+  EXPECT_EQ(answer(8192 - 159, 20'000), (Positions{8192 - 159, 16384})) << "nothing is spared";
+  EXPECT_EQ(answer(8192 - 160, 9000), (Positions{8192 - 160, 8192}));
+  EXPECT_EQ(answer(5, std::numeric_limits<int64_t>::max(), {.first_tokens = 0}), Positions{5});
+}
+
 TEST(SnapshotPlanTest, BreakpointsCountHoweverCloseTheyAre) {
   const Positions breakpoints = {50, 20, 21, 20, 0, -7, 100, 300};
   EXPECT_EQ(PlanSnapshots({}, {.begin = 10, .end = 100, .breakpoints = breakpoints}), (Positions{20, 21, 50, 100}));

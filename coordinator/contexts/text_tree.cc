@@ -86,9 +86,11 @@ void TextTree::Tidy(Node* node) {
   Adopt(parent, child);
 }
 
-std::vector<int32_t> TextTree::Ids(const Node* node, int64_t begin, int64_t end) {
+std::vector<int32_t> TextTree::Ids(const Node* node, int64_t begin, int64_t end, size_t more) {
   GF_CHECK(begin >= 0 && begin <= end && end <= node->end);
-  std::vector<int32_t> ids(static_cast<size_t>(end - begin));
+  std::vector<int32_t> ids;
+  ids.reserve(static_cast<size_t>(end - begin) + more);
+  ids.resize(static_cast<size_t>(end - begin));
   std::vector<int32_t> edge;
   for (; node->end > begin; node = node->parent) {
     const int64_t from = node->parent->end;

@@ -72,8 +72,8 @@ class TextTree {
   // After the node's segment has been taken away: removes what is of no use any more.
   void Tidy(Node* node);
 
-  // The ids of positions [begin, end) of a node's text.
-  static std::vector<int32_t> Ids(const Node* node, int64_t begin, int64_t end);
+  // The ids of positions [begin, end) of a node's text, with room for `more` behind them.
+  static std::vector<int32_t> Ids(const Node* node, int64_t begin, int64_t end, size_t more = 0);
 
  private:
   Node* NewNode(Node* parent, PackedIds ids);

@@ -4,14 +4,20 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "coordinator/coordinator.h"
+#include "coordinator/metrics.h"
 #include "coordinator/store/memory_files.h"
 #include "coordinator/store/store.h"
+#include "coordinator/worker_link.h"
 #include "gtest/gtest.h"
+#include "protos/cluster.pb.h"
 #include "tests/cluster/local_cluster.h"
 
 namespace goldfinch {
@@ -152,6 +158,49 @@ TEST(KeptStoreTest, AStoreThatFailsFailsNoRequest) {
   }
   Await([&] { return cluster.Metric("context_move_failures_total") > 0; });
   cluster.ExpectNothingHeld();
+}
+
+// A worker that registers and hears what it gets.
+class Listening : public WorkerLink {
+ public:
+  void Send(const cluster::v1::ToWorker& message) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (message.has_welcome()) token_ = message.welcome().contexts_token();
+  }
+  void Close() override {}
+  std::optional<std::string> token() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return token_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::optional<std::string> token_;
+};
+
+TEST(KeptStoreTest, WithoutAStoreWorkersOpenNoStreamForIt) {
+  for (const bool has_store : {false, true}) {
+    MemoryFiles files;
+    CoordinatorOptions options;
+    options.vocab = "bytes";
+    options.membership.model = kDemoModel;
+    if (has_store) {
+      auto store = SegmentStore::Open({.folder = "memory", .bytes_max = int64_t{1} << 28, .files = &files});
+      ASSERT_TRUE(store.ok());
+      options.store = *std::move(store);
+    }
+    Metrics metrics("test");
+    Coordinator coordinator(options, &metrics);
+    const auto link = std::make_shared<Listening>();
+    const uint64_t worker = coordinator.Connected(link, "here");
+    cluster::v1::FromWorker message;
+    message.mutable_register_()->set_name("w");
+    message.mutable_register_()->set_shelf_bytes(1 << 20);
+    coordinator.Received(worker, std::move(message));
+    Await([&] { return link->token().has_value(); });
+    EXPECT_EQ(link->token()->empty(), !has_store);
+    coordinator.Disconnected(worker);
+  }
 }
 
 }  // namespace
