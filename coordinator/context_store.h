@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
@@ -32,6 +33,8 @@ class ContextStore {
   void Load(absl::AnyInvocable<void(StoreContents contents)> done);
   // Carries actions out in their order.
   void Do(StoreAction action);
+  // Calls `then` on another thread, after all that was to be done before; moves may still run.
+  void After(absl::AnyInvocable<void()> then) { queue_.Post(std::move(then)); }
 
   StoreTotals totals() const { return store_->totals(); }
 

@@ -56,6 +56,10 @@ void StoreTier::Adopt(StoreContents contents, const SegmentBytes& bytes, double 
                             tier_, stored.has_snapshot ? kRowsAndSnapshot : kRows,
                             token_seconds * static_cast<double>(found[i].ids.size()), now);
     }
+    if (!number.ok() && stored.parent && contents.unread.contains(*stored.parent)) {
+      contents.unread.insert(stored.key);
+      return;
+    }
     if (!number.ok()) return Do(StoreAction::Kind::kDelete, stored.key);
     numbers.emplace(stored.key, *number);
     kept_[*number].key = stored.key;
@@ -73,7 +77,8 @@ void StoreTier::Adopt(StoreContents contents, const SegmentBytes& bytes, double 
     }
     for (; !chain.empty(); chain.pop_back()) adopt(chain.back());
   }
-  AdoptNames(contents.names, numbers, now);
+  AdoptNames(contents, numbers, now);
+  if (!contents.unread.empty()) return;  // any of these segments may be the parent of one of those
   SegmentDrops drops;
   tree_->Tidy(&drops);
   for (const SegmentDrop& drop : drops) {
@@ -276,7 +281,11 @@ void StoreTier::Moved(uint64_t number, const StoreMoved& moved, double now, Segm
   const Move move = found->second;
   moves_.erase(found);
   --(move.save ? saving_ : bringing_);
-  ++(!moved.status.ok() ? moves_failed_ : move.save ? saved_ : brought_);
+  if (!moved.status.ok()) {
+    ++moves_failed_;
+  } else if (!move.imported) {
+    ++(move.save ? saved_ : brought_);
+  }
   if (move.save) {
     EndSave(move, moved, now, drops);
   } else {
@@ -292,7 +301,7 @@ void StoreTier::EndSave(const Move& move, const StoreMoved& moved, double now, S
     tree_->Arrived(move.segment, tier_, move.contents, now, drops);
   } else {
     if (absl::IsResourceExhausted(moved.status) || absl::IsPermissionDenied(moved.status) ||
-        absl::IsDataLoss(moved.status)) {
+        absl::IsDataLoss(moved.status) || absl::IsInternal(moved.status)) {
       paused_until_ = now + options_.pause_seconds * (1 << std::min(failures_, kDoublingsMax));
       ++failures_;
     }
@@ -379,24 +388,30 @@ void StoreTier::PlanSaves(double now, SegmentDrops* drops) {
     candidates_.erase(candidates_.begin());
     if (!WorthSaving(segment)) continue;
     tree_->Hold(segment, now);
-    const absl::StatusOr<BringPlan> plan = tree_->Bring(segment, tier_, now, drops);
-    if (plan.ok()) {
-      // Rows and snapshot of a segment follow each other, and are one move.
-      for (size_t i = 0; i < plan->moves.size();) {
-        Move move = {.save = true, .tier = tier_, .segment = plan->moves[i].segment};
-        for (; i < plan->moves.size() && plan->moves[i].segment == move.segment; ++i) {
-          move.contents |= plan->moves[i].contents;
-        }
-        move.replica = SourceOf(*tree_->Find(move.segment), move.contents);
-        if (move.replica >= 0) {
-          AddMove(move, now);
-        } else {  // one group has the rows, another one the snapshot
-          tree_->Lost(move.segment, tier_, move.contents, drops);
-        }
-      }
-    }
+    SaveNow(segment, now, drops).IgnoreError();
     tree_->Release(segment, drops);
   }
+}
+
+absl::Status StoreTier::SaveNow(uint64_t segment, double now, SegmentDrops* drops) {
+  const absl::StatusOr<BringPlan> plan = tree_->Bring(segment, tier_, now, drops);
+  if (!plan.ok()) return plan.status();
+  absl::Status status;
+  // Rows and snapshot of a segment follow each other, and are one move.
+  for (size_t i = 0; i < plan->moves.size();) {
+    Move move = {.save = true, .tier = tier_, .segment = plan->moves[i].segment};
+    for (; i < plan->moves.size() && plan->moves[i].segment == move.segment; ++i) {
+      move.contents |= plan->moves[i].contents;
+    }
+    move.replica = SourceOf(*tree_->Find(move.segment), move.contents);
+    if (move.replica >= 0) {
+      AddMove(move, now);
+    } else {
+      tree_->Lost(move.segment, tier_, move.contents, drops);
+      status = absl::FailedPreconditionError("one group of workers has the rows of the text, another one its snapshot");
+    }
+  }
+  return status;
 }
 
 // ---- Bringing

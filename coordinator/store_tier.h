@@ -12,6 +12,10 @@
 // until something of it has failed, at most wait_seconds_max: then it begins with what is there. Several that need the
 // same segment share its move. No failure here fails a request.
 //
+// WHAT IS EXPORTED AND IMPORTED goes by way of the store. What is to be exported is saved at once, worth it or not, and
+// whatever was to be waited with after an error. What was imported lies in the store without its name, and gets it in
+// the order of all else that is done there, as the end of a move.
+//
 // WHAT IS LOST. What the store cannot keep, for want of room or permission, is not kept; after such an error nothing is
 // saved for a while. A file that was found damaged is gone, and so is what goes on from it in the store.
 #ifndef GOLDFINCH_COORDINATOR_STORE_TIER_H_
@@ -20,6 +24,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -27,13 +32,16 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "coordinator/contexts/segment_key.h"
 #include "coordinator/contexts/segment_tree.h"
 #include "coordinator/segment_mover.h"
 #include "coordinator/store/file_format.h"
+#include "coordinator/store/segment_writer.h"
 #include "coordinator/store/store.h"
 
 namespace goldfinch {
@@ -60,18 +68,23 @@ struct StoreContents {
     std::vector<int32_t> ids;
   };
   std::vector<Found> segments;  // of any identity; each has tokens, and ids that give its key
+  // Segments that are there and could not be read: they may be readable again at the next start, so what needs them, a
+  // child or a name, stays in the store.
+  absl::flat_hash_set<SegmentKey> unread;
   std::vector<ContextName> names;
   int64_t other_bytes = 0;  // of the store, beside these segments
 };
 
 // Something to do, in the order in which it was given out: what frees room comes before what takes it.
 struct StoreAction {
-  enum class Kind { kSave, kBring, kDelete, kDropSnapshot, kTouch, kPutName, kDeleteName };
+  enum class Kind { kSave, kBring, kPublish, kDiscard, kDelete, kDropSnapshot, kTouch, kPutName, kDeleteName };
   Kind kind = Kind::kSave;
-  uint64_t move = 0;     // its number, for kSave and kBring: Moved follows
+  uint64_t move = 0;     // its number, for kSave, kBring and kPublish: Moved follows
   SegmentToSave save;    // kSave
   SegmentToBring bring;  // kBring
-  SegmentKey key{};      // of the segment, for all others but the names
+  // kPublish: a segment that is sealed; kDiscard: one that nobody wants. The last one who has it waits for the disk.
+  std::shared_ptr<SegmentWriter> writer;
+  SegmentKey key{};  // of the segment, for all others but kSave, kBring and the names
   ContextName name;      // kPutName and kDeleteName; NamePut follows kPutName
   // kPutName: when the name expires, if it does; name.expires_unix_seconds is not set.
   std::optional<double> expires_in_seconds;
@@ -122,6 +135,32 @@ class StoreTier {
   std::vector<StoreAction> TakeActions(absl::FunctionRef<bool(int replica)> freed, double now, SegmentDrops* drops);
   void Moved(uint64_t move, const StoreMoved& moved, double now, SegmentDrops* drops);
   void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept);
+
+  // ---- What is exported and imported (store_tier_transfers.cc).
+
+  // Has the segment, which is held, and its chain saved as far as they are not in the store. RESOURCE_EXHAUSTED: there
+  // is no room. FAILED_PRECONDITION: not all of it is anywhere, or on the shelves of one group.
+  absl::Status SaveNow(uint64_t segment, double now, SegmentDrops* drops);
+  // Whether the store has all of it, and the snapshot at its end.
+  bool HasText(uint64_t segment) const;
+  // Whether what it does not have is on its way there.
+  bool TextComes(uint64_t segment) const;
+  // The keys of a text that the store has, from position 0 on.
+  std::vector<SegmentKey> KeysOf(uint64_t segment) const;
+  // The segment that a move saves, 0 if it saves none.
+  uint64_t SavedBy(uint64_t move) const;
+  struct Importing {
+    uint64_t move = 0;
+    uint64_t segment = 0;
+  };
+  // What the writer has sealed is a text from its beginning on, of the model that is served. Its move is over when
+  // Moved comes for it. Errors as SegmentTree::Import.
+  absl::StatusOr<Importing> Import(const std::string& name_space, absl::Span<const int32_t> ids,
+                                   const SegmentBytes& bytes, double seconds, std::shared_ptr<SegmentWriter> writer,
+                                   double now, SegmentDrops* drops);
+  // Nobody wants it.
+  void Discard(std::shared_ptr<SegmentWriter> writer);
+
   // Requests that need not wait any more.
   std::vector<uint64_t> TakePrepared(double now, SegmentDrops* drops);
 
@@ -142,6 +181,7 @@ class StoreTier {
   using Name = std::pair<std::string, std::string>;  // namespace and name
   struct Move {
     bool save = false;
+    bool imported = false;  // a save whose bytes are there already
     int replica = 0;
     int tier = 0;  // that it goes to
     uint64_t segment = 0;
@@ -168,7 +208,7 @@ class StoreTier {
   };
 
   void Adopt(StoreContents contents, const SegmentBytes& bytes, double token_seconds, double now);
-  void AdoptNames(const std::vector<ContextName>& names, const std::map<SegmentKey, uint64_t>& numbers, double now);
+  void AdoptNames(const StoreContents& contents, const std::map<SegmentKey, uint64_t>& numbers, double now);
   void SetKept(uint64_t segment, SegmentContents contents);
   uint64_t AddMove(const Move& move, double now);
   void EndMove(uint64_t number, SegmentDrops* drops);

@@ -7,9 +7,8 @@
 
 namespace goldfinch {
 
-void StoreTier::AdoptNames(const std::vector<ContextName>& names, const std::map<SegmentKey, uint64_t>& numbers,
-                           double now) {
-  for (const ContextName& name : names) {
+void StoreTier::AdoptNames(const StoreContents& contents, const std::map<SegmentKey, uint64_t>& numbers, double now) {
+  for (const ContextName& name : contents.names) {
     const auto segment = numbers.find(name.segment);
     absl::StatusOr<ContextInfo> made = absl::NotFoundError("its text is not in the store");
     if (segment != numbers.end() && tree_->Find(segment->second)->name_space == name.name_space) {
@@ -25,6 +24,7 @@ void StoreTier::AdoptNames(const std::vector<ContextName>& names, const std::map
       names_[{name.name_space, name.name}] = {.id = name.id, .revision = name.revision, .etag = made->etag};
       continue;
     }
+    if (segment == numbers.end() && contents.unread.contains(name.segment)) continue;
     Do(StoreAction::Kind::kDeleteName, {});
     actions_.back().name = name;
   }
