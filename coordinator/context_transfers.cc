@@ -1,5 +1,6 @@
 #include "coordinator/context_transfers.h"
 
+#include <atomic>
 #include <future>
 #include <map>
 #include <mutex>
@@ -20,7 +21,6 @@ namespace {
 
 // So much is hashed at a time; then others have their turn.
 constexpr int64_t kHashBytes = int64_t{8} << 20;
-constexpr size_t kVersionBytes = 8;
 
 // What the coordinator's thread answers, which it does soon.
 template <typename T, typename Ask>
@@ -33,7 +33,7 @@ absl::StatusOr<T> Await(const Ask& ask) {
 
 std::string VersionOf(const ContextExport& transfer) {
   const Sha256Digest digest = transfer.Version();
-  return absl::BytesToHexString({reinterpret_cast<const char*>(digest.data()), kVersionBytes});
+  return absl::BytesToHexString({reinterpret_cast<const char*>(digest.data()), kFileVersionDigits / 2});
 }
 
 }  // namespace
@@ -55,8 +55,10 @@ class ContextTransfers::State : public std::enable_shared_from_this<State> {
     });
   }
   void Sweep() {
+    if (sweeping_.exchange(true)) return;
     queue_.Post("", [self = shared_from_this()] {
-      UploadTable::Removed removed;
+      self->sweeping_ = false;
+      UploadTable::Removed removed;  // goes without the lock
       const std::lock_guard<std::mutex> lock(self->mutex_);
       removed = self->uploads_.Sweep(SteadySeconds());
     });
@@ -85,6 +87,7 @@ class ContextTransfers::State : public std::enable_shared_from_this<State> {
   std::map<std::string, int> exports_;  // guarded by mutex_; by client
   int exports_all_ = 0;                 // guarded by mutex_
   UploadTable uploads_;                 // guarded by mutex_, but for the contents of uploads that are busy
+  std::atomic<bool> sweeping_ = false;  // a Sweep is posted
   FairQueue queue_;
 };
 

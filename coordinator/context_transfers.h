@@ -23,6 +23,8 @@
 
 namespace goldfinch {
 
+// Hexadecimal digits of FileQuery::version.
+inline constexpr size_t kFileVersionDigits = 16;
 // The most bytes of a file in one message.
 inline constexpr int64_t kTransferPieceBytes = int64_t{1} << 20;
 
@@ -71,7 +73,7 @@ class ContextTransfers {
   class File {
    public:
     virtual ~File() = default;
-    // Of the file: two that have the same one have the same bytes.
+    // Two files that have the same one have the same bytes.
     virtual const std::string& etag() const = 0;
     virtual int64_t bytes() const = 0;
     // The bytes [offset, offset + size), which must be in the file; at most kTransferPieceBytes. One call at a time,

@@ -20,7 +20,7 @@ std::string SegmentFileName(const SegmentKey& key) { return absl::StrCat(Hex(key
 std::optional<SegmentKey> KeyOfFileName(std::string_view file_name) {
   SegmentKey key{};
   if (file_name.size() != 2 * key.size() + (sizeof(kSegmentSuffix) - 1)) return std::nullopt;
-  const std::string bytes = absl::HexStringToBytes(file_name.substr(0, 2 * key.size()));
+  const std::string bytes = absl::HexStringToBytes(std::string(file_name.substr(0, 2 * key.size())));
   std::copy(bytes.begin(), bytes.end(), key.begin());
   if (SegmentFileName(key) != file_name) return std::nullopt;
   return key;

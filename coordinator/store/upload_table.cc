@@ -62,7 +62,7 @@ absl::Status UploadTable::Take(Upload* upload, int64_t bytes, int64_t store_byte
   const auto fits = [&](int64_t taken, double share, const char* whose) {
     const auto limit = static_cast<int64_t>(share * static_cast<double>(store_bytes));
     if (bytes <= limit - taken) return absl::OkStatus();
-    return absl::ResourceExhaustedError(absl::StrCat("the context takes ", HumanBytes(bytes), ", and unfinished uploads",
+    return absl::ResourceExhaustedError(absl::StrCat("the context takes ", HumanBytes(bytes), "; unfinished uploads",
                                                      whose, " have ", HumanBytes(taken), " of the limit, ",
                                                      HumanBytes(limit)));
   };
