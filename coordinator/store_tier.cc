@@ -257,6 +257,14 @@ std::vector<StoreAction> StoreTier::TakeActions(absl::FunctionRef<bool(int repli
   for (const SegmentDrop& drop : *drops) {
     if (drop.tier == tier_) Dropped(drop);
   }
+  DropFiles();
+  BeginMoves(freed, &brings_, &bringing_, options_.brings_max, drops);
+  BeginMoves([](int) { return true; }, &saves_, &saving_, options_.saves_max, drops);
+  return std::exchange(actions_, {});
+}
+
+// Has the files lose what the tier has lost.
+void StoreTier::DropFiles() {
   for (const uint64_t segment : std::exchange(dropped_, {})) {
     const auto kept = kept_.find(segment);
     if (kept == kept_.end()) continue;
@@ -270,9 +278,6 @@ std::vector<StoreAction> StoreTier::TakeActions(absl::FunctionRef<bool(int repli
       SetKept(segment, kRows);
     }
   }
-  BeginMoves(freed, &brings_, &bringing_, options_.brings_max, drops);
-  BeginMoves([](int) { return true; }, &saves_, &saving_, options_.saves_max, drops);
-  return std::exchange(actions_, {});
 }
 
 void StoreTier::Moved(uint64_t number, const StoreMoved& moved, double now, SegmentDrops* drops) {

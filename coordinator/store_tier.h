@@ -228,6 +228,7 @@ class StoreTier {
   bool StillComes(const Waiting& waiting) const;
   void PlanNames(double now);
   void Do(StoreAction::Kind kind, const SegmentKey& key);
+  void DropFiles();
 
   const StoreTierOptions options_;
   SegmentTree* const tree_;

@@ -34,11 +34,8 @@ absl::StatusOr<StoreTier::Importing> StoreTier::Import(const std::string& name_s
                                                        const SegmentBytes& bytes, double seconds,
                                                        std::shared_ptr<SegmentWriter> writer, double now,
                                                        SegmentDrops* drops) {
+  DropFiles();  // what was had of the text before may be a file of the same name
   GF_ASSIGN_OR_RETURN(const uint64_t segment, tree_->Import(name_space, ids, bytes, tier_, seconds, now, drops));
-  // What the store had of the text before is gone from the tree, and its file need not be.
-  if (const auto before = kept_.find(segment); before != kept_.end() && before->second.contents != 0) {
-    Do(StoreAction::Kind::kDelete, before->second.key);
-  }
   const uint64_t number = ++last_move_;
   Move move = {.save = true, .imported = true, .tier = tier_, .segment = segment, .contents = kRowsAndSnapshot};
   move.key = writer->key();

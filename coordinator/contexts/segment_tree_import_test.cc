@@ -111,7 +111,8 @@ TEST_F(SegmentTreeImportTest, TheQuotaCountsWhatIsReservedAndIsNamed) {
   EXPECT_EQ(tree_.NamespaceBytes("ann"), 2500);
   const absl::Status full = tree_.Reserve(disk_, "ann", 600, 0, &drops_);
   EXPECT_TRUE(absl::IsResourceExhausted(full));
-  EXPECT_THAT(full.ToString(), HasSubstr("contexts of namespace \"ann\" would take 3,100 bytes, and its quota is 3,000"));
+  EXPECT_THAT(full.ToString(),
+              HasSubstr("contexts of namespace \"ann\" would take 3,100 bytes, and its quota is 3,000"));
   EXPECT_EQ(tree_.Reserve(disk_, "bob", 600, 0, &drops_), absl::OkStatus());
   tree_.Unreserve(disk_, "ann", 2500);
   EXPECT_EQ(tree_.NamespaceBytes("ann"), 0);
