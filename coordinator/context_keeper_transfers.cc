@@ -132,11 +132,8 @@ void ContextKeeper::KeepImport(const std::string& name_space, ImportedContext im
   Note(&drops);
   if (importing.ok()) {
     tree_->Hold(importing->segment, now);
-    imports_.push_back({importing->move,
-                        {trees_, importing->segment},
-                        name_space,
-                        std::move(imported.keep_as),
-                        std::move(answer)});
+    imports_.push_back(
+        {importing->move, {trees_, importing->segment}, name_space, std::move(imported.keep_as), std::move(answer)});
     return;
   }
   store_->Discard(std::move(imported.writer));

@@ -22,8 +22,8 @@ int64_t UnixSeconds() {
 // What a person can do something about is a warning; workers come and go.
 void LogIfBad(const absl::Status& status) {
   if (status.ok()) return;
-  const bool warn = absl::IsResourceExhausted(status) || absl::IsPermissionDenied(status) ||
-                    absl::IsDataLoss(status) || absl::IsInternal(status);
+  const bool warn = absl::IsResourceExhausted(status) || absl::IsPermissionDenied(status) || absl::IsDataLoss(status) ||
+                    absl::IsInternal(status);
   spdlog::log(warn ? spdlog::level::warn : spdlog::level::debug, "contexts: {}",
               SafeText(std::string(status.message())));
 }

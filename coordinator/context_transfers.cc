@@ -49,10 +49,9 @@ class ContextTransfers::State : public std::enable_shared_from_this<State> {
   void OpenFile(std::shared_ptr<const Client> client, FileQuery query, Answer<std::shared_ptr<File>> answer);
   void Import(std::shared_ptr<const Client> client, ImportPart part, Answer<ImportProgress> answer) {
     const std::string name = client->name;
-    queue_.Post(name, [self = shared_from_this(), client = std::move(client), part = std::move(part),
-                       answer = std::move(answer)]() mutable {
-      self->Take(*client, std::move(part), std::move(answer));
-    });
+    queue_.Post(name,
+                [self = shared_from_this(), client = std::move(client), part = std::move(part),
+                 answer = std::move(answer)]() mutable { self->Take(*client, std::move(part), std::move(answer)); });
   }
   void Sweep() {
     if (sweeping_.exchange(true)) return;
@@ -192,16 +191,15 @@ void ContextTransfers::State::OpenFile(std::shared_ptr<const Client> client, Fil
     return std::make_shared<OpenedFile>(self, std::move(place), name, std::move(context), std::move(transfer),
                                         std::move(etag));
   };
-  directory_->OpenExport(
-      client->name_space, std::move(asked),
-      [self = shared_from_this(), name = client->name, open, place = *std::move(place),
-       answer = std::move(answer)](absl::StatusOr<StoredContext> context) mutable {
-        if (!context.ok()) return answer(context.status());
-        self->queue_.Post(name, [open, place = std::move(place), answer = std::move(answer),
-                                 context = *std::move(context)]() mutable {
-          answer(open(std::move(place), std::move(context)));
-        });
-      });
+  directory_->OpenExport(client->name_space, std::move(asked),
+                         [self = shared_from_this(), name = client->name, open, place = *std::move(place),
+                          answer = std::move(answer)](absl::StatusOr<StoredContext> context) mutable {
+                           if (!context.ok()) return answer(context.status());
+                           self->queue_.Post(name, [open, place = std::move(place), answer = std::move(answer),
+                                                    context = *std::move(context)]() mutable {
+                             answer(open(std::move(place), std::move(context)));
+                           });
+                         });
 }
 
 // ---- Import
@@ -326,20 +324,19 @@ void ContextTransfers::State::Take(const Client& client, ImportPart part, Answer
     Remove(key);
     return answer(imported.status());
   }
-  directory_->KeepImport(
-      client.name_space, *std::move(imported),
-      [self = shared_from_this(), key, upload, received,
-       answer = std::move(answer)](absl::StatusOr<NamedContext> named) mutable {
-        if (named.ok()) {
-          const std::lock_guard<std::mutex> lock(self->mutex_);
-          upload->received = received;
-          self->uploads_.Finish(upload, {named->name, named->etag}, SteadySeconds());
-        } else {
-          self->Remove(key);  // which waits for no disk: its writer is gone
-        }
-        if (!named.ok()) return answer(named.status());
-        answer(ImportProgress{received, *std::move(named)});
-      });
+  directory_->KeepImport(client.name_space, *std::move(imported),
+                         [self = shared_from_this(), key, upload, received,
+                          answer = std::move(answer)](absl::StatusOr<NamedContext> named) mutable {
+                           if (named.ok()) {
+                             const std::lock_guard<std::mutex> lock(self->mutex_);
+                             upload->received = received;
+                             self->uploads_.Finish(upload, {named->name, named->etag}, SteadySeconds());
+                           } else {
+                             self->Remove(key);  // which waits for no disk: its writer is gone
+                           }
+                           if (!named.ok()) return answer(named.status());
+                           answer(ImportProgress{received, *std::move(named)});
+                         });
 }
 
 // ---- The interface

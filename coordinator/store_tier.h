@@ -85,7 +85,7 @@ struct StoreAction {
   // kPublish: a segment that is sealed; kDiscard: one that nobody wants. The last one who has it waits for the disk.
   std::shared_ptr<SegmentWriter> writer;
   SegmentKey key{};  // of the segment, for all others but kSave, kBring and the names
-  ContextName name;      // kPutName and kDeleteName; NamePut follows kPutName
+  ContextName name;  // kPutName and kDeleteName; NamePut follows kPutName
   // kPutName: when the name expires, if it does; name.expires_unix_seconds is not set.
   std::optional<double> expires_in_seconds;
 };

@@ -15,10 +15,9 @@ void ExportContextCall::Begin() {
     next_ = query->offset;
     if (environment_->request_log.Take()) SetLogged();
   }
-  transfers_->OpenFile(caller_.client, *std::move(query),
-                       [self = Self()](absl::StatusOr<std::shared_ptr<ContextTransfers::File>> file) {
-                         self->Opened(std::move(file));
-                       });
+  transfers_->OpenFile(
+      caller_.client, *std::move(query),
+      [self = Self()](absl::StatusOr<std::shared_ptr<ContextTransfers::File>> file) { self->Opened(std::move(file)); });
 }
 
 void ExportContextCall::Stop(const absl::Status& status) {
@@ -43,8 +42,7 @@ void ExportContextCall::ReadOn() {
   }
   const int64_t offset = next_;
   next_ += size;
-  file_->Read(offset, size,
-              [self = Self()](absl::StatusOr<std::string> piece) { self->PieceRead(std::move(piece)); });
+  file_->Read(offset, size, [self = Self()](absl::StatusOr<std::string> piece) { self->PieceRead(std::move(piece)); });
 }
 
 void ExportContextCall::PieceRead(absl::StatusOr<std::string> piece) {

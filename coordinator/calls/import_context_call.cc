@@ -6,8 +6,7 @@
 
 namespace goldfinch {
 
-void ImportContext(ContextTransfers& transfers, std::shared_ptr<const Client> client,
-                   v1::ImportContextRequest* message,
+void ImportContext(ContextTransfers& transfers, std::shared_ptr<const Client> client, v1::ImportContextRequest* message,
                    absl::AnyInvocable<void(absl::StatusOr<v1::ImportContextResponse> response)> answer) {
   absl::StatusOr<ImportPart> part = ValidateImportContext(message);
   if (!part.ok()) return answer(part.status());

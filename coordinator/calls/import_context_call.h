@@ -14,8 +14,7 @@ namespace goldfinch {
 
 // Checks the message, which loses its data, and hands it on. `answer` is called once: at once after an error, else on
 // another thread, which it must not hold up.
-void ImportContext(ContextTransfers& transfers, std::shared_ptr<const Client> client,
-                   v1::ImportContextRequest* message,
+void ImportContext(ContextTransfers& transfers, std::shared_ptr<const Client> client, v1::ImportContextRequest* message,
                    absl::AnyInvocable<void(absl::StatusOr<v1::ImportContextResponse> response)> answer);
 
 }  // namespace goldfinch

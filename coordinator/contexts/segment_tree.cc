@@ -185,8 +185,7 @@ absl::StatusOr<uint64_t> SegmentTree::Import(const std::string& name_space, absl
   state.Ripen();
   if (state.LookupTier(tier) == nullptr) return absl::UnavailableError("the tier is closed");
   Space& space = state.SpaceOf(state.identity, name_space);
-  const TextTree::Place place =
-      space.texts.Walk(space.texts.root(), ids, [](const TextTree::Node*) { return true; });
+  const TextTree::Place place = space.texts.Walk(space.texts.root(), ids, [](const TextTree::Node*) { return true; });
   const bool known = place.node->end == static_cast<int64_t>(ids.size());
   Segment* segment = known ? place.node->segment : nullptr;
   if (segment != nullptr && (segment->contents() & kRows) != 0) {

@@ -109,10 +109,9 @@ class ContextsService final : public CallService {
         if (const absl::Status status = ParseMessage(bytes, &message); !status.ok()) return done(status);
         auto respond = [this, answer,
                         done = std::move(done)](absl::StatusOr<v1::ImportContextResponse> response) mutable {
-          environment().writing.Post(
-              [this, answer, done = std::move(done), response = std::move(response)]() mutable {
-                done(response.ok() ? Serialize(*response, answer) : response.status());
-              });
+          environment().writing.Post([this, answer, done = std::move(done), response = std::move(response)]() mutable {
+            done(response.ok() ? Serialize(*response, answer) : response.status());
+          });
         };
         ImportContext(transfers(), client, &message, std::move(respond));
       };

@@ -81,8 +81,8 @@ class Server {
       ImportPart part = {
           .upload = name, .offset = static_cast<int64_t>(at), .data = file.substr(at, 50'000), .last = {}};
       if (at + 50'000 >= file.size()) part.last = ImportPart::Last{.keep_as = {.name = name}, .sha256 = DigestOf(file)};
-      const auto progress = Await<ImportProgress>(
-          [&](auto answer) { transfers_.Import(client_, std::move(part), std::move(answer)); });
+      const auto progress =
+          Await<ImportProgress>([&](auto answer) { transfers_.Import(client_, std::move(part), std::move(answer)); });
       if (!progress.ok()) return progress.status();
       if (progress->context) return *progress->context;
     }
@@ -92,8 +92,8 @@ class Server {
         [&](auto answer) { cluster_.coordinator().GetContext("", {.name = name}, std::move(answer)); });
   }
   void Create(const std::string& name, const Ids& text) {
-    const auto created = cluster_.Generate(
-        text, 0, [&](Request* request) { request->keep_as = Request::KeepAs{.name = name}; });
+    const auto created =
+        cluster_.Generate(text, 0, [&](Request* request) { request->keep_as = Request::KeepAs{.name = name}; });
     ASSERT_TRUE(created->Wait().ok()) << created->Wait();
   }
   // A request over the context has the logits of one that reads all, and reads nothing but its own tokens.
