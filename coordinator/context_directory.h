@@ -3,6 +3,7 @@
 #define GOLDFINCH_COORDINATOR_CONTEXT_DIRECTORY_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,9 +11,14 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "coordinator/contexts/segment_key.h"
 #include "coordinator/dispatcher.h"
+#include "coordinator/store/segment.h"
 
 namespace goldfinch {
+
+class SegmentStore;
+class SegmentWriter;
 
 // A context as its user sees it.
 struct NamedContext {
@@ -66,6 +72,35 @@ struct DeleteContextQuery {
   uint64_t etag = 0;
 };
 
+struct ExportContextQuery {
+  std::string name;
+  uint64_t etag = 0;
+};
+
+// A context in a store.
+struct StoredContext {
+  uint64_t etag = 0;
+  std::shared_ptr<SegmentStore> store;
+  std::vector<SegmentKey> chain;     // from position 0 on; the last one has a snapshot
+  std::shared_ptr<const void> hold;  // as long as it lives, they stay there
+};
+
+// Where imported contexts go, and what they must be.
+struct ImportTarget {
+  std::shared_ptr<SegmentStore> store;
+  ContextModel model;
+  int64_t tokens_max = 0;
+};
+
+// A text that has come as a whole.
+struct ImportedContext {
+  std::vector<int32_t> ids;               // all of its tokens, at least one
+  std::shared_ptr<SegmentWriter> writer;  // has sealed it as one segment; whoever lets it go waits for the disk
+  bool has_logits = false;
+  std::shared_ptr<const void> room;  // that was made for it
+  Request::KeepAs keep_as;
+};
+
 // Thread-safe. Calls return at once; the coordinator's thread gives each answer, never from within the call, and must
 // not be held up by it. All are UNAVAILABLE while Dispatcher::model() is null.
 class ContextDirectory {
@@ -83,6 +118,18 @@ class ContextDirectory {
   virtual void PinContext(const std::string& name_space, PinContextQuery query, Answer<NamedContext> answer) = 0;
   // The answer is the name.
   virtual void DeleteContext(const std::string& name_space, DeleteContextQuery query, Answer<std::string> answer) = 0;
+
+  // ---- Files of contexts. All are FAILED_PRECONDITION if there is no store. A hold, or room, must go before the
+  // directory does.
+
+  // Answers when all of the context is in the store, which takes a while if only workers have it. FAILED_PRECONDITION
+  // if it has no snapshot at its end, or if not all of its bytes are anywhere.
+  virtual void OpenExport(const std::string& name_space, ExportContextQuery query, Answer<StoredContext> answer) = 0;
+  virtual void OpenImport(Answer<ImportTarget> answer) = 0;
+  // Room for so many bytes, as long as what is answered lives. RESOURCE_EXHAUSTED names the limit.
+  virtual void MakeRoom(const std::string& name_space, int64_t bytes, Answer<std::shared_ptr<const void>> answer) = 0;
+  // Gives the text its name. Answers when it is in the store. Errors as those of a request with keep_as.
+  virtual void KeepImport(const std::string& name_space, ImportedContext imported, Answer<NamedContext> answer) = 0;
 };
 
 }  // namespace goldfinch

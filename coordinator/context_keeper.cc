@@ -32,6 +32,7 @@ const std::string& NamespaceOf(const Request& request) {
 
 void ContextKeeper::SetModel(const ContextIdentity& identity, const TextBytes& bytes) {
   GF_CHECK(groups_.empty());
+  EndTransfers(absl::UnavailableError("the server serves another model from now on"));
   drops_.clear();
   store_.reset();
   if (tree_ != nullptr) first_etag_ = tree_->next_etag();
@@ -92,6 +93,7 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
   for (const uint64_t segment : group.restored) tree_->Release(segment, &drops);
   Note(&drops);
   drops_.erase(group.tier);
+  LookAtExports();
   // Their tokens are kept, and are read again.
   FinishSaved([&](const NamedFinishing& one) {
     return one.replica == replica ? std::optional<absl::Status>(absl::OkStatus()) : std::nullopt;

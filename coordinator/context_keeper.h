@@ -1,7 +1,8 @@
 // Keeps what requests have read, on the shelves of the workers: which texts those are (SegmentTree), how the
 // scheduler's Steps save them and begin with them, and which of them have names.
 //
-// Implementation: context_keeper.cc keeps texts automatically, context_keeper_named.cc knows the names.
+// Implementation: context_keeper.cc keeps texts automatically, context_keeper_named.cc knows the names,
+// context_keeper_store.cc has the store beside the shelves, context_keeper_transfers.cc what is exported and imported.
 #ifndef GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_H_
 #define GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_H_
 
@@ -15,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/any_invocable.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -106,9 +108,9 @@ class ContextKeeper final : public PrefixKeeper {
   absl::StatusOr<NamedContext> RenameContext(const std::string& name_space, const RenameContextQuery& query);
   absl::StatusOr<NamedContext> PinContext(const std::string& name_space, const PinContextQuery& query);
   absl::StatusOr<std::string> DeleteContext(const std::string& name_space, const DeleteContextQuery& query);
-  // Requests with keep_as that wait until all stages have saved what they keep. FinishAll ends them, and nothing is
-  // said of what they have kept.
-  int finishing() const { return static_cast<int>(finishing_.size()); }
+  // Requests with keep_as that wait until all stages have saved what they keep, and imports that wait until they are in
+  // the store. FinishAll ends them, and exports that wait, and nothing is said of what they have kept.
+  int finishing() const { return static_cast<int>(finishing_.size() + imports_.size()); }
   void FinishAll(const absl::Status& status);
   // To be called now and then: contexts that have expired lose their names.
   void Expire(double now);
@@ -136,6 +138,31 @@ class ContextKeeper final : public PrefixKeeper {
   void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept, double now);
   // The requests for which Prepare was false, and is not any more. Valid until the next call.
   const std::vector<uint64_t>& TakePrepared(double now);
+
+  // ---- Files of contexts, as ContextDirectory says. Implemented in context_keeper_transfers.cc.
+  // A segment that is held, in the tree that there was then.
+  struct Held {
+    uint64_t tree = 0;
+    uint64_t segment = 0;
+  };
+  struct Exported {
+    uint64_t etag = 0;
+    std::vector<SegmentKey> chain;
+    Held hold;  // to be given back with EndExport
+  };
+  using ExportAnswer = absl::AnyInvocable<void(absl::StatusOr<Exported> exported)>;
+  using ImportAnswer = absl::AnyInvocable<void(absl::StatusOr<NamedContext> named)>;
+  // Answers at once, or from Moved, GroupEnded or FinishAll.
+  void OpenExport(const std::string& name_space, const ExportContextQuery& query, double now, ExportAnswer answer);
+  void EndExport(const Held& hold);
+  // FAILED_PRECONDITION if there is no store, with what to do about it.
+  absl::Status CheckStore() const;
+  // The number of the room that was made: it is given back with EndRoom, which may come twice.
+  absl::StatusOr<uint64_t> MakeRoom(const std::string& name_space, int64_t bytes, double now);
+  void EndRoom(uint64_t room);
+  // `room` is not needed any more. Answers as OpenExport.
+  void KeepImport(const std::string& name_space, ImportedContext imported, uint64_t room, double now,
+                  ImportAnswer answer);
   const StoreTier* store() const { return store_.get(); }  // null: there is none
   const SegmentTree* tree() const { return tree_.get(); }  // null: there is no model
 
@@ -170,11 +197,6 @@ class ContextKeeper final : public PrefixKeeper {
     // Why something that was to be named could not be saved the last time, by namespace.
     std::map<std::string, absl::Status> refused;
   };
-  // A segment that is held in the tree that there was then.
-  struct Held {
-    uint64_t tree = 0;
-    uint64_t segment = 0;
-  };
   class NamedSink;
   // Hears of the context that a request has kept, or why it could not be.
   using KeptListener = std::function<void(absl::StatusOr<NamedContext> kept)>;
@@ -196,6 +218,32 @@ class ContextKeeper final : public PrefixKeeper {
   bool MayPut(const Group& group, uint64_t segment) const;
   // Whether all that the group's workers have been told to free is free.
   bool AllFreed(const Group& group) const;
+
+  // context_keeper_transfers.cc
+  struct Exporting {
+    uint64_t etag = 0;
+    Held hold;
+    absl::Status failed;  // what became of a move of it
+    ExportAnswer answer;
+  };
+  struct Importing {
+    uint64_t move = 0;
+    Held hold;
+    std::string name_space;
+    Request::KeepAs keep_as;
+    ImportAnswer answer;
+  };
+  struct Room {
+    uint64_t tree = 0;
+    std::string name_space;
+    int64_t bytes = 0;
+  };
+  void NoteMoved(uint64_t saved, const absl::Status& status);
+  void LookAtExports();
+  void EndImport(uint64_t move, const StoreMoved& moved, double now);
+  void EndTransfers(const absl::Status& status);
+  absl::StatusOr<NamedContext> NameImport(const std::string& name_space, const Request::KeepAs& keep_as,
+                                          uint64_t segment, double now);
 
   // context_keeper_named.cc
   void NameChanged(const std::string& name_space, const std::string& name) const;
@@ -227,6 +275,10 @@ class ContextKeeper final : public PrefixKeeper {
   std::map<int, Group> groups_;       // by replica: those that keep something
   std::map<int, ShelfDrops> drops_;   // by tier: what the workers have not been told yet
   ShelfDrops taken_drops_;            // kept for its memory
+  std::vector<Exporting> exports_;   // that wait until all is in the store
+  std::vector<Importing> imports_;   // that wait until they are published
+  std::map<uint64_t, Room> rooms_;   // by number
+  uint64_t last_room_ = 0;
   std::unique_ptr<StoreTier> store_;  // null: there is none
 };
 

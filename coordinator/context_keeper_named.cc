@@ -162,6 +162,7 @@ void ContextKeeper::FinishSaved(absl::FunctionRef<std::optional<absl::Status>(co
 
 void ContextKeeper::FinishAll(const absl::Status& status) {
   for (NamedFinishing& one : std::exchange(finishing_, {})) one.done(status);
+  EndTransfers(status);
 }
 
 // What would keep a text from getting this name, as far as that is certain already.

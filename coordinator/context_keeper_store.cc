@@ -12,6 +12,7 @@ void ContextKeeper::SetStore(const StoreTierOptions& options, StoreContents cont
                              double token_seconds, double now) {
   GF_CHECK(tree_ != nullptr && store_ == nullptr && groups_.empty());
   store_bytes_max_ = options.bytes_max;
+  if (token_seconds_ == 0) token_seconds_ = token_seconds;
   store_ = std::make_unique<StoreTier>(
       options, std::move(contents),
       SegmentBytes{.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes}, token_seconds,
@@ -79,8 +80,12 @@ std::vector<StoreAction>& ContextKeeper::TakeStoreActions(double now) {
 void ContextKeeper::Moved(uint64_t move, const StoreMoved& moved, double now) {
   if (store_ == nullptr) return;
   SegmentDrops drops;
+  const uint64_t saved = store_->SavedBy(move);
   store_->Moved(move, moved, now, &drops);
   Note(&drops);
+  if (saved != 0) NoteMoved(saved, moved.status);
+  EndImport(move, moved, now);
+  LookAtExports();
 }
 
 void ContextKeeper::NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept, double now) {

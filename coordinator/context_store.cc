@@ -22,7 +22,8 @@ int64_t UnixSeconds() {
 // What a person can do something about is a warning; workers come and go.
 void LogIfBad(const absl::Status& status) {
   if (status.ok()) return;
-  const bool warn = absl::IsResourceExhausted(status) || absl::IsPermissionDenied(status) || absl::IsDataLoss(status);
+  const bool warn = absl::IsResourceExhausted(status) || absl::IsPermissionDenied(status) || absl::IsDataLoss(status) ||
+                    absl::IsInternal(status);
   spdlog::log(warn ? spdlog::level::warn : spdlog::level::debug, "contexts: {}",
               SafeText(std::string(status.message())));
 }
@@ -55,6 +56,7 @@ ContextStore::~ContextStore() = default;
 void ContextStore::Load(absl::AnyInvocable<void(StoreContents contents)> done) {
   queue_.Post([this, done = std::move(done)]() mutable {
     StoreContents contents;
+    contents.unread = store_->LeftAlone();
     int64_t bytes = 0;
     for (const StoredSegment& segment : store_->Segments()) {
       if (segment.end == segment.begin) continue;  // a tuned state, for which texts are looked up elsewhere
@@ -132,6 +134,15 @@ void ContextStore::Do(StoreAction action) {
         auto done = moved(action.move, action.bring.key);
         return mover_->Bring(std::move(action.bring), store_.get(), std::move(done));
       }
+      case StoreAction::Kind::kPublish: {
+        absl::Status status = action.writer->Publish();
+        if (absl::IsAlreadyExists(status)) status = absl::OkStatus();  // what is there is as good
+        const int64_t bytes = action.writer->file_bytes();
+        action.writer.reset();
+        return moved(action.move, action.key)({std::move(status), bytes, 0});
+      }
+      case StoreAction::Kind::kDiscard:
+        return action.writer.reset();
       case StoreAction::Kind::kDelete:
         return LogIfBad(store_->Delete(action.key));
       case StoreAction::Kind::kDropSnapshot:

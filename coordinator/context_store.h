@@ -6,6 +6,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
@@ -39,6 +40,8 @@ class ContextStore {
   // What the store has of the segment now. To be asked when the end of a move is handled, as what it was at that end
   // may be of the past.
   SegmentContents Stored(const SegmentKey& key) const;
+  // Calls `then` on another thread, after all that was to be done before; moves may still run.
+  void After(absl::AnyInvocable<void()> then) { queue_.Post(std::move(then)); }
 
   StoreTotals totals() const { return store_->totals(); }
 

@@ -2,7 +2,7 @@
 // Everything that clients and workers say is put into its queue; nothing else touches its state.
 //
 // Implementation: coordinator.cc does the work, coordinator_info.cc tells others of it, coordinator_contexts.cc is for
-// contexts by name, coordinator_store.cc for where they are kept.
+// contexts by name, coordinator_store.cc for where they are kept, coordinator_transfers.cc for files of them.
 #ifndef GOLDFINCH_COORDINATOR_COORDINATOR_H_
 #define GOLDFINCH_COORDINATOR_COORDINATOR_H_
 
@@ -34,6 +34,7 @@
 #include "coordinator/segment_mover.h"
 #include "coordinator/step.h"
 #include "coordinator/step_cost.h"
+#include "coordinator/store/segment.h"
 #include "coordinator/store/store.h"
 #include "coordinator/store_tier.h"
 #include "coordinator/worker_link.h"
@@ -99,6 +100,10 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   void RenameContext(const std::string& name_space, RenameContextQuery query, Answer<NamedContext> answer) override;
   void PinContext(const std::string& name_space, PinContextQuery query, Answer<NamedContext> answer) override;
   void DeleteContext(const std::string& name_space, DeleteContextQuery query, Answer<std::string> answer) override;
+  void OpenExport(const std::string& name_space, ExportContextQuery query, Answer<StoredContext> answer) override;
+  void OpenImport(Answer<ImportTarget> answer) override;
+  void MakeRoom(const std::string& name_space, int64_t bytes, Answer<std::shared_ptr<const void>> answer) override;
+  void KeepImport(const std::string& name_space, ImportedContext imported, Answer<NamedContext> answer) override;
 
   // WorkerListener.
   uint64_t Connected(std::shared_ptr<WorkerLink> link, const std::string& address) override;
@@ -124,6 +129,7 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   // On the coordinator's thread.
   void Run();
   absl::Status NamesKnown() const;
+  absl::Status TransfersPossible() const;
   void SubmitNamed(uint64_t number, Request request, std::shared_ptr<RequestSink> sink, double now);
   void Tick(double now);
   void Settle(double now);
@@ -169,7 +175,8 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   // What the store had at the start, until the first group is ready. Groups that are before are in waiting_groups_.
   std::optional<StoreContents> store_contents_;
   std::set<int> waiting_groups_;
-  std::string numerics_;  // what contexts are kept of; empty: not known yet
+  std::string numerics_;        // what contexts are kept of; empty: not known yet
+  ContextModel context_model_;  // the same with all parts, once it is known
   Membership membership_;
   std::map<uint64_t, std::shared_ptr<WorkerLink>> links_;
   std::vector<std::deque<SentStep>> steps_;     // [replicas], oldest first

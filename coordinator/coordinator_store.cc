@@ -50,6 +50,7 @@ void Coordinator::KeepTexts(int replica, double token_seconds, double now) {
   const ShelfCapacity capacity = membership_.Shelf(replica);
   if (numerics_.empty()) {
     numerics_ = identity.numerics;
+    context_model_ = shelves->model;
     keeper_.SetModel(identity, keeper_.text_bytes());
     if (context_store_ != nullptr) {
       keeper_.SetStore(options_.store_tier, *std::move(store_contents_), capacity, token_seconds, now);

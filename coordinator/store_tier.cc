@@ -214,9 +214,7 @@ std::vector<StoreAction>& StoreTier::TakeActions(absl::FunctionRef<bool(int repl
   for (const SegmentDrop& drop : *drops) {
     if (drop.tier == tier_) Dropped(drop);
   }
-  std::swap(looked_at_, dropped_);
-  for (const uint64_t segment : looked_at_) Tidy(segment);
-  looked_at_.clear();
+  DropFiles();
   BeginMoves([&](const Move& move) { return freed(move.replica); }, &brings_, &bringing_, options_.brings_max, drops);
   // One after the other, as each says what the store has of the segment then.
   BeginMoves([&](const Move& move) { return !writing_.contains(move.segment); }, &saves_, &saving_, options_.saves_max,
@@ -226,13 +224,24 @@ std::vector<StoreAction>& StoreTier::TakeActions(absl::FunctionRef<bool(int repl
   return taken_actions_;
 }
 
+// Has the files lose what the tier has lost.
+void StoreTier::DropFiles() {
+  std::swap(looked_at_, dropped_);
+  for (const uint64_t segment : looked_at_) Tidy(segment);
+  looked_at_.clear();
+}
+
 void StoreTier::Moved(uint64_t number, const StoreMoved& moved, double now, SegmentDrops* drops) {
   const auto found = moves_.find(number);
   GF_CHECK(found != moves_.end()) << "move " << number;
   const Move move = found->second;
   moves_.erase(found);
   --(move.save ? saving_ : bringing_);
-  ++(!moved.status.ok() ? moves_failed_ : move.save ? saved_ : brought_);
+  if (!moved.status.ok()) {
+    ++moves_failed_;
+  } else if (!move.imported) {
+    ++(move.save ? saved_ : brought_);
+  }
   if (move.save) {
     writing_.erase(move.segment);
     EndSave(move, moved, now, drops);
@@ -250,7 +259,7 @@ void StoreTier::EndSave(const Move& move, const StoreMoved& moved, double now, S
     tree_->Arrived(move.segment, tier_, move.contents, now, drops);
   } else {
     if (absl::IsResourceExhausted(moved.status) || absl::IsPermissionDenied(moved.status) ||
-        absl::IsDataLoss(moved.status)) {
+        absl::IsDataLoss(moved.status) || absl::IsInternal(moved.status)) {
       paused_until_ = now + options_.pause_seconds * (1 << std::min(failures_, kDoublingsMax));
       ++failures_;
     }
@@ -345,24 +354,30 @@ void StoreTier::PlanSaves(double now, SegmentDrops* drops) {
     candidates_.erase(candidates_.begin());
     if (!WorthSaving(segment)) continue;
     tree_->Hold(segment, now);
-    const absl::StatusOr<BringPlan> plan = tree_->Bring(segment, tier_, now, drops);
-    if (plan.ok()) {
-      // Rows and snapshot of a segment follow each other, and are one move.
-      for (size_t i = 0; i < plan->moves.size();) {
-        Move move = {.save = true, .tier = tier_, .segment = plan->moves[i].segment};
-        for (; i < plan->moves.size() && plan->moves[i].segment == move.segment; ++i) {
-          move.contents |= plan->moves[i].contents;
-        }
-        move.replica = SourceOf(*tree_->Find(move.segment), move.contents);
-        if (move.replica >= 0) {
-          AddMove(move, now);
-        } else {  // one group has the rows, another one the snapshot
-          tree_->Lost(move.segment, tier_, move.contents, drops);
-        }
-      }
-    }
+    SaveNow(segment, now, drops).IgnoreError();
     tree_->Release(segment, drops);
   }
+}
+
+absl::Status StoreTier::SaveNow(uint64_t segment, double now, SegmentDrops* drops) {
+  const absl::StatusOr<BringPlan> plan = tree_->Bring(segment, tier_, now, drops);
+  if (!plan.ok()) return plan.status();
+  absl::Status status;
+  // Rows and snapshot of a segment follow each other, and are one move.
+  for (size_t i = 0; i < plan->moves.size();) {
+    Move move = {.save = true, .tier = tier_, .segment = plan->moves[i].segment};
+    for (; i < plan->moves.size() && plan->moves[i].segment == move.segment; ++i) {
+      move.contents |= plan->moves[i].contents;
+    }
+    move.replica = SourceOf(*tree_->Find(move.segment), move.contents);
+    if (move.replica >= 0) {
+      AddMove(move, now);
+    } else {
+      tree_->Lost(move.segment, tier_, move.contents, drops);
+      status = absl::FailedPreconditionError("one group of workers has the rows of the text, another one its snapshot");
+    }
+  }
+  return status;
 }
 
 // ---- Bringing

@@ -12,6 +12,10 @@
 // until something of it has failed, at most wait_seconds_max: then it begins with what is there. Several that need the
 // same segment share its move. No failure here fails a request.
 //
+// WHAT IS EXPORTED AND IMPORTED goes by way of the store. What is to be exported is saved at once, worth it or not, and
+// whatever was to be waited with after an error. What was imported lies in the store without its name, and gets it in
+// the order of all else that is done there, as the end of a move.
+//
 // WHAT IS LOST. What the store cannot keep, for want of room or permission, is not kept; after such an error nothing is
 // saved for a while. A file that was found damaged is gone, and so is what goes on from it in the store. A file that
 // could not be read for the moment is left alone, with what goes on from it and its names: the next start finds them.
@@ -21,6 +25,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -32,10 +37,12 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "coordinator/contexts/segment_key.h"
 #include "coordinator/contexts/segment_tree.h"
 #include "coordinator/segment_mover.h"
 #include "coordinator/store/file_format.h"
+#include "coordinator/store/segment_writer.h"
 #include "coordinator/store/store.h"
 
 namespace goldfinch {
@@ -61,21 +68,25 @@ struct StoreContents {
     StoredSegment segment;
     std::vector<int32_t> ids;
   };
-  std::vector<Found> segments;     // of any identity; each has tokens, and ids that give its key
-  std::vector<SegmentKey> unread;  // segments that could not be read now, and may be whole
+  std::vector<Found> segments;  // of any identity; each has tokens, and ids that give its key
+  // Segments that are there and could not be read: they may be readable again at the next start, so what needs them, a
+  // child or a name, stays in the store.
+  std::vector<SegmentKey> unread;
   std::vector<ContextName> names;
   int64_t other_bytes = 0;  // of the store, beside these segments
 };
 
 // Something to do, in the order in which it was given out: what frees room comes before what takes it.
 struct StoreAction {
-  enum class Kind { kSave, kBring, kDelete, kDropSnapshot, kTouch, kPutName, kDeleteName };
+  enum class Kind { kSave, kBring, kPublish, kDiscard, kDelete, kDropSnapshot, kTouch, kPutName, kDeleteName };
   Kind kind = Kind::kSave;
-  uint64_t move = 0;     // its number, for kSave and kBring: Moved follows
+  uint64_t move = 0;     // its number, for kSave, kBring and kPublish: Moved follows
   SegmentToSave save;    // kSave
   SegmentToBring bring;  // kBring
-  SegmentKey key{};      // of the segment, for all others but the names
-  ContextName name;      // kPutName and kDeleteName; NamePut follows kPutName
+  // kPublish: a segment that is sealed; kDiscard: one that nobody wants. The last one who has it waits for the disk.
+  std::shared_ptr<SegmentWriter> writer;
+  SegmentKey key{};  // of the segment, for all others but kSave, kBring and the names
+  ContextName name;  // kPutName and kDeleteName; NamePut follows kPutName
   // kPutName: when the name expires, if it does; name.expires_unix_seconds is not set.
   std::optional<double> expires_in_seconds;
 };
@@ -132,6 +143,31 @@ class StoreTier {
   // Requests that need not wait any more. Valid until the next call.
   const std::vector<uint64_t>& TakePrepared(double now, SegmentDrops* drops);
 
+  // ---- What is exported and imported (store_tier_transfers.cc).
+
+  // Has the segment, which is held, and its chain saved as far as they are not in the store. RESOURCE_EXHAUSTED: there
+  // is no room. FAILED_PRECONDITION: not all of it is anywhere, or on the shelves of one group.
+  absl::Status SaveNow(uint64_t segment, double now, SegmentDrops* drops);
+  // Whether the store has all of it, and the snapshot at its end.
+  bool HasText(uint64_t segment) const;
+  // Whether what it does not have is on its way there.
+  bool TextComes(uint64_t segment) const;
+  // The keys of a text that the store has, from position 0 on.
+  std::vector<SegmentKey> KeysOf(uint64_t segment) const;
+  // The segment that a move saves, 0 if it saves none.
+  uint64_t SavedBy(uint64_t move) const;
+  struct Importing {
+    uint64_t move = 0;
+    uint64_t segment = 0;
+  };
+  // What the writer has sealed is a text from its beginning on, of the model that is served. Its move is over when
+  // Moved comes for it. Errors as SegmentTree::Import.
+  absl::StatusOr<Importing> Import(const std::string& name_space, absl::Span<const int32_t> ids,
+                                   const SegmentBytes& bytes, double seconds, std::shared_ptr<SegmentWriter> writer,
+                                   double now, SegmentDrops* drops);
+  // Nobody wants it.
+  void Discard(std::shared_ptr<SegmentWriter> writer);
+
   // ---- Names of contexts. A name that was made, changed or deleted in the tree: it is written down as soon as its
   // segment is in the store, if that is durable.
   void NameChanged(const std::string& name_space, const std::string& name);
@@ -149,6 +185,7 @@ class StoreTier {
   using Name = std::pair<std::string, std::string>;  // namespace and name
   struct Move {
     bool save = false;
+    bool imported = false;  // a save whose bytes are there already
     int replica = 0;
     int tier = 0;  // that it goes to
     uint64_t segment = 0;
@@ -206,6 +243,7 @@ class StoreTier {
   void SetSegment(const Name& name, KeptName* kept, uint64_t segment);
   void PlanName(const Name& name, double now, std::vector<StoreAction>* deletes);
   void Do(StoreAction::Kind kind, const SegmentKey& key);
+  void DropFiles();
 
   const StoreTierOptions options_;
   SegmentTree* const tree_;

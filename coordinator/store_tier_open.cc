@@ -95,6 +95,7 @@ void StoreTier::Adopt(StoreContents contents, const Keys& left_alone, const Segm
     for (; !chain.empty(); chain.pop_back()) adopt(chain.back());
   }
   AdoptNames(contents.names, numbers, left_alone, now);
+  if (!left_alone.empty()) return;  // any of these segments may be the parent of one that could not be read
   SegmentDrops drops;
   tree_->Tidy(&drops);
   for (const SegmentDrop& drop : drops) {

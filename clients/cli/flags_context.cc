@@ -132,7 +132,10 @@ void AddNameCommands(ContextCommands& commands, ContextOptions& options) {
 void AddFileCommands(ContextCommands& commands, ContextOptions& options) {
   CLI::App& get = commands.Add("export", "Write a context to a safetensors file");
   get.footer(
-      "What has come is in FILE.partial until the file is whole. The same command goes on there after it was ended.");
+      "What has come is in FILE.partial until the file is whole. The same command goes on there after it was ended. "
+      "The "
+      "server needs a place beside its workers' memory: --context-dir, or --protect-memory of `goldfinch "
+      "coordinator`.");
   commands.Name(get, "NAME", "Name of the context");
   FlagGroup output(get, kOutputFlags);
   output.Text("out", options.file, "FILE", "The file to write")->required();
@@ -142,7 +145,10 @@ void AddFileCommands(ContextCommands& commands, ContextOptions& options) {
   commands.Retry(get);
 
   CLI::App& put = commands.Add("import", "Give a server a context that was exported to a file");
-  put.footer("The same command goes on where it was after it was ended.");
+  put.footer(
+      "The same command goes on where it was after it was ended. The server needs --context-dir, or --protect-memory "
+      "of "
+      "`goldfinch coordinator`.");
   FlagGroup(put, kContextFlags).Text("file", options.file, "FILE", "The file")->required();
   commands.NewName(put, "NAME", "Name to give it");
   commands.Server(put);

@@ -1,6 +1,6 @@
-// One streaming call of the public API, over whatever protocol it arrived: its validated request, deadline,
-// cancellation and flow control. The door (coordinator/grpc) implements CallStream and tells the call what happens to
-// the client; nothing here knows how bytes travel.
+// One streaming call of the public API, over whatever protocol it arrived: its deadline, cancellation and flow control.
+// The door (coordinator/grpc) implements CallStream and tells the call what happens to the client; nothing here knows
+// how bytes travel.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 #define GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 
@@ -13,7 +13,6 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "base/log_limiter.h"
 #include "base/work_queue.h"
 #include "coordinator/calls/authenticator.h"
@@ -65,19 +64,18 @@ class CallStream {
   virtual void Abort() = 0;
 };
 
-// Buffers what the dispatcher delivers and writes it, one message at a time; what arrives during a write goes into the
-// next messages. While more than a bound is buffered, the dispatcher is told to pause. The call ends when the
-// dispatcher has ended the request, or at once if the dispatcher did not take it.
+// Sends messages, one at a time, to a client that may be slow, and ends when its work has ended: with an error at once,
+// else when all has been written. Who derives from it does the work, and says what is to be sent.
 //
-// Thread-safe. It lives as long as its stream or the dispatcher refers to it.
-class Call : public RequestSink, public std::enable_shared_from_this<Call> {
+// Thread-safe. It lives as long as its stream, or whatever works for it, refers to it.
+class Call : public std::enable_shared_from_this<Call> {
  public:
-  ~Call() override = default;
+  virtual ~Call() = default;
 
   // ---- For the door ----
-  // Reads, validates and submits the request. Called once; it takes as long as tokenizing the text does.
-  void Begin();
-  // Ends the call with an error; called instead of Begin, or by it.
+  // Reads the client's message and begins the work. Called once, unless Refuse is.
+  virtual void Begin() = 0;
+  // Ends the call with an error, before any work has begun; called instead of Begin, or by it.
   void Refuse(const absl::Status& status);
   // The write under way has ended. `ok` is false if the client can no longer be reached.
   void WriteDone(bool ok);
@@ -86,50 +84,53 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   // The stream has ended and must not be used any more.
   void Closed();
 
-  // ---- For the dispatcher ----
-  void OnDone(const absl::Status& status, const RequestUsage& usage) final;
-
  protected:
   using Deadline = std::optional<std::chrono::system_clock::time_point>;  // none if the client set none
 
   // `method` is for the log. `stream` must be valid until Closed.
   Call(CallEnvironment* environment, const char* method, Caller caller, Deadline deadline, CallStream* stream);
 
-  // Reads and validates the request, before anything can be delivered. `buffer_max` is in the units of `buffered_`.
-  virtual absl::StatusOr<Request> Prepare(std::shared_ptr<const ServedModel> model, int64_t* buffer_max) = 0;
   // The message that TakeMessage made. It does not change during a write.
   virtual const google::protobuf::MessageLite& message() const = 0;
+  // Ends the work with this status: Done follows, from within or later. Called at most once, maybe before Begin has
+  // returned, and not after Done. Without `mutex_`.
+  virtual void Stop(const absl::Status& status) = 0;
+  // A message is about to be written; a write has ended, and the client has room for more. Without `mutex_`.
+  virtual void Writing() {}
+  virtual void Drained() {}
 
   // All of these are called with `mutex_` held.
-  // Makes a message of what is buffered and moves its amount from `buffered_` to `in_flight_`. Returns false if there
-  // is nothing to send.
+  // Makes a message of what is buffered. Returns false if there is nothing to send.
   virtual bool TakeMessage() = 0;
-  // Must be called after the buffer has changed.
+  virtual void WriteEnded() {}  // the message has been written, or will not be
+  // What the log says of the call: what it is, and what it has done. Each "key=value" has a space behind it.
+  virtual std::string Subject() const { return ""; }
+  virtual std::string Work() const { return ""; }
+  // Must be called after what is to be sent has changed.
   void Wake();
-  // Must be called when a token or a score has come.
-  void NoteOutput();
-  // What a sink must return after it has buffered something.
-  Verdict PauseIfFull();
+  // The work has ended. Called once.
+  void Done(const absl::Status& status);
+  bool is_done() const { return done_.has_value(); }
+  bool succeeded() const { return done_ && done_->ok(); }
+  // Whether its end will be logged in any case.
+  bool logged() const { return logged_; }
+  void SetLogged() { logged_ = true; }
 
+  double SecondsSinceBegin() const;
+  // The seconds that are left; nothing if the client set no deadline.
+  std::optional<double> SecondsLeft() const;
+
+  CallEnvironment* const environment_;
+  const char* const method_;
+  const Caller caller_;
   std::mutex mutex_;
-
-  // Guarded by mutex_.
-  std::string id_;
-  int64_t buffered_ = 0;              // what no write has taken yet
-  int64_t in_flight_ = 0;             // what the write under way has taken
-  std::optional<absl::Status> done_;  // what OnDone said, or why the dispatcher never got the request
-  RequestUsage usage_;
 
  private:
   using Clock = std::chrono::steady_clock;
 
-  void Submit(Request request);
-  void LogStart(const Request& request);
-  void LogFirstOutput(double seconds) const;
   // Writes what there is, or finishes the call. Runs on a thread of CallEnvironment::writing, or on the door's.
   void Pump();
-  void Cancel(absl::Status status);
-  void ResumeIfDrained();
+  void Cancel(const absl::Status& status);
   absl::Status GoneStatus() const;
   // With mutex_ held.
   void FinishIfDone();
@@ -140,23 +141,16 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
   bool TooSlow(Clock::time_point now);
   void CheckStall();
 
-  CallEnvironment* const environment_;
-  const char* const method_;
-  const Caller caller_;
   const Deadline deadline_;
   CallStream* const stream_;
   const Clock::time_point start_ = Clock::now();
 
   // Guarded by mutex_.
-  bool logged_ = false;                            // its lines are logged
-  std::optional<Clock::time_point> first_output_;  // when the first token or score came
-  bool first_output_logged_ = false;
-  int64_t buffer_max_ = 0;
-  std::optional<uint64_t> number_;      // what the dispatcher calls the request
-  std::optional<absl::Status> cancel_;  // the status with which the dispatcher was asked to end the request
-  bool scheduled_ = false;              // a Pump is posted
+  bool logged_ = false;
+  std::optional<absl::Status> done_;  // how the work has ended
+  bool cancelled_ = false;            // Stop was called
+  bool scheduled_ = false;            // a Pump is posted
   bool writing_ = false;
-  bool paused_ = false;
   bool gone_ = false;     // the client is gone
   bool stalled_ = false;  // the client does not read, but its connection stands
   bool finished_ = false;
@@ -171,6 +165,10 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
 uint64_t RandomNumber();
 // The error of every call while Dispatcher::model() is null.
 absl::Status NoModel();
+// The value of a key=value pair in the log. One that could be read as several words is quoted.
+std::string LogValue(const std::string& text);
+// "client=alice peer=192.0.2.7"
+std::string NameOf(const Caller& caller);
 
 }  // namespace goldfinch
 

@@ -40,7 +40,7 @@ void CreateContextCall::OnKept(const NamedContext& context) {
 }
 
 bool CreateContextCall::TakeMessage() {
-  const bool complete = done_ && done_->ok();
+  const bool complete = succeeded();
   const bool is_last = complete && !last_sent_;
   if (!progress_ && !is_last) return false;
   message_.Clear();

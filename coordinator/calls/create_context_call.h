@@ -9,19 +9,19 @@
 #include <utility>
 
 #include "absl/functional/any_invocable.h"
-#include "coordinator/calls/call.h"
+#include "coordinator/calls/request_call.h"
 #include "protos/contexts.pb.h"
 
 namespace goldfinch {
 
-class CreateContextCall final : public Call {
+class CreateContextCall final : public RequestCall {
  public:
   // Reads what the client sent, and makes of it a request with keep_as that samples nothing. Begin calls it once.
   using Read = absl::AnyInvocable<absl::StatusOr<Request>(const ServedModel& model)>;
 
   CreateContextCall(CallEnvironment* environment, const char* method, Caller caller, Deadline deadline, Read read,
                     CallStream* stream)
-      : Call(environment, method, std::move(caller), deadline, stream), read_(std::move(read)) {}
+      : RequestCall(environment, method, std::move(caller), deadline, stream), read_(std::move(read)) {}
 
   void OnContext(int64_t tokens) override;
   void OnProgress(int64_t prompt_tokens_done) override;

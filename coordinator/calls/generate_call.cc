@@ -133,7 +133,7 @@ bool GenerateCall::TakeMessage() {
 
 bool GenerateCall::TakeResponse() {
   // The last sample's last response is the last of the stream: it waits for the usage, which OnDone brings shortly.
-  if (samples_left_ == 0 && !done_) return false;
+  if (samples_left_ == 0 && !is_done()) return false;
   if (progress_) {
     // A progress message holds nothing else, so the first response, which names the request, goes ahead of it.
     if (!first_sent_) return true;
@@ -142,7 +142,7 @@ bool GenerateCall::TakeResponse() {
     progress_.reset();
     return true;
   }
-  const bool complete = done_ && done_->ok();
+  const bool complete = succeeded();
   if (queue_.empty() && (!complete || usage_sent_)) return false;
   if (!queue_.empty()) {
     const int index = queue_.front();

@@ -11,19 +11,19 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
-#include "coordinator/calls/call.h"
+#include "coordinator/calls/request_call.h"
 #include "protos/generate.pb.h"
 #include "tokenizer/text_stream.h"
 
 namespace goldfinch {
 
-class GenerateCall final : public Call {
+class GenerateCall final : public RequestCall {
  public:
   // Reads what the client sent. Begin calls it once.
   using Read = absl::AnyInvocable<absl::Status(v1::GenerateRequest* message)>;
 
   GenerateCall(CallEnvironment* environment, Caller caller, Deadline deadline, Read read, CallStream* stream)
-      : Call(environment, "Generate", std::move(caller), deadline, stream), read_(std::move(read)) {}
+      : RequestCall(environment, "Generate", std::move(caller), deadline, stream), read_(std::move(read)) {}
 
   void OnContext(int64_t tokens) override;
   void OnProgress(int64_t prompt_tokens_done) override;

@@ -22,6 +22,7 @@ inline constexpr double kExpireAfterSecondsMax = 1e9;
 inline constexpr int kContextPageMax = 1000;
 inline constexpr int kContextPageDefault = 100;
 inline constexpr int64_t kContextIdsMax = 1'048'576;
+inline constexpr int kUploadBytesMax = 64;
 
 }  // namespace goldfinch
 

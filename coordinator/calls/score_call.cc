@@ -69,7 +69,7 @@ RequestSink::Verdict ScoreCall::OnScores(int continuation, int64_t first, absl::
 }
 
 bool ScoreCall::TakeMessage() {
-  const bool complete = done_ && done_->ok();
+  const bool complete = succeeded();
   if (parts_.empty() && (!complete || usage_sent_)) return false;
   message_.Clear();
   if (!parts_.empty()) {

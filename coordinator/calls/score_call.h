@@ -9,18 +9,18 @@
 #include <utility>
 
 #include "absl/functional/any_invocable.h"
-#include "coordinator/calls/call.h"
+#include "coordinator/calls/request_call.h"
 #include "protos/generate.pb.h"
 
 namespace goldfinch {
 
-class ScoreCall final : public Call {
+class ScoreCall final : public RequestCall {
  public:
   // Reads what the client sent. Begin calls it once.
   using Read = absl::AnyInvocable<absl::Status(v1::ScoreRequest* message)>;
 
   ScoreCall(CallEnvironment* environment, Caller caller, Deadline deadline, Read read, CallStream* stream)
-      : Call(environment, "Score", std::move(caller), deadline, stream), read_(std::move(read)) {}
+      : RequestCall(environment, "Score", std::move(caller), deadline, stream), read_(std::move(read)) {}
 
   void OnProgress(int64_t prompt_tokens_done) override;
   Verdict OnToken(int sample, const OutputToken& token) override;

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "coordinator/context_directory.h"
+#include "coordinator/context_transfers.h"
 #include "coordinator/dispatcher.h"
 #include "tokenizer/text_stream.h"
 
@@ -23,9 +24,11 @@ class CreateContextRequest;
 class DeleteContextRequest;
 class DetokenizeRequest;
 class DetokenizeResponse;
+class ExportContextRequest;
 class ForkContextRequest;
 class GenerateRequest;
 class GetContextRequest;
+class ImportContextRequest;
 class ListContextsRequest;
 class PinContextRequest;
 class RenameContextRequest;
@@ -54,6 +57,9 @@ absl::StatusOr<ForkContextQuery> ValidateForkContext(const v1::ForkContextReques
 absl::StatusOr<RenameContextQuery> ValidateRenameContext(const v1::RenameContextRequest& message);
 absl::StatusOr<PinContextQuery> ValidatePinContext(const v1::PinContextRequest& message);
 absl::StatusOr<DeleteContextQuery> ValidateDeleteContext(const v1::DeleteContextRequest& message);
+absl::StatusOr<FileQuery> ValidateExportContext(const v1::ExportContextRequest& message);
+// Takes the data out of the message.
+absl::StatusOr<ImportPart> ValidateImportContext(v1::ImportContextRequest* message);
 // What Get answers.
 v1::Context ToMessage(const NamedContext& context);
 // PERMISSION_DENIED if the request asks for a higher priority than its client may.

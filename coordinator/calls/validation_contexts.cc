@@ -186,6 +186,49 @@ absl::StatusOr<DeleteContextQuery> ValidateDeleteContext(const v1::DeleteContext
   return Changing(message, DeleteContextQuery{});
 }
 
+// An export's etag is that of the context and, behind a dash, what the file has of its own. Either will do.
+absl::StatusOr<FileQuery> ValidateExportContext(const v1::ExportContextRequest& message) {
+  GF_RETURN_IF_ERROR(validation::CheckContextName("name", message.name()));
+  FileQuery query;
+  query.context.name = message.name();
+  const size_t dash = message.etag().find('-');
+  GF_ASSIGN_OR_RETURN(query.context.etag, validation::ToEtag("etag", message.etag().substr(0, dash)));
+  if (dash != std::string::npos) {
+    query.version = message.etag().substr(dash + 1);
+    const bool hex = std::all_of(query.version.begin(), query.version.end(),
+                                 [](char c) { return absl::ascii_isdigit(c) || (c >= 'a' && c <= 'f'); });
+    if (query.context.etag == 0 || query.version.size() != kFileVersionDigits || !hex) {
+      return Invalid("etag is not one that a server has given");
+    }
+  }
+  query.offset = validation::Saturated(message.offset());
+  return query;
+}
+
+absl::StatusOr<ImportPart> ValidateImportContext(v1::ImportContextRequest* message) {
+  if (message->upload().empty()) return Invalid("upload is empty, it must name the upload");
+  if (message->upload().size() > static_cast<size_t>(kUploadBytesMax)) {
+    return Invalid("upload has ", message->upload().size(), " bytes, the limit is ", kUploadBytesMax);
+  }
+  if (message->data().size() > static_cast<size_t>(kTransferPieceBytes)) {
+    return Invalid("data has ", message->data().size(), " bytes, the limit is ", kTransferPieceBytes);
+  }
+  ImportPart part;
+  if (message->last()) {
+    if (!message->has_keep_as()) return Invalid("keep_as is not set, it must name the context");
+    ImportPart::Last& last = part.last.emplace();
+    GF_ASSIGN_OR_RETURN(last.keep_as, validation::ToKeepAs(message->keep_as()));
+    if (message->sha256().size() != last.sha256.size()) {
+      return Invalid("sha256 has ", message->sha256().size(), " bytes, it must have ", last.sha256.size());
+    }
+    std::copy(message->sha256().begin(), message->sha256().end(), last.sha256.begin());
+  }
+  part.upload = message->upload();
+  part.offset = validation::Saturated(message->offset());
+  part.data = std::move(*message->mutable_data());
+  return part;
+}
+
 v1::Context ToMessage(const NamedContext& context) {
   v1::Context message;
   message.set_name(context.name);

@@ -141,6 +141,28 @@ void FuzzQuery(const std::string& bytes, absl::StatusOr<Query> (*validate)(const
   }
 }
 
+void FuzzFiles(const std::string& bytes) {
+  v1::ExportContextRequest wanted;
+  if (Read(bytes, &wanted)) {
+    const absl::StatusOr<FileQuery> query = ValidateExportContext(wanted);
+    if (query.ok()) {
+      CheckName(query->context.name);
+      GF_CHECK_GE(query->offset, 0);
+      GF_CHECK(query->version.empty() || query->version.size() == kFileVersionDigits);
+    }
+  }
+  v1::ImportContextRequest message;
+  if (!Read(bytes, &message)) return;
+  const absl::StatusOr<ImportPart> part = ValidateImportContext(&message);
+  if (!part.ok()) {
+    GF_CHECK(part.status().code() == absl::StatusCode::kInvalidArgument) << part.status();
+    return;
+  }
+  GF_CHECK(!part->upload.empty() && part->upload.size() <= kUploadBytesMax);
+  GF_CHECK(part->offset >= 0 && static_cast<int64_t>(part->data.size()) <= kTransferPieceBytes);
+  if (part->last) CheckKeepAs(part->last->keep_as);
+}
+
 void FuzzContexts(const std::string& bytes, const ServedModel& model) {
   FuzzReading(bytes, model, &ValidateCreateContext);
   FuzzReading(bytes, model, &ValidateAppendContext);
@@ -150,6 +172,7 @@ void FuzzContexts(const std::string& bytes, const ServedModel& model) {
   FuzzQuery(bytes, &ValidateRenameContext);
   FuzzQuery(bytes, &ValidatePinContext);
   FuzzQuery(bytes, &ValidateDeleteContext);
+  FuzzFiles(bytes);
 }
 
 void FuzzDetokenize(const std::string& bytes, const ServedModel& model) {

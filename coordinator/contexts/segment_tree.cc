@@ -174,6 +174,42 @@ absl::StatusOr<uint64_t> SegmentTree::Adopt(const ContextIdentity& identity, con
   return segment->number;
 }
 
+absl::StatusOr<uint64_t> SegmentTree::Import(const std::string& name_space, absl::Span<const int32_t> ids,
+                                             const SegmentBytes& bytes, int tier, double seconds, double now,
+                                             SegmentDrops* drops) {
+  GF_CHECK(!ids.empty());
+  State& state = *state_;
+  state.Now(now);
+  state.Ripen();
+  if (state.LookupTier(tier) == nullptr) return absl::UnavailableError("the tier is closed");
+  Space& space = state.SpaceOf(state.identity, name_space);
+  const TextTree::Place place = space.texts.Walk(space.texts.root(), ids, [](const TextTree::Node*) { return true; });
+  const bool known = place.node->end == static_cast<int64_t>(ids.size());
+  Segment* segment = known ? place.node->segment : nullptr;
+  if (segment != nullptr && (segment->contents() & kRows) != 0) {
+    return absl::AlreadyExistsError("the same text is kept already");
+  }
+  if (segment == nullptr) {
+    TextTree::Node* const node = space.texts.Insert(place, ids.subspan(static_cast<size_t>(place.node->end)));
+    segment = state.NewSegment(space, node, nullptr, bytes, seconds);
+  }
+  ++segment->holds;
+  segment->doomed = false;
+  state.RemoveEverywhere(*segment, kSnapshot, drops);  // of no use without rows
+  state.Relink(*segment, nullptr, drops);
+  segment->row_bytes_per_token = bytes.per_token;
+  segment->snapshot_bytes = bytes.snapshot;
+  segment->logits = bytes.logits;
+  state.AddContents(*segment, tier, kRowsAndSnapshot, /*coming=*/true);
+  state.Touch(*segment);
+  absl::Status fits = state.FitQuota(*space.name_space, drops);
+  if (fits.ok()) fits = state.FitTier(tier, drops);
+  if (fits.ok()) return segment->number;
+  state.RemoveContents(*segment, tier, kRowsAndSnapshot, nullptr);
+  Release(segment->number, drops);
+  return fits;
+}
+
 void SegmentTree::Tidy(SegmentDrops* drops) {
   std::vector<uint64_t> numbers;
   numbers.reserve(state_->segments.size());

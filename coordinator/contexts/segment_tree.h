@@ -271,6 +271,11 @@ class SegmentTree {
                                  absl::Span<const int32_t> ids, const SegmentBytes& bytes, int tier,
                                  SegmentContents contents, double seconds, double now);
   void Tidy(SegmentDrops* drops);
+  // A whole text of the served model that is on its way to the tier as one segment without a parent, which is held:
+  // Arrived or Lost follows. A segment that the namespace has for this text takes it, if its rows are nowhere.
+  // ALREADY_EXISTS if they are somewhere, or on their way; RESOURCE_EXHAUSTED as Store. Then nothing is on its way.
+  absl::StatusOr<uint64_t> Import(const std::string& name_space, absl::Span<const int32_t> ids,
+                                  const SegmentBytes& bytes, int tier, double seconds, double now, SegmentDrops* drops);
 
   void Hold(uint64_t number, double now);
   // Gives one hold back.
@@ -290,6 +295,10 @@ class SegmentTree {
   void Lost(uint64_t number, int tier, SegmentContents contents, SegmentDrops* drops);
   // Evicts until so many bytes fit the tier. RESOURCE_EXHAUSTED: what is left must stay.
   absl::Status MakeRoom(int tier, int64_t bytes, double now, SegmentDrops* drops);
+  // Takes room of the tier and of the namespace's quota for something whose text is not known yet: until Unreserve,
+  // which comes before the tier is closed, it counts as what is on its way. RESOURCE_EXHAUSTED as Store.
+  absl::Status Reserve(int tier, const std::string& name_space, int64_t bytes, double now, SegmentDrops* drops);
+  void Unreserve(int tier, const std::string& name_space, int64_t bytes);
 
   std::optional<SegmentInfo> Find(uint64_t number) const;
   std::vector<uint64_t> Chain(uint64_t number) const;  // from the root on

@@ -290,4 +290,30 @@ absl::Status SegmentTree::MakeRoom(int tier, int64_t bytes, double now, SegmentD
   return fits;
 }
 
+absl::Status SegmentTree::Reserve(int tier, const std::string& name_space, int64_t bytes, double now,
+                                  SegmentDrops* drops) {
+  State& state = *state_;
+  state.Now(now);
+  state.Ripen();
+  Tier* const found = state.LookupTier(tier);
+  if (found == nullptr) return absl::UnavailableError("the tier is closed");
+  if (bytes > found->pool.bytes_max) {  // nothing need be evicted to know it
+    return absl::ResourceExhaustedError(absl::StrCat("a context of ", WithCommas(bytes), " bytes does not fit ",
+                                                     found->options.name, ", which has ",
+                                                     WithCommas(found->pool.bytes_max)));
+  }
+  Namespace& space = state.NamespaceOf(name_space);
+  found->pool.bytes += bytes;
+  space.pool.bytes += bytes;
+  absl::Status fits = state.FitQuota(space, drops);
+  if (fits.ok()) fits = state.FitTier(tier, drops);
+  if (!fits.ok()) Unreserve(tier, name_space, bytes);
+  return fits;
+}
+
+void SegmentTree::Unreserve(int tier, const std::string& name_space, int64_t bytes) {
+  state_->tiers.at(tier).pool.bytes -= bytes;
+  state_->NamespaceOf(name_space).pool.bytes -= bytes;
+}
+
 }  // namespace goldfinch

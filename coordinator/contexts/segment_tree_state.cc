@@ -139,8 +139,7 @@ void SegmentTree::State::Unlink(Segment& segment) {
   Reindex(*parent);
 }
 
-// A segment without rows gets as its parent the nearest one whose chain has all rows. Keys below depend on where it
-// begins.
+// A segment without rows gets as its parent the nearest one whose chain has all rows.
 void SegmentTree::State::Rebase(Segment& segment, SegmentDrops* drops) {
   Segment* parent = nullptr;
   for (Segment* above = segment.parent; above != nullptr; above = above->parent) {
@@ -150,6 +149,11 @@ void SegmentTree::State::Rebase(Segment& segment, SegmentDrops* drops) {
       parent = above;
     }
   }
+  Relink(segment, parent, drops);
+}
+
+// Gives a segment without rows another parent, or none. Keys below depend on where it begins.
+void SegmentTree::State::Relink(Segment& segment, Segment* parent, SegmentDrops* drops) {
   Segment* const before = segment.parent;
   if (parent == before) return;
   Unlink(segment);

@@ -173,6 +173,7 @@ struct SegmentTree::State {
   void Link(Segment& segment, Segment* parent);
   void Unlink(Segment& segment);
   void Rebase(Segment& segment, SegmentDrops* drops);
+  void Relink(Segment& segment, Segment* parent, SegmentDrops* drops);
   void AddContents(Segment& segment, int tier, SegmentContents contents, bool coming);
   void RemoveContents(Segment& segment, int tier, SegmentContents contents, SegmentDrops* drops);
   void RemoveEverywhere(Segment& segment, SegmentContents contents, SegmentDrops* drops);

@@ -37,9 +37,11 @@ MessageGate::Limits GateLimits(const ServiceOptions& options) {
 
 }  // namespace
 
-PublicDoor::PublicDoor(Dispatcher* dispatcher, Metrics* metrics, const ServiceOptions& options)
+PublicDoor::PublicDoor(Dispatcher* dispatcher, ContextDirectory* contexts, Metrics* metrics,
+                       const ServiceOptions& options)
     : bytes_max(options.message_bytes_max),
       authenticator(options.api_keys),
+      transfers(contexts == nullptr ? nullptr : std::make_unique<ContextTransfers>(contexts)),
       environment{.dispatcher = dispatcher,
                   .metrics = metrics,
                   .stall_timeout_seconds = options.stall_timeout_seconds,
@@ -50,6 +52,7 @@ PublicDoor::PublicDoor(Dispatcher* dispatcher, Metrics* metrics, const ServiceOp
 void PublicDoor::SweepLater() {
   environment.writing.PostAfter(kSweepSeconds, [this] {
     environment.gate.Sweep(SteadySeconds());
+    if (transfers != nullptr) transfers->Sweep();
     SweepLater();
   });
 }

@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "coordinator/calls/authenticator.h"
 #include "coordinator/calls/call.h"
+#include "coordinator/context_transfers.h"
 #include "coordinator/grpc/call_reactor.h"
 #include "coordinator/grpc/service.h"
 #include "coordinator/grpc/wire.h"
@@ -26,10 +27,12 @@ namespace goldfinch {
 
 // What the services of one server share: limits, keys and threads.
 struct PublicDoor {
-  PublicDoor(Dispatcher* dispatcher, Metrics* metrics, const ServiceOptions& options);
+  // `contexts` may be null.
+  PublicDoor(Dispatcher* dispatcher, ContextDirectory* contexts, Metrics* metrics, const ServiceOptions& options);
 
   const int64_t bytes_max;  // of an answer that is not streamed
   Authenticator authenticator;
+  const std::unique_ptr<ContextTransfers> transfers;  // null without contexts
   CallEnvironment environment;
 
  private:
@@ -86,6 +89,7 @@ class CallService : public grpc::Service {
 
   CallEnvironment& environment() const { return door_->environment; }
   int64_t bytes_max() const { return door_->bytes_max; }  // of an answer that is not streamed
+  ContextTransfers& transfers() const { return *door_->transfers; }
 
  private:
   static std::optional<std::chrono::system_clock::time_point> DeadlineOf(const Context& context);

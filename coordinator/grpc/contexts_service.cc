@@ -5,6 +5,8 @@
 
 #include "base/status.h"
 #include "coordinator/calls/create_context_call.h"
+#include "coordinator/calls/export_context_call.h"
+#include "coordinator/calls/import_context_call.h"
 #include "coordinator/calls/validation.h"
 #include "coordinator/context_directory.h"
 #include "coordinator/grpc/call_service.h"
@@ -40,8 +42,8 @@ class ContextsService final : public CallService {
                                &ContextDirectory::PinContext);
     Ask<v1::DeleteContextRequest>({"/goldfinch.v1.Contexts/Delete", "DeleteContext"}, &ValidateDeleteContext,
                                   &ContextDirectory::DeleteContext);
-    AddMissing({"/goldfinch.v1.Contexts/Export", "ExportContext"});
-    AddMissing({"/goldfinch.v1.Contexts/Import", "ImportContext"});
+    AddExport({"/goldfinch.v1.Contexts/Export", "ExportContext"});
+    AddImport({"/goldfinch.v1.Contexts/Import", "ImportContext"});
   }
 
  private:
@@ -85,12 +87,35 @@ class ContextsService final : public CallService {
     });
   }
 
-  // A method of the protocol that this server does not have yet.
-  void AddMissing(const Method& method) {
-    Add(method, [this, method](Context*, const Caller& caller) {
-      const absl::Status status = absl::UnimplementedError(absl::StrCat(method.path, " is not there yet"));
-      environment().ReportFailure(method.name, caller, status);
-      return RefuseCall(status);
+  void AddExport(const Method& method) {
+    Add(method, [this, method](Context* context, Caller caller) {
+      return Stream(context, std::move(caller), [&](StreamReactor* stream, Caller who, auto deadline) {
+        const auto read = [stream]() -> absl::StatusOr<FileQuery> {
+          v1::ExportContextRequest message;
+          GF_RETURN_IF_ERROR(ParseMessage(stream->message(), &message));
+          return ValidateExportContext(message);
+        };
+        return std::make_shared<ExportContextCall>(&environment(), method.name, std::move(who), deadline, read,
+                                                   &transfers(), stream);
+      });
+    });
+  }
+
+  void AddImport(const Method& method) {
+    Add(method, [this, method](Context* context, Caller caller) {
+      const auto work = [this, client = caller.client](const grpc::ByteBuffer& bytes, grpc::ByteBuffer* answer,
+                                                       absl::AnyInvocable<void(const absl::Status&)> done) {
+        v1::ImportContextRequest message;
+        if (const absl::Status status = ParseMessage(bytes, &message); !status.ok()) return done(status);
+        auto respond = [this, answer,
+                        done = std::move(done)](absl::StatusOr<v1::ImportContextResponse> response) mutable {
+          environment().writing.Post([this, answer, done = std::move(done), response = std::move(response)]() mutable {
+            done(response.ok() ? Serialize(*response, answer) : response.status());
+          });
+        };
+        ImportContext(transfers(), client, &message, std::move(respond));
+      };
+      return Unary(method, context, std::move(caller), work);
     });
   }
 

@@ -266,21 +266,6 @@ TEST(Contexts, AnAnswerThatIsTooLargeIsRefused) {
   EXPECT_THAT(status.error_message(), HasSubstr("the limit is 1000"));
 }
 
-TEST(Contexts, WhatIsNotThereYetSaysSo) {
-  ServiceHarness harness;
-  grpc::ClientContext first, second;
-  v1::ExportContextResponse part;
-  const auto reader = harness.contexts().Export(&first, {});
-  EXPECT_FALSE(reader->Read(&part));
-  const grpc::Status exported = reader->Finish();
-  EXPECT_EQ(exported.error_code(), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_THAT(exported.error_message(), HasSubstr("Contexts/Export"));
-  v1::ImportContextResponse answer;
-  const grpc::Status imported = harness.contexts().Import(&second, {}, &answer);
-  EXPECT_EQ(imported.error_code(), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_THAT(imported.error_message(), HasSubstr("Contexts/Import"));
-}
-
 TEST(Contexts, EachKeyHasANamespaceOfItsOwn) {
   const std::string path = testing::TempDir() + "/context_keys.yaml";
   std::ofstream(path) << "keys:\n- name: alice\n  key: 0123456789abcdef\n- name: bob\n  key: another-key-of-mine\n";

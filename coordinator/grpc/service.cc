@@ -83,7 +83,7 @@ std::shared_ptr<grpc::Service> MakeGoldfinchService(std::shared_ptr<PublicDoor> 
 
 std::vector<std::shared_ptr<grpc::Service>> MakePublicServices(Dispatcher* dispatcher, ContextDirectory* contexts,
                                                                Metrics* metrics, const ServiceOptions& options) {
-  const auto door = std::make_shared<PublicDoor>(dispatcher, metrics, options);
+  const auto door = std::make_shared<PublicDoor>(dispatcher, contexts, metrics, options);
   std::vector<std::shared_ptr<grpc::Service>> services = {MakeGoldfinchService(door)};
   if (contexts != nullptr) services.push_back(MakeContextsService(door, contexts));
   return services;

@@ -151,6 +151,39 @@ void FakeDispatcher::DeleteContext(const std::string& name_space, DeleteContextQ
       [](const NamedContextPage& page) { return page.contexts.at(0).name; });
 }
 
+void FakeDispatcher::SetFiles(Files files) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  files_ = std::move(files);
+}
+
+void FakeDispatcher::OpenExport(const std::string& name_space, ExportContextQuery query, Answer<StoredContext> answer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  asked_ = absl::StrCat(name_space, " export ", query.name, " ", query.etag);
+  thread_.Post([open = files_.open_export, query = std::move(query), answer = std::move(answer)]() mutable {
+    answer(open(query));
+  });
+}
+
+void FakeDispatcher::OpenImport(Answer<ImportTarget> answer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  thread_.Post([open = files_.open_import, answer = std::move(answer)]() mutable { answer(open()); });
+}
+
+void FakeDispatcher::MakeRoom(const std::string& name_space, int64_t bytes,
+                              Answer<std::shared_ptr<const void>> answer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  asked_ = absl::StrCat(name_space, " room ", bytes);
+  thread_.Post([make = files_.make_room, bytes, answer = std::move(answer)]() mutable { answer(make(bytes)); });
+}
+
+void FakeDispatcher::KeepImport(const std::string& name_space, ImportedContext imported, Answer<NamedContext> answer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  asked_ = absl::StrCat(name_space, " keep ", imported.keep_as.name, " ", imported.ids.size());
+  thread_.Post([keep = files_.keep_import, imported = std::move(imported), answer = std::move(answer)]() mutable {
+    answer(keep(std::move(imported)));
+  });
+}
+
 void FakeDispatcher::Done(uint64_t number, const absl::Status& status, const RequestUsage& usage) {
   Deliver(number, [&](RequestSink&) { End(number, status, usage); });
 }

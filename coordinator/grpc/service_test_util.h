@@ -53,6 +53,14 @@ class FakeDispatcher : public Dispatcher, public ContextDirectory {
   void AnswerContexts(absl::StatusOr<NamedContextPage> page);
   // The last question to the directory: namespace, verb and arguments.
   std::string asked() const;
+  // What is done about files of contexts, on the fake's thread.
+  struct Files {
+    std::function<absl::StatusOr<StoredContext>(const ExportContextQuery& query)> open_export;
+    std::function<absl::StatusOr<ImportTarget>()> open_import;
+    std::function<absl::StatusOr<std::shared_ptr<const void>>(int64_t bytes)> make_room;
+    std::function<absl::StatusOr<NamedContext>(ImportedContext imported)> keep_import;
+  };
+  void SetFiles(Files files);
 
   // Waits until the request has been cancelled, and returns the status that Cancel was given.
   absl::Status WaitCancelled(uint64_t number);
@@ -74,6 +82,10 @@ class FakeDispatcher : public Dispatcher, public ContextDirectory {
   void RenameContext(const std::string& name_space, RenameContextQuery query, Answer<NamedContext> answer) override;
   void PinContext(const std::string& name_space, PinContextQuery query, Answer<NamedContext> answer) override;
   void DeleteContext(const std::string& name_space, DeleteContextQuery query, Answer<std::string> answer) override;
+  void OpenExport(const std::string& name_space, ExportContextQuery query, Answer<StoredContext> answer) override;
+  void OpenImport(Answer<ImportTarget> answer) override;
+  void MakeRoom(const std::string& name_space, int64_t bytes, Answer<std::shared_ptr<const void>> answer) override;
+  void KeepImport(const std::string& name_space, ImportedContext imported, Answer<NamedContext> answer) override;
 
  private:
   struct Entry {
@@ -97,6 +109,7 @@ class FakeDispatcher : public Dispatcher, public ContextDirectory {
   uint64_t next_ = 1;
   absl::StatusOr<NamedContextPage> contexts_ = NamedContextPage();
   std::string asked_;
+  Files files_;
   WorkQueue thread_{1};
 };
 

@@ -112,29 +112,54 @@ absl::StatusOr<int64_t> ContextExport::ReadSome(int64_t offset, absl::Span<char>
 }
 
 absl::StatusOr<Sha256Digest> ContextExport::Digest() {
-  if (digest_) return *digest_;
+  GF_RETURN_IF_ERROR(DigestSome(header_.file_bytes).status());
+  if (!digest_) digest_ = hash_.Finish();
+  return *digest_;
+}
+
+absl::StatusOr<bool> ContextExport::DigestSome(int64_t bytes_max) {
+  const int64_t end = hashed_ + std::min(bytes_max, header_.file_bytes - hashed_);
   std::string piece;
-  while (hashed_ < header_.file_bytes) {
-    piece.resize(std::min(kBlockBytes, header_.file_bytes - hashed_));
+  while (hashed_ < end) {
+    piece.resize(std::min(kBlockBytes, end - hashed_));
     GF_RETURN_IF_ERROR(Read(hashed_, absl::MakeSpan(piece)));
   }
-  digest_ = hash_.Finish();
-  return *digest_;
+  return hashed_ == header_.file_bytes;
+}
+
+Sha256Digest ContextExport::Version() const {
+  Sha256 hash;
+  hash.Add(header_text_);
+  return hash.Finish();
 }
 
 absl::Status ContextImport::OnHeader(const ExchangeHeader& header) {
   if (options_.model) GF_RETURN_IF_ERROR(CheckSameModel(header.segment.model, *options_.model));
   SegmentSpec segment = header.segment;
+  if (segment.end > options_.tokens_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the context has ", segment.end, " tokens, the limit is ", options_.tokens_max));
+  }
   segment.name_space = options_.name_space;
+  if (options_.make_room) {
+    GF_ASSIGN_OR_RETURN(const SegmentHeader file, NewSegmentHeader(segment));
+    GF_RETURN_IF_ERROR(options_.make_room(file.FileBytes(true)));
+  }
   GF_ASSIGN_OR_RETURN(writer_, store_->Save(segment));
   return absl::OkStatus();
 }
 
-absl::StatusOr<SegmentKey> ContextImport::Finish(const Sha256Digest* digest) {
+absl::StatusOr<std::unique_ptr<SegmentWriter>> ContextImport::Seal(const Sha256Digest* digest) {
   GF_RETURN_IF_ERROR(parser_.Finish(digest));
-  const absl::StatusOr<SegmentKey> key = writer_->Commit();
-  if (absl::IsAlreadyExists(key.status())) return writer_->key();
-  return key;
+  GF_RETURN_IF_ERROR(writer_->Seal().status());
+  return std::move(writer_);
+}
+
+absl::StatusOr<SegmentKey> ContextImport::Finish(const Sha256Digest* digest) {
+  GF_ASSIGN_OR_RETURN(const std::unique_ptr<SegmentWriter> writer, Seal(digest));
+  const absl::Status status = writer->Publish();
+  if (!status.ok() && !absl::IsAlreadyExists(status)) return status;
+  return writer->key();
 }
 
 }  // namespace goldfinch

@@ -3,6 +3,7 @@
 #define GOLDFINCH_COORDINATOR_STORE_CONTEXT_TRANSFER_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,6 +38,10 @@ class ContextExport {
   // The SHA-256 of the whole file. Costs little after the file was read from its beginning to its end; what was not
   // read in this order is read for it.
   absl::StatusOr<Sha256Digest> Digest();
+  // Does a part of that: reads at most so many bytes, and says whether none are left.
+  absl::StatusOr<bool> DigestSome(int64_t bytes_max);
+  // The SHA-256 of the header, which has the checksums of all else: two files that have the same one are the same.
+  Sha256Digest Version() const;
 
  private:
   struct Link {
@@ -64,25 +69,33 @@ class ContextExport {
 };
 
 struct ContextImportOptions {
-  std::string name_space;             // whose the context will be
-  std::optional<ContextModel> model;  // that the context must be of; else any
+  std::string name_space = {};             // whose the context will be
+  std::optional<ContextModel> model = {};  // that the context must be of; else any
+  int64_t tokens_max = kContextTokensMax;
+  // Called once, when the header has come and is right, with the bytes that the segment's file will have: makes room
+  // for them. An error ends the import. Null: what room there is must do.
+  std::function<absl::Status(int64_t file_bytes)> make_room = nullptr;
 };
 
 // Takes an exchange file in as it comes, and believes nothing of it (ExchangeParser): nothing is in the store before
 // all of it has been found right. The whole context becomes one segment. Every call waits for the disk; one thread at a
-// time. The store outlives it. A transfer that broke off goes on at `received`, as long as this object lives.
+// time; so does its end, which removes what has come. The store outlives it. A transfer that broke off goes on at
+// `received`, as long as this object lives.
 class ContextImport : private ExchangeSink {
  public:
   ContextImport(SegmentStore* store, ContextImportOptions options)
       : store_(store), options_(std::move(options)), parser_(this) {}
 
-  // The next bytes. Errors are final: ExchangeParser's, FAILED_PRECONDITION for another model, RESOURCE_EXHAUSTED as
-  // soon as the header tells that there is no room.
+  // The next bytes. Errors are final: ExchangeParser's, FAILED_PRECONDITION for another model, INVALID_ARGUMENT for too
+  // many tokens, RESOURCE_EXHAUSTED as soon as the header tells that there is no room.
   absl::Status Append(std::string_view bytes) { return parser_.Append(bytes); }
   int64_t received() const { return parser_.received(); }
   // The end of the file, and its SHA-256 where the sender has told it. Returns when the segment is on the disk; a
   // segment that was in the store already is as good. To be called once.
   absl::StatusOr<SegmentKey> Finish(const Sha256Digest* digest = nullptr);
+  // The same without the last step, which gives the segment its place in the store: SegmentWriter::Publish. Instead of
+  // Finish.
+  absl::StatusOr<std::unique_ptr<SegmentWriter>> Seal(const Sha256Digest* digest = nullptr);
 
  private:
   absl::Status OnHeader(const ExchangeHeader& header) override;

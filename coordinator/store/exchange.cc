@@ -20,6 +20,7 @@ namespace {
 
 using What = SegmentSection::What;
 
+constexpr int64_t kTensorsMax = kContextPartsMax + 2;  // parts, ids and logits
 constexpr char kVersionKey[] = "goldfinch.context";
 constexpr char kChecksumPrefix[] = "crc32c.";
 
@@ -194,6 +195,13 @@ absl::StatusOr<ExchangeHeader> ParseExchangeHeader(std::string_view json) {
   if (!file.ok()) return Bad("is damaged: ", std::string(file.status().message()));
   GF_RETURN_IF_ERROR(ReadMetadata(*file, &segment));
   segment.has_snapshot = true;
+  // What the file claims of itself is below these limits from here on, so that no sum of it overflows.
+  if (file->data_bytes > static_cast<uint64_t>(kSegmentBytesMax)) {
+    return Bad("has tensors of ", file->data_bytes, " bytes, the limit is ", kSegmentBytesMax);
+  }
+  if (file->entries.size() > static_cast<size_t>(kTensorsMax)) {
+    return Bad("has ", file->entries.size(), " tensors, the limit is ", kTensorsMax);
+  }
   for (const SafetensorsEntry& entry : file->entries) {
     if (entry.name == "ids") continue;
     if (entry.name == "logits") {

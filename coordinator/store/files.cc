@@ -44,7 +44,7 @@ absl::Status FileError(int error, const std::string& path, const char* done) {
     case ENOMEM:
       return absl::ResourceExhaustedError(message);
     default:
-      return absl::DataLossError(message);
+      return absl::InternalError(message);
   }
 }
 

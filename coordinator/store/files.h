@@ -46,7 +46,8 @@ class OpenFile {
 };
 
 // "PATH: cannot be DONE: why", by the number of the error: NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED (also of a
-// read-only file system), RESOURCE_EXHAUSTED (no space, a quota, too many open files), else DATA_LOSS.
+// read-only file system), RESOURCE_EXHAUSTED (no space, a quota, too many open files), else INTERNAL: a disk that
+// fails. Only NOT_FOUND says anything of what is in the file; of all others it may be as it was.
 absl::Status FileError(int error, const std::string& path, const char* done);
 // DATA_LOSS: a file of so many bytes has fewer than it should have.
 absl::Status EndsAt(const std::string& path, int64_t bytes);

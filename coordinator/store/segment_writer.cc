@@ -1,6 +1,7 @@
 #include "coordinator/store/segment_writer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -81,7 +82,13 @@ absl::Status SegmentWriter::CheckComplete() const {
 }
 
 absl::StatusOr<SegmentKey> SegmentWriter::Commit() {
-  GF_CHECK(!committed_);
+  GF_RETURN_IF_ERROR(Seal().status());
+  GF_RETURN_IF_ERROR(Publish());
+  return header_.key;
+}
+
+absl::StatusOr<SegmentKey> SegmentWriter::Seal() {
+  GF_CHECK(!sealed_ && !committed_);
   GF_RETURN_IF_ERROR(CheckComplete());
   for (size_t i = 1; i < section_hashes_.size(); ++i) key_hash_.AddSection(section_hashes_[i].Finish());
   header_.key = key_hash_.Finish();
@@ -91,8 +98,27 @@ absl::StatusOr<SegmentKey> SegmentWriter::Commit() {
   }
   GF_RETURN_IF_ERROR(store_->files_->Write(file_, 0, EncodeSegmentHeader(header_)));
   GF_RETURN_IF_ERROR(store_->files_->SyncData(file_));
-  GF_RETURN_IF_ERROR(store_->Publish(file_, header_, &committed_));
+  sealed_ = true;
   return header_.key;
+}
+
+absl::Status SegmentWriter::Publish() {
+  GF_CHECK(sealed_ && !committed_);
+  return store_->Publish(file_, header_, &committed_);
+}
+
+absl::StatusOr<std::vector<int32_t>> SegmentWriter::ReadIds() const {
+  GF_CHECK(sealed_);
+  const SegmentSection& section = header_.layout.sections[0];
+  std::string bytes(section.bytes, '\0');
+  GF_RETURN_IF_ERROR(store_->files_->Read(file_, header_.header_bytes + section.offset, absl::MakeSpan(bytes)));
+  std::vector<int32_t> ids(header_.segment.tokens());
+  const auto id_bytes = static_cast<size_t>(BytesOf(section.type));
+  for (size_t i = 0; i < ids.size(); ++i) std::memcpy(&ids[i], bytes.data() + i * id_bytes, id_bytes);
+  if (header_.segment.tokens() > 0 && KeyOf(header_.segment, ids) != header_.key) {
+    return absl::DataLossError(absl::StrCat(file_.path(), ": has other ids than were written"));
+  }
+  return ids;
 }
 
 }  // namespace goldfinch

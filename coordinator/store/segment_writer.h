@@ -35,12 +35,20 @@ class SegmentWriter {
   absl::Status AppendIds(absl::Span<const int32_t> ids);
   // The next bytes of a section other than the ids, which is the first one. INVALID_ARGUMENT if that makes it too long.
   absl::Status Append(int section, std::string_view bytes);
-  // Returns when the segment is on the disk and in the index. INVALID_ARGUMENT if a section is not complete, or if the
-  // ids give another key than the one that was asked for; ALREADY_EXISTS if the segment has been saved meanwhile. After
-  // another error the segment may be there or not: SegmentStore::Find tells. To be called once.
+  // Returns when the segment is on the disk and in the index: Seal and Publish in one. To be called once.
   absl::StatusOr<SegmentKey> Commit();
-  // The key that the ids have given. After Commit, unless that was INVALID_ARGUMENT.
+  // Returns when all bytes are on the disk, which may take long. INVALID_ARGUMENT if a section is not complete, or if
+  // the ids give another key than the one that was asked for. To be called once.
+  absl::StatusOr<SegmentKey> Seal();
+  // Returns when what was sealed has its name and is in the index. ALREADY_EXISTS if the segment has been saved
+  // meanwhile. After another error the segment may be there or not: SegmentStore::Find tells. To be called once.
+  absl::Status Publish();
+  // The key that the ids have given. After Seal, unless that was INVALID_ARGUMENT.
   const SegmentKey& key() const { return header_.key; }
+  // All ids, read back. After Seal; DATA_LOSS if they are not those that have come.
+  absl::StatusOr<std::vector<int32_t>> ReadIds() const;
+  // The bytes that the file has.
+  int64_t file_bytes() const { return header_.FileBytes(true); }
 
  private:
   friend class SegmentStore;
@@ -58,6 +66,7 @@ class SegmentWriter {
   std::vector<int64_t> written_;       // bytes of each section
   SegmentKeyHash key_hash_;
   std::vector<Sha256> section_hashes_;  // of each section, for a segment of no tokens
+  bool sealed_ = false;
   bool committed_ = false;
 };
 

@@ -52,6 +52,11 @@ std::vector<ContextName> SegmentStore::Names() const {
   return names;
 }
 
+std::vector<SegmentKey> SegmentStore::LeftAlone() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return left_alone_;
+}
+
 StoreTotals SegmentStore::totals() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return {static_cast<int64_t>(segments_.size()),
@@ -166,7 +171,8 @@ absl::Status SegmentStore::Publish(const OpenFile& file, const SegmentHeader& he
   const std::lock_guard<std::mutex> changes(changes_);
   const std::string file_name = SegmentFileName(header.key);
   if (unreadable_.contains(file_name)) {
-    return absl::FailedPreconditionError(absl::StrCat(SafeText(PathOf(file_name)), ": is of another version"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(SafeText(PathOf(file_name)), ": is there, and could not be read when the store was opened"));
   }
   {
     const std::lock_guard<std::mutex> lock(mutex_);

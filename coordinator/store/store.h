@@ -11,8 +11,9 @@
 // coordinator's own. The store is thread-safe; a writer or reader is for one thread at a time.
 //
 // Errors are Status: RESOURCE_EXHAUSTED (the store's limit, the disk, a quota), PERMISSION_DENIED (also of a read-only
-// file system), DATA_LOSS (damage, and disks that fail), and those that are named below. After any of them the store
-// goes on, and the caller computes what it did not get. What the tree of contexts knows (who needs which parent, what
+// file system), INTERNAL (a disk that fails), DATA_LOSS (damage), and those that are named below. After any of them the
+// store goes on, and the caller computes what it did not get. Only DATA_LOSS and NOT_FOUND mean that something is lost:
+// what cannot be read at the moment is left as it is. What the tree of contexts knows (who needs which parent, what
 // may be evicted) is not checked here.
 #ifndef GOLDFINCH_COORDINATOR_STORE_STORE_H_
 #define GOLDFINCH_COORDINATOR_STORE_STORE_H_
@@ -78,8 +79,8 @@ struct StoreTotals {
 class SegmentStore {
  public:
   // Locks the folder, sweeps what is unfinished and reads the header of every file. FAILED_PRECONDITION if another
-  // process has the folder. Files of another version of the format are left alone; so is everything that does not have
-  // the name of a file of a store.
+  // process has the folder. Files that cannot be read, and those of another version of the format, are left alone and
+  // logged; so is everything that does not have the name of a file of a store.
   static absl::StatusOr<std::unique_ptr<SegmentStore>> Open(const StoreOptions& options);
   // Its writers and readers must be gone.
   ~SegmentStore();
@@ -91,6 +92,8 @@ class SegmentStore {
   std::vector<StoredSegment> Segments() const;
   std::optional<StoredSegment> Find(const SegmentKey& key) const;
   std::vector<ContextName> Names() const;
+  // Segments that have a file, which was left alone when the store was opened.
+  std::vector<SegmentKey> LeftAlone() const;
   StoreTotals totals() const;
 
   // ---- Segments.
@@ -136,7 +139,8 @@ class SegmentStore {
   // The start (store_open.cc).
   absl::Status ReadFolder();
   absl::Status ReadQuarantine();
-  absl::Status ReadFile(const std::string& file_name);
+  void ReadFile(const std::string& file_name);
+  void LeaveAlone(const std::string& file_name, const absl::Status& why);
   absl::Status ReadSegmentFile(const std::string& file_name, const OpenFile& file);
   absl::Status ReadNameFile(const std::string& file_name, const OpenFile& file);
 
@@ -168,7 +172,7 @@ class SegmentStore {
   // Held while names of files change, over the disk's work; before mutex_.
   std::mutex changes_;
   std::deque<Quarantined> quarantine_;           // guarded by changes_; the oldest first
-  absl::flat_hash_set<std::string> unreadable_;  // guarded by changes_; names of files of other versions
+  absl::flat_hash_set<std::string> unreadable_;  // guarded by changes_; names of files that were left alone
 
   mutable std::mutex mutex_;  // held for moments
   // Guarded by mutex_; segments_ and names_ change under changes_ only.
@@ -177,6 +181,7 @@ class SegmentStore {
   absl::flat_hash_map<std::pair<std::string, std::string>, uint64_t> name_ids_;  // by namespace and name
   absl::flat_hash_set<SegmentKey> saving_;                                       // keys that writers have been given
   std::vector<std::shared_ptr<const ContextIdentity>> identities_;
+  std::vector<SegmentKey> left_alone_;
   int64_t bytes_ = 0;
   int64_t quarantine_bytes_ = 0;
   int64_t quarantined_total_ = 0;

@@ -1,8 +1,10 @@
 // The start of a store: its folder, what it sweeps, and the index from the headers of the files.
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/safe_text.h"
@@ -14,6 +16,15 @@
 namespace goldfinch {
 
 std::string SegmentFileName(const SegmentKey& key) { return absl::StrCat(Hex(key), kSegmentSuffix); }
+
+std::optional<SegmentKey> KeyOfFileName(std::string_view file_name) {
+  SegmentKey key{};
+  if (file_name.size() != 2 * key.size() + (sizeof(kSegmentSuffix) - 1)) return std::nullopt;
+  const std::string bytes = absl::HexStringToBytes(std::string(file_name.substr(0, 2 * key.size())));
+  std::copy(bytes.begin(), bytes.end(), key.begin());
+  if (SegmentFileName(key) != file_name) return std::nullopt;
+  return key;
+}
 
 std::string NameFileName(uint64_t id) { return absl::StrFormat("%016x%s", id, kNameSuffix); }
 
@@ -55,7 +66,7 @@ absl::Status SegmentStore::ReadFolder() {
     if (std::string_view(name).ends_with(kPartialSuffix)) {
       GF_RETURN_IF_ERROR(files_->Remove(PathOf(name)));
     } else if (std::string_view(name).ends_with(kSegmentSuffix) || std::string_view(name).ends_with(kNameSuffix)) {
-      GF_RETURN_IF_ERROR(ReadFile(name));
+      ReadFile(name);
     }
   }
   return absl::OkStatus();
@@ -81,23 +92,31 @@ absl::Status SegmentStore::ReadQuarantine() {
   return absl::OkStatus();
 }
 
-absl::Status SegmentStore::ReadFile(const std::string& file_name) {
-  GF_ASSIGN_OR_RETURN(const OpenFile file, files_->OpenToRead(PathOf(file_name)));
-  GF_ASSIGN_OR_RETURN(const FileState now, files_->StateOf(file));
+void SegmentStore::ReadFile(const std::string& file_name) {
+  const absl::StatusOr<OpenFile> file = files_->OpenToRead(PathOf(file_name));
+  const absl::StatusOr<FileState> now = file.ok() ? files_->StateOf(*file) : file.status();
+  if (!now.ok()) return LeaveAlone(file_name, now.status());
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    bytes_ += now.bytes;
+    bytes_ += now->bytes;
   }
   const bool is_segment = std::string_view(file_name).ends_with(kSegmentSuffix);
-  const absl::Status status = is_segment ? ReadSegmentFile(file_name, file) : ReadNameFile(file_name, file);
-  if (absl::IsFailedPrecondition(status)) {
-    spdlog::warn("{}: is left alone: {}", SafeText(PathOf(file_name)), std::string(status.message()));
-    unreadable_.insert(file_name);
-    return absl::OkStatus();
-  }
-  if (!absl::IsDataLoss(status)) return status;
-  MoveToQuarantine(file_name, now.bytes, status);
-  return absl::OkStatus();
+  const absl::Status status = is_segment ? ReadSegmentFile(file_name, *file) : ReadNameFile(file_name, *file);
+  if (status.ok()) return;
+  // Only what was read and is wrong is damage: another version can be read by another program, and a disk or
+  // permissions that fail now may be mended.
+  if (!absl::IsDataLoss(status)) return LeaveAlone(file_name, status);
+  MoveToQuarantine(file_name, now->bytes, status);
+}
+
+void SegmentStore::LeaveAlone(const std::string& file_name, const absl::Status& why) {
+  if (absl::IsNotFound(why)) return;
+  spdlog::warn("{}: is left alone: {}", SafeText(PathOf(file_name)), std::string(why.message()));
+  unreadable_.insert(file_name);
+  const std::optional<SegmentKey> key = KeyOfFileName(file_name);
+  if (!key) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  left_alone_.push_back(*key);
 }
 
 absl::Status SegmentStore::ReadSegmentFile(const std::string& file_name, const OpenFile& file) {

@@ -3,7 +3,9 @@
 #define GOLDFINCH_COORDINATOR_STORE_STORE_PATHS_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "coordinator/store/file_format.h"
@@ -17,6 +19,8 @@ inline constexpr char kPartialSuffix[] = ".partial";
 inline constexpr char kQuarantineFolder[] = "quarantine";
 
 std::string SegmentFileName(const SegmentKey& key);
+// The key of the segment whose file has this name; nothing if no segment's has.
+std::optional<SegmentKey> KeyOfFileName(std::string_view file_name);
 std::string NameFileName(uint64_t id);
 
 // Reads the header, and checks that the length of the file fits it. DATA_LOSS, FAILED_PRECONDITION as

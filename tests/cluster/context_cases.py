@@ -1,10 +1,16 @@
-"""Contexts over real processes: read once and asked many times, kept by key, over restarts and over losses."""
+"""Contexts over real processes: read once and asked many times, kept by key, over restarts and losses, and as files."""
 
+import contextlib
+import json
+import struct
 import threading
 import time
 
 import goldfinch
+import grpc
+import program
 from cluster import ClusterTest, metric_sum, wait_until
+from goldfinch import contexts_pb2
 from program import PAGE
 
 DOCUMENT = (PAGE * 9)[:9000] + "\n"
@@ -132,3 +138,115 @@ class DurableContextTest(ClusterTest):
         self.assertLess(killed_at, 120)
         self.assertEqual(tokens[:120], ids_of(expected))
         self.assertLess(metric("goldfinch_replayed_tokens_total"), 30000 / 3, "most of it was loaded")
+
+
+def read_safetensors(path):
+    """The metadata of a safetensors file, and {name: (dtype, shape, bytes)} of its tensors."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    metadata = header.pop("__metadata__")
+    data = content[8 + size :]
+    tensors = {}
+    for name, tensor in header.items():
+        begin, end = tensor["data_offsets"]
+        tensors[name] = (tensor["dtype"], tensor["shape"], data[begin:end])
+    return metadata, tensors
+
+
+class ExchangeTest(ClusterTest):
+    """Contexts as files, between servers of different splits."""
+
+    def program(self, *arguments, **options):
+        done = program.run(*arguments, **options)
+        self.assertEqual(done.code, 0, done.stderr)
+        return done.stdout.decode()
+
+    def restart(self, **options):
+        """Another server, which has nothing of the one before."""
+        self.cluster.server.terminate()
+        self.cluster.server.wait()
+        return self.serve(**options)
+
+    def check_file(self, path, tokens):
+        metadata, tensors = read_safetensors(path)
+        self.assertEqual(int(metadata["position"]), tokens)
+        dtype, shape, ids = tensors["ids"]
+        self.assertEqual((dtype, shape), ("U16", [tokens]))
+        self.assertEqual([number - 1 for number in struct.unpack(f"<{tokens}H", ids)], list(DOCUMENT.encode()))
+        for name in tensors:
+            self.assertIn(f"crc32c.{name}", metadata)
+        with contextlib.suppress(ImportError):
+            from safetensors import safe_open
+
+            with safe_open(path, "numpy") as file:
+                self.assertEqual(set(file.keys()), set(tensors))
+
+    def test_a_file_goes_from_server_to_server(self):
+        first, second = (self.cluster.folder / name for name in ("first", "second"))
+        by_program, by_package = (self.cluster.folder / f"{name}.safetensors" for name in ("program", "package"))
+        client = self.serve(context_dir=first)
+        client.contexts.create("document", DOCUMENT)
+        expected = client.generate("What now? ", context="document", **SAMPLED)
+        server = ["--server", self.cluster.address]
+        self.program("context", "export", "document", "--out", by_program, *server)
+        client.contexts.export_to("document", by_package)
+        self.assertEqual(by_program.read_bytes(), by_package.read_bytes())
+        self.check_file(by_program, len(DOCUMENT))
+        self.program("context", "verify", by_program)
+        local = program.generate("What now? ", context=by_program, max_tokens=16, ignore_eos=True)
+        alone = program.generate(DOCUMENT + "What now? ", max_tokens=16, ignore_eos=True)
+        self.assertEqual(self.program(*local), self.program(*alone))
+
+        client = self.restart(context_dir=second, pipeline_parallel_size=2)
+        self.program("context", "import", by_program, "book", *server)
+        copy = client.contexts.import_from(by_package, "copy")
+        self.assertEqual((copy.tokens, copy.place), (len(DOCUMENT), "disk"))
+        self.assertEqual(copy.shared_bytes, copy.bytes)
+        before = metric_sum(self.cluster.metrics(), "goldfinch_prompt_tokens_total")
+        for name in ("book", "copy"):
+            answer = client.generate("What now? ", context=name, **SAMPLED)
+            self.assertEqual(ids_of(answer), ids_of(expected))
+        read = metric_sum(self.cluster.metrics(), "goldfinch_prompt_tokens_total") - before
+        self.assertLess(read, len(DOCUMENT), "it was not read")
+        with self.assertRaises(goldfinch.AlreadyExistsError):
+            client.contexts.create("book", "another text")
+        damaged = bytearray(by_program.read_bytes())
+        damaged[-1] ^= 1
+        by_package.write_bytes(damaged)
+        with self.assertRaises(goldfinch.GoldfinchError) as error:
+            client.contexts.import_from(by_package, "damaged")
+        self.assertEqual(error.exception.code, grpc.StatusCode.DATA_LOSS)
+        self.assertEqual([context.name for context in client.contexts.list()], ["book", "copy"])
+        self.cluster.wait_idle()
+        # What was imported is there after a kill, as all else.
+        wait_until(lambda: len(list(second.glob("*.context"))) == 2, "the names are on the disk")
+        self.cluster.server.kill()
+        client = self.serve(context_dir=second, pipeline_parallel_size=3)
+        answer = client.generate("What now? ", context="book", **SAMPLED)
+        self.assertEqual(ids_of(answer), ids_of(expected))
+
+    def test_an_export_goes_on_where_it_was_cut(self):
+        client = self.serve(context_dir=self.cluster.folder / "contexts")
+        client.contexts.create("document", DOCUMENT)
+        whole, cut = (self.cluster.folder / f"{name}.safetensors" for name in ("whole", "cut"))
+        client.contexts.export_to("document", whole)
+        etag = self.first_etag(client)
+        cut.with_name("cut.safetensors.partial").write_bytes(whole.read_bytes()[:100_000])
+        cut.with_name("cut.safetensors.partial.etag").write_text(etag)
+        seen = []
+        client.contexts.export_to("document", cut, progress=lambda have, _: seen.append(have))
+        self.assertGreaterEqual(seen[0], 100_000)
+        self.assertEqual(cut.read_bytes(), whole.read_bytes())
+
+    def first_etag(self, client):
+        responses = client._responses("Contexts.Export", contexts_pb2.ExportContextRequest(name="document"), 60)
+        return [response.etag for response in responses][0]
+
+    def test_without_a_store_the_server_says_what_it_needs(self):
+        client = self.serve()
+        client.contexts.create("document", DOCUMENT[:1000])
+        with self.assertRaises(goldfinch.GoldfinchError) as error:
+            client.contexts.export_to("document", self.cluster.folder / "none.safetensors")
+        self.assertEqual(error.exception.code, grpc.StatusCode.FAILED_PRECONDITION)
+        self.assertIn("context_dir", str(error.exception))
