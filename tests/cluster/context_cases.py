@@ -189,7 +189,7 @@ class ExchangeTest(ClusterTest):
         client.contexts.create("document", DOCUMENT)
         expected = client.generate("What now? ", context="document", **SAMPLED)
         server = ["--server", self.cluster.address]
-        self.program("context", "export", "document", "--out", by_program, *server)
+        self.program("context", "export", "document", by_program, *server)
         client.contexts.export_to("document", by_package)
         self.assertEqual(by_program.read_bytes(), by_package.read_bytes())
         self.check_file(by_program, len(DOCUMENT))
