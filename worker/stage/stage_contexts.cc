@@ -189,7 +189,7 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
   if (gold_tiers_) {
     for (const SavedSegment* segment : chain) {
       const SavedPart* const ids = segment->Find(shape_.finch_layers() - 1, StatePartKind::kIds);
-      if (ids->written != nullptr) ids->written->Wait();
+      if (const std::shared_ptr<const Mark> mark = ids->Pending(); mark != nullptr) mark->Wait();
     }
     GF_RETURN_IF_ERROR(backend_.status());  // after a fault they may be anything
   }
@@ -200,12 +200,12 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
     gold_tiers_->Open(slot);
     for (const SavedSegment* segment : chain) FillTables(*segment);
   }
-  const Mark* waits_for = nullptr;
+  const CopyEnd* waits_for = nullptr;  // parts that were saved together have one in common
   for (const SavedSegment* segment : chain) {
     for (const std::shared_ptr<const SavedPart>& part : segment->parts) {
       if (part->written == nullptr || part->written.get() == waits_for) continue;
       waits_for = part->written.get();
-      if (!waits_for->reached()) backend_.queue().WaitFor(*waits_for);
+      if (const std::shared_ptr<const Mark> mark = part->Pending(); mark != nullptr) backend_.queue().WaitFor(*mark);
     }
   }
   PartCopies copies(backend_.queue(), PartCopies::Direction::kFromHost);
