@@ -84,6 +84,7 @@ std::vector<MemoryPart> StageMemory::Parts() const {
           {"key/value caches", key_value_caches},
           {"compressed cache", compressed_cache},
           {"kept rows", kept_rows},
+          {"snapshots", snapshots},
           {"activations", activations},
           {"received rows", received_rows},
           {"channels", channels},
@@ -111,6 +112,7 @@ StageMemory PlanStageMemory(const ModelMemory& model, const StageSettings& setti
     memory.compressed_cache = model.compressed_bytes_per_token * kCachePageTokens * pages;
     memory.kept_rows = settings.kept_bytes;
   }
+  memory.snapshots = model.snapshot_copies * SnapshotCopyBytes(model, settings);
   memory.activations = ActivationBytes(model, settings);
   const int64_t hidden_bytes =
       HiddenRowsMax(settings.max_step_tokens, settings.max_sequences, model.gold_layers, model.uses_side_rows) *
@@ -122,6 +124,20 @@ StageMemory PlanStageMemory(const ModelMemory& model, const StageSettings& setti
   memory.back_end = model.back_end_bytes + model.back_end_bytes_per_row * rows;
   if (stage.has_head()) memory.back_end += model.back_end_bytes_per_logit_row * settings.max_logit_rows;
   return memory;
+}
+
+int64_t SnapshotCopyBytes(const ModelMemory& model, const StageSettings& settings) {
+  const StageExtent stage = ExtentOf(model, settings);
+  constexpr int64_t kPartsMax = 3;  // of a layer: two shift rows and a state
+  int64_t bytes = 0;
+  for (int i = settings.first_layer; i < settings.last_layer; ++i) {
+    bytes += model.layers[i].shift_bytes + model.layers[i].wkv_bytes + kPartsMax * kSnapshotAlignment;
+  }
+  if (stage.has_boundary()) {
+    bytes += TokenShiftReach(model.gold_layers) * model.width * kFloat + kSnapshotAlignment;  // tail rows
+  }
+  if (stage.has_head()) bytes += model.vocab_size * kFloat + kSnapshotAlignment;
+  return bytes;
 }
 
 int64_t CacheTokensThatFit(const ModelMemory& model, StageSettings settings, int64_t limit_bytes) {

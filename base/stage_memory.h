@@ -14,6 +14,10 @@ namespace goldfinch {
 // Messages that either end of a channel between two stages may hold, each in whole units of kMessageAlignment.
 inline constexpr int64_t kChannelMessages = 4;
 inline constexpr int64_t kMessageAlignment = 4096;
+// Copies of snapshots that a stage makes on a device, from where they go to the host while it goes on, and what each
+// part of a copy begins at a multiple of.
+inline constexpr int64_t kSnapshotCopies = 2;
+inline constexpr int64_t kSnapshotAlignment = 256;
 
 struct LayerMemory {
   int64_t weight_bytes = 0;
@@ -44,6 +48,7 @@ struct ModelMemory {
   int64_t back_end_bytes = 0;
   int64_t back_end_bytes_per_row = 0;        // per row of the largest step
   int64_t back_end_bytes_per_logit_row = 0;  // in the last stage
+  int64_t snapshot_copies = 0;               // kSnapshotCopies on a device that saves snapshots
 
   bool operator==(const ModelMemory&) const = default;
 };
@@ -73,6 +78,7 @@ struct StageMemory {
   int64_t key_value_caches = 0;  // for ordinary attention layers
   int64_t compressed_cache = 0;
   int64_t kept_rows = 0;
+  int64_t snapshots = 0;  // copies on their way to the host
   int64_t activations = 0;
   int64_t received_rows = 0;  // what one step receives from other stages
   int64_t channels = 0;       // rows on their way to and from other stages
@@ -84,6 +90,10 @@ struct StageMemory {
 };
 
 StageMemory PlanStageMemory(const ModelMemory& model, const StageSettings& settings);
+
+// What one copy of a snapshot takes: what the stage has of a sequence whatever its length, and in the last stage the
+// logits of one token.
+int64_t SnapshotCopyBytes(const ModelMemory& model, const StageSettings& settings);
 
 // The most tokens, in whole pages, whose caches fit into `limit_bytes` beside the rest; settings.cache_tokens is
 // ignored. Returns -1 if the rest does not fit, and the largest number if the stage has no caches.

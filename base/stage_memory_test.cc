@@ -123,6 +123,23 @@ TEST(StageMemoryTest, StagesOfAPipeline) {
   EXPECT_EQ(boundary.at("tail rows"), 3 * 2 * 2 * 16 * 4);
 }
 
+TEST(StageMemoryTest, CopiesOfSnapshotsAreCountedWhereTheyAreMade) {
+  ModelMemory model = Model();
+  EXPECT_EQ(PlanStageMemory(model, Settings(0, 6)).snapshots, 0);
+  model.snapshot_copies = kSnapshotCopies;
+  const auto snapshots = [&](int first, int last) { return PlanStageMemory(model, Settings(first, last)).snapshots; };
+  constexpr int64_t kLayerRounding = 3 * 256;
+  EXPECT_EQ(snapshots(0, 1), 2 * (100 + 3000 + kLayerRounding));
+  EXPECT_EQ(snapshots(2, 4), 2 * (2 * (100 + 3000 + kLayerRounding) + 2 * 2 * 16 * 4 + 256)) << "with tail rows";
+  EXPECT_EQ(snapshots(5, 6), 2 * (100 + kLayerRounding + 50 * 4 + 256)) << "with logits";
+  StageSettings more = Settings(0, 6);
+  more.max_sequences = 30;
+  more.max_logit_rows = 20;
+  EXPECT_EQ(PlanStageMemory(model, more).snapshots, snapshots(0, 6)) << "however many sequences there are";
+  const int64_t with = PlanStageMemory(model, Settings(3, 6)).total();
+  EXPECT_EQ(KeptBytes(model, Settings(3, 6), with + 123), 123) << "kept rows leave them their memory";
+}
+
 TEST(StageMemoryTest, CacheTokensAreWhatFitsBesideTheRest) {
   const ModelMemory model = Model();
   StageSettings settings = Settings(0, 6);

@@ -87,6 +87,7 @@ ModelMemory ReadModelMemory(const cluster::v1::Described& model) {
   memory.back_end_bytes = static_cast<int64_t>(from.back_end_bytes());
   memory.back_end_bytes_per_row = static_cast<int64_t>(from.back_end_bytes_per_row());
   memory.back_end_bytes_per_logit_row = static_cast<int64_t>(from.back_end_bytes_per_logit_row());
+  memory.snapshot_copies = from.snapshot_copies();
   return memory;
 }
 

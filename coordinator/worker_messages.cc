@@ -35,6 +35,7 @@ constexpr size_t kAddressBytesMax = 1024;
 constexpr uint64_t kThreadsMax = uint64_t{1} << 16;
 constexpr uint64_t kAddressesMax = kLayersMax;  // one a stage
 constexpr uint64_t kMemoryPartsMax = 64;
+constexpr uint64_t kSnapshotCopiesMax = 16;
 constexpr uint64_t kShapeNumbersMax = 3;
 constexpr uint64_t kPartsMax = uint64_t{1} << 16;  // of a segment
 constexpr uint64_t kStagePartsMax = 4096;
@@ -165,6 +166,7 @@ absl::Status CheckMemory(const cluster::v1::Described& model) {
                                  {{"compressed_row_bytes", memory.compressed_row_bytes()},
                                   {"back_end_bytes_per_row", memory.back_end_bytes_per_row()},
                                   {"back_end_bytes_per_logit_row", memory.back_end_bytes_per_logit_row()}}));
+  GF_RETURN_IF_ERROR(CheckAtMost("memory.", kSnapshotCopiesMax, {{"snapshot_copies", memory.snapshot_copies()}}));
   for (int i = 0; i < memory.layers_size(); ++i) {
     GF_RETURN_IF_ERROR(CheckLayerMemory(absl::StrCat("memory.layers[", i, "]."), memory.layers(i), model.layers(i)));
   }

@@ -170,6 +170,8 @@ TEST(WorkerMessagesTest, Descriptions) {
             "memory.layers[1].cache_bytes_per_token is 7, expected 0");
   EXPECT_THAT(error([](auto& m) { m.mutable_memory()->set_back_end_bytes_per_row(~uint64_t{0}); }),
               HasSubstr("memory.back_end_bytes_per_row is 18446744073709551615"));
+  EXPECT_THAT(error([](auto& m) { m.mutable_memory()->set_snapshot_copies(17); }),
+              HasSubstr("memory.snapshot_copies is 17"));
 }
 
 TEST(WorkerMessagesTest, Groups) {

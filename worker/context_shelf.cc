@@ -133,7 +133,11 @@ void ContextShelf::SetParts(ShelfParts parts) {
 }
 
 void ContextShelf::LetGo() {
-  std::erase_if(held_, [](const Held& held) { return held.until->reached(); });
+  std::erase_if(held_, [](const Held& held) {
+    if (!held.until->reached()) return false;
+    for (const auto& part : held.parts) part->Pending();  // gives back the mark of a copy that has ended
+    return true;
+  });
 }
 
 int64_t ContextShelf::used_bytes() {
@@ -184,7 +188,8 @@ absl::Status ContextShelf::Save(uint64_t segment, int64_t begin, int64_t end, in
   }
   const std::shared_ptr<const Mark> written = copy(to);
   if (!written->reached()) {
-    for (const std::shared_ptr<SavedPart>& part : made) part->written = written;
+    const auto end = std::make_shared<const CopyEnd>(written);
+    for (const std::shared_ptr<SavedPart>& part : made) part->written = end;
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!written->reached()) held_.push_back({written, to.parts});
@@ -251,8 +256,9 @@ absl::StatusOr<SavedSegment> ContextShelf::Find(uint64_t segment) const {
 }
 
 absl::Status ContextShelf::Await(const SavedPart& part, absl::FunctionRef<bool()> wanted) const {
-  if (part.written == nullptr) return absl::OkStatus();
-  for (auto pause = kAwaitPauseMin; !part.written->reached(); pause = std::min(2 * pause, kAwaitPauseMax)) {
+  const std::shared_ptr<const Mark> mark = part.Pending();
+  if (mark == nullptr) return absl::OkStatus();
+  for (auto pause = kAwaitPauseMin; !mark->reached(); pause = std::min(2 * pause, kAwaitPauseMax)) {
     if (!wanted()) return absl::CancelledError("nobody waits for it any more");
     std::this_thread::sleep_for(pause);
   }

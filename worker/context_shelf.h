@@ -130,7 +130,7 @@ class ContextShelf {
   absl::Status CheckPiece(const PartPiece& piece) const;
   // With what the shelf has of the segment.
   absl::Status CheckAgrees(const PartPiece& piece) const;
-  void LetGo();  // of what is held without need
+  void LetGo();  // of what is held without need: parts that no copy uses any more, and marks of copies that have ended
 
   const ComputeDevice& device_;
   const std::shared_ptr<HostArena> arena_;  // parts release what they have of it

@@ -182,6 +182,30 @@ TEST_F(ContextShelfTest, WhoIsGoneDoesNotWaitForTheDevice) {
   EXPECT_TRUE(shelf->Await(*segment->parts[0], [] { return false; }).ok());
 }
 
+// A device has an event for every mark that is held.
+TEST_F(ContextShelfTest, MarksAreGivenBackWhenCopiesAreDone) {
+  device.HoldMarks(true);
+  std::weak_ptr<const Mark> saving;
+  ASSERT_TRUE(shelf
+                  ->Save(1, 0, 100, /*gold_position=*/0, /*logits=*/false,
+                         [&](const SavedSegment&) {
+                           std::shared_ptr<const Mark> mark = device.queue().Record();
+                           saving = mark;
+                           return mark;
+                         })
+                  .ok());
+  const absl::StatusOr<SavedSegment> segment = shelf->Find(1);
+  ASSERT_TRUE(segment.ok());
+  EXPECT_GT(shelf->used_bytes(), 0);
+  EXPECT_EQ(segment->parts[0]->Pending(), saving.lock()) << "as long as the copies are under way";
+  EXPECT_FALSE(saving.expired());
+  device.HoldMarks(false);
+  EXPECT_GT(shelf->used_bytes(), 0);
+  EXPECT_TRUE(saving.expired()) << "though the segment stays";
+  EXPECT_EQ(segment->parts[0]->Pending(), nullptr);
+  EXPECT_TRUE(shelf->Await(*segment->parts[0], [] { return false; }).ok());
+}
+
 TEST_F(ContextShelfTest, WhatIsPutInPiecesIsThereWhenItIsWhole) {
   const std::string rows(80, '\x3E');
   PartPiece piece = Piece(kRows, {});

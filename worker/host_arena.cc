@@ -10,7 +10,7 @@ namespace goldfinch {
 
 HostArena::HostArena(std::shared_ptr<void> memory, int64_t bytes)
     : memory_(std::move(memory)), bytes_(bytes / kUnitBytes * kUnitBytes), free_bytes_(bytes_) {
-  if (bytes_ > 0) free_.emplace(0, bytes_);
+  if (bytes_ > 0) Add(0, bytes_);
 }
 
 int64_t HostArena::free_bytes() const {
@@ -25,13 +25,13 @@ std::vector<HostRange> HostArena::Take(int64_t bytes) {
   if (bytes > free_bytes_) return ranges;
   char* const memory = static_cast<char*>(memory_.get());
   while (bytes > 0) {
-    // The first that has room for all of it, or else the first.
-    auto from = std::find_if(free_.begin(), free_.end(), [&](const auto& range) { return range.second >= bytes; });
-    if (from == free_.end()) from = free_.begin();
-    const auto [begin, available] = *from;
+    // The smallest that has room for all of it leaves large ones whole; or else the largest.
+    auto from = by_size_.lower_bound({bytes, 0});
+    if (from == by_size_.end()) from = std::prev(from);
+    const auto [available, begin] = *from;
     const int64_t taken = std::min(available, Rounded(bytes));
-    free_.erase(from);
-    if (taken < available) free_.emplace(begin + taken, available - taken);
+    Remove(free_.find(begin));
+    if (taken < available) Add(begin + taken, available - taken);
     free_bytes_ -= taken;
     ranges.push_back({memory + begin, std::min(bytes, taken)});
     bytes -= taken;
@@ -44,21 +44,34 @@ void HostArena::Release(const std::vector<HostRange>& ranges) {
   for (const HostRange& range : ranges) Insert(range.data - static_cast<char*>(memory_.get()), Rounded(range.bytes));
 }
 
+void HostArena::Add(int64_t begin, int64_t bytes) {
+  free_.emplace(begin, bytes);
+  by_size_.emplace(bytes, begin);
+}
+
+// Returns the next one.
+HostArena::FreeRanges::iterator HostArena::Remove(FreeRanges::iterator range) {
+  by_size_.erase({range->second, range->first});
+  return free_.erase(range);
+}
+
+// Joins it with its neighbors.
 void HostArena::Insert(int64_t begin, int64_t bytes) {
   free_bytes_ += bytes;
   auto after = free_.lower_bound(begin);
   if (after != free_.end() && after->first == begin + bytes) {
     bytes += after->second;
-    after = free_.erase(after);
+    after = Remove(after);
   }
   if (after != free_.begin()) {
     const auto before = std::prev(after);
     if (before->first + before->second == begin) {
-      before->second += bytes;
-      return;
+      begin = before->first;
+      bytes += before->second;
+      Remove(before);
     }
   }
-  free_.emplace_hint(after, begin, bytes);
+  Add(begin, bytes);
 }
 
 }  // namespace goldfinch

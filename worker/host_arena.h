@@ -6,13 +6,16 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "worker/stage/saved_segment.h"
 
 namespace goldfinch {
 
-// Thread-safe. What is asked for may be given in several ranges, so that it never fails while enough is free.
+// Thread-safe. What is asked for may be given in several ranges, so that it never fails while enough is free. Each
+// range takes a time that grows with the logarithm of the number of free ranges.
 class HostArena {
  public:
   // Ranges have a multiple of this size, and begin at one from the begin of the memory.
@@ -21,7 +24,8 @@ class HostArena {
   // `memory` has `bytes` bytes.
   HostArena(std::shared_ptr<void> memory, int64_t bytes);
 
-  // Ranges of `bytes` in all; the last one may have more memory than it says. Empty if there is not so much.
+  // Ranges of `bytes` in all; the last one may have more memory than it says. Empty if there is not so much. It is one
+  // range where any has room for all of it, and else the largest ones there are.
   std::vector<HostRange> Take(int64_t bytes);
   // What Take has given.
   void Release(const std::vector<HostRange>& ranges);
@@ -31,13 +35,18 @@ class HostArena {
   static constexpr int64_t Rounded(int64_t bytes) { return (bytes + kUnitBytes - 1) / kUnitBytes * kUnitBytes; }
 
  private:
+  using FreeRanges = std::map<int64_t, int64_t>;
+
+  void Add(int64_t begin, int64_t bytes);
+  FreeRanges::iterator Remove(FreeRanges::iterator range);
   void Insert(int64_t begin, int64_t bytes);
 
   const std::shared_ptr<void> memory_;
   const int64_t bytes_;
   mutable std::mutex mutex_;
   int64_t free_bytes_ = 0;
-  std::map<int64_t, int64_t> free_;  // begin and bytes of what is free; none lies directly behind another
+  FreeRanges free_;                                // begin and bytes; none lies directly behind another
+  std::set<std::pair<int64_t, int64_t>> by_size_;  // the same, as bytes and begin
 };
 
 }  // namespace goldfinch

@@ -46,6 +46,7 @@ void DescribeMemory(const ModelMemory& memory, cluster::v1::ModelMemory* message
   message->set_back_end_bytes_per_row(memory.back_end_bytes_per_row);
   message->set_back_end_bytes_per_logit_row(memory.back_end_bytes_per_logit_row);
   message->set_uses_side_rows(memory.uses_side_rows);
+  message->set_snapshot_copies(static_cast<uint32_t>(memory.snapshot_copies));
 }
 
 }  // namespace

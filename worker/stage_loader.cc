@@ -27,7 +27,7 @@ absl::Status StageLoader::OpenModel(const cluster::v1::Welcome& welcome, cluster
   GF_RETURN_IF_ERROR(ReadSettings(welcome));
   GF_RETURN_IF_ERROR(OpenFiles(welcome));
   GF_RETURN_IF_ERROR(CheckCacheDType(*checkpoint_, shape_, cache_dtype_));
-  DescribeModel(*checkpoint_, shape_, config_, cache_dtype_, MemoryOf(*measured_, cache_dtype_, backend_), described);
+  DescribeModel(*checkpoint_, shape_, config_, cache_dtype_, MeasuredMemory(), described);
   return absl::OkStatus();
 }
 
@@ -87,10 +87,18 @@ absl::StatusOr<StageAssignment> StageLoader::LoadStage(const cluster::v1::Form& 
   return assignment;
 }
 
+// What the model takes on this worker, with the copies of snapshots that Stage::ReserveSaving makes if there is a
+// shelf.
+ModelMemory StageLoader::MeasuredMemory() const {
+  ModelMemory memory = MemoryOf(*measured_, cache_dtype_, backend_);
+  if (options_.shelf_bytes > 0 && !backend_.host_accessible()) memory.snapshot_copies = kSnapshotCopies;
+  return memory;
+}
+
 // The coordinator has planned by the same numbers, so a stage fails to fit only if this worker's limit is another one
 // than it registered with.
 absl::Status StageLoader::PlanMemory(const StageAssignment& assignment) {
-  const ModelMemory model = MemoryOf(*measured_, cache_dtype_, backend_);
+  const ModelMemory model = MeasuredMemory();
   const StageSettings settings = MemorySettings(assignment.first_layer, assignment.last_layer, assignment.options,
                                                 assignment.stages - assignment.stage - 1);
   memory_ = PlanStageMemory(model, settings);

@@ -68,6 +68,7 @@ class StageLoader {
   void Log(const std::string& line) const;
   absl::Status ReadSettings(const cluster::v1::Welcome& welcome);
   absl::Status OpenFiles(const cluster::v1::Welcome& welcome);
+  ModelMemory MeasuredMemory() const;
   absl::Status PlanMemory(const StageAssignment& assignment);
   bool KeptRowsFit() const;
   absl::Status LoadLayers(const StageAssignment& assignment);

@@ -154,13 +154,17 @@ TEST_P(WorkerTest, MemoryIsPlannedAndTold) {
 // A loader of the fixture's model, on a device whose memory the test sees.
 class Loader {
  public:
-  explicit Loader(const cluster::v1::ToWorker& welcome) : device_(MakeCpuBackend(1)), loader_(options_, device_) {
-    cluster::v1::Described described;
-    const absl::Status status = loader_.OpenModel(welcome.welcome(), &described);
+  explicit Loader(const cluster::v1::ToWorker& welcome, int64_t shelf_bytes = 0)
+      : options_{.memory_bytes = int64_t{1} << 30, .shelf_bytes = shelf_bytes},
+        device_(MakeCpuBackend(1)),
+        loader_(options_, device_) {
+    const absl::Status status = loader_.OpenModel(welcome.welcome(), &described_);
     EXPECT_TRUE(status.ok()) << status;
   }
 
   FakeDevice& device() { return device_; }
+  StageLoader& loader() { return loader_; }
+  const cluster::v1::Described& described() const { return described_; }
   // Loads the stage of a Form that allows so much memory; 0: all. Returns what is planned without kept rows.
   int64_t Load(cluster::v1::ToWorker form, int64_t memory_bytes) {
     form.mutable_form()->set_memory_bytes(memory_bytes);
@@ -173,11 +177,27 @@ class Loader {
   int64_t kept_bytes() { return loader_.stage().gold_tiers()->reserved_bytes(); }
 
  private:
-  const WorkerOptions options_ = {.memory_bytes = int64_t{1} << 30};
+  const WorkerOptions options_;
   FakeDevice device_;
   StageLoader loader_;
+  cluster::v1::Described described_;
   StageAssignment assignment_;
 };
+
+// What a stage copies snapshots to on a device, if there is a shelf for them.
+TEST_P(WorkerTest, CopiesOfSnapshotsArePlannedAndTold) {
+  const cluster::v1::ToWorker form = FormMessage(0, {0});
+  Loader without(WelcomeMessage()), with(WelcomeMessage(), /*shelf_bytes=*/1 << 20);
+  const int64_t planned_without = without.Load(form, 0), planned = with.Load(form, 0);
+  const int64_t snapshots = with.loader().memory().snapshots;
+  EXPECT_GT(snapshots, 0);
+  EXPECT_EQ(planned, planned_without + snapshots);
+  EXPECT_EQ(without.described().memory().snapshot_copies(), 0u);
+  EXPECT_EQ(with.described().memory().snapshot_copies(), 2u);
+  const int64_t before = with.device().allocated_bytes();
+  with.loader().stage().ReserveSaving();
+  EXPECT_EQ(with.device().allocated_bytes(), before + snapshots);
+}
 
 // Kept rows are reserved in place of the compressed rows, which are lost if that fails.
 TEST_P(WorkerTest, AStageThatHasLostItsMemoryIsMadeAnew) {

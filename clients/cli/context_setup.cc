@@ -21,7 +21,6 @@ namespace goldfinch {
 namespace {
 
 constexpr int64_t kDiskBytes = 100'000'000'000;
-constexpr int64_t kMemoryPart = 16;  // as ContextMemoryBytes of workers
 
 // Half of the file system that the folder is on, or will be.
 int64_t DiskBytes(const std::string& folder) {
@@ -70,7 +69,7 @@ absl::Status OpenContextStore(const ServeOptions& options, bool embedded, Coordi
     // Workers in this process are not lost without it.
     if (embedded) return absl::OkStatus();
     const int64_t bytes =
-        options.protect_memory >= 0 ? options.protect_memory : ThisMachine().memory.bytes / kMemoryPart;
+        options.protect_memory >= 0 ? options.protect_memory : ThisMachine().memory.bytes / kContextMemoryPart;
     return bytes == 0 ? absl::OkStatus() : OpenInMemory(bytes, coordinator);
   }
   const int64_t bytes = options.context_disk >= 0 ? options.context_disk : DiskBytes(options.context_dir);

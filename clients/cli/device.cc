@@ -1,6 +1,8 @@
 #include "clients/cli/device.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -73,10 +75,19 @@ absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_mem
   return LeftOfShare(gpu_memory_utilization, backend.TotalBytes(), backend.FreeBytes());
 }
 
-int64_t ContextMemoryBytes(int64_t asked_for, bool on_cpu, int64_t* memory_bytes) {
-  constexpr int64_t kPart = 16;
-  const int64_t host = on_cpu ? *memory_bytes : ThisMachine().memory.bytes;
-  const int64_t bytes = asked_for >= 0 ? asked_for : host / kPart;
+int HostGpus(const std::string& driver_folder) {
+  std::error_code error;
+  int gpus = 0;
+  for (std::filesystem::directory_iterator entry(driver_folder, error), end; !error && entry != end;) {
+    ++gpus;
+    entry.increment(error);
+  }
+  return std::max(gpus, static_cast<int>(GpuUuids().size()));
+}
+
+int64_t ContextMemoryBytes(int64_t asked_for, bool on_cpu, int host_gpus, int64_t* memory_bytes) {
+  const int64_t host = on_cpu ? *memory_bytes : ThisMachine().memory.bytes / std::max(host_gpus, 1);
+  const int64_t bytes = asked_for >= 0 ? asked_for : host / kContextMemoryPart;
   if (on_cpu) *memory_bytes -= std::min(bytes, *memory_bytes);
   return bytes;
 }

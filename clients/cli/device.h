@@ -40,9 +40,12 @@ absl::StatusOr<WorkerDevice> OpenWorkerDevice(const BackendOptions& options, con
 absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization);
 // The same for a GPU with the given memory, of which `free_bytes` are free. Pure.
 absl::StatusOr<int64_t> LeftOfShare(double gpu_memory_utilization, int64_t total_bytes, int64_t free_bytes);
-// How much of the host's memory workers take for segments of texts: what was asked for, or a share if that is negative.
-// On the CPU, it comes out of `memory_bytes`.
-int64_t ContextMemoryBytes(int64_t asked_for, bool on_cpu, int64_t* memory_bytes);
+// The GPUs of this host, also those that CUDA_VISIBLE_DEVICES hides from this process but not from the workers beside
+// it. The driver lists them in `driver_folder`.
+int HostGpus(const std::string& driver_folder = "/proc/driver/nvidia/gpus");
+// How much of the host's memory workers take for segments of texts: what was asked for, or if that is negative one
+// kContextMemoryPart, which the workers of `host_gpus` GPUs share. On the CPU, it comes out of `memory_bytes`.
+int64_t ContextMemoryBytes(int64_t asked_for, bool on_cpu, int host_gpus, int64_t* memory_bytes);
 
 }  // namespace goldfinch
 

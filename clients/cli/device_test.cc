@@ -1,6 +1,7 @@
 #include "clients/cli/device.h"
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <set>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "clients/cli/machine_limits.h"
 #include "clients/cli/machine_lock.h"
 #include "gmock/gmock.h"
@@ -99,6 +101,30 @@ TEST(UsableMemoryBytesTest, TheCpuUsesAShareOfTheMachinesMemory) {
   ASSERT_TRUE(usable.ok()) << usable.status();
   EXPECT_LT(*usable, ThisMachine().memory.bytes);
   EXPECT_GT(*usable, ThisMachine().memory.bytes / 2) << "the GPU's share does not matter";
+}
+
+TEST(HostGpusTest, ThoseOfTheDriverAreCounted) {
+  const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / "host_gpus_test";
+  std::filesystem::remove_all(folder);
+  const auto visible = static_cast<int>(GpuUuids().size());
+  EXPECT_EQ(HostGpus(folder.string()), visible) << "without the driver's folder";
+  for (int gpu = 0; gpu < visible + 3; ++gpu) {
+    std::filesystem::create_directories(folder / absl::StrCat("0000:0", gpu, ":00.0"));
+  }
+  EXPECT_EQ(HostGpus(folder.string()), visible + 3);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(ContextMemoryBytesTest, TheWorkersOfAllGpusShareOnePartOfTheHost) {
+  const int64_t host = ThisMachine().memory.bytes;
+  int64_t memory = 3200;
+  EXPECT_EQ(ContextMemoryBytes(-1, /*on_cpu=*/false, /*host_gpus=*/1, &memory), host / kContextMemoryPart);
+  EXPECT_EQ(ContextMemoryBytes(-1, /*on_cpu=*/false, /*host_gpus=*/8, &memory), host / 8 / kContextMemoryPart);
+  EXPECT_EQ(ContextMemoryBytes(-1, /*on_cpu=*/false, /*host_gpus=*/0, &memory), host / kContextMemoryPart);
+  EXPECT_EQ(ContextMemoryBytes(500, /*on_cpu=*/false, /*host_gpus=*/8, &memory), 500) << "what was asked for";
+  EXPECT_EQ(memory, 3200) << "is not the GPU's";
+  EXPECT_EQ(ContextMemoryBytes(-1, /*on_cpu=*/true, /*host_gpus=*/8, &memory), 3200 / kContextMemoryPart);
+  EXPECT_EQ(memory, 3000);
 }
 
 }  // namespace

@@ -39,6 +39,9 @@ struct MachineLimits {
 MachineLimits ReadMachineLimits(const std::vector<MachineLimits::Memory>& memory, const MachineLimits::Cpus& cpus,
                                 const std::string& root);
 
+// What is kept of texts takes this part of the memory that a process may use, unless the user says how much.
+inline constexpr int64_t kContextMemoryPart = 16;
+
 // Those of this process on this machine. Resource limits (ulimit, LimitAS= of systemd) count too.
 MachineLimits ThisMachine();
 

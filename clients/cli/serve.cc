@@ -244,7 +244,8 @@ absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions
     GF_ASSIGN_OR_RETURN(memory, UsableMemoryBytes(*backends[0], options.gpu_memory_utilization));
   }
   const bool on_cpu = backends[0]->kind() == DeviceKind::kCpu;
-  const int64_t shelf = options.no_prefix_cache ? 0 : ContextMemoryBytes(options.context_memory, on_cpu, &memory);
+  const int64_t shelf =
+      options.no_prefix_cache ? 0 : ContextMemoryBytes(options.context_memory, on_cpu, HostGpus(), &memory);
   auto workers =
       std::make_unique<EmbeddedWorkers>(coordinator, [&stop](const absl::Status& status) { stop.Raise(status); });
   GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backends[0]));

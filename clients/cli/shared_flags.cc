@@ -99,7 +99,8 @@ void AddContextMemoryFlag(CLI::App& command, int64_t& bytes, const std::string& 
              absl::StrCat(phrase,
                           " that keeps what requests have read, so that others with the same beginning need not read "
                           "it again; on a CPU it is a part of --memory; 0 keeps nothing"))
-      ->default_str("a sixteenth of the memory that this process may use");
+      ->default_str(
+          "a sixteenth of the memory that this process may use, which the workers of all GPUs of a host share");
 }
 
 std::vector<CLI::Option*> AddKeepFlags(CLI::App& command, KeepOptions& options) {

@@ -125,8 +125,8 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   if (options.memory_bytes == 0) {
     GF_ASSIGN_OR_RETURN(worker_options.memory_bytes, UsableMemoryBytes(*backend, options.gpu_memory_utilization));
   }
-  worker_options.shelf_bytes =
-      ContextMemoryBytes(options.context_memory, backend->kind() == DeviceKind::kCpu, &worker_options.memory_bytes);
+  worker_options.shelf_bytes = ContextMemoryBytes(options.context_memory, backend->kind() == DeviceKind::kCpu,
+                                                  HostGpus(), &worker_options.memory_bytes);
   worker_options.gold_tier = *ParseGoldTier(options.gold_tier);  // the flag allows no other names
   worker_options.place = PlaceOf(options, *backend, limits, address);
   {

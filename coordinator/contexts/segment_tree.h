@@ -3,9 +3,10 @@
 // tree tells workers and store what to save, move and drop.
 //
 // SEGMENTS. A segment is what is kept of the positions [begin, end) of a text: their rows, and a snapshot at `end`,
-// from which a sequence goes on exactly. Its parent is the segment that ends at `begin`. To go on at `end` takes the
-// snapshot there and the rows of the whole chain of parents. A namespace has at most one segment for a text [0, end),
-// however it was cut; rows of an overlap are kept twice. Segments of two namespaces, or of two identities, never meet.
+// from which a sequence goes on exactly. Its parent is the segment that ends at `begin`. Going on at `end` takes the
+// snapshot there, and the rows of the segment and of all its parents. A namespace has at most one segment that ends
+// where a text [0, end) does, wherever it begins; rows of positions that two segments have in common are kept twice.
+// Segments of two namespaces, or of two identities, never meet.
 //
 // TIERS. A tier is a place that holds segments for all layers of the model: the shelves of a group's workers together,
 // or the disk. The rows and the snapshot of a segment, its contents, are each in a tier, on their way there, or not. On
@@ -16,14 +17,14 @@
 //     or a context that has it is pinned, or within kFreshSeconds after it was stored.
 //   - Of a segment that a context has, the last copies of rows and snapshot stay; copies beside them may be evicted.
 //   - Rows of a parent stay in a tier for as long as a child has rows there, and the last copy of them for as long as
-//     there is any child. Snapshots of parents may be evicted: so the ones in the middle of a text go first.
+//     there is any child. Snapshots of parents may be evicted, so the snapshots in the middle of a text go first.
 // A segment that has no child, no snapshot, no context and nobody who holds it is of no use, and is dropped at once.
 // A context survives the loss of its bytes: its ids stay, and a request over it computes them again.
 //
-// EVICTION is GreedyDual (Cao and Irani, 1997): what has the smallest priority goes first, and of equals what was used
-// the longest ago. A priority is the seconds that the next one who needs it loses, per byte, plus the priority of what
-// had been evicted last from this tier when it was last used. The seconds are those of computing the tokens since the
-// snapshot before, or those of loading a copy from elsewhere.
+// EVICTION is GreedyDual (Cao and Irani, 1997): what has the smallest priority goes first, and among equals what was
+// used the longest ago. A priority is a sum: the seconds per byte that whoever needs it next would lose, and the tier's
+// age at its last use. The age is the priority of what was evicted last from the tier. The seconds are those of
+// computing the tokens since the snapshot before, or of loading a copy from elsewhere.
 //
 // HOW THE SCHEDULER USES IT, for one request:
 //   1. match = Match(namespace, prompt). Then Choose(match, tier, ...) for the shelf of a group that could take the
@@ -281,11 +282,11 @@ class SegmentTree {
   // Gives one hold back.
   void Release(uint64_t number, SegmentDrops* drops);
 
-  // Makes room for what of the held segment is in no tier yet, and for its rows if a snapshot is to come without them,
-  // and counts it as on its way to this tier. Whatever has
-  // been said of a snapshot without last logits is forgotten if the segment was added again with them. The segment's
-  // `begin` may have moved back to where the rows before it are. RESOURCE_EXHAUSTED, with the segment as it was: there
-  // is no room, or the namespace's quota is used up; the message names it. Some drops may have been made in vain.
+  // Makes room in this tier for those contents of the held segment that are in no tier yet, and counts them as on their
+  // way to it. If its rows are in another tier alone, they come along with a snapshot. If the segment was added again
+  // with last logits and nobody else holds it, a snapshot without them is dropped and comes anew. `begin` may move back
+  // to where the rows before it are. RESOURCE_EXHAUSTED names what is full, this tier or the namespace's quota; the
+  // segment is as it was then, but others may have been dropped in vain.
   absl::StatusOr<Saving> Store(uint64_t number, int tier, double now, SegmentDrops* drops);
   // The same to copy a held segment and its chain from where they are. FAILED_PRECONDITION: not all of it is anywhere.
   absl::StatusOr<BringPlan> Bring(uint64_t number, int tier, double now, SegmentDrops* drops);
@@ -309,9 +310,11 @@ class SegmentTree {
   // Its key; rows of the segment must have been stored, or be on their way.
   SegmentKey Key(uint64_t number);
 
-  // ---- Contexts, by namespace and name. NOT_FOUND if there is none; ABORTED if `etag` is not 0 and not its etag.
-  // `seconds_to_live`: after the last use; none: for ever.
-  // ALREADY_EXISTS, INVALID_ARGUMENT (the name), RESOURCE_EXHAUSTED (contexts_max). The segment must be held.
+  // ---- Contexts, by namespace and name. All calls: NOT_FOUND if there is none of the name; ABORTED if `etag` is not 0
+  // and is not that of the context. `seconds_to_live` counts from the last use; without it, a context lives for ever.
+
+  // Gives a name to a segment, which must be held. ALREADY_EXISTS; INVALID_ARGUMENT if it is no name;
+  // RESOURCE_EXHAUSTED if the namespace has contexts_max contexts.
   absl::StatusOr<ContextInfo> Create(const std::string& name_space, const std::string& name, uint64_t number,
                                      std::optional<double> seconds_to_live, double now);
   // What Create would say to a segment that is held.

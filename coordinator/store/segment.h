@@ -1,9 +1,10 @@
 // What is kept of a text: a segment, its parts and its key, as plain data. docs/GLOSSARY.md has the words.
 //
-// A segment has the ids and per-token parts of positions [begin, end) and, unless there is none, the snapshot at `end`.
-// The segment that ends at its `begin` is its parent; a segment without a parent begins at 0. A segment of no tokens,
-// with begin = end = 0, is a snapshot alone: a tuned initial state. The first segment of a text that begins with such a
-// state has it as its parent, and so another key than the same ids without it.
+// A segment has the ids and the per-token parts of the positions [begin, end) of a text. It may also have the snapshot
+// at `end`: everything else that a sequence is there. The segment that ends at `begin` is its parent; one that begins
+// at 0 has none. There is one exception: a segment of no tokens, with begin = end = 0, is a snapshot alone, which is a
+// tuned initial state. A text that was read from such a state has it as the parent of its first segment, which begins
+// at 0. So it has another key than the same ids that were read without it.
 #ifndef GOLDFINCH_COORDINATOR_STORE_SEGMENT_H_
 #define GOLDFINCH_COORDINATOR_STORE_SEGMENT_H_
 
@@ -80,15 +81,15 @@ struct SegmentSpec {
   int64_t begin = 0;
   int64_t end = 0;
   bool has_snapshot = false;
-  // With a snapshot: the GOLD layers have run all positions before this one, which is at most `end`.
+  // The GOLD layers have run all positions before this one, at most `end`; 0 without a snapshot.
   int64_t gold_position = 0;
-  bool has_logits = false;  // the snapshot has the logits of position end - 1
+  bool has_logits = false;  // the snapshot has the logits that follow the last token
 
   int64_t tokens() const { return end - begin; }
 };
 
-// A run of bytes of one part. Sections lie back to back: the ids, the per-token parts, the others, the logits. So all
-// that belongs to the snapshot is the end.
+// Where the bytes of one part lie. Sections follow each other without gaps: the ids, then the per-token parts, then the
+// other parts, then the logits. So what belongs to the snapshot is last, and can be cut off.
 struct SegmentSection {
   enum class What : uint8_t { kIds, kPart, kLogits };
   What what = What::kIds;
@@ -108,14 +109,15 @@ struct SegmentLayout {
   int Find(const ContextModel& model, int layer, ContextPartKind kind) const;
 };
 
-// Checks every field and all sizes, and says where the sections lie. INVALID_ARGUMENT names the field and the limit.
+// Where the sections of a segment lie. Checks every field of it and all sizes: INVALID_ARGUMENT names the field and the
+// limit.
 absl::StatusOr<SegmentLayout> LayOut(const SegmentSpec& segment);
-// The bytes that differ between the two models in words that name both sides: FAILED_PRECONDITION; OK if they are
-// equal.
+// Whether a context of the model `have` is of use for the model `want`, which takes that they are equal.
+// FAILED_PRECONDITION names the first thing that differs, as it is in both.
 absl::Status CheckSameModel(const ContextModel& have, const ContextModel& want);
 
-// Computes the key of a segment as its ids come: that of coordinator/contexts/segment_key.h, and for segments of no
-// tokens, which that does not know, of their snapshots, too.
+// Computes the key of a segment while its ids come. It is that of coordinator/contexts/segment_key.h. That key is of
+// ids, of which a segment of no tokens has none: the key of such a segment also covers its snapshot.
 class SegmentKeyHash {
  public:
   explicit SegmentKeyHash(const SegmentSpec& segment);

@@ -76,7 +76,8 @@ class MemoryTest : public testing::TestWithParam<std::string> {
     const auto measured = MeasureModel(*golden.checkpoint, golden.config, device.reads_weights_in_place());
     ASSERT_TRUE(measured.ok()) << measured.status();
     const ModelShape& shape = (*measured)->shape;
-    const ModelMemory memory = MemoryOf(**measured, cache_dtype, device);
+    ModelMemory memory = MemoryOf(**measured, cache_dtype, device);
+    memory.snapshot_copies = kSnapshotCopies;
     cluster::v1::Described described;
     DescribeModel(*golden.checkpoint, shape, golden.config, cache_dtype, memory, &described);
     const ModelMemory told = ReadModelMemory(described);
@@ -95,13 +96,17 @@ class MemoryTest : public testing::TestWithParam<std::string> {
         EXPECT_EQ(device.allocated_bytes(), planned.weights);
         const auto stage = Stage::Create(device, *model, assignment->options);
         ASSERT_TRUE(stage.ok()) << stage.status();
-        EXPECT_EQ((*stage)->memory().total() - (*stage)->memory().channels, planned.total() - planned.channels);
-        const int64_t others = planned.received_rows + planned.channels + planned.back_end;
+        EXPECT_EQ((*stage)->memory().total() - (*stage)->memory().channels,
+                  planned.total() - planned.channels - planned.snapshots);
+        const int64_t others = planned.received_rows + planned.channels + planned.back_end + planned.snapshots;
         EXPECT_EQ(device.allocated_bytes(), planned.total() - others);
         EXPECT_EQ((*stage)->ReservedBytes(), planned.total() - others - planned.weights);
         const auto runner = StageRunner::Create(*assignment, device, **stage);
         ASSERT_TRUE(runner.ok()) << runner.status();
+        EXPECT_EQ(device.allocated_bytes(), planned.total() - planned.channels - planned.back_end - planned.snapshots);
+        (*stage)->ReserveSaving();
         EXPECT_EQ(device.allocated_bytes(), planned.total() - planned.channels - planned.back_end);
+        EXPECT_EQ((*stage)->ReservedBytes(), planned.total() - others - planned.weights + planned.snapshots);
         // With GOLD layers in the stage before, one channel may be counted that is none of its own.
         const bool known = shape.gold_layers() == 0 || first <= shape.finch_layers();
         EXPECT_GE(planned.channels, ChannelBytes(*assignment, shape, cache_dtype));

@@ -4,6 +4,12 @@
 
 namespace goldfinch {
 
+std::shared_ptr<const Mark> CopyEnd::Pending() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (mark_ != nullptr && mark_->reached()) mark_ = nullptr;
+  return mark_;
+}
+
 void SavedPart::ForEachRange(int64_t begin, int64_t bytes,
                              absl::FunctionRef<void(char* data, int64_t bytes)> use) const {
   for (const HostRange& range : ranges) {

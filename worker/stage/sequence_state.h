@@ -67,11 +67,13 @@ class SequenceStates {
   // A free slot with the state of an empty sequence. RESOURCE_EXHAUSTED if all are taken.
   absl::StatusOr<int> Open();
   // A new sequence that is at the same point as the one in `slot`; full pages are shared. RESOURCE_EXHAUSTED if there
-  // is no slot, or no page for the last, partly filled one; a page that is free must be open.
+  // is no slot, or no free page for the copy of a last page that is not full. Where a page is free, the caller has seen
+  // to it that one is open, too: free pages that lie under blocks of kept rows cannot be taken (PagePool::open_pages).
   absl::StatusOr<int> Fork(int slot);
-  // A new sequence that has taken `position` tokens, of which the GOLD layers have run `gold_position`. Its values are
-  // for the caller to write: Walk shows where. Errors are those of Open, and RESOURCE_EXHAUSTED if there are not so
-  // many pages; pages that are free must be open.
+  // A new sequence at `position`, the first `gold_position` tokens of which the GOLD layers have run. It has a slot and
+  // PagesFor(position) pages, but what lies in them is of no meaning: the caller writes it all, to where Walk says.
+  // Errors are those of Open, and RESOURCE_EXHAUSTED if fewer pages are free. Of free pages, so many must be open, as
+  // for Fork.
   absl::StatusOr<int> OpenAt(int64_t position, int64_t gold_position);
   void Close(int slot);
 
@@ -83,7 +85,7 @@ class SequenceStates {
   int64_t PagesFor(int64_t tokens) const;
   // Pages that its fork takes: one for a last page that is not full.
   int64_t PagesToFork(int slot) const;
-  // The sequence takes `tokens` tokens: moves its position, and takes the pages that it lacks. They must be open.
+  // The sequence takes `tokens` tokens: moves its position, and takes the pages that it lacks, which must be open.
   void Advance(int slot, int64_t tokens);
   // The GOLD layers have run all of the sequence's positions.
   void AdvanceGold(int slot);

@@ -112,11 +112,16 @@ class Stage {
   // that follow its last token, if `to` has them. `to` must stay until the mark that is returned is reached. Steps may
   // go on at once.
   std::shared_ptr<const Mark> Save(int slot, ConstTensor logits, const SavedSegment& to);
-  // A new sequence that goes on from the end of the last segment of the chain, as if it had taken all its tokens:
-  // on the CPU with the same bits. Segments follow each other from position 0 on and have every part that is per token;
-  // the last one has the snapshot. Ids are in the vocabulary. The parts must stay until a mark that is recorded after
-  // the call is reached. NOT_FOUND names a part that is lacking; INVALID_ARGUMENT says what does not fit; else as Open,
-  // and RESOURCE_EXHAUSTED if the caches are full. On an error nothing has changed.
+  // Opens a sequence that stands where the last segment of `chain` ends, as if it had taken all tokens up to there; on
+  // the CPU, what it computes from then on has the same bits. Of saved_parts() it reads all but the logits:
+  //   - those that are per token from every segment. So the first one begins at position 0, and each of the others
+  //   where
+  //     the one before it ends. A stage without such parts needs the last segment alone, wherever that begins.
+  //   - the rest, which is the snapshot, from the last segment.
+  // Token ids in the parts must be in the vocabulary, as nobody checks them here. The parts must stay until a mark is
+  // reached that was recorded after this call.
+  // NOT_FOUND names a part that is lacking, INVALID_ARGUMENT says which segment does not fit and why, and
+  // RESOURCE_EXHAUSTED is as for Open, or says that the caches are full. After an error there is no new sequence.
   absl::StatusOr<int> Restore(absl::Span<const SavedSegment* const> chain);
   // The GOLD layers have run all positions of the sequence before this one.
   int64_t gold_position(int slot) const { return sequences_->at(slot).gold_position; }
@@ -140,11 +145,11 @@ class Stage {
   const SequenceStates& sequences() const { return *sequences_; }
   // The kept rows; null without GOLD layers.
   const GoldTiers* gold_tiers() const { return gold_tiers_.get(); }
-  // The plan of what the stage and its back end take of the back end's memory, without kept rows and as if there were
-  // no other stages.
+  // The plan of what the stage and its back end take of the back end's memory, without kept rows and copies of
+  // snapshots, and as if there were no other stages.
   const StageMemory& memory() const { return memory_plan_; }
-  // What was taken of it: states, caches, tables, activations, and kept rows. Pages of memory are committed as they are
-  // used.
+  // What was taken of it: states, caches, tables, activations, and kept rows, and copies of snapshots beside. Pages of
+  // memory are committed as they are used.
   int64_t ReservedBytes() const;
 
  private:
@@ -213,9 +218,8 @@ class Stage {
     char* data = nullptr;
     std::shared_ptr<const Mark> copied;  // null before its first use
   };
-  static constexpr int kSnapshotBuffers = 2;
   std::unique_ptr<Queue> save_queue_;
-  std::array<SnapshotBuffer, kSnapshotBuffers> snapshot_buffers_;
+  std::array<SnapshotBuffer, kSnapshotCopies> snapshot_buffers_;
   int next_snapshot_buffer_ = 0;
   std::shared_ptr<const Mark> last_save_;  // on save_queue_; null if none can be under way
 

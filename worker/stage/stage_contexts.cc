@@ -5,7 +5,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/stage_memory.h"
 #include "base/status.h"
+#include "worker/model/model_memory.h"
 #include "worker/stage/stage.h"
 
 namespace goldfinch {
@@ -54,7 +56,7 @@ class PartCopies {
 };
 
 // What a part takes of a snapshot buffer.
-int64_t Aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+int64_t Aligned(int64_t bytes) { return (bytes + kSnapshotAlignment - 1) / kSnapshotAlignment * kSnapshotAlignment; }
 
 absl::Status CheckPart(const SavedSegment& segment, const StatePart& part) {
   const SavedPart* const saved = segment.Find(part.layer, part.kind);
@@ -75,17 +77,20 @@ absl::Status CheckPart(const SavedSegment& segment, const StatePart& part) {
 
 void Stage::ReserveSaving() {
   if (backend_.host_accessible() || save_queue_ != nullptr) return;
-  int64_t snapshot_bytes = 0;
+  int64_t parts_bytes = 0;
   for (const StatePart& part : saved_parts_) {
-    if (!part.per_token()) snapshot_bytes += Aligned(part.bytes());
+    if (!part.per_token()) parts_bytes += Aligned(part.bytes());
   }
+  const int64_t snapshot_bytes = SnapshotCopyBytes(MemoryOf(*model_, options_.cache_dtype, backend_),
+                                                   MemorySettings(model_->first_layer, model_->last_layer, options_));
+  GF_CHECK_LE(parts_bytes, snapshot_bytes);
   absl::StatusOr<std::shared_ptr<void>> memory =
-      backend_.Allocate(kSnapshotBuffers * snapshot_bytes, "snapshots that are saved");
+      backend_.Allocate(kSnapshotCopies * snapshot_bytes, "snapshots that are saved");
   if (!memory.ok()) return;  // then steps wait for the copies
-  for (int i = 0; i < kSnapshotBuffers; ++i) {
+  for (int i = 0; i < kSnapshotCopies; ++i) {
     snapshot_buffers_[i].data = static_cast<char*>(memory->get()) + i * snapshot_bytes;
   }
-  reserved_bytes_ += kSnapshotBuffers * snapshot_bytes;
+  reserved_bytes_ += kSnapshotCopies * snapshot_bytes;
   memory_.push_back(*std::move(memory));
   save_queue_ = backend_.MakeQueue();
 }
@@ -107,7 +112,7 @@ std::shared_ptr<const Mark> Stage::Save(int slot, ConstTensor logits, const Save
   if (save_queue_ != nullptr) {
     // The next steps overwrite the snapshot, but not the rows of pages that are in use.
     buffer = &snapshot_buffers_[next_snapshot_buffer_];
-    next_snapshot_buffer_ = (next_snapshot_buffer_ + 1) % kSnapshotBuffers;
+    next_snapshot_buffer_ = (next_snapshot_buffer_ + 1) % static_cast<int>(kSnapshotCopies);
     if (buffer->copied != nullptr && !buffer->copied->reached()) main.WaitFor(*buffer->copied);
     char* copy = buffer->data;
     const auto keep = [&](ConstTensor values) {
@@ -189,7 +194,7 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
   if (gold_tiers_) {
     for (const SavedSegment* segment : chain) {
       const SavedPart* const ids = segment->Find(shape_.finch_layers() - 1, StatePartKind::kIds);
-      if (ids->written != nullptr) ids->written->Wait();
+      if (const std::shared_ptr<const Mark> mark = ids->Pending(); mark != nullptr) mark->Wait();
     }
     GF_RETURN_IF_ERROR(backend_.status());  // after a fault they may be anything
   }
@@ -200,12 +205,12 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
     gold_tiers_->Open(slot);
     for (const SavedSegment* segment : chain) FillTables(*segment);
   }
-  const Mark* waits_for = nullptr;
+  const CopyEnd* waits_for = nullptr;  // parts that were saved together have one in common
   for (const SavedSegment* segment : chain) {
     for (const std::shared_ptr<const SavedPart>& part : segment->parts) {
       if (part->written == nullptr || part->written.get() == waits_for) continue;
       waits_for = part->written.get();
-      if (!waits_for->reached()) backend_.queue().WaitFor(*waits_for);
+      if (const std::shared_ptr<const Mark> mark = part->Pending(); mark != nullptr) backend_.queue().WaitFor(*mark);
     }
   }
   PartCopies copies(backend_.queue(), PartCopies::Direction::kFromHost);

@@ -90,7 +90,7 @@ class TestPipeline {
       }
       ConstTensor row;
       if (logits && stage->extent().has_head()) row = Rows(ConstTensor(output_.logits), output_.logits.dim(0) - 1, 1);
-      const std::shared_ptr<const Mark> written = stage->Save(slot, row, segment);
+      const auto written = std::make_shared<const CopyEnd>(stage->Save(slot, row, segment));
       for (auto& part : parts) part->written = written;
       all.parts.insert(all.parts.end(), segment.parts.begin(), segment.parts.end());
     }
@@ -125,7 +125,7 @@ class TestPipeline {
   }
 
   static std::string Bytes(const SavedPart& part) {
-    if (part.written != nullptr) part.written->Wait();
+    if (const std::shared_ptr<const Mark> mark = part.Pending(); mark != nullptr) mark->Wait();
     std::string bytes;
     part.ForEachRange(0, part.bytes(), [&](const char* data, int64_t count) { bytes.append(data, count); });
     return bytes;

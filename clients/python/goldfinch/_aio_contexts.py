@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Optional, Sequence, Union
 
-import grpc
-
 from goldfinch import _messages
 from goldfinch import contexts_pb2 as pb
-from goldfinch._errors import AbortedError, GoldfinchError, UnavailableError
+from goldfinch._errors import AbortedError, UnavailableError
 from goldfinch._transfer import Download, Path, Upload
 from goldfinch._types import Context, ContextName, KeepAs, Progress, Text
 
@@ -37,15 +35,15 @@ class AsyncContexts:
         timeout: Optional[float] = None,
     ) -> Context:
         """As Contexts.create()."""
-        request = pb.CreateContextRequest(
-            keep_as=_messages.keep_as_of(keep_as),
-            context=_messages.name_of(context),
+        request = _messages.create_context_request(
+            keep_as,
+            prompt,
+            context=context,
             context_tokens=context_tokens,
             breakpoints=breakpoints,
             priority=priority,
             request_id=request_id,
         )
-        _messages.set_text(request, prompt)
         return await self._read("Contexts.Create", request, progress, timeout)
 
     async def append(
@@ -60,14 +58,13 @@ class AsyncContexts:
         timeout: Optional[float] = None,
     ) -> Context:
         """As Contexts.append()."""
-        request = pb.AppendContextRequest(
-            name=_messages.name_of(name), etag=etag, priority=priority, request_id=request_id
+        request = _messages.append_context_request(
+            name, prompt, etag=etag, priority=priority, request_id=request_id
         )
-        _messages.set_text(request, prompt)
         return await self._read("Contexts.Append", request, progress, timeout)
 
     async def get(self, name: ContextName, *, timeout: Optional[float] = None) -> Context:
-        return await self._change("Contexts.Get", pb.GetContextRequest(name=_messages.name_of(name)), timeout)
+        return await self._change("Contexts.Get", _messages.get_context_request(name), timeout)
 
     async def list(self, *, page_size: int = 0, timeout: Optional[float] = None) -> AsyncIterator[Context]:
         """As Contexts.list(), for `async for`."""
@@ -89,28 +86,24 @@ class AsyncContexts:
         timeout: Optional[float] = None,
     ) -> Context:
         """As Contexts.fork()."""
-        request = pb.ForkContextRequest(
-            context=_messages.name_of(context),
-            context_tokens=context_tokens,
-            keep_as=_messages.keep_as_of(keep_as),
-        )
+        request = _messages.fork_context_request(context, keep_as, context_tokens=context_tokens)
         return await self._change("Contexts.Fork", request, timeout)
 
     async def rename(
         self, name: ContextName, new_name: str, *, etag: str = "", timeout: Optional[float] = None
     ) -> Context:
-        request = pb.RenameContextRequest(name=_messages.name_of(name), new_name=new_name, etag=etag)
+        request = _messages.rename_context_request(name, new_name, etag=etag)
         return await self._change("Contexts.Rename", request, timeout)
 
     async def pin(
         self, name: ContextName, pinned: bool = True, *, etag: str = "", timeout: Optional[float] = None
     ) -> Context:
         """As Contexts.pin()."""
-        request = pb.PinContextRequest(name=_messages.name_of(name), pinned=pinned, etag=etag)
+        request = _messages.pin_context_request(name, pinned, etag=etag)
         return await self._change("Contexts.Pin", request, timeout)
 
     async def delete(self, name: ContextName, *, etag: str = "", timeout: Optional[float] = None) -> None:
-        request = pb.DeleteContextRequest(name=_messages.name_of(name), etag=etag)
+        request = _messages.delete_context_request(name, etag=etag)
         await self._client._unary("Contexts.Delete", request, timeout)
 
     async def export_to(
@@ -191,12 +184,7 @@ class AsyncContexts:
         progress: Optional[Callable[[Progress], None]],
         timeout: Optional[float],
     ) -> Context:
-        context: Optional[Context] = None
+        builder = _messages.ContextBuilder(progress)
         async for response in self._client._responses(method, request, timeout):
-            if response.HasField("progress") and progress is not None:
-                progress(Progress(response.progress.prompt_tokens_done, response.progress.prompt_tokens))
-            if response.HasField("context"):
-                context = _messages.context_of(response.context)
-        if context is None:
-            raise GoldfinchError(grpc.StatusCode.INTERNAL, "the server has ended the call without the context")
-        return context
+            builder.add(response)
+        return builder.build()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional, Sequence, Union
 
-import grpc
-
 from goldfinch import _messages
 from goldfinch import contexts_pb2 as pb
-from goldfinch._errors import AbortedError, GoldfinchError, UnavailableError
+from goldfinch._errors import AbortedError, UnavailableError
 from goldfinch._transfer import Download, Path, Upload
 from goldfinch._types import Context, ContextName, KeepAs, Progress, Text
 
@@ -44,15 +42,15 @@ class Contexts:
         breakpoints: tokens of the prompt after which other texts will go on differently, which then costs nothing.
         progress: called while the text is read.
         """
-        request = pb.CreateContextRequest(
-            keep_as=_messages.keep_as_of(keep_as),
-            context=_messages.name_of(context),
+        request = _messages.create_context_request(
+            keep_as,
+            prompt,
+            context=context,
             context_tokens=context_tokens,
             breakpoints=breakpoints,
             priority=priority,
             request_id=request_id,
         )
-        _messages.set_text(request, prompt)
         return self._read("Contexts.Create", request, progress, timeout)
 
     def append(
@@ -67,14 +65,13 @@ class Contexts:
         timeout: Optional[float] = None,
     ) -> Context:
         """Has more text read at the end of a context."""
-        request = pb.AppendContextRequest(
-            name=_messages.name_of(name), etag=etag, priority=priority, request_id=request_id
+        request = _messages.append_context_request(
+            name, prompt, etag=etag, priority=priority, request_id=request_id
         )
-        _messages.set_text(request, prompt)
         return self._read("Contexts.Append", request, progress, timeout)
 
     def get(self, name: ContextName, *, timeout: Optional[float] = None) -> Context:
-        return self._change("Contexts.Get", pb.GetContextRequest(name=_messages.name_of(name)), timeout)
+        return self._change("Contexts.Get", _messages.get_context_request(name), timeout)
 
     def list(self, *, page_size: int = 0, timeout: Optional[float] = None) -> Iterator[Context]:
         """All contexts by name, a page at a time."""
@@ -96,28 +93,24 @@ class Contexts:
         timeout: Optional[float] = None,
     ) -> Context:
         """Gives a name to a context, or to its first tokens; both go on by themselves."""
-        request = pb.ForkContextRequest(
-            context=_messages.name_of(context),
-            context_tokens=context_tokens,
-            keep_as=_messages.keep_as_of(keep_as),
-        )
+        request = _messages.fork_context_request(context, keep_as, context_tokens=context_tokens)
         return self._change("Contexts.Fork", request, timeout)
 
     def rename(
         self, name: ContextName, new_name: str, *, etag: str = "", timeout: Optional[float] = None
     ) -> Context:
-        request = pb.RenameContextRequest(name=_messages.name_of(name), new_name=new_name, etag=etag)
+        request = _messages.rename_context_request(name, new_name, etag=etag)
         return self._change("Contexts.Rename", request, timeout)
 
     def pin(
         self, name: ContextName, pinned: bool = True, *, etag: str = "", timeout: Optional[float] = None
     ) -> Context:
         """Keeps a context from expiring, and its bytes in memory; or lets them go again."""
-        request = pb.PinContextRequest(name=_messages.name_of(name), pinned=pinned, etag=etag)
+        request = _messages.pin_context_request(name, pinned, etag=etag)
         return self._change("Contexts.Pin", request, timeout)
 
     def delete(self, name: ContextName, *, etag: str = "", timeout: Optional[float] = None) -> None:
-        request = pb.DeleteContextRequest(name=_messages.name_of(name), etag=etag)
+        request = _messages.delete_context_request(name, etag=etag)
         self._client._unary("Contexts.Delete", request, timeout)
 
     def export_to(
@@ -206,12 +199,7 @@ class Contexts:
         progress: Optional[Callable[[Progress], None]],
         timeout: Optional[float],
     ) -> Context:
-        context: Optional[Context] = None
+        builder = _messages.ContextBuilder(progress)
         for response in self._client._responses(method, request, timeout):
-            if response.HasField("progress") and progress is not None:
-                progress(Progress(response.progress.prompt_tokens_done, response.progress.prompt_tokens))
-            if response.HasField("context"):
-                context = _messages.context_of(response.context)
-        if context is None:
-            raise GoldfinchError(grpc.StatusCode.INTERNAL, "the server has ended the call without the context")
-        return context
+            builder.add(response)
+        return builder.build()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+
+import grpc
 
 from goldfinch import contexts_pb2
 from goldfinch import generate_pb2 as pb
+from goldfinch._errors import GoldfinchError
 from goldfinch._types import (
     Completion,
     Context,
@@ -164,6 +167,73 @@ def score_request(
     return request
 
 
+def create_context_request(
+    keep_as: Union[str, KeepAs],
+    prompt: Text,
+    *,
+    context: Optional[ContextName] = None,
+    context_tokens: Optional[int] = None,
+    breakpoints: Sequence[int] = (),
+    priority: int = 0,
+    request_id: str = "",
+) -> contexts_pb2.CreateContextRequest:
+    request = contexts_pb2.CreateContextRequest(
+        keep_as=keep_as_of(keep_as),
+        context=name_of(context),
+        context_tokens=context_tokens,
+        breakpoints=breakpoints,
+        priority=priority,
+        request_id=request_id,
+    )
+    set_text(request, prompt)
+    return request
+
+
+def append_context_request(
+    name: ContextName,
+    prompt: Text,
+    *,
+    etag: str = "",
+    priority: int = 0,
+    request_id: str = "",
+) -> contexts_pb2.AppendContextRequest:
+    request = contexts_pb2.AppendContextRequest(
+        name=name_of(name), etag=etag, priority=priority, request_id=request_id
+    )
+    set_text(request, prompt)
+    return request
+
+
+def get_context_request(name: ContextName) -> contexts_pb2.GetContextRequest:
+    return contexts_pb2.GetContextRequest(name=name_of(name))
+
+
+def fork_context_request(
+    context: ContextName, keep_as: Union[str, KeepAs], *, context_tokens: Optional[int] = None
+) -> contexts_pb2.ForkContextRequest:
+    return contexts_pb2.ForkContextRequest(
+        context=name_of(context), context_tokens=context_tokens, keep_as=keep_as_of(keep_as)
+    )
+
+
+def rename_context_request(
+    name: ContextName, new_name: str, *, etag: str = ""
+) -> contexts_pb2.RenameContextRequest:
+    return contexts_pb2.RenameContextRequest(name=name_of(name), new_name=new_name, etag=etag)
+
+
+def pin_context_request(name: ContextName, pinned: bool, *, etag: str = "") -> contexts_pb2.PinContextRequest:
+    return contexts_pb2.PinContextRequest(name=name_of(name), pinned=pinned, etag=etag)
+
+
+def delete_context_request(name: ContextName, *, etag: str = "") -> contexts_pb2.DeleteContextRequest:
+    return contexts_pb2.DeleteContextRequest(name=name_of(name), etag=etag)
+
+
+def progress_of(message: pb.Progress) -> Progress:
+    return Progress(message.prompt_tokens_done, message.prompt_tokens)
+
+
 def token_of(message: pb.Token) -> Token:
     return Token(
         id=message.id,
@@ -179,7 +249,7 @@ def usage_of(message: pb.Usage) -> Usage:
 def piece_of(message: pb.GenerateResponse) -> Piece:
     progress = None
     if message.HasField("progress"):
-        progress = Progress(message.progress.prompt_tokens_done, message.progress.prompt_tokens)
+        progress = progress_of(message.progress)
     return Piece(
         index=message.index,
         text=message.text,
@@ -262,3 +332,22 @@ class ScoreBuilder:
             usage=self._usage,
             request_id=self._request_id,
         )
+
+
+class ContextBuilder:
+    """Takes the responses of a call that has a text read, up to the context that it has made."""
+
+    def __init__(self, progress: Optional[Callable[[Progress], None]]) -> None:
+        self._progress = progress
+        self._context: Optional[Context] = None
+
+    def add(self, message: Any) -> None:
+        if message.HasField("progress") and self._progress is not None:
+            self._progress(progress_of(message.progress))
+        if message.HasField("context"):
+            self._context = context_of(message.context)
+
+    def build(self) -> Context:
+        if self._context is None:
+            raise GoldfinchError(grpc.StatusCode.INTERNAL, "the server has ended the call without the context")
+        return self._context
