@@ -173,8 +173,10 @@ class Splits {
 
   SearchResult Find(double throughput, double first_token, bool at_border) {
     const SearchWeights weights{throughput, first_token * streamed_, first_token};
-    SearchResult result = FindSplit(costs_.layers(), costs_.stages(), at_border ? costs_.finch_layers() : 0, weights,
-                                    [this](int stage, int first, int last) { return CostOf(stage, first, last); });
+    SearchResult result = FindSplit(
+        costs_.layers(), costs_.stages(), at_border ? costs_.finch_layers() : 0, weights,
+        [this](int stage, int first, int last) { return CostOf(stage, first, last); },
+        [this](int stage, int first, int last) { return costs_.LeastRequest(stage, first, last); });
     steps_ += result.steps;
     return result;
   }
