@@ -138,6 +138,7 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
       return WorkerLost(id, "it leaves", now);
     case FromWorker::kPong:
       return HandlePong(*worker, message.pong(), now);
+    case FromWorker::kLinksMeasured:  // nobody has asked for it
     case FromWorker::kStepDone:
     case FromWorker::MESSAGE_NOT_SET:  // CheckWorkerMessage refuses it
       return;
