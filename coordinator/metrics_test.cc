@@ -209,6 +209,9 @@ TEST(Metrics, ThePageListsThem) {
   metrics.SetTiers(0, 0, {.full_sequences = 1});
   metrics.AddStageSeconds(0, 0, {});
   metrics.AddBoundaryBytes(0, 0, {});
+  metrics.SetTraffic({});
+  metrics.SetSplitGain(0, 0);
+  metrics.SetLinks(0, {{.from = 0, .to = 1, .bytes_per_second = 1, .round_trip_seconds = 1}});
   std::set<std::string> known, listed;
   for (const prometheus::MetricFamily& family : metrics.registry()->Collect()) {
     EXPECT_FALSE(family.help.empty()) << family.name;

@@ -21,7 +21,7 @@ constexpr int kStreams = 4;
 constexpr int64_t kLongAnswer = 200;
 
 // Long prompts and short answers. The first stage then has two of the four Finch-side layers; for long answers it has
-// three, as GOLD layers take as long as the others.
+// more of them, as GOLD layers take as long as the others.
 constexpr ExpectedTraffic kReading{.prompt_tokens = 2000, .output_tokens = 4, .context_tokens = 2004, .sequences = 4};
 
 std::vector<int32_t> Prompt(size_t tokens, int number) {
@@ -93,7 +93,7 @@ TEST(SplitsTest, TheSplitFollowsTheTrafficAndNoStreamNotices) {
   }
   changed = true;
   for (std::thread& client : clients) client.join();
-  EXPECT_EQ(after, 3);
+  EXPECT_GT(after, before);
   EXPECT_GT(recoveries, 0) << "streams went on from one split to the other";
   const v1::GetClusterInfoResponse info = cluster.Info();
   EXPECT_GT(info.groups(0).expected_traffic().output_tokens(), info.groups(0).expected_traffic().prompt_tokens());
@@ -105,7 +105,8 @@ TEST(SplitsTest, LinksAreMeasuredWhenTheGroupIsIdle) {
   LocalCluster cluster(kDemoModel, 3);
   cluster.AwaitReady();
   const auto deadline = std::chrono::steady_clock::now() + kPatience;
-  while (cluster.Info().groups(0).stages(1).links().empty()) {
+  const auto measured = [&cluster](int stage) { return !cluster.Info().groups(0).stages(stage).links().empty(); };
+  while (!measured(0) || !measured(1)) {
     ASSERT_LT(std::chrono::steady_clock::now(), deadline) << cluster.Info().ShortDebugString();
     std::this_thread::sleep_for(kPause);
   }
