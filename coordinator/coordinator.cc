@@ -68,6 +68,8 @@ Coordinator::Coordinator(CoordinatorOptions options, Metrics* metrics)
       no_group_since_(start_),
       next_tick_(start_),
       activity_(start_),
+      traffic_(options_.traffic_half_life_seconds),
+      advising_(options_.membership.replicas),
       thread_([this] {
         if (options_.prefix_cache) {
           scheduler_.SetKeeper(&keeper_);
@@ -236,6 +238,7 @@ void Coordinator::Tick(double now) {
     accepting_ = false;
     scheduler_.CancelWaiting(absl::UnavailableError(reason), now);
   }
+  WatchTraffic(now);
   PublishGauges();
   LogActivity(now);
 }
@@ -272,6 +275,8 @@ void Coordinator::HandleEvent(const MembershipEffects::Event& event, double now)
       return HandleGenerationReady(event.replica, now);
     case MembershipEffects::Event::kGenerationEnded:
       return HandleGenerationEnded(event.replica, now);
+    case MembershipEffects::Event::kLinksMeasured:
+      return PublishLinks(event.replica);
   }
 }
 
@@ -350,12 +355,14 @@ void Coordinator::HandleGenerationReady(int replica, double now) {
   accepting_ = true;
   ready_ = true;
   PublishGauges();
+  PublishLinks(replica);
 }
 
 void Coordinator::HandleGenerationEnded(int replica, double now) {
   if (waiting_groups_.erase(replica) > 0) return;
   steps_[replica].clear();
   metrics_->ClearTiers(replica);
+  metrics_->ClearSplit(replica);
   mover_.EndGroup(replica);
   SendDrops(members_[replica], keeper_.GroupEnded(replica));
   scheduler_.GenerationEnded(replica, now);

@@ -2,7 +2,8 @@
 // Everything that clients and workers say is put into its queue; nothing else touches its state.
 //
 // Implementation: coordinator.cc does the work, coordinator_info.cc tells others of it, coordinator_contexts.cc is for
-// contexts by name, coordinator_store.cc for where they are kept, coordinator_transfers.cc for files of them.
+// contexts by name, coordinator_store.cc for where they are kept, coordinator_transfers.cc for files of them,
+// coordinator_splits.cc for what would suit the traffic.
 #ifndef GOLDFINCH_COORDINATOR_COORDINATOR_H_
 #define GOLDFINCH_COORDINATOR_COORDINATOR_H_
 
@@ -23,6 +24,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/work_queue.h"
 #include "coordinator/activity_log.h"
 #include "coordinator/context_directory.h"
 #include "coordinator/context_keeper.h"
@@ -37,6 +39,7 @@
 #include "coordinator/store/segment.h"
 #include "coordinator/store/store.h"
 #include "coordinator/store_tier.h"
+#include "coordinator/traffic_record.h"
 #include "coordinator/worker_link.h"
 
 namespace goldfinch {
@@ -61,6 +64,10 @@ struct CoordinatorOptions {
   // How long a Step should take through all stages (Scheduler, TIME); 0: kGpuStepTargetSeconds if all stages compute on
   // GPUs, else kCpuStepTargetSeconds.
   double step_target_seconds = 0;
+  // How fast the past is forgotten when the traffic is averaged (TrafficRecord), and how often splits are compared by
+  // it.
+  double traffic_half_life_seconds = 120;
+  double split_period_seconds = 10;
   // When no group has been ready for so long, requests end with UNAVAILABLE.
   double recovery_timeout_seconds = 60;
 
@@ -151,6 +158,9 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   void PublishGauges();
   void LogActivity(double now);
   Metrics::Memory MemoryNow() const;
+  void WatchTraffic(double now);
+  void ConsiderSplit(int replica, const ExpectedTraffic& traffic);
+  void PublishLinks(int replica);
   void FillCounts(double now, v1::GetClusterInfoResponse* info) const;
 
   const CoordinatorOptions options_;
@@ -190,7 +200,11 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   int64_t prompt_tokens_ = 0;
   int64_t completion_tokens_ = 0;
   ActivityLog activity_;
+  TrafficRecord traffic_;
+  double next_advice_ = 0;
+  std::vector<bool> advising_;  // [replicas]: somebody looks for a better split
 
+  WorkQueue planning_{1};  // its tasks use what is above
   std::thread thread_;
 };
 

@@ -25,6 +25,7 @@ void Coordinator::PublishEvents() {
   for (const double seconds : events.first_token_seconds) metrics_->ObserveTimeToFirstToken(seconds);
   for (const double seconds : events.inter_token_seconds) metrics_->ObserveInterTokenLatency(seconds);
   activity_.Count(events);
+  traffic_.Count(events);
   for (const SchedulerEvents::Ended& ended : events.ended) {
     if (absl::IsDeadlineExceeded(ended.status)) {
       // What ends at the moment of its arrival was refused.
@@ -126,6 +127,7 @@ void Coordinator::FillCounts(double now, v1::GetClusterInfoResponse* info) const
   info->set_state_bytes(memory.state_bytes);
   info->set_uptime_seconds(now - start_);
   info->set_draining(draining_);
+  if (const auto traffic = traffic_.Average()) FillTraffic(*traffic, info->mutable_traffic());
 }
 
 }  // namespace goldfinch

@@ -84,6 +84,7 @@ void Membership::WorkerLost(uint64_t id, const std::string& reason, double now) 
   if (found == workers_.end()) return;
   const std::unique_ptr<Worker> worker = std::move(found->second);
   workers_.erase(found);
+  ForgetLinks(id);
   effects_.closes.push_back(id);
   const std::string name = worker->registered ? worker->registration.name() : worker->address;
   effects_.log.push_back(absl::StrCat("lost worker ", name, ": ", reason));
@@ -134,6 +135,8 @@ void Membership::Received(uint64_t id, FromWorker message, double now) {
       return HandleReady(*worker, message.ready(), now);
     case FromWorker::kEndGeneration:
       return HandleEndGeneration(*worker, message.end_generation(), now);
+    case FromWorker::kLinksMeasured:
+      return HandleLinksMeasured(*worker, message.links_measured(), now);
     case FromWorker::kLeaving:
       return WorkerLost(id, "it leaves", now);
     case FromWorker::kPong:
@@ -274,7 +277,8 @@ void Membership::EndGeneration(Replica& replica, const std::string& reason, doub
   if (replica.state == Replica::State::kReady) {
     effects_.events.push_back({MembershipEffects::Event::kGenerationEnded, replica.index, reason});
   } else {
-    // Whatever kept it from becoming ready may last.
+    // Whatever kept it from becoming ready may last, and may be the new split.
+    if (std::exchange(replica.replans, false)) replica.traffic = replica.traffic_before;
     ++replica.failures;
     const double wait_seconds = std::min(kRetrySeconds * (1 << std::min(replica.failures, 10)), kFormRetrySecondsMax);
     retry_at = std::max(retry_at, now + wait_seconds);
@@ -282,7 +286,8 @@ void Membership::EndGeneration(Replica& replica, const std::string& reason, doub
   replica.state = Replica::State::kWaiting;
   replica.since = now;
   replica.retry_at = retry_at;
-  replica.may_grow_since = replica.drains_since = -1;
+  replica.may_grow_since = replica.drains_since = replica.better_since = -1;
+  replica.advice.reset();
   replica.message = reason;
   replica.stages.clear();
   replica.views.clear();
@@ -295,7 +300,9 @@ void Membership::Tick(double now, const std::vector<bool>& idle) {
   SendPings(now);
   for (const auto& replica : replicas_) {
     if (replica->state == Replica::State::kForming) CheckForming(*replica, now);
-    if (replica->state == Replica::State::kReady) Grow(*replica, idle[replica->index], now);
+    if (replica->state != Replica::State::kReady) continue;
+    MeasureLinks(*replica, idle[replica->index], now);
+    Grow(*replica, idle[replica->index], now);
   }
   FormGroups(now);
 }

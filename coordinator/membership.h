@@ -25,6 +25,8 @@
 // |   regrow_after, when its Steps are done                              |                                 |
 // | another replica's workers need their share of its hosts, and its     | at once                         |
 // |   Steps are done                                                     |                                 |
+// | another split would serve its traffic in less time (`replan`), and   | at once                         |
+// |   its Steps are done                                                 |                                 |
 //
 // A group that fails to become ready is tried again at growing intervals. Any worker that was not ready by then may be
 // why, newcomers before others: those stand back as long as the others can hold the model. When a generation ends, the
@@ -38,8 +40,9 @@
 // parts of their own leave.
 //
 // Implementation: membership.cc keeps the workers and ends generations, membership_forming.cc forms groups,
-// membership_growing.cc ends those that should be larger, membership_hosts.cc shares hosts out, membership_info.cc
-// answers questions; membership_state.h has the state that they share.
+// membership_growing.cc ends those that should be larger, membership_splits.cc those that should be split otherwise, by
+// links that it has measured; membership_hosts.cc shares hosts out, membership_info.cc answers questions;
+// membership_state.h has the state that they share.
 #ifndef GOLDFINCH_COORDINATOR_MEMBERSHIP_H_
 #define GOLDFINCH_COORDINATOR_MEMBERSHIP_H_
 
@@ -58,12 +61,14 @@
 #include "coordinator/planner.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/shelf_group.h"
+#include "coordinator/split_advice.h"
 #include "protos/cluster.pb.h"
 
 namespace goldfinch {
 
 namespace v1 {
 class GetClusterInfoResponse;
+class TrafficInfo;
 }  // namespace v1
 
 // The most tokens of a step where partition.max_step_tokens is 0: enough for long steps of prompts.
@@ -98,12 +103,20 @@ struct MembershipOptions {
   // each time.
   double regrow_after_seconds = 30;
   bool contexts = true;  // whether workers get a token for a Contexts stream
+  // Whether a group ends so that the next one has another split, which would serve its real traffic in less time: at
+  // least by the part `replan_gain`, without a break for `replan_after_seconds`, or up to 64 times as long if its split
+  // has been changed lately. All sequences are read anew each time. Not if the partition has a split that was given.
+  bool replan = false;
+  double replan_gain = 0.1;
+  double replan_after_seconds = 60;
 };
+
+void FillTraffic(const ExpectedTraffic& traffic, v1::TrafficInfo* info);
 
 // What the caller has to do, in the order of the fields.
 struct MembershipEffects {
   struct Event {
-    enum Kind { kModelKnown, kGenerationReady, kGenerationEnded };
+    enum Kind { kModelKnown, kGenerationReady, kGenerationEnded, kLinksMeasured };
     Kind kind;
     int replica = 0;
     std::string reason = {};  // of kGenerationEnded
@@ -146,6 +159,9 @@ class Membership {
   // calls Drained; if that takes too long, the generation ends without it.
   bool draining(int replica) const;
   void Drained(int replica, double now);
+  // The answer to QuestionOfSplit about a generation of the replica; ignored if that has ended. Ask again every few
+  // seconds: what is true for long enough may end the generation (MembershipOptions::replan).
+  void Advised(int replica, uint64_t generation, SplitAdvice advice, double now);
   // The model cannot be served after all: refuses the workers that have described it, and forgets it unless it is
   // MembershipOptions::description.
   void RejectModel(const std::string& reason, double now);
@@ -169,6 +185,16 @@ class Membership {
   ShelfCapacity Shelf(int replica) const;
   // What its shelves hold, so that it can be moved; nothing if a worker has not said it.
   std::optional<ShelfGroup> Shelves(int replica) const;
+  // What another split is to be compared by, if `traffic` is that of each replica.
+  SplitQuestion QuestionOfSplit(int replica, const ExpectedTraffic& traffic) const;
+  // What has been measured of the links between its stages.
+  struct LinkView {
+    int from;  // stages
+    int to;
+    double bytes_per_second;  // 0: not known
+    double round_trip_seconds;
+  };
+  std::vector<LinkView> Links(int replica) const;
   // Whether all its stages compute on GPUs.
   bool OnGpus(int replica) const;
   uint64_t generation(int replica) const;
@@ -201,6 +227,11 @@ class Membership {
   struct Replica;
   struct HostShare;
   struct GroupPlan;
+  // From one worker to another.
+  struct Link {
+    double bytes_per_second = 0;  // 0: its messages were too small to tell
+    double round_trip_seconds = 0;
+  };
 
   // membership.cc
   Worker* Heard(uint64_t id, bool registers, double now);
@@ -247,6 +278,16 @@ class Membership {
   bool MakeRoom(Replica& replica, const std::vector<Replica*>& crowding, double now);
   void Drain(Replica& replica, const std::string& purpose, const std::string& reason, double now);
 
+  // membership_splits.cc
+  LinkSpeeds LinksAmong(const std::vector<uint64_t>& members) const;
+  const Link* FindLink(uint64_t from, uint64_t to) const;
+  std::vector<std::pair<int, int>> LinksUsed(const Replica& replica) const;
+  bool HasUnmeasuredLinks(const Replica& replica) const;
+  void MeasureLinks(Replica& replica, bool idle, double now);
+  void HandleLinksMeasured(Worker& worker, const cluster::v1::LinksMeasured& message, double now);
+  void ForgetLinks(uint64_t id);
+  void Replan(Replica& replica, double now);
+
   // membership_hosts.cc
   std::vector<uint64_t> HostUsers(const Replica& replica, const std::vector<uint64_t>& members, bool with_spares) const;
   HostShare ShareOf(uint64_t id, const std::vector<uint64_t>& users) const;
@@ -264,6 +305,7 @@ class Membership {
   std::string sampleable_bits_;
   std::string repeats_freely_bits_;
   std::map<uint64_t, std::unique_ptr<Worker>> workers_;  // by connection
+  std::map<std::pair<uint64_t, uint64_t>, Link> links_;  // from worker to worker, as last measured
   std::vector<std::unique_ptr<Replica>> replicas_;
   uint64_t last_generation_ = 0;
   double last_tick_ = -1;

@@ -108,13 +108,13 @@ void Membership::FormGroups(double now) {
 absl::StatusOr<Membership::GroupPlan> Membership::NextPlan(const Replica& replica, double now) {
   const size_t wanted = StagesWanted();
   const bool take_less = replica.was_ready && now >= replica.since + options_.regroup_wait_seconds;
-  const bool grows =
-      !replica.grows_to.empty() && std::all_of(replica.grows_to.begin(), replica.grows_to.end(), [this](uint64_t id) {
-        const auto found = workers_.find(id);
-        return found != workers_.end() && found->second->spare();
-      });
-  if (grows) {
-    const std::vector<uint64_t> members = AssignStages(replica, replica.grows_to, wanted);
+  const bool are_there = !replica.next_workers.empty() &&
+                         std::all_of(replica.next_workers.begin(), replica.next_workers.end(), [this](uint64_t id) {
+                           const auto found = workers_.find(id);
+                           return found != workers_.end() && found->second->spare();
+                         });
+  if (are_there) {
+    const std::vector<uint64_t> members = AssignStages(replica, replica.next_workers, wanted);
     absl::StatusOr<GroupPlan> plan = PlanFor(replica, members, options_.partition);
     if (plan.ok()) return plan;
   }
@@ -166,7 +166,9 @@ absl::StatusOr<Membership::GroupPlan> Membership::PlanAmong(const std::vector<ui
           absl::StrCat("workers with the transports ", transport, " and ", other, " cannot form a group"));
     }
   }
-  if (plan.limits.links.bytes_per_second == 0) plan.limits.links.bytes_per_second = AssumedLinkSpeed(transport);
+  plan.limits.links = LinksAmong(members);
+  plan.limits.traffic = replica.traffic.value_or(limits.traffic);
+  if (!replica.replans) plan.limits.kept_split = replica.ready_split;
   // A split that was given counts as long as there are workers for it.
   if (plan.limits.split.size() != members.size() && replica.was_ready) plan.limits.split.clear();
   if (limits.max_step_tokens > 0) {
@@ -243,7 +245,7 @@ void Membership::Form(Replica& replica, GroupPlan plan, double now) {
   replica.partition = std::move(plan.partition);
   replica.limits = std::move(plan.limits);
   replica.shrunken = !plan.shortage.empty();
-  replica.grows_to.clear();
+  replica.next_workers.clear();
   replica.generation = ++last_generation_;
   replica.state = Replica::State::kForming;
   replica.since = now;
@@ -374,6 +376,9 @@ void Membership::HandleReady(Worker& worker, const cluster::v1::Ready& message, 
     workers_.at(one.worker)->failures = 0;
   }
   replica->failures = 0;
+  replica->replans = false;
+  replica->ready_split = replica->partition.first_layers;
+  replica->wants_links = HasUnmeasuredLinks(*replica);
   replica->message.clear();
   effects_.log.push_back(absl::StrCat("replica ", replica->index, ", generation ", replica->generation, " is ready"));
   effects_.events.push_back({MembershipEffects::Event::kGenerationReady, replica->index});

@@ -61,7 +61,7 @@ void Membership::Grow(Replica& replica, bool idle, double now) {
     return;
   }
   ++(idle ? replica.idle_regrowths : replica.regrowths);
-  replica.grows_to = plan->members;
+  replica.next_workers = plan->members;
   const std::string purpose =
       plan->members.size() == replica.stages.size()
           ? "to have all its slots and caches"

@@ -15,6 +15,13 @@
 
 namespace goldfinch {
 
+void FillTraffic(const ExpectedTraffic& traffic, v1::TrafficInfo* info) {
+  info->set_prompt_tokens(traffic.prompt_tokens);
+  info->set_output_tokens(traffic.output_tokens);
+  info->set_context_tokens(traffic.context_tokens);
+  info->set_sequences(traffic.sequences);
+}
+
 bool Membership::ready(int replica) const { return replicas_[replica]->state == Replica::State::kReady; }
 
 int Membership::groups_ready() const {
@@ -149,7 +156,16 @@ void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) c
     out.set_generation(replica->generation);
     out.set_steps(replica->steps);
     out.set_message(replica->message);
-    if (!replica->stages.empty()) out.set_plan(replica->partition.why);
+    if (!replica->stages.empty()) {
+      out.set_plan(replica->partition.why);
+      PartitionOptions limits = replica->limits;
+      limits.max_sequences = replica->partition.max_sequences;
+      FillTraffic(TrafficWithinLimits(limits), out.mutable_expected_traffic());
+    }
+    if (replica->advice) {
+      out.set_best_split(SplitText(replica->advice->first_layers, model_->layers_size()));
+      out.set_split_gain(replica->advice->gain);
+    }
     for (const Stage& stage : replica->stages) {
       const Worker& worker = *workers_.at(stage.worker);
       v1::StageInfo& to = *out.add_stages();
@@ -175,6 +191,12 @@ void Membership::FillClusterInfo(double now, v1::GetClusterInfoResponse* info) c
         part.set_name(name);
         part.set_bytes(bytes);
       }
+    }
+    for (const LinkView& link : Links(replica->index)) {
+      v1::LinkInfo& to = *out.mutable_stages(link.from)->add_links();
+      to.set_stage(link.to);
+      to.set_bytes_per_second(link.bytes_per_second);
+      to.set_round_trip_seconds(link.round_trip_seconds);
     }
   }
   for (uint64_t id : Spares()) info->add_spare_workers(workers_.at(id)->registration.name());

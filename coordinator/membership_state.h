@@ -65,6 +65,7 @@ struct Membership::Stage {
   HostShare share;
   bool joined = false;
   bool ready = false;
+  bool measures_links = false;  // it was asked to, and has not answered
 
   // From Joined:
   std::vector<std::string> addresses;  // [stages]
@@ -102,7 +103,19 @@ struct Membership::Replica {
   std::string drains_for;      // why it is about to end
   // Times that it has grown, under load and while it was idle, without having been whole for long since.
   int regrowths = 0, idle_regrowths = 0;
-  std::vector<uint64_t> grows_to;  // the workers of the group that forms next, if they are all still there
+  std::vector<uint64_t> next_workers;  // of the group that forms next, if they are all still there
+
+  // kReady:
+  bool wants_links = false;  // some links have not been measured yet
+  std::optional<SplitAdvice> advice;
+  double better_since = -1;  // since when the advice has been to change the split; < 0: it is not
+
+  std::vector<int> ready_split;                   // of the last group that was ready
+  std::optional<ExpectedTraffic> traffic;         // that groups are planned for; not set: as MembershipOptions says
+  std::optional<ExpectedTraffic> traffic_before;  // what it was before the last change of the split
+  bool replans = false;                           // the split is being changed: the next group need not keep it
+  int replans_done = 0;                           // without having kept one for long since
+  double last_replan = 0;
 
   // The group, or what the last one was.
   uint64_t generation = 0;

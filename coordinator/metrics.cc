@@ -191,6 +191,15 @@ Metrics::Metrics(const std::string& model_name)
                                   "Segments of texts that were moved between the memory of workers and the store")),
       context_move_failures_(MakeCounter("context_move_failures_total", "Such moves that failed")),
       context_quarantined_(MakeCounter("context_quarantined_files_total", "Files of the store that were damaged")),
+      traffic_prompt_tokens_(MakeGauges("traffic_prompt_tokens", "Tokens that are read for a request, on average")),
+      traffic_output_tokens_(MakeGauges("traffic_output_tokens", "Tokens that are sampled for a request, on average")),
+      traffic_context_tokens_(
+          MakeGauges("traffic_context_tokens", "Positions that a sampled token attends to, on average")),
+      traffic_sequences_(
+          MakeGauges("traffic_sequences", "Sequences that run at a time in a group while any do, on average")),
+      split_gain_(MakeGauges("split_gain_ratio", "Part of the time that another split would save for the traffic")),
+      link_speed_(MakeGauges("link_bytes_per_second", "Speed of a link from a stage to a later one, as measured")),
+      link_round_trip_(MakeGauges("link_round_trip_seconds", "Seconds of a small message and its answer, as measured")),
       steps_(MakeCounter("steps_total", "Steps that were sent to groups of workers")),
       step_sequences_(MakeHistogram("step_sequences", "Sequences of which a Step runs tokens", SequenceBuckets())),
       step_tokens_(MakeHistogram("step_tokens", "Tokens that a Step runs", StepTokenBuckets())),
@@ -300,6 +309,49 @@ void Metrics::SetContexts(const Contexts& contexts) {
   context_moves_->Add({{"direction", "load"}}).Increment(Amount(contexts.loaded - before.loaded));
   context_move_failures_->Increment(Amount(contexts.move_failures - before.move_failures));
   context_quarantined_->Increment(Amount(contexts.quarantined - before.quarantined));
+}
+
+void Metrics::SetTraffic(const ExpectedTraffic& traffic) {
+  traffic_prompt_tokens_->Add({}).Set(static_cast<double>(traffic.prompt_tokens));
+  traffic_output_tokens_->Add({}).Set(static_cast<double>(traffic.output_tokens));
+  traffic_context_tokens_->Add({}).Set(static_cast<double>(traffic.context_tokens));
+  traffic_sequences_->Add({}).Set(static_cast<double>(traffic.sequences));
+}
+
+void Metrics::SetSplitGain(int replica, double gain) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  prometheus::Gauge*& series = split_gains_[replica];
+  if (series == nullptr) series = &split_gain_->Add({{"replica", Label(replica)}});
+  series->Set(gain);
+}
+
+void Metrics::SetLinks(int replica, const std::vector<Link>& links) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  RemoveLinks(replica);
+  for (const Link& link : links) {
+    const prometheus::Labels labels = {
+        {"replica", Label(replica)}, {"stage", Label(link.from)}, {"to_stage", Label(link.to)}};
+    const auto set = [&](prometheus::Family<prometheus::Gauge>* family, double value) {
+      links_[replica].emplace_back(family, &family->Add(labels));
+      links_[replica].back().second->Set(value);
+    };
+    set(link_round_trip_, link.round_trip_seconds);
+    if (link.bytes_per_second > 0) set(link_speed_, link.bytes_per_second);
+  }
+}
+
+void Metrics::RemoveLinks(int replica) {
+  for (const auto& [family, series] : links_[replica]) family->Remove(series);
+  links_.erase(replica);
+}
+
+void Metrics::ClearSplit(int replica) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  RemoveLinks(replica);
+  const auto gain = split_gains_.find(replica);
+  if (gain == split_gains_.end()) return;
+  split_gain_->Remove(gain->second);
+  split_gains_.erase(gain);
 }
 
 void Metrics::CountStep(int64_t sequences, int64_t tokens) {

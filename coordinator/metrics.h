@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "coordinator/dispatcher.h"
+#include "coordinator/stage_cost.h"
 
 namespace prometheus {
 class Counter;
@@ -118,6 +119,22 @@ class Metrics {
   // context_quarantined_files_total
   void SetContexts(const Contexts& contexts);
 
+  // ---- Splits ----
+  struct Link {
+    int from = 0;  // stages
+    int to = 0;
+    double bytes_per_second = 0;
+    double round_trip_seconds = 0;
+  };
+  // traffic_prompt_tokens, traffic_output_tokens, traffic_context_tokens, traffic_sequences: absent until it is known.
+  void SetTraffic(const ExpectedTraffic& traffic);
+  // split_gain_ratio: the part of its time that a replica would save with another split.
+  void SetSplitGain(int replica, double gain);
+  // link_bytes_per_second, link_round_trip_seconds: all links of a replica. A speed of 0 is not known, and absent.
+  void SetLinks(int replica, const std::vector<Link>& links);
+  // The replica's generation has ended: its links and gain are absent.
+  void ClearSplit(int replica);
+
   // ---- Steps ----
   // A Step was sent: steps_total, step_sequences, step_tokens.
   void CountStep(int64_t sequences, int64_t tokens);
@@ -158,6 +175,7 @@ class Metrics {
   static constexpr int kFinishes = 4;  // the values of Finish, and "scored"
   static constexpr int kCodes = 17;    // the canonical status codes
 
+  void RemoveLinks(int replica);  // with mutex_ held
   prometheus::Counter* FailuresOf(const std::string& method, absl::StatusCode code);
 
   prometheus::Counter* MakeCounter(const char* name, const char* help);
@@ -214,6 +232,14 @@ class Metrics {
   prometheus::Counter* context_quarantined_;
   Contexts contexts_;  // the last ones; of the one thread that calls SetContexts
 
+  prometheus::Family<prometheus::Gauge>* traffic_prompt_tokens_;
+  prometheus::Family<prometheus::Gauge>* traffic_output_tokens_;
+  prometheus::Family<prometheus::Gauge>* traffic_context_tokens_;
+  prometheus::Family<prometheus::Gauge>* traffic_sequences_;
+  prometheus::Family<prometheus::Gauge>* split_gain_;
+  prometheus::Family<prometheus::Gauge>* link_speed_;
+  prometheus::Family<prometheus::Gauge>* link_round_trip_;
+
   prometheus::Counter* steps_;
   prometheus::Histogram* step_sequences_;
   prometheus::Histogram* step_tokens_;
@@ -232,6 +258,9 @@ class Metrics {
   std::map<std::pair<int, int>, StageCounters> stages_;         // guarded by mutex_, by replica and stage
   std::map<std::pair<int, int>, BoundaryCounters> boundaries_;  // guarded by mutex_, by replica and boundary
   std::map<std::pair<int, int>, TierSeries> tiers_;             // guarded by mutex_, by replica and stage
+  std::map<int, prometheus::Gauge*> split_gains_;               // guarded by mutex_, by replica
+  // Guarded by mutex_, by replica: the series of its links, with their families.
+  std::map<int, std::vector<std::pair<prometheus::Family<prometheus::Gauge>*, prometheus::Gauge*>>> links_;
 };
 
 }  // namespace goldfinch

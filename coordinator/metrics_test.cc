@@ -76,6 +76,9 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   memory.slots_used = 3;
   memory.slots_max = 16;
   metrics.SetMemory(memory);
+  metrics.SetTraffic({.prompt_tokens = 900, .output_tokens = 80, .context_tokens = 1000, .sequences = 6});
+  metrics.SetSplitGain(0, 0.25);
+  metrics.SetLinks(0, {{.from = 0, .to = 1, .bytes_per_second = 2e9, .round_trip_seconds = 0.125}});
   metrics.CountStep(5, 512);
   metrics.ObserveStepScheduling(2e-5);
   metrics.ObserveStep(0.04, 0.05, 1e6);
@@ -126,6 +129,13 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   EXPECT_EQ(value("cache_tokens_max"), "640");
   EXPECT_EQ(value("slots_used"), "3");
   EXPECT_EQ(value("slots_max"), "16");
+  EXPECT_EQ(value("traffic_prompt_tokens"), "900");
+  EXPECT_EQ(value("traffic_output_tokens"), "80");
+  EXPECT_EQ(value("traffic_context_tokens"), "1000");
+  EXPECT_EQ(value("traffic_sequences"), "6");
+  EXPECT_EQ(value("split_gain_ratio", "replica=\"0\""), "0.25");
+  EXPECT_EQ(value("link_bytes_per_second", "replica=\"0\",stage=\"0\",to_stage=\"1\""), "2000000000");
+  EXPECT_EQ(value("link_round_trip_seconds", "replica=\"0\",stage=\"0\",to_stage=\"1\""), "0.125");
   EXPECT_EQ(value("steps_total"), "1");
   EXPECT_EQ(value("step_sequences_sum"), "5");
   EXPECT_EQ(value("step_tokens_sum"), "512");
@@ -133,6 +143,25 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   EXPECT_EQ(value("step_seconds_sum"), "0.04");
   EXPECT_EQ(value("step_target_seconds"), "0.05");
   EXPECT_EQ(value("attended_positions_total"), "1000000");
+}
+
+TEST(Metrics, LinksAndGainsEndWithTheGeneration) {
+  Metrics metrics("m");
+  EXPECT_THAT(Text(metrics), Not(HasSubstr("goldfinch_traffic_prompt_tokens{"))) << "nobody has asked anything yet";
+  metrics.SetLinks(0, {{.from = 0, .to = 1, .bytes_per_second = 2e9, .round_trip_seconds = 1},
+                       {.from = 0, .to = 2, .bytes_per_second = 0, .round_trip_seconds = 1}});
+  EXPECT_THAT(Text(metrics), HasSubstr("goldfinch_link_round_trip_seconds{model_name=\"m\",replica=\"0\",stage=\"0\","
+                                       "to_stage=\"2\"} 1"));
+  EXPECT_THAT(Text(metrics), Not(HasSubstr("goldfinch_link_bytes_per_second{model_name=\"m\",replica=\"0\","
+                                           "stage=\"0\",to_stage=\"2\"")))
+      << "a speed that is not known is no speed";
+  metrics.SetSplitGain(0, 0.5);
+  metrics.SetSplitGain(1, 0.5);
+  metrics.ClearSplit(0);
+  EXPECT_THAT(Text(metrics), Not(HasSubstr("goldfinch_link_round_trip_seconds{")));
+  EXPECT_THAT(Text(metrics), Not(HasSubstr("goldfinch_split_gain_ratio{model_name=\"m\",replica=\"0\"}")));
+  EXPECT_THAT(Text(metrics), HasSubstr("goldfinch_split_gain_ratio{model_name=\"m\",replica=\"1\"} 0.5"));
+  metrics.ClearSplit(2);
 }
 
 TEST(Metrics, WhatIsNotKnownOfAStepHasNoSeries) {
@@ -180,6 +209,9 @@ TEST(Metrics, ThePageListsThem) {
   metrics.SetTiers(0, 0, {.full_sequences = 1});
   metrics.AddStageSeconds(0, 0, {});
   metrics.AddBoundaryBytes(0, 0, {});
+  metrics.SetTraffic({});
+  metrics.SetSplitGain(0, 0);
+  metrics.SetLinks(0, {{.from = 0, .to = 1, .bytes_per_second = 1, .round_trip_seconds = 1}});
   std::set<std::string> known, listed;
   for (const prometheus::MetricFamily& family : metrics.registry()->Collect()) {
     EXPECT_FALSE(family.help.empty()) << family.name;

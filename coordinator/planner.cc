@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -75,29 +76,9 @@ absl::Status CheckSplit(const PartitionOptions& options, int layers, size_t work
   return absl::OkStatus();
 }
 
-// What is expected within the limits of sequences and caches: shorter requests of the same kind, and fewer of them.
-ExpectedTraffic WithinLimits(const PartitionOptions& options) {
-  ExpectedTraffic traffic = options.traffic;
-  const int64_t tokens = traffic.prompt_tokens + traffic.output_tokens;
-  traffic.context_tokens =
-      std::clamp<int64_t>(std::max(traffic.context_tokens, tokens), 1, options.max_sequence_tokens);
-  if (tokens > traffic.context_tokens) {
-    const double shorter = static_cast<double>(traffic.context_tokens) / static_cast<double>(tokens);
-    const auto scaled = [shorter](int64_t count) {
-      return std::max<int64_t>(1, static_cast<int64_t>(shorter * static_cast<double>(count)));
-    };
-    traffic.prompt_tokens = scaled(traffic.prompt_tokens);
-    traffic.output_tokens = scaled(traffic.output_tokens);
-  }
-  int64_t sequences = std::min<int64_t>(options.max_sequences, kPositionsMax / traffic.context_tokens);
-  if (options.cache_tokens > 0) sequences = std::min(sequences, options.cache_tokens / traffic.context_tokens);
-  traffic.sequences = std::clamp<int64_t>(traffic.sequences, 1, std::max<int64_t>(sequences, 1));
-  return traffic;
-}
-
 StageCosts CostsOf(const cluster::v1::Described& model, absl::Span<const WorkerResources> workers,
                    const PartitionOptions& options) {
-  return StageCosts(model, workers, options.links, WithinLimits(options),
+  return StageCosts(model, workers, options.links, TrafficWithinLimits(options),
                     {.max_sequences = options.max_sequences,
                      .cache_tokens_least = CacheTokensMin(options),
                      .max_step_tokens = options.max_step_tokens,
@@ -151,6 +132,7 @@ class Splits {
   }
 
   bool Fits(const std::vector<int>& first_layers) const {
+    if (first_layers.size() != static_cast<size_t>(costs_.stages()) || first_layers[0] != 0) return false;
     for (int stage = 0; stage < costs_.stages(); ++stage) {
       const int first = first_layers[stage], last = EndOf(first_layers, stage);
       if (first >= last || !costs_.Fits(stage, first, last)) return false;
@@ -173,8 +155,10 @@ class Splits {
 
   SearchResult Find(double throughput, double first_token, bool at_border) {
     const SearchWeights weights{throughput, first_token * streamed_, first_token};
-    SearchResult result = FindSplit(costs_.layers(), costs_.stages(), at_border ? costs_.finch_layers() : 0, weights,
-                                    [this](int stage, int first, int last) { return CostOf(stage, first, last); });
+    SearchResult result = FindSplit(
+        costs_.layers(), costs_.stages(), at_border ? costs_.finch_layers() : 0, weights,
+        [this](int stage, int first, int last) { return CostOf(stage, first, last); },
+        [this](int stage, int first, int last) { return costs_.LeastRequest(stage, first, last); });
     steps_ += result.steps;
     return result;
   }
@@ -202,8 +186,25 @@ class Splits {
   std::vector<SearchCost> known_;  // [stages * free_ * free_], or empty if that were too many
 };
 
+// Keeps options.kept_split in place of the best one if it is nearly as good.
+void Keep(const Splits& splits, absl::Span<const WorkerResources> workers, const PartitionOptions& options, int layers,
+          Partition* partition) {
+  const std::vector<int>& kept = options.kept_split;
+  if (kept == partition->first_layers || !splits.Fits(kept)) return;
+  if (options.aim == SplitAim::kBorder && splits.has_border() && !splits.IsAtBorder(kept)) return;
+  const double cost = CostOf(splits.Estimate(workers, kept), options.aim);
+  const double best = CostOf(splits.Estimate(workers, partition->first_layers), options.aim);
+  if (cost > best * (1 + kKeepMargin)) return;
+  partition->why =
+      absl::StrFormat("as it was: %s would take %.1f %% less time, which is too little to load other layers",
+                      SplitText(partition->first_layers, layers), cost > 0 ? 100 * (1 - best / cost) : 0);
+  partition->first_layers = kept;
+}
+
 // Fills first_layers, which stays empty if nothing fits, and `why`.
-void Choose(const StageCosts& costs, SplitAim aim, Partition* partition) {
+void Choose(const StageCosts& costs, absl::Span<const WorkerResources> workers, const PartitionOptions& options,
+            Partition* partition) {
+  const SplitAim aim = options.aim;
   Splits splits(costs);
   const bool has_border = splits.has_border();
   SearchResult best = aim == SplitAim::kBalanced
@@ -239,6 +240,7 @@ void Choose(const StageCosts& costs, SplitAim aim, Partition* partition) {
   }
   partition->first_layers = std::move(best.first_layers);
   partition->search_steps = splits.steps();
+  if (!partition->first_layers.empty()) Keep(splits, workers, options, costs.layers(), partition);
 }
 
 // For options.max_sequences, which is not 0.
@@ -260,7 +262,7 @@ absl::StatusOr<Partition> PartitionFor(const cluster::v1::Described& model, absl
   partition.max_sequences = options.max_sequences;
   partition.max_logit_rows = options.max_logit_rows;
   if (options.split.empty()) {
-    Choose(CostsOf(model, workers, options), options.aim, &partition);
+    Choose(CostsOf(model, workers, options), workers, options, &partition);
     if (partition.first_layers.empty()) {
       if (options.aim == SplitAim::kBorder && static_cast<int>(model.gold_layers()) < layers) {
         return absl::ResourceExhaustedError(
@@ -322,6 +324,25 @@ bool StatesAreModest(const Partition& partition, absl::Span<const WorkerResource
 
 }  // namespace
 
+ExpectedTraffic TrafficWithinLimits(const PartitionOptions& options) {
+  ExpectedTraffic traffic = options.traffic;
+  const int64_t tokens = traffic.prompt_tokens + traffic.output_tokens;
+  traffic.context_tokens =
+      std::clamp<int64_t>(std::max(traffic.context_tokens, tokens), 1, options.max_sequence_tokens);
+  if (tokens > traffic.context_tokens) {
+    const double shorter = static_cast<double>(traffic.context_tokens) / static_cast<double>(tokens);
+    const auto scaled = [shorter](int64_t count) {
+      return std::max<int64_t>(1, static_cast<int64_t>(shorter * static_cast<double>(count)));
+    };
+    traffic.prompt_tokens = scaled(traffic.prompt_tokens);
+    traffic.output_tokens = scaled(traffic.output_tokens);
+  }
+  int64_t sequences = std::min<int64_t>(options.max_sequences, kPositionsMax / traffic.context_tokens);
+  if (options.cache_tokens > 0) sequences = std::min(sequences, options.cache_tokens / traffic.context_tokens);
+  traffic.sequences = std::clamp<int64_t>(traffic.sequences, 1, std::max<int64_t>(sequences, 1));
+  return traffic;
+}
+
 std::string SplitText(absl::Span<const int> first_layers, int layers) {
   std::string text;
   for (size_t stage = 0; stage < first_layers.size(); ++stage) {
@@ -365,6 +386,15 @@ absl::StatusOr<Partition> PartitionWithLongSteps(const cluster::v1::Described& m
         absl::IsResourceExhausted(partition.status()) && tokens / 2 >= std::max<int64_t>(least, options->max_sequences);
     if (!may_fit) return partition;
   }
+}
+
+std::optional<SplitEstimate> EstimateSplit(const cluster::v1::Described& model,
+                                           absl::Span<const WorkerResources> workers, const PartitionOptions& options,
+                                           const std::vector<int>& first_layers) {
+  const StageCosts costs = CostsOf(model, workers, options);
+  const Splits splits(costs);
+  if (!splits.Fits(first_layers)) return std::nullopt;
+  return splits.Estimate(workers, first_layers);
 }
 
 std::vector<SplitEstimate> CompareSplits(const cluster::v1::Described& model, absl::Span<const WorkerResources> workers,

@@ -3,6 +3,7 @@
 #define GOLDFINCH_COORDINATOR_PLANNER_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,9 @@ struct PartitionOptions {
   std::vector<int> split;       // the first layer of each stage, ascending from 0; empty: as `aim` says
   int split_layers = 0;         // with `split`: how many layers the model must have
   SplitAim aim = SplitAim::kAuto;
+  // What the same stages had until now, if anything: it stays unless another split is better by kKeepMargin, as workers
+  // have its layers loaded.
+  std::vector<int> kept_split;
   ExpectedTraffic traffic;  // where it exceeds the limits above, what is within them is expected
   LinkSpeeds links;
 };
@@ -65,12 +69,18 @@ struct SplitEstimate {
 // How much longer a border split may take and still be preferred: it needs no fast link and only its later stages hold
 // what GOLD layers need, while predictions are no better than that.
 inline constexpr double kBorderMargin = 0.05;
+// How much longer the split that the stages have had may take and still be kept.
+inline constexpr double kKeepMargin = 0.1;
 // The most sequences that a group runs at once unless the user says: beyond, decoding gains nothing, as reading the
 // weights is no longer what a step waits for. Devices from kManyFlops on are GPUs or large machines.
 inline constexpr int kSequencesFewMax = 64, kSequencesManyMax = 256;
 inline constexpr double kManyFlops = 2e12;
 // The largest fraction that states of sequences may take of what a worker has beside weights and tables.
 inline constexpr double kStatesFraction = 0.125;
+
+// What is expected within the limits of sequences and caches, for options.max_sequences above 0: shorter requests of
+// the same kind, and fewer of them.
+ExpectedTraffic TrafficWithinLimits(const PartitionOptions& options);
 
 // The ranges of layers, as users give them: "0-7,8-15,16-23".
 std::string SplitText(absl::Span<const int> first_layers, int layers);
@@ -95,6 +105,16 @@ absl::StatusOr<Partition> PartitionLayers(const cluster::v1::Described& model,
 absl::StatusOr<Partition> PartitionWithLongSteps(const cluster::v1::Described& model,
                                                  absl::Span<const WorkerResources> workers, int64_t most, int64_t least,
                                                  PartitionOptions* options);
+
+// What the split is expected to do; nothing if it does not fit, or has another number of stages than there are workers.
+// options.max_sequences is not 0.
+std::optional<SplitEstimate> EstimateSplit(const cluster::v1::Described& model,
+                                           absl::Span<const WorkerResources> workers, const PartitionOptions& options,
+                                           const std::vector<int>& first_layers);
+// What `aim` minimizes, in seconds.
+inline double CostOf(const SplitEstimate& estimate, SplitAim aim) {
+  return aim == SplitAim::kBalanced ? estimate.request_seconds : estimate.cost;
+}
 
 // What `partition`, which PartitionLayers returned for the same arguments, is expected to do, and then the two best
 // others among these: the best border split, the best by the slowest stage alone and by the first token alone, and the

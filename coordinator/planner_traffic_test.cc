@@ -243,6 +243,27 @@ TEST(PlannerTrafficTest, ALongPromptIsExpectedInFull) {
   EXPECT_EQ(traffic.context_tokens, 200'000 + traffic.output_tokens) << "more than its default";
 }
 
+// ---- The split that there is
+
+TEST(PlannerTrafficTest, TheSplitThatThereIsStaysIfAnotherIsLittleBetter) {
+  PartitionOptions options = Options(AssumedLinkSpeed("tcp"));
+  const std::vector<WorkerResources> workers(3, kMachine);
+  ASSERT_THAT(Plan(Released(), workers, options).first_layers, ElementsAre(0, 16, 20));
+  options.kept_split = {0, 18, 21};
+  const Partition kept = Plan(Released(), workers, options);
+  EXPECT_THAT(kept.first_layers, ElementsAre(0, 18, 21));
+  EXPECT_THAT(kept.why, StartsWith("as it was: 0-15,16-19,20-23 would take "));
+  options.kept_split = {0, 8, 16};
+  EXPECT_THAT(Plan(Released(), workers, options).first_layers, ElementsAre(0, 16, 20)) << "this one costs too much";
+  options.kept_split = {0, 18};
+  EXPECT_THAT(Plan(Released(), workers, options).first_layers, ElementsAre(0, 16, 20)) << "of another group";
+  options.kept_split = {0, 18, 24};
+  EXPECT_THAT(Plan(Released(), workers, options).first_layers, ElementsAre(0, 16, 20)) << "of another model";
+  options.kept_split = {0, 18, 21};
+  options.aim = SplitAim::kBorder;
+  EXPECT_THAT(Plan(Released(), workers, options).first_layers, ElementsAre(0, 16, 20)) << "not at the border";
+}
+
 // ---- Links and mixed workers
 
 TEST(PlannerTrafficTest, OverASlowLinkGoesWhatIsCompressed) {

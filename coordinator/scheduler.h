@@ -150,6 +150,8 @@ struct SchedulerEvents {
   int64_t prompt_tokens = 0;      // of prompts that were read, each request's once
   int64_t cached_tokens = 0;      // of these, those that kept segments spared
   int64_t completion_tokens = 0;  // that were sampled, or scored in continuations
+  int64_t sampled_tokens = 0;     // of these, those that were sampled
+  int64_t sampled_positions = 0;  // that they attend to: each the prompt, and its sample up to it
   // Tokens that were run again: after a loss or a parking, or the prompt's for a further sample that was not forked in
   // time, and its last one for every further sample.
   int64_t replayed_tokens = 0;

@@ -119,6 +119,8 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   }
   sequence.last_token_time = state.last_token = now;
   ++events_.completion_tokens;
+  ++events_.sampled_tokens;
+  events_.sampled_positions += state.prompt_tokens() + static_cast<int64_t>(sequence.after_prompt.size());
   ++state.usage.completion_tokens;
   state.losses = 0;
   sequence.after_prompt.push_back(token.id);

@@ -13,8 +13,11 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kRounding = 1 + 1e-12;
 
 constexpr int kFewBeginnings = 2;
+// How closely the time is found in which all layers can be dealt out, and how often it is doubled at most before.
+constexpr int kHalvings = 6, kDoublings = 64;
 
 using CostOf = absl::FunctionRef<SearchCost(int stage, int first, int last)>;
+using LeastOf = absl::FunctionRef<double(int stage, int first, int last)>;
 
 // The stages up to one, which ends where its node says.
 struct Beginning {
@@ -26,17 +29,22 @@ struct Beginning {
 
 class Search {
  public:
-  Search(int layers, int stages, int cut, const SearchWeights& weights, CostOf cost_of)
-      : layers_(layers), stages_(stages), cut_(cut), weights_(weights), cost_of_(cost_of) {}
+  Search(int layers, int stages, int cut, const SearchWeights& weights, CostOf cost_of, LeastOf least_of)
+      : layers_(layers), stages_(stages), cut_(cut), weights_(weights), cost_of_(cost_of), least_of_(least_of) {}
 
   SearchResult Run() {
-    FindRests();
     SearchResult result;
+    std::vector<int> dealt_out = DealOut(&too_much_);
+    FindRests();
     if (Rest(0, 0).best.request != kNever) {
       result.first_layers = BestByOne(&result.cost);
       // The better the bound, the fewer are left.
       Improve(kFewBeginnings, &result.first_layers, &result.cost);
       Improve(kBeginningsMax, &result.first_layers, &result.cost);
+      if (result.cost > too_much_ * kRounding) {
+        result.first_layers = std::move(dealt_out);
+        result.cost = too_much_;
+      }
     }
     result.steps = steps_;
     return result;
@@ -62,11 +70,64 @@ class Search {
     return cost_of_(stage, first, last);
   }
 
+  // Whether a stage with these layers, or with more from `first` on, makes the split cost too much.
+  bool IsTooLong(int stage, int first, int last) const {
+    return weights_.request * least_of_(stage, first, last) > too_much_ * kRounding;
+  }
+
   static SearchCost Join(const SearchCost& a, const SearchCost& b) {
     return {std::max(a.request, b.request), std::max(a.token, b.token), a.first + b.first};
   }
   double Value(const SearchCost& cost) const {
     return weights_.request * cost.request + weights_.token * cost.token + weights_.first * cost.first;
+  }
+
+  // A good split, and its value: each stage has as many layers as it can do in a time, which is nearly the least in
+  // which all of them are dealt out. Empty and infinite if there is none, or if nothing is known of what stages cost at
+  // least.
+  std::vector<int> DealOut(double* value) {
+    *value = kNever;
+    std::vector<int> best;
+    double limit = least_of_(0, 0, layers_) / stages_;
+    if (limit <= 0) return best;
+    const auto deals_out = [&](double seconds) {
+      std::vector<int> first_layers = DealOutIn(seconds);
+      if (first_layers.empty()) return false;
+      SearchCost cost;
+      for (int stage = 0; stage < stages_; ++stage) {
+        cost = Join(cost, Weigh(stage, first_layers[stage], stage + 1 < stages_ ? first_layers[stage + 1] : layers_));
+      }
+      if (Value(cost) < *value) {
+        *value = Value(cost);
+        best = std::move(first_layers);
+      }
+      return true;
+    };
+    int doublings = 0;
+    while (!deals_out(limit) && ++doublings <= kDoublings) limit *= 2;
+    if (best.empty()) return best;
+    double too_little = limit / 2;
+    for (int i = 0; i < kHalvings; ++i) {
+      const double middle = (too_little + limit) / 2;
+      (deals_out(middle) ? limit : too_little) = middle;
+    }
+    return best;
+  }
+
+  std::vector<int> DealOutIn(double seconds) {
+    std::vector<int> first_layers;
+    int first = 0;
+    for (int stage = 0; stage < stages_; ++stage) {
+      first_layers.push_back(first);
+      int end = -1;
+      for (int last = FirstEnd(stage, first); last <= LastEnd(stage); ++last) {
+        if (least_of_(stage, first, last) > seconds) break;
+        if (Weigh(stage, first, last).request <= seconds) end = last;
+      }
+      if (end < 0) return {};
+      first = end;
+    }
+    return first_layers;
   }
 
   void FindRests() {
@@ -77,6 +138,7 @@ class Search {
         if (stage == 0 && first > 0) break;
         Remainder& rest = Rest(stage, first);
         for (int last = FirstEnd(stage, first); last <= LastEnd(stage); ++last) {
+          if (IsTooLong(stage, first, last)) break;
           const SearchCost& after = Rest(stage + 1, last).best;
           if (after.request == kNever) continue;
           const SearchCost cost = Weigh(stage, first, last);
@@ -132,6 +194,7 @@ class Search {
         const std::vector<Beginning>& begun = kept[stage][first];
         if (begun.empty()) continue;
         for (int last = FirstEnd(stage, first); last <= LastEnd(stage); ++last) {
+          if (IsTooLong(stage, first, last)) break;
           const SearchCost& after = Rest(stage + 1, last).best;
           if (after.request == kNever) continue;
           const SearchCost cost = Weigh(stage, first, last);
@@ -140,7 +203,7 @@ class Search {
             ++steps_;
             const SearchCost joined = Join(begun[i].cost, cost);
             const double least = Value(Join(joined, after));
-            if (least * kRounding >= bound) continue;
+            if (least * kRounding >= bound || least > too_much_ * kRounding) continue;
             Keep({joined, least, first, static_cast<int>(i)}, most, kept[stage + 1][last]);
           }
         }
@@ -176,14 +239,17 @@ class Search {
   const int layers_, stages_, cut_;
   const SearchWeights weights_;
   const CostOf cost_of_;
+  const LeastOf least_of_;
+  double too_much_ = kNever;      // the value of a split that there is
   std::vector<Remainder> rests_;  // [stages + 1][layers + 1]
   int64_t steps_ = 0;
 };
 
 }  // namespace
 
-SearchResult FindSplit(int layers, int stages, int cut, const SearchWeights& weights, CostOf cost_of) {
-  return Search(layers, stages, cut, weights, cost_of).Run();
+SearchResult FindSplit(int layers, int stages, int cut, const SearchWeights& weights, CostOf cost_of,
+                       LeastOf least_of) {
+  return Search(layers, stages, cut, weights, cost_of, least_of).Run();
 }
 
 }  // namespace goldfinch

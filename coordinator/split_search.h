@@ -35,9 +35,15 @@ struct SearchResult {
 // Exact: a dynamic program over the stages keeps every beginning that is better than the others in one of the three
 // sums, and drops those that can no longer be part of the best split, by lower bounds of what is still to come. Only
 // if more than kBeginningsMax are left of one stage and layer, those with the highest bounds are dropped.
+//
+// `least_of` says what `request` is at least for layers [first, last), and for more of them from `first` on. It never
+// falls with `last`. With it the search passes over stages that are too long to be part of the best split, by the cost
+// of one that gives each stage as many layers as it can do in some time; without it, it weighs all stages.
 inline constexpr int kBeginningsMax = 256;
+inline double NothingAtLeast(int /*stage*/, int /*first*/, int /*last*/) { return 0; }
 SearchResult FindSplit(int layers, int stages, int cut, const SearchWeights& weights,
-                       absl::FunctionRef<SearchCost(int stage, int first, int last)> cost_of);
+                       absl::FunctionRef<SearchCost(int stage, int first, int last)> cost_of,
+                       absl::FunctionRef<double(int stage, int first, int last)> least_of = NothingAtLeast);
 
 }  // namespace goldfinch
 

@@ -72,8 +72,15 @@ TEST(SplitSearchTest, IsAsGoodAsTryingAllSplits) {
     const SearchWeights weights{number(3) + 0.1, number(3), number(3)};
     const int cut = static_cast<int>(random() % costs.layers);
     const double best = BruteForce(costs, cut, weights);
-    const SearchResult result = FindSplit(costs.layers, costs.stages, cut, weights,
-                                          [&](int stage, int first, int last) { return costs.At(stage, first, last); });
+    const auto cost_of = [&](int stage, int first, int last) { return costs.At(stage, first, last); };
+    // In every other round the search also knows what these layers and more of them cost at least.
+    const auto least_of = [&](int stage, int first, int last) {
+      double least = kNever;
+      for (int end = last; end <= costs.layers; ++end) least = std::min(least, costs.At(stage, first, end).request);
+      return least;
+    };
+    const SearchResult result = round % 2 == 0 ? FindSplit(costs.layers, costs.stages, cut, weights, cost_of)
+                                               : FindSplit(costs.layers, costs.stages, cut, weights, cost_of, least_of);
     if (best == kNever) {
       EXPECT_THAT(result.first_layers, IsEmpty()) << round;
       continue;
@@ -100,6 +107,22 @@ TEST(SplitSearchTest, WeighsTheSlowestStageAndTheSumTogether) {
   EXPECT_THAT(FindSplit(4, 2, 0, {.request = 0, .token = 0, .first = 1}, cost_of).first_layers, ElementsAre(0, 1));
   EXPECT_THAT(FindSplit(4, 2, 0, {.request = 1, .token = 0, .first = 1}, cost_of).first_layers, ElementsAre(0, 3));
   EXPECT_THAT(FindSplit(4, 2, 1, {.request = 1, .token = 0, .first = 1}, cost_of).first_layers, ElementsAre(0, 1));
+}
+
+// Stages that are too long to be part of a good split are not weighed one by one.
+TEST(SplitSearchTest, PassesOverWhatIsTooLong) {
+  constexpr int kLayers = 200, kStages = 50;
+  const auto cost_of = [](int, int first, int last) {
+    const double layers = last - first;
+    return SearchCost{.request = layers, .token = layers, .first = 1};
+  };
+  const SearchWeights weights{.request = 1, .token = 0.1, .first = 0.1};
+  const SearchResult slow = FindSplit(kLayers, kStages, 0, weights, cost_of);
+  const SearchResult fast = FindSplit(kLayers, kStages, 0, weights, cost_of, [&](int stage, int first, int last) {
+    return cost_of(stage, first, last).request;
+  });
+  EXPECT_EQ(fast.cost, slow.cost);
+  EXPECT_LT(fast.steps, slow.steps / 10);
 }
 
 TEST(SplitSearchTest, ThereMayBeNone) {

@@ -125,6 +125,7 @@ std::vector<StageCosts::Sums> StageCosts::SumsOf(const cluster::v1::Described& m
                                                  const WorkerResources& worker) const {
   const ModelMemory& memory = *worker.model;
   const double width = memory.width, context = At(traffic_.context_tokens), prompt = At(traffic_.prompt_tokens);
+  const double outputs = At(traffic_.output_tokens - 1);
   // A row of a prompt attends to what is before it, half of the prompt on average.
   const double attended = std::max(context - prompt / 2, prompt / 2);
   const double per_byte = OperationsPerByte(model, finch_layers_);
@@ -149,6 +150,7 @@ std::vector<StageCosts::Sums> StageCosts::SumsOf(const cluster::v1::Described& m
                    (weights + 2 * state + cache * attended) / chunk_tokens_ + 2 * At(held.activation_bytes), worker);
       to.output += Roofline(operations + (cache > 0 ? pair * context : 0),
                             weights / batch_ + 2 * state + cache * context, worker);
+      to.least += prompt * (to.read - sums[i].read) + outputs * (to.output - sums[i].output);
       continue;
     }
     const double rank = At(GoldLoraRank(memory, i)), compressed = At(memory.compressed_width);
@@ -163,6 +165,12 @@ std::vector<StageCosts::Sums> StageCosts::SumsOf(const cluster::v1::Described& m
     to.outer += outer / worker.flops;
     to.tail += Roofline(rows * per_byte * weights, weights, worker) +
                context * Roofline(rows * pair, 2 * width * number_bytes, worker);
+    // The prompt is no longer than the context, so what is derived while it is read takes less than at its end.
+    const Sums& before = sums[i];
+    const double attend = std::min({to.attend_compressed - before.attend_compressed,
+                                    to.attend_shared - before.attend_shared, to.attend_full - before.attend_full});
+    to.least +=
+        prompt * (to.derive - before.derive) + to.tail - before.tail + outputs * (to.output - before.output + attend);
   }
   return sums;
 }

@@ -101,10 +101,17 @@ class StageCosts {
   bool Fits(int stage, int first, int last) const;
   // The cost of a stage that fits.
   StageCost Of(int stage, int first, int last) const;
+  // What StageCost::request is at least for these layers, and for more of them from `first` on.
+  double LeastRequest(int stage, int first, int last) const {
+    return kSurely * (sums_[stage][last].least - sums_[stage][first].least);
+  }
   // The settings of a stage with caches of so many tokens.
   StageSettings SettingsOf(int stage, int first, int last, int64_t cache_tokens) const;
 
  private:
+  // Differences of sums are not exact to the last bit.
+  static constexpr double kSurely = 1 - 1e-9;
+
   // Sums of seconds over layers from layer 0 on, on one worker.
   struct Sums {
     double read = 0;    // Finch-side layers, for one token of a prompt
@@ -114,6 +121,7 @@ class StageCosts {
     double derive = 0;  // keys and values of one position of GOLD layers from compressed rows
     double outer = 0;   // the part of it that is left for later at the shared tier
     double tail = 0;    // GOLD layers at a prompt's end, but for deriving
+    double least = 0;   // for one request, at the tier that takes least
   };
   struct RangeMemory {
     int64_t least = -1;     // with the smallest caches; < 0: not known yet

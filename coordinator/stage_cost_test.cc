@@ -146,5 +146,32 @@ TEST(StageCostTest, LinksAreAssumedByTheirTransport) {
   EXPECT_GT(AssumedLinkSpeed("local"), AssumedLinkSpeed("tcp"));
 }
 
+// The search relies on it.
+TEST(StageCostTest, NoStageCostsLessThanItMustHoweverLongItIs) {
+  for (const int64_t memory_bytes : {int64_t{6'000'000'000}, kMachine.memory_bytes, int64_t{1} << 42}) {
+    for (const int64_t prompt_tokens : {1, 32'768, 65'000}) {
+      WorkerResources worker = kMachine;
+      worker.memory_bytes = memory_bytes;
+      const cluster::v1::Described model = Released();
+      const ModelMemory memory = ReadModelMemory(model);
+      std::vector<WorkerResources> workers(2, worker);
+      for (WorkerResources& one : workers) one.model = &memory;
+      ExpectedTraffic traffic = kTraffic;
+      traffic.prompt_tokens = prompt_tokens;
+      const LinkSpeeds links{.bytes_per_second = 1e9, .table = {}};
+      const StageCosts costs(model, workers, links, traffic, kLimits);
+      for (int first = 0; first < 24; ++first) {
+        double least = 0;
+        for (int last = first + 1; last <= 24; ++last) {
+          EXPECT_GE(costs.LeastRequest(1, first, last), least) << first << " to " << last;
+          least = costs.LeastRequest(1, first, last);
+          if (!costs.Fits(1, first, last)) continue;
+          EXPECT_GE(costs.Of(1, first, last).request, least) << first << " to " << last;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace goldfinch

@@ -243,6 +243,20 @@ absl::Status CheckJoined(const cluster::v1::Joined& message) {
   return CheckTexts("", kWordBytesMax, {{"numerics", message.numerics()}});
 }
 
+absl::Status CheckLinksMeasured(const cluster::v1::LinksMeasured& message) {
+  GF_RETURN_IF_ERROR(
+      CheckAtMost("", kLayersMax, {{"the number of links", static_cast<uint64_t>(message.links_size())}}));
+  for (const cluster::v1::MeasuredLink& link : message.links()) {
+    GF_RETURN_IF_ERROR(CheckAtMost("links.", kLayersMax - 1, {{"stage", link.stage()}}));
+    GF_RETURN_IF_ERROR(CheckReals("links.", kRateMax, {{"bytes_per_second", link.bytes_per_second()}}));
+    GF_RETURN_IF_ERROR(CheckReals("links.", kSecondsMax, {{"round_trip_seconds", link.round_trip_seconds()}}));
+    if (link.bytes_per_second() == 0 || link.bytes_per_second() >= 1) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("links.bytes_per_second is ", link.bytes_per_second(), ", expected 0, or 1 at least"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckLogprobs(std::string_view prefix, const google::protobuf::RepeatedField<float>& logprobs) {
   const bool good = std::none_of(logprobs.begin(), logprobs.end(), [](float one) { return std::isnan(one); });
   return good ? absl::OkStatus() : absl::InvalidArgumentError(absl::StrCat(std::string(prefix), "logprobs has a NaN"));
@@ -357,6 +371,8 @@ absl::Status CheckWorkerMessage(const cluster::v1::FromWorker& message) {
       return CheckJoined(message.joined());
     case FromWorker::kEndGeneration:
       return CheckTexts("", kClusterTextBytesMax, {{"reason", message.end_generation().reason()}});
+    case FromWorker::kLinksMeasured:
+      return CheckLinksMeasured(message.links_measured());
     case FromWorker::kReady:
     case FromWorker::kPong:
     case FromWorker::kLeaving:

@@ -1,6 +1,7 @@
 // Two workers, one of which says whatever the bytes hold, to the validator, the membership with its planner, and the
 // metrics: nothing makes a CHECK fail or a number overflow, and every text that comes out is short and on one line.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -12,6 +13,7 @@
 #include "coordinator/membership.h"
 #include "coordinator/metrics.h"
 #include "coordinator/shelf_group.h"
+#include "coordinator/split_advice.h"
 #include "coordinator/step.h"
 #include "coordinator/step_encoding.h"
 #include "coordinator/worker_messages.h"
@@ -75,7 +77,7 @@ class Cluster {
   }
 
   void Receive(uint64_t worker, FromWorker message) {
-    now_ += 0.01;
+    now_ += 0.05;
     if (message.has_step_done()) {
       const auto from = membership_.ReceivedStepDone(worker, message.mutable_step_done(), now_);
       if (from) Count(*from, message.mutable_step_done());
@@ -98,6 +100,8 @@ class Cluster {
     options.partition.max_step_tokens = 1 << 16;
     options.partition.max_logit_rows = 1 << 16;
     options.workers_max = 4;
+    options.replan = true;
+    options.replan_after_seconds = 0.2;
     if (own) options.description = Model();
     return options;
   }
@@ -129,7 +133,7 @@ class Cluster {
       for (const MembershipEffects::Event& event : effects.events) {
         CheckText(event.reason);
         if (event.kind == MembershipEffects::Event::kModelKnown) membership_.SetVocabulary("v", "r", now_);
-        if (event.kind == MembershipEffects::Event::kGenerationEnded) metrics_.ClearTiers(event.replica);
+        if (event.kind == MembershipEffects::Event::kGenerationEnded) EndGroup(event.replica);
       }
     }
     v1::GetClusterInfoResponse info;
@@ -148,6 +152,22 @@ class Cluster {
     if (!membership_.ready(0)) return;
     const std::optional<ShelfGroup> shelves = membership_.Shelves(0);
     GF_CHECK(!shelves || shelves->model.parts.size() <= 2 * 4096);
+    const SplitQuestion question = membership_.QuestionOfSplit(0, {});
+    for (const double speed : question.options.links.table) GF_CHECK(speed >= 1 && std::isfinite(speed));
+    const SplitAdvice advice = AdviseOnSplit(question);
+    GF_CHECK(advice.gain >= 0 && advice.gain <= 1);
+    membership_.Advised(0, membership_.generation(0), advice, now_);
+    std::vector<Metrics::Link> links;
+    for (const Membership::LinkView& link : membership_.Links(0)) {
+      GF_CHECK(link.from < link.to && link.to < static_cast<int>(question.workers.size()));
+      links.push_back({link.from, link.to, link.bytes_per_second, link.round_trip_seconds});
+    }
+    metrics_.SetLinks(0, links);
+  }
+
+  void EndGroup(int replica) {
+    metrics_.ClearTiers(replica);
+    metrics_.ClearSplit(replica);
   }
 
   void Answer(const ToWorker& message) {
@@ -158,6 +178,9 @@ class Cluster {
       for (int i = 0; i < message.form().first_layers_size(); ++i) answer.mutable_joined()->add_addresses("a");
     }
     if (message.has_connect()) answer.mutable_ready()->set_generation(message.connect().generation());
+    if (message.has_measure_links()) {
+      answer.mutable_links_measured()->set_generation(message.measure_links().generation());
+    }
     if (answer.message_case() != FromWorker::MESSAGE_NOT_SET) membership_.Received(kHonest, std::move(answer), now_);
   }
 

@@ -84,15 +84,44 @@ std::string ErrorOf(const std::function<void(cluster::v1::StepDone&)>& edit) {
   return ErrorOf(CheckStepDone(done, kVocabSize));
 }
 
+FromWorker LinksMeasured() {
+  FromWorker message;
+  cluster::v1::MeasuredLink& link = *message.mutable_links_measured()->add_links();
+  link.set_stage(1);
+  link.set_bytes_per_second(1.2e9);
+  link.set_round_trip_seconds(1e-4);
+  message.mutable_links_measured()->add_links()->set_stage(2);
+  return message;
+}
+
 TEST(WorkerMessagesTest, HonestMessagesPass) {
   FromWorker end, pong;
   end.mutable_end_generation()->set_reason("the device is lost");
   pong.mutable_pong();
-  for (const FromWorker& message : {Register(), Described(), Joined(), end, pong}) {
+  for (const FromWorker& message : {Register(), Described(), Joined(), LinksMeasured(), end, pong}) {
     EXPECT_EQ(CheckWorkerMessage(message), absl::OkStatus()) << message.ShortDebugString();
   }
   EXPECT_EQ(CheckStepDone(Done(), kVocabSize), absl::OkStatus());
   EXPECT_EQ(CheckStepDone({}, kVocabSize), absl::OkStatus());
+}
+
+TEST(WorkerMessagesTest, Links) {
+  const auto error = [](const std::function<void(cluster::v1::MeasuredLink&)>& edit) {
+    return ErrorOf(LinksMeasured(),
+                   [&](FromWorker& message) { edit(*message.mutable_links_measured()->mutable_links(0)); });
+  };
+  EXPECT_EQ(error([](auto& m) { m.set_stage(1024); }), "links.stage is 1024, expected 0 to 1023");
+  EXPECT_EQ(error([](auto& m) { m.set_bytes_per_second(kNaN); }), "links.bytes_per_second is nan, expected 0 to 1e+18");
+  EXPECT_EQ(error([](auto& m) { m.set_bytes_per_second(-1); }), "links.bytes_per_second is -1, expected 0 to 1e+18");
+  EXPECT_EQ(error([](auto& m) { m.set_bytes_per_second(1e-300); }),
+            "links.bytes_per_second is 1e-300, expected 0, or 1 at least");
+  EXPECT_EQ(error([](auto& m) { m.set_round_trip_seconds(kInfinity); }),
+            "links.round_trip_seconds is inf, expected 0 to 1e+09");
+  EXPECT_EQ(ErrorOf(LinksMeasured(),
+                    [](FromWorker& message) {
+                      for (int i = 0; i < 1023; ++i) message.mutable_links_measured()->add_links();
+                    }),
+            "the number of links is 1025, expected 0 to 1024");
 }
 
 TEST(WorkerMessagesTest, EmptyMessages) {

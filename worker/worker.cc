@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "protos/cluster.pb.h"
 #include "protos/cluster_protocol.h"
+#include "worker/link_speed.h"
 #include "worker/model_description.h"
 #include "worker/stage_assignment.h"
 
@@ -32,7 +33,7 @@ constexpr size_t kPendingStepsMax = 2;
 constexpr std::chrono::microseconds kPollTime(50);
 
 bool IsOfAGeneration(const ToWorker& message) {
-  return message.has_form() || message.has_connect() || message.has_step();
+  return message.has_form() || message.has_connect() || message.has_step() || message.has_measure_links();
 }
 
 // Without the memory that it should have, a worker serves all the same, and says that it keeps nothing.
@@ -264,6 +265,8 @@ void Worker::Handle(const Task& task) {
     status = CatchBadAlloc([&] { return Connect(message.connect()); });
   } else if (message.has_step() && message.step().generation() == work_generation_->number) {
     status = CatchBadAlloc([&] { return RunStep(message.step()); });
+  } else if (message.has_measure_links() && message.measure_links().generation() == work_generation_->number) {
+    status = CatchBadAlloc([&] { return AnswerMeasureLinks(); });
   }
   if (!status.ok()) FailGeneration(status);
 }
@@ -344,8 +347,9 @@ absl::Status Worker::Form(const cluster::v1::Form& form) {
   GF_ASSIGN_OR_RETURN(const StageAssignment assignment, loader_.LoadStage(form));
   GF_ASSIGN_OR_RETURN(runner_, StageRunner::Create(assignment, *backend_, loader_.stage(), shelf_.get()));
   GF_RETURN_IF_ERROR(loader_.ReserveKept(assignment));
-  GF_ASSIGN_OR_RETURN(setup_, transport_factory_->Setup(assignment.transport_key, assignment.stage,
-                                                        assignment.Traffic(loader_.shape()), *backend_));
+  traffic_ = assignment.Traffic(loader_.shape());
+  GF_ASSIGN_OR_RETURN(setup_,
+                      transport_factory_->Setup(assignment.transport_key, assignment.stage, traffic_, *backend_));
   GF_RETURN_IF_ERROR(Publish(setup_.get(), nullptr));
 
   FromWorker message;
@@ -387,7 +391,7 @@ absl::Status Worker::RunStep(const cluster::v1::Step& step) {
     return absl::InvalidArgumentError(absl::StrCat("Step.id is ", step.id(), " after ", *last_step_));
   }
   last_step_ = step.id();
-  GF_RETURN_IF_ERROR(WaitForRoom());
+  GF_RETURN_IF_ERROR(AwaitSteps(kPendingStepsMax - 1));
   PendingStep pending;
   pending.begin = Clock::now();
   pending.answer = std::make_unique<FromWorker>();
@@ -404,10 +408,26 @@ void Worker::HandleDrop(const cluster::v1::Drop& drop) {
   for (const uint64_t segment : drop.snapshots()) shelf_->DropSnapshot(segment);
 }
 
-absl::Status Worker::WaitForRoom() {
+absl::Status Worker::AnswerMeasureLinks() {
+  if (transport_ == nullptr) return absl::InvalidArgumentError("MeasureLinks before Connect");
+  GF_RETURN_IF_ERROR(AwaitSteps(0));
+  GF_ASSIGN_OR_RETURN(const std::vector<LinkSpeed> links, MeasureLinks(traffic_, *transport_, *backend_));
+  FromWorker message;
+  message.mutable_links_measured()->set_generation(work_generation_->number);
+  for (const LinkSpeed& link : links) {
+    cluster::v1::MeasuredLink& to = *message.mutable_links_measured()->add_links();
+    to.set_stage(static_cast<uint32_t>(link.stage));
+    to.set_bytes_per_second(link.bytes_per_second);
+    to.set_round_trip_seconds(link.round_trip_seconds);
+  }
+  ReplyFromWork(message);
+  return absl::OkStatus();
+}
+
+absl::Status Worker::AwaitSteps(size_t most) {
   for (;;) {
     GF_RETURN_IF_ERROR(AnswerSteps());
-    if (pending_.size() < kPendingStepsMax) return absl::OkStatus();
+    if (pending_.size() <= most) return absl::OkStatus();
     std::unique_lock<std::mutex> lock(mutex_);
     const absl::Status& end = work_generation_->end;
     if (wake_.wait_for(lock, kPollTime, [&] { return stopping_ || !end.ok(); })) return end;

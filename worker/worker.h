@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/backend.h"
@@ -124,11 +125,12 @@ class Worker {
   absl::Status Form(const cluster::v1::Form& form);
   absl::Status Connect(const cluster::v1::Connect& connect);
   absl::Status RunStep(const cluster::v1::Step& step);
+  absl::Status AnswerMeasureLinks();
   void HandleDrop(const cluster::v1::Drop& drop);
   // Answers the pending steps that are done, in order. An error means that a pending step will never be done.
   absl::Status AnswerSteps();
-  // Waits until another step may be queued. CANCELLED if the generation ends meanwhile.
-  absl::Status WaitForRoom();
+  // Waits until at most so many steps are pending. CANCELLED if the generation ends meanwhile.
+  absl::Status AwaitSteps(size_t most);
   // The work of the generation has failed: releases it, and unless the generation has ended already, ends it and tells
   // the coordinator.
   void FailGeneration(const absl::Status& status);
@@ -171,6 +173,7 @@ class Worker {
   // The generation that the work thread works for, and what it uses for it; all null if there is none.
   std::shared_ptr<Generation> work_generation_;
   std::unique_ptr<StageRunner> runner_;
+  std::vector<StageTraffic> traffic_;      // [stages], of setup_ and transport_
   std::unique_ptr<TransportSetup> setup_;  // until the stage is connected
   std::unique_ptr<Transport> transport_;   // from then on
   std::optional<uint64_t> last_step_;

@@ -78,6 +78,20 @@ TEST_P(WorkerTest, BadConnectsAreRefused) {
               HasSubstr("before the model"));
 }
 
+TEST_P(WorkerTest, LinksThatAreNotThereYetAreNotMeasured) {
+  StartAll(1);
+  ++generation;
+  workers[0]->Received(FormMessage(0, {0}));
+  workers[0].mailbox->Await(FromWorker::kJoined);
+  ToWorker message;
+  message.mutable_measure_links()->set_generation(generation);
+  workers[0]->Received(message);
+  EXPECT_THAT(workers[0].mailbox->Await(FromWorker::kEndGeneration).end_generation().reason(),
+              HasSubstr("MeasureLinks before Connect"));
+  workers[0]->Received(message);  // of a generation that has ended
+  Form({0});
+}
+
 TEST_P(WorkerTest, BadStepsEndTheGeneration) {
   StartAll(1);
   struct Case {

@@ -105,6 +105,34 @@ TEST_P(WorkerTest, SampledTokensAreThoseOfOneStage) {
   }
 }
 
+// Rows of the steps before and after are not mixed up with what is sent to measure.
+TEST_P(WorkerTest, LinksAreMeasuredBetweenSteps) {
+  StartAll(4);
+  ReferenceStage reference(path, Options());
+  const std::vector<int32_t> prompt = RandomTokens(40, kVocab, 6);
+  const std::vector<int32_t> answer = reference.Generate(prompt, 100, 5, SomeSampling(1));
+  Form({0, 1, 2, 3});
+  for (uint64_t sequence = 1; sequence <= 3; ++sequence) {
+    EXPECT_EQ(Generate(sequence, prompt, 7, 5, SomeSampling(1)), answer);
+    cluster::v1::ToWorker measure;
+    measure.mutable_measure_links()->set_generation(generation);
+    for (TestWorker& worker : workers) worker->Received(measure);
+    // Stage 1 has the boundary, and sends to all later stages.
+    const std::vector<std::vector<uint32_t>> links_to = {{1}, {2, 3}, {3}, {}};
+    for (size_t stage = 0; stage < workers.size(); ++stage) {
+      const FromWorker reply = workers[stage].mailbox->Await(FromWorker::kLinksMeasured);
+      EXPECT_EQ(reply.links_measured().generation(), generation);
+      std::vector<uint32_t> measured;
+      for (const cluster::v1::MeasuredLink& link : reply.links_measured().links()) {
+        measured.push_back(link.stage());
+        EXPECT_GT(link.round_trip_seconds(), 0);
+        EXPECT_TRUE(link.bytes_per_second() == 0 || link.bytes_per_second() >= 1) << link.bytes_per_second();
+      }
+      EXPECT_EQ(measured, links_to[stage]) << stage;
+    }
+  }
+}
+
 // Forks share the work of a prompt and then draw independently.
 TEST_P(WorkerTest, ForksDrawAsSequencesOfTheirOwn) {
   StartAll(2);

@@ -53,13 +53,23 @@ void AddSplitFlags(CLI::App& command, ServeOptions& options) {
   pipeline.InLimits("--expect-sequences", traffic.sequences, "COUNT", "Expected sequences at a time in one pipeline", 1,
                     1 << 16);
   pipeline.Bytes("--link-speed", options.link_bytes_per_second, "Bytes a second from one worker to another")
-      ->default_str("assumed by the transport: 10 GB within a process, 25 GB over NCCL, 1.25 GB over TCP");
+      ->default_str(
+          "as measured; before that assumed by the transport: 10 GB within a process, 25 GB over NCCL, 1.25 GB over "
+          "TCP");
 }
 
 void AddPipelineFlags(CLI::App& command, ServeOptions& options) {
   AddSplitFlags(command, options);
-  FlagGroup(command, kPipelineFlags)
-      .InLimits("--replicas", options.replicas, "COUNT", "Pipelines that serve the model side by side", 1, 1024);
+  FlagGroup pipeline(command, kPipelineFlags);
+  pipeline.InLimits("--replicas", options.replicas, "COUNT", "Pipelines that serve the model side by side", 1, 1024);
+  pipeline.Switch("--replan", options.replan,
+                  "Change the split of a pipeline when another would serve its real traffic in less time, by at least "
+                  "--replan-gain for --replan-after; its streams pause, and go on exactly");
+  pipeline
+      .Unchecked("--replan-gain", options.replan_gain, "SHARE", "Least part of the time that a new split must save")
+      ->check(InRange(0.01, 1.0));
+  pipeline.Seconds("--replan-after", options.replan_after_seconds,
+                   "Seconds for which it must do so without a break; longer after each change");
 }
 
 void AddLimitFlags(CLI::App& command, ServeOptions& options) {

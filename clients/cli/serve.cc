@@ -93,6 +93,15 @@ absl::StatusOr<CoordinatorOptions> CoordinatorOptionsOf(const ServeOptions& opti
   }
 
   GF_ASSIGN_OR_RETURN(membership.partition, PartitionOptionsOf(options, &membership.stages));
+  if (options.replan && !membership.partition.split.empty()) {
+    return UsageError(
+        absl::StrCat("--replan changes the split, and --split is ", options.split, ": give auto, border or balanced"));
+  }
+  membership.replan = options.replan;
+  membership.replan_gain = options.replan_gain;
+  membership.replan_after_seconds = options.replan_after_seconds;
+  // Often enough that a gain that lasts is seen in time.
+  result.split_period_seconds = std::min(result.split_period_seconds, options.replan_after_seconds / 4);
   return result;
 }
 

@@ -29,11 +29,14 @@ struct ServeOptions {
   std::string cache_dtype = "bf16";  // --cache-dtype
   std::string verify = "all";        // --verify
 
-  int stages = 1;                       // --pipeline-parallel-size
-  int replicas = 1;                     // --replicas: pipelines side by side
-  std::string split = "auto";           // --split auto, border, balanced, or 0-7,8-15,16-23
-  ExpectedTraffic traffic;              // --expect-prompt-tokens and so on: what the split is planned for
-  int64_t link_bytes_per_second = 0;    // --link-speed between two workers; 0: by the transport
+  int stages = 1;                     // --pipeline-parallel-size
+  int replicas = 1;                   // --replicas: pipelines side by side
+  std::string split = "auto";         // --split auto, border, balanced, or 0-7,8-15,16-23
+  ExpectedTraffic traffic;            // --expect-prompt-tokens and so on: what the split is planned for
+  int64_t link_bytes_per_second = 0;  // --link-speed between two workers; 0: as measured, or by the transport
+  bool replan = false;                // --replan: change the split with the traffic
+  double replan_gain = MembershipOptions().replan_gain;                    // --replan-gain
+  double replan_after_seconds = MembershipOptions().replan_after_seconds;  // --replan-after
   BackendOptions backend;               // --device, --dtype; --threads for all embedded workers together
   double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization for all embedded workers together
   int64_t max_model_len = 1 << 20;      // --max-model-len: tokens of a sequence

@@ -120,6 +120,40 @@ std::string MemoryTable(const v1::GroupInfo& group) {
   return Columns(rows);
 }
 
+std::string Traffic(const v1::TrafficInfo& traffic) {
+  return absl::StrCat("prompts of ", Commas(traffic.prompt_tokens()), " tokens, outputs of ",
+                      Commas(traffic.output_tokens()), ", in contexts of ", Commas(traffic.context_tokens()), ", ",
+                      Commas(traffic.sequences()), " sequences at a time");
+}
+
+// What its split was planned for, and whether another one would be better.
+std::string SplitLines(const v1::GroupInfo& group) {
+  std::string text;
+  if (!group.plan().empty()) absl::StrAppend(&text, "split: ", SafeText(group.plan()), "\n");
+  if (group.has_expected_traffic()) {
+    absl::StrAppend(&text, "planned for: ", Traffic(group.expected_traffic()), "\n");
+  }
+  if (!group.has_split_gain()) return text;
+  if (group.split_gain() <= 0) return absl::StrCat(text, "no other split would be better for the traffic\n");
+  absl::StrAppendFormat(&text, "for the traffic, the split %s would take %.1f %% less time\n", Cell(group.best_split()),
+                        100 * group.split_gain());
+  return text;
+}
+
+// Links between stages, as far as they have been measured.
+std::string LinkTable(const v1::GroupInfo& group) {
+  std::vector<std::vector<std::string>> rows = {{"link", "speed", "round trip"}};
+  for (int from = 0; from < group.stages_size(); ++from) {
+    for (const v1::LinkInfo& link : group.stages(from).links()) {
+      const double speed = std::min(link.bytes_per_second(), 1e18);
+      rows.push_back({absl::StrCat("stage ", from, " to ", link.stage()),
+                      speed > 0 ? absl::StrCat(Bytes(static_cast<uint64_t>(speed)), "/s") : "-",
+                      absl::StrFormat("%.3g ms", 1e3 * link.round_trip_seconds())});
+    }
+  }
+  return rows.size() == 1 ? "" : Columns(rows);
+}
+
 std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, double seconds) {
   std::string text =
       absl::StrFormat("\nreplica %d: %s, generation %d", group.replica(), StateName(group.state()), group.generation());
@@ -129,7 +163,7 @@ std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, 
                         Commas(group.sequences_max()), Commas(group.cache_tokens_reserved()),
                         Commas(group.cache_tokens_max()));
   if (group.stages().empty()) return text;
-  if (!group.plan().empty()) absl::StrAppend(&text, "split: ", SafeText(group.plan()), "\n");
+  text += SplitLines(group);
   std::vector<std::vector<std::string>> rows = {{"stage", "worker", "address", "device", "layers", "weights",
                                                  "reserved", "busy", "bubble", "idle", "hidden in", "compressed in",
                                                  "ids in", "heartbeat"}};
@@ -137,7 +171,7 @@ std::string GroupTable(const v1::GroupInfo& group, const v1::GroupInfo* before, 
     rows.push_back(StageRow(i, group.stages(i), before ? before->stages(i) : v1::StageInfo::default_instance(),
                             before ? seconds : 0));
   }
-  return text + Columns(rows) + MemoryTable(group);
+  return text + Columns(rows) + LinkTable(group) + MemoryTable(group);
 }
 
 std::string ModelLine(const v1::GetModelInfoResponse* model) {
@@ -200,6 +234,7 @@ std::string StatusTable(const v1::GetModelInfoResponse* model, const v1::GetClus
   absl::StrAppendFormat(&text, "tokens    read %s, %.4g/s; generated %s, %.4g/s\n", Commas(now.prompt_tokens()),
                         rate(now.prompt_tokens(), then.prompt_tokens()), Commas(now.completion_tokens()),
                         rate(now.completion_tokens(), then.completion_tokens()));
+  if (now.has_traffic()) absl::StrAppend(&text, "traffic   ", Traffic(now.traffic()), "\n");
   absl::StrAppend(&text, "memory    caches ", Bytes(now.cache_bytes()));
   if (now.cache_bytes() > 0 && now.transformer_cache_bytes() > 0) {
     absl::StrAppendFormat(&text, " (%.4g times less than full keys and values)",

@@ -72,6 +72,40 @@ TEST(StatusTableTest, ShowsWhatIsSinceTheStart) {
       "20 MB          0 B     0.0 s\n");
 }
 
+TEST(StatusTableTest, ShowsTheTrafficAndWhatItsSplitMisses) {
+  v1::GetClusterInfoResponse cluster = Cluster();
+  EXPECT_THAT(StatusTable(nullptr, cluster, nullptr), Not(HasSubstr("traffic   ")));
+  v1::TrafficInfo& traffic = *cluster.mutable_traffic();
+  traffic.set_prompt_tokens(1'200);
+  traffic.set_output_tokens(300);
+  traffic.set_context_tokens(1'350);
+  traffic.set_sequences(5);
+  v1::GroupInfo& group = *cluster.mutable_groups(0);
+  group.mutable_expected_traffic()->set_prompt_tokens(32'768);
+  group.set_best_split("0-3,4-5");
+  group.set_split_gain(0.123);
+  const std::string text = StatusTable(nullptr, cluster, nullptr);
+  EXPECT_THAT(text, HasSubstr("traffic   prompts of 1,200 tokens, outputs of 300, in contexts of 1,350, 5 sequences at "
+                              "a time\n"));
+  EXPECT_THAT(text, HasSubstr("planned for: prompts of 32,768 tokens, outputs of 0, in contexts of 0, "));
+  EXPECT_THAT(text, HasSubstr("for the traffic, the split 0-3,4-5 would take 12.3 % less time\n"));
+  group.set_split_gain(0);
+  EXPECT_THAT(StatusTable(nullptr, cluster, nullptr), HasSubstr("no other split would be better for the traffic\n"));
+}
+
+TEST(StatusTableTest, ShowsLinksThatHaveBeenMeasured) {
+  v1::GetClusterInfoResponse cluster = Cluster();
+  EXPECT_THAT(StatusTable(nullptr, cluster, nullptr), Not(HasSubstr("round trip")));
+  v1::LinkInfo& link = *cluster.mutable_groups(0)->mutable_stages(0)->add_links();
+  link.set_stage(1);
+  link.set_bytes_per_second(1.2e9);
+  link.set_round_trip_seconds(0.00025);
+  cluster.mutable_groups(0)->mutable_stages(0)->add_links()->set_stage(2);
+  EXPECT_THAT(StatusTable(nullptr, cluster, nullptr), HasSubstr("link          speed     round trip\n"
+                                                                "stage 0 to 1  1.2 GB/s  0.25 ms\n"
+                                                                "stage 0 to 2  -         0 ms\n"));
+}
+
 // The memory that stages have reserved, by use, and the caches beside those of a transformer of the same shape.
 TEST(StatusTableTest, ShowsMemory) {
   v1::GetClusterInfoResponse cluster = Cluster();

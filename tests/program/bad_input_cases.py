@@ -66,6 +66,15 @@ class CommandLineTest(ProgramTest):
                 says = ["--" + flag.replace("_", "-"), value, limit]
                 self.refuses(*generate("And ", **{flag: value}), code=2, says=says)
 
+    def test_replan(self):
+        serve = ("serve", "--model", DEMO_MODEL, "--replan")
+        says = "--replan changes the split, and --split is 0-2,3-5: give auto, border or balanced"
+        self.refuses(*serve, "--split", "0-2,3-5", code=2, says=says)
+        for gain in ("0", "1.5", "nan", "much"):
+            with self.subTest(gain=gain):
+                self.refuses(*serve, "--replan-gain", gain, code=2, says=["--replan-gain", gain])
+        self.refuses(*serve, "--replan-after", "0", code=2, says="--replan-after")
+
     def test_the_old_name_of_the_metrics_port(self):
         says = "--port is now --metrics-port; --port is reserved for the HTTP API"
         for command in ("serve", "coordinator"):
