@@ -14,8 +14,10 @@ namespace goldfinch {
 
 WorkerOptions EmbeddedWorkerOptions(int index, int count, int64_t memory_bytes) {
   WorkerOptions options;
-  options.name = absl::StrCat("stage ", index);
-  options.memory_bytes = memory_bytes / count;
+  // The coordinator seats workers in the order of their names: all numbers have as many digits.
+  const std::string number = absl::StrCat(index), last = absl::StrCat(count - 1);
+  options.name = absl::StrCat("stage ", std::string(last.size() - number.size(), '0'), number);
+  options.memory_bytes = memory_bytes;
   // The coordinator lets several workers share a GPU if each was given its part.
   options.place.memory_given = true;
   return options;

@@ -16,7 +16,8 @@ namespace goldfinch {
 class Worker;
 class WorkerListener;
 
-// The options of one of `count` workers that share one device: its name, and its part of the memory that they may use.
+// The options of one of `count` workers of a process: its name, by which the coordinator makes it stage `index`, and
+// what memory it may use, which is its own.
 WorkerOptions EmbeddedWorkerOptions(int index, int count, int64_t memory_bytes);
 
 class EmbeddedWorkers {

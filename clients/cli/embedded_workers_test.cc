@@ -17,7 +17,7 @@ namespace {
 
 TEST(EmbeddedWorkersTest, SeveralMayShareAGpu) {
   constexpr int kWorkers = 3;
-  constexpr int64_t kBytes = 900;
+  constexpr int64_t kBytes = 300;
   Membership membership{MembershipOptions()};
   for (int i = 0; i < kWorkers; ++i) {
     Worker worker(EmbeddedWorkerOptions(i, kWorkers, kBytes), MakeCpuBackend(1), MakeLocalTransportFactory());
@@ -25,7 +25,7 @@ TEST(EmbeddedWorkersTest, SeveralMayShareAGpu) {
     worker.Connected([&registers](const cluster::v1::FromWorker& message) { registers = message; });
     worker.Disconnected();
     ASSERT_TRUE(registers.has_register_());
-    EXPECT_EQ(registers.register_().memory_bytes(), uint64_t{kBytes / kWorkers});
+    EXPECT_EQ(registers.register_().memory_bytes(), uint64_t{kBytes});
     // As one whose back end computes on a GPU.
     registers.mutable_register_()->set_gpu("GPU-1");
     registers.mutable_register_()->set_threads(0);
@@ -36,6 +36,15 @@ TEST(EmbeddedWorkersTest, SeveralMayShareAGpu) {
     for (const auto& [id, message] : membership.TakeEffects().sends) EXPECT_EQ(message.refused(), "");
   }
   EXPECT_EQ(membership.workers(), kWorkers);
+}
+
+TEST(EmbeddedWorkersTest, NamesAreInTheOrderOfTheStages) {
+  constexpr int kWorkers = 101;
+  for (int i = 1; i < kWorkers; ++i) {
+    EXPECT_LT(EmbeddedWorkerOptions(i - 1, kWorkers, 0).name, EmbeddedWorkerOptions(i, kWorkers, 0).name);
+  }
+  EXPECT_EQ(EmbeddedWorkerOptions(2, 3, 0).name, "stage 2");
+  EXPECT_EQ(EmbeddedWorkerOptions(7, 101, 0).name, "stage 007");
 }
 
 }  // namespace

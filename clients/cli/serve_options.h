@@ -35,6 +35,7 @@ struct ServeOptions {
   ExpectedTraffic traffic;              // --expect-prompt-tokens and so on: what the split is planned for
   int64_t link_bytes_per_second = 0;    // --link-speed between two workers; 0: by the transport
   BackendOptions backend;               // --device, --dtype; --threads for all embedded workers together
+  std::string devices;                  // --devices, as ParseDeviceList reads it; empty: --device counts
   double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization for all embedded workers together
   int64_t max_model_len = 1 << 20;      // --max-model-len: tokens of a sequence
   int64_t max_num_seqs = 0;             // --max-num-seqs: sequences that run at once in one pipeline; 0: auto
