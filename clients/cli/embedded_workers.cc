@@ -47,6 +47,8 @@ class EmbeddedWorkers::Link : public std::enable_shared_from_this<Link> {
     });
   }
 
+  absl::Status device_status() const { return embedded_->device_status(); }
+
   // Ends the stream if it is this one (null: any), and begins another unless `last`.
   void Drop(const WorkerLink* stream, bool last) {
     uint64_t id = 0;
@@ -116,6 +118,13 @@ EmbeddedWorkers::~EmbeddedWorkers() {
 void EmbeddedWorkers::Add(std::unique_ptr<Worker> worker, const std::string& name) {
   links_.push_back(std::make_shared<Link>(*this, std::move(worker), name));
   links_.back()->Connect();
+}
+
+absl::Status EmbeddedWorkers::device_status() const {
+  for (const std::shared_ptr<Link>& link : links_) {
+    if (absl::Status status = link->device_status(); !status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 void EmbeddedWorkers::Kill(size_t index) { links_[index]->Drop(nullptr, /*last=*/false); }

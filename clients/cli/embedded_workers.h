@@ -29,6 +29,8 @@ class EmbeddedWorkers {
   ~EmbeddedWorkers();
 
   void Add(std::unique_ptr<Worker> worker, const std::string& name);
+  // The first fault of a worker's device, after which its process cannot use it any more; else OK.
+  absl::Status device_status() const;
   // Simulates the worker's death and its replacement by a new one.
   void Kill(size_t index);
 

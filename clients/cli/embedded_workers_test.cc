@@ -5,10 +5,13 @@
 #include <string>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "coordinator/membership.h"
+#include "coordinator/worker_link.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "protos/cluster.pb.h"
+#include "worker/model/fake_device.h"
 #include "worker/transport/transport.h"
 #include "worker/worker.h"
 
@@ -45,6 +48,28 @@ TEST(EmbeddedWorkersTest, NamesAreInTheOrderOfTheStages) {
   }
   EXPECT_EQ(EmbeddedWorkerOptions(2, 3, 0).name, "stage 2");
   EXPECT_EQ(EmbeddedWorkerOptions(7, 101, 0).name, "stage 007");
+}
+
+class NoCoordinator : public WorkerListener {
+ public:
+  uint64_t Connected(std::shared_ptr<WorkerLink> /*link*/, const std::string& /*address*/) override { return 1; }
+  void Received(uint64_t /*id*/, cluster::v1::FromWorker /*message*/) override {}
+  void Disconnected(uint64_t /*id*/) override {}
+};
+
+TEST(EmbeddedWorkersTest, AFaultOfAnyDeviceIsKnown) {
+  NoCoordinator coordinator;
+  EmbeddedWorkers workers(coordinator, nullptr);
+  FakeDevice* last = nullptr;
+  for (int i = 0; i < 3; ++i) {
+    auto device = std::make_unique<FakeDevice>(MakeCpuBackend(1));
+    last = device.get();
+    const WorkerOptions options = EmbeddedWorkerOptions(i, 3, 0);
+    workers.Add(std::make_unique<Worker>(options, std::move(device), MakeLocalTransportFactory()), options.name);
+  }
+  EXPECT_EQ(workers.device_status(), absl::OkStatus());
+  last->Fail(absl::InternalError("the device is lost"));
+  EXPECT_EQ(workers.device_status().message(), "the device is lost");
 }
 
 }  // namespace

@@ -272,6 +272,10 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   bool ready = false;
   while (!stop.WaitFor(kReadyPollSeconds)) {
     if (stop.TakeReload()) frontend->Reload();
+    if (const absl::Status fault = workers == nullptr ? absl::OkStatus() : workers->device_status(); !fault.ok()) {
+      spdlog::error("{}", std::string(fault.message()));
+      stop.Raise(fault);
+    }
     if (coordinator.ready() == ready) continue;
     ready = !ready;
     frontend->SetReady(ready);
