@@ -310,6 +310,13 @@ void AddWorker(CLI::App& app, WorkerCommandOptions& options) {
   model.Text("--config", options.config, "FILE", "Settings of the model, JSON or YAML")
       ->default_str("the path that the coordinator names");
   AddBackendFlags(command, options.backend);
+  AddDevicesFlag(
+      command, options.devices,
+      "Start a worker for each of these devices, in a process of its own, and start it again if it dies: GPUs "
+      "by their numbers and ranges, such as 0-7 or 0,2,4-5, all GPUs that other workers leave free, or the "
+      "NUMA nodes of the CPU (cpu); all is the CPU too where there is no GPU; the other flags hold for each")
+      ->default_str("one worker in this process");
+  command.add_flag("--supervised", options.supervised)->group("");  // of a process that --devices has started
   AddMemoryFlags(command, options.gpu_memory_utilization, options.memory_bytes,
                  "This worker's part of its host's memory, for weights, states, caches and everything else");
   AddContextMemoryFlag(command, options.context_memory, "The host's memory");

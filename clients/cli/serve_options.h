@@ -96,6 +96,8 @@ struct WorkerCommandOptions {
   // --address at which other workers reach this one; empty: the address of the interface that routes to the coordinator
   std::string address;
   BackendOptions backend;                  // --device, --dtype, --threads
+  std::string devices;                     // --devices: a process for each; empty: one process with --device
+  bool supervised = false;                 // --supervised: by `goldfinch worker --devices`, which ends it
   double gpu_memory_utilization = 0.9;     // --gpu-memory-utilization
   int64_t memory_bytes = 0;                // --memory; 0: a share of the device's
   std::string gold_tier = "auto";          // --gold-tier

@@ -102,7 +102,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   if (const absl::Status status = ParseHostPort(options.coordinator).status(); !status.ok()) {
     return UsageError(absl::StrCat("--coordinator ", std::string(status.message())));
   }
-  StopSignal stop;
+  StopSignal stop(/*second_ends=*/!options.supervised);
   LogAsServer();
   GF_ASSIGN_OR_RETURN(std::optional<SharedKey> key, ReadClusterKey(options.key_file));
   GF_ASSIGN_OR_RETURN(WorkerDevice device, OpenWorkerDevice(options.backend, GpuUuids()));

@@ -46,6 +46,7 @@ class DeviceTest(ProgramTest):
         commands = (
             ["serve", *flags(model=DEMO_MODEL, grpc_port=0, metrics_port=-1)],
             ["plan", *flags(model=DEMO_MODEL)],
+            ["worker", *flags(coordinator="127.0.0.1:1")],
         )
         for command in commands:
             for devices, says in (
