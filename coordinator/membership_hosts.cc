@@ -79,8 +79,10 @@ Membership::HostShare Membership::ShareOf(uint64_t id, const std::vector<uint64_
   const Register& own = workers_.at(id)->registration;
   HostShare share{static_cast<int64_t>(own.memory_bytes()), own.threads()};
   Pool memory, threads;
+  int on_device = 0;
   for (const uint64_t user : users) {
     const Register& other = workers_.at(user)->registration;
+    if (Same(own.gpu(), other.gpu())) ++on_device;
     if (Same(own.memory_pool(), other.memory_pool())) {
       memory.Add(other.memory_given(), static_cast<int64_t>(other.memory_bytes() + other.shelf_bytes()));
     }
@@ -91,6 +93,7 @@ Membership::HostShare Membership::ShareOf(uint64_t id, const std::vector<uint64_
     const auto shelf = static_cast<int64_t>(own.shelf_bytes());
     share.memory_bytes = std::max<int64_t>(memory.Share(share.memory_bytes + shelf) - shelf, 0);
   }
+  share.on_device = std::max(on_device, 1);
   if (!own.threads_given() && !own.cpu_pool().empty() && own.threads() > 0) {
     share.threads = static_cast<uint32_t>(std::max<int64_t>(threads.Share(own.threads()), 1));
   }
@@ -109,7 +112,8 @@ WorkerResources Membership::ResourcesOf(uint64_t id, const HostShare& share) con
     flops.push_back(equal.flops());
     reads.push_back(equal.read_bytes_per_second());
   }
-  const double part = own.threads() > 0 ? static_cast<double>(share.threads) / own.threads() : 1;
+  // Stages of one GPU take turns: each has measured it alone, and their times add up.
+  const double part = own.threads() > 0 ? static_cast<double>(share.threads) / own.threads() : 1.0 / share.on_device;
   return {share.memory_bytes, part * Median(std::move(flops)), part * Median(std::move(reads)), &worker.memory};
 }
 

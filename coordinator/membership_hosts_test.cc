@@ -243,6 +243,21 @@ TEST(HostSharesTest, AWorkerThatSharesItsHostIsSlower) {
   EXPECT_LE(cluster.LastForm(3).first_layers(2), 3U) << "the one that has a host to itself gets more layers";
 }
 
+TEST(HostSharesTest, StagesOfOneGpuShareItsTime) {
+  TestCluster cluster(TestCluster::Options(3));
+  for (int i = 0; i < 6; ++i) cluster.described.mutable_described()->mutable_layers(i)->set_decode_bytes(1e9);
+  const auto on_gpu = [](const std::string& gpu) {
+    return [=](Register& message) {
+      message.set_gpu(gpu);
+      message.set_memory_given(true);
+    };
+  };
+  cluster.Add(1, on_gpu("GPU-1"));
+  cluster.Add(2, on_gpu("GPU-1"));
+  cluster.Add(3, on_gpu("GPU-2"));
+  EXPECT_LE(cluster.LastForm(3).first_layers(2), 3U) << "the one that has a GPU to itself gets more layers";
+}
+
 // ---- Addresses ----
 
 std::function<void(Register&)> At(const std::string& address, const std::string& network) {

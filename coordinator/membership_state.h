@@ -24,6 +24,7 @@ inline constexpr double kPartitionRetrySeconds = 1;
 struct Membership::HostShare {
   int64_t memory_bytes = 0;
   uint32_t threads = 0;  // 0: it computes on a GPU
+  int on_device = 1;     // how many workers share the GPU, itself included
 };
 
 // A group that can form.

@@ -1,7 +1,6 @@
 #include "kernels/open_backend.h"
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -14,19 +13,7 @@ namespace goldfinch {
 namespace {
 
 constexpr char kCudaPrefix[] = "cuda:";
-constexpr size_t kOrdinalDigitsMax = 4;
-
-// N of "cuda:N", 0 for "cuda"; nothing for any other text.
-std::optional<int> CudaOrdinal(const std::string& device) {
-  if (device == "cuda") return 0;
-  if (!device.starts_with(kCudaPrefix)) return std::nullopt;
-  const std::string digits = device.substr(sizeof(kCudaPrefix) - 1);
-  int ordinal = 0;
-  // SimpleAtoi also accepts signs and spaces.
-  const bool all_digits = std::all_of(digits.begin(), digits.end(), [](char c) { return absl::ascii_isdigit(c); });
-  if (!all_digits || digits.size() > kOrdinalDigitsMax || !absl::SimpleAtoi(digits, &ordinal)) return std::nullopt;
-  return ordinal;
-}
+constexpr size_t kDigitsMax = 4;
 
 absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(int ordinal, std::optional<DType> dtype) {
   return MakeCudaBackend({.device = ordinal, .activation_dtype = dtype.value_or(DType::kBf16)});
@@ -43,7 +30,18 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options, 
 
 }  // namespace
 
-bool IsDeviceName(const std::string& text) { return text == "auto" || text == "cpu" || CudaOrdinal(text).has_value(); }
+std::optional<int> GpuNumber(const std::string& device) {
+  if (device == "cuda") return 0;
+  if (!device.starts_with(kCudaPrefix)) return std::nullopt;
+  const std::string digits = device.substr(sizeof(kCudaPrefix) - 1);
+  int number = 0;
+  // SimpleAtoi also accepts signs and spaces.
+  const bool all_digits = std::all_of(digits.begin(), digits.end(), [](char c) { return absl::ascii_isdigit(c); });
+  if (!all_digits || digits.size() > kDigitsMax || !absl::SimpleAtoi(digits, &number)) return std::nullopt;
+  return number;
+}
+
+bool IsDeviceName(const std::string& text) { return text == "auto" || text == "cpu" || GpuNumber(text).has_value(); }
 
 std::vector<std::string> GpuUuids() { return CudaDeviceUuids(); }
 
@@ -60,7 +58,7 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& optio
   }
   if (options.device == "cpu") return OpenCpu(options, dtype, "");
   const bool any = options.device == "auto";
-  absl::StatusOr<std::unique_ptr<Backend>> cuda = OpenCuda(any ? 0 : *CudaOrdinal(options.device), dtype);
+  absl::StatusOr<std::unique_ptr<Backend>> cuda = OpenCuda(any ? 0 : *GpuNumber(options.device), dtype);
   if (cuda.ok()) return cuda;
   const std::string why(cuda.status().message());
   if (!any) return absl::Status(cuda.status().code(), absl::StrCat("device ", options.device, ": ", why));

@@ -3,6 +3,7 @@
 #define GOLDFINCH_KERNELS_OPEN_BACKEND_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,9 @@ struct BackendOptions {
 
 // Whether `text` is a valid BackendOptions::device.
 bool IsDeviceName(const std::string& text);
+
+// The number of the GPU that such a text names: N of "cuda:N", 0 of "cuda"; nothing for the others.
+std::optional<int> GpuNumber(const std::string& device);
 
 // The UUIDs of the GPUs that "cuda:N" numbers; empty if there are none.
 std::vector<std::string> GpuUuids();

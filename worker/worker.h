@@ -82,6 +82,8 @@ class Worker {
   bool silent() const;
   // FAILED_PRECONDITION with the reason once the coordinator has refused this worker, else OK.
   absl::Status refused() const;
+  // The fault of its device, after which this process cannot use it any more; else OK.
+  absl::Status device_status() const { return backend_->status(); }
   // What it holds of contexts, for the Contexts stream. Emptied by each Welcome.
   ContextShelf& shelf() { return *shelf_; }
 

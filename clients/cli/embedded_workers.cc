@@ -14,8 +14,10 @@ namespace goldfinch {
 
 WorkerOptions EmbeddedWorkerOptions(int index, int count, int64_t memory_bytes) {
   WorkerOptions options;
-  options.name = absl::StrCat("stage ", index);
-  options.memory_bytes = memory_bytes / count;
+  // The coordinator seats workers in the order of their names: all numbers have as many digits.
+  const std::string number = absl::StrCat(index), last = absl::StrCat(count - 1);
+  options.name = absl::StrCat("stage ", std::string(last.size() - number.size(), '0'), number);
+  options.memory_bytes = memory_bytes;
   // The coordinator lets several workers share a GPU if each was given its part.
   options.place.memory_given = true;
   return options;
@@ -44,6 +46,8 @@ class EmbeddedWorkers::Link : public std::enable_shared_from_this<Link> {
       coordinator.Received(id, message);
     });
   }
+
+  absl::Status device_status() const { return embedded_->device_status(); }
 
   // Ends the stream if it is this one (null: any), and begins another unless `last`.
   void Drop(const WorkerLink* stream, bool last) {
@@ -114,6 +118,13 @@ EmbeddedWorkers::~EmbeddedWorkers() {
 void EmbeddedWorkers::Add(std::unique_ptr<Worker> worker, const std::string& name) {
   links_.push_back(std::make_shared<Link>(*this, std::move(worker), name));
   links_.back()->Connect();
+}
+
+absl::Status EmbeddedWorkers::device_status() const {
+  for (const std::shared_ptr<Link>& link : links_) {
+    if (absl::Status status = link->device_status(); !status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 void EmbeddedWorkers::Kill(size_t index) { links_[index]->Drop(nullptr, /*last=*/false); }

@@ -16,7 +16,8 @@ namespace goldfinch {
 class Worker;
 class WorkerListener;
 
-// The options of one of `count` workers that share one device: its name, and its part of the memory that they may use.
+// The options of one of `count` workers of a process: its name, by which the coordinator makes it stage `index`, and
+// what memory it may use, which is its own.
 WorkerOptions EmbeddedWorkerOptions(int index, int count, int64_t memory_bytes);
 
 class EmbeddedWorkers {
@@ -28,6 +29,8 @@ class EmbeddedWorkers {
   ~EmbeddedWorkers();
 
   void Add(std::unique_ptr<Worker> worker, const std::string& name);
+  // The first fault of a worker's device, after which its process cannot use it any more; else OK.
+  absl::Status device_status() const;
   // Simulates the worker's death and its replacement by a new one.
   void Kill(size_t index);
 

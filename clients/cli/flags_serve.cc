@@ -218,6 +218,15 @@ void AddServerTimeouts(CLI::App& command, ServeOptions& options) {
       "second, is given up");
 }
 
+void AddStageDevicesFlag(CLI::App& command, std::string& devices) {
+  AddDevicesFlag(
+      command, devices,
+      "GPUs that the stages are placed on, by their memory: their numbers and ranges, such as 0-7 or 0,2,4-5, "
+      "or all that other workers leave free; cpu is the CPU, where each stage stays within a NUMA node if "
+      "there are several")
+      ->default_str("all with --device auto");
+}
+
 }  // namespace
 
 void AddServe(CLI::App& app, ServeOptions& options) {
@@ -226,6 +235,7 @@ void AddServe(CLI::App& app, ServeOptions& options) {
   AddModelFlags(command, options);
   AddPipelineFlags(command, options);
   AddBackendFlags(command, options.backend, "Threads to compute with, for all stages together");
+  AddStageDevicesFlag(command, options.devices);
   AddCapacityFlags(command, options);
   AddMemoryFlags(command, options.gpu_memory_utilization, options.memory_bytes, "Memory for all stages together");
   AddContextMemoryFlag(command, options.context_memory, "The host's memory, for all stages together,");
@@ -295,6 +305,7 @@ void AddPlan(CLI::App& app, PlanCommandOptions& options) {
   pipeline.Choice("--transport", options.transport, {"local", "tcp", "nccl"},
                   "How rows would travel between workers; local is within one process");
   AddBackendFlags(command, options.serve.backend, "Threads to compute with, for all stages together");
+  AddStageDevicesFlag(command, options.serve.devices);
   AddLimitFlags(command, options.serve);
   AddMemoryFlags(command, options.serve.gpu_memory_utilization, options.serve.memory_bytes,
                  "Memory for all stages together");
@@ -309,6 +320,13 @@ void AddWorker(CLI::App& app, WorkerCommandOptions& options) {
   model.Text("--config", options.config, "FILE", "Settings of the model, JSON or YAML")
       ->default_str("the path that the coordinator names");
   AddBackendFlags(command, options.backend);
+  AddDevicesFlag(
+      command, options.devices,
+      "Start a worker for each of these devices, in a process of its own, and start it again if it dies: GPUs "
+      "by their numbers and ranges, such as 0-7 or 0,2,4-5, all GPUs that other workers leave free, or the "
+      "NUMA nodes of the CPU (cpu); all is the CPU too where there is no GPU; the other flags hold for each")
+      ->default_str("one worker in this process");
+  command.add_flag("--supervised", options.supervised)->group("");  // of a process that --devices has started
   AddMemoryFlags(command, options.gpu_memory_utilization, options.memory_bytes,
                  "This worker's part of its host's memory, for weights, states, caches and everything else");
   AddContextMemoryFlag(command, options.context_memory, "The host's memory");

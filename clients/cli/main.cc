@@ -78,7 +78,9 @@ int Main(int argc, char** argv) {
     // they are not flags of its client.
     if (app.got_subcommand("serve")) status = NameFlags(RunServe(serve));
     if (app.got_subcommand("coordinator")) status = NameFlags(RunCoordinator(coordinator));
-    if (app.got_subcommand("worker")) status = NameFlags(RunWorker(worker));
+    if (app.got_subcommand("worker")) {
+      status = NameFlags(worker.devices.empty() ? RunWorker(worker) : RunWorkers(worker, {argv + 1, argv + argc}));
+    }
     if (app.got_subcommand("plan")) status = NameFlags(RunPlan(plan));
     if (app.got_subcommand("generate")) {
       const bool remote = !generate.remote.server.empty();

@@ -1,5 +1,6 @@
 // goldfinch plan: how the layers would be split over workers.
 #include <algorithm>
+#include <cstddef>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -10,17 +11,15 @@
 #include "base/status.h"
 #include "base/units.h"
 #include "clients/cli/cluster_setup.h"
-#include "clients/cli/device.h"
-#include "clients/cli/machine_limits.h"
 #include "clients/cli/plan_table.h"
 #include "clients/cli/serve_commands.h"
+#include "clients/cli/stage_devices.h"
 #include "clients/cli/terminal.h"
 #include "coordinator/membership.h"
 #include "coordinator/model_description.h"
 #include "coordinator/planner.h"
 #include "kernels/backend.h"
 #include "protos/cluster.pb.h"
-#include "worker/device_speed.h"
 
 namespace goldfinch {
 namespace {
@@ -37,9 +36,37 @@ absl::StatusOr<std::vector<WorkerResources>> WorkersGiven(const PlanCommandOptio
   return workers;
 }
 
+// Stages of one GPU share its memory and take turns.
+std::vector<WorkerResources> ResourcesOf(const StageDevices& devices) {
+  std::vector<WorkerResources> resources;
+  for (const StageDevice& stage : devices.stages) {
+    const double part = stage.backend->kind() == DeviceKind::kCpu ? 1 : 1.0 / stage.sharing;
+    resources.push_back(
+        {stage.memory_bytes, part * stage.speed.flops, part * stage.speed.read_bytes_per_second, nullptr});
+  }
+  return resources;
+}
+
+absl::StatusOr<int> CountLayers(const ServeOptions& options) {
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
+  GF_ASSIGN_OR_RETURN(const cluster::v1::Described model, DescribeModelOn(*backend, options));
+  return model.layers_size();
+}
+
 std::string Describe(const WorkerResources& worker) {
   return absl::StrFormat("%s, %.4g GFLOP/s, %.4g GB/s", HumanBytes(worker.memory_bytes), worker.flops / 1e9,
                          worker.read_bytes_per_second / 1e9);
+}
+
+// Each device once, with what one of its stages has of it.
+std::string DescribeEach(const StageDevices& devices, const std::vector<WorkerResources>& resources) {
+  std::string text;
+  for (size_t stage = 0; stage < devices.stages.size(); stage += devices.stages[stage].sharing) {
+    const StageDevice& device = devices.stages[stage];
+    absl::StrAppend(&text, stage == 0 ? "" : "; ", device.description, ", ", Describe(resources[stage]),
+                    device.sharing > 1 ? " each" : "");
+  }
+  return text;
 }
 
 }  // namespace
@@ -57,24 +84,29 @@ absl::Status RunPlan(const PlanCommandOptions& options) {
     }
     stages = workers;
   }
-  BackendOptions part = serve.backend;  // of a worker, as `goldfinch serve` has them
-  part.threads = std::max(1, (part.threads > 0 ? part.threads : ThisMachine().cpus.threads()) / stages);
-  std::string device;
-  GF_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, OpenDevice(part, &device));
-  GF_ASSIGN_OR_RETURN(const cluster::v1::Described model, DescribeModelOn(*backend, serve));
-  const ModelMemory memory = ReadModelMemory(model);
-  const int layers = model.layers_size();
-  bool on_gpus = false;
   if (plan.resources.empty()) {
+    GF_ASSIGN_OR_RETURN(const int layers, CountLayers(serve));
     stages = std::min(stages, layers);
-    int64_t bytes = serve.memory_bytes;
-    if (bytes == 0) {
-      GF_ASSIGN_OR_RETURN(bytes, UsableMemoryBytes(*backend, serve.gpu_memory_utilization));
-    }
-    GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backend));
-    plan.resources.assign(stages, {bytes / stages, speed.flops, speed.read_bytes_per_second});
-    plan.workers = absl::StrCat(stages, " of this machine, measured: ", device, ", ", Describe(plan.resources[0]));
-    on_gpus = backend->kind() != DeviceKind::kCpu;
+  }
+  const StageMachine machine = ThisStageMachine();
+  ServeOptions to_open = serve;
+  const bool named = !plan.resources.empty();
+  if (named) {
+    // They keep the model as one of as many workers of this machine does.
+    const int threads = serve.backend.threads > 0 ? serve.backend.threads : machine.threads;
+    to_open.backend.threads = std::max(1, threads / stages);
+  }
+  GF_ASSIGN_OR_RETURN(StageDevices devices, OpenStageDevices(to_open, named ? 1 : stages, machine, /*claims=*/false));
+  const Backend& backend = *devices.stages[0].backend;
+  const std::string& device = devices.stages[0].description;
+  GF_ASSIGN_OR_RETURN(const cluster::v1::Described model, DescribeModelOn(*devices.stages[0].backend, serve));
+  const ModelMemory memory = ReadModelMemory(model);
+  bool on_gpus = false;
+  if (!named) {
+    GF_RETURN_IF_ERROR(MeasureStages(&devices));
+    plan.resources = ResourcesOf(devices);
+    plan.workers = absl::StrCat(stages, " of this machine, measured: ", DescribeEach(devices, plan.resources));
+    on_gpus = backend.kind() != DeviceKind::kCpu;
   } else {
     // Nothing else tells what kind of worker it is.
     on_gpus = std::all_of(plan.resources.begin(), plan.resources.end(),

@@ -17,13 +17,14 @@
 #include "base/version.h"
 #include "clients/cli/cluster_setup.h"
 #include "clients/cli/context_setup.h"
-#include "clients/cli/device.h"
 #include "clients/cli/embedded_workers.h"
 #include "clients/cli/file_watch.h"
 #include "clients/cli/machine.h"
 #include "clients/cli/machine_limits.h"
+#include "clients/cli/numa.h"
 #include "clients/cli/serve_commands.h"
 #include "clients/cli/server_log.h"
+#include "clients/cli/stage_devices.h"
 #include "clients/cli/stop_signal.h"
 #include "clients/cli/terminal.h"
 #include "coordinator/calls/key_ring.h"
@@ -34,10 +35,8 @@
 #include "coordinator/grpc/service.h"
 #include "coordinator/metrics.h"
 #include "coordinator/metrics_server.h"
-#include "kernels/backend.h"
 #include "nlohmann/json.hpp"
 #include "spdlog/spdlog.h"
-#include "worker/device_speed.h"
 #include "worker/stage/gold_tiers.h"
 #include "worker/transport/transport.h"
 #include "worker/worker.h"
@@ -229,43 +228,22 @@ class Frontend {
   std::unique_ptr<MetricsServer> metrics_;
 };
 
-// One device for each embedded worker. They share the machine's threads, or the GPU.
-absl::StatusOr<std::vector<std::unique_ptr<Backend>>> OpenDevices(const ServeOptions& options, int count) {
-  const MachineLimits limits = ThisMachine();
-  BackendOptions one = options.backend;
-  one.threads = std::max(1, (one.threads > 0 ? one.threads : limits.cpus.threads()) / count);
-  std::vector<std::unique_ptr<Backend>> backends(count);
-  std::string description;
-  for (std::unique_ptr<Backend>& backend : backends) {
-    GF_ASSIGN_OR_RETURN(backend, OpenDevice(one, &description));
-  }
-  spdlog::info("limits: {}", limits.Describe());
-  spdlog::info("device: {}", description);
-  return backends;
-}
-
-absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions& options,
-                                                              std::vector<std::unique_ptr<Backend>> backends,
+absl::StatusOr<std::unique_ptr<EmbeddedWorkers>> StartWorkers(const ServeOptions& options, StageDevices& devices,
                                                               Coordinator& coordinator, StopSignal& stop) {
-  const int count = static_cast<int>(backends.size());
-  int64_t memory = options.memory_bytes;
-  if (memory == 0) {
-    GF_ASSIGN_OR_RETURN(memory, UsableMemoryBytes(*backends[0], options.gpu_memory_utilization));
-  }
-  const bool on_cpu = backends[0]->kind() == DeviceKind::kCpu;
-  const int64_t shelf =
-      options.no_prefix_cache ? 0 : ContextMemoryBytes(options.context_memory, on_cpu, HostGpus(), &memory);
+  const int count = static_cast<int>(devices.stages.size());
   auto workers =
       std::make_unique<EmbeddedWorkers>(coordinator, [&stop](const absl::Status& status) { stop.Raise(status); });
-  GF_ASSIGN_OR_RETURN(const DeviceSpeed speed, MeasureDevice(*backends[0]));
+  GF_RETURN_IF_ERROR(MeasureStages(&devices));
   for (int i = 0; i < count; ++i) {
-    WorkerOptions worker = EmbeddedWorkerOptions(i, count, memory);
+    StageDevice& device = devices.stages[i];
+    WorkerOptions worker = EmbeddedWorkerOptions(i, count, device.memory_bytes);
     worker.gold_tier = *ParseGoldTier(options.gold_tier);  // the flag allows no other names
-    worker.shelf_bytes = shelf / count;
-    worker.speed = speed;
+    worker.shelf_bytes = device.shelf_bytes;
+    worker.speed = device.speed;
     worker.log = [](const std::string& line) { spdlog::info("{}", line); };
     const std::string name = worker.name;
-    workers->Add(std::make_unique<Worker>(std::move(worker), std::move(backends[i]), MakeLocalTransportFactory()),
+    const RunsOn there(device.cpus);
+    workers->Add(std::make_unique<Worker>(std::move(worker), std::move(device.backend), MakeLocalTransportFactory()),
                  name);
   }
   return workers;
@@ -279,9 +257,11 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   GF_RETURN_IF_ERROR(DescribeModel(options, &coordinator_options.membership));
   GF_RETURN_IF_ERROR(OpenContextStore(options, embedded, &coordinator_options));
   const int workers_wanted = coordinator_options.membership.stages * options.replicas;
-  std::vector<std::unique_ptr<Backend>> backends;
+  StageDevices devices;
   if (embedded) {
-    GF_ASSIGN_OR_RETURN(backends, OpenDevices(options, workers_wanted));
+    GF_ASSIGN_OR_RETURN(devices, OpenStageDevices(options, workers_wanted, ThisStageMachine(), /*claims=*/true));
+    spdlog::info("limits: {}", ThisMachine().Describe());
+    for (const std::string& line : devices.lines) spdlog::info("{}", line);
   }
   // Each of these may use those above it, and is destroyed before them.
   Metrics metrics(coordinator_options.served_model_name);
@@ -290,7 +270,7 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   GF_ASSIGN_OR_RETURN(const std::unique_ptr<Frontend> frontend,
                       Frontend::Start(options, !embedded, coordinator, metrics));
   if (embedded) {
-    GF_ASSIGN_OR_RETURN(workers, StartWorkers(options, std::move(backends), coordinator, stop));
+    GF_ASSIGN_OR_RETURN(workers, StartWorkers(options, devices, coordinator, stop));
   }
   // A model that is changed in place would answer with nonsense from here on.
   const FileWatch watch(kFileWatchSeconds, [&stop](const absl::Status& status) {
@@ -301,6 +281,10 @@ absl::Status Serve(const ServeOptions& options, bool embedded) {
   bool ready = false;
   while (!stop.WaitFor(kReadyPollSeconds)) {
     if (stop.TakeReload()) frontend->Reload();
+    if (const absl::Status fault = workers == nullptr ? absl::OkStatus() : workers->device_status(); !fault.ok()) {
+      spdlog::error("{}", std::string(fault.message()));
+      stop.Raise(fault);
+    }
     if (coordinator.ready() == ready) continue;
     ready = !ready;
     frontend->SetReady(ready);

@@ -38,6 +38,7 @@ struct ServeOptions {
   double replan_gain = MembershipOptions().replan_gain;                    // --replan-gain
   double replan_after_seconds = MembershipOptions().replan_after_seconds;  // --replan-after
   BackendOptions backend;               // --device, --dtype; --threads for all embedded workers together
+  std::string devices;                  // --devices, as ParseDeviceList reads it; empty: --device counts
   double gpu_memory_utilization = 0.9;  // --gpu-memory-utilization for all embedded workers together
   int64_t max_model_len = 1 << 20;      // --max-model-len: tokens of a sequence
   int64_t max_num_seqs = 0;             // --max-num-seqs: sequences that run at once in one pipeline; 0: auto
@@ -98,6 +99,8 @@ struct WorkerCommandOptions {
   // --address at which other workers reach this one; empty: the address of the interface that routes to the coordinator
   std::string address;
   BackendOptions backend;                  // --device, --dtype, --threads
+  std::string devices;                     // --devices: a process for each; empty: one process with --device
+  bool supervised = false;                 // --supervised: by `goldfinch worker --devices`, which ends it
   double gpu_memory_utilization = 0.9;     // --gpu-memory-utilization
   int64_t memory_bytes = 0;                // --memory; 0: a share of the device's
   std::string gold_tier = "auto";          // --gold-tier

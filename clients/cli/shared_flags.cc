@@ -2,6 +2,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "clients/cli/device_list.h"
 #include "clients/cli/flag_group.h"
 
 namespace goldfinch {
@@ -48,6 +49,13 @@ void AddBackendFlags(CLI::App& command, BackendOptions& options, const std::stri
   flags.Choice("--dtype", options.dtype, {"auto", "f32", "f16", "bf16"},
                "Type of activations; auto is bf16 on CUDA and f32 on the CPU, which computes in f32 only");
   AddThreadsFlag(command, options.threads, threads_phrase);
+}
+
+CLI::Option* AddDevicesFlag(CLI::App& command, std::string& devices, const std::string& phrase) {
+  return FlagGroup(command, kDeviceFlags)
+      .Text("--devices", devices, "all|cpu|LIST", phrase)
+      ->check([](const std::string& text) { return std::string(ParseDeviceList(text).status().message()); })
+      ->excludes(command.get_option("--device"));
 }
 
 void AddCacheDTypeFlag(CLI::App& command, std::string& cache_dtype) {

@@ -29,6 +29,8 @@ void AddThreadsFlag(CLI::App& command, int& threads, const std::string& phrase =
 // --device, --dtype and --threads
 void AddBackendFlags(CLI::App& command, BackendOptions& options,
                      const std::string& threads_phrase = "Threads to compute with");
+// --devices, instead of the --device of AddBackendFlags; it is returned
+CLI::Option* AddDevicesFlag(CLI::App& command, std::string& devices, const std::string& phrase);
 // --cache-dtype
 void AddCacheDTypeFlag(CLI::App& command, std::string& cache_dtype);
 // --gold-tier

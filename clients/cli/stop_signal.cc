@@ -46,7 +46,8 @@ bool Drain(int fd) {
 
 }  // namespace
 
-StopSignal::StopSignal() : signals_(Catch(StopSignals())), reloads_(Catch(ReloadSignal())) {
+StopSignal::StopSignal(bool second_ends)
+    : second_ends_(second_ends), signals_(Catch(StopSignals())), reloads_(Catch(ReloadSignal())) {
   raised_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   GF_CHECK(raised_ >= 0);
 }
@@ -62,8 +63,9 @@ bool StopSignal::WaitFor(double seconds) {
   if (poll(fds, 3, static_cast<int>(seconds * 1000)) <= 0) return false;
   if (Drain(reloads_)) reload_ = true;
   if ((fds[0].revents | fds[1].revents) == 0) return false;
-  // The next signal ends the process.
   Drain(signals_);
+  if (!second_ends_) return true;
+  // The next signal ends the process.
   const sigset_t set = StopSignals();
   pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
   return true;

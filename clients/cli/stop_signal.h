@@ -10,10 +10,11 @@
 namespace goldfinch {
 
 // Once this object exists, the first SIGTERM or SIGINT does not end the process but ends WaitFor; a second one after
-// that ends the process. SIGHUP never ends it. Construct it before any thread starts, and only one at a time.
+// that ends the process, unless `second_ends` is false. SIGHUP never ends it. Construct it before any thread starts,
+// and only one at a time.
 class StopSignal {
  public:
-  StopSignal();
+  explicit StopSignal(bool second_ends = true);
   ~StopSignal();
   StopSignal(const StopSignal&) = delete;
   StopSignal& operator=(const StopSignal&) = delete;
@@ -28,6 +29,7 @@ class StopSignal {
   absl::Status status();
 
  private:
+  const bool second_ends_;
   int signals_;  // a signalfd
   int reloads_;  // another one, for SIGHUP
   int raised_;   // an eventfd

@@ -38,6 +38,7 @@ namespace goldfinch {
 namespace {
 
 constexpr double kMeasureWaitSeconds = 5;
+constexpr double kDevicePollSeconds = 1;  // between looks whether the device has failed for good
 constexpr double kResolveSecondsMax = 2;  // between two attempts to resolve the coordinator's name
 
 // `description` gets the transport's name, and why it is not a better one.
@@ -101,7 +102,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   if (const absl::Status status = ParseHostPort(options.coordinator).status(); !status.ok()) {
     return UsageError(absl::StrCat("--coordinator ", std::string(status.message())));
   }
-  StopSignal stop;
+  StopSignal stop(/*second_ends=*/!options.supervised);
   LogAsServer();
   GF_ASSIGN_OR_RETURN(std::optional<SharedKey> key, ReadClusterKey(options.key_file));
   GF_ASSIGN_OR_RETURN(WorkerDevice device, OpenWorkerDevice(options.backend, GpuUuids()));
@@ -159,7 +160,12 @@ absl::Status RunWorker(const WorkerCommandOptions& options) {
   std::thread watcher([&] {
     if (absl::Status status = client.Wait(); !status.ok()) stop.Raise(status);
   });
-  while (!stop.WaitFor(3600)) continue;
+  while (!stop.WaitFor(kDevicePollSeconds)) {
+    const absl::Status fault = worker.device_status();
+    if (fault.ok()) continue;
+    spdlog::error("{}", std::string(fault.message()));
+    stop.Raise(fault);
+  }
   spdlog::info("ending");
   client.Stop(options.shutdown_timeout_seconds);
   watcher.join();

@@ -14,16 +14,21 @@
 namespace goldfinch::cuda {
 namespace {
 
-// The first failure, whichever call reported it: after a fault the process can no longer use the device.
-std::atomic<cudaError_t> first_error = cudaSuccess;
-
-void Note(cudaError_t error) {
-  cudaError_t none = cudaSuccess;
-  if (error != cudaSuccess) first_error.compare_exchange_strong(none, error);
-}
-
 // The device that the thread's calls go to; CUDA has one for each thread.
 thread_local int device_of_thread = -1;
+
+// The first failure, whichever call reported it, and the device that its thread was using: after a fault the process
+// can no longer use CUDA.
+struct Failure {
+  cudaError_t error = cudaSuccess;
+  int device = -1;
+};
+std::atomic<Failure> first_failure;
+
+void Note(cudaError_t error) {
+  Failure none;
+  if (error != cudaSuccess) first_failure.compare_exchange_strong(none, {error, device_of_thread});
+}
 
 std::string Text(cudaError_t error) { return absl::StrCat(cudaGetErrorName(error), ": ", cudaGetErrorString(error)); }
 
@@ -81,6 +86,8 @@ class CudaQueue : public Queue {
     UseDevice(device_);
     Note(cudaStreamWaitEvent(stream_, static_cast<const CudaMark&>(mark).event()));
   }
+  // Between two devices this is a peer copy: the driver sees by the addresses whose memory it is, and goes through the
+  // host where the devices cannot reach each other.
   void Copy(const void* from, void* to, int64_t bytes) override {
     UseDevice(device_);
     if (bytes > 0) Note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
@@ -175,6 +182,7 @@ class CudaRuntime : public Runtime {
       return absl::UnavailableError(absl::StrCat("no CUDA device ", device_, ": there are ", count));
     }
     cudaDeviceProp properties = {};
+    device_of_thread = -1;  // until all of this has worked: then the next call sets its own device
     for (const cudaError_t result : {cudaSetDevice(device_), cudaGetDeviceProperties(&properties, device_),
                                      cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
                                      cudaMallocHost(reinterpret_cast<void**>(&pinned_), 2 * kHalfBytes),
@@ -296,8 +304,9 @@ class CudaRuntime : public Runtime {
                                                      std::string(purpose), ": ", Text(error)));
   }
   absl::Status status() const override {
-    if (first_error == cudaSuccess) return absl::OkStatus();
-    return absl::InternalError(absl::StrCat("CUDA device ", device_, " failed: ", Text(first_error)));
+    const Failure failure = first_failure;
+    if (failure.error == cudaSuccess) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("CUDA device ", failure.device, " failed: ", Text(failure.error)));
   }
 
   void BeginCapture() override { Note(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed)); }

@@ -42,6 +42,28 @@ class DeviceTest(ProgramTest):
             self.all_refuse(["--device", device, "auto, cpu, cuda and cuda:N"], device=device)
         self.all_refuse(["--dtype", "f64", "bf16"], dtype="f64")
 
+    def test_lists_of_devices(self):
+        commands = (
+            ["serve", *flags(model=DEMO_MODEL, grpc_port=0, metrics_port=-1)],
+            ["plan", *flags(model=DEMO_MODEL)],
+            ["worker", *flags(coordinator="127.0.0.1:1")],
+        )
+        for command in commands:
+            for devices, says in (
+                ("", "none of all, cpu, and GPU numbers and ranges such as 0,2,4-7"),
+                ("0-x", 'it has "0-x"'),
+                ("cuda:0", "none of all, cpu"),
+                ("7-3", '7-3 has "7-3", which runs backwards'),
+                ("0-2,1", "0-2,1 names GPU 1 twice"),
+                ("0-1024", "the largest GPU number is 1023"),
+                ("0-7", "--devices names GPU 0, this machine has no GPU that CUDA can use"),
+            ):
+                with self.subTest(command[0], devices=devices):
+                    self.refuses(*command, "--devices", devices, code=2, says=["--devices", says])
+            both = flags(device="cpu", devices="cpu")
+            self.refuses(*command, *both, code=2, says=["--device", "--devices"])
+        self.refuses(*generate("And ", devices="cpu"), code=2, says="--devices")
+
     def test_shares_of_memory(self):
         for share in ("0", "-0.1", "1.01", "nan", "most"):
             says = ["--gpu-memory-utilization", share, "is not above 0 and at most 1"]

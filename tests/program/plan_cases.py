@@ -37,6 +37,12 @@ class PlanTest(ProgramTest):
         self.assertEqual(len(plan["splits"][0]["stages"]), 3)
         self.assertIn("3 of this machine, measured", plan["workers"])
 
+    def test_devices_of_this_machine(self):
+        arguments = ("plan", "--json", "--model", DEMO_MODEL, "--pipeline-parallel-size", "2", "--devices")
+        for devices in ("cpu", "all"):
+            plan = json.loads(self.succeeds(*arguments, devices).stdout)
+            self.assertIn("2 of this machine, measured: cpu, ", plan["workers"])
+
     def test_traffic_and_links_decide(self):
         reads = ("--expect-prompt-tokens", "65536", "--expect-output-tokens", "1")
         self.assertEqual(self.given(2, *reads)["splits"][0]["first_layers"], [0, 2])

@@ -1,5 +1,10 @@
 // The transport between stages in one process. The receiver makes a channel and gives its number as an address, by
 // which the sender finds the channel.
+//
+// The sender copies rows into a slot of its ring, in the order of its ops. On one device the receiver's ops copy them
+// from there. To another device they are pushed as soon as they have been written: a queue of the channel's own copies
+// the slot into a ring of the receiver, so that the rows of the next step arrive while both devices compute, and the
+// receiver's ops copy within their own device.
 #include <array>
 #include <chrono>
 #include <condition_variable>
@@ -25,20 +30,57 @@ absl::Status Lost(int stage) {
   return absl::UnavailableError(absl::StrCat("the channel with stage ", stage, " is closed"));
 }
 
-// Rows on their way, in a slot of the sender's ring.
+// Slots begin at page boundaries, so that the system commits no more memory on the CPU than messages fill.
+int64_t SlotBytes(int64_t bytes_max) {
+  constexpr int64_t kPage = 4096;
+  return (bytes_max + kPage - 1) / kPage * kPage;
+}
+
+// kAheadSends slots for messages of at most `bytes_max`.
+absl::StatusOr<std::shared_ptr<void>> AllocateRing(Backend& backend, int64_t bytes_max) {
+  return backend.Allocate(Transport::kAheadSends * SlotBytes(bytes_max), "rows to and from other stages");
+}
+char* Slot(const std::shared_ptr<void>& ring, int64_t bytes_max, int slot) {
+  return static_cast<char*>(ring.get()) + slot * SlotBytes(bytes_max);
+}
+
+// Rows on their way, in a slot of the sender's ring or of the receiver's.
 struct Message {
   const void* data = nullptr;
   int64_t bytes = 0;
-  std::shared_ptr<const Mark> written;  // the place in the sender's queue where they have been written
+  std::shared_ptr<const Mark> written;  // the place in the queue of the last copy, where they are there
 };
 
 // One direction between two stages. It passes on where messages are and the marks to wait for; the devices copy the
-// rows. Thread-safe.
+// rows. Thread-safe, except where a method says otherwise.
 class Channel {
  public:
   explicit Channel(int64_t message_bytes_max) : bytes_max_(message_bytes_max) {}
+  // Whichever end is the last to let go waits for the copies between the rings. Freeing memory waits for the work of
+  // its own device only, and the receiver's ring is written by the sender's.
+  ~Channel() {
+    if (last_pushed_ != nullptr) last_pushed_->Wait();
+  }
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
 
   int64_t bytes_max() const { return bytes_max_; }
+
+  // To be called before any sender can find the channel. Memory of the host needs no ring, as every back end that uses
+  // it can read all of it.
+  absl::Status AllocateLanding(Backend& receiver) {
+    receiver_ = receiver.Uuid();
+    if (receiver.host_accessible()) return absl::OkStatus();
+    GF_ASSIGN_OR_RETURN(landing_, AllocateRing(receiver, bytes_max_));
+    return absl::OkStatus();
+  }
+  // Whether rows from this device go through the receiver's ring. A device without a name may be any.
+  bool IsBetweenDevices(const Backend& sender) const {
+    return landing_ != nullptr && (receiver_.empty() || receiver_ != sender.Uuid());
+  }
+  char* landing(int slot) const { return Slot(landing_, bytes_max_, slot); }
+  // Where the last copy into the receiver's ring ends. For the sender's thread alone.
+  void set_last_pushed(std::shared_ptr<const Mark> mark) { last_pushed_ = std::move(mark); }
 
   // Keeps the sender's ring alive for the receiver. False if a sender has attached before, or if the channel is closed.
   bool AttachSender(std::shared_ptr<void> ring) {
@@ -101,11 +143,20 @@ class Channel {
   std::condition_variable changed_;
   bool attached_ = false;
   bool closed_ = false;
-  std::shared_ptr<void> ring_;  // kept here, as the receiver may read it after the sender is gone
+  std::shared_ptr<void> ring_;  // the sender's, kept here, as it may be read after the sender is gone
   int64_t pushed_ = 0;
   int64_t popped_ = 0;
   std::array<Message, Transport::kAheadSends> messages_;
   std::array<std::shared_ptr<const Mark>, Transport::kAheadSends> left_;
+  std::string receiver_;           // the UUID of its device, or empty
+  std::shared_ptr<void> landing_;  // the receiver's ring, for rows from other devices; null if the host can read all
+  std::shared_ptr<const Mark> last_pushed_;
+};
+
+// How one stage pushes rows to a receiver on another device. For the thread that runs the ops.
+struct Pusher {
+  std::unique_ptr<Queue> queue;                                            // of the sender's device, beside its ops
+  std::array<std::shared_ptr<const Mark>, Transport::kAheadSends> pushed;  // when each slot's last rows had left
 };
 
 // All channels of this process, by their addresses.
@@ -165,6 +216,7 @@ struct Ends {
   std::vector<std::string> addresses;        // [stages], of `in`
   std::vector<std::shared_ptr<Channel>> in;  // [stages], null for stages that send nothing to this one
   std::vector<std::shared_ptr<void>> rings;  // [stages], what is sent; with slots of the receiver's bytes_max
+  std::vector<Pusher> pushers;               // [stages], with a queue where the receiver is on another device
 
   std::mutex mutex;
   bool closed = false;                        // by this stage
@@ -182,15 +234,20 @@ class LocalTransport : public Transport {
 
   absl::Status Send(int stage, ConstTensor rows) override {
     Channel& channel = Peer(ends_->out, stage);
+    Pusher& pusher = ends_->pushers[stage];
     const int64_t bytes = rows.bytes();
     GF_CHECK(bytes > 0 && bytes <= channel.bytes_max()) << bytes << " bytes, the limit is " << channel.bytes_max();
     int slot;
     std::shared_ptr<const Mark> left;
     if (!channel.TakeSlot(&slot, &left)) return Fail(Lost(stage));
-    if (left != nullptr) queue_.WaitFor(*left);
-    char* const place = static_cast<char*>(ends_->rings[stage].get()) + slot * SlotBytes(channel.bytes_max());
+    const bool pushes = pusher.queue != nullptr;
+    const std::shared_ptr<const Mark>& free = pushes ? pusher.pushed[slot] : left;
+    if (free != nullptr) queue_.WaitFor(*free);
+    char* const place = Slot(ends_->rings[stage], channel.bytes_max(), slot);
     queue_.Copy(rows.data, place, bytes);
-    return channel.Push({place, bytes, queue_.Record()}) ? absl::OkStatus() : Fail(Lost(stage));
+    Message message{place, bytes, queue_.Record()};
+    if (pushes) message = Push(pusher, channel, slot, message, left.get());
+    return channel.Push(std::move(message)) ? absl::OkStatus() : Fail(Lost(stage));
   }
 
   absl::Status Recv(int stage, Tensor rows) override {
@@ -214,12 +271,16 @@ class LocalTransport : public Transport {
   }
   void Abort() override { ends_->Close(); }
 
-  // Slots begin at page boundaries, so that the system commits no more memory on the CPU than messages fill.
-  static int64_t SlotBytes(int64_t bytes_max) { return (bytes_max + kPage - 1) / kPage * kPage; }
-
  private:
-  static constexpr int64_t kPage = 4096;
-
+  // Copies a message of the sender's ring to the receiver's, once its ops have left the slot. Returns where it is then.
+  static Message Push(Pusher& pusher, Channel& channel, int slot, const Message& message, const Mark* left) {
+    pusher.queue->WaitFor(*message.written);
+    if (left != nullptr) pusher.queue->WaitFor(*left);
+    pusher.queue->Copy(message.data, channel.landing(slot), message.bytes);
+    pusher.pushed[slot] = pusher.queue->Record();
+    channel.set_last_pushed(pusher.pushed[slot]);
+    return {channel.landing(slot), message.bytes, pusher.pushed[slot]};
+  }
   static Channel& Peer(const std::vector<std::shared_ptr<Channel>>& channels, int stage) {
     GF_CHECK(stage >= 0 && stage < static_cast<int>(channels.size()) && channels[stage] != nullptr)
         << "stage " << stage << " is no peer";
@@ -242,22 +303,23 @@ class LocalSetup : public TransportSetup {
     ends_->addresses.resize(traffic_.size());
     ends_->in.resize(traffic_.size());
     ends_->rings.resize(traffic_.size());
+    ends_->pushers.resize(traffic_.size());
     ends_->out.resize(traffic_.size());
-    for (size_t peer = 0; peer < traffic_.size(); ++peer) {
-      if (traffic_[peer].receive_bytes_max == 0) continue;
-      ends_->in[peer] = std::make_shared<Channel>(traffic_[peer].receive_bytes_max);
-      ends_->addresses[peer] = Registry::Get().Add(ends_->in[peer]);
-    }
   }
   ~LocalSetup() override {
     if (!connected_) ends_->Close();
   }
 
-  absl::Status AllocateRings() {
+  // Makes the rings and the channels that come here.
+  absl::Status Open() {
     for (size_t peer = 0; peer < traffic_.size(); ++peer) {
-      if (traffic_[peer].send_bytes_max == 0) continue;
-      const int64_t bytes = Transport::kAheadSends * LocalTransport::SlotBytes(traffic_[peer].send_bytes_max);
-      GF_ASSIGN_OR_RETURN(ends_->rings[peer], backend_.Allocate(bytes, "rows to other stages"));
+      if (traffic_[peer].send_bytes_max > 0) {
+        GF_ASSIGN_OR_RETURN(ends_->rings[peer], AllocateRing(backend_, traffic_[peer].send_bytes_max));
+      }
+      if (traffic_[peer].receive_bytes_max == 0) continue;
+      ends_->in[peer] = std::make_shared<Channel>(traffic_[peer].receive_bytes_max);
+      GF_RETURN_IF_ERROR(ends_->in[peer]->AllocateLanding(backend_));
+      ends_->addresses[peer] = Registry::Get().Add(ends_->in[peer]);
     }
     return absl::OkStatus();
   }
@@ -292,6 +354,7 @@ class LocalSetup : public TransportSetup {
           !channel->AttachSender(ends_->rings[peer])) {
         return absl::UnavailableError(absl::StrCat("stage ", peer, " is not at its address \"", addresses[peer], "\""));
       }
+      if (channel->IsBetweenDevices(backend_)) ends_->pushers[peer].queue = backend_.MakeQueue();
       const std::lock_guard<std::mutex> lock(ends_->mutex);
       if (ends_->closed) channel->Close();
       ends_->out[peer] = std::move(channel);
@@ -317,7 +380,7 @@ class LocalTransportFactory : public TransportFactory {
                                                         Backend& backend) override {
     GF_CHECK(stage >= 0 && stage < static_cast<int>(traffic.size()) && !traffic[stage]);
     auto setup = std::make_unique<LocalSetup>(traffic, backend);
-    GF_RETURN_IF_ERROR(setup->AllocateRings());
+    GF_RETURN_IF_ERROR(setup->Open());
     return setup;
   }
 };

@@ -92,7 +92,7 @@ class TransportFactory {
 // ---- The kinds of transports ----
 
 // Between stages in this process, whose back ends must be of one kind. Rows are copied from device to device without
-// waiting on the host.
+// waiting on the host, between two devices by queues of their own, so that the ops of neither wait for the link.
 std::unique_ptr<TransportFactory> MakeLocalTransportFactory();
 
 // Over TCP, on connections whose ends have proved to each other that they have the key of the generation. Rows are not

@@ -1,5 +1,6 @@
 // The tests of all transports on the CPU and on emulated devices, and what is special to each.
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <thread>
@@ -32,6 +33,7 @@ std::unique_ptr<Backend> Cpu(int /*stage*/) { return MakeCpuBackend(1); }
 std::unique_ptr<Backend> Fake(int /*stage*/) { return std::make_unique<FakeDevice>(MakeCpuBackend(1)); }
 // Does its work as late as possible.
 std::unique_ptr<Backend> Emulated(int /*stage*/) { return *MakeCudaBackend({}); }
+std::unique_ptr<Backend> EmulatedApart(int stage) { return *MakeCudaBackend({.device = stage}); }
 
 std::unique_ptr<TransportFactory> Local(double /*timeout_seconds*/) { return MakeLocalTransportFactory(); }
 std::unique_ptr<TransportFactory> TcpByNumber(double timeout_seconds) { return Tcp("127.0.0.1", timeout_seconds); }
@@ -44,6 +46,7 @@ const TransportKind kKinds[] = {
     {.name = "local_cpu", .make = Local, .open_device = Cpu, .tells_sizes = true},
     {.name = "local_fake", .make = Local, .open_device = Fake, .tells_sizes = true},
     {.name = "local_emulated", .make = Local, .open_device = Emulated, .tells_sizes = true},
+    {.name = "local_emulated_apart", .make = Local, .open_device = EmulatedApart, .tells_sizes = true},
     {.name = "tcp_number", .make = TcpByNumber, .open_device = Cpu, .tells_sizes = true},
     {.name = "tcp_name", .make = TcpByName, .open_device = Cpu, .tells_sizes = true},
     {.name = "tcp_emulated", .make = TcpByNumber, .open_device = Emulated, .tells_sizes = true},
@@ -153,25 +156,95 @@ TEST_F(NcclTransportTest, AMissingLibraryIsNamed) {
   EXPECT_THAT(std::string(factory.status().message()), HasSubstr("libnccl.so.2"));
 }
 
-// The sender's transport ends, and then the receiver's, before the device has read what was received.
+// One transport ends, and then the other, before the device has read what was received.
 TEST(LocalTransport, RingsStayUntilTheyAreRead) {
-  const auto factory = MakeLocalTransportFactory();
-  StagePair pair(*factory, Emulated);
-  ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
-  for (std::unique_ptr<TransportSetup>& setup : pair.setups) setup.reset();
-  EXPECT_EQ(pair.stages[0].Send(1, TestMessage(200, 1)), absl::OkStatus());
-  EXPECT_EQ(pair.stages[1].Queue(0, 200, 0), absl::OkStatus());
-  for (TestStage& stage : pair.stages) stage.transport.reset();
-  EXPECT_EQ(pair.stages[1].Queued(200, 0), TestMessage(200, 1).values);
+  for (const auto& open_device : {Emulated, EmulatedApart}) {
+    for (const int first : {0, 1}) {
+      const auto factory = MakeLocalTransportFactory();
+      StagePair pair(*factory, open_device);
+      ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+      for (std::unique_ptr<TransportSetup>& setup : pair.setups) setup.reset();
+      EXPECT_EQ(pair.stages[0].Send(1, TestMessage(200, 1)), absl::OkStatus());
+      EXPECT_EQ(pair.stages[1].Queue(0, 200, 0), absl::OkStatus());
+      pair.stages[first].transport.reset();
+      pair.stages[1 - first].transport.reset();
+      EXPECT_EQ(pair.stages[1].Queued(200, 0), TestMessage(200, 1).values);
+    }
+  }
 }
 
 // Rings are allocated by Setup, before any stage waits for the group.
 TEST(LocalTransport, NoMemoryIsAnErrorOfSetup) {
-  FakeDevice device(MakeCpuBackend(1));
-  device.set_allocations_left(0);
-  const auto factory = MakeLocalTransportFactory();
-  EXPECT_EQ(factory->Setup("a key", 0, {{}, {kBytesMax, 0}}, device).status().code(),
-            absl::StatusCode::kResourceExhausted);
+  for (const StageTraffic& traffic : {StageTraffic{kBytesMax, 0}, StageTraffic{0, kBytesMax}}) {
+    FakeDevice device(MakeCpuBackend(1));
+    device.set_allocations_left(0);
+    const auto factory = MakeLocalTransportFactory();
+    EXPECT_EQ(factory->Setup("a key", 0, {{}, traffic}, device).status().code(), absl::StatusCode::kResourceExhausted);
+  }
+}
+
+struct QueuedCopy {
+  const void* from;
+  const void* to;
+};
+
+// Tells what it was asked to copy.
+class TellingQueue : public Queue {
+ public:
+  TellingQueue(Queue& inner, std::vector<QueuedCopy>& copies) : inner_(inner), copies_(copies) {}
+  TellingQueue(std::unique_ptr<Queue> inner, std::vector<QueuedCopy>& copies)
+      : owned_(std::move(inner)), inner_(*owned_), copies_(copies) {}
+  std::shared_ptr<const Mark> Record() override { return inner_.Record(); }
+  void WaitFor(const Mark& mark) override { inner_.WaitFor(mark); }
+  void Copy(const void* from, void* to, int64_t bytes) override {
+    copies_.push_back({from, to});
+    inner_.Copy(from, to, bytes);
+  }
+  void* stream() override { return inner_.stream(); }
+
+ private:
+  const std::unique_ptr<Queue> owned_;
+  Queue& inner_;
+  std::vector<QueuedCopy>& copies_;
+};
+
+class TellingDevice : public FakeDevice {
+ public:
+  explicit TellingDevice(std::string uuid)
+      : FakeDevice(MakeCpuBackend(1)), uuid_(std::move(uuid)), queue_(FakeDevice::queue(), of_ops) {}
+  std::string Uuid() const override { return uuid_; }
+  Queue& queue() override { return queue_; }
+  std::unique_ptr<Queue> MakeQueue() override {
+    return std::make_unique<TellingQueue>(FakeDevice::MakeQueue(), beside_ops);
+  }
+
+  std::vector<QueuedCopy> of_ops, beside_ops;  // on the main queue, and on others
+
+ private:
+  const std::string uuid_;
+  TellingQueue queue_;
+};
+
+TEST(LocalTransport, RowsOfAnotherDeviceComeBesideTheOps) {
+  for (const std::string receiver : {"GPU-1", "GPU-2"}) {
+    TellingDevice* devices[2];
+    const auto open_device = [&](int stage) {
+      auto device = std::make_unique<TellingDevice>(stage == 0 ? "GPU-1" : receiver);
+      devices[stage] = device.get();
+      return device;
+    };
+    const auto factory = MakeLocalTransportFactory();
+    StagePair pair(*factory, open_device);
+    ASSERT_EQ(pair.Connect(), std::pair(absl::OkStatus(), absl::OkStatus()));
+    EXPECT_EQ(pair.stages[0].Send(1, TestMessage(200, 1)), absl::OkStatus());
+    const std::vector<QueuedCopy>& pushed = devices[0]->beside_ops;
+    EXPECT_EQ(pushed.size(), receiver == "GPU-1" ? 0U : 1U) << "before the receiver asks for them";
+    EXPECT_EQ(pair.stages[1].Recv(0, TestMessage(200, 1)), absl::OkStatus());
+    ASSERT_EQ(devices[0]->of_ops.size(), 1U);
+    ASSERT_EQ(devices[1]->of_ops.size(), 1U);
+    EXPECT_TRUE(devices[1]->beside_ops.empty());
+    EXPECT_EQ(devices[1]->of_ops[0].from, pushed.empty() ? devices[0]->of_ops[0].to : pushed[0].to);
+  }
 }
 
 TEST(TcpTransport, Ipv6) {

@@ -1,4 +1,5 @@
-// Devices of the emulation: memory and streams. Each call of OpenRuntime makes another device.
+// Devices of the emulation: memory and streams. Each call of OpenRuntime makes memory and streams of its own; those of
+// one ordinal say that they are one device.
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -76,7 +77,18 @@ class Device {
 
 class EmulatedRuntime : public Runtime {
  public:
-  EmulatedRuntime() : device_(std::make_shared<Device>()), stream_(device_->MakeStream()), queue_(stream_) {}
+  explicit EmulatedRuntime(int ordinal)
+      : facts_{.name = "emulated",
+               .major = 8,
+               .minor = 0,
+               // Few, so that small tests divide work in the way that large ones do on a device.
+               .multiprocessors = 4,
+               .shared_bytes = 227 << 10,
+               .memory_bytes = int64_t{1} << 40,
+               .uuid = absl::StrCat("GPU-emulated-", ordinal)},
+        device_(std::make_shared<Device>()),
+        stream_(device_->MakeStream()),
+        queue_(stream_) {}
   ~EmulatedRuntime() override { stream_->WaitFor(stream_->end()); }
 
   const DeviceFacts& facts() const override { return facts_; }
@@ -146,8 +158,7 @@ class EmulatedRuntime : public Runtime {
     const std::shared_ptr<const std::vector<std::function<void()>>> work_;
   };
 
-  // Few multiprocessors, so that small tests divide work in the way that large ones do on a device.
-  const DeviceFacts facts_{"emulated", 8, 0, 4, 227 << 10, int64_t{1} << 40};
+  const DeviceFacts facts_;
   const std::shared_ptr<Device> device_;
   const std::shared_ptr<emulation::Stream> stream_;
   EmulatedQueue queue_;
@@ -157,6 +168,6 @@ class EmulatedRuntime : public Runtime {
 
 std::vector<std::string> DeviceUuids() { return {}; }  // there are as many as one opens
 
-absl::StatusOr<std::unique_ptr<Runtime>> OpenRuntime(int) { return std::make_unique<EmulatedRuntime>(); }
+absl::StatusOr<std::unique_ptr<Runtime>> OpenRuntime(int device) { return std::make_unique<EmulatedRuntime>(device); }
 
 }  // namespace goldfinch::cuda
