@@ -21,7 +21,10 @@ constexpr int kScored = 3;  // index into `successes_`, after the values of Fini
 constexpr const char* kMissReasons[] = {"none_kept", "evicted", "cheaper_to_compute", "other_model"};
 constexpr const char* kFinishNames[] = {"end_of_text", "stop", "length", "scored"};
 // Their failures are there from the start, as 0.
-constexpr const char* kMethods[] = {"Generate", "Score", "Tokenize", "Detokenize", "GetModelInfo", "GetClusterInfo"};
+constexpr const char* kMethods[] = {"Generate",      "Score",         "Tokenize",      "Detokenize",
+                                    "GetModelInfo",  "GetClusterInfo", "CreateContext", "AppendContext",
+                                    "ForkContext",   "GetContext",    "ListContexts",  "RenameContext",
+                                    "PinContext",    "DeleteContext", "ExportContext", "ImportContext"};
 
 // Small models answer within milliseconds; reading a long document takes minutes.
 const Histogram::BucketBoundaries& FirstTokenBuckets() {

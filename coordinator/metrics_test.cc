@@ -6,11 +6,15 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "gmock/gmock.h"
+#include "google/protobuf/descriptor.h"
 #include "gtest/gtest.h"
 #include "prometheus/metric_family.h"
 #include "prometheus/registry.h"
 #include "prometheus/text_serializer.h"
+#include "protos/contexts.pb.h"
+#include "protos/generate.pb.h"
 
 namespace goldfinch {
 namespace {
@@ -133,6 +137,24 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   EXPECT_EQ(value("step_seconds_sum"), "0.04");
   EXPECT_EQ(value("step_target_seconds"), "0.05");
   EXPECT_EQ(value("attended_positions_total"), "1000000");
+}
+
+// A method has the name of its request.
+void ExpectFailuresOf(const google::protobuf::ServiceDescriptor& service, const Metrics& metrics) {
+  constexpr absl::string_view kSuffix = "Request";
+  for (int i = 0; i < service.method_count(); ++i) {
+    const std::string request(service.method(i)->input_type()->name());
+    ASSERT_TRUE(absl::EndsWith(request, kSuffix)) << request;
+    const std::string name = request.substr(0, request.size() - kSuffix.size());
+    const std::string labels = absl::StrCat("{model_name=\"m\",code=\"INTERNAL\",method=\"", name, "\"}");
+    EXPECT_EQ(Value(metrics, "goldfinch_request_failure_total" + labels), "0") << name;
+  }
+}
+
+TEST(Metrics, FailuresOfEveryMethodOfTheApiAreThereFromTheStart) {
+  const Metrics metrics("m");
+  ExpectFailuresOf(*v1::GenerateRequest::descriptor()->file()->FindServiceByName("Goldfinch"), metrics);
+  ExpectFailuresOf(*v1::CreateContextRequest::descriptor()->file()->FindServiceByName("Contexts"), metrics);
 }
 
 TEST(Metrics, WhatIsNotKnownOfAStepHasNoSeries) {

@@ -41,8 +41,8 @@ struct LinkSpeeds {
   std::vector<double> table;
 };
 
-// What is assumed of a link until it is measured or given, by the name of its transport (Register.transport).
-// "local": a copy in memory; "nccl": a 200 Gbit/s network card for each GPU; else 10 Gbit/s Ethernet.
+// What is assumed of a link until it is measured or given, by the name of its transport, which must be one of
+// base/transports.h.
 double AssumedLinkSpeed(const std::string& transport);
 
 // Bytes that a stage receives, as StepDone counts them.

@@ -1,8 +1,12 @@
 // Flags of the commands that serve.
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/transports.h"
+#include "base/units.h"
 #include "clients/cli/flag_group.h"
 #include "clients/cli/flags.h"
 #include "clients/cli/serve_options.h"
@@ -52,8 +56,13 @@ void AddSplitFlags(CLI::App& command, ServeOptions& options) {
                     "Expected context of an output token, at least prompt and output", 1, kTokensMax);
   pipeline.InLimits("--expect-sequences", traffic.sequences, "COUNT", "Expected sequences at a time in one pipeline", 1,
                     1 << 16);
+  std::string assumed;
+  for (const TransportFacts& kind : kTransports) {
+    absl::StrAppend(&assumed, assumed.empty() ? "" : ", ", std::string(kind.name), " ",
+                    HumanBytes(static_cast<int64_t>(kind.assumed_bytes_per_second)));
+  }
   pipeline.Bytes("--link-speed", options.link_bytes_per_second, "Bytes a second from one worker to another")
-      ->default_str("assumed by the transport: 10 GB within a process, 25 GB over NCCL, 1.25 GB over TCP");
+      ->default_str("assumed by the transport: " + assumed);
 }
 
 void AddPipelineFlags(CLI::App& command, ServeOptions& options) {
@@ -282,7 +291,8 @@ void AddPlan(CLI::App& app, PlanCommandOptions& options) {
   pipeline.Several("--worker", options.workers, "GB,TFLOPS,GB/S",
                    "A worker by its memory, its operations a second and the bytes that it reads a second, for one "
                    "stage each; without it, this machine's workers, as `goldfinch serve` would have them");
-  pipeline.Choice("--transport", options.transport, {"local", "tcp", "nccl"},
+  const std::vector<std::string_view> transports = TransportNames();
+  pipeline.Choice("--transport", options.transport, {transports.begin(), transports.end()},
                   "How rows would travel between workers; local is within one process");
   AddBackendFlags(command, options.serve.backend, "Threads to compute with, for all stages together");
   AddLimitFlags(command, options.serve);

@@ -76,7 +76,7 @@ class TransportSetup {
 class TransportFactory {
  public:
   virtual ~TransportFactory() = default;
-  virtual const char* kind() const = 0;  // "local", "tcp" or "nccl"
+  virtual const char* kind() const = 0;  // a name of base/transports.h
   // From the next Setup on, peers reach this stage at its own address on the route to `host`, an IP address, or, if
   // that is empty, where the factory was told. Transports that have no addresses of their own ignore it. UNAVAILABLE
   // if there is no such route. Must not be called while Setup runs.
