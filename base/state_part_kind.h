@@ -50,6 +50,9 @@ constexpr bool StatePartKindsAreInOrder() {
 }
 static_assert(StatePartKindsAreInOrder());
 
+// What a part of a segment counts on a shelf, beside its own bytes.
+inline constexpr int64_t kPartOverheadBytes = 512;
+
 constexpr const char* KindName(StatePartKind kind) { return kStatePartKinds[static_cast<size_t>(kind)].name; }
 constexpr bool IsPerToken(StatePartKind kind) { return kStatePartKinds[static_cast<size_t>(kind)].per_token; }
 // Nothing if no kind has this name.

@@ -13,7 +13,7 @@ inline constexpr char kTcpTransport[] = "tcp";
 inline constexpr char kNcclTransport[] = "nccl";  // between CUDA devices
 
 struct TransportFacts {
-  std::string_view name;           // in Register.transport, in flags and in messages
+  std::string_view name;            // in Register.transport, in flags and in messages
   double assumed_bytes_per_second;  // of a link from one stage to another, until it is measured or given
   // Peers connect to an IP address of the worker, Register.address, so they must be able to reach it.
   bool has_address;

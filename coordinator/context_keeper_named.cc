@@ -22,8 +22,6 @@ constexpr size_t kExpireMax = 256;
 // No more names once the tokens of all texts take so much of the coordinator's memory.
 constexpr int64_t kIndexBytesMax = int64_t{4} << 30;
 
-absl::Status NoContexts() { return absl::UnavailableError("no worker has described the model yet"); }
-
 // How many tokens of the context are meant.
 absl::StatusOr<int64_t> TokensOf(const ContextInfo& context, std::optional<int64_t> first) {
   if (!first) return context.tokens;
@@ -178,7 +176,7 @@ absl::Status ContextKeeper::CheckKeepAs(const std::string& name_space, const Req
 
 absl::StatusOr<std::shared_ptr<RequestSink>> ContextKeeper::Resolve(Request* request, std::shared_ptr<RequestSink> sink,
                                                                     int64_t tokens_max, double now) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   const std::string& name_space = NamespaceOf(*request);
   Held held = {.tree = trees_, .segment = 0};
   int64_t context_tokens = 0;
@@ -282,7 +280,7 @@ NamedContext ContextKeeper::Describe(const ContextInfo& context, size_t* segment
 
 absl::StatusOr<NamedContext> ContextKeeper::GetContext(const std::string& name_space,
                                                        const GetContextQuery& query) const {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Get(name_space, query.name));
   NamedContext named = Describe(context);
   if (query.ids_max > 0 && query.ids_begin < context.tokens) {
@@ -294,7 +292,7 @@ absl::StatusOr<NamedContext> ContextKeeper::GetContext(const std::string& name_s
 
 absl::StatusOr<NamedContextPage> ContextKeeper::ListContexts(const std::string& name_space,
                                                              const ListContextsQuery& query) const {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   NamedContextPage page;
   page.next = query.after;
   size_t segments = 0;
@@ -309,7 +307,7 @@ absl::StatusOr<NamedContextPage> ContextKeeper::ListContexts(const std::string& 
 
 absl::StatusOr<NamedContext> ContextKeeper::ForkContext(const std::string& name_space, const ForkContextQuery& query,
                                                         double now) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Use(name_space, query.context, now));
   NameChanged(name_space, query.context, &context);
   const auto fork = [&]() -> absl::StatusOr<NamedContext> {
@@ -337,7 +335,7 @@ absl::StatusOr<NamedContext> ContextKeeper::ForkContext(const std::string& name_
 
 absl::StatusOr<NamedContext> ContextKeeper::RenameContext(const std::string& name_space,
                                                           const RenameContextQuery& query) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Rename(name_space, query.name, query.new_name, query.etag));
   NameChanged(name_space, query.name, nullptr);
   NameChanged(name_space, query.new_name, &context);
@@ -345,7 +343,7 @@ absl::StatusOr<NamedContext> ContextKeeper::RenameContext(const std::string& nam
 }
 
 absl::StatusOr<NamedContext> ContextKeeper::PinContext(const std::string& name_space, const PinContextQuery& query) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Pin(name_space, query.name, query.pinned, query.etag));
   NameChanged(name_space, query.name, &context);
   return Describe(context);
@@ -353,7 +351,7 @@ absl::StatusOr<NamedContext> ContextKeeper::PinContext(const std::string& name_s
 
 absl::StatusOr<std::string> ContextKeeper::DeleteContext(const std::string& name_space,
                                                          const DeleteContextQuery& query) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   SegmentDrops drops;
   const absl::Status status = tree_->Delete(name_space, query.name, query.etag, &drops);
   Note(&drops);

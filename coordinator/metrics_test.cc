@@ -42,7 +42,7 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   metrics.AddPromptTokens(5);
   metrics.AddPromptTokens(6);
   metrics.AddCompletionTokens(7);
-  metrics.AddReplayedTokens(15);
+  metrics.AddRereadTokens(15);
   metrics.CountParkings(2);
   metrics.CountDeadlineRefusal();
   metrics.CountDeadlineMiss();
@@ -92,7 +92,7 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   EXPECT_EQ(value("num_requests_waiting"), "4");
   EXPECT_EQ(value("prompt_tokens_total"), "11");
   EXPECT_EQ(value("generation_tokens_total"), "7");
-  EXPECT_EQ(value("replayed_tokens_total"), "15");
+  EXPECT_EQ(value("reread_tokens_total"), "15");
   EXPECT_EQ(value("sequence_parkings_total"), "2");
   EXPECT_EQ(value("time_to_first_token_seconds_count"), "1");
   EXPECT_EQ(value("time_to_first_token_seconds_bucket", "le=\"0.05\""), "1");

@@ -273,7 +273,7 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
   }
   ++cohort->members;
   sequence.cohort = cohort;
-  sequence.growing = HeldPages(sequence) < PagesOf(state.EndMax(sequence));
+  sequence.growing = HeldPages(sequence) < CachePagesFor(state.EndMax(sequence));
   sequence.grown = false;
   Hold(sequence, 1, sequence.pages, sequence.growing ? 1 : 0);
   ++state.slots;

@@ -39,9 +39,10 @@ absl::Status Scheduler::TooLarge(const RequestState& state) const {
     tokens = std::max(tokens, group->pages_max * kCachePageTokens);
     longest = std::max(longest, group->capacity.max_sequence_tokens);
   }
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "the request may need ", state.LongestTokens(), " tokens, ", PagesOf(state.LongestTokens()) * kCachePageTokens,
-      " with the rest of their pages; max_model_len is ", longest, " and the caches hold ", tokens, " tokens"));
+  return absl::ResourceExhaustedError(absl::StrCat("the request may need ", state.LongestTokens(), " tokens, ",
+                                                   CachePagesFor(state.LongestTokens()) * kCachePageTokens,
+                                                   " with the rest of their pages; max_model_len is ", longest,
+                                                   " and the caches hold ", tokens, " tokens"));
 }
 
 double Scheduler::Share(int64_t slots, int64_t pages) const {

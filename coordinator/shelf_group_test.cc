@@ -100,7 +100,8 @@ TEST(ShelfGroupTest, WhatAWorkerSaysMustBeWhatTheModelHas) {
               HasSubstr("layer 1 has 228 bytes of a sequence and 16 of a token, expected 224 and 16"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(2)->set_dtype("f32"); }), HasSubstr("and 32 of a token"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->DeleteSubrange(0, 1); }), HasSubstr("layer 1 has 192 bytes"));
-  EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(0)->clear_shape(); }), HasSubstr("time_shift of layer 1 has no shape"));
+  EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(0)->clear_shape(); }),
+              HasSubstr("time_shift of layer 1 has no shape"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(0)->mutable_part()->set_kind("moods"); }),
               HasSubstr("a part of layer 1 has unknown kind \"moods\" or type \"f32\""));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(5)->set_shape(0, 5); }),
@@ -109,7 +110,8 @@ TEST(ShelfGroupTest, WhatAWorkerSaysMustBeWhatTheModelHas) {
               HasSubstr("rows of layer 2 is no part"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(4)->set_dtype("i32"); }), HasSubstr("ids of layer 1 are i32"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(4)->add_shape(1); }), HasSubstr("expected u16 without axes"));
-  EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->DeleteSubrange(4, 1); }), HasSubstr("lists ids 0 times and logits 1 times, expected 1 and 1"));
+  EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->DeleteSubrange(4, 1); }),
+              HasSubstr("lists ids 0 times and logits 1 times, expected 1 and 1"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->RemoveLast(); }),
               HasSubstr("and logits 0 times, expected 1 and 1"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->rbegin()->set_shape(0, 99); }),

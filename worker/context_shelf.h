@@ -49,8 +49,6 @@ struct PartPiece {
 // that, as every part counts kPartOverheadBytes more than it has.
 class ContextShelf {
  public:
-  static constexpr int64_t kPartOverheadBytes = 512;
-
   // `device` gives the memory, and must outlive the shelf. Without bytes, nothing can be kept. RESOURCE_EXHAUSTED if
   // the memory cannot be had.
   static absl::StatusOr<std::unique_ptr<ContextShelf>> Create(ComputeDevice& device, int64_t bytes);

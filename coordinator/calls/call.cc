@@ -49,8 +49,6 @@ std::optional<double> SecondsUntil(const std::optional<std::chrono::system_clock
 
 }  // namespace
 
-absl::Status NoModel() { return absl::UnavailableError("no worker has described the model yet"); }
-
 uint64_t RandomNumber() {
   std::random_device device;
   return uint64_t{device()} << 32 | device();

@@ -169,8 +169,6 @@ class Call : public RequestSink, public std::enable_shared_from_this<Call> {
 };
 
 uint64_t RandomNumber();
-// The error of every call while Dispatcher::model() is null.
-absl::Status NoModel();
 
 }  // namespace goldfinch
 

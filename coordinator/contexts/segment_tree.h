@@ -234,7 +234,6 @@ struct NamespaceQuota {
 class SegmentTree {
  public:
   static constexpr double kFreshSeconds = 2;
-  static constexpr size_t kNameBytesMax = 256;
   // Segments of one chain; a longer one is RESOURCE_EXHAUSTED. What walks chains is bounded by it.
   static constexpr int kChainMax = 4096;
 

@@ -13,10 +13,10 @@ namespace {
 
 absl::Status CheckName(const std::string& name) {
   if (name.empty()) return absl::InvalidArgumentError("the name of a context is empty");
-  if (name.size() > SegmentTree::kNameBytesMax) {
+  if (name.size() > kContextTextBytesMax) {
     return absl::InvalidArgumentError(absl::StrCat("the name of a context has ",
                                                    WithCommas(static_cast<int64_t>(name.size())),
-                                                   " bytes, the limit is ", SegmentTree::kNameBytesMax));
+                                                   " bytes, the limit is ", kContextTextBytesMax));
   }
   return absl::OkStatus();
 }

@@ -51,6 +51,9 @@ absl::Status FileError(int error, const std::string& path, const char* done);
 // DATA_LOSS: a file of so many bytes has fewer than it should have.
 absl::Status EndsAt(const std::string& path, int64_t bytes);
 
+// The time now, as FileState has it.
+int64_t UnixSeconds();
+
 struct FileState {
   int64_t bytes = 0;
   int64_t used_unix_seconds = 0;     // when it was written, or what SetUsed said

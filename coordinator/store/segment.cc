@@ -50,9 +50,7 @@ absl::Status CheckText(const char* field, std::string_view text) {
   return Bad(field, " has ", text.size(), " bytes, the limit is ", kContextTextBytesMax);
 }
 
-std::string NameOf(const ContextPart& part) {
-  return absl::StrCat("layers.", part.layer, ".", KindName(part.kind));
-}
+std::string NameOf(const ContextPart& part) { return absl::StrCat("layers.", part.layer, ".", KindName(part.kind)); }
 
 // Bytes for one sequence or one token.
 absl::StatusOr<int64_t> PartBytes(const ContextPart& part) {

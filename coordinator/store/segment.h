@@ -28,7 +28,6 @@ inline constexpr int kContextFormat = 1;
 inline constexpr int64_t kContextPartsMax = 4096;
 inline constexpr int64_t kContextTokensMax = int64_t{1} << 40;
 inline constexpr int64_t kSegmentBytesMax = int64_t{1} << 42;
-inline constexpr size_t kContextTextBytesMax = 256;  // each text of an identity, namespaces, names
 
 enum class ElementType : uint8_t { kF32, kI32, kF16, kBf16, kU16, kI8 };
 int64_t BytesOf(ElementType type);

@@ -124,5 +124,5 @@ class DurableContextTest(ClusterTest):
                 self.cluster.start_worker("w3")
         self.assertEqual(tokens, ids_of(expected))
         self.assertEqual(usage.recoveries, 1)
-        replayed = metric_sum(self.cluster.metrics(), "goldfinch_replayed_tokens_total")
+        replayed = metric_sum(self.cluster.metrics(), "goldfinch_reread_tokens_total")
         self.assertLess(replayed, 30000 / 3, "most of it was loaded")
