@@ -1,7 +1,8 @@
 // Keeps what requests have read, on the shelves of the workers: which texts those are (SegmentTree), how the
 // scheduler's Steps save them and begin with them, and which of them have names.
 //
-// Implementation: context_keeper.cc keeps texts automatically, context_keeper_named.cc knows the names.
+// Implementation: context_keeper.cc keeps texts automatically, context_keeper_named.cc knows the names,
+// context_keeper_store.cc has what goes to the store and comes back.
 #ifndef GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_H_
 #define GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_H_
 

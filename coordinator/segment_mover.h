@@ -10,7 +10,7 @@
 // the stream with it, which the worker opens anew. A move ends, too, when nothing of it has got on for
 // stall_timeout_seconds. Of a move that has failed, the store has nothing; shelves may have parts of it.
 //
-// Implementation: segment_mover.cc has queue and threads, segment_mover_moves.cc what one move does, shelf_streams.h
+// Implementation: segment_mover.cc has the queue and the threads, segment_moves.cc what one move does, shelf_streams.cc
 // the streams.
 #ifndef GOLDFINCH_COORDINATOR_SEGMENT_MOVER_H_
 #define GOLDFINCH_COORDINATOR_SEGMENT_MOVER_H_

@@ -1,4 +1,4 @@
-// One streaming call of the public API, over whatever protocol it arrived: its validated request, deadline,
+// One call of a client that streams its answer, over whatever protocol it came: its validated request, deadline,
 // cancellation and flow control. The door (coordinator/grpc) implements CallStream and tells the call what happens to
 // the client; nothing here knows how bytes travel.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_CALL_H_
