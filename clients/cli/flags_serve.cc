@@ -94,7 +94,9 @@ void AddLimitFlags(CLI::App& command, ServeOptions& options) {
                       absl::StrCat("Most tokens of one step, over all its sequences, 1 to 65536; auto is ",
                                    kGpuStepTokens, " on GPUs and ", kCpuStepTokens,
                                    " on CPUs; --step-target-ms makes steps smaller while others wait")));
-  memory.Text("--cache-tokens", options.cache_tokens, "TOKENS", "Tokens that the caches of one pipeline hold")
+  memory
+      .Text("--cache-tokens", options.cache_tokens, "TOKENS",
+            WithRange("Tokens that the caches of one pipeline hold", int64_t{1}, kCacheTokensMax))
       ->check(InRange(int64_t{1}, kCacheTokensMax))
       ->default_str("what memory allows");
   AddCacheDTypeFlag(command, options.cache_dtype);
@@ -207,8 +209,9 @@ void AddServerTimeouts(CLI::App& command, ServeOptions& options) {
                    "Seconds without any progress after which a stage that has not finished its step is given up");
   timeouts
       .Unchecked("--step-target-ms", options.step_target_ms, "MS",
-                 "Milliseconds that a step should take through all stages; a long prompt holds up the tokens of others "
-                 "for little longer, but at its very end; 0: chosen by the devices")
+                 WithRange("Milliseconds that a step should take through all stages; a long prompt holds up the tokens "
+                           "of others for little longer, but at its very end; 0: chosen by the devices",
+                           0.0, kSecondsMax))
       ->check(InRange(0.0, kSecondsMax))
       ->default_str("50 on GPUs, 200 on CPUs");
   timeouts.Seconds(

@@ -27,18 +27,16 @@
 //
 // HOW THE SCHEDULER USES IT, for one request:
 //   1. match = Match(namespace, prompt), once. Then Choose(match, tier, ...) for the shelf of every group that could
-//   take
-//      the request; the cheapest choice is it. If it has a segment: CountHit, Hold, Bring to the shelf, and when all
-//      moves have come, a NewSequence with `restore` of Chain(segment). Otherwise CountMiss(choice.reason).
+//      take the request; the cheapest choice is it. If it has a segment: CountHit, Hold, Bring to the shelf, and when
+//      all moves have come, a NewSequence with `restore` of Chain(segment). Otherwise CountMiss(choice.reason).
 //   2. PlanSnapshots (snapshot_plan.h) with begin = choice.position and partings = match.partings. For each of these
 //      positions in their order, parent = Add(namespace, parent, the ids from the parent's end to the position,
 //      ...).number. All of them are held then, and expected by others who come with the same text: match.expected tells
 //      that another request is about to store more of the prompt than there is. Whether to wait for it is the caller's
 //      business.
 //   3. When a chunk ends at such a position: Store(number, tier). The Step saves (sequence, number, Saving::begin).
-//   When
-//      all workers have answered: Arrived, or Lost if one of them could not. After an error of Store nothing is saved,
-//      and the request goes on without.
+//      When all workers have answered: Arrived, or Lost if one of them could not. After an error of Store nothing is
+//      saved, and the request goes on without.
 //   4. At the end of the sequence: Release everything that was held or added, once for each time. Saves may still be on
 //      their way.
 // What has Arrived on a shelf and should be on disk, too (contexts, and what else is worth it): Hold, Bring(number,

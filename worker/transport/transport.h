@@ -97,16 +97,14 @@ std::unique_ptr<TransportFactory> MakeLocalTransportFactory();
 
 // Over TCP, on connections whose ends have proved to each other that they have the key of the generation. Rows are not
 // encrypted, so nobody on the way between the workers may be able to read or change them. Rows of a device pass through
-// host memory.
-// `address` is a name or IP address of this machine's interface that peers can reach; INVALID_ARGUMENT names it
-// if it is not an address of this machine. A Send or Recv that makes no progress for `timeout_seconds` fails.
+// host memory. `address` is a name or IP address of this machine's interface that peers can reach; INVALID_ARGUMENT
+// names it if it is not an address of this machine. A Send or Recv that makes no progress for `timeout_seconds` fails.
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeTcpTransportFactory(const std::string& address,
                                                                           double timeout_seconds);
 
-// Between CUDA devices, by NCCL, which needs a device for each stage. NCCL neither
-// encrypts nor authenticates, so nobody else may reach the workers' network. A transfer
-// that makes no progress for `timeout_seconds` fails. The first form opens the NCCL library: UNAVAILABLE names what is
-// missing if there is none or if it is too old.
+// Between CUDA devices, by NCCL, which needs a device for each stage. NCCL neither encrypts nor authenticates, so
+// nobody else may reach the workers' network. A transfer that makes no progress for `timeout_seconds` fails. The first
+// form opens the NCCL library: UNAVAILABLE names what is missing if there is none or if it is too old.
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeNcclTransportFactory(double timeout_seconds);
 struct NcclApi;  // worker/transport/nccl_api.h
 std::unique_ptr<TransportFactory> MakeNcclTransportFactory(const NcclApi& api, double timeout_seconds);
