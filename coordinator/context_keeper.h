@@ -69,9 +69,9 @@ class ContextKeeper final : public PrefixKeeper {
   void SetModel(const ContextIdentity& identity, const TextBytes& bytes = {});
   const TextBytes& text_bytes() const { return text_bytes_; }
   // A group is ready; its shelves are empty. Without bytes, nothing is kept there.
-  void GroupReady(int replica, const ShelfCapacity& capacity);
+  void GenerationReady(int replica, const ShelfCapacity& capacity);
   // Its workers have to free all that was saved there.
-  ShelfDrops GroupEnded(int replica);
+  ShelfDrops GenerationEnded(int replica);
 
   // PrefixKeeper.
   int64_t Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const override;

@@ -108,7 +108,7 @@ struct Keeping {
   void Up(int replica, GroupCapacity capacity = Roomy()) {
     capacity.max_step_tokens = std::max<int64_t>(capacity.max_step_tokens, 1024);
     capacity.row_seconds = 0.01;
-    keeper.GroupReady(replica, Capacity());
+    keeper.GenerationReady(replica, Capacity());
     cluster.Up(replica, capacity);
   }
   void Lose(int replica) {
@@ -116,7 +116,7 @@ struct Keeping {
     for (Move& move : moves) {
       if (move.group == group) move.group = nullptr;
     }
-    keeper.GroupEnded(replica);
+    keeper.GenerationEnded(replica);
     cluster.Lose(replica);
   }
   void TakeDrops(int replica) {
@@ -377,7 +377,7 @@ TEST(ContextKeeperStoreTest, AStoreInMemoryIsForLongTexts) {
   keeping.cluster.Generate(FakePrompt(2500, 3), 1, Client());
   keeping.cluster.RunAll();
   EXPECT_EQ(keeping.saves, 1);
-  EXPECT_EQ(keeping.keeper.store()->long_bytes(), store.bytes());
+  EXPECT_EQ(keeping.keeper.store()->protected_bytes(), store.bytes());
 }
 
 TEST(ContextKeeperStoreTest, AfterAnErrorNothingIsSavedForAWhile) {

@@ -64,7 +64,7 @@ void Coordinator::PublishGauges() {
     contexts.quarantined = totals.quarantined_total;
   }
   if (const StoreTier* const store = keeper_.store(); store != nullptr) {
-    contexts.protected_bytes = store->long_bytes();
+    contexts.protected_bytes = store->protected_bytes();
     contexts.saved = store->saved();
     contexts.loaded = store->brought();
     contexts.move_failures = store->moves_failed();

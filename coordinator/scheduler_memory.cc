@@ -99,14 +99,14 @@ Scheduler::Sequence& Scheduler::GrowthVictim(Sequence& grower, double now) {
   const Group& group = *grower.owner->group;
   const bool all_taken = group.held.pages >= group.pages_max;
   // (not paused, priority, -share, tokens to read again, id): the least is parked.
-  using Rank = std::tuple<bool, int, double, int64_t, uint64_t>;
-  const auto rank_of = [&](const Sequence& sequence) {
+  using ParkingOrder = std::tuple<bool, int, double, int64_t, uint64_t>;
+  const auto order_of = [&](const Sequence& sequence) {
     const RequestState& owner = *sequence.owner;
     const bool paused = owner.paused && now - owner.paused_since >= kPauseSeconds;
-    return Rank{!paused, owner.request.priority, -Share(*owner.account), sequence.scheduled, sequence.id};
+    return ParkingOrder{!paused, owner.request.priority, -Share(*owner.account), sequence.scheduled, sequence.id};
   };
   Sequence* victim = &grower;
-  Rank least = rank_of(grower);
+  ParkingOrder least = order_of(grower);
   for (const auto& [id, sequence] : sequences_) {
     const RequestState& owner = *sequence->owner;
     if (owner.group != &group || (owner.is_short && !all_taken)) continue;
@@ -115,10 +115,10 @@ Scheduler::Sequence& Scheduler::GrowthVictim(Sequence& grower, double now) {
     // The others of its cohort wait for what it reads.
     const Cohort& cohort = *sequence->cohort;
     if (sequence == cohort.leader && !cohort.forked && cohort.members > 1) continue;
-    const Rank rank = rank_of(*sequence);
-    if (rank < least) {
+    const ParkingOrder order = order_of(*sequence);
+    if (order < least) {
       victim = sequence;
-      least = rank;
+      least = order;
     }
   }
   return *victim;

@@ -60,7 +60,7 @@ struct Scheduler::Sequence {
   int64_t reached = 0;           // one after the last position whose results have come, of any run
   int lost_runs = 0;             // runs in a row that were parked before they had caught up
   int growth_parkings = 0;       // when the caches were full and one of the group's sequences had to grow
-  int64_t cached_tokens = 0;     // positions of its own, not shared, that it had reached when it was released
+  int64_t own_positions = 0;     // not shared, that it had reached when it was released
   double last_token_time = -1;   // < 0: no token yet
 };
 

@@ -91,7 +91,7 @@ class SegmentMover : public ShelfListener {
   // The replica has a group, whose workers' streams are there or will come. It has none at the moment.
   void SetGroup(int replica, ShelfGroup group);
   // Its moves end with CANCELLED, unless they are about to end anyway.
-  void EndGroup(int replica);
+  void GenerationEnded(int replica);
 
   // Writes the segment to the store, which must outlive the move. Rows that the store has already are taken from there;
   // a segment that it has whole is as good.

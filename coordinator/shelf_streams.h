@@ -62,7 +62,7 @@ class ShelfStreams final : public ShelfListener {
     int64_t unwritten = 0;  // bytes of what was sent
     bool closed = false;
     bool leased = false;
-    bool spoke_unasked = false;
+    bool has_unexpected_message = false;
     Clock::time_point progress = Clock::now();
   };
   struct Worker {

@@ -81,7 +81,7 @@ void StoreTier::Adopt(StoreContents contents, const SegmentBytes& bytes, double 
   }
 }
 
-void StoreTier::GroupEnded(int replica, SegmentDrops* drops) {
+void StoreTier::GenerationEnded(int replica, SegmentDrops* drops) {
   const auto group = groups_.find(replica);
   if (group == groups_.end()) return;
   const int tier = group->second;
@@ -140,18 +140,18 @@ bool StoreTier::ChainHasRows(uint64_t segment) const {
 void StoreTier::SetKept(uint64_t segment, SegmentContents contents) {
   const auto found = kept_.find(segment);
   Kept& kept = found->second;
-  long_bytes_ -= kept.long_bytes;
+  protected_bytes_ -= kept.protected_bytes;
   if (contents == 0 && PresentOrComing(segment, tier_) == 0) {
     kept_.erase(found);
     return;
   }
   kept.contents = contents;
-  kept.long_bytes = 0;
+  kept.protected_bytes = 0;
   if (const std::optional<SegmentInfo> info = tree_->Find(segment); info && info->end >= options_.protect_tokens) {
-    kept.long_bytes =
+    kept.protected_bytes =
         ((contents & kRows) != 0 ? info->row_bytes : 0) + ((contents & kSnapshot) != 0 ? info->snapshot_bytes : 0);
   }
-  long_bytes_ += kept.long_bytes;
+  protected_bytes_ += kept.protected_bytes;
 }
 
 void StoreTier::Dropped(const SegmentDrop& drop) { dropped_.insert(drop.segment); }

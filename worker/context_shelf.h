@@ -30,7 +30,7 @@ namespace goldfinch {
 struct ShelfParts {
   std::vector<StatePart> parts;  // Stage::saved_parts()
   int64_t vocab_size = 0;
-  int64_t positions_max = 0;  // Form.max_sequence_tokens
+  int64_t max_sequence_tokens = 0;  // Form.max_sequence_tokens
 };
 
 // A run of bytes of a part that comes from outside, as it was sent: nothing of it is trusted.

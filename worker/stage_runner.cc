@@ -69,7 +69,7 @@ absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssi
     const absl::Span<const StatePart> parts = stage.saved_parts();
     shelf->SetParts({.parts = {parts.begin(), parts.end()},
                      .vocab_size = runner->shape_.vocab_size,
-                     .positions_max = assignment.options.max_sequence_tokens});
+                     .max_sequence_tokens = assignment.options.max_sequence_tokens});
   }
   return runner;
 }

@@ -35,7 +35,7 @@ struct Pool {
 };
 
 // The place of a segment in a pool's order.
-struct Rank {
+struct EvictionOrder {
   double base = 0;    // the pool's inflation at the last use,
   uint64_t used = 0;  // which had this number of all uses
   std::optional<Pool::Entry> listed = {};
@@ -46,7 +46,7 @@ struct Copy {
   SegmentContents present = 0;
   SegmentContents coming = 0;
   int32_t children = 0;  // of the segment's children, those that have rows in this tier, or on their way
-  Rank rank;
+  EvictionOrder order;
 
   SegmentContents contents() const { return present | coming; }
 };
@@ -95,7 +95,7 @@ struct Segment {
   double last_use = 0;
   double fresh_until = -std::numeric_limits<double>::infinity();
   absl::InlinedVector<Copy, 2> copies;
-  Rank rank;  // in the namespace's pool
+  EvictionOrder order;  // in the namespace's pool
   std::unique_ptr<SegmentKey> key;
 
   int64_t end() const { return node->end; }
@@ -192,7 +192,7 @@ struct SegmentTree::State {
   double ScoreEverywhere(const Segment& segment, SegmentContents contents) const;
   int BestSource(const Segment& segment, SegmentContents content, int beside) const;
   double MoveSeconds(int tier, int64_t bytes) const;
-  void List(Pool& pool, uint64_t number, Rank& rank, bool listed, double score);
+  void List(Pool& pool, uint64_t number, EvictionOrder& order, bool listed, double score);
   void Reindex(Segment& segment);
   void Ripen();
   bool EvictFrom(int tier, SegmentDrops* drops);
