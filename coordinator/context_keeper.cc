@@ -21,8 +21,9 @@ int64_t LimitOf(const Request& request) { return request.cache ? INT64_MAX : *re
 
 }  // namespace
 
-absl::Status NoRoomOnShelf() {
-  return absl::ResourceExhaustedError("the shelf of a worker, its context_memory, has no room for the context");
+absl::Status NoRoomOnShelf(int64_t used_bytes, int64_t bytes_max) {
+  return absl::ResourceExhaustedError(absl::StrCat("a worker's context_memory is full: the group's contexts take ",
+                                                   used_bytes, " of ", bytes_max, " bytes"));
 }
 
 const std::string& NamespaceOf(const Request& request) {
@@ -286,7 +287,7 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
   FinishSaved([&](const NamedFinishing& one) -> std::optional<absl::Status> {
     if (one.replica != replica || SavedBy(one.segment.segment) == replica) return std::nullopt;
     if (std::find(unsaved.begin(), unsaved.end(), one.segment.segment) == unsaved.end()) return absl::OkStatus();
-    return NoRoomOnShelf();
+    return NoRoomOnShelf(tree_->TierBytes(group.tier), group.bytes_max);
   });
 }
 

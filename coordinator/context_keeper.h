@@ -54,7 +54,8 @@ struct ShelfDrops {
 // Whose texts the request may use: those of its client's namespace.
 const std::string& NamespaceOf(const Request& request);
 
-absl::Status NoRoomOnShelf();
+// RESOURCE_EXHAUSTED: a worker of a group had no room on its shelf. `used_bytes` and `bytes_max` are the group's.
+absl::Status NoRoomOnShelf(int64_t used_bytes, int64_t bytes_max);
 
 // Pure, like the scheduler that calls it: `now` is in seconds and never goes back. Not thread-safe. For each Step that
 // is planned, the order is NextStep, TakeDrops, StepPlanned; workers are told of the drops before they get the Step.

@@ -243,13 +243,13 @@ absl::Status ContextKeeper::Keep(int replica, const Request& request, absl::Span
                                                            group.token_seconds * static_cast<double>(ids.size()), now));
   absl::Status status = absl::OkStatus();
   if (group.unsaved.contains(added.number)) {
-    status = NoRoomOnShelf();
+    status = NoRoomOnShelf(tree_->TierBytes(group.tier), group.bytes_max);
   } else if (added.missing == 0) {
     status = Name(name_space, *request.keep_as, added.number, now).status();
   } else {
     const auto refused = group.refused.find(name_space);
     status = refused != group.refused.end() ? refused->second
-                                            : absl::ResourceExhaustedError("the memory for contexts is full");
+                                            : absl::ResourceExhaustedError("context_memory of the workers is full");
   }
   ReleaseHeld({trees_, added.number});
   return status;

@@ -109,7 +109,7 @@ class RequestSink {
   };
 
   virtual ~RequestSink() = default;
-  // So many tokens of the request's context come before those of its prompt. Comes before all else.
+  // Called first, with the number of context tokens that precede the prompt.
   virtual void OnContext(int64_t /*tokens*/) {}
   virtual void OnProgress(int64_t prompt_tokens_done) = 0;
   // The next token of a sample, including the one that ends it.

@@ -38,7 +38,7 @@ absl::Status Scheduler::Apply(int replica, StepResult* result, double now) {
   }
   if (used != result->chunks.size()) {
     return absl::InternalError(
-        absl::StrCat("step ", result->id, ": ", result->chunks.size() - used, " results too many"));
+        absl::StrCat("step ", result->id, ": ", result->chunks.size() - used, " unexpected results"));
   }
   group.spare.push_back(std::move(chunks));
   return absl::OkStatus();

@@ -293,7 +293,7 @@ absl::Status CheckEntries(const google::protobuf::Descriptor& type, google::prot
       type, bytes, [&left](const WireField& one) { return (one.field != nullptr && !one.sized) || --left >= 0; });
   if (whole) return absl::OkStatus();
   return absl::InvalidArgumentError(left < 0 ? absl::StrCat("it has more than ", kWorkerEntriesMax, " entries")
-                                             : "the bytes are no message");
+                                             : "the bytes are not a valid message");
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ std::optional<DType> ParseDType(const std::string& name) {
 
 absl::StatusOr<std::pair<int, StatePartKind>> ReadName(const PartName& name) {
   const std::optional<StatePartKind> kind = ParseKindName(name.kind());
-  if (!kind) return absl::InvalidArgumentError(absl::StrCat("kind is ", Quoted(name.kind()), ", which is no part"));
+  if (!kind) return absl::InvalidArgumentError(absl::StrCat("kind ", Quoted(name.kind()), " is unknown"));
   return std::pair<int, StatePartKind>(
       static_cast<int>(std::min<uint32_t>(name.layer(), std::numeric_limits<int>::max())), *kind);
 }

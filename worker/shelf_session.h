@@ -19,7 +19,7 @@ class Piece;
 class ToShelf;
 }  // namespace cluster::v1
 
-// For one thread; of one shelf, there is one session at a time.
+// Not thread-safe. A shelf has at most one session at a time.
 class ShelfSession {
  public:
   // Sends a message, and returns false once the stream is broken. May block until there is room for it.

@@ -200,7 +200,7 @@ void Call::ClientGone() {
 absl::Status Call::GoneStatus() const {
   const std::optional<double> seconds = SecondsUntil(deadline_);
   if (seconds && *seconds < kDeadlineSlackSeconds) return absl::DeadlineExceededError("the deadline has passed");
-  return absl::CancelledError("the client has gone");
+  return absl::CancelledError("the client cancelled the call or disconnected");
 }
 
 void Call::Cancel(absl::Status status) {

@@ -182,8 +182,8 @@ absl::StatusOr<ContextInfo> SegmentTree::Use(const std::string& name_space, cons
   state.Now(now);
   GF_ASSIGN_OR_RETURN(Context* const context, state.FindContext(name_space, name, 0));
   if (const ContextIdentity* const of = context->segment->space->identity; of != state.identity) {
-    return absl::FailedPreconditionError(absl::StrCat("context \"", name, "\" is of ", of->ToString(),
-                                                      ", and what is served is ", state.identity->ToString()));
+    return absl::FailedPreconditionError(absl::StrCat("context \"", name, "\" was made by ", of->ToString(),
+                                                      ", this server runs ", state.identity->ToString()));
   }
   context->last_use = state.now;
   state.PutOffExpiry(*context);

@@ -189,7 +189,7 @@ absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now,
   state.Ripen();
   Segment& segment = state.Held(number);
   const Tier* const target = state.LookupTier(tier);
-  if (target == nullptr) return absl::UnavailableError("the tier is closed");
+  if (target == nullptr) return absl::UnavailableError("the group has ended");
   if (segment.wants_logits && segment.holds == 1 && segment.coming() == 0) {
     state.RemoveEverywhere(segment, kSnapshot, drops);
     segment.snapshot_bytes = segment.wanted_bytes;
@@ -226,7 +226,7 @@ absl::StatusOr<BringPlan> SegmentTree::Bring(uint64_t number, int tier, double n
   state.Now(now);
   state.Ripen();
   Segment& last = state.Held(number);
-  if (state.LookupTier(tier) == nullptr) return absl::UnavailableError("the tier is closed");
+  if (state.LookupTier(tier) == nullptr) return absl::UnavailableError("the group has ended");
   BringPlan plan;
   const std::vector<uint64_t> chain = Chain(number);
   for (const uint64_t link : chain) {
@@ -278,7 +278,7 @@ absl::Status SegmentTree::MakeRoom(int tier, int64_t bytes, double now, SegmentD
   state_->Now(now);
   state_->Ripen();
   Tier* const found = state_->LookupTier(tier);
-  if (found == nullptr) return absl::UnavailableError("the tier is closed");
+  if (found == nullptr) return absl::UnavailableError("the group has ended");
   if (bytes > found->pool.bytes_max) {
     return absl::ResourceExhaustedError(absl::StrCat(found->options.name, " has ", WithCommas(found->pool.bytes_max),
                                                      " bytes in all, and ", WithCommas(bytes), " are wanted"));

@@ -34,7 +34,7 @@ inline constexpr int64_t kNameFileBytesMax = 4096;
 struct ContextName {
   uint64_t id = 0;  // chosen by SegmentStore; stays when the context is renamed
   std::string name_space;
-  std::string name;      // not empty; with the namespace, unlike all others
+  std::string name;      // not empty; unique within its namespace
   SegmentKey segment{};  // that the context ends in
   int64_t position = 0;  // where it ends, at most the segment's end
   bool pinned = false;
