@@ -1,4 +1,4 @@
-// The worker's end of a Contexts stream of protos/cluster.proto, whatever carries its messages.
+// The worker's end of a Contexts stream of protos/cluster.proto, by whatever means its messages travel.
 #ifndef GOLDFINCH_WORKER_SHELF_SESSION_H_
 #define GOLDFINCH_WORKER_SHELF_SESSION_H_
 
@@ -27,13 +27,13 @@ class ShelfSession {
 
   // `shelf` must outlive the session.
   ShelfSession(ContextShelf& shelf, Send send);
-  // Drops a part that has not come to its end.
+  // Drops an unfinished part.
   ~ShelfSession();
   ShelfSession(const ShelfSession&) = delete;
   ShelfSession& operator=(const ShelfSession&) = delete;
 
-  // Takes a message from the coordinator and sends all answers. What is wrong with a message is an answer, too. Returns
-  // false once the stream is broken.
+  // Takes a message from the coordinator and sends all answers; an error in the message is answered, too. Returns false
+  // once the stream is broken.
   bool Handle(const cluster::v1::ToShelf& message);
 
  private:

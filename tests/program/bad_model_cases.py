@@ -286,7 +286,8 @@ class SafetensorsTest(ModelTest):
                 self.refuses_header(lambda header, c=change: header[KEY].update(c), [f"tensor '{KEY}'", says])
 
     def test_headers(self):
-        for header, says in (([], "neither"), ({}, "holds no tensor"), ({"a": 1}, "a number at 'a', expected an object")):
+        number = "a number at 'a', expected an object"
+        for header, says in (([], "neither"), ({}, "holds no tensor"), ({"a": 1}, number)):
             with self.subTest(header):
                 self.refuses_header_text(json.dumps(header), says)
         self.refuses_header_text('{"a":' + "[" * 100_000, "an array at 'a', expected an object")
