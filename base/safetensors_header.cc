@@ -23,7 +23,7 @@ class HeaderHandler : public json::json_sax_t {
 
   bool start_object(size_t) override {
     if (++depth_ == 1) return true;
-    return depth_ == 2 && !field_ ? true : Fail("has an object where none belongs");
+    return depth_ == 2 && !field_ ? true : Unexpected("an object");
   }
 
   bool end_object() override {
@@ -41,7 +41,8 @@ class HeaderHandler : public json::json_sax_t {
 
   bool key(std::string& name) override {
     if (depth_ == 1) {
-      if (!names_.insert(name).second) return Fail(Quoted(name), " is there twice");
+      name_ = name;
+      if (!names_.insert(name).second) return Fail("has ", Quoted(name), " twice");
       in_metadata_ = name == "__metadata__";
       if (in_metadata_) return true;
       if (name.empty()) return Fail("has a tensor without a name");
@@ -60,7 +61,7 @@ class HeaderHandler : public json::json_sax_t {
     } else if (name == "data_offsets" && entry.data_offsets.empty()) {
       field_ = kDataOffsets;
     } else {
-      return Fail("has ", Quoted(name), " twice or as an unknown field");
+      return Fail("has an unknown or repeated field ", Quoted(name));
     }
     return true;
   }
@@ -70,21 +71,21 @@ class HeaderHandler : public json::json_sax_t {
       header.metadata[metadata_key_] = value;
       return true;
     }
-    if (field_ != kDType) return Fail("has a string where none belongs");
+    if (field_ != kDType) return Unexpected("a string");
     header.entries.back().dtype = value;
     field_ = nullptr;
     return true;
   }
 
   bool start_array(size_t) override {
-    if (in_array_ || (field_ != kShape && field_ != kDataOffsets)) return Fail("has an array where none belongs");
+    if (in_array_ || (field_ != kShape && field_ != kDataOffsets)) return Unexpected("an array");
     in_array_ = true;
     if (field_ == kShape) header.entries.back().has_shape = true;
     return true;
   }
 
   bool number_unsigned(uint64_t value) override {
-    if (!in_array_) return Fail("has a number where none belongs");
+    if (!in_array_) return Unexpected("a number");
     std::vector<uint64_t>& numbers =
         field_ == kShape ? header.entries.back().shape : header.entries.back().data_offsets;
     if (numbers.size() == 4) return Fail("has more than 4 numbers in its ", field_, "; the limit is 4");
@@ -98,11 +99,11 @@ class HeaderHandler : public json::json_sax_t {
     return true;
   }
 
-  bool null() override { return Fail("has a null where none belongs"); }
-  bool boolean(bool) override { return Fail("has a boolean where none belongs"); }
+  bool null() override { return Unexpected("a null value"); }
+  bool boolean(bool) override { return Unexpected("a boolean value"); }
   bool number_integer(int64_t value) override { return Fail("has a negative number, ", value); }
   bool number_float(double, const std::string& text) override { return Fail("has ", Quoted(text), ", not an integer"); }
-  bool binary(json::binary_t&) override { return Fail("has a binary where none belongs"); }
+  bool binary(json::binary_t&) override { return Unexpected("a binary value"); }
   bool parse_error(size_t position, const std::string&, const json::exception&) override {
     status = absl::InvalidArgumentError(absl::StrCat("the header is not valid JSON (at its byte ", position, ")"));
     return false;
@@ -121,7 +122,16 @@ class HeaderHandler : public json::json_sax_t {
     return false;
   }
 
+  // Where the value stands, and what belongs there instead.
+  bool Unexpected(const char* what) {
+    if (in_metadata_ && depth_ >= 2) return Fail("has ", what, " at ", Quoted(metadata_key_), ", expected a string");
+    if (field_ == nullptr) return Fail("has ", what, " at ", Quoted(name_), ", expected an object");
+    const char* const expected = field_ == kDType ? "a string" : in_array_ ? "an integer" : "an array";
+    return Fail("has ", what, " at ", field_, ", expected ", expected);
+  }
+
   int depth_ = 0;
+  std::string name_;  // of the tensor, or __metadata__
   bool in_metadata_ = false;
   std::string metadata_key_;
   bool in_array_ = false;

@@ -14,6 +14,9 @@
 
 namespace goldfinch {
 
+// The most layers of a model; protos/cluster.proto says so too.
+inline constexpr int kModelLayersMax = 1024;
+
 // How far back, in rows, the token shifts of `gold_layers` layers reach: each layer has two shifts.
 constexpr int64_t TokenShiftReach(int gold_layers) { return int64_t{2} * gold_layers; }
 

@@ -17,7 +17,7 @@ void ActivityLog::Count(const SchedulerEvents& events) {
   for (const SchedulerEvents::Ended& one : events.ended) ++(one.status.ok() ? ended_ : failed_);
   prompt_tokens_ += events.prompt_tokens;
   completion_tokens_ += events.completion_tokens;
-  replayed_tokens_ += events.replayed_tokens;
+  reread_tokens_ += events.reread_tokens;
   parkings_ += events.parkings;
 }
 
@@ -48,10 +48,10 @@ std::optional<std::string> ActivityLog::Take(double now, absl::FunctionRef<Prese
     const auto rate = [&](int64_t tokens) { return static_cast<double>(tokens) / seconds; };
     line = absl::StrFormat(
         "activity seconds=%.0f running=%d waiting=%d ended=%d failed=%d parkings=%d prompt_tokens_per_second=%.1f "
-        "completion_tokens_per_second=%.1f replayed_tokens_per_second=%.1f slots_used=%d slots_max=%d "
+        "completion_tokens_per_second=%.1f reread_tokens_per_second=%.1f slots_used=%d slots_max=%d "
         "cache_pages_used=%d cache_pages_reserved=%d cache_pages_max=%d steps=%d",
         seconds, is.running, is.waiting, ended_, failed_, parkings_, rate(prompt_tokens_), rate(completion_tokens_),
-        rate(replayed_tokens_), is.slots_used, is.slots_max, is.cache_pages_used, is.cache_pages_reserved,
+        rate(reread_tokens_), is.slots_used, is.slots_max, is.cache_pages_used, is.cache_pages_reserved,
         is.cache_pages_max, steps_);
     if (steps_ > 0) {
       absl::StrAppendFormat(&*line, " step_seconds_p50=%.2g step_seconds_p99=%.2g", StepSeconds(0.5),

@@ -49,7 +49,7 @@ class ActivityLog {
   int64_t failed_ = 0;  // the others that ended
   int64_t prompt_tokens_ = 0;
   int64_t completion_tokens_ = 0;
-  int64_t replayed_tokens_ = 0;
+  int64_t reread_tokens_ = 0;
   int64_t parkings_ = 0;
   int64_t steps_ = 0;
   std::array<int64_t, kClasses> step_classes_ = {};

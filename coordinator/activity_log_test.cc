@@ -17,7 +17,7 @@ TEST(ActivityLogTest, SaysWhatHappenedInAMinute) {
   SchedulerEvents events;
   events.prompt_tokens = 6000;
   events.completion_tokens = 300;
-  events.replayed_tokens = 60;
+  events.reread_tokens = 60;
   events.parkings = 2;
   events.ended.resize(3);
   events.ended[1].status = absl::CancelledError("");
@@ -37,7 +37,7 @@ TEST(ActivityLogTest, SaysWhatHappenedInAMinute) {
   ASSERT_TRUE(line.has_value());
   EXPECT_EQ(*line,
             "activity seconds=60 running=4 waiting=5 ended=4 failed=2 parkings=4 prompt_tokens_per_second=200.0 "
-            "completion_tokens_per_second=10.0 replayed_tokens_per_second=2.0 slots_used=6 slots_max=64 "
+            "completion_tokens_per_second=10.0 reread_tokens_per_second=2.0 slots_used=6 slots_max=64 "
             "cache_pages_used=70 cache_pages_reserved=80 cache_pages_max=900 steps=100 step_seconds_p50=0.022 "
             "step_seconds_p99=1.4");
 }

@@ -1,4 +1,4 @@
-// What the doors ask of the contexts that are kept under names, besides requests over them (dispatcher.h).
+// What front ends ask about named contexts, besides requests over them (dispatcher.h).
 #ifndef GOLDFINCH_COORDINATOR_CONTEXT_DIRECTORY_H_
 #define GOLDFINCH_COORDINATOR_CONTEXT_DIRECTORY_H_
 
@@ -28,12 +28,12 @@ struct NamedContext {
   bool pinned = false;
   double created = 0, last_use = 0;  // Unix seconds, as is the next one
   std::optional<double> expires = {};
-  // What is kept of it, of all layers of the model; in however many places, it counts once.
+  // What is kept of it, over all layers of the model. It counts once, in however many places it is.
   int64_t bytes = 0;
   int64_t shared_bytes = 0;             // of these, what other contexts have, too
   std::vector<int64_t> snapshots = {};  // positions, ascending
-  bool in_memory = false;               // a request can go on from some of it that workers have
-  bool on_disk = false;                 // the same for the coordinator's disk
+  bool in_memory = false;               // workers have enough of it that a request need not begin from nothing
+  bool on_disk = false;                 // the coordinator's disk has
   int64_t transformer_bytes = 0;        // what a transformer of the same shape would keep of its tokens
   std::vector<int32_t> ids = {};        // those that were asked for
 };
@@ -43,11 +43,11 @@ struct NamedContextPage {
   std::string next;                    // `after` of the next page; empty: this is the last one
 };
 
-// What is asked about a context, within the client's namespace. An etag of 0 fits any; with another one that the
-// context has not, the answer is ABORTED. NOT_FOUND: there is none of this name.
+// Questions about a context of the client's namespace. An etag of 0 fits any context; with one that is not the
+// context's, the answer is ABORTED. NOT_FOUND: there is no context of this name.
 struct GetContextQuery {
   std::string name;
-  int64_t ids_begin = 0, ids_max = 0;  // which of its tokens come with it; those beyond its end are left out
+  int64_t ids_begin = 0, ids_max = 0;  // which of its tokens are returned with it, as far as there are so many
 };
 struct ListContextsQuery {
   std::string after = {};  // only names after this one

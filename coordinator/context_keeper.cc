@@ -21,8 +21,9 @@ int64_t LimitOf(const Request& request) { return request.cache ? INT64_MAX : *re
 
 }  // namespace
 
-absl::Status NoRoomOnShelf() {
-  return absl::ResourceExhaustedError("the shelf of a worker, its context_memory, has no room for the context");
+absl::Status NoRoomOnShelf(int64_t used_bytes, int64_t bytes_max) {
+  return absl::ResourceExhaustedError(absl::StrCat("a worker's context_memory is full: the group's contexts take ",
+                                                   used_bytes, " of ", bytes_max, " bytes"));
 }
 
 const std::string& NamespaceOf(const Request& request) {
@@ -42,7 +43,7 @@ void ContextKeeper::SetModel(const ContextIdentity& identity, const TextBytes& b
   with_quota_.clear();
 }
 
-void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
+void ContextKeeper::GenerationReady(int replica, const ShelfCapacity& capacity) {
   GF_CHECK(groups_.find(replica) == groups_.end()) << "replica " << replica;
   if (tree_ == nullptr || capacity.bytes_max <= 0) {
     empty_handed_.insert(replica);
@@ -57,7 +58,7 @@ void ContextKeeper::GroupReady(int replica, const ShelfCapacity& capacity) {
                                 .lends_to_shelves = false,
                                 .rate = TransferRate(kShelfBytesPerSecond, kShelfSeconds)});
   group.bytes = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
-  if (store_ != nullptr) store_->GroupReady(replica, group.tier);
+  if (store_ != nullptr) store_->GenerationReady(replica, group.tier);
   segment_bytes_ = group.bytes;
   // Over all layers, as the tree counts what a namespace has.
   group.bytes_max = static_cast<int64_t>(static_cast<double>(capacity.bytes_max) /
@@ -76,14 +77,14 @@ void ContextKeeper::SetQuota(const std::string& name_space) {
   for (const std::string& one : with_quota_) tree_->SetQuota(one, {.bytes_max = bytes_max});
 }
 
-ShelfDrops ContextKeeper::GroupEnded(int replica) {
+ShelfDrops ContextKeeper::GenerationEnded(int replica) {
   empty_handed_.erase(replica);
   const auto found = groups_.find(replica);
   if (found == groups_.end()) return {};
   const Group group = std::move(found->second);
   groups_.erase(found);
   SegmentDrops drops;
-  if (store_ != nullptr) store_->GroupEnded(replica, &drops);
+  if (store_ != nullptr) store_->GenerationEnded(replica, &drops);
   tree_->CloseTier(group.tier, &drops);
   const auto release = [&](const std::vector<Saving>& savings) {
     for (const Saving& saving : savings) tree_->Release(saving.segment, &drops);
@@ -295,7 +296,7 @@ void ContextKeeper::StepAnswered(int replica, uint64_t step, absl::Span<const ui
   FinishSaved([&](const NamedFinishing& one) -> std::optional<absl::Status> {
     if (one.replica != replica || SavedBy(one.segment.segment) == replica) return std::nullopt;
     if (std::find(unsaved.begin(), unsaved.end(), one.segment.segment) == unsaved.end()) return absl::OkStatus();
-    return NoRoomOnShelf();
+    return NoRoomOnShelf(tree_->TierBytes(group.tier), group.bytes_max);
   });
 }
 

@@ -30,8 +30,8 @@
 
 namespace goldfinch {
 
-// What a group can keep. Each worker keeps the parts of its own layers: the shares say what of the bytes of all layers
-// the worker has that needs the most of them.
+// What a group can keep. Each worker keeps the parts of its own layers. A share is the largest part of the bytes of all
+// layers that one worker keeps.
 struct ShelfCapacity {
   int64_t bytes_max = 0;  // of the smallest shelf
   int64_t bytes_per_token = 0;
@@ -60,24 +60,25 @@ struct ShelfDrops {
 // Whose texts the request may use: those of its client's namespace.
 const std::string& NamespaceOf(const Request& request);
 
-absl::Status NoRoomOnShelf();
+// RESOURCE_EXHAUSTED: a worker of a group had no room on its shelf. `used_bytes` and `bytes_max` are the group's.
+absl::Status NoRoomOnShelf(int64_t used_bytes, int64_t bytes_max);
 
 // Pure, like the scheduler that calls it: `now` is in seconds and never goes back. Not thread-safe. For each Step that
 // is planned, the order is NextStep, TakeDrops, StepPlanned; workers are told of the drops before they get the Step.
 class ContextKeeper final : public PrefixKeeper {
  public:
-  // `unix_offset`: what makes `now` Unix seconds. `first_etag`: no context has had an etag from this one on.
+  // `now` plus `unix_offset` is the time in Unix seconds. No context has had an etag of `first_etag` or above.
   explicit ContextKeeper(const SnapshotOptions& options = {}, double unix_offset = 0, uint64_t first_etag = 1)
       : options_(options), unix_offset_(unix_offset), first_etag_(first_etag) {}
 
-  // What all groups serve from now on. What was kept of another model is forgotten, names as well. No group may be
-  // ready.
+  // Says what all groups serve from now on. What was kept of another model is forgotten, with its names. No group may
+  // be ready.
   void SetModel(const ContextIdentity& identity, const TextBytes& bytes = {});
   const TextBytes& text_bytes() const { return text_bytes_; }
   // A group is ready; its shelves are empty. Without bytes, nothing is kept there.
-  void GroupReady(int replica, const ShelfCapacity& capacity);
-  // Its workers have to free all that was saved there.
-  ShelfDrops GroupEnded(int replica);
+  void GenerationReady(int replica, const ShelfCapacity& capacity);
+  // Returns what the group's workers have to free: all that was saved there.
+  ShelfDrops GenerationEnded(int replica);
 
   // PrefixKeeper.
   int64_t Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const override;
@@ -92,17 +93,18 @@ class ContextKeeper final : public PrefixKeeper {
 
   // ---- Names, which each namespace has of its own. All errors are for users.
 
-  // Makes of a request with a context, or with keep_as, one for the scheduler, which gets it with the sink that comes
-  // back, and reports to `sink`: its prompt begins with the tokens of the context, breakpoints count from there, and
-  // keep_as has the etag of what it takes the place of. What is kept of the context stays so until the sink's OnDone.
-  // `tokens_max`: of prompt and answer together. NOT_FOUND, FAILED_PRECONDITION (SegmentTree::Use), INVALID_ARGUMENT if
-  // it does not fit, and what is certain to keep the sequence from being named: ALREADY_EXISTS, ABORTED,
-  // RESOURCE_EXHAUSTED, FAILED_PRECONDITION if no worker keeps anything.
+  // Prepares a request that has a context or keep_as for the scheduler: its prompt then begins with the tokens of the
+  // context, breakpoints count from the first of them, and keep_as has the etag of the context that it replaces. The
+  // scheduler gets the request with the sink that is returned, which passes everything on to `sink`. The bytes of the
+  // context are kept until OnDone. Prompt and answer together have at most `tokens_max` tokens.
+  // NOT_FOUND; FAILED_PRECONDITION (SegmentTree::Use); INVALID_ARGUMENT if the request does not fit. What would keep
+  // the sequence from being named in any case is an error now: ALREADY_EXISTS, ABORTED, RESOURCE_EXHAUSTED, and
+  // FAILED_PRECONDITION if no worker keeps anything.
   absl::StatusOr<std::shared_ptr<RequestSink>> Resolve(Request* request, std::shared_ptr<RequestSink> sink,
                                                        int64_t tokens_max, double now);
 
   absl::StatusOr<NamedContext> GetContext(const std::string& name_space, const GetContextQuery& query) const;
-  // It stops early where it would take long.
+  // A page has fewer contexts than asked for where more would take long.
   absl::StatusOr<NamedContextPage> ListContexts(const std::string& name_space, const ListContextsQuery& query) const;
   absl::StatusOr<NamedContext> ForkContext(const std::string& name_space, const ForkContextQuery& query, double now);
   absl::StatusOr<NamedContext> RenameContext(const std::string& name_space, const RenameContextQuery& query);
@@ -112,23 +114,23 @@ class ContextKeeper final : public PrefixKeeper {
   // the store. FinishAll ends them, and exports that wait, and nothing is said of what they have kept.
   int finishing() const { return static_cast<int>(finishing_.size() + imports_.size()); }
   void FinishAll(const absl::Status& status);
-  // To be called now and then: contexts that have expired lose their names.
+  // Takes the names of contexts that have expired away. To be called now and then.
   void Expire(double now);
 
-  // What the workers of the group have to free before the Step that was planned last, or, if that has been sent, after
-  // it. Valid until the next call.
+  // Returns what the group's workers have to free. They have to be told before they get the Step that was planned last,
+  // or after it if it has been sent. Valid until the next call.
   const ShelfDrops& TakeDrops(int replica);
   // The Step that was planned last has this number.
   void StepPlanned(int replica, uint64_t step);
-  // Some shelf says that it had no room for these segments of a Step in flight. Returns those that are; Keep refuses
-  // them.
+  // A shelf has had no room for these segments of a Step in flight. Returns those of them that the Steps in flight do
+  // save: Keep refuses these.
   std::vector<uint64_t> Unsaved(int replica, absl::Span<const uint64_t> segments);
-  // All stages have answered a Step. `unsaved`: segments for which some shelf had no room.
+  // All stages have answered a Step. Some shelf had no room for the segments `unsaved`.
   void StepAnswered(int replica, uint64_t step, absl::Span<const uint64_t> unsaved, double now);
 
   // ---- The store, beside the shelves (store_tier.h). Implemented in context_keeper_store.cc.
-  // What was there when it was opened is found from now on. After SetModel, and before any group is ready; `capacity`
-  // is that of any group.
+  // Adds a store with what it had when it was opened. To be called after SetModel, before any group is ready.
+  // `capacity` is that of any group.
   void SetStore(const StoreTierOptions& options, StoreContents contents, const ShelfCapacity& capacity,
                 double token_seconds, double now);
   // What is to be done, in this order, for the caller to move from until the next call. Workers are told of all drops
@@ -152,7 +154,7 @@ class ContextKeeper final : public PrefixKeeper {
   };
   using ExportAnswer = absl::AnyInvocable<void(absl::StatusOr<Exported> exported)>;
   using ImportAnswer = absl::AnyInvocable<void(absl::StatusOr<NamedContext> named)>;
-  // Answers at once, or from Moved, GroupEnded or FinishAll.
+  // Answers at once, or from Moved, GenerationEnded or FinishAll.
   void OpenExport(const std::string& name_space, const ExportContextQuery& query, double now, ExportAnswer answer);
   void EndExport(const Held& hold);
   // FAILED_PRECONDITION if there is no store, with what to do about it.
@@ -166,7 +168,7 @@ class ContextKeeper final : public PrefixKeeper {
   const StoreTier* store() const { return store_.get(); }  // null: there is none
   const SegmentTree* tree() const { return tree_.get(); }  // null: there is no model
 
-  // The bytes that are kept in the fullest shelves, over all groups.
+  // The bytes in the fullest shelf of each group, added up.
   int64_t bytes() const { return tree_ == nullptr ? 0 : tree_->TierBytes(TierKind::kMemory); }
   ContextCounters counters() const { return tree_ == nullptr ? ContextCounters() : tree_->counters(); }
 
@@ -181,24 +183,24 @@ class ContextKeeper final : public PrefixKeeper {
   };
   struct Group {
     int tier = -1;
-    int64_t bytes_max = 0;  // of the tier, if all layers had as much of it
+    int64_t bytes_max = 0;  // of all layers together, if the fullest shelf is full
     SegmentBytes bytes;
     double token_seconds = 0;
     std::vector<Saving> planned;     // what the Step saves that is being planned
     std::vector<uint64_t> restored;  // what it restores: held until it has been planned
     std::deque<Step> steps;          // in flight, oldest first
     std::set<uint64_t> segments;     // that workers may have
-    // Segments that workers have been told to free, with the first Step that they got after that, or 0: until it has
-    // been answered, nothing can be put there under these numbers.
+    // Segments that workers have been told to free, with the first Step that they got after that, or 0 if they got none
+    // yet. Until that Step has been answered, nothing can be put there under these numbers.
     std::map<uint64_t, uint64_t> leaving;
     uint64_t planned_step = 0, answered_step = 0;  // the last ones
-    uint64_t freed_after = 0;    // what workers have been told to free is free when this Step has been answered
-    std::set<uint64_t> unsaved;  // of Steps in flight: some shelf had no room
-    // Why something that was to be named could not be saved the last time, by namespace.
+    uint64_t freed_after = 0;                      // the Step whose answer says that all that was to be freed is free
+    std::set<uint64_t> unsaved;                    // of Steps in flight: some shelf had no room
+    // By namespace, why something that was to be named could not be saved the last time.
     std::map<std::string, absl::Status> refused;
   };
   class NamedSink;
-  // Hears of the context that a request has kept, or why it could not be.
+  // Gets the context that a request has kept, or why it could not be kept.
   using KeptListener = std::function<void(absl::StatusOr<NamedContext> kept)>;
   struct NamedFinishing {
     Held segment;

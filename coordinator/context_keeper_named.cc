@@ -22,8 +22,6 @@ constexpr size_t kExpireMax = 256;
 // No more names once the tokens of all texts take so much of the coordinator's memory.
 constexpr int64_t kIndexBytesMax = int64_t{4} << 30;
 
-absl::Status NoContexts() { return absl::UnavailableError("no worker has described the model yet"); }
-
 // How many tokens of the context are meant.
 absl::StatusOr<int64_t> TokensOf(const ContextInfo& context, std::optional<int64_t> first) {
   if (!first) return context.tokens;
@@ -178,7 +176,7 @@ absl::Status ContextKeeper::CheckKeepAs(const std::string& name_space, const Req
 
 absl::StatusOr<std::shared_ptr<RequestSink>> ContextKeeper::Resolve(Request* request, std::shared_ptr<RequestSink> sink,
                                                                     int64_t tokens_max, double now) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   const std::string& name_space = NamespaceOf(*request);
   Held held = {.tree = trees_, .segment = 0};
   int64_t context_tokens = 0;
@@ -244,13 +242,13 @@ absl::Status ContextKeeper::Keep(int replica, const Request& request, absl::Span
                                                            group.token_seconds * static_cast<double>(ids.size()), now));
   absl::Status status = absl::OkStatus();
   if (group.unsaved.contains(added.number)) {
-    status = NoRoomOnShelf();
+    status = NoRoomOnShelf(tree_->TierBytes(group.tier), group.bytes_max);
   } else if (added.missing == 0) {
     status = Name(name_space, *request.keep_as, added.number, now).status();
   } else {
     const auto refused = group.refused.find(name_space);
     status = refused != group.refused.end() ? refused->second
-                                            : absl::ResourceExhaustedError("the memory for contexts is full");
+                                            : absl::ResourceExhaustedError("context_memory of the workers is full");
   }
   ReleaseHeld({trees_, added.number});
   return status;
@@ -281,7 +279,7 @@ NamedContext ContextKeeper::Describe(const ContextInfo& context, size_t* segment
 
 absl::StatusOr<NamedContext> ContextKeeper::GetContext(const std::string& name_space,
                                                        const GetContextQuery& query) const {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Get(name_space, query.name));
   NamedContext named = Describe(context);
   if (query.ids_max > 0 && query.ids_begin < context.tokens) {
@@ -293,7 +291,7 @@ absl::StatusOr<NamedContext> ContextKeeper::GetContext(const std::string& name_s
 
 absl::StatusOr<NamedContextPage> ContextKeeper::ListContexts(const std::string& name_space,
                                                              const ListContextsQuery& query) const {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   NamedContextPage page;
   page.next = query.after;
   size_t segments = 0;
@@ -308,7 +306,7 @@ absl::StatusOr<NamedContextPage> ContextKeeper::ListContexts(const std::string& 
 
 absl::StatusOr<NamedContext> ContextKeeper::ForkContext(const std::string& name_space, const ForkContextQuery& query,
                                                         double now) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Use(name_space, query.context, now));
   NameChanged(name_space, query.context);
   const auto fork = [&]() -> absl::StatusOr<NamedContext> {
@@ -336,7 +334,7 @@ absl::StatusOr<NamedContext> ContextKeeper::ForkContext(const std::string& name_
 
 absl::StatusOr<NamedContext> ContextKeeper::RenameContext(const std::string& name_space,
                                                           const RenameContextQuery& query) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Rename(name_space, query.name, query.new_name, query.etag));
   NameChanged(name_space, query.name);
   NameChanged(name_space, query.new_name);
@@ -344,7 +342,7 @@ absl::StatusOr<NamedContext> ContextKeeper::RenameContext(const std::string& nam
 }
 
 absl::StatusOr<NamedContext> ContextKeeper::PinContext(const std::string& name_space, const PinContextQuery& query) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Pin(name_space, query.name, query.pinned, query.etag));
   NameChanged(name_space, query.name);
   return Describe(context);
@@ -352,7 +350,7 @@ absl::StatusOr<NamedContext> ContextKeeper::PinContext(const std::string& name_s
 
 absl::StatusOr<std::string> ContextKeeper::DeleteContext(const std::string& name_space,
                                                          const DeleteContextQuery& query) {
-  if (tree_ == nullptr) return NoContexts();
+  if (tree_ == nullptr) return NoModel();
   SegmentDrops drops;
   const absl::Status status = tree_->Delete(name_space, query.name, query.etag, &drops);
   Note(&drops);

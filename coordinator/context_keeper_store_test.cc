@@ -150,7 +150,7 @@ TEST(ContextKeeperStoreTest, AStoreInMemoryIsForLongTexts) {
   keeping.cluster.Generate(FakePrompt(2500, 3), 1, Client());
   keeping.cluster.RunAll();
   EXPECT_EQ(keeping.saves, 1);
-  EXPECT_EQ(keeping.keeper.store()->long_bytes(), store.bytes());
+  EXPECT_EQ(keeping.keeper.store()->protected_bytes(), store.bytes());
 }
 
 TEST(ContextKeeperStoreTest, AfterAnErrorNothingIsSavedForAWhile) {

@@ -151,7 +151,7 @@ struct StoreKeeping {
     for (Move& move : moves) {
       if (move.group == group) move.group = nullptr;
     }
-    keeper.GroupEnded(replica);
+    keeper.GenerationEnded(replica);
     cluster.Lose(replica);
   }
   void TakeDrops(int replica) {

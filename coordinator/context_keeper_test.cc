@@ -38,11 +38,11 @@ struct Keeping {
   void Up(int replica, GroupCapacity capacity = Roomy()) {
     capacity.max_step_tokens = std::max<int64_t>(capacity.max_step_tokens, 1024);
     capacity.row_seconds = 0.01;
-    keeper.GroupReady(replica, {shelf_bytes, /*bytes_per_token=*/10, /*snapshot_bytes=*/100});
+    keeper.GenerationReady(replica, {shelf_bytes, /*bytes_per_token=*/10, /*snapshot_bytes=*/100});
     cluster.Up(replica, capacity);
   }
   void Lose(int replica) {
-    keeper.GroupEnded(replica);
+    keeper.GenerationEnded(replica);
     cluster.Lose(replica);
   }
 
@@ -205,7 +205,7 @@ TEST(ContextKeeperTest, EveryAnswerIsExactAndShelvesNeverOverflow) {
     ExpectNothingLeft(cluster);
     saved += keeping.keeper.counters().tokens_saved;
     evictions += keeping.keeper.counters().evictions;
-    for (const int replica : {0, 1}) keeping.keeper.GroupEnded(replica);
+    for (const int replica : {0, 1}) keeping.keeper.GenerationEnded(replica);
     EXPECT_EQ(keeping.keeper.bytes(), 0);
   }
   EXPECT_GT(saved, 10'000);

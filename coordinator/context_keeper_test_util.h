@@ -54,11 +54,11 @@ class ContextKeeperNamedTest : public testing::Test {
     GroupCapacity capacity = Roomy();
     capacity.max_step_tokens = 1024;
     capacity.row_seconds = 0.01;
-    keeper_.GroupReady(0, {shelf_bytes, /*bytes_per_token=*/10, /*snapshot_bytes=*/100});
+    keeper_.GenerationReady(0, {shelf_bytes, /*bytes_per_token=*/10, /*snapshot_bytes=*/100});
     cluster_.Up(0, capacity);
   }
   void Lose() {
-    keeper_.GroupEnded(0);
+    keeper_.GenerationEnded(0);
     cluster_.Lose(0);
   }
 

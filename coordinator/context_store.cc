@@ -1,6 +1,5 @@
 #include "coordinator/context_store.h"
 
-#include <chrono>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -9,15 +8,12 @@
 
 #include "base/safe_text.h"
 #include "base/status.h"
+#include "coordinator/store/files.h"
 #include "coordinator/store/segment_reader.h"
 #include "spdlog/spdlog.h"
 
 namespace goldfinch {
 namespace {
-
-int64_t UnixSeconds() {
-  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
 
 // What a person can do something about is a warning; workers come and go.
 void LogIfBad(const absl::Status& status) {

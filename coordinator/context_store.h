@@ -1,4 +1,4 @@
-// A SegmentStore and the threads that work with it, for the coordinator's thread, which never waits for them.
+// A SegmentStore and the threads that use it, so that the coordinator's thread never waits for the disk.
 #ifndef GOLDFINCH_COORDINATOR_CONTEXT_STORE_H_
 #define GOLDFINCH_COORDINATOR_CONTEXT_STORE_H_
 
@@ -17,7 +17,7 @@
 
 namespace goldfinch {
 
-// Called on any thread, also while a ContextStore is given an action, and until the mover has ended.
+// Called on any thread, even from within Do, until the mover has ended.
 struct ContextStoreEvents {
   // A move of the segment with this key has ended; `moved.stored` is not set, see Stored.
   absl::AnyInvocable<void(uint64_t move, const SegmentKey& key, StoreMoved moved) const> moved;
@@ -28,7 +28,7 @@ class ContextStore {
  public:
   // The mover must outlive it.
   ContextStore(std::shared_ptr<SegmentStore> store, SegmentMover* mover, ContextStoreEvents events);
-  // Carries out what it was given; moves may still run.
+  // Carries out the actions that it was given. Moves may still run afterwards.
   ~ContextStore();
 
   // Reads the ids of all segments, and the names; `done` is called once, on another thread. What is damaged is

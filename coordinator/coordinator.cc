@@ -363,8 +363,8 @@ void Coordinator::HandleGenerationEnded(int replica, double now) {
   steps_[replica].clear();
   metrics_->ClearTiers(replica);
   metrics_->ClearSplit(replica);
-  mover_.EndGroup(replica);
-  SendDrops(members_[replica], keeper_.GroupEnded(replica));
+  mover_.GenerationEnded(replica);
+  SendDrops(members_[replica], keeper_.GenerationEnded(replica));
   scheduler_.GenerationEnded(replica, now);
   if (scheduler_.has_group()) return;
   no_group_since_ = now;

@@ -19,7 +19,7 @@ void Coordinator::PublishEvents() {
   completion_tokens_ += events.completion_tokens;
   if (read > 0) metrics_->AddPromptTokens(read);
   if (events.completion_tokens > 0) metrics_->AddCompletionTokens(events.completion_tokens);
-  if (events.replayed_tokens > 0) metrics_->AddReplayedTokens(events.replayed_tokens);
+  if (events.reread_tokens > 0) metrics_->AddRereadTokens(events.reread_tokens);
   if (events.parkings > 0) metrics_->CountParkings(events.parkings);
   for (int64_t i = 0; i < events.recoveries; ++i) metrics_->CountRecovery();
   for (const double seconds : events.first_token_seconds) metrics_->ObserveTimeToFirstToken(seconds);
@@ -65,7 +65,7 @@ void Coordinator::PublishGauges() {
     contexts.quarantined = totals.quarantined_total;
   }
   if (const StoreTier* const store = keeper_.store(); store != nullptr) {
-    contexts.protected_bytes = store->long_bytes();
+    contexts.protected_bytes = store->protected_bytes();
     contexts.saved = store->saved();
     contexts.loaded = store->brought();
     contexts.move_failures = store->moves_failed();

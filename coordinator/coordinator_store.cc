@@ -39,13 +39,13 @@ void Coordinator::HandleStoreRead(StoreContents contents, double now) {
 // The first group says what contexts are kept of: others that compute otherwise, or not all alike, keep nothing.
 void Coordinator::KeepTexts(int replica, double token_seconds, double now) {
   std::optional<ShelfGroup> shelves = membership_.Shelves(replica);
-  if (!shelves) return keeper_.GroupReady(replica, {});
+  if (!shelves) return keeper_.GenerationReady(replica, {});
   const ContextIdentity& identity = shelves->model.identity;
   const bool of_one_kind = !identity.numerics.empty() && !absl::StrContains(identity.numerics, '+');
   if (!of_one_kind || (!numerics_.empty() && identity.numerics != numerics_)) {
     spdlog::info("replica {} keeps nothing of texts: its workers compute with \"{}\"{}", replica, identity.numerics,
                  numerics_.empty() ? "" : ", and those of others with " + numerics_);
-    return keeper_.GroupReady(replica, {});
+    return keeper_.GenerationReady(replica, {});
   }
   const ShelfCapacity capacity = membership_.Shelf(replica);
   if (numerics_.empty()) {
@@ -57,7 +57,7 @@ void Coordinator::KeepTexts(int replica, double token_seconds, double now) {
       store_contents_.reset();
     }
   }
-  keeper_.GroupReady(replica, capacity);
+  keeper_.GenerationReady(replica, capacity);
   mover_.SetGroup(replica, *std::move(shelves));
 }
 

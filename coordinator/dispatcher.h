@@ -93,7 +93,7 @@ struct RequestUsage {
   int64_t cache_bytes = 0;
   int64_t transformer_cache_bytes = 0;
   int recoveries = 0;
-  int64_t reread_tokens = 0;  // after workers were lost or sequences parked
+  int64_t reread_tokens = 0;  // beside those: after a loss or a parking, or for a further sample or continuation
   int parkings = 0;           // sequences that gave up their slot for others and were read again
 };
 
@@ -109,7 +109,7 @@ class RequestSink {
   };
 
   virtual ~RequestSink() = default;
-  // So many tokens of the request's context come before those of its prompt. Comes before all else.
+  // Called first, with the number of context tokens that precede the prompt.
   virtual void OnContext(int64_t /*tokens*/) {}
   virtual void OnProgress(int64_t prompt_tokens_done) = 0;
   // The next token of a sample, including the one that ends it.
@@ -155,6 +155,9 @@ class Dispatcher {
   // Lets a request go on after kPause. Does nothing if it is not paused.
   virtual void Resume(uint64_t number) = 0;
 };
+
+// The error of whatever needs Dispatcher::model() while that is null.
+inline absl::Status NoModel() { return absl::UnavailableError("no worker has described the model yet"); }
 
 }  // namespace goldfinch
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/safe_text.h"
+#include "base/stage_extent.h"
 #include "base/status.h"
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
@@ -284,18 +285,17 @@ void Membership::LogPlan(const Replica& replica, const std::string& shortage) {
 void Membership::BecomeStage(Replica& replica, int index, uint64_t id, std::string reach) {
   const std::vector<int>& first_layers = replica.partition.first_layers;
   const int layers = model_->layers_size();
-  const int finch_layers = layers - static_cast<int>(model_->gold_layers());
-  const bool is_last = index + 1 == static_cast<int>(first_layers.size());
+  const StageExtent extent =
+      StageExtentAt(first_layers, index, layers, layers - static_cast<int>(model_->gold_layers()));
   Stage& stage = replica.stages[index];
   stage.worker = id;
-  stage.first_layer = first_layers[index];
-  stage.last_layer = is_last ? layers : first_layers[index + 1];
+  stage.first_layer = extent.first_layer;
+  stage.last_layer = extent.last_layer;
   Worker& worker = *workers_.at(id);
   worker.replica = &replica;
   worker.stage = worker.old_stage = index;
   worker.old_replica = replica.index;
-  const bool has_gold = model_->gold_layers() > 0 && stage.last_layer > finch_layers;
-  replica.views.push_back({id, index == 0 || has_gold, is_last});
+  replica.views.push_back({id, extent.reads_ids(), extent.is_last()});
 
   ToWorker message;
   cluster::v1::Form& form = *message.mutable_form();
@@ -316,7 +316,7 @@ void Membership::BecomeStage(Replica& replica, int index, uint64_t id, std::stri
     form.set_reach(std::move(reach));
   }
   form.set_transport_key(secret_.Prove("transport", {absl::StrCat(replica.generation)}));
-  if (is_last) {
+  if (extent.is_last()) {
     form.set_sampleable(sampleable_bits_);
     form.set_repeats_freely(repeats_freely_bits_);
   }

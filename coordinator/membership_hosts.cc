@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/host_port.h"
 #include "base/safe_text.h"
+#include "base/transports.h"
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
 #include "coordinator/worker_messages.h"
@@ -154,7 +155,9 @@ absl::StatusOr<std::vector<Membership::Replica*>> Membership::Crowding(const Rep
 absl::StatusOr<std::string> Membership::ReachFor(uint64_t id, const std::vector<uint64_t>& members) const {
   const Worker& worker = *workers_.at(id);
   const Register& own = worker.registration;
-  if (own.transport() != "tcp" || own.network().empty() || !IsLoopback(own.address())) return std::string();
+  const TransportFacts* const transport = FindTransport(own.transport());
+  const bool has_address = transport != nullptr && transport->has_address;
+  if (!has_address || own.network().empty() || !IsLoopback(own.address())) return std::string();
   const Worker* elsewhere = nullptr;
   std::string peer_host;
   for (const uint64_t member : members) {

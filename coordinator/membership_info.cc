@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "absl/strings/str_join.h"
+#include "base/stage_extent.h"
+#include "base/state_part_kind.h"
 #include "coordinator/membership.h"
 #include "coordinator/membership_state.h"
 #include "coordinator/shelf_group.h"
@@ -46,21 +48,25 @@ GroupCapacity Membership::Capacity(int replica) const {
 }
 
 ShelfCapacity Membership::Shelf(int replica) const {
-  constexpr int64_t kPartBytes = 1024;  // beside each part, of which a layer has at most four
+  constexpr int64_t kLayerPartsMax = 8;  // of a segment, those per token included
   ShelfCapacity shelf{.bytes_max = std::numeric_limits<int64_t>::max()};
   const int finch_layers = model_->layers_size() - static_cast<int>(model_->gold_layers());
   const int64_t logits = 4 * static_cast<int64_t>(model_->vocab_size());
   int64_t most_per_token = 0, most_snapshot = 0;  // of any worker
-  for (const Stage& stage : replicas_[replica]->stages) {
-    int64_t per_token = 0, snapshot = 4 * kPartBytes * (stage.last_layer - stage.first_layer);
+  const Replica& formed = *replicas_[replica];
+  for (size_t i = 0; i < formed.stages.size(); ++i) {
+    const Stage& stage = formed.stages[i];
+    const StageExtent extent =
+        StageExtentAt(formed.partition.first_layers, static_cast<int>(i), model_->layers_size(), finch_layers);
+    int64_t per_token = 0, snapshot = kLayerPartsMax * kPartOverheadBytes * (stage.last_layer - stage.first_layer);
     for (int layer = stage.first_layer; layer < stage.last_layer; ++layer) {
       per_token += static_cast<int64_t>(model_->layers(layer).cache_bytes_per_token());
       snapshot += static_cast<int64_t>(model_->layers(layer).state_bytes());
     }
-    if (stage.last_layer == model_->layers_size()) snapshot += logits;
+    if (extent.has_head()) snapshot += logits;
     shelf.bytes_per_token += per_token;
     shelf.snapshot_bytes += snapshot;
-    if (model_->gold_layers() > 0 && stage.last_layer >= finch_layers) {
+    if (extent.has_gold()) {
       per_token += static_cast<int64_t>(model_->compressed_bytes_per_token());
     }
     shelf.bytes_max =

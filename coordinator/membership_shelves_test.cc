@@ -62,6 +62,27 @@ std::string TokenOf(TestCluster& cluster, uint64_t worker) {
   return cluster.sent[worker].front().welcome().contexts_token();
 }
 
+// Only stages with GOLD layers keep the compressed cache: not the one that ends before the first of them.
+TEST(MembershipShelvesTest, AStageCountsTheRowsThatItKeeps) {
+  MembershipOptions options = TestCluster::Options(2);
+  options.partition.split = {0, 3};
+  options.partition.split_layers = 6;
+  TestCluster cluster(options);
+  cluster::v1::Described& model = *cluster.described.mutable_described();
+  for (int layer = 0; layer < 3; ++layer) {
+    model.mutable_layers(layer)->set_cache_bytes_per_token(100);
+    model.mutable_memory()->mutable_layers(layer)->set_cache_bytes_per_token(100);
+  }
+  model.set_gold_layers(3);
+  model.set_compressed_bytes_per_token(10);
+  cluster.Add(1);
+  cluster.Add(2);
+  ASSERT_TRUE(cluster.membership.ready(0));
+  const ShelfCapacity shelf = cluster.membership.Shelf(0);
+  EXPECT_EQ(shelf.bytes_per_token, 310);
+  EXPECT_DOUBLE_EQ(shelf.rows_share, 300.0 / 310);
+}
+
 TEST(MembershipShelvesTest, WorkersWithShelvesGetATokenOfTheirOwn) {
   ShelfCluster cluster(TestCluster::Options(1));
   std::set<std::string> tokens;

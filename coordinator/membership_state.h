@@ -17,7 +17,7 @@ namespace goldfinch {
 
 // How long a replica waits after a worker's EndGeneration: the loss that caused it may be about to show up.
 inline constexpr double kRetrySeconds = 0.05;
-// How long until it is planned again what the workers could not hold.
+// Seconds before planning is retried after the model did not fit.
 inline constexpr double kPartitionRetrySeconds = 1;
 
 // A worker's part of what its host has.

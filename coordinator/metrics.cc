@@ -21,7 +21,10 @@ constexpr int kScored = 3;  // index into `successes_`, after the values of Fini
 constexpr const char* kMissReasons[] = {"none_kept", "evicted", "cheaper_to_compute", "other_model"};
 constexpr const char* kFinishNames[] = {"end_of_text", "stop", "length", "scored"};
 // Their failures are there from the start, as 0.
-constexpr const char* kMethods[] = {"Generate", "Score", "Tokenize", "Detokenize", "GetModelInfo", "GetClusterInfo"};
+constexpr const char* kMethods[] = {"Generate",     "Score",          "Tokenize",      "Detokenize",
+                                    "GetModelInfo", "GetClusterInfo", "CreateContext", "AppendContext",
+                                    "ForkContext",  "GetContext",     "ListContexts",  "RenameContext",
+                                    "PinContext",   "DeleteContext",  "ExportContext", "ImportContext"};
 
 // Small models answer within milliseconds; reading a long document takes minutes.
 const Histogram::BucketBoundaries& FirstTokenBuckets() {
@@ -128,9 +131,9 @@ Metrics::Metrics(const std::string& model_name)
                                  "Prompt tokens that were read, those of each request once, as its usage says")),
       completion_tokens_(
           MakeCounter("generation_tokens_total", "Completion tokens that were generated, or scored in continuations")),
-      replayed_tokens_(MakeCounter("replayed_tokens_total",
-                                   "Tokens of prompts and answers that were read again: after a loss of workers, after "
-                                   "a parking, or for a further sample")),
+      reread_tokens_(MakeCounter("reread_tokens_total",
+                                 "Tokens of prompts and answers that were read again: after a loss of workers, after "
+                                 "a parking, or for a further sample")),
       time_to_first_token_(MakeHistogram("time_to_first_token_seconds",
                                          "Seconds from a request to its first token, including its time in the queue",
                                          FirstTokenBuckets())),
@@ -234,7 +237,7 @@ void Metrics::SetRequestsRunning(int64_t requests) { requests_running_->Set(stat
 void Metrics::SetRequestsWaiting(int64_t requests) { requests_waiting_->Set(static_cast<double>(requests)); }
 void Metrics::AddPromptTokens(int64_t tokens) { prompt_tokens_->Increment(Amount(tokens)); }
 void Metrics::AddCompletionTokens(int64_t tokens) { completion_tokens_->Increment(Amount(tokens)); }
-void Metrics::AddReplayedTokens(int64_t tokens) { replayed_tokens_->Increment(Amount(tokens)); }
+void Metrics::AddRereadTokens(int64_t tokens) { reread_tokens_->Increment(Amount(tokens)); }
 void Metrics::ObserveTimeToFirstToken(double seconds) { time_to_first_token_->Observe(seconds); }
 void Metrics::ObserveInterTokenLatency(double seconds) { inter_token_latency_->Observe(seconds); }
 

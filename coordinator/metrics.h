@@ -94,7 +94,7 @@ class Metrics {
   void SetRequestsWaiting(int64_t requests);      // num_requests_waiting
   void AddPromptTokens(int64_t tokens);           // prompt_tokens_total: of each request once, as its usage says
   void AddCompletionTokens(int64_t tokens);       // generation_tokens_total
-  void AddReplayedTokens(int64_t tokens);         // replayed_tokens_total: run again, beside those two
+  void AddRereadTokens(int64_t tokens);           // reread_tokens_total: run again, beside those two
   void ObserveTimeToFirstToken(double seconds);   // time_to_first_token_seconds: since Submit
   void ObserveInterTokenLatency(double seconds);  // inter_token_latency_seconds: between tokens of one sample
   // A request that has ended well, `seconds` after Submit: e2e_request_latency_seconds, request_queue_time_seconds,
@@ -191,7 +191,7 @@ class Metrics {
   prometheus::Gauge* requests_waiting_;
   prometheus::Counter* prompt_tokens_;
   prometheus::Counter* completion_tokens_;
-  prometheus::Counter* replayed_tokens_;
+  prometheus::Counter* reread_tokens_;
   prometheus::Histogram* time_to_first_token_;
   prometheus::Histogram* inter_token_latency_;
   prometheus::Histogram* request_latency_;

@@ -6,11 +6,15 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "gmock/gmock.h"
+#include "google/protobuf/descriptor.h"
 #include "gtest/gtest.h"
 #include "prometheus/metric_family.h"
 #include "prometheus/registry.h"
 #include "prometheus/text_serializer.h"
+#include "protos/contexts.pb.h"
+#include "protos/generate.pb.h"
 
 namespace goldfinch {
 namespace {
@@ -38,7 +42,7 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   metrics.AddPromptTokens(5);
   metrics.AddPromptTokens(6);
   metrics.AddCompletionTokens(7);
-  metrics.AddReplayedTokens(15);
+  metrics.AddRereadTokens(15);
   metrics.CountParkings(2);
   metrics.CountDeadlineRefusal();
   metrics.CountDeadlineMiss();
@@ -91,7 +95,7 @@ TEST(Metrics, EverySeriesHasItsNameLabelsAndValue) {
   EXPECT_EQ(value("num_requests_waiting"), "4");
   EXPECT_EQ(value("prompt_tokens_total"), "11");
   EXPECT_EQ(value("generation_tokens_total"), "7");
-  EXPECT_EQ(value("replayed_tokens_total"), "15");
+  EXPECT_EQ(value("reread_tokens_total"), "15");
   EXPECT_EQ(value("sequence_parkings_total"), "2");
   EXPECT_EQ(value("time_to_first_token_seconds_count"), "1");
   EXPECT_EQ(value("time_to_first_token_seconds_bucket", "le=\"0.05\""), "1");
@@ -162,6 +166,24 @@ TEST(Metrics, LinksAndGainsEndWithTheGeneration) {
   EXPECT_THAT(Text(metrics), Not(HasSubstr("goldfinch_split_gain_ratio{model_name=\"m\",replica=\"0\"}")));
   EXPECT_THAT(Text(metrics), HasSubstr("goldfinch_split_gain_ratio{model_name=\"m\",replica=\"1\"} 0.5"));
   metrics.ClearSplit(2);
+}
+
+// A method has the name of its request.
+void ExpectFailuresOf(const google::protobuf::ServiceDescriptor& service, const Metrics& metrics) {
+  constexpr absl::string_view kSuffix = "Request";
+  for (int i = 0; i < service.method_count(); ++i) {
+    const std::string request(service.method(i)->input_type()->name());
+    ASSERT_TRUE(absl::EndsWith(request, kSuffix)) << request;
+    const std::string name = request.substr(0, request.size() - kSuffix.size());
+    const std::string labels = absl::StrCat("{model_name=\"m\",code=\"INTERNAL\",method=\"", name, "\"}");
+    EXPECT_EQ(Value(metrics, "goldfinch_request_failure_total" + labels), "0") << name;
+  }
+}
+
+TEST(Metrics, FailuresOfEveryMethodOfTheApiAreThereFromTheStart) {
+  const Metrics metrics("m");
+  ExpectFailuresOf(*v1::GenerateRequest::descriptor()->file()->FindServiceByName("Goldfinch"), metrics);
+  ExpectFailuresOf(*v1::CreateContextRequest::descriptor()->file()->FindServiceByName("Contexts"), metrics);
 }
 
 TEST(Metrics, WhatIsNotKnownOfAStepHasNoSeries) {

@@ -41,9 +41,9 @@ class PrefixKeeper {
 
   // How many of `ids` a sequence could begin with in the replica's group, perhaps after Prepare.
   virtual int64_t Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const = 0;
-  // A sequence of the request is to read `ids` in the replica's group. False: it should wait, as what it should begin
-  // with is on its way there; Scheduler::Prepared is called once that has come or has failed, and the keeper is not
-  // asked again before.
+  // A sequence of the request is to read `ids` in the replica's group. False: it should wait, because its kept prefix
+  // is being loaded. Scheduler::Prepared is called once that has come or has failed, and the keeper is not asked again
+  // before.
   virtual bool Prepare(int replica, uint64_t request_number, const Request& request, absl::Span<const int32_t> ids,
                        double token_seconds, double now) = 0;
   // A sequence of the request is about to read `ids` in the replica's group, each of which takes `token_seconds`. It

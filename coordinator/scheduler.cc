@@ -147,10 +147,10 @@ void Scheduler::Pause(RequestState& state, double now) {
 // Ends the request; `state` does not exist any more when this returns.
 void Scheduler::End(RequestState& state, const absl::Status& status, double now) {
   // The shared part counts once, and of each sequence what is its own.
-  int64_t cached_tokens = state.sequences.size() > 1 ? std::min(state.prompt_tokens() - 1, state.prompt_read) : 0;
+  int64_t positions = state.sequences.size() > 1 ? std::min(state.prompt_tokens() - 1, state.prompt_read) : 0;
   for (Sequence& sequence : state.sequences) {
     if (sequence.id != 0) Release(sequence);
-    cached_tokens += sequence.cached_tokens;
+    positions += sequence.own_positions;
   }
   state.live = 0;
   Requeue(state);
@@ -162,8 +162,8 @@ void Scheduler::End(RequestState& state, const absl::Status& status, double now)
   usage.queue_seconds = (ran ? state.admitted : now) - state.submitted;
   usage.prefill_seconds = ran ? first_token - state.admitted : 0;
   usage.decode_seconds = state.first_token >= 0 ? state.last_token - state.first_token : 0;
-  usage.cache_bytes = cached_tokens * cache_bytes_per_token_;
-  usage.transformer_cache_bytes = cached_tokens * transformer_bytes_per_token_;
+  usage.cache_bytes = positions * cache_bytes_per_token_;
+  usage.transformer_cache_bytes = positions * transformer_bytes_per_token_;
   const std::unique_ptr<RequestState> owned = std::move(requests_.find(state.number)->second);
   requests_.erase(owned->number);
   Account& account = *state.account;
@@ -273,7 +273,7 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
   }
   ++cohort->members;
   sequence.cohort = cohort;
-  sequence.growing = HeldPages(sequence) < PagesOf(state.EndMax(sequence));
+  sequence.growing = HeldPages(sequence) < CachePagesFor(state.EndMax(sequence));
   sequence.grown = false;
   Hold(sequence, 1, sequence.pages, sequence.growing ? 1 : 0);
   ++state.slots;
@@ -400,7 +400,7 @@ void Scheduler::Release(Sequence& sequence) {
   if (sequence.lane->held.sequences == 0) group.Remove(sequence.lane);
   if (--state.slots == 0) state.group = nullptr;
   const int64_t shared_tokens = state.sequences.size() > 1 ? state.SharedTokens() : 0;
-  sequence.cached_tokens = std::max<int64_t>(sequence.scheduled - shared_tokens, 0);
+  sequence.own_positions = std::max<int64_t>(sequence.scheduled - shared_tokens, 0);
   sequences_.erase(sequence.id);
   sequence.id = 0;
   sequence.cohort = nullptr;

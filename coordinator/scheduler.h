@@ -154,7 +154,7 @@ struct SchedulerEvents {
   int64_t sampled_positions = 0;  // that they attend to: each the prompt, and its sample up to it
   // Tokens that were run again: after a loss or a parking, or the prompt's for a further sample that was not forked in
   // time, and its last one for every further sample.
-  int64_t replayed_tokens = 0;
+  int64_t reread_tokens = 0;
   int64_t parkings = 0;                     // sequences that gave up their slot, for others or for want of cache
   int64_t recoveries = 0;                   // requests that went back to the queue because a generation ended
   std::vector<double> first_token_seconds;  // since Submit, one for each request

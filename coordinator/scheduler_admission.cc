@@ -39,9 +39,10 @@ absl::Status Scheduler::TooLarge(const RequestState& state) const {
     tokens = std::max(tokens, group->pages_max * kCachePageTokens);
     longest = std::max(longest, group->capacity.max_sequence_tokens);
   }
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "the request may need ", state.LongestTokens(), " tokens, ", PagesOf(state.LongestTokens()) * kCachePageTokens,
-      " with the rest of their pages; max_model_len is ", longest, " and the caches hold ", tokens, " tokens"));
+  return absl::ResourceExhaustedError(absl::StrCat("the request may need ", state.LongestTokens(), " tokens, ",
+                                                   CachePagesFor(state.LongestTokens()) * kCachePageTokens,
+                                                   " with the rest of their pages; max_model_len is ", longest,
+                                                   " and the caches hold ", tokens, " tokens"));
 }
 
 double Scheduler::Share(int64_t slots, int64_t pages) const {
@@ -249,13 +250,13 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
     return overdue && share > share_before + kShareTolerance && Served(sequence, kTurnSeconds, now);
   };
   // (not paused, priority, -share, tokens to read again, id): the least is parked first.
-  using Rank = std::tuple<bool, int, double, int64_t, uint64_t>;
+  using ParkingOrder = std::tuple<bool, int, double, int64_t, uint64_t>;
   while (!group.HasRoom(others, state, pages_wanted)) {
     // Short ones are of no use if it is the long ones that have all that they may have.
     const bool only_long = !state.is_short && others.sequences < group.capacity.max_sequences &&
                            others.pages + pages_wanted + others.growing <= group.pages_max;
     Sequence* best = nullptr;
-    Rank best_rank;
+    ParkingOrder best_order;
     for (const auto& [id, sequence] : sequences_) {
       const RequestState& owner = *sequence->owner;
       if (owner.group != &group || (only_long && owner.is_short)) continue;
@@ -266,11 +267,11 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
       const auto [slots_taken, pages_taken] = taken_of(owner.account);
       const int64_t slots = owner.account->slots - slots_taken, pages = owner.account->pages - pages_taken;
       const double share = Share(slots, pages);
-      const Rank rank = {!owner.paused, owner.request.priority, -share, sequence->scheduled, id};
-      if (best != nullptr && best_rank < rank) continue;
+      const ParkingOrder order = {!owner.paused, owner.request.priority, -share, sequence->scheduled, id};
+      if (best != nullptr && best_order < order) continue;
       if (!may_be_parked(*sequence, share, Share(slots - 1, pages - pages_of(*sequence)))) continue;
       best = sequence;
-      best_rank = rank;
+      best_order = order;
     }
     if (best == nullptr) return {};
     auto& [slots_taken, pages_taken] = taken[best->owner->account];

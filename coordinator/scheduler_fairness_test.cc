@@ -173,7 +173,7 @@ TEST(SchedulerFairnessTest, AtLeastHalfOfTheTimeOfASlotIsUseful) {
   EXPECT_EQ(large->tokens[0], FakeAnswer(FakePrompt(4000), 0, 2000));
   const SchedulerEvents events = cluster.scheduler.TakeEvents();
   EXPECT_GE(events.parkings, 2);
-  EXPECT_LE(events.replayed_tokens, 8 * (4000 + 2000 + 20000)) << "a Step of 8 takes as long as one of 1";
+  EXPECT_LE(events.reread_tokens, 8 * (4000 + 2000 + 20000)) << "a Step of 8 takes as long as one of 1";
   ExpectNothingLeft(cluster);
 }
 
@@ -374,7 +374,7 @@ TEST(SchedulerFairnessTest, APromptIsCountedOnceWhateverTheNumberOfSamples) {
     const SchedulerEvents events = cluster.scheduler.TakeEvents();
     EXPECT_EQ(events.prompt_tokens, sink->usage.prompt_tokens);
     EXPECT_EQ(events.completion_tokens, sink->usage.completion_tokens);
-    EXPECT_EQ(events.replayed_tokens, 16 + samples - 1);
+    EXPECT_EQ(events.reread_tokens, 16 + samples - 1);
   }
 }
 
@@ -389,7 +389,7 @@ TEST(SchedulerFairnessTest, ScoresAreCountedAsTheirUsageSays) {
   EXPECT_EQ(events.prompt_tokens, 30 + 40);
   EXPECT_EQ(continuations->usage.completion_tokens, 4);
   EXPECT_EQ(events.completion_tokens, 4);
-  EXPECT_EQ(events.replayed_tokens, 1) << "the prompt's last token, for the second continuation";
+  EXPECT_EQ(events.reread_tokens, 1) << "the prompt's last token, for the second continuation";
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ TEST(SchedulerKeptTest, ASecondQuestionReadsOnlyWhatIsNew) {
   const SchedulerEvents events = cluster.scheduler.TakeEvents();
   EXPECT_EQ(events.prompt_tokens, 50 + 53);
   EXPECT_EQ(events.cached_tokens, 50);
-  EXPECT_EQ(events.replayed_tokens, 0);
+  EXPECT_EQ(events.reread_tokens, 0);
   ExpectNothingLeft(cluster);
 }
 
@@ -97,7 +97,7 @@ TEST(SchedulerKeptTest, APromptThatIsKeptAsAWholeOnlyDraws) {
   cluster.RunAll();
   for (int i = 0; i < 3; ++i) EXPECT_EQ(many->tokens[i], FakeAnswer(Prompt(40), i, 2));
   EXPECT_EQ(cluster.groups[0]->tokens_run() - before, 3) << "one for each";
-  EXPECT_EQ(cluster.scheduler.TakeEvents().replayed_tokens, 0);
+  EXPECT_EQ(cluster.scheduler.TakeEvents().reread_tokens, 0);
   ExpectNothingLeft(cluster);
 }
 
@@ -398,7 +398,7 @@ TEST(SchedulerKeptTest, WhatIsParkedGoesOnFromWhereItWas) {
   cluster.RunAll();
   EXPECT_EQ(low->usage.parkings, 1);
   EXPECT_EQ(low->tokens[0], FakeAnswer(Prompt(50), 0, 30));
-  EXPECT_EQ(cluster.scheduler.TakeEvents().replayed_tokens, 0);
+  EXPECT_EQ(cluster.scheduler.TakeEvents().reread_tokens, 0);
   ExpectNothingLeft(cluster);
 }
 

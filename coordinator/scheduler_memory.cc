@@ -20,14 +20,14 @@ constexpr int kDoublingsMax = 30;
 // The pages that a sequence reserves when it is admitted, with those that it shares.
 int64_t Scheduler::PagesToReserve(const RequestState& state, const Sequence& sequence) const {
   const int64_t end_max = state.EndMax(sequence);
-  if (!overcommit_ || state.is_short) return PagesOf(end_max);
+  if (!overcommit_ || state.is_short) return CachePagesFor(end_max);
   const auto likely = std::max(static_cast<int64_t>(answer_tokens_), kCachePageTokens);
   const int64_t end = state.End(sequence);
   if (sequence.growth_parkings == 0) {
-    return PagesOf(std::min(end_max, std::max(state.prompt_tokens() + likely, end + kCachePageTokens)));
+    return CachePagesFor(std::min(end_max, std::max(state.prompt_tokens() + likely, end + kCachePageTokens)));
   }
   const int doublings = std::min(sequence.growth_parkings, kDoublingsMax);
-  return PagesOf(std::min(end_max, end + (likely << doublings)));
+  return CachePagesFor(std::min(end_max, end + (likely << doublings)));
 }
 
 // The pages that the request's next sequence needs to be admitted.
@@ -44,11 +44,11 @@ int64_t Scheduler::UsedPages(const Group& group) const {
   for (const auto& [number, state] : requests_) {
     if (state->group != &group) continue;
     for (const auto& cohort : state->cohorts) {
-      pages += cohort->forked ? cohort->pages() : std::min(PagesOf(cohort->leader->scheduled), cohort->pages());
+      pages += cohort->forked ? cohort->pages() : std::min(CachePagesFor(cohort->leader->scheduled), cohort->pages());
     }
     for (const Sequence& sequence : state->sequences) {
       if (sequence.id == 0) continue;
-      pages += std::max<int64_t>(PagesOf(sequence.scheduled) - sequence.cohort->pages(), 0);
+      pages += std::max<int64_t>(CachePagesFor(sequence.scheduled) - sequence.cohort->pages(), 0);
     }
   }
   return pages;
@@ -87,7 +87,7 @@ void Scheduler::Grow(Group& group, double now) {
     if (sequence.id != id) continue;
     ++sequence.pages;
     sequence.grown = true;
-    const bool growing = HeldPages(sequence) < PagesOf(sequence.owner->EndMax(sequence));
+    const bool growing = HeldPages(sequence) < CachePagesFor(sequence.owner->EndMax(sequence));
     Hold(sequence, 0, 1, static_cast<int>(growing) - static_cast<int>(sequence.growing));
     sequence.growing = growing;
   }
@@ -99,14 +99,14 @@ Scheduler::Sequence& Scheduler::GrowthVictim(Sequence& grower, double now) {
   const Group& group = *grower.owner->group;
   const bool all_taken = group.held.pages >= group.pages_max;
   // (not paused, priority, -share, tokens to read again, id): the least is parked.
-  using Rank = std::tuple<bool, int, double, int64_t, uint64_t>;
-  const auto rank_of = [&](const Sequence& sequence) {
+  using ParkingOrder = std::tuple<bool, int, double, int64_t, uint64_t>;
+  const auto order_of = [&](const Sequence& sequence) {
     const RequestState& owner = *sequence.owner;
     const bool paused = owner.paused && now - owner.paused_since >= kPauseSeconds;
-    return Rank{!paused, owner.request.priority, -Share(*owner.account), sequence.scheduled, sequence.id};
+    return ParkingOrder{!paused, owner.request.priority, -Share(*owner.account), sequence.scheduled, sequence.id};
   };
   Sequence* victim = &grower;
-  Rank least = rank_of(grower);
+  ParkingOrder least = order_of(grower);
   for (const auto& [id, sequence] : sequences_) {
     const RequestState& owner = *sequence->owner;
     if (owner.group != &group || (owner.is_short && !all_taken)) continue;
@@ -115,10 +115,10 @@ Scheduler::Sequence& Scheduler::GrowthVictim(Sequence& grower, double now) {
     // The others of its cohort wait for what it reads.
     const Cohort& cohort = *sequence->cohort;
     if (sequence == cohort.leader && !cohort.forked && cohort.members > 1) continue;
-    const Rank rank = rank_of(*sequence);
-    if (rank < least) {
+    const ParkingOrder order = order_of(*sequence);
+    if (order < least) {
       victim = sequence;
-      least = rank;
+      least = order;
     }
   }
   return *victim;

@@ -194,9 +194,9 @@ TEST(SchedulerMemoryTest, WhoeverIsParkedReservesMoreEachTimeSoThatAllComeToThei
     most = std::max(most, sinks[i]->usage.parkings);
   }
   EXPECT_LE(most, 5) << "what is reserved doubles each time";
-  EXPECT_LE(events.replayed_tokens, 8 * 4096);
+  EXPECT_LE(events.reread_tokens, 8 * 4096);
   RecordProperty("parkings", std::to_string(events.parkings));
-  RecordProperty("replayed_tokens", std::to_string(events.replayed_tokens));
+  RecordProperty("reread_tokens", std::to_string(events.reread_tokens));
   ExpectNothingLeft(cluster);
 }
 

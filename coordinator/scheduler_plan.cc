@@ -300,7 +300,7 @@ void Scheduler::PlanDraw(Group& group, Sequence& sequence, StepPlan* plan) {
 void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan) {
   RequestState& state = *sequence.owner;
   const int64_t begin = sequence.scheduled, end = begin + tokens;
-  GF_CHECK_LE(PagesOf(end), HeldPages(sequence)) << "sequence " << sequence.id;
+  GF_CHECK_LE(CachePagesFor(end), HeldPages(sequence)) << "sequence " << sequence.id;
   PlanOpening(group, sequence, plan);
   StepPlan::Chunk chunk;
   chunk.sequence = sequence.id;

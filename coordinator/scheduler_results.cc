@@ -38,7 +38,7 @@ absl::Status Scheduler::Apply(int replica, StepResult* result, double now) {
   }
   if (used != result->chunks.size()) {
     return absl::InternalError(
-        absl::StrCat("step ", result->id, ": ", result->chunks.size() - used, " results too many"));
+        absl::StrCat("step ", result->id, ": ", result->chunks.size() - used, " unexpected results"));
   }
   group.spare.push_back(std::move(chunks));
   return absl::OkStatus();
@@ -59,7 +59,7 @@ void Scheduler::CountChunk(const ChunkInFlight& chunk, Sequence& sequence, doubl
     const int64_t prompt_again = std::max<int64_t>(std::min(prompt_end, state.prompt_read) - chunk.begin, 0);
     const int64_t answer_begin = std::max(chunk.begin, state.prompt_tokens());
     const int64_t answer_again = std::max<int64_t>(std::min(chunk.end, sequence.reached) - answer_begin, 0);
-    events_.replayed_tokens += prompt_again + answer_again;
+    events_.reread_tokens += prompt_again + answer_again;
     state.usage.reread_tokens += prompt_again + answer_again;
     if (prompt_end > state.prompt_read) {
       events_.prompt_tokens += prompt_end - state.prompt_read;
@@ -125,7 +125,7 @@ absl::Status Scheduler::TakeToken(Sequence& sequence, StepResult::Chunk* result,
   state.losses = 0;
   sequence.after_prompt.push_back(token.id);
   sequence.awaiting_token = false;
-  if (PagesOf(state.End(sequence)) > HeldPages(sequence)) state.group->full.push_back(sequence.id);
+  if (CachePagesFor(state.End(sequence)) > HeldPages(sequence)) state.group->full.push_back(sequence.id);
 
   const RequestSink::Verdict verdict = state.sink->OnToken(sequence.index, token);
   if (verdict == RequestSink::Verdict::kPause) Pause(state, now);

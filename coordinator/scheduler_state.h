@@ -20,13 +20,12 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "base/cache_page.h"
 #include "base/stage_memory.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/token_allowance.h"
 
 namespace goldfinch {
-
-inline int64_t PagesOf(int64_t tokens) { return (tokens + kCachePageTokens - 1) / kCachePageTokens; }
 
 // One sample or continuation of a request.
 struct Scheduler::Sequence {
@@ -62,7 +61,7 @@ struct Scheduler::Sequence {
   int64_t reached = 0;           // one after the last position whose results have come, of any run
   int lost_runs = 0;             // runs in a row that were parked before they had caught up
   int growth_parkings = 0;       // when the caches were full and one of the group's sequences had to grow
-  int64_t cached_tokens = 0;     // positions of its own, not shared, that it had reached when it was released
+  int64_t own_positions = 0;     // not shared, that it had reached when it was released
   double last_token_time = -1;   // < 0: no token yet
 };
 
@@ -274,7 +273,10 @@ struct Scheduler::Lane {
 
 struct Scheduler::Group {
   Group(int replica, const GroupCapacity& capacity)
-      : replica(replica), capacity(capacity), pages_max(PagesOf(capacity.cache_tokens)), cost(capacity.row_seconds) {}
+      : replica(replica),
+        capacity(capacity),
+        pages_max(CachePagesFor(capacity.cache_tokens)),
+        cost(capacity.row_seconds) {}
 
   int replica = 0;
   GroupCapacity capacity;
@@ -343,7 +345,7 @@ struct Scheduler::Group {
   }
   // What is kept for short requests.
   int slots_kept() const { return capacity.max_sequences < 4 ? 0 : std::max(capacity.max_sequences / 8, 1); }
-  int64_t pages_kept() const { return std::min(slots_kept() * PagesOf(kShortTokens), pages_max / 8); }
+  int64_t pages_kept() const { return std::min(slots_kept() * CachePagesFor(kShortTokens), pages_max / 8); }
   // Whether a sequence that needs `pages` has room beside `others`. With `only_kept`, which is for short requests, only
   // in what is kept for them.
   bool HasRoom(const Holding& others, const RequestState& state, int64_t pages, bool only_kept = false) const {
@@ -367,7 +369,7 @@ struct Scheduler::Group {
   bool EverFits(const RequestState& state) const {
     const int64_t longest = state.LongestTokens();
     // Sequences that find no slot wait for those of their own request.
-    return PagesOf(longest) <= pages_max && longest <= capacity.max_sequence_tokens;
+    return CachePagesFor(longest) <= pages_max && longest <= capacity.max_sequence_tokens;
   }
   // How much is ahead of a new request, in tokens: a sequence counts as 16.
   int64_t load() const { return prefill_tokens + int64_t{16} * held.sequences; }

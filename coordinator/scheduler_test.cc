@@ -427,7 +427,7 @@ TEST(SchedulerTest, AnAnswerThatDoesNotFitTheStepIsAnError) {
   EXPECT_THAT(apply([](StepResult* result) { result->id = 9; }), HasSubstr("step 9 was answered out of order"));
   EXPECT_THAT(apply([](StepResult* result) { result->chunks.clear(); }), HasSubstr("no result for sequence"));
   EXPECT_THAT(apply([](StepResult* result) { result->chunks[0].sequence = 99; }), HasSubstr("no result for"));
-  EXPECT_THAT(apply([](StepResult* result) { result->chunks.emplace_back(); }), HasSubstr("1 results too many"));
+  EXPECT_THAT(apply([](StepResult* result) { result->chunks.emplace_back(); }), HasSubstr("1 unexpected results"));
   EXPECT_THAT(apply([](StepResult* result) { result->chunks[0].logprobs.push_back(1); }), HasSubstr("has 1 logprobs"));
   EXPECT_THAT(apply([](StepResult* result) { result->chunks[0].top.resize(2); }), HasSubstr("2 lists of top logprobs"));
   EXPECT_THAT(apply([](StepResult* result) { result->chunks[0].token = 1U << 31; }),

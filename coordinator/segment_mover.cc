@@ -56,7 +56,7 @@ class SegmentMover::State {
     GF_CHECK(added) << "replica " << replica << " has a group";
   }
 
-  void EndGroup(int replica) {
+  void GenerationEnded(int replica) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto found = groups_.find(replica);
@@ -196,7 +196,7 @@ SegmentMover::~SegmentMover() = default;
 
 void SegmentMover::SetGroup(int replica, ShelfGroup group) { state_->SetGroup(replica, std::move(group)); }
 
-void SegmentMover::EndGroup(int replica) { state_->EndGroup(replica); }
+void SegmentMover::GenerationEnded(int replica) { state_->GenerationEnded(replica); }
 
 void SegmentMover::Save(SegmentToSave segment, SegmentStore* store, MoveDone done) {
   state_->Enqueue(std::move(segment), store, std::move(done));

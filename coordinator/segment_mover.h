@@ -1,16 +1,15 @@
 // Moves segments (docs/GLOSSARY.md) between the shelves of a group's workers and a SegmentStore.
 //
-// All that is moved goes over the workers' Contexts streams (protos/cluster.proto) and through the mover's own threads,
-// so a move never holds up the coordinator's thread, and a Step shares nothing with it but the wire. A stream is used
-// by one move at a time, part by part. Moves wait in a bounded queue; those to the shelves, for which somebody waits,
-// come before those to the store, and only the latter keep to a rate, from which they are free while others wait for a
-// stream that they use.
+// The bytes go over the workers' Contexts streams (protos/cluster.proto) and through the mover's own threads. So a move
+// never holds up the coordinator's thread, and shares only the network with the Steps. A stream is used by one move at
+// a time, part by part. Moves wait in a bounded queue. Moves to the shelves come first, because somebody waits for
+// them. Moves to the store keep to a rate, except while another move waits for a stream that they use.
 //
-// Nothing that a worker says is trusted: what does not fit what was asked for, down to the checksum, ends the move, and
-// the stream with it, which the worker opens anew. A move ends, too, when nothing of it has got on for
-// stall_timeout_seconds. Of a move that has failed, the store has nothing; shelves may have parts of it.
+// Nothing that a worker says is trusted. What does not match the request, down to the checksum, ends the move and the
+// stream, which the worker then opens again. A move also ends when it has made no progress for stall_timeout_seconds.
+// The store has nothing of a move that has failed; shelves may have parts of it.
 //
-// Implementation: segment_mover.cc has queue and threads, segment_mover_moves.cc what one move does, shelf_streams.h
+// Implementation: segment_mover.cc has the queue and the threads, segment_moves.cc what one move does, shelf_streams.cc
 // the streams.
 #ifndef GOLDFINCH_COORDINATOR_SEGMENT_MOVER_H_
 #define GOLDFINCH_COORDINATOR_SEGMENT_MOVER_H_
@@ -34,9 +33,9 @@ namespace goldfinch {
 class SegmentStore;
 
 struct MoverOptions {
-  int threads = 3;             // moves that run at once; of these, one fewer may go to the store
-  int64_t waiting_max = 1024;  // moves; beyond it they fail at once
-  // Bytes that a move may have in memory, in messages to workers or from them: beside it, a few blocks of 1 MiB.
+  int threads = 3;             // moves that run at once; at most one fewer of them to the store
+  int64_t waiting_max = 1024;  // moves in the queue; further ones fail at once
+  // Bytes that a move may have in memory in messages to or from workers, besides a few blocks of 1 MiB.
   int64_t move_bytes_max = int64_t{4} << 20;
   double save_bytes_per_second = 256e6;  // of all moves to the store together; 0: as fast as they come
   double stall_timeout_seconds = 20;
@@ -45,20 +44,21 @@ struct MoverOptions {
 // What became of a move.
 struct MoveResult {
   // NOT_FOUND: a shelf, or the store, does not have all that was asked for. RESOURCE_EXHAUSTED: a shelf, the store, the
-  // disk or the mover's queue has no room. DATA_LOSS: the file is damaged, or what a worker sent. FAILED_PRECONDITION:
-  // the replica has no group, or the segment is of another model. CANCELLED: the group has ended, or the mover ends.
-  // UNAVAILABLE: a worker's stream broke. DEADLINE_EXCEEDED: nothing got on for too long. Others are the store's. All
-  // of them name the worker, the segment or the file.
+  // disk or the mover's queue has no room. DATA_LOSS: the file is damaged, or what a worker sent is.
+  // FAILED_PRECONDITION: the replica has no group, or the segment is of another model. CANCELLED: the group has ended,
+  // or the mover ends. UNAVAILABLE: a worker's stream broke. DEADLINE_EXCEEDED: there was no progress for too long.
+  // Others are the store's. Each names the worker, the segment or the file.
   absl::Status status;
-  int64_t bytes = 0;   // of parts, counted once, that came to where they belong
+  int64_t bytes = 0;   // of the parts that arrived, each counted once
   double seconds = 0;  // since the move began to run; with `bytes`, for SegmentTree::MeasuredMove
 };
 
-// Called once, on a thread of the mover; it must not wait for the mover. Nothing of the move is under way any more:
-// what the caller then tells workers to drop stays dropped.
+// Called once, on a thread of the mover; it must not wait for the mover. No message of the move is on its way any more,
+// so what the caller then tells workers to drop stays dropped.
 using MoveDone = absl::AnyInvocable<void(MoveResult result)>;
 
-// A segment on the shelves of a replica's group that the store is to keep. The caller holds it until the move is done.
+// A segment on the shelves of a replica's group that is to be saved in the store. The caller holds it until the move is
+// done.
 struct SegmentToSave {
   int replica = 0;
   uint64_t segment = 0;  // its number on the shelves
@@ -71,7 +71,7 @@ struct SegmentToSave {
   bool logits = false;       // with a snapshot: it has the last logits, and they are to be kept
 };
 
-// A segment of the store that the shelves of a replica's group are to have.
+// A segment of the store that is to be brought to the shelves of a replica's group.
 struct SegmentToBring {
   int replica = 0;
   uint64_t segment = 0;  // its number on the shelves
@@ -88,13 +88,13 @@ class SegmentMover : public ShelfListener {
   SegmentMover(const SegmentMover&) = delete;
   SegmentMover& operator=(const SegmentMover&) = delete;
 
-  // The replica has a group, whose workers' streams are there or will come. It has none at the moment.
+  // The replica, which had no group, has one now. The streams of its workers are open or will be.
   void SetGroup(int replica, ShelfGroup group);
-  // Its moves end with CANCELLED, unless they are about to end anyway.
-  void EndGroup(int replica);
+  // The replica's group has ended: its moves end with CANCELLED, unless they are about to end anyway.
+  void GenerationEnded(int replica);
 
-  // Writes the segment to the store, which must outlive the move. Rows that the store has already are taken from there;
-  // a segment that it has whole is as good.
+  // Writes the segment to the store, which must outlive the move. Rows that the store has already are taken from there.
+  // OK if the store has the whole segment already.
   void Save(SegmentToSave segment, SegmentStore* store, MoveDone done);
   // Puts the segment's parts on the shelves of the stages that have their layers. Parts that are there stay as they
   // are.
@@ -102,7 +102,7 @@ class SegmentMover : public ShelfListener {
 
   // ---- The workers' streams.
 
-  // The coordinator has given the worker this token, or the worker is gone.
+  // The coordinator has given the worker this token; the worker is gone.
   void AddWorker(uint64_t worker, std::string token);
   void RemoveWorker(uint64_t worker);
 

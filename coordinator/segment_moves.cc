@@ -26,7 +26,7 @@ using cluster::v1::FromShelf;
 using cluster::v1::PartName;
 using cluster::v1::Piece;
 using cluster::v1::ToShelf;
-using Kind = ContextPartKind;
+using Kind = StatePartKind;
 using What = SegmentSection::What;
 
 constexpr auto kPieceBytes = static_cast<int64_t>(kPieceBytesMax);
@@ -57,20 +57,20 @@ std::vector<WirePart> PartsOf(const ShelfGroup& group, const ShelfStage& stage, 
       case What::kIds:
         if (rows == stage.parts.end()) continue;
         name.set_layer(rows->layer);
-        name.set_kind("ids");
+        name.set_kind(KindName(Kind::kIds));
         break;
       case What::kPart: {
         const ContextPart& part = segment.model.parts[section.part];
         if (std::find(stage.parts.begin(), stage.parts.end(), part) == stage.parts.end()) continue;
         name.set_layer(part.layer);
-        name.set_kind(Name(part.kind));
+        name.set_kind(KindName(part.kind));
         for (const int64_t axis : part.shape) wire.head.add_shape(axis);
         break;
       }
       case What::kLogits:
         if (!stage.has_logits) continue;
         name.set_layer(group.logits_layer);
-        name.set_kind("logits");
+        name.set_kind(KindName(Kind::kLogits));
         wire.head.add_shape(segment.model.vocab_size);
         break;
     }

@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/safe_text.h"
+#include "base/stage_extent.h"
 #include "base/status.h"
 #include "base/token_ids.h"
 #include "protos/cluster.pb.h"
@@ -16,9 +18,7 @@ namespace {
 
 using cluster::v1::Described;
 using cluster::v1::PartDescription;
-using Kind = ContextPartKind;
-
-constexpr char kIds[] = "ids", kLogits[] = "logits";
+using Kind = StatePartKind;
 
 template <class... Parts>
 absl::Status Bad(const Parts&... parts) {
@@ -27,7 +27,7 @@ absl::Status Bad(const Parts&... parts) {
 
 auto OrderOf(const ContextPart& part) { return std::tie(part.layer, part.kind); }
 
-std::string NameOf(const ContextPart& part) { return absl::StrCat(Name(part.kind), " of layer ", part.layer); }
+std::string NameOf(const ContextPart& part) { return absl::StrCat(KindName(part.kind), " of layer ", part.layer); }
 
 // What one sequence or one token has; the limits of messages keep it below 2^28.
 int64_t BytesOf(const ContextPart& part) {
@@ -37,7 +37,7 @@ int64_t BytesOf(const ContextPart& part) {
 }
 
 absl::Status CheckIds(const PartDescription& part, const Described& model, int rows_layer) {
-  const char* const type = IdBytes(model.vocab_size()) == 2 ? "u16" : "i32";
+  const char* const type = IdTypeName(model.vocab_size());
   if (static_cast<int>(part.part().layer()) == rows_layer && part.dtype() == type && part.shape().empty()) {
     return absl::OkStatus();
   }
@@ -59,23 +59,30 @@ absl::StatusOr<ShelfStage> ReadShelfStage(const cluster::v1::Joined& message, co
                                           int last_layer) {
   ShelfStage stage;
   if (message.parts().empty()) return stage;
-  const int rows_layer = model.layers_size() - static_cast<int>(model.gold_layers()) - 1;
-  const bool has_gold = model.gold_layers() > 0 && last_layer > rows_layer + 1;
+  const StageExtent extent = {.model_layers = model.layers_size(),
+                              .finch_layers = model.layers_size() - static_cast<int>(model.gold_layers()),
+                              .first_layer = first_layer,
+                              .last_layer = last_layer};
+  const int rows_layer = extent.finch_layers - 1;
   int ids = 0, logits = 0;
   for (const PartDescription& from : message.parts()) {
-    if (from.part().kind() == kIds) {
+    const std::optional<Kind> kind = ParseKindName(from.part().kind());
+    if (kind == Kind::kIds) {
       GF_RETURN_IF_ERROR(CheckIds(from, model, rows_layer));
       ++ids;
       continue;
     }
-    if (from.part().kind() == kLogits) {
+    if (kind == Kind::kLogits) {
       GF_RETURN_IF_ERROR(CheckLogits(from, model));
       ++logits;
       continue;
     }
-    const std::optional<Kind> kind = ParseContextPartKind(from.part().kind());
     const std::optional<ElementType> type = ParseElementType(from.dtype());
-    if (!kind || !type || from.shape().empty()) return Bad("one of layer ", from.part().layer(), " has no kind");
+    if (!kind || !type) {
+      return Bad("a part of layer ", from.part().layer(), " has unknown kind \"", SafeText(from.part().kind()),
+                 "\" or type \"", SafeText(from.dtype()), "\"");
+    }
+    if (from.shape().empty()) return Bad(from.part().kind(), " of layer ", from.part().layer(), " has no shape");
     stage.parts.push_back({static_cast<int>(from.part().layer()), *kind, *type, {}});
     stage.parts.back().shape.assign(from.shape().begin(), from.shape().end());
   }
@@ -83,22 +90,23 @@ absl::StatusOr<ShelfStage> ReadShelfStage(const cluster::v1::Joined& message, co
             [](const auto& a, const auto& b) { return OrderOf(a) < OrderOf(b); });
   stage.has_logits = logits > 0;
 
-  const int64_t gold = has_gold ? 1 : 0, last = last_layer == model.layers_size() ? 1 : 0;
-  if (ids != gold || logits != last) {
-    return Bad("there are ", ids, " of ids and ", logits, " of logits, expected ", gold, " and ", last);
+  const int ids_wanted = extent.has_gold() ? 1 : 0, logits_wanted = extent.has_head() ? 1 : 0;
+  if (ids != ids_wanted || logits != logits_wanted) {
+    return Bad("the stage lists ids ", ids, " times and logits ", logits, " times, expected ", ids_wanted, " and ",
+               logits_wanted);
   }
   std::map<int, std::pair<int64_t, int64_t>> bytes;  // by layer: of a sequence, of a token
   int64_t row_bytes = 0;
   const ContextPart* before = nullptr;
   for (const ContextPart& part : stage.parts) {
-    if (before != nullptr && OrderOf(*before) == OrderOf(part)) return Bad(NameOf(part), " is there twice");
+    if (before != nullptr && OrderOf(*before) == OrderOf(part)) return Bad(NameOf(part), " appears twice");
     before = &part;
     if (part.kind == Kind::kRows) {
-      if (!has_gold || part.layer != rows_layer) return Bad(NameOf(part), " is no part of this stage");
+      if (!extent.has_gold() || part.layer != rows_layer) return Bad(NameOf(part), " is no part of this stage");
       row_bytes = BytesOf(part);
       continue;
     }
-    if (part.layer < first_layer || part.layer >= last_layer) {
+    if (!extent.has_layer(part.layer)) {
       return Bad(NameOf(part), " is no part of this stage, which has the layers ", first_layer, " to ", last_layer - 1);
     }
     (part.per_token() ? bytes[part.layer].second : bytes[part.layer].first) += BytesOf(part);
@@ -112,7 +120,7 @@ absl::StatusOr<ShelfStage> ReadShelfStage(const cluster::v1::Joined& message, co
                state_bytes, " and ", cache_bytes);
   }
   const auto compressed = static_cast<int64_t>(model.compressed_bytes_per_token());
-  if (has_gold && row_bytes + IdBytes(model.vocab_size()) != compressed) {
+  if (extent.has_gold() && row_bytes + IdBytes(model.vocab_size()) != compressed) {
     return Bad("compressed rows have ", row_bytes, " bytes beside their ids, expected ", compressed, " with them");
   }
   return stage;

@@ -16,7 +16,7 @@ using cluster::v1::Described;
 using cluster::v1::Joined;
 using cluster::v1::PartDescription;
 using ::testing::HasSubstr;
-using Kind = ContextPartKind;
+using Kind = StatePartKind;
 
 constexpr int kLayers = 4, kGoldLayers = 2;
 
@@ -95,26 +95,30 @@ TEST(ShelfGroupTest, WhatAWorkerSaysMustBeWhatTheModelHas) {
   EXPECT_THAT(ErrorOf([](auto& m) { Add(&m, 0, "time_shift", "f32", {8}); }),
               HasSubstr("time_shift of layer 0 is no part of this stage, which has the layers 1 to 3"));
   EXPECT_THAT(ErrorOf([](auto& m) { Add(&m, 900, "wkv", "f32", {8}); }), HasSubstr("is no part of this stage"));
-  EXPECT_THAT(ErrorOf([](auto& m) { *m.add_parts() = m.parts(0); }), HasSubstr("time_shift of layer 1 is there twice"));
+  EXPECT_THAT(ErrorOf([](auto& m) { *m.add_parts() = m.parts(0); }), HasSubstr("time_shift of layer 1 appears twice"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(0)->set_shape(0, 9); }),
               HasSubstr("layer 1 has 228 bytes of a sequence and 16 of a token, expected 224 and 16"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(2)->set_dtype("f32"); }), HasSubstr("and 32 of a token"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->DeleteSubrange(0, 1); }), HasSubstr("layer 1 has 192 bytes"));
-  EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(0)->clear_shape(); }), HasSubstr("has no kind"));
+  EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(0)->clear_shape(); }),
+              HasSubstr("time_shift of layer 1 has no shape"));
+  EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(0)->mutable_part()->set_kind("moods"); }),
+              HasSubstr("a part of layer 1 has unknown kind \"moods\" or type \"f32\""));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(5)->set_shape(0, 5); }),
               HasSubstr("compressed rows have 10 bytes beside their ids, expected 14"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(5)->mutable_part()->set_layer(2); }),
               HasSubstr("rows of layer 2 is no part"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(4)->set_dtype("i32"); }), HasSubstr("ids of layer 1 are i32"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts(4)->add_shape(1); }), HasSubstr("expected u16 without axes"));
-  EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->DeleteSubrange(4, 1); }), HasSubstr("there are 0 of ids"));
+  EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->DeleteSubrange(4, 1); }),
+              HasSubstr("lists ids 0 times and logits 1 times, expected 1 and 1"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->RemoveLast(); }),
-              HasSubstr("and 0 of logits, expected 1 and 1"));
+              HasSubstr("and logits 0 times, expected 1 and 1"));
   EXPECT_THAT(ErrorOf([](auto& m) { m.mutable_parts()->rbegin()->set_shape(0, 99); }),
               HasSubstr("expected f32 [100] of layer 3"));
   EXPECT_THAT(ErrorOf([](auto& m) { Add(&m, 1, "rows", "f16", {6}); }, 0, 2), HasSubstr("rows of layer 1 is no part"));
-  EXPECT_THAT(ErrorOf([](auto& m) { Add(&m, 1, "ids", "u16", {}); }, 0, 2), HasSubstr("there are 1 of ids"));
-  EXPECT_THAT(ErrorOf([](auto& m) { Add(&m, 3, "logits", "f32", {100}); }, 0, 2), HasSubstr("1 of logits"));
+  EXPECT_THAT(ErrorOf([](auto& m) { Add(&m, 1, "ids", "u16", {}); }, 0, 2), HasSubstr("lists ids 1 times"));
+  EXPECT_THAT(ErrorOf([](auto& m) { Add(&m, 3, "logits", "f32", {100}); }, 0, 2), HasSubstr("logits 1 times"));
 }
 
 // Two shapes of the same size.

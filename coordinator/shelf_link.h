@@ -1,4 +1,4 @@
-// The coordinator's end of a worker's Contexts stream (protos/cluster.proto), whatever carries the messages.
+// The coordinator's end of a worker's Contexts stream (protos/cluster.proto), by whatever means the messages travel.
 #ifndef GOLDFINCH_COORDINATOR_SHELF_LINK_H_
 #define GOLDFINCH_COORDINATOR_SHELF_LINK_H_
 
@@ -14,7 +14,7 @@ class FromShelf;
 class ToShelf;
 }  // namespace cluster::v1
 
-// The way to one shelf. Thread-safe. No call blocks: messages are queued.
+// Sends to one shelf. Thread-safe. No call blocks: messages are queued.
 class ShelfLink {
  public:
   virtual ~ShelfLink() = default;
@@ -22,24 +22,24 @@ class ShelfLink {
   virtual void Send(const cluster::v1::ToShelf& message) = 0;
   // Ends the stream at once, whatever is on its way. The listener's Closed follows, perhaps during this call.
   virtual void Close() = 0;
-  // The listener has handled the oldest message that it has not said this of; to be called once for each.
+  // Says that the listener has handled the oldest message that is not yet handled. To be called once for each message.
   virtual void Handled() = 0;
 };
 
-// Hears from the shelves of all workers. Thread-safe. No call blocks for long, and none sends or closes anything.
+// Receives from the shelves of all workers. Thread-safe. No call blocks for long, and none sends or closes anything.
 class ShelfListener {
  public:
   virtual ~ShelfListener() = default;
   // The worker that was given this token (Welcome.contexts_token) and is still there.
   virtual std::optional<uint64_t> WorkerOf(const std::string& token) const = 0;
-  // A stream of this worker, in place of an older one. False if the worker is gone: the stream ends, and nothing else
-  // is called for it.
+  // This worker has opened a stream, which replaces an older one. False if the worker is gone: the stream ends, and
+  // nothing else is called for it.
   virtual bool Opened(uint64_t worker, std::shared_ptr<ShelfLink> link) = 0;
-  // The following messages, in their order. They are within the limits of coordinator/worker_messages.h.
+  // The messages that follow, in their order. They keep the limits of coordinator/worker_messages.h.
   virtual void Received(const ShelfLink* link, cluster::v1::FromShelf message) = 0;
-  // So many bytes of the messages that were sent have gone out.
+  // This many bytes of the messages that were sent have left.
   virtual void Written(const ShelfLink* link, int64_t bytes) = 0;
-  // Called once for each that was opened, after all else.
+  // Called last, once for each stream that was opened.
   virtual void Closed(const ShelfLink* link) = 0;
 };
 

@@ -66,7 +66,7 @@ void ShelfStreams::Received(const ShelfLink* link, FromShelf message) {
   // Nobody handles what nobody has asked for, so that soon nothing more is read of it; who uses the stream next closes
   // it.
   if (!stream.leased) {
-    stream.spoke_unasked = true;
+    stream.has_unexpected_message = true;
     return;
   }
   stream.inbox.push_back(std::move(message));
@@ -161,7 +161,7 @@ absl::StatusOr<std::unique_ptr<ShelfLease>> ShelfStreams::Lease(const ShelfStage
       GF_RETURN_IF_ERROR(status);
       if (worker == nullptr) return absl::UnavailableError(absl::StrCat("worker ", stage.name, " is gone"));
       stream = worker->stream;
-      if (!stream->spoke_unasked) {
+      if (!stream->has_unexpected_message) {
         stream->leased = true;
         return std::unique_ptr<ShelfLease>(new ShelfLease(this, std::move(stream), stage.name, cancelled));
       }

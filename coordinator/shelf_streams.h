@@ -1,4 +1,5 @@
-// SegmentMover's end of the workers' Contexts streams: one user of a stream at a time, and limits of what waits in it.
+// The workers' Contexts streams as SegmentMover uses them: each by one move at a time, and with limits of what waits in
+// it.
 #ifndef GOLDFINCH_COORDINATOR_SHELF_STREAMS_H_
 #define GOLDFINCH_COORDINATOR_SHELF_STREAMS_H_
 
@@ -25,7 +26,7 @@ namespace goldfinch {
 
 class ShelfLease;
 
-// Thread-safe. Whatever waits here ends when it is cancelled, or when nothing has got on for the stall timeout.
+// Thread-safe. Every wait ends when it is cancelled, or when there has been no progress for the stall timeout.
 class ShelfStreams final : public ShelfListener {
  public:
   ShelfStreams(int64_t bytes_max, double stall_timeout_seconds)
@@ -46,9 +47,9 @@ class ShelfStreams final : public ShelfListener {
   // the worker is gone.
   absl::StatusOr<std::unique_ptr<ShelfLease>> Lease(const ShelfStage& stage, bool urgent,
                                                     const std::atomic<bool>& cancelled);
-  // No stream is used any more: whoever waits gets UNAVAILABLE.
+  // Closes all streams: whoever waits for one gets UNAVAILABLE.
   void CloseAll();
-  // Those who wait look again whether they are cancelled.
+  // Lets everyone who waits check again whether he is cancelled.
   void Wake();
 
  private:
@@ -62,7 +63,7 @@ class ShelfStreams final : public ShelfListener {
     int64_t unwritten = 0;  // bytes of what was sent
     bool closed = false;
     bool leased = false;
-    bool spoke_unasked = false;
+    bool has_unexpected_message = false;  // it came while nobody had leased the stream
     Clock::time_point progress = Clock::now();
   };
   struct Worker {
@@ -71,7 +72,7 @@ class ShelfStreams final : public ShelfListener {
     int urgent = 0;                  // leases that somebody waits for
   };
 
-  // Waits until `ready`. `progress`, if it is not null, is when something got on; only the time since then counts.
+  // Waits until `ready`. If `progress` is not null, it is the time of the last progress, from which the timeout counts.
   absl::Status Await(std::unique_lock<std::mutex>& lock, const std::string& name, const std::atomic<bool>& cancelled,
                      const Clock::time_point* progress, absl::FunctionRef<bool()> ready);
 
@@ -86,8 +87,8 @@ class ShelfStreams final : public ShelfListener {
   std::unordered_map<const ShelfLink*, std::shared_ptr<Stream>> streams_;
 };
 
-// The use of one stream, for one thread, until it is destroyed. Errors: UNAVAILABLE (the stream broke), CANCELLED,
-// DEADLINE_EXCEEDED; they name the worker.
+// The use of one stream by one thread, until it is destroyed. Errors name the worker: UNAVAILABLE (the stream broke),
+// CANCELLED, DEADLINE_EXCEEDED.
 class ShelfLease {
  public:
   ~ShelfLease();
@@ -96,11 +97,11 @@ class ShelfLease {
 
   const std::string& name() const { return name_; }
 
-  // Queues the message, however much waits.
+  // Queues the message, however much is queued already.
   void Send(const cluster::v1::ToShelf& message);
-  // Whether less than the limit waits to go out.
+  // Whether less than the limit is queued.
   bool HasRoom() const;
-  // The next message, if there is one; whoever takes it has handled the one before.
+  // The next message, if there is one. The one before counts as handled then.
   std::optional<cluster::v1::FromShelf> TryNext();
   // Waits for one.
   absl::StatusOr<cluster::v1::FromShelf> Next();
@@ -108,9 +109,9 @@ class ShelfLease {
   absl::Status AwaitRoom();
   // From now on, the lease cannot be cancelled.
   void IgnoreCancel() { cancelled_ = &never_; }
-  // Waits, but not longer than until somebody urgently waits for the stream, or there is nothing to wait for.
+  // Waits for so long, but only until somebody urgently needs the stream, or the lease is cancelled or broken.
   void Pause(double seconds);
-  // The stream is closed with the lease, as nothing that follows in it would make sense.
+  // Closes the stream with the lease, because what follows in it cannot be understood.
   void Break() { broken_ = true; }
   bool broken() const { return broken_; }
 
@@ -129,7 +130,7 @@ class ShelfLease {
   const std::shared_ptr<ShelfStreams::Stream> stream_;
   const std::string name_;
   const std::atomic<bool>* cancelled_;
-  bool unhandled_ = false;  // the message that was taken last
+  bool unhandled_ = false;  // the message that was taken last has not been handled
   bool broken_ = false;
 };
 

@@ -3,14 +3,16 @@
 #include <algorithm>
 #include <string>
 
+#include "base/check.h"
 #include "base/stage_extent.h"
+#include "base/token_ids.h"
+#include "base/transports.h"
 #include "protos/cluster.pb.h"
 
 namespace goldfinch {
 namespace {
 
 constexpr double kFloatBytes = 4;  // of a number of a hidden row
-constexpr double kLocalLink = 10e9, kNcclLink = 25e9, kTcpLink = 1.25e9;
 // The most entries of what is remembered of the memory of ranges of layers: larger models are planned each time.
 constexpr int64_t kRangesMax = int64_t{1} << 18;
 
@@ -35,8 +37,9 @@ double OperationsPerByte(const cluster::v1::Described& model, int finch_layers) 
 }  // namespace
 
 double AssumedLinkSpeed(const std::string& transport) {
-  if (transport == "local") return kLocalLink;
-  return transport == "nccl" ? kNcclLink : kTcpLink;
+  const TransportFacts* const kind = FindTransport(transport);
+  GF_CHECK(kind != nullptr);
+  return kind->assumed_bytes_per_second;
 }
 
 ReceivedBytes ReceivedForRequest(const ModelMemory& model, absl::Span<const int> first_layers, int stage,
@@ -59,7 +62,7 @@ ReceivedBytes ReceivedForRequest(const ModelMemory& model, absl::Span<const int>
   bytes.hidden *= static_cast<int64_t>(kFloatBytes);
   if (extent.receives_compressed()) {
     bytes.compressed = tokens * model.compressed_row_bytes;
-    bytes.ids = tokens * (model.vocab_size <= 1 << 16 ? 2 : 4);
+    bytes.ids = tokens * IdBytes(model.vocab_size);
   }
   return bytes;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "base/stage_extent.h"
 #include "base/stage_memory.h"
 
 namespace goldfinch {
@@ -41,8 +42,8 @@ struct LinkSpeeds {
   std::vector<double> table;
 };
 
-// What is assumed of a link until it is measured or given, by the name of its transport (Register.transport).
-// "local": a copy in memory; "nccl": a 200 Gbit/s network card for each GPU; else 10 Gbit/s Ethernet.
+// What is assumed of a link until it is measured or given, by the name of its transport, which must be one of
+// base/transports.h.
 double AssumedLinkSpeed(const std::string& transport);
 
 // Bytes that a stage receives, as StepDone counts them.
@@ -138,7 +139,9 @@ class StageCosts {
   RangeMemory MemoryOf(int stage, int first, int last) const;
   RangeMemory PlanRange(const Kind& kind, int first, int last) const;
   std::vector<Sums> SumsOf(const cluster::v1::Described& model, const WorkerResources& worker) const;
-  bool has_boundary(int first, int last) const { return first < finch_layers_ && last >= finch_layers_ && has_gold(); }
+  bool has_boundary(int first, int last) const {
+    return StageExtent{layers_, finch_layers_, first, last}.has_boundary();
+  }
   bool has_gold() const { return finch_layers_ < layers_; }
   double LinkSeconds(int from, int to) const;
   void SetSending(const cluster::v1::Described& model);

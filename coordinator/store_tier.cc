@@ -15,7 +15,7 @@ constexpr int kDoublingsMax = 6;
 
 }  // namespace
 
-void StoreTier::GroupEnded(int replica, SegmentDrops* drops) {
+void StoreTier::GenerationEnded(int replica, SegmentDrops* drops) {
   const auto group = groups_.find(replica);
   if (group == groups_.end()) return;
   const int tier = group->second;
@@ -73,7 +73,7 @@ bool StoreTier::ChainHasRows(uint64_t segment) const {
 // What the store has of a segment.
 void StoreTier::SetKept(uint64_t segment, const SegmentKey& key, SegmentContents contents) {
   if (const auto found = kept_.find(segment); found != kept_.end()) {
-    long_bytes_ -= found->second.long_bytes;
+    protected_bytes_ -= found->second.protected_bytes;
     kept_.erase(found);
   }
   if (contents == 0) return;
@@ -81,10 +81,10 @@ void StoreTier::SetKept(uint64_t segment, const SegmentKey& key, SegmentContents
   kept.key = key;
   kept.contents = contents;
   if (const std::optional<SegmentInfo> info = tree_->Find(segment); info && info->end >= options_.protect_tokens) {
-    kept.long_bytes =
+    kept.protected_bytes =
         ((contents & kRows) != 0 ? info->row_bytes : 0) + ((contents & kSnapshot) != 0 ? info->snapshot_bytes : 0);
   }
-  long_bytes_ += kept.long_bytes;
+  protected_bytes_ += kept.protected_bytes;
   if (contents != kRowsAndSnapshot) return;
   if (const auto names = names_at_.find(segment); names != names_at_.end()) {
     changed_names_.insert(names->second.begin(), names->second.end());

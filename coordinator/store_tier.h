@@ -113,10 +113,10 @@ class StoreTier {
 
   int tier() const { return tier_; }
 
-  // ---- Groups. A group's tier is open from GroupReady to GroupEnded, which comes before it is closed, and after which
-  // nobody waits for it.
-  void GroupReady(int replica, int tier) { groups_[replica] = tier; }
-  void GroupEnded(int replica, SegmentDrops* drops);
+  // ---- Groups. A group's tier is open from GenerationReady to GenerationEnded, which comes before it is closed, and
+  // after which nobody waits for it.
+  void GenerationReady(int replica, int tier) { groups_[replica] = tier; }
+  void GenerationEnded(int replica, SegmentDrops* drops);
 
   // Something of the segment has come to a shelf.
   void Stored(uint64_t segment);
@@ -179,7 +179,7 @@ class StoreTier {
   int64_t brought() const { return brought_; }
   int64_t moves_failed() const { return moves_failed_; }
   int64_t bytes() const { return tree_->TierBytes(tier_); }
-  int64_t long_bytes() const { return long_bytes_; }  // of these, those of long texts
+  int64_t protected_bytes() const { return protected_bytes_; }  // of these, those of long texts
 
  private:
   using Name = std::pair<std::string, std::string>;  // namespace and name
@@ -202,7 +202,7 @@ class StoreTier {
   struct Kept {
     SegmentKey key{};
     SegmentContents contents = 0;
-    int64_t long_bytes = 0;  // that count as those of long texts
+    int64_t protected_bytes = 0;  // that count as those of long texts
   };
   struct KeptName {
     uint64_t id = 0;        // in the store; 0: none
@@ -253,7 +253,7 @@ class StoreTier {
   std::vector<uint64_t> dropped_, looked_at_;             // segments of which the store may have too much, and scratch
   absl::flat_hash_set<uint64_t> writing_;                 // segments of moves to the store that have been given out
   absl::flat_hash_set<std::pair<uint64_t, int>> coming_;  // segments and tiers of moves to shelves
-  int64_t long_bytes_ = 0;
+  int64_t protected_bytes_ = 0;
   std::set<std::pair<bool, uint64_t>> candidates_;  // to be saved: (not long, segment)
   std::map<uint64_t, Move> moves_;                  // by number
   std::deque<uint64_t> saves_, brings_;             // moves that have not been given out

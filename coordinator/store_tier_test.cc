@@ -101,7 +101,7 @@ TEST_F(StoreTierTest, WhatWasDroppedWhileItWasWrittenIsDeleted) {
   const uint64_t segment = Keep(Text(100, 1));
   tier_.Stored(segment);
   const StoreAction save = Actions().at(0);
-  tier_.GroupEnded(0, &drops_);
+  tier_.GenerationEnded(0, &drops_);
   tree_.CloseTier(shelf_, &drops_);
   Lose(segment, kRowsAndSnapshot);
   EXPECT_TRUE(Actions().empty());
@@ -112,7 +112,7 @@ TEST_F(StoreTierTest, WhatWasDroppedWhileItWasWrittenIsDeleted) {
   EXPECT_EQ(taken[0].kind, Kind::kDelete);
   EXPECT_EQ(taken[0].key, save.save.key);
   EXPECT_EQ(tier_.bytes(), 0);
-  EXPECT_EQ(tier_.long_bytes(), 0);
+  EXPECT_EQ(tier_.protected_bytes(), 0);
 }
 
 }  // namespace

@@ -7,9 +7,14 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "base/stage_extent.h"
+#include "base/state_part_kind.h"
 #include "base/status.h"
+#include "base/transports.h"
 #include "coordinator/wire_fields.h"
 #include "google/protobuf/descriptor.h"
 #include "protos/cluster.pb.h"
@@ -22,7 +27,7 @@ constexpr uint64_t kLargeBytesMax = uint64_t{1} << 44;   // of a model or a devi
 constexpr uint64_t kBytesMax = uint64_t{1} << 28;        // of a sequence, a token or a row
 constexpr uint64_t kTokenBytesMax = uint64_t{1} << 26;   // in all caches of one token; times kCacheTokensMax it is 2^62
 constexpr uint64_t kMemoryBytesMax = uint64_t{1} << 50;  // of a worker
-constexpr uint64_t kLayersMax = 1024;
+constexpr uint64_t kLayersMax = kModelLayersMax;
 constexpr uint64_t kWidthMax = uint64_t{1} << 24;
 constexpr uint64_t kResultsMax = uint64_t{1} << 20;
 constexpr uint64_t kTopMax = 1024;
@@ -86,7 +91,7 @@ absl::Status CheckTexts(std::string_view prefix, size_t bytes_max, std::initiali
   return absl::OkStatus();
 }
 
-absl::Status CheckOneOf(const char* name, const std::string& text, std::initializer_list<std::string_view> allowed) {
+absl::Status CheckOneOf(const char* name, const std::string& text, absl::Span<const std::string_view> allowed) {
   if (std::find(allowed.begin(), allowed.end(), text) != allowed.end()) return absl::OkStatus();
   GF_RETURN_IF_ERROR(CheckTexts("", kWordBytesMax, {{name, text}}));
   std::string names;
@@ -108,7 +113,7 @@ absl::Status CheckIpAddress(const char* name, const std::string& text) {
 absl::Status CheckRegister(const cluster::v1::Register& message) {
   GF_RETURN_IF_ERROR(CheckTexts("", kWorkerNameBytesMax, {{"name", message.name()}}));
   GF_RETURN_IF_ERROR(CheckTexts("", kWorkerDeviceBytesMax, {{"device", message.device()}}));
-  GF_RETURN_IF_ERROR(CheckOneOf("transport", message.transport(), {"local", "tcp", "nccl"}));
+  GF_RETURN_IF_ERROR(CheckOneOf("transport", message.transport(), TransportNames()));
   GF_RETURN_IF_ERROR(CheckTexts("", kHashBytesMax,
                                 {{"memory_pool", message.memory_pool()},
                                  {"cpu_pool", message.cpu_pool()},
@@ -206,11 +211,15 @@ absl::Status CheckPartName(std::string_view prefix, const cluster::v1::PartName&
   return CheckTexts(prefix, kPartKindBytesMax, {{"kind", part.kind()}});
 }
 
+std::vector<std::string_view> PartKindNames() {
+  std::vector<std::string_view> names;
+  for (const StatePartFacts& facts : kStatePartKinds) names.emplace_back(facts.name);
+  return names;
+}
+
 absl::Status CheckPartDescription(const cluster::v1::PartDescription& part) {
   GF_RETURN_IF_ERROR(CheckPartName("parts.", part.part()));
-  GF_RETURN_IF_ERROR(
-      CheckOneOf("parts.kind", part.part().kind(),
-                 {"time_shift", "channel_shift", "wkv", "tail_rows", "logits", "keys", "values", "ids", "rows"}));
+  GF_RETURN_IF_ERROR(CheckOneOf("parts.kind", part.part().kind(), PartKindNames()));
   GF_RETURN_IF_ERROR(CheckOneOf("parts.dtype", part.dtype(), {"f32", "f16", "bf16", "u16", "i32", "int8"}));
   GF_RETURN_IF_ERROR(
       CheckAtMost("parts.", kShapeNumbersMax, {{"the number of shape", static_cast<uint64_t>(part.shape_size())}}));
@@ -300,7 +309,7 @@ absl::Status CheckEntries(const google::protobuf::Descriptor& type, google::prot
       type, bytes, [&left](const WireField& one) { return (one.field != nullptr && !one.sized) || --left >= 0; });
   if (whole) return absl::OkStatus();
   return absl::InvalidArgumentError(left < 0 ? absl::StrCat("it has more than ", kWorkerEntriesMax, " entries")
-                                             : "the bytes are no message");
+                                             : "the bytes are not a valid message");
 }
 
 }  // namespace

@@ -281,7 +281,7 @@ TEST(WorkerMessagesTest, EntriesAreCountedBeforeTheyAreParsed) {
                                 "\x0a\x05"
                                 "abc",
                                 "\x0b", "\xff\xff\xff\xff\xff\xff"}) {
-    EXPECT_EQ(ErrorOf(CheckBytes(bad)), "the bytes are no message");
+    EXPECT_EQ(ErrorOf(CheckBytes(bad)), "the bytes are not a valid message");
   }
 }
 

@@ -13,8 +13,8 @@
 // if that divides them, else 128; one thread reads a block from end to end:
 //
 //   kInt8: [out / B, in, B] of q + 128, with scales as above.
-//   kInt4: [out / B, in, B / 2], with the first 64 of each 128 outputs in the low halves, and fp16 scales [in / 32,
-//   out].
+//   kInt4: [out / B, in, B / 2], with the first 64 of each 128 outputs in the low halves, and fp16 scales
+//   [in / 32, out].
 //
 // Within each 64 outputs, output 16 v + 4 b + k is stored at 16 b + 4 v + k: interleaving four inputs in blocks of 16
 // bytes, as vector instructions do, then gives the vectors of the panels.

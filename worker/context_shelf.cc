@@ -276,9 +276,9 @@ absl::Status ContextShelf::CheckPiece(const PartPiece& piece) const {
     return Invalid(Text(piece.part), " is ", Name(piece.part.dtype), " ", piece.part.shape.ToString(), ", expected ",
                    Name(known->dtype), " ", known->shape.ToString());
   }
-  if (piece.begin < 0 || piece.begin > piece.end || piece.end > accepted_.positions_max) {
+  if (piece.begin < 0 || piece.begin > piece.end || piece.end > accepted_.max_sequence_tokens) {
     return Invalid("a segment of the positions [", piece.begin, ", ", piece.end, "), the limit is ",
-                   accepted_.positions_max);
+                   accepted_.max_sequence_tokens);
   }
   if (IsOfSnapshot(piece.part) && (piece.gold_position < 0 || piece.gold_position > piece.end)) {
     return Invalid("gold_position is ", piece.gold_position, ", the limit is ", piece.end);

@@ -1,6 +1,6 @@
-// What a worker holds of contexts (docs/GLOSSARY.md): saved segments by number, in a bounded part of the host's memory.
-// Its own stage saves them and opens sequences from them; others come from outside, part by part. A shelf knows nothing
-// of texts: who needs which segment, and what is dropped when, is for the coordinator to say.
+// The shelf of a worker (docs/GLOSSARY.md): saved segments by number, in a bounded part of the host's memory. The
+// worker's own stage saves segments there and opens sequences from them; others come from outside, part by part. A
+// shelf knows nothing of texts: the coordinator decides who needs which segment, and what is dropped when.
 #ifndef GOLDFINCH_WORKER_CONTEXT_SHELF_H_
 #define GOLDFINCH_WORKER_CONTEXT_SHELF_H_
 
@@ -26,14 +26,14 @@
 
 namespace goldfinch {
 
-// What a shelf takes: the parts of the stage that uses it, and how far sequences go.
+// What a shelf accepts: the parts of the stage that uses it, for sequences of a limited length.
 struct ShelfParts {
   std::vector<StatePart> parts;  // Stage::saved_parts()
   int64_t vocab_size = 0;
-  int64_t positions_max = 0;  // Form.max_sequence_tokens
+  int64_t max_sequence_tokens = 0;  // Form.max_sequence_tokens
 };
 
-// A run of bytes of a part that comes from outside, as it was sent: nothing of it is trusted.
+// Bytes of a part that comes from outside, as they were sent: nothing in them is trusted.
 struct PartPiece {
   uint64_t segment = 0;
   StatePart part;
@@ -45,33 +45,31 @@ struct PartPiece {
   std::optional<uint32_t> crc32c;  // of the whole part, with its last piece
 };
 
-// Thread-safe, but for what is said of Put. Takes all its memory when it is made; what it keeps beside is bounded by
-// that, as every part counts kPartOverheadBytes more than it has.
+// Thread-safe, except Put and AbandonPut. It takes all its memory when it is made. What it keeps besides, to find the
+// parts, is bounded too, because every part counts kPartOverheadBytes more than its bytes.
 class ContextShelf {
  public:
-  static constexpr int64_t kPartOverheadBytes = 512;
-
-  // `device` gives the memory, and must outlive the shelf. Without bytes, nothing can be kept. RESOURCE_EXHAUSTED if
-  // the memory cannot be had.
+  // The memory comes from `device`, which must outlive the shelf. With 0 bytes, nothing can be kept. RESOURCE_EXHAUSTED
+  // if there is no memory.
   static absl::StatusOr<std::unique_ptr<ContextShelf>> Create(ComputeDevice& device, int64_t bytes);
   // Waits until no copy uses the memory any more.
   ~ContextShelf();
 
-  // Forgets all segments: they were those of another coordinator, or of another model.
+  // Forgets all segments: they belong to another coordinator, or to another model.
   void Clear();
-  // From now on, parts are those of this stage. What is there stays, whatever stage has saved it.
+  // From now on, parts have to be those of this stage. What is there stays, whatever stage has saved it.
   void SetParts(ShelfParts parts);
 
   // ---- For the thread that runs the stage's steps.
 
-  // Saves a segment of positions [begin, end) under a number, its snapshot in place of one that is there. Rows that are
-  // there are not saved again. `copy` queues the copies (Stage::Save) and returns their mark. RESOURCE_EXHAUSTED, which
-  // leaves everything as it was, if there is no room. What is there of other positions under the number is freed: it
-  // came after the coordinator had dropped it.
+  // Saves a segment of positions [begin, end) under a number. Rows that are there already are not saved again; a
+  // snapshot that is there is replaced. `copy` queues the copies (Stage::Save) and returns their mark.
+  // RESOURCE_EXHAUSTED, which leaves everything as it was, if there is no room. If the number has parts of other
+  // positions, they came after the coordinator had dropped them, and are freed.
   absl::Status Save(uint64_t segment, int64_t begin, int64_t end, int64_t gold_position, bool logits,
                     absl::FunctionRef<std::shared_ptr<const Mark>(const SavedSegment& to)> copy);
-  // Gives the segments of a chain to `open` (Stage::Restore), and holds them until the mark that it returns is reached.
-  // NOT_FOUND names a segment that is not there; other errors are those of `open`.
+  // Calls `open` (Stage::Restore) with the segments of a chain, and keeps them until the mark that it returns is
+  // reached. NOT_FOUND names a segment that is not there; other errors are those of `open`.
   absl::Status Restore(
       absl::Span<const uint64_t> chain,
       absl::FunctionRef<absl::StatusOr<std::shared_ptr<const Mark>>(absl::Span<const SavedSegment* const>)> open);
@@ -91,13 +89,13 @@ class ContextShelf {
 
   // ---- From outside: for one thread at a time.
 
-  // Takes the next piece of a part, or the first one of another, which drops a part that has not come to its end. With
-  // the last one, the part is on the shelf: its checksum is right, its numbers are finite, and its ids are in the
-  // vocabulary. INVALID_ARGUMENT names what is wrong with a piece, the value and the limit, before any memory is taken;
-  // RESOURCE_EXHAUSTED says how much room there is; DATA_LOSS is about the bytes. After an error the part must begin
-  // anew. Nothing happens to a part that is there already.
+  // Takes the next piece of a part, or the first piece of another part, which drops an unfinished one. The part is on
+  // the shelf after its last piece, if its checksum is right, its numbers are finite and its ids are in the vocabulary;
+  // else DATA_LOSS. INVALID_ARGUMENT names what is wrong with a piece, the value and the limit, before any memory is
+  // taken; RESOURCE_EXHAUSTED says how much room there is. After an error the part must begin anew. A part that is
+  // there already stays as it is.
   absl::Status Put(const PartPiece& piece);
-  // Drops a part that has not come to its end.
+  // Drops an unfinished part.
   void AbandonPut();
 
  private:
@@ -128,7 +126,7 @@ class ContextShelf {
   // ---- With mutex_ held.
 
   absl::Status CheckPiece(const PartPiece& piece) const;
-  // With what the shelf has of the segment.
+  // Checks it against what the shelf has of the segment.
   absl::Status CheckAgrees(const PartPiece& piece) const;
   void LetGo();  // of what is held without need: parts that no copy uses any more, and marks of copies that have ended
 

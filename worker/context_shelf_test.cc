@@ -98,7 +98,7 @@ TEST_F(ContextShelfTest, SegmentsAreSavedUntilTheShelfIsFullAndFreedByDrops) {
 
 // Whatever the order in which memory is freed, it is one again at the end.
 TEST_F(ContextShelfTest, MemoryInRangesHoldsWhatFits) {
-  shelf->SetParts({{kKeys, kShift, kIds, kRows}, kVocab, /*positions_max=*/10000});
+  shelf->SetParts({{kKeys, kShift, kIds, kRows}, kVocab, /*max_sequence_tokens=*/10000});
   for (uint64_t i = 0; i < 20; ++i) ASSERT_TRUE(Save(i, 0, 17 + 3 * static_cast<int64_t>(i)).ok());
   for (uint64_t i = 0; i < 20; i += 2) shelf->Drop(i);
   const int64_t free = kBytes - shelf->used_bytes();

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/crc32c.h"
 #include "base/safe_text.h"
+#include "base/saturated.h"
 #include "base/status.h"
 #include "protos/cluster.pb.h"
 #include "protos/cluster_protocol.h"
@@ -23,11 +24,6 @@ using cluster::v1::ToShelf;
 
 constexpr int kShapeNumbersMax = 3;
 
-// Numbers that are too large for us become the largest, which no check lets through.
-int64_t Clamped(uint64_t number) {
-  return static_cast<int64_t>(std::min<uint64_t>(number, std::numeric_limits<int64_t>::max()));
-}
-
 std::optional<DType> ParseDType(const std::string& name) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBf16, DType::kU16, DType::kI32, DType::kInt8}) {
     if (name == Name(dtype)) return dtype;
@@ -37,7 +33,7 @@ std::optional<DType> ParseDType(const std::string& name) {
 
 absl::StatusOr<std::pair<int, StatePartKind>> ReadName(const PartName& name) {
   const std::optional<StatePartKind> kind = ParseKindName(name.kind());
-  if (!kind) return absl::InvalidArgumentError(absl::StrCat("kind is ", Quoted(name.kind()), ", which is no part"));
+  if (!kind) return absl::InvalidArgumentError(absl::StrCat("kind ", Quoted(name.kind()), " is unknown"));
   return std::pair<int, StatePartKind>(
       static_cast<int>(std::min<uint32_t>(name.layer(), std::numeric_limits<int>::max())), *kind);
 }
@@ -54,7 +50,7 @@ absl::StatusOr<StatePart> ReadPart(const Piece& message) {
     return absl::InvalidArgumentError(
         absl::StrCat("shape has ", message.shape_size(), " numbers, the limit is ", kShapeNumbersMax));
   }
-  const auto dim = [&](int axis) { return Clamped(message.shape(axis)); };
+  const auto dim = [&](int axis) { return Saturated(message.shape(axis)); };
   switch (message.shape_size()) {
     case 1:
       part.shape = {dim(0)};
@@ -99,10 +95,10 @@ bool ShelfSession::HandlePut(const Piece& message) {
   if (absl::StatusOr<StatePart> part = ReadPart(message); part.ok()) {
     status = shelf_.Put({.segment = message.segment(),
                          .part = *part,
-                         .begin = Clamped(message.begin()),
-                         .end = Clamped(message.end()),
-                         .gold_position = Clamped(message.gold_position()),
-                         .offset = Clamped(message.offset()),
+                         .begin = Saturated(message.begin()),
+                         .end = Saturated(message.end()),
+                         .gold_position = Saturated(message.gold_position()),
+                         .offset = Saturated(message.offset()),
                          .bytes = message.data(),
                          .crc32c = message.has_crc32c() ? std::optional<uint32_t>(message.crc32c()) : std::nullopt});
   } else {

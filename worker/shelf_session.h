@@ -1,4 +1,4 @@
-// The worker's end of a Contexts stream of protos/cluster.proto, whatever carries its messages.
+// The worker's end of a Contexts stream of protos/cluster.proto, by whatever means its messages travel.
 #ifndef GOLDFINCH_WORKER_SHELF_SESSION_H_
 #define GOLDFINCH_WORKER_SHELF_SESSION_H_
 
@@ -19,7 +19,7 @@ class Piece;
 class ToShelf;
 }  // namespace cluster::v1
 
-// For one thread; of one shelf, there is one session at a time.
+// Not thread-safe. A shelf has at most one session at a time.
 class ShelfSession {
  public:
   // Sends a message, and returns false once the stream is broken. May block until there is room for it.
@@ -29,13 +29,13 @@ class ShelfSession {
 
   // `shelf` must outlive the session.
   ShelfSession(ContextShelf& shelf, Send send, IsWanted is_wanted);
-  // Drops a part that has not come to its end.
+  // Drops an unfinished part.
   ~ShelfSession();
   ShelfSession(const ShelfSession&) = delete;
   ShelfSession& operator=(const ShelfSession&) = delete;
 
-  // Takes a message from the coordinator and sends all answers. What is wrong with a message is an answer, too. Returns
-  // false once the stream is broken.
+  // Takes a message from the coordinator and sends all answers; an error in the message is answered, too. Returns false
+  // once the stream is broken.
   bool Handle(const cluster::v1::ToShelf& message);
 
  private:

@@ -233,7 +233,7 @@ TEST_P(ShelfSessionTest, HostileMessagesAreAnswered) {
     return answers[0].put_done().error();
   };
   EXPECT_EQ(put_error([](Piece&) {}), "");
-  EXPECT_THAT(put_error([](Piece& p) { p.mutable_part()->set_kind("\x1b[2J"); }), HasSubstr("which is no part"));
+  EXPECT_THAT(put_error([](Piece& p) { p.mutable_part()->set_kind("\x1b[2J"); }), HasSubstr(" is unknown"));
   EXPECT_THAT(put_error([](Piece& p) { p.mutable_part()->set_layer(~0u); }), HasSubstr("is no part of this stage"));
   EXPECT_THAT(put_error([](Piece& p) { p.set_dtype("f64"); }), HasSubstr("which is no type"));
   EXPECT_THAT(put_error([](Piece& p) { p.clear_shape(); }), HasSubstr("expected"));
@@ -256,7 +256,7 @@ TEST_P(ShelfSessionTest, HostileMessagesAreAnswered) {
   fetch.mutable_fetch()->mutable_parts(0)->set_layer(1);
   EXPECT_EQ(Ask(worker, fetch).size(), 2u);
   fetch.mutable_fetch()->mutable_parts(0)->set_kind("nothing");
-  EXPECT_THAT(Ask(worker, fetch).back().fetch_done().error(), HasSubstr("which is no part"));
+  EXPECT_THAT(Ask(worker, fetch).back().fetch_done().error(), HasSubstr(" is unknown"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, ShelfSessionTest, testing::ValuesIn(AllWorkerTestCases()),

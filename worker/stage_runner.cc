@@ -31,11 +31,6 @@ using SteadyClock = std::chrono::steady_clock;
 // Stands in place of a token that the host has to draw, or has to say why it cannot be drawn.
 constexpr int32_t kNotDrawn = -1;
 
-template <class... Parts>
-absl::Status Invalid(const Parts&... parts) {
-  return absl::InvalidArgumentError(absl::StrCat("Step: ", parts...));
-}
-
 }  // namespace
 
 StageRunner::StageRunner(const StageAssignment& assignment, Backend& backend, Stage& stage, ContextShelf* shelf)
@@ -74,7 +69,7 @@ absl::StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const StageAssi
     const absl::Span<const StatePart> parts = stage.saved_parts();
     shelf->SetParts({.parts = {parts.begin(), parts.end()},
                      .vocab_size = runner->shape_.vocab_size,
-                     .positions_max = assignment.options.max_sequence_tokens});
+                     .max_sequence_tokens = assignment.options.max_sequence_tokens});
   }
   return runner;
 }

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "worker/context_shelf.h"
@@ -80,6 +81,12 @@ class StageRunner {
     int64_t step = 0;  // the last step that had a chunk of it, counted by steps_
     std::optional<Sampler> sampler = {};
   };
+
+  // What is wrong with a step.
+  template <class... Parts>
+  static absl::Status Invalid(const Parts&... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("Step: ", parts...));
+  }
 
   StageRunner(const StageAssignment& assignment, Backend& backend, Stage& stage, ContextShelf* shelf);
   absl::Status AllocateBuffer(const Shape& shape, DType dtype, Tensor* buffer);

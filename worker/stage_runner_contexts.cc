@@ -11,20 +11,12 @@
 #include "worker/stage_runner.h"
 
 namespace goldfinch {
-namespace {
 
 using cluster::v1::ChunkResult;
 using cluster::v1::NewSequence;
 using cluster::v1::SaveSegment;
 using cluster::v1::Step;
 using cluster::v1::StepDone;
-
-template <class... Parts>
-absl::Status Invalid(const Parts&... parts) {
-  return absl::InvalidArgumentError(absl::StrCat("Step: ", parts...));
-}
-
-}  // namespace
 
 absl::StatusOr<int> StageRunner::Restore(const NewSequence& message) {
   if (shelf_ == nullptr) return Invalid("restore: sequence ", message.sequence(), ", and there is no shelf");

@@ -103,9 +103,8 @@ class PartialFile {
     const Sha256Digest have = hash_.Finish();
     if (digest != std::string_view(reinterpret_cast<const char*>(have.data()), have.size())) {
       Discard();
-      return absl::DataLossError(absl::StrCat(SafeText(partial_),
-                                              ": what has come is not what the server has sent by its SHA-256; run the "
-                                              "command again"));
+      return absl::DataLossError(
+          absl::StrCat(SafeText(partial_), ": the SHA-256 does not match; run the command again"));
     }
     GF_RETURN_IF_ERROR(files_.SyncData(file_));
     GF_RETURN_IF_ERROR(files_.Rename(partial_, path_));

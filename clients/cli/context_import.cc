@@ -80,8 +80,8 @@ class Import {
       }
       GF_ASSIGN_OR_RETURN(const int64_t received, Send(request));
       if (!context_ && (request.last() || received <= at)) {
-        return absl::InternalError(absl::StrCat("the server has taken bytes up to ", end, " of ", size_, " and is at ",
-                                                received, request.last() ? ", without a context" : ""));
+        return absl::InternalError(absl::StrCat("the server acknowledged ", received, " bytes, expected ", end,
+                                                request.last() ? ", and sent no context" : ""));
       }
       at = received;
       NoteProgress(at, retry);

@@ -12,9 +12,9 @@ class Context;
 class Usage;
 }  // namespace v1
 
-// One line for each. `now`: Unix time in seconds, as ages are shown.
+// A table with one line per context. `now` is the Unix time in seconds, from which ages are counted.
 std::string ContextsTable(const std::vector<v1::Context>& contexts, double now);
-// All that is known of one.
+// All fields of one context.
 std::string ContextDetails(const v1::Context& context, double now);
 // "read 20,000 tokens in 2.00 s, 10,000 tokens/s; 3,000 more were kept already".
 std::string ReadingLine(const v1::Usage& usage);

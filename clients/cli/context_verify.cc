@@ -49,7 +49,7 @@ std::string PartsTable(const ExchangeHeader& header) {
     if (is_part && part.per_token()) shape += " a token";
     if (section.what == SegmentSection::What::kIds) shape = "one a token";
     if (section.what == SegmentSection::What::kLogits) shape = absl::StrCat("[", header.segment.model.vocab_size, "]");
-    Sum& sum = sums[{is_part ? Name(part.kind) : tensor.name, Name(section.type), shape}];
+    Sum& sum = sums[{is_part ? KindName(part.kind) : tensor.name, Name(section.type), shape}];
     if (is_part) sum.layers.insert(part.layer);
     sum.bytes += tensor.bytes;
   }

@@ -16,8 +16,8 @@
 namespace goldfinch {
 
 // OpenBackend for a command: threads are those that the machine's limits allow unless the options name a number, and a
-// device that is not available is a usage error. `description` gets "cpu, 2 threads,
-// AVX3 (no CUDA: ...)", for a log line; it may be null.
+// device that is not available is a usage error. `description` gets "cpu, 2 threads, AVX3 (no CUDA: ...)", for a log
+// line; it may be null.
 absl::StatusOr<std::unique_ptr<Backend>> OpenDevice(const BackendOptions& options, std::string* description = nullptr);
 
 // The device of a worker of its own, which other workers of this machine leave alone.
@@ -34,9 +34,8 @@ absl::StatusOr<WorkerDevice> OpenWorkerDevice(const BackendOptions& options, con
                                               const DeviceOpener& open = OpenDevice);
 
 // How much of the back end's memory to use if the user has not said so: for the CPU a share of the memory that the
-// machine's limits allow;
-// for a GPU `gpu_memory_utilization` of all its memory, less what is in use already. RESOURCE_EXHAUSTED if nothing is
-// left.
+// machine's limits allow; for a GPU `gpu_memory_utilization` of all its memory, less what is in use already.
+// RESOURCE_EXHAUSTED if nothing is left.
 absl::StatusOr<int64_t> UsableMemoryBytes(const Backend& backend, double gpu_memory_utilization);
 // The same for a GPU with the given memory, of which `free_bytes` are free. Pure.
 absl::StatusOr<int64_t> LeftOfShare(double gpu_memory_utilization, int64_t total_bytes, int64_t free_bytes);

@@ -33,11 +33,19 @@ inline constexpr const char* kFlagHeadings[] = {
     kModelFlags,    kPromptFlags,  kContextFlags,  kPipelineFlags, kDeviceFlags, kMemoryFlags, kNetworkFlags,
     kSecurityFlags, kTimeoutFlags, kSamplingFlags, kLoadFlags,     kOutputFlags, kOtherFlags};
 
+// A number as people read it: "65536", "1,048,576", "0.01".
+std::string ReadableNumber(double number);
+std::string ReadableNumber(int64_t number);
+
+// "PHRASE, WORDS; REMARK" for "PHRASE; REMARK".
+std::string AfterPhrase(const std::string& help, const std::string& words);
+
 // "PHRASE, 1 to 65536; REMARK" for "PHRASE; REMARK".
-template <typename Integer>
-std::string WithRange(const std::string& help, Integer least, Integer most) {
-  const size_t end = std::min(help.find(';'), help.size());
-  return absl::StrCat(help.substr(0, end), ", ", least, " to ", most, help.substr(end));
+template <typename Number>
+std::string WithRange(const std::string& help, Number least, Number most) {
+  using Widest = std::conditional_t<std::is_floating_point_v<Number>, double, int64_t>;
+  return AfterPhrase(help, absl::StrCat(ReadableNumber(static_cast<Widest>(least)), " to ",
+                                        ReadableNumber(static_cast<Widest>(most))));
 }
 
 // CLI11's checks: each returns what is wrong with the text, or nothing.
@@ -96,9 +104,9 @@ class FlagGroup {
   }
   CLI::Option* Choice(const std::string& names, std::string& value, const std::vector<std::string>& choices,
                       const std::string& help);
-  // Whole numbers with a unit, such as 64MiB or 4GB.
+  // Whole numbers with a unit, such as 64MiB or 4GiB. All units are powers of 1024, GB like GiB.
   CLI::Option* Bytes(const std::string& names, int64_t& value, const std::string& help);
-  // `least` is the smallest value that is allowed.
+  // From `least` to kSecondsMax.
   CLI::Option* Seconds(const std::string& names, double& value, const std::string& help, double least = 0.01);
   CLI::Option* Switch(const std::string& names, bool& value, const std::string& help) {
     return command_.add_flag(names, value, help)->group(heading_);

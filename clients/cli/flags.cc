@@ -58,10 +58,9 @@ CLI::Option* AddSamplingFlags(CLI::App& command, GenerateOptions& options) {
                   "Taken off a token's logit for each time that the answer has it already, -100.0 to 100.0");
   flags.Unchecked("--penalty-decay", options.penalty_decay, "FACTOR",
                   "What is left of those counts after each token, 0.0 to 1.0");
-  CLI::Option* seed =
-      flags.Text("--seed", options.seed, "NUMBER", "Seed of the random draws, 0 to 18446744073709551615")
-          ->check(InRange(uint64_t{0}, UINT64_MAX))
-          ->default_str("random");
+  CLI::Option* seed = flags.Text("--seed", options.seed, "NUMBER", "Seed of the random draws, 0 to 2^64 - 1")
+                          ->check(InRange(uint64_t{0}, UINT64_MAX))
+                          ->default_str("random");
   flags.Several("--logit-bias", options.logit_bias, "ID=BIAS",
                 "Number to add to the logit of the token ID, -100.0 to 100.0");
   flags.Several("--ban", options.ban, "ID", "Token that is never drawn");
@@ -81,7 +80,7 @@ void CheckOneOf(const std::vector<CLI::Option*>& local, const std::vector<CLI::O
   const bool server = remote[0]->count() > 0;
   for (const CLI::Option* flag : server ? local : remote) {
     if (flag->count() == 0) continue;
-    throw CLI::ExcludesError(flag->get_name() + (server ? " does not go with --server" : " needs --server"),
+    throw CLI::ExcludesError(flag->get_name() + (server ? " cannot be used with --server" : " needs --server"),
                              CLI::ExitCodes::ExcludesError);
   }
   if (!server && local[0]->count() == 0) {

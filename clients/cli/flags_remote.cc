@@ -6,6 +6,14 @@
 #include "clients/cli/shared_flags.h"
 
 namespace goldfinch {
+namespace {
+
+constexpr double kWatchSecondsMin = 0.1;
+constexpr double kRateMin = 1e-3, kRateMax = 1e6;  // requests a second
+constexpr double kDurationSecondsMin = 1e-3;
+constexpr int64_t kRequestsMax = int64_t{1} << 40;
+
+}  // namespace
 
 void AddStatus(CLI::App& app, StatusOptions& options) {
   CLI::App& command = *app.add_subcommand("status", "Show a server's stages, layers, memory and rates");
@@ -13,11 +21,12 @@ void AddStatus(CLI::App& app, StatusOptions& options) {
   command
       .add_option_function<double>(
           "--watch", [&options](double seconds) { options.watch_seconds = seconds; },
-          "Look again every so many seconds, 2 if none are given; rates are then those since the last look")
+          WithRange("Look again every so many seconds; 2 if none are given; rates are then those since the last look",
+                    kWatchSecondsMin, kSecondsMax))
       ->group(kOutputFlags)
       ->expected(0, 1)
       ->default_str("2")
-      ->check(InRange(0.1, kSecondsMax))
+      ->check(InRange(kWatchSecondsMin, kSecondsMax))
       ->option_text("[SECONDS]");
   FlagGroup(command, kOutputFlags)
       .Switch("--json", options.json, "Print JSON instead of a table; with --watch, one line for each look");
@@ -36,22 +45,23 @@ void AddLoadTest(CLI::App& app, LoadTestOptions& options) {
       ->needs(scenario);
   CLI::Option* rate =
       load.Unchecked("--rate", options.rate, "NUMBER",
-                     "Requests per second, at random times (Poisson) and whether or not they are answered, 0.001 to "
-                     "1000000")
-          ->check(InRange(1e-3, 1e6));
-  CLI::Option* duration = command
-                              .add_option_function<double>(
-                                  "--duration", [&options](double seconds) { options.duration_seconds = seconds; },
-                                  "Send for this long, then wait for the requests that run")
-                              ->group(kLoadFlags)
-                              ->check(InRange(1e-3, kSecondsMax))
-                              ->type_name("SECONDS");
+                     WithRange("Requests per second, at random times (Poisson) and whether or not they are answered",
+                               kRateMin, kRateMax))
+          ->check(InRange(kRateMin, kRateMax));
+  CLI::Option* duration =
+      command
+          .add_option_function<double>(
+              "--duration", [&options](double seconds) { options.duration_seconds = seconds; },
+              WithRange("Send for this long; then wait for the requests that run", kDurationSecondsMin, kSecondsMax))
+          ->group(kLoadFlags)
+          ->check(InRange(kDurationSecondsMin, kSecondsMax))
+          ->type_name("SECONDS");
   CLI::Option* requests = command
                               .add_option_function<int64_t>(
                                   "--requests", [&options](int64_t count) { options.requests = count; },
-                                  "Send this many requests, instead of --duration")
+                                  WithRange("Send this many requests; instead of --duration", int64_t{1}, kRequestsMax))
                               ->group(kLoadFlags)
-                              ->check(InRange(int64_t{1}, int64_t{1} << 40))
+                              ->check(InRange(int64_t{1}, kRequestsMax))
                               ->type_name("COUNT");
   CLI::Option* lengths = load.Text("--prompt-tokens", options.prompt_tokens, "LENGTHS",
                                    "Lengths of the prompts, of random tokens: fixed:N, uniform:A:B or "
@@ -63,8 +73,7 @@ void AddLoadTest(CLI::App& app, LoadTestOptions& options) {
   CLI::Option* outputs = load.Text("--output-tokens", options.output_tokens, "LENGTHS",
                                    "Lengths of the answers, written as those of prompts")
                              ->capture_default_str();
-  load.Unchecked("--seed", options.seed, "NUMBER",
-                 "Seed of arrival times, lengths, prompts and draws, 0 to 18446744073709551615")
+  load.Unchecked("--seed", options.seed, "NUMBER", "Seed of arrival times, lengths, prompts and draws, 0 to 2^64 - 1")
       ->check(InRange(uint64_t{0}, UINT64_MAX));
   load.InLimits("--max-concurrency", options.max_concurrency, "COUNT",
                 "Most requests that run at once; one that has to wait for this limit is reported", 1, int64_t{1} << 20);

@@ -1,8 +1,12 @@
 // Flags of the commands that serve.
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/transports.h"
+#include "base/units.h"
 #include "clients/cli/flag_group.h"
 #include "clients/cli/flags.h"
 #include "clients/cli/serve_options.h"
@@ -52,10 +56,13 @@ void AddSplitFlags(CLI::App& command, ServeOptions& options) {
                     "Expected context of an output token, at least prompt and output", 1, kTokensMax);
   pipeline.InLimits("--expect-sequences", traffic.sequences, "COUNT", "Expected sequences at a time in one pipeline", 1,
                     1 << 16);
+  std::string assumed;
+  for (const TransportFacts& kind : kTransports) {
+    absl::StrAppend(&assumed, assumed.empty() ? "" : ", ", std::string(kind.name), " ",
+                    HumanBytes(static_cast<int64_t>(kind.assumed_bytes_per_second)));
+  }
   pipeline.Bytes("--link-speed", options.link_bytes_per_second, "Bytes a second from one worker to another")
-      ->default_str(
-          "as measured; before that assumed by the transport: 10 GB within a process, 25 GB over NCCL, 1.25 GB over "
-          "TCP");
+      ->default_str("as measured; before that assumed by the transport: " + assumed);
 }
 
 void AddPipelineFlags(CLI::App& command, ServeOptions& options) {
@@ -95,7 +102,9 @@ void AddLimitFlags(CLI::App& command, ServeOptions& options) {
                       absl::StrCat("Most tokens of one step, over all its sequences, 1 to 65536; auto is ",
                                    kGpuStepTokens, " on GPUs and ", kCpuStepTokens,
                                    " on CPUs; --step-target-ms makes steps smaller while others wait")));
-  memory.Text("--cache-tokens", options.cache_tokens, "TOKENS", "Tokens that the caches of one pipeline hold")
+  memory
+      .Text("--cache-tokens", options.cache_tokens, "TOKENS",
+            WithRange("Tokens that the caches of one pipeline hold", int64_t{1}, kCacheTokensMax))
       ->check(InRange(int64_t{1}, kCacheTokensMax))
       ->default_str("what memory allows");
   AddCacheDTypeFlag(command, options.cache_dtype);
@@ -208,8 +217,9 @@ void AddServerTimeouts(CLI::App& command, ServeOptions& options) {
                    "Seconds without any progress after which a stage that has not finished its step is given up");
   timeouts
       .Unchecked("--step-target-ms", options.step_target_ms, "MS",
-                 "Milliseconds that a step should take through all stages; a long prompt holds up the tokens of others "
-                 "for little longer, but at its very end; 0: chosen by the devices")
+                 WithRange("Milliseconds that a step should take through all stages; a long prompt holds up the tokens "
+                           "of others for little longer, but at its very end; 0: chosen by the devices",
+                           0.0, kSecondsMax))
       ->check(InRange(0.0, kSecondsMax))
       ->default_str("50 on GPUs, 200 on CPUs");
   timeouts.Seconds(
@@ -302,7 +312,8 @@ void AddPlan(CLI::App& app, PlanCommandOptions& options) {
   pipeline.Several("--worker", options.workers, "GB,TFLOPS,GB/S",
                    "A worker by its memory, its operations a second and the bytes that it reads a second, for one "
                    "stage each; without it, this machine's workers, as `goldfinch serve` would have them");
-  pipeline.Choice("--transport", options.transport, {"local", "tcp", "nccl"},
+  const std::vector<std::string_view> transports = TransportNames();
+  pipeline.Choice("--transport", options.transport, {transports.begin(), transports.end()},
                   "How rows would travel between workers; local is within one process");
   AddBackendFlags(command, options.serve.backend, "Threads to compute with, for all stages together");
   AddStageDevicesFlag(command, options.serve.devices);

@@ -38,8 +38,7 @@ class SegmentSink : public ExchangeSink {
         ids_dtype_ = part.dtype;
         continue;
       }
-      const ContextPartKind kind = *ParseContextPartKind(KindName(part.kind));
-      const int section = header.layout.Find(header.segment.model, part.layer, kind);
+      const int section = header.layout.Find(header.segment.model, part.layer, part.kind);
       GF_CHECK_GE(section, 0);  // as the models are the same
       cursors_.resize(std::max(cursors_.size(), static_cast<size_t>(section) + 1));
       cursors_[section] = data;
@@ -104,11 +103,10 @@ ContextModel ContextModelOf(Engine& engine) {
   model.identity.format_version = kContextFormat;
   model.vocab_size = engine.shape().vocab_size;
   for (const StatePart& part : engine.stage().saved_parts()) {
-    if (part.kind == StatePartKind::kIds || part.kind == StatePartKind::kLogits) continue;
-    const std::optional<ContextPartKind> kind = ParseContextPartKind(KindName(part.kind));
+    if (!IsContextPart(part.kind)) continue;
     const std::optional<ElementType> type = ParseElementType(Name(part.dtype));
-    GF_CHECK(kind && type);
-    ContextPart& same = model.parts.emplace_back(ContextPart{part.layer, *kind, *type, {}});
+    GF_CHECK(type);
+    ContextPart& same = model.parts.emplace_back(ContextPart{part.layer, part.kind, *type, {}});
     for (int axis = 0; axis < part.shape.rank(); ++axis) same.shape.push_back(part.shape[axis]);
   }
   std::sort(model.parts.begin(), model.parts.end(), [](const ContextPart& a, const ContextPart& b) {

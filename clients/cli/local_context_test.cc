@@ -51,8 +51,8 @@ std::string FileOf(Engine& engine, const std::string& text, bool logits) {
   std::vector<std::string> sections(layout.sections.size());
   SavedSegment segment{.begin = 0, .end = count, .gold_position = spec.gold_position};
   for (const StatePart& part : engine.stage().saved_parts()) {
-    if (part.kind == StatePartKind::kLogits || part.kind == StatePartKind::kIds) continue;
-    std::string& section = sections[layout.Find(spec.model, part.layer, *ParseContextPartKind(KindName(part.kind)))];
+    if (!IsContextPart(part.kind)) continue;
+    std::string& section = sections[layout.Find(spec.model, part.layer, part.kind)];
     const int64_t rows = part.per_token() ? count : 1;
     section.resize(rows * part.bytes());
     segment.parts.push_back(std::make_shared<const SavedPart>(

@@ -51,7 +51,7 @@ absl::StatusOr<v1::GenerateRequest> RequestOf(const GenerateOptions& options) {
   v1::SamplingOptions& sampling = *request.mutable_sampling();
   sampling.set_temperature(options.temperature);
   sampling.set_top_p(options.top_p);
-  if (options.top_k < 0) return UsageError(absl::StrCat("--top-k is ", options.top_k, ", the least is 0"));
+  if (options.top_k < 0) return UsageError(absl::StrCat("--top-k is ", options.top_k, ", it must be at least 0"));
   sampling.set_top_k(options.top_k);
   sampling.set_min_p(options.min_p);
   sampling.set_presence_penalty(options.presence_penalty);
@@ -59,11 +59,11 @@ absl::StatusOr<v1::GenerateRequest> RequestOf(const GenerateOptions& options) {
   sampling.set_penalty_decay(options.penalty_decay);
   GF_ASSIGN_OR_RETURN(const std::vector<LogitBias> biases, ParseLogitBias(options));
   for (const LogitBias& entry : biases) {
-    if (entry.id < 0) return UsageError(absl::StrCat("--logit-bias names token ", entry.id, ", the least is 0"));
+    if (entry.id < 0) return UsageError(absl::StrCat("--logit-bias names token ", entry.id, ", it must be at least 0"));
     (*sampling.mutable_logit_bias())[entry.id] += entry.bias;
   }
   for (const int32_t id : options.ban) {
-    if (id < 0) return UsageError(absl::StrCat("--ban is ", id, ", the least is 0"));
+    if (id < 0) return UsageError(absl::StrCat("--ban is ", id, ", it must be at least 0"));
     sampling.add_banned_tokens(id);
   }
   return request;

@@ -112,15 +112,16 @@ void AddContextMemoryFlag(CLI::App& command, int64_t& bytes, const std::string& 
 }
 
 std::vector<CLI::Option*> AddKeepFlags(CLI::App& command, KeepOptions& options) {
-  constexpr double kExpireSecondsMax = 1e9;
+  constexpr double kExpireSecondsMin = 1e-3, kExpireSecondsMax = 1e9;
   CLI::Option* expire =
       command
           .add_option_function<double>(
               "--expire-after", [&options](double seconds) { options.expire_after_seconds = seconds; },
-              "Remove the context when it has not been used for so long, 0.001 to 1e9")
+              WithRange("Remove the context when it has not been used for so long", kExpireSecondsMin,
+                        kExpireSecondsMax))
           ->group(kContextFlags)
           ->default_str("never")
-          ->check(InRange(1e-3, kExpireSecondsMax))
+          ->check(InRange(kExpireSecondsMin, kExpireSecondsMax))
           ->type_name("SECONDS");
   CLI::Option* replace = FlagGroup(command, kContextFlags)
                              .Text("--replace", options.replace, "ETAG",

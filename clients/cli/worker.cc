@@ -13,6 +13,7 @@
 #include "base/host_port.h"
 #include "base/shared_key.h"
 #include "base/status.h"
+#include "base/transports.h"
 #include "base/units.h"
 #include "clients/cli/cluster_setup.h"
 #include "clients/cli/device.h"
@@ -45,22 +46,22 @@ constexpr double kResolveSecondsMax = 2;  // between two attempts to resolve the
 absl::StatusOr<std::unique_ptr<TransportFactory>> OpenTransport(const WorkerCommandOptions& options,
                                                                 const Backend& backend, const std::string& address,
                                                                 std::string* description) {
-  *description = "tcp";
-  if (options.transport == "nccl" && backend.kind() != DeviceKind::kCuda) {
+  *description = kTcpTransport;
+  if (options.transport == kNcclTransport && backend.kind() != DeviceKind::kCuda) {
     return AsUsageError(absl::InvalidArgumentError("--transport nccl: the device is not a CUDA device"));
   }
-  if (options.transport == "nccl" || (options.transport == "auto" && backend.kind() == DeviceKind::kCuda)) {
+  if (options.transport == kNcclTransport || (options.transport == "auto" && backend.kind() == DeviceKind::kCuda)) {
     absl::StatusOr<std::unique_ptr<TransportFactory>> nccl =
         MakeNcclTransportFactory(options.transport_timeout_seconds);
     if (nccl.ok()) {
-      *description = "nccl";
+      *description = kNcclTransport;
       return nccl;
     }
     const std::string why(nccl.status().message());
-    if (options.transport == "nccl") {
+    if (options.transport == kNcclTransport) {
       return AsUsageError(absl::Status(nccl.status().code(), absl::StrCat("--transport nccl: ", why)));
     }
-    *description = absl::StrCat("tcp (no NCCL: ", why, ")");
+    *description = absl::StrCat(kTcpTransport, " (no NCCL: ", why, ")");
   }
   return MakeTcpTransportFactory(address, options.transport_timeout_seconds);
 }

@@ -31,8 +31,6 @@ void LogFailure(const char* method, const std::string& who, const absl::Status& 
 
 }  // namespace
 
-absl::Status NoModel() { return absl::UnavailableError("no worker has described the model yet"); }
-
 std::string LogValue(const std::string& text) {
   if (!text.empty() && text.find_first_of(" \"=\\") == std::string::npos) return text;
   return absl::StrCat("\"", absl::CEscape(text), "\"");
@@ -141,7 +139,7 @@ void Call::ClientGone() {
 absl::Status Call::GoneStatus() const {
   const std::optional<double> seconds = SecondsLeft();
   if (seconds && *seconds < kDeadlineSlackSeconds) return absl::DeadlineExceededError("the deadline has passed");
-  return absl::CancelledError("the client has gone");
+  return absl::CancelledError("the client cancelled the call or disconnected");
 }
 
 void Call::Cancel(const absl::Status& status) {

@@ -1,6 +1,6 @@
-// One streaming call of the public API, over whatever protocol it arrived: its deadline, cancellation and flow control.
-// The door (coordinator/grpc) implements CallStream and tells the call what happens to the client; nothing here knows
-// how bytes travel.
+// One call of a client that streams its answer, over whatever protocol it came: its deadline, cancellation and flow
+// control. The door (coordinator/grpc) implements CallStream and tells the call what happens to the client; nothing here
+// knows how bytes travel.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 #define GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 
@@ -163,8 +163,6 @@ class Call : public std::enable_shared_from_this<Call> {
 };
 
 uint64_t RandomNumber();
-// The error of every call while Dispatcher::model() is null.
-absl::Status NoModel();
 // The value of a key=value pair in the log. One that could be read as several words is quoted.
 std::string LogValue(const std::string& text);
 // "client=alice peer=192.0.2.7"

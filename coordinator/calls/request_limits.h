@@ -1,4 +1,5 @@
-// The limits of requests that protos/generate.proto and protos/contexts.proto document.
+// The limits of requests that protos/generate.proto and protos/contexts.proto document. That of a context's name is
+// kContextTextBytesMax of coordinator/contexts/segment_key.h, as all who keep it have it.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_REQUEST_LIMITS_H_
 #define GOLDFINCH_COORDINATOR_CALLS_REQUEST_LIMITS_H_
 
@@ -16,7 +17,6 @@ inline constexpr int kPriorityMax = 100;
 inline constexpr int kRequestIdMax = 128;
 inline constexpr int kContinuationsMax = 64;
 inline constexpr int kBreakpointsMax = 16;
-inline constexpr int kContextNameBytesMax = 256;
 inline constexpr int kEtagBytesMax = 64;
 inline constexpr double kExpireAfterSecondsMax = 1e9;
 inline constexpr int kContextPageMax = 1000;

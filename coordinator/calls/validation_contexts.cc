@@ -1,25 +1,22 @@
 // Validation of contexts.proto, and of what generate.proto says of contexts.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
+#include "base/saturated.h"
 #include "base/status.h"
 #include "coordinator/calls/request_limits.h"
 #include "coordinator/calls/validation.h"
 #include "coordinator/calls/validation_parts.h"
+#include "coordinator/contexts/segment_key.h"
 #include "protos/contexts.pb.h"
 
 namespace goldfinch {
 namespace validation {
 namespace {
-
-int64_t Saturated(uint64_t number) {
-  return static_cast<int64_t>(std::min<uint64_t>(number, std::numeric_limits<int64_t>::max()));
-}
 
 // C0, DEL and C1, which UTF-8 has as C2 80 to C2 9F.
 bool IsControl(const std::string& text, size_t at) {
@@ -46,8 +43,8 @@ absl::StatusOr<uint64_t> ToEtag(const std::string& field, const std::string& eta
 
 absl::Status CheckContextName(const std::string& field, const std::string& name) {
   if (name.empty()) return Invalid(field, " is empty, it must be the name of a context");
-  if (name.size() > static_cast<size_t>(kContextNameBytesMax)) {
-    return Invalid(field, " has ", name.size(), " bytes, the limit is ", kContextNameBytesMax);
+  if (name.size() > kContextTextBytesMax) {
+    return Invalid(field, " has ", name.size(), " bytes, the limit is ", kContextTextBytesMax);
   }
   for (size_t i = 0; i < name.size(); ++i) {
     if (IsControl(name, i)) return Invalid(field, " has a control character at byte ", i);
@@ -143,14 +140,14 @@ absl::StatusOr<GetContextQuery> ValidateGetContext(const v1::GetContextRequest& 
     return Invalid("ids_max is ", message.ids_max(), ", the limit is ", kContextIdsMax);
   }
   return GetContextQuery{
-      .name = message.name(), .ids_begin = validation::Saturated(message.ids_begin()), .ids_max = message.ids_max()};
+      .name = message.name(), .ids_begin = Saturated(message.ids_begin()), .ids_max = message.ids_max()};
 }
 
 absl::StatusOr<ListContextsQuery> ValidateListContexts(const v1::ListContextsRequest& message) {
   if (message.page_size() > static_cast<uint32_t>(kContextPageMax)) {
     return Invalid("page_size is ", message.page_size(), ", the limit is ", kContextPageMax);
   }
-  if (message.page_token().size() > static_cast<size_t>(kContextNameBytesMax)) {
+  if (message.page_token().size() > kContextTextBytesMax) {
     return Invalid("page_token is not one that a server has given");
   }
   return ListContextsQuery{

@@ -9,6 +9,7 @@
 #include "coordinator/calls/test_model.h"
 #include "coordinator/calls/validation.h"
 #include "coordinator/calls/wire_limits.h"
+#include "coordinator/contexts/segment_key.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "protos/contexts.pb.h"
 
@@ -25,7 +26,7 @@ void CheckTokens(const std::vector<int32_t>& ids, bool may_be_empty = false) {
 }
 
 void CheckName(const std::string& name) {
-  GF_CHECK(!name.empty() && name.size() <= kContextNameBytesMax);
+  GF_CHECK(!name.empty() && name.size() <= kContextTextBytesMax);
   GF_CHECK(std::none_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }));
 }
 

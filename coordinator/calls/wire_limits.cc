@@ -75,7 +75,7 @@ absl::Status CheckWire(const Descriptor& type, google::protobuf::io::ZeroCopyInp
   }
   if (unknown > kUnknownFieldsMax) return Excess("the set of unknown fields", unknown, kUnknownFieldsMax);
   if (whole) return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat("the bytes are no ", type.full_name()));
+  return absl::DataLossError(absl::StrCat("the request is not a valid ", type.full_name(), " message"));
 }
 
 }  // namespace goldfinch

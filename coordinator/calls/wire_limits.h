@@ -26,7 +26,7 @@ int64_t WireEntriesMax(const google::protobuf::FieldDescriptor& field);
 inline constexpr int64_t kUnknownFieldsMax = 256;
 
 // Counts entries without keeping anything, before the message is parsed. INVALID_ARGUMENT names the field, how many
-// entries it has and the limit. DATA_LOSS if the bytes are no such message.
+// entries it has and the limit. DATA_LOSS if the bytes are not a valid message of this type.
 absl::Status CheckWire(const google::protobuf::Descriptor& type, google::protobuf::io::ZeroCopyInputStream* bytes);
 
 }  // namespace goldfinch

@@ -83,13 +83,14 @@ TEST(WireLimits, UnknownFieldsAreCountedToo) {
             "the set of unknown fields has 1000 entries, the limit is 256");
   // A group could hold any number of them.
   EXPECT_EQ(Check<v1::TokenizeRequest>("\x7b" + Repeat(std::string("\x08\x01", 2), 1000) + "\x7c"),
-            absl::DataLossError("the bytes are no goldfinch.v1.TokenizeRequest"));
+            absl::DataLossError("the request is not a valid goldfinch.v1.TokenizeRequest message"));
 }
 
 TEST(WireLimits, BytesThatAreNoMessageAreRefused) {
   for (const std::string& bytes : {std::string("\xff\xff\xff\xff"), std::string("\x0a\x7f"), std::string("\0x", 2),
                                    Field(2, "\x0a\x05"), std::string("\x0a\xff\xff\xff\xff\x0f")}) {
-    EXPECT_EQ(Check<v1::ScoreRequest>(bytes), absl::DataLossError("the bytes are no goldfinch.v1.ScoreRequest"));
+    EXPECT_EQ(Check<v1::ScoreRequest>(bytes),
+              absl::DataLossError("the request is not a valid goldfinch.v1.ScoreRequest message"));
   }
 }
 

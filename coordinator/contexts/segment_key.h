@@ -3,6 +3,7 @@
 #define GOLDFINCH_COORDINATOR_CONTEXTS_SEGMENT_KEY_H_
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -13,7 +14,10 @@ namespace goldfinch {
 
 using SegmentKey = std::array<uint8_t, 32>;
 
-// Whose bytes may meet: equal or unusable for each other.
+// The most bytes of each text that names something of contexts: of an identity, of a namespace, of a context's name.
+inline constexpr size_t kContextTextBytesMax = 256;
+
+// Contexts can share bytes only if their identities are equal.
 struct ContextIdentity {
   std::string fingerprint;  // of the checkpoint, as the workers describe it
   std::string vocabulary;

@@ -1,6 +1,6 @@
-// Which texts are kept, where, for whom and for how long. Pure: no clock, no I/O, no thread of its own; `now` is in
-// seconds and never goes back. Of the bytes themselves it knows only how many there are and where: whoever owns the
-// tree tells workers and store what to save, move and drop.
+// Which texts are kept, where, for whom and for how long. Pure: it has no clock, no I/O and no thread of its own; `now`
+// is in seconds and never goes back. It does not have the bytes themselves: it knows how many there are, and where. Its
+// owner tells the workers and the store what to save, move and drop.
 //
 // SEGMENTS. A segment is what is kept of the positions [begin, end) of a text: their rows, and a snapshot at `end`,
 // from which a sequence goes on exactly. Its parent is the segment that ends at `begin`. Going on at `end` takes the
@@ -9,13 +9,13 @@
 // Segments of two namespaces, or of two identities, never meet.
 //
 // TIERS. A tier is a place that holds segments for all layers of the model: the shelves of a group's workers together,
-// or the disk. The rows and the snapshot of a segment, its contents, are each in a tier, on their way there, or not. On
-// their way they count as bytes of the tier, but nobody can use them.
+// or the disk. A segment's contents are its rows and its snapshot. Each of the two is in a tier, on its way there, or
+// neither. What is on its way counts as bytes of the tier, but nobody can use it.
 //
-// WHO STAYS.
-//   - Nothing of a segment is evicted from any tier while somebody holds it, or anything of it is on its way to a tier,
-//     or a context that has it is pinned, or within kFreshSeconds after it was stored.
-//   - Of a segment that a context has, the last copies of rows and snapshot stay; copies beside them may be evicted.
+// WHAT STAYS.
+//   - Nothing of a segment is evicted from any tier while somebody holds it, while anything of it is on its way to a
+//     tier, while a context that has it is pinned, and for kFreshSeconds after it was stored.
+//   - If a context has the segment, the last copies of its rows and of its snapshot stay; other copies may be evicted.
 //   - Rows of a parent stay in a tier for as long as a child has rows there, and the last copy of them for as long as
 //     there is any child. Snapshots of parents may be evicted, so the snapshots in the middle of a text go first.
 // A segment that has no child, no snapshot, no context and nobody who holds it is of no use, and is dropped at once.
@@ -67,12 +67,12 @@ struct TierOptions {
   TierKind kind = TierKind::kMemory;
   std::string name;  // for messages: "the memory of replica 0", "the disk"
   int64_t bytes_max = 0;
-  // What rows and snapshots take of bytes_max, of their bytes: less than all of them in the shelves of a group, each of
-  // which has its own layers' part. (0, 1]
+  // Which part of the bytes of rows, and of snapshots, counts against bytes_max, in (0, 1]. On the shelves of a group
+  // it is less than 1, because each shelf has the part of its own layers.
   double rows_share = 1, snapshots_share = 1;
   // Whether what is here can be brought to a tier of shelves, and not only to the disk.
   bool lends_to_shelves = true;
-  // What it takes to read from the disk to a shelf, or from a shelf to the device; learned from then on.
+  // How fast it is read: from the disk to a shelf, or from a shelf to the device. The start of what is then measured.
   TransferRate rate{1e9, 1e-3};
 };
 
@@ -100,7 +100,7 @@ struct ContextCounters {
 
 // What is kept of a prompt.
 struct ContextMatch {
-  // A segment on the way of the prompt whose chain has all rows.
+  // A segment whose text the prompt begins with, and whose chain has all its rows.
   struct Step {
     uint64_t segment = 0;
     int64_t end = 0;
@@ -112,8 +112,8 @@ struct ContextMatch {
   int64_t matched = 0;   // so many ids are the same as in some text of the namespace
   uint64_t segment = 0;  // the longest one to go on from; 0: none
   int64_t position = 0;  // its end
-  // Positions beyond `position` at which texts that share more than that with the prompt part from it or from each
-  // other, or end: at most kPartingsMax, the furthest ones.
+  // Positions beyond `position` at which other texts that share more than `position` tokens with the prompt part from
+  // it, part from each other, or end. The furthest ones, at most kPartingsMax.
   std::vector<int64_t> partings;
   ContextMiss reason = ContextMiss::kNoneKept;  // if there is no segment
   std::vector<Step> steps;
@@ -121,7 +121,7 @@ struct ContextMatch {
   static constexpr size_t kPartingsMax = 8;
 };
 
-// Whether and where to go on.
+// Which kept segment the prompt should begin with, if any.
 struct ContextChoice {
   uint64_t segment = 0;  // 0: compute all
   int64_t position = 0;
@@ -133,7 +133,7 @@ struct ContextChoice {
 struct AddedSegment {
   uint64_t number = 0;
   int64_t begin = 0;
-  SegmentContents missing = 0;  // in all tiers, and not on its way: what the caller should store
+  SegmentContents missing = 0;  // in no tier and not on its way to one: what the caller should store
 };
 
 struct SegmentBytes {
@@ -213,19 +213,19 @@ struct ContextPage {
   std::string next;                   // `after` of the next page; empty: this is the last one
 };
 
-// What a namespace may have. Bytes count once, in however many tiers they are, also on their way.
+// What a namespace may have. Bytes count once, however many tiers have them or are about to.
 struct NamespaceQuota {
   int64_t bytes_max = INT64_MAX;
   int64_t contexts_max = 100'000;
 };
 
-// Not thread-safe. Numbers of segments and tiers come from the tree, and are never used again; one that has never been
-// given out is a CHECK, one that is gone is an answer like "not found". Errors of contexts and quotas are for users.
+// Not thread-safe. The tree gives segments and tiers their numbers, and never uses a number again. A number that it has
+// never given out fails a CHECK; one that is gone is answered like "not found". Errors of contexts and quotas are for
+// users.
 class SegmentTree {
  public:
   static constexpr double kFreshSeconds = 2;
-  static constexpr size_t kNameBytesMax = 256;
-  // Segments of one chain; a longer one is RESOURCE_EXHAUSTED. What walks chains is bounded by it.
+  // The most segments of one chain: a longer one is refused with RESOURCE_EXHAUSTED. This bounds every walk of a chain.
   static constexpr int kChainMax = 4096;
 
   // No context will have an etag below `first_etag`, which is not 0.
@@ -239,7 +239,7 @@ class SegmentTree {
 
   // ---- Tiers
   int OpenTier(const TierOptions& options);
-  // Everything in it is lost. The caller need not drop what was in it, only what `drops` says of other tiers.
+  // Everything in it is lost. `drops` has only what the caller has to drop from other tiers.
   void CloseTier(int tier, SegmentDrops* drops);
   int64_t TierBytes(int tier) const;
   int64_t TierBytes(TierKind kind) const;
@@ -251,9 +251,10 @@ class SegmentTree {
   // Where the prompt can go on. A snapshot at its very end is of use only with last logits. `limit`: the caller wants
   // logits from this position on, so that only snapshots up to it are of use.
   ContextMatch Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit = INT64_MAX) const;
-  // The best segment to go on from in this tier: the least seconds of loading the missing contents from other tiers,
-  // restoring all from this one, and computing the rest. compute_seconds(begin) is what reading the prompt from `begin`
-  // takes. `match` must be of this very state of the tree. With `only_here`, nothing is loaded from other tiers.
+  // The best segment to begin with in this tier. It is the one with the least time to load what is missing from other
+  // tiers, to restore all of it from this one, and to compute the rest. compute_seconds(begin) is the time to read the
+  // prompt from `begin` on. The tree must not have changed since `match` was made. With `only_here`, nothing is loaded
+  // from other tiers.
   ContextChoice Choose(const ContextMatch& match, int tier, absl::FunctionRef<double(int64_t begin)> compute_seconds,
                        bool only_here = false) const;
   void CountHit(const ContextChoice& choice);
@@ -264,10 +265,10 @@ class SegmentTree {
   // `seconds`: what computing these ids takes. RESOURCE_EXHAUSTED: the chain is too long.
   absl::StatusOr<AddedSegment> Add(const std::string& name_space, uint64_t parent, absl::Span<const int32_t> ids,
                                    const SegmentBytes& bytes, double seconds, double now);
-  // What was found in a tier at the start, or was imported: as it was cut, and not held. ALREADY_EXISTS if the
-  // namespace has a segment for this text: the caller should remove what it found. RESOURCE_EXHAUSTED: as above, and if
-  // the tier or the namespace is full. A segment without a snapshot must be followed by its children: Tidy removes what
-  // is of no use.
+  // Adds a segment that was found in a tier at the start, or was imported, with the positions that it has; it is not
+  // held. ALREADY_EXISTS if the namespace has a segment for this text: the caller should remove what it has found.
+  // RESOURCE_EXHAUSTED as above, and if the tier or the namespace is full. The children of a segment without a snapshot
+  // must follow: Tidy removes what is of no use.
   absl::StatusOr<uint64_t> Adopt(const ContextIdentity& identity, const std::string& name_space, uint64_t parent,
                                  absl::Span<const int32_t> ids, const SegmentBytes& bytes, int tier,
                                  SegmentContents contents, double seconds, double now);
@@ -288,11 +289,11 @@ class SegmentTree {
   // to where the rows before it are. RESOURCE_EXHAUSTED names what is full, this tier or the namespace's quota; the
   // segment is as it was then, but others may have been dropped in vain.
   absl::StatusOr<Saving> Store(uint64_t number, int tier, double now, SegmentDrops* drops);
-  // The same to copy a held segment and its chain from where they are. FAILED_PRECONDITION: not all of it is anywhere.
+  // The same, to copy a held segment and its chain from other tiers. FAILED_PRECONDITION: no tier has some part of it.
   absl::StatusOr<BringPlan> Bring(uint64_t number, int tier, double now, SegmentDrops* drops);
   // What was on its way has come.
   void Arrived(uint64_t number, int tier, SegmentContents contents, double now, SegmentDrops* drops);
-  // What was in a tier, or on its way there, is not. Whatever is of no use without it goes, too.
+  // What was in a tier, or on its way there, is lost. What is of no use without it is dropped, too.
   void Lost(uint64_t number, int tier, SegmentContents contents, SegmentDrops* drops);
   // Evicts until so many bytes fit the tier. RESOURCE_EXHAUSTED: what is left must stay.
   absl::Status MakeRoom(int tier, int64_t bytes, double now, SegmentDrops* drops);
@@ -303,11 +304,11 @@ class SegmentTree {
 
   std::optional<SegmentInfo> Find(uint64_t number) const;
   std::vector<uint64_t> Chain(uint64_t number) const;  // from the root on
-  // The number must be that of a segment that is not gone. It takes as long as the chain is.
+  // The segment must not be gone. It takes time in proportion to its chain.
   TextKept Kept(uint64_t number) const;
   // The ids of [begin, end) of the segment's text, with room for `more` behind them; `end` is at most the segment's.
   std::vector<int32_t> Ids(uint64_t number, int64_t begin, int64_t end, size_t more = 0) const;
-  // Its key; rows of the segment must have been stored, or be on their way.
+  // The segment's key. Its rows must have been stored, or be on their way.
   SegmentKey Key(uint64_t number);
 
   // ---- Contexts, by namespace and name. All calls: NOT_FOUND if there is none of the name; ABORTED if `etag` is not 0
@@ -317,26 +318,26 @@ class SegmentTree {
   // RESOURCE_EXHAUSTED if the namespace has contexts_max contexts.
   absl::StatusOr<ContextInfo> Create(const std::string& name_space, const std::string& name, uint64_t number,
                                      std::optional<double> seconds_to_live, double now);
-  // What Create would say to a segment that is held.
+  // What Create would return for a segment that is held.
   absl::Status CheckNew(const std::string& name_space, const std::string& name) const;
-  // It is this segment's text from now on; the segment must be held.
+  // The context has the text of this segment, which must be held, from now on.
   absl::StatusOr<ContextInfo> Advance(const std::string& name_space, const std::string& name, uint64_t etag,
                                       uint64_t number, double now, SegmentDrops* drops);
   // This counts as a use.
   absl::StatusOr<ContextInfo> SetSecondsToLive(const std::string& name_space, const std::string& name,
                                                std::optional<double> seconds_to_live, double now);
   absl::StatusOr<ContextInfo> Get(const std::string& name_space, const std::string& name, uint64_t etag = 0) const;
-  // Refreshes the expiry and holds the segment. FAILED_PRECONDITION: it is of another identity; names both.
+  // Puts the expiry off and holds the segment. FAILED_PRECONDITION: the context is of another identity; names both.
   absl::StatusOr<ContextInfo> Use(const std::string& name_space, const std::string& name, double now);
   absl::StatusOr<ContextInfo> Rename(const std::string& name_space, const std::string& name,
                                      const std::string& new_name, uint64_t etag);
-  // A pinned context does not expire. When it is pinned no more, it has its seconds to live again.
+  // A pinned context does not expire. When it is unpinned, it has its seconds to live again.
   absl::StatusOr<ContextInfo> Pin(const std::string& name_space, const std::string& name, bool pinned, uint64_t etag);
   // Removes its bytes, too, as soon as nobody else needs them.
   absl::Status Delete(const std::string& name_space, const std::string& name, uint64_t etag, SegmentDrops* drops);
   // Contexts after the name `after`, at most `count` (> 0).
   ContextPage List(const std::string& name_space, const std::string& after, int count) const;
-  // Contexts that have expired lose their names; their bytes may be evicted from then on. At most so many at a time.
+  // Removes the names of contexts that have expired, at most `count_max`; their bytes may be evicted from then on.
   std::vector<ExpiredContext> Expire(double now, SegmentDrops* drops, size_t count_max = SIZE_MAX);
 
   void SetQuota(const std::string& name_space, const NamespaceQuota& quota);
@@ -344,7 +345,8 @@ class SegmentTree {
 
   const ContextCounters& counters() const;
   size_t segments() const;
-  // What the tree itself takes, about: ids (two bytes each where they are small) and some hundred bytes a segment.
+  // About how much memory the tree itself takes: the ids, two bytes each where they are small, and some hundred bytes
+  // for each segment.
   int64_t index_bytes() const;
 
  private:

@@ -13,10 +13,10 @@ namespace {
 
 absl::Status CheckName(const std::string& name) {
   if (name.empty()) return absl::InvalidArgumentError("the name of a context is empty");
-  if (name.size() > SegmentTree::kNameBytesMax) {
+  if (name.size() > kContextTextBytesMax) {
     return absl::InvalidArgumentError(absl::StrCat("the name of a context has ",
                                                    WithCommas(static_cast<int64_t>(name.size())),
-                                                   " bytes, the limit is ", SegmentTree::kNameBytesMax));
+                                                   " bytes, the limit is ", kContextTextBytesMax));
   }
   return absl::OkStatus();
 }
@@ -182,8 +182,8 @@ absl::StatusOr<ContextInfo> SegmentTree::Use(const std::string& name_space, cons
   state.Now(now);
   GF_ASSIGN_OR_RETURN(Context* const context, state.FindContext(name_space, name, 0));
   if (const ContextIdentity* const of = context->segment->space->identity; of != state.identity) {
-    return absl::FailedPreconditionError(absl::StrCat("context \"", name, "\" is of ", of->ToString(),
-                                                      ", and what is served is ", state.identity->ToString()));
+    return absl::FailedPreconditionError(absl::StrCat("context \"", name, "\" was made by ", of->ToString(),
+                                                      ", this server runs ", state.identity->ToString()));
   }
   context->last_use = state.now;
   state.PutOffExpiry(*context);

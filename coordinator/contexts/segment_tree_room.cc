@@ -85,13 +85,13 @@ double SegmentTree::State::ScoreEverywhere(const Segment& segment, SegmentConten
   return SavedSeconds(segment) / static_cast<double>(std::max<int64_t>(segment.Bytes(contents), 1));
 }
 
-void SegmentTree::State::List(Pool& pool, uint64_t number, Rank& rank, bool listed, double score) {
+void SegmentTree::State::List(Pool& pool, uint64_t number, EvictionOrder& order, bool listed, double score) {
   std::optional<Pool::Entry> entry;
-  if (listed) entry.emplace(rank.base + score, rank.used, number);
-  if (entry == rank.listed) return;
-  if (rank.listed) pool.evictable.erase(*rank.listed);
+  if (listed) entry.emplace(order.base + score, order.used, number);
+  if (entry == order.listed) return;
+  if (order.listed) pool.evictable.erase(*order.listed);
   if (entry) pool.evictable.insert(*entry);
-  rank.listed = entry;
+  order.listed = entry;
 }
 
 // To be called when anything has changed that says whether the segment may be evicted. What others' changes do to its
@@ -99,11 +99,11 @@ void SegmentTree::State::List(Pool& pool, uint64_t number, Rank& rank, bool list
 void SegmentTree::State::Reindex(Segment& segment) {
   for (Copy& copy : segment.copies) {
     const SegmentContents contents = Evictable(segment, copy);
-    List(tiers.at(copy.tier).pool, segment.number, copy.rank, contents != 0,
+    List(tiers.at(copy.tier).pool, segment.number, copy.order, contents != 0,
          contents == 0 ? 0 : Score(segment, copy, contents));
   }
   const SegmentContents contents = EvictableEverywhere(segment);
-  List(segment.space->name_space->pool, segment.number, segment.rank, contents != 0,
+  List(segment.space->name_space->pool, segment.number, segment.order, contents != 0,
        contents == 0 ? 0 : ScoreEverywhere(segment, contents));
 }
 
@@ -123,8 +123,8 @@ bool SegmentTree::State::EvictFrom(int tier, SegmentDrops* drops) {
     const SegmentContents contents = Evictable(segment, copy);
     GF_CHECK_NE(contents, 0);
     const double score = Score(segment, copy, contents);
-    if (copy.rank.base + score > priority) {  // others of its chain have gone: it is worth more than it was
-      List(pool, number, copy.rank, true, score);
+    if (copy.order.base + score > priority) {  // others of its chain have gone: it is worth more than it was
+      List(pool, number, copy.order, true, score);
       continue;
     }
     pool.inflation = std::max(pool.inflation, priority);
@@ -146,8 +146,8 @@ bool SegmentTree::State::EvictOf(Namespace& name_space, SegmentDrops* drops) {
     const SegmentContents contents = EvictableEverywhere(segment);
     GF_CHECK_NE(contents, 0);
     const double score = ScoreEverywhere(segment, contents);
-    if (segment.rank.base + score > priority) {
-      List(pool, number, segment.rank, true, score);
+    if (segment.order.base + score > priority) {
+      List(pool, number, segment.order, true, score);
       continue;
     }
     pool.inflation = std::max(pool.inflation, priority);
@@ -191,7 +191,7 @@ absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now,
   state.Ripen();
   Segment& segment = state.Held(number);
   const Tier* const target = state.LookupTier(tier);
-  if (target == nullptr) return absl::UnavailableError("the tier is closed");
+  if (target == nullptr) return absl::UnavailableError("the group has ended");
   if (segment.wants_logits && segment.holds == 1 && segment.coming() == 0) {
     state.RemoveEverywhere(segment, kSnapshot, drops);
     segment.snapshot_bytes = segment.wanted_bytes;
@@ -227,7 +227,7 @@ absl::StatusOr<BringPlan> SegmentTree::Bring(uint64_t number, int tier, double n
   state.Now(now);
   state.Ripen();
   Segment& last = state.Held(number);
-  if (state.LookupTier(tier) == nullptr) return absl::UnavailableError("the tier is closed");
+  if (state.LookupTier(tier) == nullptr) return absl::UnavailableError("the group has ended");
   BringPlan plan;
   const std::vector<uint64_t> chain = Chain(number);
   for (const uint64_t link : chain) {
@@ -279,7 +279,7 @@ absl::Status SegmentTree::MakeRoom(int tier, int64_t bytes, double now, SegmentD
   state_->Now(now);
   state_->Ripen();
   Tier* const found = state_->LookupTier(tier);
-  if (found == nullptr) return absl::UnavailableError("the tier is closed");
+  if (found == nullptr) return absl::UnavailableError("the group has ended");
   if (bytes > found->pool.bytes_max) {
     return absl::ResourceExhaustedError(absl::StrCat(found->options.name, " has ", WithCommas(found->pool.bytes_max),
                                                      " bytes in all, and ", WithCommas(bytes), " are wanted"));

@@ -174,8 +174,8 @@ void SegmentTree::State::AddContents(Segment& segment, int tier, SegmentContents
   if (copy == nullptr) {
     copy = &segment.copies.emplace_back();
     copy->tier = tier;
-    copy->rank.base = tiers.at(tier).pool.inflation;
-    copy->rank.used = last_used;
+    copy->order.base = tiers.at(tier).pool.inflation;
+    copy->order.used = last_used;
     for (const Segment* child = segment.first_child; child != nullptr; child = child->next_sibling) {
       const Copy* const there = child->In(tier);
       copy->children += there != nullptr && (there->contents() & kRows) != 0;
@@ -202,7 +202,7 @@ void SegmentTree::State::RemoveContents(Segment& segment, int tier, SegmentConte
   copy->coming &= ~contents;
   tiers.at(tier).pool.bytes -= tiers.at(tier).Bytes(segment, contents);
   if (copy->contents() == 0) {
-    List(tiers.at(tier).pool, segment.number, copy->rank, false, 0);
+    List(tiers.at(tier).pool, segment.number, copy->order, false, 0);
     segment.copies.erase(segment.copies.begin() + (copy - segment.copies.data()));
   }
   segment.space->name_space->pool.bytes -= segment.Bytes(before & ~segment.contents());
@@ -229,7 +229,7 @@ void SegmentTree::State::RemoveEverywhere(Segment& segment, SegmentContents cont
 void SegmentTree::State::Delete(Segment& segment, Why why, SegmentDrops* drops) {
   GF_CHECK(segment.children == 0 && !segment.needed());
   RemoveEverywhere(segment, kRowsAndSnapshot, drops);
-  List(segment.space->name_space->pool, segment.number, segment.rank, false, 0);
+  List(segment.space->name_space->pool, segment.number, segment.order, false, 0);
   const TextTree::Node* const node = segment.node;
   if (why == Why::kEvicted) {
     const int64_t ids = std::min<int64_t>(node->end, EvictedTexts::kIds);
@@ -290,11 +290,11 @@ bool SegmentTree::State::ChainHasRows(const Segment& segment) const {
 void SegmentTree::State::Touch(Segment& segment) {
   segment.last_use = now;
   ++last_used;
-  segment.rank.base = segment.space->name_space->pool.inflation;
-  segment.rank.used = last_used;
+  segment.order.base = segment.space->name_space->pool.inflation;
+  segment.order.used = last_used;
   for (Copy& copy : segment.copies) {
-    copy.rank.base = tiers.at(copy.tier).pool.inflation;
-    copy.rank.used = last_used;
+    copy.order.base = tiers.at(copy.tier).pool.inflation;
+    copy.order.used = last_used;
   }
 }
 

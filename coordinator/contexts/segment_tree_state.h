@@ -24,29 +24,29 @@
 
 namespace goldfinch {
 
-// Something with a limit of bytes, and the order in which it is emptied.
+// A number of bytes with a limit, and the order in which segments are evicted from it.
 struct Pool {
   int64_t bytes_max = 0;
   int64_t bytes = 0;
   double inflation = 0;  // the priority of what was evicted last
-  // Priority, when it was last used, number: the first one goes first.
+  // (priority, the number of its last use, the segment's number): the smallest is evicted first.
   using Entry = std::tuple<double, uint64_t, uint64_t>;
   std::set<Entry> evictable;
 };
 
-// The place of a segment in a pool's order.
-struct Rank {
-  double base = 0;    // the pool's inflation at the last use,
-  uint64_t used = 0;  // which had this number of all uses
-  std::optional<Pool::Entry> listed = {};
+// A segment's place in the order of a pool.
+struct EvictionOrder {
+  double base = 0;                         // the pool's inflation when the segment was last used
+  uint64_t used = 0;                       // the number of that use, counted over all segments
+  std::optional<Pool::Entry> listed = {};  // its entry in Pool::evictable, if it has one
 };
 
 struct Copy {
   int tier = 0;
   SegmentContents present = 0;
   SegmentContents coming = 0;
-  int32_t children = 0;  // of the segment's children, those that have rows in this tier, or on their way
-  Rank rank;
+  int32_t children = 0;  // children of the segment that have rows in this tier, or on their way to it
+  EvictionOrder order;
 
   SegmentContents contents() const { return present | coming; }
 };
@@ -85,8 +85,8 @@ struct Segment {
   bool wants_logits = false;  // was added with them, while its snapshot has none
   int64_t wanted_bytes = 0;   // of that snapshot
   bool snapshot_evicted = false;
-  bool doubtful = false;  // its chain lost rows while it was held: Release looks whether they are there again
-  bool doomed = false;    // deleted by its user: goes as soon as nobody needs it
+  bool doubtful = false;  // its chain lost rows while it was held: Release checks whether they are there again
+  bool doomed = false;    // its user has deleted it: it is dropped as soon as nobody needs it
   int32_t holds = 0;
   int32_t contexts = 0;
   int32_t contexts_within = 0;  // of it and of all below it
@@ -94,7 +94,7 @@ struct Segment {
   double last_use = 0;
   double fresh_until = -std::numeric_limits<double>::infinity();
   absl::InlinedVector<Copy, 2> copies;
-  Rank rank;  // in the namespace's pool
+  EvictionOrder order;  // in the namespace's pool
   std::unique_ptr<SegmentKey> key;
 
   int64_t end() const { return node->end; }
@@ -105,7 +105,7 @@ struct Segment {
   SegmentContents present() const;
   SegmentContents coming() const;
   SegmentContents contents() const { return present() | coming(); }
-  // What other copies have than the one in this tier.
+  // What copies in other tiers have.
   SegmentContents PresentBeside(int tier) const;
   Copy* In(int tier);
   const Copy* In(int tier) const { return const_cast<Segment*>(this)->In(tier); }
@@ -116,7 +116,7 @@ struct Tier {
   TierOptions options;
   Pool pool;
 
-  // What contents of the segment take of the tier.
+  // How many bytes of the tier these contents of the segment take.
   int64_t Bytes(const Segment& segment, SegmentContents contents) const {
     const auto part = [](double share, int64_t bytes) {
       return share == 1 ? bytes : static_cast<int64_t>(std::ceil(share * static_cast<double>(bytes)));
@@ -138,7 +138,7 @@ struct Context {
   std::optional<double> expires;
 };
 
-// The beginnings of texts that were evicted lately: to tell why a prompt finds nothing.
+// The beginnings of texts that were evicted lately. They tell why nothing is kept of a prompt.
 class EvictedTexts {
  public:
   static constexpr size_t kIds = 32;      // of a text's beginning
@@ -192,7 +192,7 @@ struct SegmentTree::State {
   double ScoreEverywhere(const Segment& segment, SegmentContents contents) const;
   int BestSource(const Segment& segment, SegmentContents content, int beside) const;
   double MoveSeconds(int tier, int64_t bytes) const;
-  void List(Pool& pool, uint64_t number, Rank& rank, bool listed, double score);
+  void List(Pool& pool, uint64_t number, EvictionOrder& order, bool listed, double score);
   void Reindex(Segment& segment);
   void Ripen();
   bool EvictFrom(int tier, SegmentDrops* drops);

@@ -1,4 +1,4 @@
-// Texts by their token ids: a compressed trie. Texts with the same beginning share the ids of it.
+// A compressed trie of texts by their token ids: texts with the same beginning share its ids.
 #ifndef GOLDFINCH_COORDINATOR_CONTEXTS_TEXT_TREE_H_
 #define GOLDFINCH_COORDINATOR_CONTEXTS_TEXT_TREE_H_
 
@@ -18,21 +18,21 @@ struct Segment;
 // their way, whatever else the tree holds; none of them recurses.
 class TextTree {
  public:
-  // The text that the ids from the root to here make. A node other than the root has a segment or at least two
-  // children; its address stays the same for as long as it lives.
+  // Stands for the text of the ids from the root to here. A node other than the root has a segment or at least two
+  // children. Its address does not change.
   struct Node {
     Node* parent = nullptr;
     int64_t end = 0;             // length of the text
-    PackedIds ids;               // of the text, those that the parent's does not have
+    PackedIds ids;               // the ids of the text that the parent's text does not have
     int32_t children = 0;        // texts that go on in different ways
     uintptr_t child = 0;         // the addresses of all children, xored: the only child if there is one
     Segment* segment = nullptr;  // that ends here
   };
-  // Where ids lead.
+  // Where a walk along ids ends.
   struct Place {
-    Node* node = nullptr;    // the last one whose text they have in full
-    Node* beyond = nullptr;  // of its children the one with whose ids they go on, or null
-    int64_t matched = 0;     // length of the text that they have in common with any in the tree
+    Node* node = nullptr;    // the last one whose whole text the ids begin with
+    Node* beyond = nullptr;  // the child of it whose ids they go on with for a while, or null
+    int64_t matched = 0;     // how many of the ids, from the root on, are those of some text in the tree
   };
 
   TextTree();
@@ -66,10 +66,10 @@ class TextTree {
     return place;
   }
 
-  // The node of the text of `from` and `ids`, which gets one if it has none; the caller then sets its segment. `place`
-  // is what Walk has returned for the same, and whatever was walked must not have changed.
+  // Returns the node of the text that was walked, and makes it if there is none; the caller then sets its segment.
+  // `place` is what Walk has returned for these ids, and the tree must not have changed since.
   Node* Insert(const Place& place, absl::Span<const int32_t> ids_beyond);
-  // After the node's segment has been taken away: removes what is of no use any more.
+  // Removes the nodes that are of no use any more after the node's segment has been taken away.
   void Tidy(Node* node);
 
   // The ids of positions [begin, end) of a node's text, with room for `more` behind them.

@@ -6,9 +6,9 @@
 
 namespace goldfinch {
 
-// seconds = fixed_seconds + bytes / bytes_per_second: a line through the measured moves by least squares, in which a
-// move counts half as much as one that came kHalfLife moves later. What is given at the beginning counts as two moves
-// that are never forgotten, though for little. Not thread-safe.
+// seconds = fixed_seconds + bytes / bytes_per_second, fitted to the measured moves by least squares. A move counts half
+// as much as one that came kHalfLife moves later. The rate that is given at the beginning counts as two moves that are
+// never forgotten, with a small weight. Not thread-safe.
 class TransferRate {
  public:
   // Both positive.
@@ -18,8 +18,8 @@ class TransferRate {
   double bytes_per_second() const { return bytes_per_second_; }
   double fixed_seconds() const { return fixed_seconds_; }
 
-  // A move that was held up by something else counts as at most kTooSlow times of what was expected. Seconds and bytes
-  // that are not positive say nothing and are ignored.
+  // A move counts as at most kTooSlow times as long as was expected, because something else may have held it up.
+  // Seconds and bytes that are not positive are ignored.
   void Measured(int64_t bytes, double seconds);
 
   static constexpr double kHalfLife = 16;

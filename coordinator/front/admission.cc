@@ -19,7 +19,7 @@ absl::Status Admission::Enter(const PeerAddress& peer) {
     int& count = by_network_[peer.network];
     if (count >= per_network_max_) {
       return absl::ResourceExhaustedError(
-          absl::StrCat("there are ", count, " connections of its address, which is the limit"));
+          absl::StrCat("there are ", count, " connections from this address, which is the limit"));
     }
     ++count;
   }

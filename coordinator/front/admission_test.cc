@@ -16,7 +16,7 @@ TEST(Admission, LimitsAddressesAndAll) {
   EXPECT_TRUE(admission.Enter(Peer("a")).ok());
   EXPECT_TRUE(admission.Enter(Peer("a")).ok());
   EXPECT_EQ(std::string(admission.Enter(Peer("a")).message()),
-            "there are 2 connections of its address, which is the limit");
+            "there are 2 connections from this address, which is the limit");
   EXPECT_TRUE(admission.Enter(Peer("b")).ok());
   admission.Leave(Peer("a"));
   EXPECT_TRUE(admission.Enter(Peer("a")).ok());

@@ -38,7 +38,7 @@ absl::Status BodyPool::Account::OpenCall() {
   const int most = std::min(pool_->limits_.calls_per_address_max, left);
   if (!owner_.loopback && calls_of_address >= most) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("there are ", calls_of_address, " open calls of its address, the limit is ", most));
+        absl::StrCat("there are ", calls_of_address, " open calls from this address, the limit is ", most));
   }
   ++calls_;
   ++calls_of_address;

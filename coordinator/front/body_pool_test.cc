@@ -151,7 +151,7 @@ TEST_F(BodyPoolTest, AnAddressHasSoManyCallsOverAllItsConnections) {
   EXPECT_TRUE(a->OpenCall().ok());
   EXPECT_TRUE(a->OpenCall().ok());
   EXPECT_EQ(OpenCalls(*b), 3);
-  EXPECT_EQ(std::string(a->OpenCall().message()), "there are 5 open calls of its address, the limit is 5");
+  EXPECT_EQ(std::string(a->OpenCall().message()), "there are 5 open calls from this address, the limit is 5");
   EXPECT_TRUE(c->OpenCall().ok());
   b->CloseCall();
   EXPECT_EQ(OpenCalls(*a), 1);

@@ -193,7 +193,9 @@ bool Connection::OnRoom(double now) {
 
 bool Connection::Evicted(double now) {
   if (!guard_) return true;
-  Refuse(absl::ResourceExhaustedError("its unfinished requests hold the most bytes, and others wait"), now);
+  Refuse(
+      absl::ResourceExhaustedError("closed to free memory: this address holds the most bytes of unfinished requests"),
+      now);
   return EndTurn(now);
 }
 

@@ -116,7 +116,7 @@ absl::Status H2Guard::CheckLayout(const Frame& frame) const {
   if (header_stream_ != 0 && (frame.type != kContinuation || frame.stream != header_stream_)) {
     return Malformed(frame.type, "comes within a header block");
   }
-  if (header_stream_ == 0 && frame.type == kContinuation) return Malformed(frame.type, "continues nothing");
+  if (header_stream_ == 0 && frame.type == kContinuation) return Malformed(frame.type, "without an open header block");
   const bool of_connection = frame.type == kSettings || frame.type == kPing || frame.type == kGoAway;
   const bool of_stream = frame.type <= kReset || frame.type == kContinuation;
   if ((of_connection && frame.stream != 0) || (of_stream && frame.stream == 0)) {

@@ -126,7 +126,7 @@ TEST_F(H2GuardTest, NothingComesWithinAHeaderBlock) {
   EXPECT_FALSE(Refused(FrameHeader(0, kContinuation, 0, 3)).ok());
   EXPECT_THAT(Refused(FrameHeader(8, kPing, 0, 0)).ToString(), HasSubstr("PING comes within a header block"));
   Pass(MakeFrame(kContinuation, kEndHeaders, 1, ""));
-  EXPECT_THAT(Refused(FrameHeader(0, kContinuation, 0, 1)).ToString(), HasSubstr("continues nothing"));
+  EXPECT_THAT(Refused(FrameHeader(0, kContinuation, 0, 1)).ToString(), HasSubstr("without an open header block"));
 }
 
 TEST_F(H2GuardTest, LayoutsAreChecked) {

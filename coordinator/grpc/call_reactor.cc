@@ -31,9 +31,10 @@ void MessageReactor::Admit() {
 void MessageReactor::OnReadDone(bool ok) {
   if (!ok) {
     if (!Fail()) return;
-    const absl::Status status = context_->IsCancelled()
-                                    ? absl::CancelledError("the client has gone")
-                                    : absl::InvalidArgumentError("no message came, or one that is too large");
+    const absl::Status status =
+        context_->IsCancelled()
+            ? absl::CancelledError("the client cancelled the call or disconnected")
+            : absl::InvalidArgumentError("the call had no message, or one that is larger than max_message_bytes");
     return NotReceived(status);
   }
   {
@@ -60,7 +61,7 @@ bool MessageReactor::Fail() {
 }
 
 void MessageReactor::OnCancel() {
-  if (Fail()) return NotReceived(absl::CancelledError("the client has gone"));
+  if (Fail()) return NotReceived(absl::CancelledError("the client cancelled the call or disconnected"));
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (stage_ != Stage::kReceived) return;

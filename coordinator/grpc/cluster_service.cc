@@ -115,7 +115,7 @@ absl::Status ParseChecked(grpc::ByteBuffer* bytes, absl::Status (*check)(google:
     GF_RETURN_IF_ERROR(check(&reader));
   }
   const bool parsed = grpc::SerializationTraits<Message>::Deserialize(bytes, message).ok();
-  return parsed ? absl::OkStatus() : absl::InvalidArgumentError("the bytes are no message");
+  return parsed ? absl::OkStatus() : absl::InvalidArgumentError("the bytes are not a valid message");
 }
 
 // Belongs to gRPC, and deletes itself when gRPC is done with it.
@@ -278,8 +278,8 @@ class ClusterService final : public RawService {
     ShelfListener* const shelves = listener_->shelves();
     if (shelves == nullptr) return RefuseCall(absl::UnimplementedError("this coordinator keeps no contexts"));
     if (!connections_.AddShelf(PeerConnection(*context))) {
-      return RefuseCall(
-          absl::PermissionDeniedError("it needs a Work stream on its connection, and at most two a stream"));
+      return RefuseCall(absl::PermissionDeniedError(
+          "a Contexts stream needs a Work stream on the same connection; at most two are allowed"));
     }
     return new ContextsStream(
         shelves, &connections_, context,

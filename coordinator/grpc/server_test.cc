@@ -170,8 +170,8 @@ TEST_F(ServerTest, MalformedRequestsAreRefused) {
     for (const std::string method : {"Generate", "Score", "Tokenize"}) {
       const grpc::Status status = CallRaw(Connect(*server, {}), "/goldfinch.v1.Goldfinch/" + method, bytes, &response);
       EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-      EXPECT_EQ(status.error_message(),
-                "the 4 bytes of the request are no goldfinch.v1." + method + "Request, or a text in it is not UTF-8");
+      EXPECT_EQ(status.error_message(), "the request, of 4 bytes, is not a valid goldfinch.v1." + method +
+                                            "Request message, or a text in it is not UTF-8");
     }
   }
   EXPECT_TRUE(Call(Connect(*server, {})).ok());

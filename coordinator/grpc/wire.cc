@@ -32,8 +32,8 @@ absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Messa
     if (absl::IsInvalidArgument(status)) return status;
     if (status.ok() && message->ParseFromZeroCopyStream(&reader)) return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(absl::StrCat("the ", bytes.Length(), " bytes of the request are no ",
-                                                 message->GetTypeName(), ", or a text in it is not UTF-8"));
+  return absl::InvalidArgumentError(absl::StrCat("the request, of ", bytes.Length(), " bytes, is not a valid ",
+                                                 message->GetTypeName(), " message, or a text in it is not UTF-8"));
 }
 
 void SerializeMessage(const google::protobuf::MessageLite& message, grpc::ByteBuffer* bytes) {

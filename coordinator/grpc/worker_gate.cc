@@ -16,7 +16,7 @@ constexpr std::string_view kSealRole = "challenge";
 constexpr size_t kEndBytes = sizeof(double);
 constexpr size_t kChallengeBytes = SharedKey::kNonceBytes + kEndBytes + SharedKey::kProofBytes;
 
-// When the challenge is over.
+// When the challenge expires.
 double EndOf(std::string_view challenge) {
   double end = 0;
   std::memcpy(&end, challenge.data() + SharedKey::kNonceBytes, kEndBytes);
@@ -58,7 +58,7 @@ absl::StatusOr<std::string> WorkerGate::Admit(const WorkerCredentials& worker, u
   const std::lock_guard<std::mutex> lock(mutex_);
   // Others may have come here with a later time, and forgotten challenges that were over by then.
   latest_ = std::max(latest_, now);
-  if (EndOf(worker.challenge) < latest_) return absl::UnauthenticatedError("the challenge is over");
+  if (EndOf(worker.challenge) < latest_) return absl::UnauthenticatedError("the challenge has expired");
   used_.erase(used_.begin(), used_.lower_bound({latest_, ""}));
   if (!used_.emplace(EndOf(worker.challenge), worker.challenge).second) {
     return absl::UnauthenticatedError("the challenge has been used before");

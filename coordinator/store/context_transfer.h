@@ -1,4 +1,4 @@
-// Contexts out of a store and into it, as exchange files (exchange.h).
+// Reads contexts from a store, and writes them to it, as exchange files (exchange.h).
 #ifndef GOLDFINCH_COORDINATOR_STORE_CONTEXT_TRANSFER_H_
 #define GOLDFINCH_COORDINATOR_STORE_CONTEXT_TRANSFER_H_
 

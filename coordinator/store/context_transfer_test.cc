@@ -219,8 +219,8 @@ TEST_F(TransferTest, EveryTruncationAndEveryFlippedByteIsFound) {
   SegmentSpec segment;
   segment.model = TestContextModel();
   segment.model.vocab_size = 10;
-  segment.model.parts = {{0, ContextPartKind::kWkv, ElementType::kF32, {1, 2, 2}},
-                         {0, ContextPartKind::kRows, ElementType::kF16, {2}}};
+  segment.model.parts = {{0, StatePartKind::kWkv, ElementType::kF32, {1, 2, 2}},
+                         {0, StatePartKind::kRows, ElementType::kF16, {2}}};
   segment.end = 3;
   segment.has_snapshot = true;
   const TestSegment small = MakeTestSegment(segment, 1);

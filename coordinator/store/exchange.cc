@@ -38,7 +38,7 @@ std::string TensorName(const SegmentSpec& segment, const SegmentSection& section
   if (section.what == What::kIds) return "ids";
   if (section.what == What::kLogits) return "logits";
   const ContextPart& part = segment.model.parts[section.part];
-  return absl::StrCat("layers.", part.layer, ".", Name(part.kind));
+  return absl::StrCat("layers.", part.layer, ".", KindName(part.kind));
 }
 
 std::vector<int64_t> ShapeOf(const SegmentSpec& segment, const SegmentSection& section) {
@@ -123,7 +123,7 @@ std::optional<ContextPart> PartOf(const SafetensorsEntry& entry) {
   const std::vector<std::string> words = absl::StrSplit(entry.name, '.');
   if (words.size() != 3 || words[0] != "layers") return std::nullopt;
   ContextPart part;
-  const std::optional<ContextPartKind> kind = ParseContextPartKind(words[2]);
+  const std::optional<StatePartKind> kind = ParseContextPartKind(words[2]);
   const auto* const type = std::find(kTypeNames.begin(), kTypeNames.end(), entry.dtype);
   if (!kind || type == kTypeNames.end() || !absl::SimpleAtoi(words[1], &part.layer)) return std::nullopt;
   part.kind = *kind;

@@ -1,15 +1,15 @@
-// The exchange file: a context as one safetensors file, that any program with a reader of safetensors can open.
+// The exchange file: a context as one safetensors file, which any program that reads safetensors can open.
 //
-// It has the tensors
-//   ids                 [n] U16 or I32, by the vocabulary
-//   layers.L.rows       [n, ...] and so are `keys` and `values`, of models that have them
-//   layers.L.wkv        [...] and so are the other parts of the snapshot at n
-//   logits              [vocab] F32, where the context has them
-// of which those by tokens are empty at position 0. Tensors with larger elements come first, so that each is aligned.
-// The metadata has `goldfinch.context`, the version of the format; the identity: `fingerprint`, `vocabulary`,
-// `cache_dtype`, `numerics`; `vocab_size`, `position` (n), `gold_position`; and `crc32c.TENSOR` of every tensor, eight
-// hexadecimal digits. All numbers are decimal. The bytes are a function of the context alone: of its identity, ids,
-// parts and snapshot, and not of the segments, names or server that it was kept in.
+// It has these tensors:
+//   ids                 [n] U16 or I32, depending on the vocabulary
+//   layers.L.rows       [n, ...]; likewise `keys` and `values`, if the model has them
+//   layers.L.wkv        [...]; likewise the other parts of the snapshot at n
+//   logits              [vocab] F32, if the context has them
+// Tensors of n rows are empty at position 0. Tensors with larger elements come first, so that each is aligned. The
+// metadata has `goldfinch.context`, which is the version of the format; the identity in `fingerprint`, `vocabulary`,
+// `cache_dtype` and `numerics`; `vocab_size`, `position` (n) and `gold_position`; and for every tensor `crc32c.TENSOR`,
+// eight hexadecimal digits. All other numbers are decimal. The bytes depend only on the context (identity, ids, parts
+// and snapshot), not on the segments, the names or the server that it was kept in.
 #ifndef GOLDFINCH_COORDINATOR_STORE_EXCHANGE_H_
 #define GOLDFINCH_COORDINATOR_STORE_EXCHANGE_H_
 
@@ -50,8 +50,8 @@ struct ExchangeHeader {
 // *text gets the bytes with which the file begins. INVALID_ARGUMENT as LayOut.
 absl::StatusOr<ExchangeHeader> NewExchangeHeader(const SegmentSpec& segment, absl::Span<const uint32_t> checksums,
                                                  std::string* text);
-// Reads the JSON behind the length, which may be anything; what it returns has passed LayOut. INVALID_ARGUMENT names
-// the tensor or the metadata's key.
+// Reads the JSON that follows the length. It may be anything: what is returned has passed LayOut. INVALID_ARGUMENT
+// names the tensor or the key of the metadata.
 absl::StatusOr<ExchangeHeader> ParseExchangeHeader(std::string_view json);
 // A whole file in memory, for small contexts: `sections` are the bytes of the layout's.
 absl::StatusOr<std::string> ExchangeFile(const SegmentSpec& segment, absl::Span<const std::string> sections);
@@ -66,8 +66,8 @@ class ExchangeSink {
   virtual absl::Status OnBytes(int section, std::string_view bytes) = 0;
 };
 
-// Reads an exchange file that comes in pieces of any size, and believes nothing of it: sizes, types, positions, ids,
-// checksums, and that every number is finite. Takes memory for the header and 64 KiB more. Errors are final:
+// Reads an exchange file that comes in pieces of any size, and trusts nothing in it: it checks sizes, types, positions,
+// ids and checksums, and that every number is finite. It takes memory for the header and 64 KiB more. Errors are final:
 // INVALID_ARGUMENT, DATA_LOSS for a checksum, and the sink's.
 class ExchangeParser {
  public:
@@ -90,8 +90,8 @@ class ExchangeParser {
   std::string text_;  // of the header, as far as it has come
   bool has_header_ = false;
   ExchangeHeader header_;
-  size_t tensor_ = 0;    // that comes next
-  int64_t taken_ = 0;    // bytes of it that have come and are whole elements
+  size_t tensor_ = 0;    // the tensor that comes next
+  int64_t taken_ = 0;    // bytes of whole elements of it that have come
   std::string carried_;  // bytes of an element that has not come as a whole
   char last_byte_ = 0;   // of a tensor of 8 bits
   uint32_t checksum_ = 0;

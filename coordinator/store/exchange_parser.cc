@@ -174,8 +174,7 @@ absl::Status ExchangeParser::CheckElements(const ExchangeTensor& tensor, std::st
 absl::Status ExchangeParser::Finish(const Sha256Digest* digest) {
   GF_RETURN_IF_ERROR(status_);
   if (!has_header_ || tensor_ < header_.tensors.size()) {
-    return Bad("is cut short: ", received_, " bytes have come",
-               has_header_ ? absl::StrCat(", it has ", header_.file_bytes) : "");
+    return Bad("is truncated: ", received_, has_header_ ? absl::StrCat(" of ", header_.file_bytes) : "", " bytes");
   }
   if (digest != nullptr && hash_.Finish() != *digest) {
     return absl::DataLossError("the exchange file is damaged: its SHA-256 is not the one that was sent");

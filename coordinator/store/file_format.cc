@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/crc32c.h"
+#include "base/stage_extent.h"
 #include "base/status.h"
 #include "coordinator/store/store.pb.h"
 
@@ -118,7 +119,7 @@ std::string FieldsOf(const SegmentHeader& header) {
     const ContextPart& part = segment.model.parts[i];
     store::Part* out = fields.add_parts();
     out->set_layer(part.layer);
-    out->set_kind(Name(part.kind));
+    out->set_kind(KindName(part.kind));
     out->set_type(Name(part.type));
     for (const int64_t number : part.shape) out->add_shape(number);
     out->set_bytes(bytes_of_parts[i]);
@@ -137,9 +138,9 @@ std::string FieldsOf(const SegmentHeader& header) {
 }
 
 absl::StatusOr<ContextPart> PartOf(const store::Part& fields) {
-  const std::optional<ContextPartKind> kind = ParseContextPartKind(fields.kind());
+  const std::optional<StatePartKind> kind = ParseContextPartKind(fields.kind());
   const std::optional<ElementType> type = ParseElementType(fields.type());
-  if (!kind || !type || fields.layer() >= kContextLayersMax) return Damaged("it has a part of an unknown kind or type");
+  if (!kind || !type || fields.layer() >= kModelLayersMax) return Damaged("it has a part of an unknown kind or type");
   return ContextPart{static_cast<int>(fields.layer()), *kind, *type, {fields.shape().begin(), fields.shape().end()}};
 }
 

@@ -8,10 +8,10 @@
 //   checksums       4 bytes each: CRC-32C of every block of every section, in their order; a block is kBlockBytes of
 //                   a section, the last one of a section may be shorter
 //   CRC-32C         4 bytes, of all bytes before
-//   sections        of segments, back to back, as LayOut says
+//   sections        of a segment, without gaps, as LayOut says
 //
-// Where a segment's file ends at the beginning of its snapshot, the snapshot has been dropped: to cut the file there is
-// all that it takes, and a crash leaves the one length or the other. Any other length is damage.
+// To drop a segment's snapshot, its file is cut where the snapshot begins; a crash leaves the one length or the other.
+// Any other length is damage.
 #ifndef GOLDFINCH_COORDINATOR_STORE_FILE_FORMAT_H_
 #define GOLDFINCH_COORDINATOR_STORE_FILE_FORMAT_H_
 
@@ -34,13 +34,13 @@ inline constexpr int64_t kNameFileBytesMax = 4096;
 struct ContextName {
   uint64_t id = 0;  // chosen by SegmentStore; stays when the context is renamed
   std::string name_space;
-  std::string name;      // not empty; with the namespace, unlike all others
-  SegmentKey segment{};  // that the context ends in
+  std::string name;      // not empty; unique within its namespace
+  SegmentKey segment{};  // the one in which the context ends
   int64_t position = 0;  // where it ends, at most the segment's end
   bool pinned = false;
   int64_t expires_unix_seconds = 0;  // 0: never
-  int64_t keep_seconds = 0;          // by which a use puts the expiry off; 0: it does not
-  uint64_t revision = 0;             // 1 at first, and one more with each change: the etag
+  int64_t keep_seconds = 0;          // a use puts the expiry off by so much; 0: it does not
+  uint64_t revision = 0;             // 1 at first, one more after each change; the etag
 
   bool operator==(const ContextName&) const = default;
 };
@@ -63,16 +63,16 @@ struct SegmentHeader {
 
 constexpr int64_t BlocksOf(int64_t bytes) { return (bytes + kBlockBytes - 1) / kBlockBytes; }
 
-// What a header is before the bytes of its sections are known: checksums are 0. INVALID_ARGUMENT as LayOut.
+// The header before the bytes of its sections are known: all checksums are 0. INVALID_ARGUMENT as LayOut.
 absl::StatusOr<SegmentHeader> NewSegmentHeader(const SegmentSpec& segment);
-// Has `header_bytes` bytes, whatever key and checksums are.
+// The result has `header_bytes` bytes, whatever the key and the checksums are.
 std::string EncodeSegmentHeader(const SegmentHeader& header);
 
-// How many bytes the file that begins with these has before its sections; `prefix` has kFilePrefixBytes. DATA_LOSS if
-// that is not the beginning of such a file; FAILED_PRECONDITION if the file is of another version.
+// The length of the header of a file that begins with `prefix`, its first kFilePrefixBytes. DATA_LOSS if no file of a
+// store begins so; FAILED_PRECONDITION if the file is of another version.
 absl::StatusOr<int64_t> SegmentHeaderBytes(std::string_view prefix);
-// Reads a whole header, which may be anything: takes memory in proportion to it, and what it returns has passed LayOut.
-// DATA_LOSS, FAILED_PRECONDITION as above.
+// Reads a whole header. It may be anything: the memory that this takes is in proportion to it, and what is returned has
+// passed LayOut. DATA_LOSS, FAILED_PRECONDITION as above.
 absl::StatusOr<SegmentHeader> DecodeSegmentHeader(std::string_view header);
 
 // INVALID_ARGUMENT names the field.

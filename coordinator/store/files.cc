@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -24,6 +25,10 @@ absl::StatusOr<OpenFile> Open(const std::string& path, int flags, const char* do
 }
 
 }  // namespace
+
+int64_t UnixSeconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 absl::Status FileError(int error, const std::string& path, const char* done) {
   const std::string message = absl::StrCat(SafeText(path), ": cannot be ", done, ": ", std::strerror(error));

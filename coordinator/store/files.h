@@ -1,4 +1,4 @@
-// What the store asks of a file system. Tests put another one in its place, which fails or ends where they want.
+// The file system as the store uses it. Tests replace it by one that fails, or ends the process, where they want.
 #ifndef GOLDFINCH_COORDINATOR_STORE_FILES_H_
 #define GOLDFINCH_COORDINATOR_STORE_FILES_H_
 
@@ -17,7 +17,7 @@ namespace goldfinch {
 
 struct FileContent;  // memory_files.cc
 
-// An open file, closed when it goes: a descriptor, or what is in memory.
+// An open file, on disk (a descriptor) or in memory. It is closed by the destructor.
 class OpenFile {
  public:
   OpenFile() = default;
@@ -49,8 +49,11 @@ class OpenFile {
 // read-only file system), RESOURCE_EXHAUSTED (no space, a quota, too many open files), else INTERNAL: a disk that
 // fails. Only NOT_FOUND says anything of what is in the file; of all others it may be as it was.
 absl::Status FileError(int error, const std::string& path, const char* done);
-// DATA_LOSS: a file of so many bytes has fewer than it should have.
+// DATA_LOSS: the file ends after `bytes` bytes, before it should.
 absl::Status EndsAt(const std::string& path, int64_t bytes);
+
+// The time now, as FileState has it.
+int64_t UnixSeconds();
 
 struct FileState {
   int64_t bytes = 0;
@@ -63,7 +66,7 @@ class Files {
  public:
   virtual ~Files() = default;
 
-  // The one that is the disk. It lives as long as the process.
+  // The disk. It lives as long as the process.
   static Files* System();
 
   // Whether other processes have the same files.
@@ -73,10 +76,10 @@ class Files {
   virtual absl::StatusOr<OpenFile> Create(const std::string& path);
   virtual absl::StatusOr<OpenFile> OpenToRead(const std::string& path);
   virtual absl::StatusOr<OpenFile> OpenToWrite(const std::string& path);
-  // Takes the room for a file of that size, where the file system can do so.
+  // Reserves the room for a file of that size, where the file system can do so.
   virtual absl::Status Reserve(const OpenFile& file, int64_t bytes);
   virtual absl::Status Write(const OpenFile& file, int64_t offset, std::string_view bytes);
-  // DATA_LOSS, too, if the file ends before.
+  // DATA_LOSS if the file ends before these bytes do.
   virtual absl::Status Read(const OpenFile& file, int64_t offset, absl::Span<char> bytes);
   virtual absl::Status Truncate(const OpenFile& file, int64_t bytes);
   // Returns when content and size are on the disk.
@@ -85,12 +88,12 @@ class Files {
   virtual absl::Status Remove(const std::string& path);
   // Returns when the names in the folder are on the disk.
   virtual absl::Status SyncFolder(const std::string& path);
-  // Makes a folder that only this user may read, if it is not there; the one above it must be.
+  // Makes a folder that only this user may read, unless it exists; the one above it must exist.
   virtual absl::Status MakeFolder(const std::string& path);
   // The names of the plain files in a folder.
   virtual absl::StatusOr<std::vector<std::string>> NamesIn(const std::string& folder);
   virtual absl::StatusOr<FileState> StateOf(const OpenFile& file);
-  // Says when a file was used, if it can be said.
+  // Notes when a file was used, if the file system can do so.
   virtual void SetUsed(const std::string& path, int64_t unix_seconds);
 };
 

@@ -1,4 +1,4 @@
-// Keeps a second process away from a folder.
+// A lock by which one process at a time has a folder.
 #ifndef GOLDFINCH_COORDINATOR_STORE_FOLDER_LOCK_H_
 #define GOLDFINCH_COORDINATOR_STORE_FOLDER_LOCK_H_
 
@@ -10,11 +10,11 @@
 
 namespace goldfinch {
 
-// Holds the lock of a folder until it goes, or until the process ends in whatever way.
+// Holds the lock of a folder until it is destroyed, or until the process ends in whatever way.
 class FolderLock {
  public:
-  // FAILED_PRECONDITION if the lock is held; it names the folder and the process that holds it. Else FileError's, if
-  // the file `lock` cannot be made in the folder.
+  // FAILED_PRECONDITION, which names the folder and the process, if another process holds the lock. FileError's errors
+  // if the file `lock` cannot be made in the folder.
   static absl::StatusOr<FolderLock> Take(const std::string& folder);
 
  private:

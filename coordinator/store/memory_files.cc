@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -15,10 +14,6 @@ namespace {
 
 // What is given back at once when a file shrinks or goes, whatever the allocator keeps of it.
 constexpr int64_t kBlockBytes = int64_t{256} << 10;
-
-int64_t UnixSeconds() {
-  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
 
 class Block {
  public:

@@ -1,4 +1,4 @@
-// Files in memory, for a store that is to outlive workers but not its own process.
+// Files in memory, for a store that outlives workers but not its own process.
 #ifndef GOLDFINCH_COORDINATOR_STORE_MEMORY_FILES_H_
 #define GOLDFINCH_COORDINATOR_STORE_MEMORY_FILES_H_
 
@@ -14,8 +14,9 @@
 
 namespace goldfinch {
 
-// Files go with it. A file takes whole blocks of memory from the moment that its room is reserved; who limits the bytes
-// of all files, as SegmentStore does, limits the memory. RESOURCE_EXHAUSTED if the memory cannot be had.
+// Its files are gone when it is destroyed. A file takes whole blocks of memory as soon as its room is reserved, so a
+// limit of the bytes of all files, as SegmentStore has one, limits the memory. RESOURCE_EXHAUSTED if there is no
+// memory.
 class MemoryFiles : public Files {
  public:
   bool shared() const override { return false; }

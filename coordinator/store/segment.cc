@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/safe_text.h"
+#include "base/stage_extent.h"
 #include "base/status.h"
 #include "base/token_ids.h"
 
@@ -34,16 +35,6 @@ constexpr std::array<NamedType, 6> kTypes = {{{ElementType::kF32, "f32", 4},
                                               {ElementType::kU16, "u16", 2},
                                               {ElementType::kI8, "int8", 1}}};
 
-constexpr std::array<std::pair<ContextPartKind, const char*>, 7> kKinds = {{
-    {ContextPartKind::kTimeShift, "time_shift"},
-    {ContextPartKind::kChannelShift, "channel_shift"},
-    {ContextPartKind::kWkv, "wkv"},
-    {ContextPartKind::kTailRows, "tail_rows"},
-    {ContextPartKind::kKeys, "keys"},
-    {ContextPartKind::kValues, "values"},
-    {ContextPartKind::kRows, "rows"},
-}};
-
 template <typename... What>
 absl::Status Bad(const What&... what) {
   return absl::InvalidArgumentError(absl::StrCat("a segment's ", what...));
@@ -59,7 +50,7 @@ absl::Status CheckText(const char* field, std::string_view text) {
   return Bad(field, " has ", text.size(), " bytes, the limit is ", kContextTextBytesMax);
 }
 
-std::string NameOf(const ContextPart& part) { return absl::StrCat("layers.", part.layer, ".", Name(part.kind)); }
+std::string NameOf(const ContextPart& part) { return absl::StrCat("layers.", part.layer, ".", KindName(part.kind)); }
 
 // Bytes for one sequence or one token.
 absl::StatusOr<int64_t> PartBytes(const ContextPart& part) {
@@ -105,7 +96,8 @@ absl::Status CheckModel(const ContextModel& model) {
   GF_RETURN_IF_ERROR(CheckRange("number of parts", static_cast<int64_t>(model.parts.size()), 0, kContextPartsMax));
   const ContextPart* before = nullptr;
   for (const ContextPart& part : model.parts) {
-    GF_RETURN_IF_ERROR(CheckRange("layer of a part", part.layer, 0, kContextLayersMax - 1));
+    GF_RETURN_IF_ERROR(CheckRange("layer of a part", part.layer, 0, kModelLayersMax - 1));
+    if (!IsContextPart(part.kind)) return Bad("model has the part ", NameOf(part), ", which belongs to no model");
     if (before != nullptr && std::tie(before->layer, before->kind) >= std::tie(part.layer, part.kind)) {
       return Bad("part ", NameOf(part), " comes behind ", NameOf(*before), "; parts ascend by layer and kind");
     }
@@ -142,20 +134,18 @@ std::optional<ElementType> ParseElementType(std::string_view name) {
   return std::nullopt;
 }
 
-const char* Name(ContextPartKind kind) { return kKinds[static_cast<size_t>(kind)].second; }
+bool IsContextPart(StatePartKind kind) { return kind != StatePartKind::kIds && kind != StatePartKind::kLogits; }
 
-std::optional<ContextPartKind> ParseContextPartKind(std::string_view name) {
-  for (const auto& [kind, kind_name] : kKinds) {
-    if (name == kind_name) return kind;
-  }
-  return std::nullopt;
+std::optional<StatePartKind> ParseContextPartKind(std::string_view name) {
+  const std::optional<StatePartKind> kind = ParseKindName(name);
+  return kind && IsContextPart(*kind) ? kind : std::nullopt;
 }
 
 std::string Hex(const SegmentKey& key) {
   return absl::BytesToHexString({reinterpret_cast<const char*>(key.data()), key.size()});
 }
 
-int SegmentLayout::Find(const ContextModel& model, int layer, ContextPartKind kind) const {
+int SegmentLayout::Find(const ContextModel& model, int layer, StatePartKind kind) const {
   for (size_t i = 0; i < sections.size(); ++i) {
     if (sections[i].what != SegmentSection::What::kPart) continue;
     const ContextPart& part = model.parts[sections[i].part];
@@ -171,7 +161,7 @@ absl::StatusOr<SegmentLayout> LayOut(const SegmentSpec& segment) {
   GF_RETURN_IF_ERROR(CheckText("namespace", segment.name_space));
   GF_RETURN_IF_ERROR(CheckPositions(segment));
   Layouter layouter;
-  const ElementType id_type = IdBytes(model.vocab_size) == 2 ? ElementType::kU16 : ElementType::kI32;
+  const ElementType id_type = *ParseElementType(IdTypeName(model.vocab_size));
   GF_RETURN_IF_ERROR(layouter.Add({What::kIds, -1, id_type}, segment.tokens(), BytesOf(id_type)));
   for (const bool in_snapshot : {false, true}) {
     if (in_snapshot && !segment.has_snapshot) break;

@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/sha256.h"
+#include "base/state_part_kind.h"
 #include "coordinator/contexts/segment_key.h"
 
 namespace goldfinch {
@@ -26,10 +27,8 @@ namespace goldfinch {
 inline constexpr int kContextFormat = 1;
 
 inline constexpr int64_t kContextPartsMax = 4096;
-inline constexpr int64_t kContextLayersMax = 4096;
 inline constexpr int64_t kContextTokensMax = int64_t{1} << 40;
 inline constexpr int64_t kSegmentBytesMax = int64_t{1} << 42;
-inline constexpr size_t kContextTextBytesMax = 256;  // each text of an identity, namespaces, names
 
 enum class ElementType : uint8_t { kF32, kI32, kF16, kBf16, kU16, kI8 };
 int64_t BytesOf(ElementType type);
@@ -37,29 +36,19 @@ int64_t BytesOf(ElementType type);
 const char* Name(ElementType type);
 std::optional<ElementType> ParseElementType(std::string_view name);
 
-// What worker/model/state_parts.h lists, but for the ids, which every segment has.
-enum class ContextPartKind : uint8_t {
-  kTimeShift,
-  kChannelShift,
-  kWkv,
-  kTailRows,
-  // One for each token.
-  kKeys,
-  kValues,
-  kRows,
-};
-// "time_shift", "channel_shift", "wkv", "tail_rows", "keys", "values", "rows".
-const char* Name(ContextPartKind kind);
-std::optional<ContextPartKind> ParseContextPartKind(std::string_view name);
+// Whether it is a part of ContextModel: every kind but ids and logits, which SegmentSpec has beside its model.
+bool IsContextPart(StatePartKind kind);
+// Nothing if no such kind has this name.
+std::optional<StatePartKind> ParseContextPartKind(std::string_view name);
 
 // Everything is kept by layer of the model, whatever stages made it.
 struct ContextPart {
   int layer = 0;
-  ContextPartKind kind = ContextPartKind::kTimeShift;
+  StatePartKind kind = StatePartKind::kTimeShift;  // IsContextPart
   ElementType type = ElementType::kF32;
   std::vector<int64_t> shape;  // of one sequence or one token; 1 to 3 numbers
 
-  bool per_token() const { return kind >= ContextPartKind::kKeys; }
+  bool per_token() const { return IsPerToken(kind); }
   bool operator==(const ContextPart&) const = default;
 };
 
@@ -106,7 +95,7 @@ struct SegmentLayout {
   int64_t bytes_before_snapshot = 0;
 
   // The index of the section of a part, or -1 if the segment has none.
-  int Find(const ContextModel& model, int layer, ContextPartKind kind) const;
+  int Find(const ContextModel& model, int layer, StatePartKind kind) const;
 };
 
 // Where the sections of a segment lie. Checks every field of it and all sizes: INVALID_ARGUMENT names the field and the

@@ -13,11 +13,11 @@
 
 namespace goldfinch {
 
-// Made by SegmentStore::Load. Every call to read waits for the disk; one thread at a time. Keeps one block (1 MiB) in
-// memory, so that reading a section from its beginning to its end in pieces of any size reads the disk once.
+// Made by SegmentStore::Load. Every call to read waits for the disk; one thread at a time. It keeps one block (1 MiB)
+// in memory, so reading a section from its beginning to its end, in pieces of any size, reads the disk once.
 //
-// No byte is handed out before the checksum of its block was found right. A block that is damaged is DATA_LOSS, and so
-// is everything that is read from then on: the store has quarantined the segment. NOT_FOUND for sections of a snapshot
+// No byte is returned before the checksum of its block has been verified. A damaged block is DATA_LOSS, and so is
+// everything that is read from then on: the store has quarantined the segment. NOT_FOUND for sections of a snapshot
 // that was dropped meanwhile.
 class SegmentReader {
  public:
@@ -40,7 +40,7 @@ class SegmentReader {
   SegmentReader(SegmentStore* store, uint64_t serial, SegmentHeader header, OpenFile file);
 
   absl::Status LoadBlock(int section, int64_t block);
-  // What DATA_LOSS of a section means: a dropped snapshot, or damage.
+  // The error for a section whose bytes are not right: its snapshot was dropped, or it is damaged.
   absl::Status Lost(int section, const absl::Status& status);
 
   SegmentStore* const store_;
@@ -50,7 +50,7 @@ class SegmentReader {
   std::string block_;  // bytes of the block below
   int block_section_ = -1;
   int64_t block_number_ = -1;
-  absl::Status status_;  // once damage was found
+  absl::Status status_;  // set when damage has been found
 };
 
 }  // namespace goldfinch

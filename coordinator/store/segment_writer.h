@@ -19,8 +19,8 @@
 namespace goldfinch {
 
 // Made by SegmentStore::Save. Every call waits for the disk; one thread at a time. The bytes of one section come in
-// their order, in pieces of any size; the sections side by side in any order. Nothing but checksums is kept in memory.
-// Without a Commit that succeeds, all that was written goes with the writer.
+// their order, in pieces of any size; pieces of different sections may alternate. Only checksums are kept in memory.
+// Unless a Commit succeeds, all that was written is removed with the writer.
 class SegmentWriter {
  public:
   ~SegmentWriter();

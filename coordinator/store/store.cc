@@ -216,7 +216,7 @@ absl::Status SegmentStore::DropSnapshot(const SegmentKey& key) {
   const std::optional<StoredSegment> stored = Find(key);
   if (!stored) return NoSegment(key);
   if (!stored->has_snapshot || stored->bytes == stored->bytes_without_snapshot) return absl::OkStatus();
-  if (stored->end == 0) return absl::InvalidArgumentError("a segment of no tokens is nothing without its snapshot");
+  if (stored->end == 0) return absl::InvalidArgumentError("an empty segment must have a snapshot");
   const std::string path = PathOf(SegmentFileName(key));
   GF_ASSIGN_OR_RETURN(const OpenFile file, files_->OpenToWrite(path));
   GF_RETURN_IF_ERROR(files_->Truncate(file, stored->bytes_without_snapshot));

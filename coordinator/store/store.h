@@ -1,14 +1,14 @@
 // Segments and names of contexts in a folder on disk.
 //
-// One file is one segment or one name (file_format.h), and says all about itself: the index of the folder is made from
-// the headers of its files. A file gets its name only when all of it is on the disk, so that the end of the process, or
-// of the machine, at any moment leaves the old state or the new one; what is left unfinished is swept at the next
-// start. What is damaged is found before a byte of it is served, moved to the folder's `quarantine`, logged and
+// A file has one segment or one name (file_format.h) and describes itself: the index of the folder is made from the
+// headers of its files. A file gets its name only when all of it is on the disk. So if the process or the machine ends
+// at any moment, the old state or the new one is there afterwards, and unfinished files are removed at the next start.
+// Damage is found before a byte of the file is used. The file is then moved to the folder's `quarantine`, logged and
 // counted.
 //
-// Everything here but the plain look-ups (`Segments`, `Find`, `Names`, `totals`) waits for the disk, and so do the
-// writers and readers: use it from the thread of a work queue (base/work_queue.h), never from the
-// coordinator's own. The store is thread-safe; a writer or reader is for one thread at a time.
+// All calls wait for the disk, those of writers and readers too, except the plain look-ups (`Segments`, `Find`,
+// `Names`, `totals`). So make them on the thread of a work queue (base/work_queue.h), never on the coordinator's own.
+// The store is thread-safe; a writer or reader is for one thread at a time.
 //
 // Errors are Status: RESOURCE_EXHAUSTED (the store's limit, the disk, a quota), PERMISSION_DENIED (also of a read-only
 // file system), INTERNAL (a disk that fails), DATA_LOSS (damage), and those that are named below. After any of them the
@@ -42,10 +42,10 @@ class SegmentReader;
 class SegmentWriter;
 
 struct StoreOptions {
-  std::string folder;  // made if it is not there; the folder above it must be
+  std::string folder;  // made if it does not exist; the folder above it must exist
   // The most bytes of all files together: segments, names, quarantined and unfinished ones.
   int64_t bytes_max = int64_t{100} << 30;
-  // The newest of what is quarantined is kept for a person to look at, until its room is needed.
+  // The newest quarantined files are kept for a person to look at, until their room is needed.
   int quarantine_files_max = 8;
   Files* files = Files::System();  // outlives the store
 };
@@ -53,7 +53,7 @@ struct StoreOptions {
 // What the index knows of a segment.
 struct StoredSegment {
   SegmentKey key{};
-  std::shared_ptr<const ContextIdentity> identity;  // equal ones are one
+  std::shared_ptr<const ContextIdentity> identity;  // the same object for equal identities
   std::string name_space;
   std::optional<SegmentKey> parent;
   int64_t begin = 0;
@@ -63,14 +63,14 @@ struct StoredSegment {
   bool has_logits = false;
   int64_t bytes = 0;                   // of its file
   int64_t bytes_without_snapshot = 0;  // that the file has once the snapshot is dropped
-  int64_t used_unix_seconds = 0;       // when it was saved, or what `Touch` said; kept over restarts
-  uint64_t serial = 0;                 // another one for every file of this process
+  int64_t used_unix_seconds = 0;       // when it was saved, or what `Touch` said; it survives restarts
+  uint64_t serial = 0;                 // differs for every file that this process has read or written
 };
 
 struct StoreTotals {
   int64_t segments = 0;
   int64_t names = 0;
-  int64_t bytes = 0;  // of all files, and of what is being written as if it were there
+  int64_t bytes = 0;  // of all files, with what is reserved for those that are being written
   int64_t bytes_max = 0;
   int64_t quarantine_bytes = 0;   // a part of `bytes`
   int64_t quarantined_total = 0;  // files that were found damaged since the store was opened
@@ -98,26 +98,26 @@ class SegmentStore {
 
   // ---- Segments.
 
-  // Begins to save a segment. Its room is taken at once: RESOURCE_EXHAUSTED if the store's limit or the disk has too
-  // little. ALREADY_EXISTS if the segment of that key is there or being saved; where only its snapshot is missing, a
-  // segment with one takes its place. Without `key`, whatever the ids give is the key. INVALID_ARGUMENT as LayOut.
+  // Begins to save a segment, and reserves its room at once: RESOURCE_EXHAUSTED if there is too little of it, by the
+  // store's limit or on the disk. ALREADY_EXISTS if a segment of that key is there or is being saved; but a segment
+  // with a snapshot replaces one without. Without `key`, the ids give the key. INVALID_ARGUMENT as LayOut.
   absl::StatusOr<std::unique_ptr<SegmentWriter>> Save(const SegmentSpec& segment,
                                                       const std::optional<SegmentKey>& key = std::nullopt);
   // NOT_FOUND if the segment is not there.
   absl::StatusOr<std::unique_ptr<SegmentReader>> Load(const SegmentKey& key);
-  // Frees the snapshot's room on the disk. Readers that are in the middle of it get NOT_FOUND. NOT_FOUND if the segment
-  // is not there; OK if it has no snapshot.
+  // Frees the snapshot's room on the disk. Readers that are reading it get NOT_FOUND. NOT_FOUND if the segment is not
+  // there; OK if it has no snapshot.
   absl::Status DropSnapshot(const SegmentKey& key);
   // Readers that have it open can go on. NOT_FOUND if it is not there.
   absl::Status Delete(const SegmentKey& key);
-  // Notes when the segment was used; what cannot be written down is only forgotten at the next start.
+  // Notes when the segment was used. If that cannot be written down, it is forgotten at the next start.
   void Touch(const SegmentKey& key, int64_t unix_seconds);
 
   // ---- Names of contexts.
 
-  // Keeps a new name (`id` and `revision` 0) or changes one, whose `revision` must be the one that is kept: ABORTED, if
-  // somebody else has changed it meanwhile. Returns what is kept now, with the next revision. ALREADY_EXISTS if another
-  // context of the namespace has the name, NOT_FOUND if the id is not there, INVALID_ARGUMENT as CheckName.
+  // Keeps a new name (`id` and `revision` 0) or changes one. The `revision` must be the one that is kept: ABORTED if
+  // somebody else has changed it meanwhile. Returns what is kept then, with the next revision. ALREADY_EXISTS if
+  // another context of the namespace has the name, NOT_FOUND if there is no such id, INVALID_ARGUMENT as CheckName.
   absl::StatusOr<ContextName> PutName(ContextName name);
   absl::Status DeleteName(uint64_t id);
 
@@ -146,7 +146,7 @@ class SegmentStore {
 
   std::string PathOf(const std::string& file_name) const { return options_.folder + "/" + file_name; }
   std::string PartialPath();
-  // Takes `bytes` of the store's room; what is quarantined makes way. Needs changes_.
+  // Takes `bytes` of the store's room, and removes quarantined files for it. Needs changes_.
   absl::Status TakeRoom(int64_t bytes);
   absl::Status CheckNew(const SegmentKey& key, bool has_snapshot) const;
   // Gives a finished file its name. Sets *published if the file is in the index from here on, even after an error.
@@ -158,7 +158,7 @@ class SegmentStore {
   std::shared_ptr<const ContextIdentity> Share(const ContextIdentity& identity);
   StoredSegment Describe(const SegmentHeader& header, int64_t file_bytes, int64_t used_unix_seconds);
 
-  // Moves the file of a segment out of the way if it still is the one with this serial. Takes changes_ itself.
+  // Moves the file of a segment to quarantine if it is still the one with this serial. Takes changes_ itself.
   void Quarantine(const SegmentKey& key, uint64_t serial, const absl::Status& why);
   // The file has the size and counts as used room already.
   void MoveToQuarantine(const std::string& file_name, int64_t bytes, const absl::Status& why);
@@ -166,10 +166,10 @@ class SegmentStore {
   void Forget(const SegmentKey& key, uint64_t serial);
 
   const StoreOptions options_;
-  const std::optional<FolderLock> lock_;  // of files that other processes have, too
+  const std::optional<FolderLock> lock_;  // set if other processes can have the same files
   Files* const files_;
 
-  // Held while names of files change, over the disk's work; before mutex_.
+  // Held while names of files change, and while the disk works on that. Taken before mutex_.
   std::mutex changes_;
   std::deque<Quarantined> quarantine_;           // guarded by changes_; the oldest first
   absl::flat_hash_set<std::string> unreadable_;  // guarded by changes_; names of files that were left alone

@@ -37,7 +37,7 @@ std::unique_ptr<SegmentStore> OpenStore(const std::string& folder) {
 
 // A GoldFinch model of the released size: 24 layers, width 2048.
 ContextModel ReleasedModel() {
-  using Kind = ContextPartKind;
+  using Kind = StatePartKind;
   ContextModel model = {{"f", "v", "bf16", "cuda-bf16"}, 65536, {}};
   for (int layer = 0; layer < 24; ++layer) {
     for (const Kind kind : {Kind::kTimeShift, Kind::kChannelShift}) {

@@ -26,8 +26,8 @@ TestSegment Small() {
   SegmentSpec segment;
   segment.model = TestContextModel();
   segment.model.vocab_size = 10;
-  segment.model.parts = {{0, ContextPartKind::kWkv, ElementType::kF32, {1, 4, 4}},
-                         {0, ContextPartKind::kRows, ElementType::kF16, {4}}};
+  segment.model.parts = {{0, StatePartKind::kWkv, ElementType::kF32, {1, 4, 4}},
+                         {0, StatePartKind::kRows, ElementType::kF16, {4}}};
   segment.end = 5;
   segment.has_snapshot = segment.has_logits = true;
   return MakeTestSegment(segment, 1);

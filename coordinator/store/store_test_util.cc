@@ -42,7 +42,7 @@ std::string IdBytesOf(const std::vector<int32_t>& ids, ElementType type) {
 }  // namespace
 
 ContextModel TestContextModel(ElementType rows) {
-  using Kind = ContextPartKind;
+  using Kind = StatePartKind;
   const int64_t row = rows == ElementType::kI8 ? 10 : 8;
   return {{"0123456789abcdef", "world-1", Name(rows), "cpu-f32"},
           1000,

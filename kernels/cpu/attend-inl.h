@@ -162,6 +162,203 @@ inline void MergeRow(const Partial& partial, int64_t row, int64_t width, int64_t
 // What a source makes. Keys and values do not need each other.
 enum class Made : uint8_t { kKeys, kValues };
 
+// Tiles that are made and attended to in parallel, and then merged in order of position.
+struct Wave {
+  static constexpr int kTilesMax = 256;
+
+  Partial tiles[kTilesMax];
+  int64_t count = 0;
+  // Each thread gets the same number of whole tiles. The tiles that are left, at most one per thread, are made and
+  // attended to by all threads together: first a few positions at a time, then a few heads. The last tile of a
+  // sequence is often not full, so it is better among these.
+  int64_t whole = 0;
+  int64_t left() const { return count - whole; }
+  absl::Span<const Partial> left_tiles() const { return absl::MakeConstSpan(tiles + whole, left()); }
+  float* made = nullptr;  // [left, 2, kTile, D] keys and values of those that are left; null if all are stored
+};
+
+// One call of TiledAttention.
+template <class Source>
+class TiledAttentionCall {
+ public:
+  TiledAttentionCall(Context& context, ConstTensor q, RowSpans spans, int64_t head_size, const Source& source,
+                     Tensor out)
+      : context_(context),
+        q_(q),
+        spans_(spans),
+        head_size_(head_size),
+        source_(source),
+        out_(out),
+        rows_(q.dim(0)),
+        width_(q.dim(1)),
+        heads_(width_ / head_size),
+        threads_(context.pool.threads()),
+        head_parts_(std::min(heads_, threads_)),
+        frame_(context.scratch[0]),
+        maximum_(context.scratch[0].Floats(rows_ * heads_)),
+        sum_(context.scratch[0].Floats(rows_ * heads_)) {}
+
+  void Run() {
+    std::fill_n(maximum_, rows_ * heads_, -std::numeric_limits<float>::infinity());
+    std::fill_n(sum_, rows_ * heads_, 0.f);
+    std::fill_n(out_.f32(), rows_ * width_, 0.f);
+    while (span_ < spans_.size()) {
+      const Scratch::Frame wave_frame(context_.scratch[0]);
+      Wave wave;
+      PlanWave(&wave);
+      AttendWholeTiles(wave);
+      AttendLeftTiles(wave);
+      MergeWave(wave);
+    }
+    Normalize();
+  }
+
+ private:
+  // The next tiles, with memory for what they give.
+  void PlanWave(Wave* wave) {
+    Scratch& scratch = context_.scratch[0];
+    for (int64_t floats = 0; span_ < spans_.size() && wave->count < Wave::kTilesMax; ++wave->count) {
+      const RowSpan& span = spans_[span_];
+      const int64_t end = span.position + span.row_count;
+      const int64_t first_row = std::max<int64_t>(0, position_ - span.position), rows = span.row_count - first_row;
+      floats += rows * (width_ + 2 * heads_);
+      if (wave->count >= threads_ && floats > kPartialFloats) break;
+      wave->tiles[wave->count] = {&span,
+                                  position_,
+                                  std::min(kTile, end - position_),
+                                  first_row,
+                                  scratch.Floats(rows * heads_),
+                                  scratch.Floats(rows * heads_),
+                                  scratch.Floats(rows * width_)};
+      position_ += kTile;
+      if (position_ >= end) {
+        ++span_;
+        position_ = 0;
+      }
+    }
+    wave->whole = (wave->count - 1) / threads_ * threads_;
+    const absl::Span<const Partial> left = wave->left_tiles();
+    const bool make = std::any_of(left.begin(), left.end(), [&](const Partial& tile) {
+      const float *keys, *values;
+      return !Find(tile, &keys, &values);
+    });
+    if (make) wave->made = scratch.Floats(wave->left() * 2 * kTile * width_);
+  }
+
+  // Whole tiles, one a thread at a time. With them, the keys and values of the tiles that are left are made.
+  void AttendWholeTiles(const Wave& wave) {
+    const int64_t position_parts = wave.made != nullptr ? (threads_ + wave.left() - 1) / wave.left() : 0;
+    const int64_t make_parts = 2 * position_parts;
+    context_.pool.ParallelFor(wave.whole + wave.left() * make_parts, [&](int64_t task, int thread) HWY_ATTR {
+      Scratch& scratch = context_.scratch[thread];
+      const Scratch::Frame frame(scratch);
+      if (task < wave.whole) return MakeAndAttend(wave.tiles[task], scratch);
+      const int64_t index = (task - wave.whole) / make_parts, part = (task - wave.whole) % make_parts;
+      const Made what = part < position_parts ? Made::kKeys : Made::kValues;
+      const Share share(wave.left_tiles()[index].count, position_parts, part % position_parts);
+      MakeLeftTile(wave, index, what, share, scratch);
+    });
+  }
+
+  void MakeAndAttend(const Partial& tile, Scratch& scratch) {
+    const float *keys, *values;
+    if (!Find(tile, &keys, &values)) {
+      float* made_keys = scratch.Floats(tile.count * width_);
+      float* made_values = scratch.Floats(tile.count * width_);
+      source_.Make(Made::kKeys, *tile.span, tile.first_position, tile.count, scratch, made_keys);
+      source_.Make(Made::kValues, *tile.span, tile.first_position, tile.count, scratch, made_values);
+      keys = made_keys;
+      values = made_values;
+    }
+    AttendTile(q_, head_size_, {heads_, 1, 0}, keys, values, scratch, tile);
+  }
+
+  // Makes the keys or the values of a share of the positions of a tile that is left, unless they are stored.
+  void MakeLeftTile(const Wave& wave, int64_t index, Made what, const Share& positions, Scratch& scratch) {
+    const Partial& tile = wave.left_tiles()[index];
+    const float *keys, *values;
+    if (positions.begin == positions.end || Find(tile, &keys, &values)) return;
+    float* to = wave.made + (2 * index + (what == Made::kKeys ? 0 : 1)) * kTile * width_;
+    source_.Make(what, *tile.span, tile.first_position + positions.begin, positions.end - positions.begin, scratch,
+                 to + positions.begin * width_);
+  }
+
+  // The tiles that are left, some heads of each at a time.
+  void AttendLeftTiles(const Wave& wave) {
+    int64_t work = 0;
+    for (const Partial& tile : wave.left_tiles()) {
+      work += 2 * tile.count * (tile.span->row_count - tile.first_row) * width_;
+    }
+    const int64_t tasks = wave.left() * head_parts_;
+    context_.pool.ParallelFor(
+        tasks,
+        [&](int64_t task, int thread) HWY_ATTR {
+          const int64_t index = task / head_parts_;
+          const Partial& tile = wave.left_tiles()[index];
+          const float *keys, *values;
+          if (!Find(tile, &keys, &values)) {
+            keys = wave.made + 2 * index * kTile * width_;
+            values = keys + kTile * width_;
+          }
+          const Share of_heads(heads_, head_parts_, task % head_parts_);
+          AttendTile(q_, head_size_, of_heads, keys, values, context_.scratch[thread], tile);
+        },
+        work / tasks);
+  }
+
+  // Rows are merged in parallel, the tiles of a row in order.
+  void MergeWave(const Wave& wave) {
+    const int64_t merge_parts = rows_ < threads_ ? head_parts_ : 1;
+    const RowSpan& last = *wave.tiles[wave.count - 1].span;
+    const int64_t first_row = wave.tiles[0].span->row_begin, rows = last.row_begin + last.row_count - first_row;
+    context_.pool.ParallelFor(
+        rows * merge_parts,
+        [&](int64_t task, int) {
+          const int64_t row = first_row + task / merge_parts;
+          const Share of_heads(heads_, merge_parts, task % merge_parts);
+          for (const Partial& partial : absl::MakeConstSpan(wave.tiles, wave.count)) {
+            const int64_t begin = partial.span->row_begin + partial.first_row;
+            if (row < begin || row >= partial.span->row_begin + partial.span->row_count) continue;
+            MergeRow(partial, row, width_, heads_, of_heads, maximum_, sum_, out_.f32());
+          }
+        },
+        2 * wave.count * width_ / merge_parts);
+  }
+
+  void Normalize() {
+    context_.pool.ParallelFor(
+        rows_,
+        [&](int64_t row, int) HWY_ATTR {
+          for (int64_t head = 0; head < heads_; ++head) {
+            float* to = out_.f32() + row * width_ + head * head_size_;
+            const VF scale = hn::Set(DF(), 1.f / sum_[row * heads_ + head]);
+            FillRow(to, head_size_,
+                    [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(LoadN(to + i, left), scale); });
+          }
+        },
+        width_);
+  }
+
+  bool Find(const Partial& tile, const float** keys, const float** values) const {
+    return source_.Find(*tile.span, tile.first_position, tile.count, keys, values);
+  }
+
+  Context& context_;
+  const ConstTensor q_;
+  const RowSpans spans_;
+  const int64_t head_size_;
+  const Source& source_;
+  const Tensor out_;
+  const int64_t rows_, width_, heads_, threads_, head_parts_;
+  const Scratch::Frame frame_;
+  // The running result of every row; its weighted values are in out_.
+  float* const maximum_;  // [rows, heads]
+  float* const sum_;      // [rows, heads]
+  // Where the next tile begins: at a position of the sequence of this span.
+  size_t span_ = 0;
+  int64_t position_ = 0;
+};
+
 // out = softmax attention of q over tiles. `source` provides the keys and values [count, D] of the positions first ..
 // first + count of a span's sequence:
 //   bool Find(span, first, count, const float** keys, const float** values) const
@@ -171,123 +368,7 @@ enum class Made : uint8_t { kKeys, kValues };
 template <class Source>
 void TiledAttention(Context& context, ConstTensor q, RowSpans spans, int64_t head_size, const Source& source,
                     Tensor out) {
-  const int64_t rows = q.dim(0), width = q.dim(1), heads = width / head_size, threads = context.pool.threads();
-  Scratch& scratch = context.scratch[0];
-  const Scratch::Frame frame(scratch);
-  float* maximum = scratch.Floats(rows * heads);
-  float* sum = scratch.Floats(rows * heads);
-  std::fill_n(maximum, rows * heads, -std::numeric_limits<float>::infinity());
-  std::fill_n(sum, rows * heads, 0.f);
-  std::fill_n(out.f32(), rows * width, 0.f);
-  const int64_t head_parts = std::min(heads, threads);
-  const int64_t merge_parts = rows < threads ? head_parts : 1;
-
-  // Waves of tiles: all tiles of a wave are made and attended to in parallel, then merged in order.
-  size_t span = 0;
-  int64_t position = 0;
-  while (span < spans.size()) {
-    const Scratch::Frame wave_frame(scratch);
-    constexpr int kMaxWave = 256;
-    Partial wave[kMaxWave];
-    int64_t tiles = 0;
-    for (int64_t floats = 0; span < spans.size() && tiles < kMaxWave; ++tiles) {
-      const RowSpan& s = spans[span];
-      const int64_t first_row = std::max<int64_t>(0, position - s.position), count = s.row_count - first_row;
-      floats += count * (width + 2 * heads);
-      if (tiles >= threads && floats > kPartialFloats) break;
-      wave[tiles] = {&s,
-                     position,
-                     std::min(kTile, s.position + s.row_count - position),
-                     first_row,
-                     scratch.Floats(count * heads),
-                     scratch.Floats(count * heads),
-                     scratch.Floats(count * width)};
-      position += kTile;
-      if (position >= s.position + s.row_count) {
-        ++span;
-        position = 0;
-      }
-    }
-    // Each thread gets the same number of whole tiles. The tiles that are left, at most one per thread, are made and
-    // attended to by all threads together: first a few positions at a time, then a few heads. The last tile of a
-    // sequence is often not full, so it is better among these.
-    const int64_t whole = (tiles - 1) / threads * threads, left = tiles - whole;
-    const auto find = [&](const Partial& tile, const float** keys, const float** values) {
-      return source.Find(*tile.span, tile.first_position, tile.count, keys, values);
-    };
-    bool make = false;
-    int64_t left_work = 0;
-    for (const Partial& tile : absl::MakeConstSpan(wave + whole, left)) {
-      const float *keys, *values;
-      if (!find(tile, &keys, &values)) make = true;
-      left_work += 2 * tile.count * (tile.span->row_count - tile.first_row) * width;
-    }
-    float* made = make ? scratch.Floats(left * 2 * kTile * width) : nullptr;  // [left, 2, kTile, D]
-    const int64_t position_parts = make ? (threads + left - 1) / left : 0, make_parts = 2 * position_parts;
-    context.pool.ParallelFor(whole + left * make_parts, [&](int64_t task, int thread) HWY_ATTR {
-      Scratch& task_scratch = context.scratch[thread];
-      const Scratch::Frame task_frame(task_scratch);
-      const float *keys, *values;
-      if (task < whole) {
-        const Partial& tile = wave[task];
-        if (!find(tile, &keys, &values)) {
-          float* made_keys = task_scratch.Floats(tile.count * width);
-          float* made_values = task_scratch.Floats(tile.count * width);
-          source.Make(Made::kKeys, *tile.span, tile.first_position, tile.count, task_scratch, made_keys);
-          source.Make(Made::kValues, *tile.span, tile.first_position, tile.count, task_scratch, made_values);
-          keys = made_keys;
-          values = made_values;
-        }
-        AttendTile(q, head_size, {heads, 1, 0}, keys, values, task_scratch, tile);
-        return;
-      }
-      const int64_t index = (task - whole) / make_parts, part = (task - whole) % make_parts;
-      const Partial& tile = wave[whole + index];
-      const Share share(tile.count, position_parts, part % position_parts);
-      if (share.begin == share.end || find(tile, &keys, &values)) return;
-      const Made what = part < position_parts ? Made::kKeys : Made::kValues;
-      float* to = made + (2 * index + (what == Made::kKeys ? 0 : 1)) * kTile * width;
-      source.Make(what, *tile.span, tile.first_position + share.begin, share.end - share.begin, task_scratch,
-                  to + share.begin * width);
-    });
-    context.pool.ParallelFor(
-        left * head_parts,
-        [&](int64_t task, int thread) HWY_ATTR {
-          const int64_t index = task / head_parts;
-          const Partial& tile = wave[whole + index];
-          const float *keys, *values;
-          if (!find(tile, &keys, &values)) {
-            keys = made + 2 * index * kTile * width;
-            values = keys + kTile * width;
-          }
-          AttendTile(q, head_size, {heads, head_parts, task % head_parts}, keys, values, context.scratch[thread], tile);
-        },
-        left_work / (left * head_parts));
-    // Rows are merged in parallel, the tiles of a row in order.
-    const int64_t first_merged = wave[0].span->row_begin;
-    const RowSpan& last_span = *wave[tiles - 1].span;
-    context.pool.ParallelFor((last_span.row_begin + last_span.row_count - first_merged) * merge_parts,
-                             [&](int64_t task, int) {
-                               const int64_t row = first_merged + task / merge_parts;
-                               const Share of_heads(heads, merge_parts, task % merge_parts);
-                               for (const Partial& partial : absl::MakeConstSpan(wave, tiles)) {
-                                 const int64_t begin = partial.span->row_begin + partial.first_row;
-                                 if (row < begin || row >= partial.span->row_begin + partial.span->row_count) continue;
-                                 MergeRow(partial, row, width, heads, of_heads, maximum, sum, out.f32());
-                               }
-                             },
-                             2 * tiles * width / merge_parts);
-  }
-  context.pool.ParallelFor(
-      rows,
-      [&](int64_t row, int) HWY_ATTR {
-        for (int64_t head = 0; head < heads; ++head) {
-          float* to = out.f32() + row * width + head * head_size;
-          const VF scale = hn::Set(DF(), 1.f / sum[row * heads + head]);
-          FillRow(to, head_size, [&](size_t i, size_t left) HWY_ATTR { return hn::Mul(LoadN(to + i, left), scale); });
-        }
-      },
-      width);
+  TiledAttentionCall<Source>(context, q, spans, head_size, source, out).Run();
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -4,8 +4,7 @@
 // arrays as always, but the launches are noted in a log, with all arguments, instead of being queued. If a submission
 // with the same log was seen before, it becomes a graph, or is one already, and the whole submission is one copy of the
 // arrays and one launch. A graph is used only if it would do exactly the same launches. So it cannot become stale, only
-// unused.
-// (docs/decisions/0012-steps-on-the-device.md)
+// unused (docs/decisions/0012-steps-on-the-device.md).
 #ifndef GOLDFINCH_KERNELS_CUDA_CONTEXT_H_
 #define GOLDFINCH_KERNELS_CUDA_CONTEXT_H_
 

@@ -137,7 +137,7 @@ class DurableContextTest(ClusterTest):
                     break
         self.assertLess(killed_at, 120)
         self.assertEqual(tokens[:120], ids_of(expected))
-        self.assertLess(metric("goldfinch_replayed_tokens_total"), 30000 / 3, "most of it was loaded")
+        self.assertLess(metric("goldfinch_reread_tokens_total"), 30000 / 3, "most of it was loaded")
 
 
 def read_safetensors(path):

@@ -272,7 +272,7 @@ TEST(LocalClusterTest, MetricsCountAPromptOnceAlsoAfterALoss) {
   cluster.AwaitMetric("slots_used", 0);
   EXPECT_EQ(cluster.Metric("prompt_tokens_total"), kPromptTokens);
   EXPECT_EQ(cluster.Metric("generation_tokens_total"), kTokens);
-  EXPECT_GE(cluster.Metric("replayed_tokens_total"), 1000);
+  EXPECT_GE(cluster.Metric("reread_tokens_total"), 1000);
   EXPECT_EQ(cluster.Metric("request_recoveries_total"), request->usage().recoveries);
   EXPECT_EQ(cluster.Metric("request_prompt_tokens"), kPromptTokens);
   EXPECT_EQ(cluster.Metric("request_generation_tokens"), kTokens);

@@ -198,7 +198,7 @@ TEST_F(SegmentMoverFaultsTest, GroupsEnd) {
   std::vector<std::future<MoveResult>> moves;
   for (int i = 0; i < 5; ++i) moves.push_back(Bring(1, segment, 30 + i, store.get()));
   put_gate->Await();
-  mover.EndGroup(1);
+  mover.GenerationEnded(1);
   put_gate->closed = false;
   for (auto& move : moves) EXPECT_EQ(move.get().status.code(), Code::kCancelled);
   for (const StageShelf& stage : groups[1]) {
@@ -213,7 +213,7 @@ TEST_F(SegmentMoverFaultsTest, GroupsEnd) {
   stop_at(fetch_gate);
   auto save = Save(0, segment, 7, other.get());
   fetch_gate->Await();
-  mover.EndGroup(0);
+  mover.GenerationEnded(0);
   EXPECT_EQ(save.get().status.code(), Code::kCancelled);
   fetch_gate->closed = false;
   EXPECT_EQ(other->totals().bytes, 0);

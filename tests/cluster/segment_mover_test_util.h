@@ -38,7 +38,7 @@ inline constexpr int64_t kShelfBytes = 24 << 20, kPositionsMax = 1 << 20, kVocab
 // Four layers with states, of which the second has keys and values in place of a state, and two GOLD layers. Some parts
 // are of several pieces.
 inline ContextModel Model() {
-  using Kind = ContextPartKind;
+  using Kind = StatePartKind;
   ContextModel model{{"0123456789abcdef", "world-1", "f16", "cpu-f32"}, kVocab, {}};
   for (int layer = 0; layer < kLayers; ++layer) {
     const auto add = [&](Kind kind, ElementType type, std::vector<int64_t> shape) {
@@ -55,7 +55,7 @@ inline ContextModel Model() {
 }
 
 inline StatePart AsStatePart(const ContextPart& part) {
-  StatePart made{part.layer, *ParseKindName(Name(part.kind)), DType::kF32, {}};
+  StatePart made{part.layer, part.kind, DType::kF32, {}};
   if (part.type == ElementType::kF16) made.dtype = DType::kF16;
   if (part.shape.size() == 1) made.shape = {part.shape[0]};
   if (part.shape.size() == 2) made.shape = {part.shape[0], part.shape[1]};
@@ -123,10 +123,10 @@ class SegmentMoverTest : public testing::Test {
       ShelfParts parts{{}, kVocab, kPositionsMax};
       for (const ContextPart& part : model.parts) {
         const bool own = part.layer >= first_layers[i] && part.layer < last;
-        if (part.kind == ContextPartKind::kRows ? last <= kFinchLayers : !own) continue;
+        if (part.kind == StatePartKind::kRows ? last <= kFinchLayers : !own) continue;
         stage.parts.push_back(part);
         parts.parts.push_back(AsStatePart(part));
-        if (part.kind == ContextPartKind::kRows)
+        if (part.kind == StatePartKind::kRows)
           parts.parts.push_back({part.layer, StatePartKind::kIds, DType::kU16, {}});
       }
       if (stage.has_logits) parts.parts.push_back({kLayers - 1, StatePartKind::kLogits, DType::kF32, {kVocab}});

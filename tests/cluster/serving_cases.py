@@ -96,7 +96,7 @@ class AnswerTest(ClusterTest):
         metrics = wait_until(idle_metrics, "no request runs, say the metrics")
         self.assertEqual(metric_sum(metrics, "goldfinch_prompt_tokens_total"), len(PROMPT))
         self.assertEqual(metric_sum(metrics, "goldfinch_generation_tokens_total"), 30)
-        self.assertEqual(metric_sum(metrics, "goldfinch_replayed_tokens_total"), 2, "the last of the prompt")
+        self.assertEqual(metric_sum(metrics, "goldfinch_reread_tokens_total"), 2, "the last of the prompt")
         shown = run("status", "--server", self.cluster.address)
         self.assertEqual(shown.code, 0, shown)
         for worker in self.cluster.workers:

@@ -279,17 +279,18 @@ class SafetensorsTest(ModelTest):
             ("shape", [1 << 40, 1 << 40], "overflows"),
             ("shape", [-128, -128], "negative number, -128"),
             ("shape", [128.5, 128], "'128.5', not an integer"),
-            ("shape", "big", "a string where none belongs"),
+            ("shape", "big", "a string at shape, expected an array"),
         ):
             with self.subTest(field, value=value):
                 change = {field: value}
                 self.refuses_header(lambda header, c=change: header[KEY].update(c), [f"tensor '{KEY}'", says])
 
     def test_headers(self):
-        for header, says in (([], "neither"), ({}, "holds no tensor"), ({"a": 1}, "a number where none belongs")):
+        number = "a number at 'a', expected an object"
+        for header, says in (([], "neither"), ({}, "holds no tensor"), ({"a": 1}, number)):
             with self.subTest(header):
                 self.refuses_header_text(json.dumps(header), says)
-        self.refuses_header_text('{"a":' + "[" * 100_000, "an array where none belongs")
+        self.refuses_header_text('{"a":' + "[" * 100_000, "an array at 'a', expected an object")
         self.refuses_header_text('{"a', "not valid JSON")
 
     def refuses_header_text(self, text, says):

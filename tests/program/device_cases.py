@@ -77,4 +77,5 @@ class DeviceTest(ProgramTest):
     def test_commands_that_compute_nothing(self):
         for command in (["inspect", DEMO_MODEL], ["tokenize", *flags(vocab="bytes", text="a")]):
             self.refuses(*command, "--device", "cpu", code=2, says="--device")
-        self.refuses("generate", *flags(server="127.0.0.1:1", device="cpu"), code=2, says="--device does not go with")
+        self.refuses("generate", *flags(server="127.0.0.1:1", device="cpu"), code=2,
+                     says="--device cannot be used with --server")

@@ -316,6 +316,16 @@ class HelpTest(ProgramTest):
         self.assertIn("1 to 65536; auto is 256 on GPUs and 64 on CPUs, and fewer where memory is short [default: auto]",
                       text)
         self.assertIn("/readyz and /startupz, -1 to 65535; 0 takes any free one, -1 is none [default: 9090]", text)
+        self.assertIn("Tokens that the caches of one pipeline hold, 1 to 68,719,476,736 [default: what memory", text)
+        self.assertIn("take through all stages, 0 to 10,000,000; a long prompt", text)
+        self.assertIn("from one worker to another, 0 to 1PiB, such as 64MiB or 4GiB [default: assumed by the", text)
         self.assertNotIn("--port ", text)
         text = " ".join(self.succeeds("generate", "--help").stdout.decode().split())
         self.assertIn("0.0 to 1.0 [default: 0.85]", text)
+
+    def test_flags_of_numbers_show_their_ranges(self):
+        for command in self.COMMANDS:
+            for flag in self.succeeds(command, "--help").stdout.decode().split("\n  -")[1:]:
+                with self.subTest(command, flag=flag):
+                    if re.match(r"[-\w, ]+? \[?(SECONDS|BYTES|MS|PORT)\b", flag):
+                        self.assertRegex(" ".join(flag.split()), r"\d to [\d,]*\d(PiB)?\b")

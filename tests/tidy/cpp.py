@@ -13,6 +13,8 @@ TYPE = re.compile(r"\b(?:enum\s+class|enum\s+struct|class|struct|union|enum)\b"
                   r"(?:\s*(?:\[\[[^\]]*\]\]|alignas\s*\([^)]*\)|__align__\s*\([^)]*\)))*"
                   r"\s+(\w+)\s*(?:final\s*)?(?::[^:].*)?$", re.DOTALL)
 TEMPLATE_ARGUMENTS = re.compile(r"<[^<>;{}()]*>")
+# In template arguments, types that have parentheses: `R (*)(A)`, and `R(A)` before the closing bracket.
+FUNCTION_TYPE = re.compile(r"\(\s*\*\s*\)\s*\([^()]*\)|\([^()<>]*\)(?=\s*>)")
 ATTRIBUTE = re.compile(r"\b(?:__launch_bounds__|__attribute__|alignas|noexcept)\s*\((?:[^()]|\([^()]*\))*\)")
 EXTERN = re.compile(r'\bextern\b\s*$')
 FUNCTION_NAME = re.compile(r"(~?[\w:]+|operator\s*\S{1,3})\s*\($")
@@ -75,7 +77,7 @@ def classify(head):
         return "namespace", ""
     plain, before = head, None
     while plain != before:
-        before, plain = plain, TEMPLATE_ARGUMENTS.sub("", plain)
+        before, plain = plain, TEMPLATE_ARGUMENTS.sub("", FUNCTION_TYPE.sub("", plain))
     found = TYPE.search(plain)
     if found and "(" not in plain[found.end(1):] and not plain[:found.start()].rstrip().endswith(("(", ",")):
         return "type", found[1]

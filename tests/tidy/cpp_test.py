@@ -22,6 +22,10 @@ struct alignas(16) Pair final : Base<T> {
 };
 namespace {
 class Local {};
+class Chain : public TestWithParam<std::unique_ptr<Local> (*)(int)> {
+  int x;
+};
+class Called : public Base<void(int, Local)> {};
 }  // namespace
 template <typename T>
 __global__ void __launch_bounds__(128, 2) Kernel(const T* in,
@@ -44,11 +48,12 @@ class CppTest(unittest.TestCase):
     def test_types(self):
         self.assertEqual([(found.name, found.line, found.local) for found in cpp.types_of(SOURCE)],
                          [("goldfinch::cuda::Color", 5, False), ("goldfinch::cuda::Pair", 7, False),
-                          ("goldfinch::cuda::Local", 16, True), ("Plain", 29, False)])
+                          ("goldfinch::cuda::Local", 16, True), ("goldfinch::cuda::Chain", 17, True),
+                          ("goldfinch::cuda::Called", 20, True), ("Plain", 33, False)])
 
     def test_functions(self):
         self.assertEqual([(found.name, found.line, found.lines) for found in cpp.functions_of(SOURCE)],
-                         [("Sum", 10, 3), ("Kernel", 18, 7), ("Make", 26, 1)])
+                         [("Sum", 10, 3), ("Kernel", 22, 7), ("Make", 30, 1)])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ DOCUMENTS = (
     "clients/python/README.md",
     "docs/ARCHITECTURE.md",
     "docs/BENCHMARKS.md",
+    "docs/CONTEXTS.md",
     "docs/GLOSSARY.md",
+    "docs/METRICS.md",
     "tests/demo_model/README.md",
     "tests/golden/README.md",
 )

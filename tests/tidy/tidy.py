@@ -81,10 +81,10 @@ def check_line(path, line):
         yield "tab"
     if NAMELESS_TODO.search(line):
         yield "TODO(name) or TODO(#issue) says who knows more"
+    if path.suffix in CPP | {".proto"} and BEGINS_WITH_OF.search(line):
+        yield 'a comment that begins with "Of" has no subject'
     if path.suffix in CPP:
         yield from check_include(path, line)
-        if BEGINS_WITH_OF.search(line):
-            yield 'a comment that begins with "Of" has no subject'
         if path.parts[0] in NAMES_NO_FLAGS and FLAG_IN_MESSAGE.search(line):
             yield "messages of this room name fields, not flags"
 

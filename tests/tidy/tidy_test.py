@@ -65,6 +65,8 @@ class TidyTest(unittest.TestCase):
     def test_comments_have_a_subject(self):
         self.assertEqual(self.problems_of_cc("int a;  // Of b.\n// A part of b.\n"),
                          ['worker/stage.cc:1: a comment that begins with "Of" has no subject'])
+        self.assertIn('protos/a.proto:1: a comment that begins with "Of" has no subject',
+                      self.problems_of({"protos/a.proto": "// Of b.\n"}))
 
     def test_messages_below_the_program_name_no_flags(self):
         line = 'Error("lower --memory, or a -- b");\n'

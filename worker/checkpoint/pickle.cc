@@ -467,10 +467,11 @@ class Machine {
         continue;
       }
       if (name.empty()) {
-        return absl::InvalidArgumentError(absl::StrCat("a tensor's name is no text or empty: ", KindName(key)));
+        return absl::InvalidArgumentError(
+            absl::StrCat("a tensor's name must be a non-empty string, got ", KindName(key)));
       }
       if (!names.insert(name).second) {
-        return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " is there twice"));
+        return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " appears twice"));
       }
       PickledTensor tensor = tensors_[value.number];
       if (tensor.view.rank > 4) {

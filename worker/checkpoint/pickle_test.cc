@@ -141,9 +141,11 @@ TEST(PickleTest, WrongDicts) {
   EXPECT_THAT(ErrorOf(PickleWriter().Op("}")), HasSubstr("holds no tensor; it holds nothing"));
   EXPECT_THAT(ErrorOf(PickleWriter().Op("}(").Str("state_dict").Op("}").Str("epoch").Int(2).Op("u")),
               HasSubstr("holds no tensor; it holds 'state_dict' (dict), 'epoch' (int)"));
-  EXPECT_THAT(ErrorOf(PickleWriter().Op("}").Int(3).Tensor(kView).Op("s")), HasSubstr("name is no text or empty: int"));
-  EXPECT_THAT(ErrorOf(PickleWriter().Op("}").Str("").Tensor(kView).Op("s")), HasSubstr("name is no text or empty"));
-  EXPECT_THAT(ErrorOf(StateDictPickle({kView, kView})), HasSubstr("tensor 'emb.weight' is there twice"));
+  EXPECT_THAT(ErrorOf(PickleWriter().Op("}").Int(3).Tensor(kView).Op("s")),
+              HasSubstr("name must be a non-empty string, got int"));
+  EXPECT_THAT(ErrorOf(PickleWriter().Op("}").Str("").Tensor(kView).Op("s")),
+              HasSubstr("name must be a non-empty string"));
+  EXPECT_THAT(ErrorOf(StateDictPickle({kView, kView})), HasSubstr("tensor 'emb.weight' appears twice"));
   EXPECT_THAT(ErrorOf(StateDictPickle({{"deep", DType::kF32, "0", 1, 0, {1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}}})),
               HasSubstr("tensor 'deep' has 5 dimensions; the limit is 4"));
 }

@@ -151,7 +151,7 @@ absl::Status CheckDisjoint(const std::vector<ZipEntry>& entries) {
   std::vector<const ZipEntry*> ordered;
   for (const ZipEntry& entry : entries) {
     if (!names.insert(entry.name).second) {
-      return absl::InvalidArgumentError(absl::StrCat("archive file ", Quoted(entry.name), " is there twice"));
+      return absl::InvalidArgumentError(absl::StrCat("archive file ", Quoted(entry.name), " appears twice"));
     }
     if (!entry.bytes.empty()) ordered.push_back(&entry);
   }

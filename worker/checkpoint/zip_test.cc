@@ -46,7 +46,7 @@ TEST(ZipTest, Entries) {
   EXPECT_EQ(MessageWith({.name = "b", .bytes = "finch"}), "OK");
   EXPECT_THAT(MessageWith({.name = "b", .bytes = "finch", .method = 8}),
               HasSubstr("INVALID_ARGUMENT: archive file 'b' is compressed (method 8)"));
-  EXPECT_THAT(MessageWith({.name = "a", .bytes = "finch"}), HasSubstr("archive file 'a' is there twice"));
+  EXPECT_THAT(MessageWith({.name = "a", .bytes = "finch"}), HasSubstr("archive file 'a' appears twice"));
   EXPECT_THAT(MessageWith({.name = "b", .bytes = "finch", .size_delta = 1}),
               HasSubstr("archive file 'b' has 6 bytes from byte 128 on, but the archive's files end at byte 133"));
   EXPECT_THAT(MessageWith({.name = "b", .bytes = "finch", .local_offset = 3}),

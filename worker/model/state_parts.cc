@@ -1,29 +1,11 @@
 #include "worker/model/state_parts.h"
 
-#include <array>
-#include <utility>
-
 #include "base/token_ids.h"
 #include "worker/model/layers.h"
 
 namespace goldfinch {
-namespace {
 
-constexpr std::array<std::pair<StatePartKind, const char*>, 9> kKindNames = {{
-    {StatePartKind::kTimeShift, "time_shift"},
-    {StatePartKind::kChannelShift, "channel_shift"},
-    {StatePartKind::kWkv, "wkv"},
-    {StatePartKind::kTailRows, "tail_rows"},
-    {StatePartKind::kLogits, "logits"},
-    {StatePartKind::kKeys, "keys"},
-    {StatePartKind::kValues, "values"},
-    {StatePartKind::kIds, "ids"},
-    {StatePartKind::kRows, "rows"},
-}};
-
-}  // namespace
-
-const char* Name(StatePartKind kind) {
+const char* MemoryName(StatePartKind kind) {
   switch (kind) {
     case StatePartKind::kTimeShift:
     case StatePartKind::kChannelShift:
@@ -43,20 +25,6 @@ const char* Name(StatePartKind kind) {
       return "compressed cache";
   }
   return "";
-}
-
-const char* KindName(StatePartKind kind) {
-  for (const auto& [named, name] : kKindNames) {
-    if (named == kind) return name;
-  }
-  return "";
-}
-
-std::optional<StatePartKind> ParseKindName(std::string_view name) {
-  for (const auto& [kind, known] : kKindNames) {
-    if (known == name) return kind;
-  }
-  return std::nullopt;
 }
 
 std::vector<StatePart> LayerStateParts(const ModelShape& shape, DType cache_dtype, int layer) {

@@ -8,35 +8,17 @@
 #define GOLDFINCH_WORKER_MODEL_STATE_PARTS_H_
 
 #include <cstdint>
-#include <optional>
-#include <string_view>
 #include <vector>
 
 #include "base/stage_extent.h"
+#include "base/state_part_kind.h"
 #include "kernels/tensor.h"
 #include "worker/model/model.h"
 
 namespace goldfinch {
 
-enum class StatePartKind : uint8_t {
-  // One for a sequence, whatever its length.
-  kTimeShift,     // the last input row of the time mix
-  kChannelShift,  // the last input row of the channel mix
-  kWkv,           // the recurrent state
-  kTailRows,      // the newest Finch-side output rows; row p mod 2G is that of position p
-  kLogits,        // those that follow the last token: part of a snapshot, but a stage keeps none
-  // One for each of its tokens.
-  kKeys,    // of ordinary attention
-  kValues,  // of ordinary attention
-  kIds,     // the compressed cache: token ids,
-  kRows,    // and compressed rows c
-};
 // "shift states", "key cache", ...: for messages about memory.
-const char* Name(StatePartKind kind);
-// A name of its own for each kind, in messages and files that keep parts: "time_shift", "channel_shift", "wkv",
-// "tail_rows", "logits", "keys", "values", "ids", "rows". These never change.
-const char* KindName(StatePartKind kind);
-std::optional<StatePartKind> ParseKindName(std::string_view name);
+const char* MemoryName(StatePartKind kind);
 
 // A part is named in the whole model by its layer and kind. The compressed cache and the tail rows are parts of the
 // last Finch-side layer, which makes them; every stage with GOLD layers has the same compressed cache.
@@ -47,7 +29,7 @@ struct StatePart {
   Shape shape = {};  // for one sequence or one token; rank 0 for a single number
 
   bool operator==(const StatePart&) const = default;
-  bool per_token() const { return kind >= StatePartKind::kKeys; }
+  bool per_token() const { return IsPerToken(kind); }
   bool in_compressed_cache() const { return kind == StatePartKind::kIds || kind == StatePartKind::kRows; }
   // Bytes for one sequence, or for one token.
   int64_t bytes() const { return BytesOf(dtype, shape.rank() == 0 ? 1 : shape.elements()); }

@@ -1,17 +1,7 @@
 // Chooses the next token of a sequence, as the RWKV tools do, with top_k, min_p, biases and bans besides.
 //
-// From the logits of a position to a token, in this order:
-//   1. logit_bias is added, and every token that has occurred loses presence_penalty + occurrence * frequency_penalty.
-//      Banned tokens and ids that have no token are removed. If the temperature is 0, the token with the largest logit
-//      is taken, of equals that with the lowest id, and the steps below are skipped.
-//   2. The softmax over the tokens that are left gives their probabilities p.
-//   3. top_p keeps p >= the p at which the sum from the largest down first reaches top_p, so equals of that one stay.
-//      top_k keeps the k largest, of equals those of the lowest ids. min_p keeps p >= min_p * the largest p.
-//      Each of them looks at the p of step 2, so the shortest of the three lists remains, whatever their order.
-//   4. Each p becomes p^(1/temperature). As this follows the cuts, the temperature never changes which tokens may be
-//      drawn.
-//   5. The probabilities are normalized, and one token is drawn.
-// Equal means equal as fp32 logits after step 1.
+// kernels/sample_row.h has the steps from the logits of a position to a token. What is added to a logit in the first
+// of them is logit_bias, less presence_penalty + occurrence * frequency_penalty for every token that has occurred.
 //
 // Occurrences are counted in the answer, not in the prompt. After each token all occurrences decay, then the token's
 // own grows by 1, or by 0 if its text repeats freely (blanks and digits). Presence counts from the first time on in any
@@ -47,7 +37,7 @@ struct Token {
   absl::Span<const TokenLogprob> top;
 };
 
-using sampling::TokenDistribution;  // what step 5 draws from
+using sampling::TokenDistribution;  // what the last step draws from
 
 // Memory of one call that the next call reuses; its contents are private to Sampler. One for each thread serves any
 // number of samplers. It takes 12 bytes a logit.

@@ -63,7 +63,7 @@ absl::Status SequenceStates::Allocate(const StatePart& part, int64_t pages, cons
   added.tensor.dtype = part.dtype;
   added.tensor.shape =
       part.per_token() ? Prepend(pages, Prepend(kCachePageTokens, part.shape)) : Prepend(slots, part.shape);
-  GF_ASSIGN_OR_RETURN(std::shared_ptr<void> memory, backend_.Allocate(added.tensor.bytes(), Name(part.kind)));
+  GF_ASSIGN_OR_RETURN(std::shared_ptr<void> memory, backend_.Allocate(added.tensor.bytes(), MemoryName(part.kind)));
   added.tensor.data = memory.get();
   memory_.push_back(std::move(memory));
   reserved_bytes_ += added.tensor.bytes();

@@ -117,7 +117,7 @@ class SequenceStates {
   SequenceStates(Backend& backend, int max_sequences) : backend_(backend), sequences_(max_sequences) {}
   absl::Status Allocate(const StatePart& part, int64_t pages, const Model& model);
   void SetView(const Part& part, int first_layer);
-  // Its values are any.
+  // Its values are uninitialized.
   absl::StatusOr<int> TakeSlot();
 
   Backend& backend_;

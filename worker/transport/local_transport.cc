@@ -19,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "base/transports.h"
 #include "worker/transport/transport.h"
 
 namespace goldfinch {
@@ -374,7 +375,7 @@ class LocalSetup : public TransportSetup {
 
 class LocalTransportFactory : public TransportFactory {
  public:
-  const char* kind() const override { return "local"; }
+  const char* kind() const override { return kLocalTransport; }
   absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(const std::string& /*key*/, int stage,
                                                         const std::vector<StageTraffic>& traffic,
                                                         Backend& backend) override {

@@ -22,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "base/transports.h"
 #include "worker/transport/nccl_api.h"
 #include "worker/transport/transport.h"
 
@@ -400,7 +401,7 @@ class NcclTransportFactory : public TransportFactory {
  public:
   NcclTransportFactory(const NcclApi& api, double timeout_seconds) : api_(api), timeout_seconds_(timeout_seconds) {}
 
-  const char* kind() const override { return "nccl"; }
+  const char* kind() const override { return kNcclTransport; }
   absl::StatusOr<std::unique_ptr<TransportSetup>> Setup(const std::string& /*key*/, int stage,
                                                         const std::vector<StageTraffic>& traffic,
                                                         Backend& backend) override {

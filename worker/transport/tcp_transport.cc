@@ -32,6 +32,7 @@
 #include "base/check.h"
 #include "base/resolve.h"
 #include "base/status.h"
+#include "base/transports.h"
 #include "worker/transport/keyed_sockets.h"
 #include "worker/transport/transport.h"
 
@@ -406,7 +407,7 @@ class TcpTransportFactory : public TransportFactory {
   TcpTransportFactory(std::string address, milliseconds timeout)
       : own_address_(std::move(address)), address_(own_address_), timeout_(timeout) {}
 
-  const char* kind() const override { return "tcp"; }
+  const char* kind() const override { return kTcpTransport; }
 
   absl::Status Reach(const std::string& host) override {
     address_ = own_address_;

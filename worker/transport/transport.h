@@ -76,7 +76,7 @@ class TransportSetup {
 class TransportFactory {
  public:
   virtual ~TransportFactory() = default;
-  virtual const char* kind() const = 0;  // "local", "tcp" or "nccl"
+  virtual const char* kind() const = 0;  // a name of base/transports.h
   // From the next Setup on, peers reach this stage at its own address on the route to `host`, an IP address, or, if
   // that is empty, where the factory was told. Transports that have no addresses of their own ignore it. UNAVAILABLE
   // if there is no such route. Must not be called while Setup runs.
@@ -97,16 +97,14 @@ std::unique_ptr<TransportFactory> MakeLocalTransportFactory();
 
 // Over TCP, on connections whose ends have proved to each other that they have the key of the generation. Rows are not
 // encrypted, so nobody on the way between the workers may be able to read or change them. Rows of a device pass through
-// host memory.
-// `address` is a name or IP address of this machine's interface that peers can reach; INVALID_ARGUMENT names it
-// if it is not an address of this machine. A Send or Recv that makes no progress for `timeout_seconds` fails.
+// host memory. `address` is a name or IP address of this machine's interface that peers can reach; INVALID_ARGUMENT
+// names it if it is not an address of this machine. A Send or Recv that makes no progress for `timeout_seconds` fails.
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeTcpTransportFactory(const std::string& address,
                                                                           double timeout_seconds);
 
-// Between CUDA devices, by NCCL, which needs a device for each stage. NCCL neither
-// encrypts nor authenticates, so nobody else may reach the workers' network. A transfer
-// that makes no progress for `timeout_seconds` fails. The first form opens the NCCL library: UNAVAILABLE names what is
-// missing if there is none or if it is too old.
+// Between CUDA devices, by NCCL, which needs a device for each stage. NCCL neither encrypts nor authenticates, so
+// nobody else may reach the workers' network. A transfer that makes no progress for `timeout_seconds` fails. The first
+// form opens the NCCL library: UNAVAILABLE names what is missing if there is none or if it is too old.
 absl::StatusOr<std::unique_ptr<TransportFactory>> MakeNcclTransportFactory(double timeout_seconds);
 struct NcclApi;  // worker/transport/nccl_api.h
 std::unique_ptr<TransportFactory> MakeNcclTransportFactory(const NcclApi& api, double timeout_seconds);

@@ -120,7 +120,7 @@ class Usage:
     transformer_cache_bytes: int
     recoveries: int
     cached_tokens: int = 0  # of prompt_tokens, those that were not read again
-    reread_tokens: int = 0  # that were read once more, after workers were lost or the request was parked
+    reread_tokens: int = 0  # that were read once more: after a loss or a parking, or for a further sample
 
 
 @dataclass(frozen=True)
