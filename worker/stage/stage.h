@@ -114,7 +114,9 @@ class Stage {
   std::shared_ptr<const Mark> Save(int slot, ConstTensor logits, const SavedSegment& to);
   // A new sequence that goes on from the end of the last segment of the chain, as if it had taken all its tokens:
   // on the CPU with the same bits. Segments follow each other from position 0 on and have every part that is per token;
-  // the last one has the snapshot. Ids are in the vocabulary. The parts must stay until a mark that is recorded after
+  // the last one has the snapshot. Ids are in the vocabulary. Full pages of a segment with a number, and their kept
+  // rows, are shared with open sequences that were restored from it with the same pages, and with forks of these, so
+  // long as any of them is open. The parts must stay until a mark that is recorded after
   // the call is reached. NOT_FOUND names a part that is lacking; INVALID_ARGUMENT says what does not fit; else as Open,
   // and RESOURCE_EXHAUSTED if the caches are full. On an error nothing has changed.
   absl::StatusOr<int> Restore(absl::Span<const SavedSegment* const> chain);
@@ -173,6 +175,7 @@ class Stage {
   void FinishSaves();
   absl::Status CheckChain(absl::Span<const SavedSegment* const> chain) const;
   void FillTables(const SavedSegment& segment);
+  void ShareKeptRows(int slot);
 
   // ---- stage_forward.cc: the ops of a call
   void FillTables();
