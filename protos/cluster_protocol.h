@@ -8,7 +8,7 @@
 
 namespace goldfinch {
 
-inline constexpr uint32_t kClusterProtocol = 4;
+inline constexpr uint32_t kClusterProtocol = 5;
 
 // How a worker proves that it has the cluster's key, and the coordinator that it has it too. All of it is metadata of
 // the call Work, so that the coordinator reads no message of anyone who has not proved it:
