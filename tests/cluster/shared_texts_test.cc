@@ -30,6 +30,13 @@ Ids operator+(Ids text, const Ids& more) {
   return text;
 }
 
+// Keeps the document as "document": requests over a name use what is kept however long it would take to read.
+void Keep(LocalCluster& cluster, const Ids& document) {
+  const auto read =
+      cluster.Generate(document, 0, [](Request* request) { request->keep_as = Request::KeepAs{.name = "document"}; });
+  ASSERT_TRUE(read->Wait().ok()) << read->Wait();
+}
+
 // (golden case, type of the cache, stages)
 class SharedTextsTest : public ::testing::TestWithParam<std::tuple<std::string, std::string, int>> {};
 
@@ -46,21 +53,21 @@ TEST_P(SharedTextsTest, WhatOthersDoWithATextChangesNoToken) {
     const Ids question = {static_cast<int32_t>(3 + i), 9, static_cast<int32_t>(40 + i)};
     const auto edit = [&](Request* request) {
       request->cache = cache;
+      if (cache) request->context = "document";
       request->generate->samples = i % 4 == 0 ? 3 : 1;
       request->generate->sampling.temperature = 1;
       request->generate->sampling.seed = 100 * i;
       request->generate->sampling.banned_tokens = {0};
     };
     // Some pause, and go on or are cancelled when others have ended.
-    return cluster.Generate(document + question, 40 + static_cast<int64_t>(i), edit, &numbers[i],
+    return cluster.Generate(cache ? question : document + question, 40 + static_cast<int64_t>(i), edit, &numbers[i],
                             cache && i % 4 == 2 ? 5 : 0);
   };
   for (size_t i = 0; i < numbers.size(); ++i) {
     cold.push_back(ask(i, /*cache=*/false));
     ASSERT_TRUE(cold.back()->Wait().ok()) << cold.back()->Wait();
   }
-  const auto read = cluster.Generate(document, 1);
-  ASSERT_TRUE(read->Wait().ok()) << read->Wait();
+  Keep(cluster, document);
   for (size_t i = 0; i < numbers.size(); ++i) warm.push_back(ask(i, /*cache=*/true));
   for (size_t i = 0; i < numbers.size(); ++i) {
     if (i % 4 == 2) warm[i]->AwaitTokens(5);
@@ -103,16 +110,18 @@ TEST(SharedTextPagesTest, ManyQuestionsTakeThePagesOfTheirTextOnce) {
   });
   cluster.AwaitReady();
   const Ids document = TextOf(golden, kPages * kCachePageTokens + 10);
-  const auto read = cluster.Generate(document, 1);
-  ASSERT_TRUE(read->Wait().ok()) << read->Wait();
-  EXPECT_EQ(read->usage().cached_tokens, 0);
+  Keep(cluster, document);
   cluster.ExpectNothingHeld();
   const double read_tokens = cluster.Metric("prompt_tokens_total");
   std::vector<std::shared_ptr<WatchedRequest>> questions;
   std::vector<uint64_t> numbers(kQuestions);
   for (int64_t i = 0; i < kQuestions; ++i) {
     const auto token = static_cast<int32_t>(1 + i);
-    questions.push_back(cluster.Generate(document + Ids{token, 7}, 20, {}, &numbers[i], /*pause_at=*/3));
+    const auto edit = [](Request* request) {
+      request->context = "document";
+      request->generate->sampling.banned_tokens = {0};  // which ends an answer
+    };
+    questions.push_back(cluster.Generate({token, 7}, 20, edit, &numbers[i], /*pause_at=*/3));
   }
   for (const auto& question : questions) question->AwaitTokens(3);
   // None has ended, so all run at once.
