@@ -111,27 +111,55 @@ int64_t ContextKeeper::Kept(int replica, const Request& request, absl::Span<cons
   return tree_->Choose(match, found->second.tier, compute_seconds, /*only_here=*/store_ == nullptr).position;
 }
 
+ContextKeeper::Found ContextKeeper::Find(const Group& group, const Request& request, absl::Span<const int32_t> ids,
+                                         int64_t tokens_max, double token_seconds) const {
+  const auto size = static_cast<int64_t>(ids.size());
+  Found found;
+  found.match = tree_->Match(NamespaceOf(request), ids, std::min(tokens_max, LimitOf(request)));
+  // Who names a context wants it to be used.
+  const double seconds = request.context.empty() ? token_seconds : std::max(token_seconds, kNamedTokenSeconds);
+  found.choice = tree_->Choose(
+      found.match, group.tier, [&](int64_t begin) { return seconds * static_cast<double>(size - begin); },
+      /*only_here=*/true);
+  return found;
+}
+
+PrefixKeeper::Beginning ContextKeeper::Found::Chain() const {
+  Beginning beginning;
+  beginning.tokens = choice.position;
+  const auto last = std::find_if(match.steps.begin(), match.steps.end(),
+                                 [&](const ContextMatch::Step& step) { return step.segment == choice.segment; });
+  if (last == match.steps.end()) return beginning;
+  for (auto i = static_cast<int>(last - match.steps.begin()); i >= 0; i = match.steps[static_cast<size_t>(i)].parent) {
+    beginning.segments.push_back(match.steps[static_cast<size_t>(i)].segment);
+    beginning.ends.push_back(match.steps[static_cast<size_t>(i)].end);
+  }
+  std::reverse(beginning.segments.begin(), beginning.segments.end());
+  std::reverse(beginning.ends.begin(), beginning.ends.end());
+  return beginning;
+}
+
+PrefixKeeper::Beginning ContextKeeper::Peek(int replica, const Request& request, absl::Span<const int32_t> ids,
+                                            int64_t tokens_max, double token_seconds) const {
+  const auto found = groups_.find(replica);
+  if (found == groups_.end() || !request.uses_kept()) return {};
+  return Find(found->second, request, ids, tokens_max, token_seconds).Chain();
+}
+
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
                                              int64_t tokens_max, double token_seconds, double now) {
   const auto found = groups_.find(replica);
   if (found == groups_.end() || !request.uses_kept()) return {};
-  tokens_max = std::min(tokens_max, LimitOf(request));
   Group& group = found->second;
   group.token_seconds = token_seconds_ = token_seconds;
   const auto size = static_cast<int64_t>(ids.size());
-  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, tokens_max);
-  // Who names a context wants it to be used.
-  const double seconds = request.context.empty() ? token_seconds : std::max(token_seconds, kNamedTokenSeconds);
-  const ContextChoice choice = tree_->Choose(
-      match, group.tier, [&](int64_t begin) { return seconds * static_cast<double>(size - begin); },
-      /*only_here=*/true);
-  Beginning beginning;
+  const Found kept = Find(group, request, ids, tokens_max, token_seconds);
+  const ContextChoice& choice = kept.choice;
+  Beginning beginning = kept.Chain();
   if (choice.segment != 0) {
     tree_->CountHit(choice);
     tree_->Hold(choice.segment, now);
     if (store_ != nullptr) store_->Used(choice.segment);
-    beginning.segments = tree_->Chain(choice.segment);
-    beginning.tokens = choice.position;
   } else {
     tree_->CountMiss(choice.reason);
   }
@@ -141,7 +169,8 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
   // What is short is read again faster than it is kept, but for what was asked for.
   if (size - beginning.tokens >= options_.cost_tokens) {
     beginning.save_at = PlanSnapshots(
-        options_, {.begin = beginning.tokens, .end = size, .breakpoints = breakpoints, .partings = match.partings});
+        options_,
+        {.begin = beginning.tokens, .end = size, .breakpoints = breakpoints, .partings = kept.match.partings});
   } else if (std::any_of(breakpoints.begin(), breakpoints.end(),
                          [&](int64_t at) { return at > beginning.tokens && at < size; })) {
     beginning.save_at = PlanSnapshots(options_, {.begin = beginning.tokens, .end = size, .breakpoints = breakpoints});

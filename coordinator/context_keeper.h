@@ -86,6 +86,8 @@ class ContextKeeper final : public PrefixKeeper {
                double token_seconds, double now) override;
   Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
                   double token_seconds, double now) override;
+  Beginning Peek(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
+                 double token_seconds) const override;
   void Release(int replica, const Beginning& beginning) override;
   Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, const SavePoint& point,
              double now) override;
@@ -212,6 +214,15 @@ class ContextKeeper final : public PrefixKeeper {
   };
 
   void SetQuota(const std::string& name_space);
+  // What of a prompt is kept, and what a sequence in the group should begin with.
+  struct Found {
+    ContextMatch match;
+    ContextChoice choice;
+
+    Beginning Chain() const;
+  };
+  Found Find(const Group& group, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
+             double token_seconds) const;
   // Whether the rows of the segment are in the tier, or on their way there.
   bool HasRows(uint64_t segment, int tier) const;
   // Notes what has to be dropped from the groups' shelves.

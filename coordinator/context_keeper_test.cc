@@ -98,6 +98,31 @@ TEST(ContextKeeperTest, AnAnswerIsSavedAtGrowingDistances) {
   keeping.cluster.Generate(FakePrompt(490, 50), 1100, refused, [](Request* request) { request->cache = false; });
   keeping.cluster.RunAll();
   EXPECT_EQ(keeping.keeper.bytes(), bytes);
+}
+
+// What a sequence would begin with can be asked without any trace.
+TEST(ContextKeeperTest, APeekIsWhatBeginGives) {
+  Keeping keeping;
+  keeping.Up(0);
+  const auto read = Client();
+  keeping.cluster.Generate(Prompt(500), 1, read, [](Request* request) { request->breakpoints = {64, 200}; });
+  keeping.cluster.RunAll();
+  const std::vector<int32_t> prompt = Prompt(500, {7, 8});
+  const Request request;
+  for (const int64_t tokens_max : {502, 499, 200, 63}) {
+    SCOPED_TRACE(tokens_max);
+    const int64_t hits = keeping.keeper.counters().hits;
+    const auto peeked = keeping.keeper.Peek(0, request, prompt, tokens_max, 0.01);
+    EXPECT_EQ(keeping.keeper.counters().hits, hits);
+    const auto begun = keeping.keeper.Begin(0, request, prompt, tokens_max, 0.01, keeping.cluster.now);
+    EXPECT_EQ(peeked.segments, begun.segments);
+    EXPECT_EQ(peeked.ends, begun.ends);
+    EXPECT_EQ(peeked.tokens, begun.tokens);
+    EXPECT_EQ(peeked.ends.empty() ? 0 : peeked.ends.back(), begun.tokens);
+    EXPECT_EQ(begun.tokens, tokens_max == 502 ? 500 : tokens_max == 63 ? 0 : 200);
+    EXPECT_TRUE(peeked.save_at.empty());
+    if (!begun.segments.empty()) keeping.keeper.Release(0, begun);
+  }
   ExpectNothingLeft(keeping.cluster);
 }
 

@@ -20,6 +20,7 @@ class PrefixKeeper {
   // How a sequence begins.
   struct Beginning {
     std::vector<uint64_t> segments;  // the chain that it begins with, from position 0 on; empty: there is none
+    std::vector<int64_t> ends;       // of these segments
     int64_t tokens = 0;              // the end of the chain; 0 without one
     // Ascending positions above `tokens` at which it should be saved, also in an answer that is still to come: Save is
     // called for each that it comes to.
@@ -51,6 +52,9 @@ class PrefixKeeper {
   // usable until Release.
   virtual Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
                           double token_seconds, double now) = 0;
+  // The chain that Begin would give now, without `save_at`. Nothing is held, and nothing counted.
+  virtual Beginning Peek(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
+                         double token_seconds) const = 0;
   // The chain that Begin gave is not needed any more: the Step that restores it has been planned, or none will be.
   // Called once for each Beginning that has segments.
   virtual void Release(int replica, const Beginning& beginning) = 0;

@@ -263,13 +263,19 @@ void Scheduler::Start(RequestState& state, Sequence& sequence, Group& group, dou
                                     [](const Sequence& other) { return !other.done && other.id == 0; });
     cohort = state.cohorts.emplace_back(std::make_unique<Cohort>()).get();
     cohort->leader = &sequence;
-    const int64_t shared = left > 1 ? state.SharedTokens() : 0;
+    const int64_t shared = state.SharedTokens();
     position = Begin(sequence, now);
-    // If all that they share is kept, each one begins with it by itself.
-    cohort->shared_tokens = position < shared ? shared : 0;
+    // If all that they share is kept, the others are copies of the first one as it begins. What has gone on beyond that
+    // before begins by itself.
+    const bool draws = position == state.prompt_tokens() && sequence.after_prompt.empty();
+    if (left > 1) cohort->shared_tokens = position <= shared ? shared : draws ? position : 0;
     cohort->forked = cohort->shared_tokens == 0;
+    if (!state.is_short) cohort->kept = KeptPages::RunsOf(sequence.beginning);
+    for (const KeptPages::Run& run : cohort->kept) cohort->kept_pages += run.pages;
+    sequence.cohort = cohort;
     sequence.pages -= cohort->pages();
-    Hold(sequence, 0, cohort->pages(), 0);
+    Hold(sequence, 0, cohort->own_pages(), 0);
+    HoldKept(sequence, /*more=*/true);
   }
   ++cohort->members;
   sequence.cohort = cohort;
@@ -319,11 +325,7 @@ void Scheduler::Prepared(uint64_t number, double now) {
 int64_t Scheduler::Begin(Sequence& sequence, double now) {
   if (keeper_ == nullptr) return 0;
   RequestState& state = *sequence.owner;
-  const int64_t end = state.End(sequence);
-  // Without a token to draw, the last one must be run.
-  const bool may_draw = state.request.generate && (state.request.generate->max_tokens > 0 || state.request.keep_as);
-  int64_t tokens_max = may_draw ? end : end - 1;
-  if (state.request.score) tokens_max = std::min(tokens_max, state.ScoredFrom(sequence, 0));
+  const int64_t end = state.End(sequence), tokens_max = state.BeginMax(sequence);
   const absl::Span<const int32_t> ids = state.Tokens(sequence, end, &joined_);
   sequence.beginning =
       keeper_->Begin(state.group->replica, state.request, ids, tokens_max, state.group->cost.row_seconds(), now);
@@ -392,7 +394,8 @@ void Scheduler::Release(Sequence& sequence) {
   sequence.begun = 0;
   int64_t pages = sequence.pages;
   if (--sequence.cohort->members == 0) {
-    pages += sequence.cohort->pages();
+    pages += sequence.cohort->own_pages();
+    HoldKept(sequence, /*more=*/false);
     state.cohorts.erase(std::find_if(state.cohorts.begin(), state.cohorts.end(),
                                      [&](const auto& cohort) { return cohort.get() == sequence.cohort; }));
   }

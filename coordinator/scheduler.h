@@ -97,8 +97,13 @@
 // (preferred_tokens): a long text is worth a wait, and a short one is read again elsewhere. A request with keep_as runs
 // its last token as well, and is saved there.
 //
+// The workers share the full pages of kept texts between all sequences that began with them, so they are counted once:
+// while one of these runs, another needs only the pages of what follows. A sequence that finds no room otherwise is
+// admitted into what this leaves. Short requests reserve their worst case without it.
+//
 // FORKS. The sequences of a request that share a prompt and are admitted before it has been read run it once, all but
-// its last token; then the sequence that ran it is forked, and each one goes on by itself.
+// its last token; then the sequence that ran it is forked, and each one goes on by itself. If all of that is kept, one
+// sequence begins with it, and those that have been admitted by then are copies of it.
 //
 // Implementation: scheduler.cc keeps requests and groups, scheduler_admission.cc decides who runs and who is parked,
 // scheduler_memory.cc what is reserved, scheduler_queue.cc keeps clients and the places in the queue, scheduler_plan.cc
@@ -284,7 +289,7 @@ class Scheduler {
   bool AdmitOne(double now);
   std::vector<Candidate> Candidates(double now);
   bool NeedsKept(RequestState& state) const;
-  Group* FindRoom(const RequestState& state, const Sequence& next, bool only_kept);
+  Group* FindRoom(RequestState& state, const Sequence& next, bool only_kept, double now);
   Group* MakeRoom(const RequestState& state, const Sequence& next, double now);
   bool FitsBesideOwn(const RequestState& state, const Sequence& next) const;
   std::vector<Sequence*> Victims(const RequestState& state, const Sequence& next, const Group& group, double now) const;
@@ -293,9 +298,11 @@ class Scheduler {
   // scheduler_memory.cc
   int64_t PagesToReserve(const RequestState& state, const Sequence& sequence) const;
   int64_t NextPages(const RequestState& state, const Sequence& next) const;
+  bool HasRoomBesideKept(RequestState& state, const Sequence& next, const Group& group, double now) const;
   static int64_t HeldPages(const Sequence& sequence);
   int64_t UsedPages(const Group& group) const;
   void Hold(const Sequence& sequence, int sequences, int64_t pages, int growing);
+  void HoldKept(const Sequence& sequence, bool more);
   void Grow(Group& group, double now);
   Sequence& GrowthVictim(Sequence& grower, double now);
   void LearnAnswer(int64_t tokens);
@@ -323,10 +330,12 @@ class Scheduler {
   StepWork PrefillWork(const Sequence& sequence, int64_t tokens) const;
   void PlanOpening(const Group& group, Sequence& sequence, StepPlan* plan);
   void PlanDraw(Group& group, Sequence& sequence, StepPlan* plan);
+  static void AwaitDraw(Group& group, Sequence& sequence);
   void PlanChunk(Group& group, Sequence& sequence, int64_t tokens, StepPlan* plan);
   void PlanParked(Group& group, StepPlan* plan);
   void PlanSave(const Group& group, Sequence& sequence, bool logits, StepPlan* plan);
   void PlanForks(RequestState& state, Cohort& cohort, StepPlan* plan);
+  void PlanCopies(Group& group, const Sequence& sequence, StepPlan* plan);
 
   // scheduler_estimate.cc
   StepWork WorkOf(const RequestState& state) const;

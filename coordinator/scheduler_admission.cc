@@ -53,13 +53,13 @@ double Scheduler::Share(int64_t slots, int64_t pages) const {
 double Scheduler::Share(const Account& account) const { return Share(account.slots, account.pages); }
 
 // Where the next sequence of the request can run now. All sequences of a request that run are in one group.
-Scheduler::Group* Scheduler::FindRoom(const RequestState& state, const Sequence& next, bool only_kept) {
+Scheduler::Group* Scheduler::FindRoom(RequestState& state, const Sequence& next, bool only_kept, double now) {
   const int64_t pages = NextPages(state, next);
   Group* best = nullptr;
   int64_t least = 0;
   for (const auto& [replica, group] : groups_) {
     if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
-    if (!group->HasRoom(group->held, state, pages, only_kept)) continue;
+    if (!group->HasRoom(group->held, state, pages, only_kept) && !HasRoomBesideKept(state, next, *group, now)) continue;
     const int64_t load = group->load() - (replica == state.preferred ? state.preferred_tokens : 0);
     if (best != nullptr && load >= least) continue;
     best = group.get();
@@ -174,7 +174,7 @@ bool Scheduler::AdmitOne(double now) {
     const bool restricted = only_kept || candidates[i].only_kept;
     if (restricted && !state.is_short) continue;
     if (!Prepare(state, next, now)) return true;  // the next one of its client may come first
-    Group* group = FindRoom(state, next, restricted);
+    Group* group = FindRoom(state, next, restricted, now);
     if (group == nullptr && !restricted && ++parkers <= kParkersMax) group = MakeRoom(state, next, now);
     if (group != nullptr) {
       Start(state, next, *group, now);
@@ -218,6 +218,7 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
   std::vector<Sequence*> victims;
   absl::flat_hash_map<const Account*, std::pair<int64_t, int64_t>> taken;  // slots and pages
   absl::flat_hash_map<const Cohort*, int> taken_members;
+  KeptPages taken_kept;
   Holding others = group.held;  // what is left when the victims are gone
   // Most looks find nobody, and must not fill the maps for it.
   const auto taken_of = [&](const Account* account) {
@@ -228,9 +229,16 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
     const auto found = taken_members.find(cohort);
     return found == taken_members.end() ? 0 : found->second;
   };
+  const auto is_last = [&](const Sequence& sequence) {
+    return gone_of(sequence.cohort) + 1 == sequence.cohort->members;
+  };
   const auto pages_of = [&](const Sequence& sequence) {
-    const bool last = gone_of(sequence.cohort) + 1 == sequence.cohort->members;
-    return sequence.pages + (last ? sequence.cohort->pages() : 0);
+    if (!is_last(sequence)) return sequence.pages;
+    int64_t pages = sequence.pages + sequence.cohort->own_pages();
+    for (const KeptPages::Run& run : sequence.cohort->kept) {
+      if (group.kept.uses(run) - taken_kept.uses(run) == 1) pages += run.pages;
+    }
+    return pages;
   };
   const auto may_be_parked = [&](const Sequence& sequence, double share, double share_left) {
     const RequestState& owner = *sequence.owner;
@@ -278,6 +286,7 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
     const int64_t pages = pages_of(*best);
     ++slots_taken;
     pages_taken += pages;
+    if (is_last(*best)) taken_kept.Add(best->cohort->kept);
     ++taken_members[best->cohort];
     others.Add(*best->owner, -1, -pages, best->growing ? -1 : 0);
     victims.push_back(best);

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/cache_page.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/scheduler_test_util.h"
 #include "gtest/gtest.h"
@@ -358,6 +359,88 @@ TEST(SchedulerKeptTest, SamplesShareWhatIsKept) {
   for (int i = 0; i < 3; ++i) EXPECT_EQ(many->tokens[i], FakeAnswer(Prompt(50, {7, 8}), i, 2));
   EXPECT_EQ(cluster.groups[0]->tokens_run() - before, 1 + 3 + 3) << "one for all, and two for each";
   EXPECT_EQ(many->usage.cached_tokens, 50);
+  ExpectNothingLeft(cluster);
+}
+
+// How the Steps open sequences.
+struct Openings {
+  explicit Openings(FakeCluster& cluster) {
+    cluster.planned = [this](int, const StepPlan& plan) {
+      for (const StepPlan::NewSequence& sequence : plan.open) {
+        (sequence.copy_of != 0 ? copied : sequence.restore.empty() ? empty : restored) += 1;
+        draws += sequence.draw ? 1 : 0;
+      }
+    };
+  }
+  int empty = 0, restored = 0, copied = 0, draws = 0;
+};
+
+TEST(SchedulerKeptTest, SamplesOfAPromptThatIsKeptAsAWholeAreCopiesOfTheFirst) {
+  FakeCluster cluster;
+  cluster.Keep();
+  cluster.Up(0, Roomy());
+  cluster.Generate(Prompt(70), 1, Client());
+  cluster.RunAll();
+  const int64_t before = cluster.groups[0]->tokens_run();
+  Openings openings(cluster);
+  const auto many = Client(5);
+  cluster.Generate(Prompt(70), 4, many, [](Request* request) { request->generate->samples = 5; });
+  cluster.Plan(0);
+  EXPECT_EQ(openings.restored, 1);
+  EXPECT_EQ(openings.copied, 4);
+  EXPECT_EQ(openings.draws, 5);
+  EXPECT_EQ(cluster.groups[0]->pages_used(), 1 + 5) << "the full page is shared";
+  EXPECT_EQ(cluster.scheduler.Load(0).cache_tokens_used, 6 * kCachePageTokens);
+  cluster.RunAll();
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(many->tokens[i], FakeAnswer(Prompt(70), i, 4));
+  EXPECT_EQ(cluster.groups[0]->tokens_run() - before, 5 * 3) << "the first ones are drawn, and the last ones not run";
+  EXPECT_EQ(many->usage.cached_tokens, 70);
+  EXPECT_EQ(cluster.scheduler.TakeEvents().replayed_tokens, 0);
+  EXPECT_EQ(openings.restored, 1);
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, WhatReadsOnlyItsLastTokenIsCopiedBeforeIt) {
+  FakeCluster cluster;
+  cluster.Keep();
+  cluster.Up(0, Roomy());
+  cluster.Generate(Prompt(50), 1, Client());
+  cluster.RunAll();
+  Openings openings(cluster);
+  const auto many = Client(3), scored = Client();
+  cluster.Generate(Prompt(50, {7}), 2, many, [](Request* request) { request->generate->samples = 3; });
+  cluster.RunAll();
+  EXPECT_EQ(openings.restored, 1);
+  EXPECT_EQ(openings.copied, 2);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(many->tokens[i], FakeAnswer(Prompt(50, {7}), i, 2));
+  openings.restored = openings.copied = 0;
+  const int64_t before = cluster.groups[0]->tokens_run();
+  cluster.Score(Prompt(50, {8}), {{4, 5}, {6}, {8, 9}}, /*score_prompt=*/false, scored);
+  cluster.RunAll();
+  EXPECT_EQ(openings.restored, 1);
+  EXPECT_EQ(openings.copied, 2);
+  EXPECT_EQ(cluster.groups[0]->tokens_run() - before, 2 + 1 + 2);
+  ExpectScores(*scored, 0, Prompt(50, {8}), {4, 5});
+  ExpectScores(*scored, 1, Prompt(50, {8}), {6});
+  ExpectScores(*scored, 2, Prompt(50, {8}), {8, 9});
+  ExpectNothingLeft(cluster);
+}
+
+TEST(SchedulerKeptTest, SamplesThatComeTooLateBeginByThemselves) {
+  FakeCluster cluster;
+  cluster.Keep();
+  GroupCapacity capacity = Roomy();
+  capacity.max_sequences = 2;
+  cluster.Up(0, capacity);
+  cluster.Generate(Prompt(70), 1, Client());
+  cluster.RunAll();
+  Openings openings(cluster);
+  const auto many = Client(3);
+  cluster.Generate(Prompt(70), 4, many, [](Request* request) { request->generate->samples = 3; });
+  cluster.RunAll();
+  EXPECT_EQ(openings.restored, 2);
+  EXPECT_EQ(openings.copied, 1);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(many->tokens[i], FakeAnswer(Prompt(70), i, 4));
   ExpectNothingLeft(cluster);
 }
 

@@ -14,6 +14,8 @@ namespace {
 constexpr double kAnswerWeight = 1.0 / 64;
 // What a sequence that has been parked for growth reserves beside its tokens doubles so often.
 constexpr int kDoublingsMax = 30;
+// To look up which pages of kept texts a request could share takes time with its length, so it is done only so often.
+constexpr double kPeekSeconds = 0.1;
 
 }  // namespace
 
@@ -36,18 +38,41 @@ int64_t Scheduler::NextPages(const RequestState& state, const Sequence& next) co
   return PagesToReserve(state, next) - (open != nullptr ? open->pages() : 0);
 }
 
+// Whether the request's next sequence has room in the group because others there use pages that it would begin with.
+bool Scheduler::HasRoomBesideKept(RequestState& state, const Sequence& next, const Group& group, double now) const {
+  if (keeper_ == nullptr || !state.request.uses_kept() || state.is_short || state.OpenCohort() != nullptr) return false;
+  const int64_t end = state.End(next), wanted = NextPages(state, next);
+  const int64_t most = std::min(group.kept.pages(), end / kCachePageTokens);
+  if (most == 0 || !group.HasRoom(group.held, state, wanted - most)) return false;
+  if (now != state.peeked && now < state.peeked + kPeekSeconds) return false;  // all groups are looked at together
+  state.peeked = now;
+  int64_t pages = 0;
+  for (const KeptPages::Run& run : KeptPages::RunsOf(keeper_->Peek(
+           group.replica, state.request, state.Tokens(next, end, &joined_), state.BeginMax(next), group.cost.row_seconds()))) {
+    if (group.kept.uses(run) > 0) pages += run.pages;
+  }
+  return group.HasRoom(group.held, state, wanted - pages);
+}
+
 int64_t Scheduler::HeldPages(const Sequence& sequence) { return sequence.pages + sequence.cohort->pages(); }
 
 // The pages that the workers use when they have carried out all Steps so far.
 int64_t Scheduler::UsedPages(const Group& group) const {
   int64_t pages = 0;
+  KeptPages kept;
   for (const auto& [number, state] : requests_) {
     if (state->group != &group) continue;
     for (const auto& cohort : state->cohorts) {
-      pages += cohort->forked ? cohort->pages() : std::min(CachePagesFor(cohort->leader->scheduled), cohort->pages());
+      if (std::none_of(state->sequences.begin(), state->sequences.end(),
+                       [&](const Sequence& sequence) { return sequence.cohort == cohort.get() && sequence.opened; })) {
+        continue;
+      }
+      pages += kept.Add(cohort->kept);
+      pages += cohort->forked ? cohort->own_pages()
+                              : std::min(CachePagesFor(cohort->leader->scheduled) - cohort->kept_pages, cohort->own_pages());
     }
     for (const Sequence& sequence : state->sequences) {
-      if (sequence.id == 0) continue;
+      if (sequence.id == 0 || !sequence.opened) continue;
       pages += std::max<int64_t>(CachePagesFor(sequence.scheduled) - sequence.cohort->pages(), 0);
     }
   }
@@ -61,6 +86,19 @@ void Scheduler::Hold(const Sequence& sequence, int sequences, int64_t pages, int
   sequence.lane->held.Add(state, sequences, pages, growing);
   state.account->slots += sequences;
   state.account->pages += pages;
+}
+
+// Counts what the sequence's cohort has of kept texts, or gives it back. Clients count it once each.
+void Scheduler::HoldKept(const Sequence& sequence, bool more) {
+  const RequestState& state = *sequence.owner;
+  const std::vector<KeptPages::Run>& kept = sequence.cohort->kept;
+  Group& group = *state.group;
+  Lane& lane = *sequence.lane;
+  const int64_t pages = more ? group.kept.Add(kept) : -group.kept.Remove(kept);
+  const int64_t own_pages = more ? lane.kept.Add(kept) : -lane.kept.Remove(kept);
+  group.held.Add(state, 0, pages, 0);
+  lane.held.Add(state, 0, own_pages, 0);
+  state.account->pages += own_pages;
 }
 
 void Scheduler::LearnAnswer(int64_t tokens) {

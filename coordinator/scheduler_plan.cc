@@ -289,6 +289,12 @@ void Scheduler::PlanOpening(const Group& group, Sequence& sequence, StepPlan* pl
 // Draws the first token of a sequence of which everything is kept.
 void Scheduler::PlanDraw(Group& group, Sequence& sequence, StepPlan* plan) {
   PlanOpening(group, sequence, plan);
+  AwaitDraw(group, sequence);
+  PlanCopies(group, sequence, plan);
+}
+
+// The Step that is being planned opens the sequence and draws its next token.
+void Scheduler::AwaitDraw(Group& group, Sequence& sequence) {
   StepInFlight& step = group.steps.back();
   const ChunkInFlight chunk{
       .sequence = sequence.id, .begin = sequence.scheduled, .end = sequence.scheduled, .logit_rows = 1};
@@ -302,6 +308,7 @@ void Scheduler::PlanChunk(Group& group, Sequence& sequence, int64_t tokens, Step
   const int64_t begin = sequence.scheduled, end = begin + tokens;
   GF_CHECK_LE(CachePagesFor(end), HeldPages(sequence)) << "sequence " << sequence.id;
   PlanOpening(group, sequence, plan);
+  PlanCopies(group, sequence, plan);
   StepPlan::Chunk chunk;
   chunk.sequence = sequence.id;
   chunk.position = begin;
@@ -375,6 +382,24 @@ void Scheduler::PlanForks(RequestState& state, Cohort& cohort, StepPlan* plan) {
     const std::vector<int64_t>& save_at = cohort.leader->beginning.save_at;
     const auto answer = std::upper_bound(save_at.begin(), save_at.end(), state.prompt_tokens());
     sequence.beginning.save_at.assign(answer, save_at.end());
+  }
+}
+
+// If all that its cohort shares was kept, the others become copies of the leader as it begins. Those of which no token
+// is to be read draw their first one in the same Step.
+void Scheduler::PlanCopies(Group& group, const Sequence& sequence, StepPlan* plan) {
+  Cohort& cohort = *sequence.cohort;
+  if (cohort.forked || cohort.leader != &sequence || sequence.scheduled != cohort.shared_tokens) return;
+  cohort.forked = true;
+  RequestState& state = *sequence.owner;
+  for (Sequence& copy : state.sequences) {
+    if (copy.cohort != &cohort || &copy == &sequence) continue;
+    copy.opened = true;
+    Activate(copy, cohort.shared_tokens);
+    StepPlan::NewSequence opening = state.Opening(copy);
+    opening.copy_of = sequence.id;
+    plan->open.push_back(opening);
+    if (copy.draws) AwaitDraw(group, copy);
   }
 }
 

@@ -129,7 +129,9 @@ class History {
   void Submit() {
     Wanted wanted;
     wanted.client = Below(clients_);
-    wanted.prompt = FakePrompt(1 + Below(120), Below(cluster_.keeper != nullptr ? 3 : 100));
+    // Long enough for some pages to be shared.
+    const bool shares = lengthy_ && cluster_.keeper != nullptr;
+    wanted.prompt = FakePrompt(1 + Below(shares ? 600 : 120), Below(cluster_.keeper != nullptr ? 3 : 100));
     const auto edit = [&](Request* request) {
       request->client = names_[wanted.client];
       request->progress = true;

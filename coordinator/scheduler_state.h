@@ -22,6 +22,7 @@
 #include "absl/types/span.h"
 #include "base/cache_page.h"
 #include "base/stage_memory.h"
+#include "coordinator/kept_pages.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/token_allowance.h"
 
@@ -65,13 +66,20 @@ struct Scheduler::Sequence {
   double last_token_time = -1;   // < 0: no token yet
 };
 
-// Sequences of one request that were admitted before the first of them had read what they share.
+// Sequences of one request that were admitted before the first of them had read what they share, or had begun with it.
 struct Scheduler::Cohort {
   Sequence* leader = nullptr;  // runs for all what they share; the others are then forked from it
   int64_t shared_tokens = 0;   // at the beginning; 0: there is nothing to share
   int members = 0;             // those that run
   bool forked = false;         // it is too late to join
-  int64_t pages() const { return shared_tokens / kCachePageTokens; }  // the page that a fork cuts is each one's own
+  // What other requests may share as well, of what the leader began with. Short ones reserve their worst case, and
+  // count all as their own.
+  std::vector<KeptPages::Run> kept;
+  int64_t kept_pages = 0;
+
+  // What no member holds by itself. The page that a fork cuts is each one's own.
+  int64_t pages() const { return std::max(shared_tokens / kCachePageTokens, kept_pages); }
+  int64_t own_pages() const { return pages() - kept_pages; }
 };
 
 struct Scheduler::RequestState {
@@ -100,6 +108,7 @@ struct Scheduler::RequestState {
   // The replica where it would be read first thanks to what is kept there (-1: none), and what it need not read there.
   int preferred = -1;
   int64_t preferred_tokens = 0;
+  double peeked = -1;           // when it was last looked up which pages it could share
 
   // What runs of it:
   Group* group = nullptr;  // null: nothing
@@ -158,12 +167,24 @@ struct Scheduler::RequestState {
     if (request.score) return std::max<int64_t>(end - ScoredFrom(sequence, begin), 0);
     return end == End(sequence) && (request.generate->max_tokens > 0 || request.keep_as) ? 1 : 0;
   }
+  // How much of what it is to read may be kept.
+  int64_t BeginMax(const Sequence& sequence) const {
+    // Without a token to draw, the last one must be run.
+    const bool may_draw = request.generate && (request.generate->max_tokens > 0 || request.keep_as);
+    const int64_t end = may_draw ? End(sequence) : End(sequence) - 1;
+    return request.score ? std::min(end, ScoredFrom(sequence, 0)) : end;
+  }
   // What the workers have to know of a new sequence.
   StepPlan::NewSequence Opening(const Sequence& sequence) const {
     const std::vector<uint64_t>& restore = sequence.beginning.segments;
     if (request.score) return {.sequence = sequence.id, .restore = restore};
     const SamplingOptions& sampling = request.generate->sampling;
-    return {sequence.id, &sampling, sampling.seed + sequence.index, sequence.after_prompt, restore, sequence.draws};
+    return {.sequence = sequence.id,
+            .sampling = &sampling,
+            .seed = sampling.seed + sequence.index,
+            .observed = sequence.after_prompt,
+            .restore = restore,
+            .draw = sequence.draws};
   }
 
   // A sequence that was admitted now could be forked from this cohort's leader; null: it would read the prompt itself.
@@ -263,6 +284,7 @@ struct Scheduler::Holding {
 struct Scheduler::Lane {
   Account* account = nullptr;
   Holding held;
+  KeptPages kept;  // in `held`
   // The sequences with prompt to read, in two orders.
   std::set<ShortestKey> shortest;
   std::set<OldestKey> oldest;
@@ -290,6 +312,7 @@ struct Scheduler::Group {
   double measured_at = 0;          // when a Step was last measured
 
   Holding held;
+  KeptPages kept;  // in `held`
   // Ids of decoding sequences whose next token needs one more page; some may have ended or been paused since.
   std::vector<uint64_t> full;
   int64_t prefill_tokens = 0;  // left to read by the sequences that are listed

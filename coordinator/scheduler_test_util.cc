@@ -74,9 +74,23 @@ void FakeGroup::Restore(absl::Span<const uint64_t> segments, Sequence* sequence)
     ASSERT_EQ(segment.begin, static_cast<int64_t>(sequence->ids.size()));
     ASSERT_TRUE(std::equal(sequence->ids.begin(), sequence->ids.end(), segment.ids.begin()));
     sequence->ids = segment.ids;
+    SharePages(number, segment.begin / kCachePageTokens, static_cast<int64_t>(segment.ids.size()) / kCachePageTokens,
+               sequence);
   }
   EXPECT_TRUE(segments_.at(segments.back()).snapshot) << "segment " << segments.back();
   TakePages(sequence);
+}
+
+// Pages [begin, end) are full of the segment's text.
+void FakeGroup::SharePages(uint64_t segment, int64_t begin, int64_t end, Sequence* sequence) {
+  std::vector<std::weak_ptr<Page>>& restored = restored_[{segment, begin}];
+  restored.resize(end - begin);
+  for (std::weak_ptr<Page>& known : restored) {
+    std::shared_ptr<Page> page = known.lock();
+    if (page == nullptr) page = std::make_shared<Page>(&pages_used_);
+    known = page;
+    sequence->pages.push_back(std::move(page));
+  }
 }
 
 void FakeGroup::Save(const StepPlan::Save& save, bool logits) {
@@ -113,10 +127,19 @@ StepResult FakeGroup::Run(const StepPlan& plan) {
     if (!has_chunk(save)) Save(save, /*logits=*/false);
   }
   for (const uint64_t sequence : plan.close) EXPECT_EQ(sequences_.erase(sequence), 1U) << sequence;
-  for (const StepPlan::NewSequence& sequence : plan.open) Open(sequence, nullptr);
+  std::map<uint64_t, uint64_t> restored;  // the last segment of each sequence's chain, or of what it is a copy of
+  for (const StepPlan::NewSequence& sequence : plan.open) {
+    if (sequence.copy_of != 0) {
+      EXPECT_TRUE(sequence.restore.empty());
+      restored[sequence.sequence] = restored.at(sequence.copy_of);
+    } else if (!sequence.restore.empty()) {
+      restored[sequence.sequence] = sequence.restore.back();
+    }
+    Open(sequence, sequence.copy_of != 0 ? &sequences_.at(sequence.copy_of) : nullptr);
+  }
   for (const StepPlan::NewSequence& sequence : plan.open) {
     if (!sequence.draw) continue;
-    EXPECT_TRUE(segments_.at(sequence.restore.back()).logits);
+    EXPECT_TRUE(segments_.at(restored.at(sequence.sequence)).logits);
     StepResult::Chunk& answer = result.chunks.emplace_back();
     answer.sequence = sequence.sequence;
     answer.token = static_cast<uint32_t>(FakeToken(sequences_.at(sequence.sequence).ids, sequence.seed));
@@ -194,16 +217,23 @@ bool FakeKeeper::Prepare(int replica, uint64_t request_number, const Request&, a
   return !brings || !brings(replica, request_number);
 }
 
-PrefixKeeper::Beginning FakeKeeper::Begin(int replica, const Request&, absl::Span<const int32_t> ids,
-                                          int64_t tokens_max, double, double) {
+PrefixKeeper::Beginning FakeKeeper::Peek(int replica, const Request&, absl::Span<const int32_t> ids, int64_t tokens_max,
+                                         double) const {
   Beginning beginning;
   for (uint64_t number = Find(replica, ids, tokens_max, /*draws=*/true); number != 0;
-       number = kept_[replica].at(number).parent) {
-    Segment& segment = kept_[replica].at(number);
-    ++segment.held;
+       number = kept_.at(replica).at(number).parent) {
+    const auto size = static_cast<int64_t>(kept_.at(replica).at(number).ids.size());
     beginning.segments.insert(beginning.segments.begin(), number);
-    beginning.tokens = std::max(beginning.tokens, static_cast<int64_t>(segment.ids.size()));
+    beginning.ends.insert(beginning.ends.begin(), size);
+    beginning.tokens = std::max(beginning.tokens, size);
   }
+  return beginning;
+}
+
+PrefixKeeper::Beginning FakeKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
+                                          int64_t tokens_max, double token_seconds, double) {
+  Beginning beginning = Peek(replica, request, ids, tokens_max, token_seconds);
+  for (const uint64_t number : beginning.segments) ++kept_[replica].at(number).held;
   const auto size = static_cast<int64_t>(ids.size());
   if (beginning.tokens == size) ended_.emplace(ids.begin(), ids.end());
   for (const int64_t position : save_at ? save_at(size) : std::vector<int64_t>{size}) {

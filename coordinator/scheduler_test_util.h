@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -49,7 +50,7 @@ class FakeGroup {
   int64_t pages_used() const { return pages_used_; }
 
  private:
-  // A page of the caches, which forked sequences share while it is full.
+  // A page of the caches. Forked sequences share it when it is full, and so do those that begin with the same segment.
   struct Page {
     explicit Page(int64_t* used) : used(used) { ++*used; }
     ~Page() { --*used; }
@@ -63,6 +64,7 @@ class FakeGroup {
   };
   void Open(const StepPlan::NewSequence& sequence, const Sequence* forked);
   void Restore(absl::Span<const uint64_t> segments, Sequence* sequence);
+  void SharePages(uint64_t segment, int64_t begin, int64_t end, Sequence* sequence);
   void Save(const StepPlan::Save& save, bool logits);
   void TakePages(Sequence* sequence);
   void RunChunk(const StepPlan& plan, const StepPlan::Chunk& chunk, StepResult* result);
@@ -73,6 +75,8 @@ class FakeGroup {
   uint64_t last_step_ = 0;
   std::set<uint64_t> used_;
   std::map<uint64_t, Segment> segments_;
+  // Full pages of segments that sequences began with, by segment and the index of the first one.
+  std::map<std::pair<uint64_t, int64_t>, std::vector<std::weak_ptr<Page>>> restored_;
   int64_t tokens_run_ = 0;
 };
 
@@ -84,6 +88,8 @@ class FakeKeeper : public PrefixKeeper {
                double token_seconds, double now) override;
   Beginning Begin(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
                   double token_seconds, double now) override;
+  Beginning Peek(int replica, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
+                 double token_seconds) const override;
   void Release(int replica, const Beginning& beginning) override;
   Saved Save(int replica, const Request& request, absl::Span<const int32_t> ids, const SavePoint& point,
              double now) override;

@@ -24,6 +24,8 @@ struct StepPlan {
     absl::Span<const int32_t> observed = {};    // the completion tokens so far, which penalties look at
     // The chain of segments that it begins with, from position 0 on; empty: it begins empty. Never of a fork.
     absl::Span<const uint64_t> restore = {};
+    // A sequence that is opened before it in this Step, and that it is a copy of; 0: none. Never of a fork.
+    uint64_t copy_of = 0;
     bool draw = false;  // draw the token that follows the chain, from the logits that its last segment has
   };
   // What is saved of a sequence: positions [begin, its position), and its state there.

@@ -34,13 +34,14 @@ void EncodeSampling(const SamplingOptions& options, uint64_t seed, cluster::v1::
 void EncodeNew(const StepPlan::NewSequence& sequence, bool is_last, bool is_fork, cluster::v1::NewSequence* out) {
   out->set_sequence(sequence.sequence);
   out->mutable_restore()->Assign(sequence.restore.begin(), sequence.restore.end());
+  out->set_copy_of(sequence.copy_of);
   if (!is_last || sequence.sampling == nullptr) return;
-  if (is_fork) {
+  if (is_fork || sequence.copy_of != 0) {
     out->set_seed(sequence.seed);
   } else {
     EncodeSampling(*sequence.sampling, sequence.seed, out->mutable_sampling());
-    out->set_draw(sequence.draw);
   }
+  out->set_draw(sequence.draw);
   out->mutable_observed()->Assign(sequence.observed.begin(), sequence.observed.end());
 }
 

@@ -90,6 +90,20 @@ TEST_F(StepEncodingTest, OtherStagesAreToldWhatTheyNeed) {
   EXPECT_EQ(step.chunks(1).targets_size(), 0);
 }
 
+TEST_F(StepEncodingTest, ACopyHasOnlyItsSeed) {
+  plan_.open.push_back(
+      {.sequence = 6, .sampling = &sampling_, .seed = 13, .copy_of = plan_.open[0].sequence, .draw = true});
+  for (const bool is_last : {false, true}) {
+    const cluster::v1::Step step = Encode(is_last, false);
+    ASSERT_EQ(step.open_size(), 2);
+    EXPECT_EQ(step.open(0).copy_of(), 0U);
+    EXPECT_EQ(step.open(1).copy_of(), step.open(0).sequence());
+    EXPECT_FALSE(step.open(1).has_sampling());
+    EXPECT_EQ(step.open(1).seed(), is_last ? 13U : 0U);
+    EXPECT_EQ(step.open(1).draw(), is_last);
+  }
+}
+
 TEST_F(StepEncodingTest, IdsOfLargeVocabulariesTakeFourBytes) {
   plan_.ids[0] = 0x12345678;
   EXPECT_EQ(Encode(true, false, true).chunks(0).ids(), std::string("\x78\x56\x34\x12\3\0\0\0", 8));

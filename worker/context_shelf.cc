@@ -165,7 +165,7 @@ std::shared_ptr<SavedPart> ContextShelf::MakePart(const StatePart& part, int64_t
 
 absl::Status ContextShelf::Save(uint64_t segment, int64_t begin, int64_t end, int64_t gold_position, bool logits,
                                 absl::FunctionRef<std::shared_ptr<const Mark>(const SavedSegment& to)> copy) {
-  SavedSegment to{.begin = begin, .end = end, .gold_position = gold_position};
+  SavedSegment to{.begin = begin, .end = end, .gold_position = gold_position, .number = segment};
   std::vector<std::shared_ptr<SavedPart>> made;
   uint64_t epoch = 0;
   {
@@ -383,6 +383,7 @@ absl::Status ContextShelf::Finish(const Incoming& incoming, const PartPiece& pie
   SavedSegment& segment = segments_[piece.segment];
   segment.begin = piece.begin;
   segment.end = piece.end;
+  segment.number = piece.segment;
   if (IsOfSnapshot(piece.part)) segment.gold_position = piece.gold_position;
   if (segment.Find(piece.part.layer, piece.part.kind) == nullptr) segment.parts.push_back(incoming.part);
   return absl::OkStatus();

@@ -174,9 +174,26 @@ absl::Status StageRunner::Add(const NewSequence& message, absl::StatusOr<int> sl
   return absl::OkStatus();
 }
 
+// `of` is open.
+absl::Status StageRunner::AddCopy(const NewSequence& message, const Sequence& of, const char* field) {
+  std::optional<Sampler> sampler;
+  if (is_last_ && message.has_seed()) {
+    if (!of.sampler) {
+      return Invalid(field, ": sequence ", message.sequence(), " has a seed, what it is a copy of does not sample");
+    }
+    sampler.emplace(of.sampler->WithSeed(message.seed()));
+  }
+  return Add(message, stage_.Fork(of.slot), std::move(sampler));
+}
+
 absl::Status StageRunner::Open(const Step& step) {
-  for (const NewSequence& message : step.open()) {
+  for (int i = 0; i < step.open_size(); ++i) {
+    const NewSequence& message = step.open(i);
     if (sequences_.contains(message.sequence())) return Invalid("open: sequence ", message.sequence(), " is open");
+    if (message.copy_of() != 0) {
+      GF_RETURN_IF_ERROR(OpenCopy(step, i));
+      continue;
+    }
     std::optional<Sampler> sampler;
     if (is_last_ && message.has_sampling()) {
       GF_ASSIGN_OR_RETURN(SamplingOptions options, ReadSampling(message.sampling(), *assignment_.vocabulary));
@@ -412,14 +429,7 @@ absl::Status StageRunner::Fork(const Step& step) {
   for (int i = 0; i < step.chunks_size(); ++i) {
     for (const NewSequence& fork : step.chunks(i).forks()) {
       if (sequences_.contains(fork.sequence())) return Invalid("forks: sequence ", fork.sequence(), " is open");
-      std::optional<Sampler> sampler;
-      if (is_last_ && fork.has_seed()) {
-        const std::optional<Sampler>& forked = owners_[i]->sampler;
-        if (!forked)
-          return Invalid("forks: sequence ", fork.sequence(), " has a seed, what it is forked from does not sample");
-        sampler.emplace(forked->WithSeed(fork.seed()));
-      }
-      GF_RETURN_IF_ERROR(Add(fork, stage_.Fork(chunks_[i].slot), std::move(sampler)));
+      GF_RETURN_IF_ERROR(AddCopy(fork, *owners_[i], "forks"));
     }
   }
   return absl::OkStatus();

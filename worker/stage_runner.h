@@ -93,10 +93,13 @@ class StageRunner {
 
   absl::StatusOr<Sequence*> Find(uint64_t id, const char* field);
   absl::Status Add(const cluster::v1::NewSequence& message, absl::StatusOr<int> slot, std::optional<Sampler> sampler);
+  absl::Status AddCopy(const cluster::v1::NewSequence& message, const Sequence& of, const char* field);
   absl::Status Close(const cluster::v1::Step& step);
   absl::Status Open(const cluster::v1::Step& step);
+  absl::Status OpenCopy(const cluster::v1::Step& step, int index);
   absl::StatusOr<int> Restore(const cluster::v1::NewSequence& message);
   absl::Status Draw(const cluster::v1::Step& step, cluster::v1::StepDone* done);
+  absl::Status LoadLogits(const SavedSegment& segment);
   absl::Status SaveWithoutChunks(const cluster::v1::Step& step, cluster::v1::StepDone* done);
   absl::Status SaveWithChunks(const cluster::v1::Step& step, ConstTensor logits, cluster::v1::StepDone* done);
   absl::Status Save(const cluster::v1::SaveSegment& message, ConstTensor logits, cluster::v1::StepDone* done);

@@ -1,6 +1,7 @@
 // The parts of a step that save sequences to the shelf, and open them from there.
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -18,6 +19,34 @@ using cluster::v1::SaveSegment;
 using cluster::v1::Step;
 using cluster::v1::StepDone;
 
+namespace {
+
+// What the sequence that the step opens at `index` is a copy of; null: it is opened by itself, or what it names is not
+// opened before it.
+const NewSequence* Original(const Step& step, int index) {
+  for (int i = 0; i < index; ++i) {
+    if (step.open(i).sequence() == step.open(index).copy_of()) return &step.open(i);
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+absl::Status StageRunner::OpenCopy(const Step& step, int index) {
+  const NewSequence& message = step.open(index);
+  const NewSequence* const original = Original(step, index);
+  if (original == nullptr) {
+    return Invalid("copy_of: sequence ", message.sequence(), " is a copy of ", message.copy_of(),
+                   ", which this step does not open before it");
+  }
+  if (!message.restore().empty()) return Invalid("copy_of: sequence ", message.sequence(), " has restore, too");
+  if (is_last_ && message.draw() && (!message.has_seed() || original->restore().empty())) {
+    return Invalid("draw: sequence ", message.sequence(), " has no seed, or is no copy of one with restore");
+  }
+  GF_ASSIGN_OR_RETURN(const Sequence* of, Find(message.copy_of(), "copy_of"));
+  return AddCopy(message, *of, "copy_of");
+}
+
 absl::StatusOr<int> StageRunner::Restore(const NewSequence& message) {
   if (shelf_ == nullptr) return Invalid("restore: sequence ", message.sequence(), ", and there is no shelf");
   const std::vector<uint64_t> chain(message.restore().begin(), message.restore().end());
@@ -34,26 +63,37 @@ absl::StatusOr<int> StageRunner::Restore(const NewSequence& message) {
   return slot;
 }
 
-// The tokens that follow restored sequences. Their logits are on the host.
+// The tokens that follow restored sequences and copies of them. Their logits are on the host.
 absl::Status StageRunner::Draw(const Step& step, StepDone* done) {
-  for (const NewSequence& message : step.open()) {
+  std::optional<SavedSegment> segment;  // that restored_logits_ are of
+  for (int i = 0; i < step.open_size(); ++i) {
+    const NewSequence& message = step.open(i);
     if (!message.draw()) continue;
-    const uint64_t number = *message.restore().rbegin();
-    GF_ASSIGN_OR_RETURN(const SavedSegment segment, shelf_->Find(number));
-    const SavedPart* const part = segment.Find(shape_.layers() - 1, StatePartKind::kLogits);
-    if (part == nullptr) return Invalid("draw: segment ", number, " has no logits");
-    GF_RETURN_IF_ERROR(shelf_->Await(*part));
-    restored_logits_.resize(shape_.vocab_size);
-    char* to = reinterpret_cast<char*>(restored_logits_.data());
-    part->ForEachRange(0, part->bytes(), [&](const char* data, int64_t bytes) {
-      std::memcpy(to, data, bytes);
-      to += bytes;
-    });
+    const NewSequence& restored = message.copy_of() != 0 ? *Original(step, i) : message;
+    const uint64_t number = *restored.restore().rbegin();
+    if (!segment || segment->number != number) {
+      GF_ASSIGN_OR_RETURN(segment, shelf_->Find(number));
+      GF_RETURN_IF_ERROR(LoadLogits(*segment));
+    }
     GF_ASSIGN_OR_RETURN(Sequence * sequence, Find(message.sequence(), "draw"));
     ChunkResult* result = done->add_results();
     result->set_sequence(message.sequence());
-    SampleInto(restored_logits_, *sequence, segment.end, result);
+    SampleInto(restored_logits_, *sequence, segment->end, result);
   }
+  return absl::OkStatus();
+}
+
+// Fills restored_logits_ with those of the segment's snapshot.
+absl::Status StageRunner::LoadLogits(const SavedSegment& segment) {
+  const SavedPart* const part = segment.Find(shape_.layers() - 1, StatePartKind::kLogits);
+  if (part == nullptr) return Invalid("draw: segment ", segment.number, " has no logits");
+  GF_RETURN_IF_ERROR(shelf_->Await(*part));
+  restored_logits_.resize(shape_.vocab_size);
+  char* to = reinterpret_cast<char*>(restored_logits_.data());
+  part->ForEachRange(0, part->bytes(), [&](const char* data, int64_t bytes) {
+    std::memcpy(to, data, bytes);
+    to += bytes;
+  });
   return absl::OkStatus();
 }
 

@@ -156,6 +156,35 @@ TEST_P(WorkerTest, BadStepsEndTheGeneration) {
          step.mutable_open(2)->add_restore(70);
        }},
       {{"draw", "sequence 2", "restore"}, [](Step& step, auto&) { step.mutable_open(1)->set_draw(true); }},
+      {{"copy_of", "sequence 3 is a copy of 4"},
+       [](Step& step, auto&) {
+         step.add_open()->set_sequence(3);
+         step.mutable_open(2)->set_copy_of(4);
+       }},
+      {{"copy_of", "sequence 3 is a copy of 3"},
+       [](Step& step, auto&) {
+         step.add_open()->set_sequence(3);
+         step.mutable_open(2)->set_copy_of(3);
+       }},
+      {{"copy_of", "sequence 3", "restore"},
+       [](Step& step, auto&) {
+         step.add_open()->set_sequence(3);
+         step.mutable_open(2)->set_copy_of(1);
+         step.mutable_open(2)->add_restore(70);
+       }},
+      {{"copy_of", "sequence 3 has a seed", "does not sample"},
+       [](Step& step, auto&) {
+         step.add_open()->set_sequence(3);
+         step.mutable_open(2)->set_copy_of(1);
+         step.mutable_open(2)->set_seed(1);
+       }},
+      {{"draw", "sequence 3", "no copy of one with restore"},
+       [](Step& step, auto&) {
+         step.add_open()->set_sequence(3);
+         step.mutable_open(2)->set_copy_of(2);
+         step.mutable_open(2)->set_seed(1);
+         step.mutable_open(2)->set_draw(true);
+       }},
       {{"observed token 40"}, [](Step& step, auto&) { step.mutable_open(1)->add_observed(40); }},
       {{"temperature"}, sampling([](auto& s) { s.set_temperature(std::numeric_limits<double>::quiet_NaN()); })},
       {{"top_p"}, sampling([](auto& s) { s.set_top_p(1.5); })},

@@ -105,9 +105,9 @@ void GoldTiers::Open(int slot) {
   sequence.end = 0;
 }
 
-void GoldTiers::Fork(int slot, int copy) {
+void GoldTiers::Fork(int slot, int copy, int64_t tokens) {
   const Sequence& from = sequences_[slot];
-  const int64_t shared_tokens = from.kept / kCachePageTokens * kCachePageTokens;
+  const int64_t shared_tokens = std::min(from.kept, tokens) / kCachePageTokens * kCachePageTokens;
   if (shared_tokens == 0) return;
   Sequence& to = sequences_[copy];
   to.tier = from.tier;

@@ -61,9 +61,9 @@ class GoldTiers final : public GoldAttention {
 
   // A new sequence in the slot, which is free.
   void Open(int slot);
-  // `copy`, which is open and new, goes on from where `slot` is: full pages of kept rows are shared, and the rows of
-  // the last page are derived again.
-  void Fork(int slot, int copy);
+  // `copy`, which is open and new, has the same first `tokens` positions as `slot`: full pages of their kept rows are
+  // shared, and the rows of the last page are derived again.
+  void Fork(int slot, int copy, int64_t tokens);
   void Close(int slot);
 
   // Chooses the tiers of the sequences for a step whose chunks are `spans`. Of these, the sequences of `attending` will

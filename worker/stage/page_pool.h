@@ -44,7 +44,7 @@ struct BlockLayout {
   int64_t page_bytes = 0;  // at most block_bytes
 };
 
-// Pages and blocks are indices from 0 on, and forked sequences share them by count. A page and a block that overlap are
+// Pages and blocks are indices from 0 on, and sequences share them by count. A page and a block that overlap are
 // never in use together. Pages are taken from the lowest free one on and blocks from the highest, so that they meet
 // late. Not thread-safe. Allocates nothing but in its constructor and in SetBlocks.
 class PagePool {
@@ -60,6 +60,8 @@ class PagePool {
   int32_t TakePage();
   void SharePage(int32_t page);
   void ReleasePage(int32_t page);
+  // The number of sequences that hold the page.
+  int32_t uses(int32_t page) const { return page_uses_[page]; }
 
   // Blocks are all free then. To be called at most once, while no page is in use.
   void SetBlocks(const BlockLayout& layout);

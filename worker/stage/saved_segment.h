@@ -55,6 +55,8 @@ struct SavedSegment {
   // Where there is a snapshot at `end`: the GOLD layers have run all positions before this one.
   int64_t gold_position = 0;
   std::vector<std::shared_ptr<const SavedPart>> parts = {};
+  // The same one for the same text up to `end`, whoever saved it and when, and for no other; 0: it is not known.
+  uint64_t number = 0;
 
   // Null if the segment lacks it.
   const SavedPart* Find(int layer, StatePartKind kind) const;

@@ -52,7 +52,10 @@ absl::StatusOr<std::unique_ptr<SequenceStates>> SequenceStates::Create(Backend& 
   for (const StatePart& part : StageStateParts(model.shape, options.cache_dtype, model.extent())) {
     GF_RETURN_IF_ERROR(states->Allocate(part, pages, model));
   }
-  if (states->page_bytes_ > 0) states->pool_ = PagePool(static_cast<int32_t>(pages));
+  if (states->page_bytes_ > 0) {
+    states->pool_ = PagePool(static_cast<int32_t>(pages));
+    states->page_segments_.resize(pages);
+  }
   for (Sequence& sequence : states->sequences_) sequence.pages.reserve(states->PagesFor(options.max_sequence_tokens));
   return states;
 }
@@ -155,7 +158,7 @@ int64_t SequenceStates::PagesToFork(int slot) const {
 
 void SequenceStates::Advance(int slot, int64_t tokens) {
   for (int64_t missing = MissingPages(slot, tokens); missing > 0; --missing) {
-    sequences_[slot].pages.push_back(pool_.TakePage());
+    sequences_[slot].pages.push_back(TakePage());
   }
   sequences_[slot].position += tokens;
 }
@@ -170,6 +173,12 @@ absl::StatusOr<int> SequenceStates::TakeSlot() {
   }
   free->open = true;
   return static_cast<int>(free - sequences_.begin());
+}
+
+int32_t SequenceStates::TakePage(uint64_t segment) {
+  const int32_t page = pool_.TakePage();
+  page_segments_[page] = segment;
+  return page;
 }
 
 absl::StatusOr<int> SequenceStates::Open() {
@@ -195,7 +204,7 @@ absl::StatusOr<int> SequenceStates::Fork(int slot) {
   to.gold_position = from.gold_position;
   to.pages.assign(from.pages.begin(), from.pages.end());
   // Both sequences go on writing into a last page that is not full, so each needs its own.
-  if (partial) to.pages.back() = pool_.TakePage();
+  if (partial) to.pages.back() = TakePage();
   for (size_t i = 0; i < to.pages.size(); ++i) {
     if (to.pages[i] == from.pages[i]) pool_.SharePage(to.pages[i]);
   }
@@ -209,13 +218,58 @@ absl::StatusOr<int> SequenceStates::Fork(int slot) {
   return copy;
 }
 
-absl::StatusOr<int> SequenceStates::OpenAt(int64_t position, int64_t gold_position) {
+const SequenceStates::Sequence* SequenceStates::Holder(const SegmentPages& text) const {
+  if (text.segment == 0 || text.begin == text.end) return nullptr;
+  const auto is_of = [&](int32_t page) { return page_segments_[page] == text.segment; };
+  const auto found = std::find_if(sequences_.begin(), sequences_.end(), [&](const Sequence& sequence) {
+    const std::vector<int32_t>& pages = sequence.pages;
+    // With the first page, a sequence has all of them.
+    return static_cast<int64_t>(pages.size()) >= text.end && is_of(pages[text.begin]) && is_of(pages[text.end - 1]) &&
+           (text.begin == 0 || !is_of(pages[text.begin - 1]));
+  });
+  return found == sequences_.end() ? nullptr : &*found;
+}
+
+int64_t SequenceStates::PagesToOpen(int64_t position, absl::Span<const SegmentPages> texts) const {
+  int64_t pages = PagesFor(position);
+  if (pages == 0) return 0;
+  for (const SegmentPages& text : texts) {
+    if (Holder(text) != nullptr) pages -= text.end - text.begin;
+  }
+  return pages;
+}
+
+absl::StatusOr<int> SequenceStates::OpenAt(int64_t position, int64_t gold_position,
+                                           absl::Span<const SegmentPages> texts) {
   GF_CHECK(gold_position >= 0 && gold_position <= position);
-  if (PagesFor(position) > free_pages()) return FullError();
+  if (PagesToOpen(position, texts) > free_pages()) return FullError();
   GF_ASSIGN_OR_RETURN(const int slot, TakeSlot());
+  Sequence& sequence = sequences_[slot];
+  const auto own_until = [&](int64_t end, uint64_t segment) {
+    while (static_cast<int64_t>(sequence.pages.size()) < end) sequence.pages.push_back(TakePage(segment));
+  };
+  for (const SegmentPages& text : page_bytes_ > 0 ? texts : absl::Span<const SegmentPages>()) {
+    GF_CHECK_LE(text.end, position / kCachePageTokens);
+    own_until(text.begin, 0);
+    GF_CHECK_EQ(text.begin, static_cast<int64_t>(sequence.pages.size()));
+    if (const Sequence* const holder = Holder(text); holder != nullptr) {
+      for (int64_t i = text.begin; i < text.end; ++i) {
+        pool_.SharePage(holder->pages[i]);
+        sequence.pages.push_back(holder->pages[i]);
+      }
+    } else {
+      own_until(text.end, text.segment);
+    }
+  }
   Advance(slot, position);
-  sequences_[slot].gold_position = gold_position;
+  sequence.gold_position = gold_position;
   return slot;
+}
+
+int64_t SequenceStates::SharedTokens(int slot, int other) const {
+  const std::vector<int32_t>&a = at(slot).pages, &b = at(other).pages;
+  const auto parting = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
+  return (parting.first - a.begin()) * kCachePageTokens;
 }
 
 void SequenceStates::Close(int slot) {

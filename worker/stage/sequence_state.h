@@ -5,8 +5,9 @@
 // memory.
 //
 // Parts that a sequence has one of, whatever its length, lie in tensors over slots; parts that it has one of for each
-// token lie in pages of kCachePageTokens positions, which forked sequences share as long as they are full. The kept
-// rows of GOLD tiers are not state: worker/stage/gold_tiers.h derives them from ids and compressed rows.
+// token lie in pages of kCachePageTokens positions. Full ones are shared: by forked sequences, and by sequences that
+// begin with the same kept text. The kept rows of GOLD tiers are not state: worker/stage/gold_tiers.h derives them from
+// ids and compressed rows.
 #ifndef GOLDFINCH_WORKER_STAGE_SEQUENCE_STATE_H_
 #define GOLDFINCH_WORKER_STAGE_SEQUENCE_STATE_H_
 
@@ -18,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "base/cache_page.h"
 #include "kernels/backend.h"
 #include "worker/model/layers.h"
 #include "worker/model/model.h"
@@ -31,6 +33,14 @@ struct SequenceStateOptions {
   int64_t max_sequence_tokens = 1;  // of one sequence: its page table is reserved
   int64_t cache_tokens = 1;         // positions that the pages hold, over all sequences
   DType cache_dtype = DType::kBf16;
+};
+
+// Full pages of a kept text, by their index in a sequence: those whose last positions are a segment's. Whoever knows
+// the number of the segment and the first page knows all that they hold.
+struct SegmentPages {
+  uint64_t segment = 0;  // its number; 0: it has none, and nothing is shared
+  int64_t begin = 0;     // pages [begin, end)
+  int64_t end = 0;
 };
 
 // One thread at a time. Operations on tensors are queued at the back end. Allocates nothing after Create and Lend.
@@ -70,11 +80,13 @@ class SequenceStates {
   // is no slot, or no free page for the copy of a last page that is not full. Where a page is free, the caller has seen
   // to it that one is open, too: free pages that lie under blocks of kept rows cannot be taken (PagePool::open_pages).
   absl::StatusOr<int> Fork(int slot);
-  // A new sequence at `position`, the first `gold_position` tokens of which the GOLD layers have run. It has a slot and
-  // PagesFor(position) pages, but what lies in them is of no meaning: the caller writes it all, to where Walk says.
-  // Errors are those of Open, and RESOURCE_EXHAUSTED if fewer pages are free. Of free pages, so many must be open, as
-  // for Fork.
-  absl::StatusOr<int> OpenAt(int64_t position, int64_t gold_position);
+  // A new sequence that has taken `position` tokens, of which the GOLD layers have run `gold_position`. Pages of
+  // `texts` (ascending, of its first position / kCachePageTokens pages) are shared with an open sequence that was
+  // opened with the same ones, or with a fork of it. All other values are for the caller to write: Walk shows where.
+  // Errors are those of Open, and RESOURCE_EXHAUSTED if there are not so many pages; pages that are free must be open.
+  absl::StatusOr<int> OpenAt(int64_t position, int64_t gold_position, absl::Span<const SegmentPages> texts = {});
+  // Pages that OpenAt would take, beside those that it would share.
+  int64_t PagesToOpen(int64_t position, absl::Span<const SegmentPages> texts) const;
   void Close(int slot);
 
   // The slot must be one that Open or Fork gave.
@@ -85,7 +97,14 @@ class SequenceStates {
   int64_t PagesFor(int64_t tokens) const;
   // Pages that its fork takes: one for a last page that is not full.
   int64_t PagesToFork(int slot) const;
-  // The sequence takes `tokens` tokens: moves its position, and takes the pages that it lacks, which must be open.
+  // So many of the first positions of both sequences lie in pages that they share.
+  int64_t SharedTokens(int slot, int other) const;
+  bool is_open(int slot) const { return sequences_[slot].open; }
+  // Whether another sequence has the page with this position, too.
+  bool IsShared(int slot, int64_t position) const {
+    return pool_.uses(at(slot).pages[position / kCachePageTokens]) > 1;
+  }
+  // The sequence takes `tokens` tokens: moves its position, and takes the pages that it lacks. They must be open.
   void Advance(int slot, int64_t tokens);
   // The GOLD layers have run all of the sequence's positions.
   void AdvanceGold(int slot);
@@ -119,6 +138,10 @@ class SequenceStates {
   void SetView(const Part& part, int first_layer);
   // Its values are uninitialized.
   absl::StatusOr<int> TakeSlot();
+  // There must be an open page.
+  int32_t TakePage(uint64_t segment = 0);
+  // An open sequence that has these pages; null: there is none.
+  const Sequence* Holder(const SegmentPages& text) const;
 
   Backend& backend_;
   std::vector<std::shared_ptr<void>> memory_;  // of each part
@@ -127,6 +150,7 @@ class SequenceStates {
   std::vector<Part> parts_;
   std::vector<Sequence> sequences_;  // by slot
   PagePool pool_{0};
+  std::vector<uint64_t> page_segments_;  // SegmentPages::segment of each page in use
 
   std::vector<LayerState> layers_;
   GoldCache gold_cache_;

@@ -204,6 +204,39 @@ TEST_F(SequenceStateTest, ForksHaveTheWholeStateAndGoOnAlone) {
   EXPECT_EQ(states.used_pages(), 0);
 }
 
+TEST_F(SequenceStateTest, SequencesThatBeginWithTheSamePagesOfASegmentShareThem) {
+  const std::unique_ptr<SequenceStates> states = Make(*Load({.layers = {"finch", "gold"}}), /*cache_tokens=*/512);
+  ASSERT_EQ(states->pages(), 11);
+  const SegmentPages first{.segment = 7, .begin = 0, .end = 1}, second{.segment = 8, .begin = 1, .end = 3};
+  const int a = *states->OpenAt(200, 0, {first, second});
+  EXPECT_EQ(states->used_pages(), 4);
+  EXPECT_EQ(states->PagesToOpen(200, {first, second}), 1);
+  const int b = *states->OpenAt(200, 0, {first, second});
+  EXPECT_EQ(states->used_pages(), 5) << "each has its own last page";
+  EXPECT_EQ(states->SharedTokens(a, b), 192);
+  EXPECT_TRUE(states->IsShared(b, 191));
+  EXPECT_FALSE(states->IsShared(b, 192));
+  states->Close(a);
+  EXPECT_EQ(states->used_pages(), 4);
+  EXPECT_FALSE(states->IsShared(b, 0));
+  // Its fork holds them as well.
+  const int fork = *states->Fork(b);
+  states->Close(b);
+  const int c = *states->OpenAt(200, 0, {first, second});
+  EXPECT_EQ(states->SharedTokens(c, fork), 192);
+  // The same segment in other pages, another segment, and one without a number.
+  EXPECT_EQ(states->PagesToOpen(200, {{.segment = 8, .begin = 0, .end = 3}}), 4);
+  EXPECT_EQ(states->PagesToOpen(200, {{.segment = 9, .begin = 0, .end = 1}}), 4);
+  EXPECT_EQ(states->PagesToOpen(200, {{.segment = 0, .begin = 0, .end = 1}}), 4);
+  states->Close(c);
+  states->Close(fork);
+  EXPECT_EQ(states->used_pages(), 0);
+  EXPECT_EQ(states->PagesToOpen(200, {first, second}), 4) << "nobody has them any more";
+  const int other = *states->Open();
+  states->Advance(other, 200);
+  EXPECT_EQ(states->PagesToOpen(200, {first, second}), 4) << "what takes the pages has another text";
+}
+
 TEST_F(SequenceStateTest, ErrorsLeaveEverythingAsItWas) {
   const std::unique_ptr<SequenceStates> states = Make(*Load({.layers = {"finch", "gold"}}), /*cache_tokens=*/64);
   ASSERT_EQ(states->pages(), 4);

@@ -159,7 +159,7 @@ absl::StatusOr<int> Stage::Fork(int slot) {
   GF_ASSIGN_OR_RETURN(const int copy, sequences_->Fork(slot));
   if (gold_tiers_) {
     gold_tiers_->Open(copy);
-    gold_tiers_->Fork(slot, copy);
+    gold_tiers_->Fork(slot, copy, position(slot));
   }
   return copy;
 }

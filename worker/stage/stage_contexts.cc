@@ -58,6 +58,16 @@ class PartCopies {
 // What a part takes of a snapshot buffer.
 int64_t Aligned(int64_t bytes) { return (bytes + kSnapshotAlignment - 1) / kSnapshotAlignment * kSnapshotAlignment; }
 
+// The full pages of each segment of a chain.
+std::vector<SegmentPages> PagesOf(absl::Span<const SavedSegment* const> chain) {
+  std::vector<SegmentPages> pages;
+  for (const SavedSegment* segment : chain) {
+    const int64_t begin = segment->begin / kCachePageTokens, end = segment->end / kCachePageTokens;
+    if (segment->number != 0 && begin < end) pages.push_back({segment->number, begin, end});
+  }
+  return pages;
+}
+
 absl::Status CheckPart(const SavedSegment& segment, const StatePart& part) {
   const SavedPart* const saved = segment.Find(part.layer, part.kind);
   const int64_t rows = part.per_token() ? segment.end - segment.begin : 1;
@@ -198,11 +208,13 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
     }
     GF_RETURN_IF_ERROR(backend_.status());  // after a fault they may be anything
   }
-  const int64_t position = chain.back()->end, pages = sequences_->PagesFor(position);
+  const std::vector<SegmentPages> texts = PagesOf(chain);
+  const int64_t position = chain.back()->end, pages = sequences_->PagesToOpen(position, texts);
   if (gold_tiers_ && pages <= sequences_->free_pages()) gold_tiers_->MakeRoom(pages);
-  GF_ASSIGN_OR_RETURN(const int slot, sequences_->OpenAt(position, chain.back()->gold_position));
+  GF_ASSIGN_OR_RETURN(const int slot, sequences_->OpenAt(position, chain.back()->gold_position, texts));
   if (gold_tiers_) {
     gold_tiers_->Open(slot);
+    ShareKeptRows(slot);
     for (const SavedSegment* segment : chain) FillTables(*segment);
   }
   const CopyEnd* waits_for = nullptr;  // parts that were saved together have one in common
@@ -221,6 +233,7 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
     if (!part.per_token()) {
       return copies.Add(*chain.back()->Find(part.layer, part.kind), 0, values.data, values.bytes());
     }
+    if (sequences_->IsShared(slot, begin)) return;
     const auto find = [&] { saved = chain[index]->Find(part.layer, part.kind); };
     if (current != &part) {
       current = &part;
@@ -237,6 +250,22 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
     }
   });
   return slot;
+}
+
+// A new sequence has the kept rows of what it shares with another one: with that which has the most of them and, of
+// equals, at the highest tier.
+void Stage::ShareKeptRows(int slot) {
+  int best = -1;
+  int64_t most = 0;
+  for (int other = 0; other < options_.max_sequences; ++other) {
+    if (other == slot || !sequences_->is_open(other)) continue;
+    const int64_t kept = std::min(gold_tiers_->kept(other), sequences_->SharedTokens(slot, other));
+    if (kept < most || kept == 0) continue;
+    if (kept == most && gold_tiers_->tier(other) <= gold_tiers_->tier(best)) continue;
+    best = other;
+    most = kept;
+  }
+  if (best >= 0) gold_tiers_->Fork(best, slot, most);
 }
 
 // Every id of the compressed cache has its rows in the tables.

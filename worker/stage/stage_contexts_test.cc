@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -174,6 +175,137 @@ TEST(StageContextsTest, ForksOfARestoredSequenceBesideOthers) {
   }
 }
 
+// Sequences that begin with parts of one text and go on in different ways.
+class Questions {
+ public:
+  static constexpr size_t kCount = 4;
+  // How many segments of the text each begins with. The first page is full of segment 3, the second one of segment 5.
+  static constexpr size_t kSegments[kCount] = {6, 6, 5, 4};
+  static constexpr int64_t kTail = 8;
+  using Compare = std::function<void(const std::vector<float>& logits, const float* expected, const std::string& what)>;
+
+  // What the tails' logits are is asked of `cold`, which reads everything.
+  Questions(TestPipeline& cold, TestPipeline& warm, const std::vector<int32_t>& ids, std::vector<SavedSegment> chain,
+            Compare compare)
+      : warm_(warm), chain_(std::move(chain)), compare_(std::move(compare)) {
+    for (size_t i = 0; i < chain_.size(); ++i) chain_[i].number = 70 + i;
+    for (size_t i = 0; i < kCount; ++i) {
+      tails_.push_back(RandomTokens(kTail, cold.vocab(), 20 + i));
+      std::vector<int32_t> all = Part(ids, 0, kEnds[kSegments[i] - 1]);
+      all.insert(all.end(), tails_[i].begin(), tails_[i].end());
+      const int slot = cold.Open();
+      expected_.push_back(cold.Run(slot, all, kTail));
+      cold.Close(slot);
+    }
+  }
+  // They run in the same steps. The first one ends while the others go on, and begins anew.
+  void Run() {
+    Open(0, 3);
+    Step({0}, 2);
+    Open(1, 4);
+    Open(2, 5);
+    Open(3, 6);
+    Step({1, 2, 3}, 2);
+    Step({0, 1, 2, 3}, 2);
+    Close(0, 5);
+    Step({1, 2, 3}, 1);
+    Open(0, 6);
+    Step({0}, kTail);
+    Step({1, 2, 3}, 3);
+    Close(1, 5);
+    Close(0, 4);
+    Close(3, 3);
+    Close(2, 0);
+  }
+  int slot(size_t question) const { return slots_[question]; }
+  void Open(size_t question, int64_t pages) {
+    slots_[question] = warm_.Restore(chain_, kSegments[question]);
+    done_[question] = 0;
+    ExpectPages(pages);
+  }
+  void Close(size_t question, int64_t pages) {
+    warm_.Close(slots_[question]);
+    ExpectPages(pages);
+  }
+  // The next `count` tokens of each.
+  void Step(const std::vector<size_t>& questions, int64_t count) {
+    std::vector<std::vector<int32_t>> parts;
+    for (const size_t i : questions) parts.push_back(Part(tails_[i], done_[i], done_[i] + count));
+    std::vector<Chunk> chunks;
+    for (size_t i = 0; i < questions.size(); ++i) chunks.push_back({slots_[questions[i]], parts[i], count});
+    const std::vector<float> logits = warm_.Run(chunks);
+    const int64_t size = count * warm_.vocab();
+    ASSERT_EQ(static_cast<int64_t>(logits.size()), size * static_cast<int64_t>(questions.size()));
+    auto from = logits.begin();
+    for (const size_t i : questions) {
+      compare_({from, from + size}, expected_[i].data() + done_[i] * warm_.vocab(),
+               "question " + std::to_string(i) + ", token " + std::to_string(done_[i]));
+      done_[i] += count;
+      from += size;
+    }
+  }
+
+ private:
+  void ExpectPages(int64_t pages) {
+    for (size_t i = 0; i < warm_.stages(); ++i) {
+      const SequenceStates& states = warm_.stage(i).sequences();
+      EXPECT_EQ(states.used_pages(), states.pages() > 0 ? pages : 0) << "stage " << i;
+    }
+  }
+
+  TestPipeline& warm_;
+  std::vector<SavedSegment> chain_;
+  const Compare compare_;
+  std::vector<std::vector<int32_t>> tails_;
+  std::vector<std::vector<float>> expected_;
+  int slots_[kCount] = {};
+  int64_t done_[kCount] = {};
+};
+
+TEST(StageContextsTest, SequencesOfOneTextShareItsPagesAndNothingElse) {
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
+  for (const Family& family : Families()) {
+    RandomModelSpec spec = family.spec;
+    spec.layers = family.layers;
+    const std::vector<int32_t> ids = RandomTokens(kTextEnd, spec.vocab_size, 11);
+    for (const DType dtype : family.cache_dtypes) {
+      SCOPED_TRACE(testing::PrintToString(family.layers) + " " + Name(dtype));
+      TestPipeline saver(*backend, spec, {0, 2, 4}, Options(dtype));
+      const std::vector<SavedSegment> chain = SaveText(saver, saver.Open(), ids);
+      for (const int64_t kept_bytes : {0, 1 << 20}) {
+        TestPipeline cold(*backend, spec, {0}, Options(dtype)),
+            warm(*backend, spec, {0, 3}, Options(dtype), kept_bytes);
+        Questions(cold, warm, ids, chain, ExpectEqual).Run();
+      }
+    }
+  }
+}
+
+// What one has derived of the text, the next one need not derive again.
+TEST(StageContextsTest, SequencesOfOneTextShareItsKeptRows) {
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
+  const RandomModelSpec spec{.layers = {"finch", "gold", "gold"}};
+  const std::vector<int32_t> ids = RandomTokens(kTextEnd, spec.vocab_size, 11);
+  TestPipeline saver(*backend, spec, {0}, Options(DType::kF32)), cold(*backend, spec, {0}, Options(DType::kF32)),
+      warm(*backend, spec, {0}, Options(DType::kF32), /*kept_bytes=*/1 << 20);
+  Questions questions(cold, warm, ids, SaveText(saver, saver.Open(), ids), ExpectEqual);
+  const GoldTiers& tiers = *warm.stage(0).gold_tiers();
+  questions.Open(0, 3);
+  EXPECT_EQ(tiers.kept(questions.slot(0)), 0);
+  questions.Step({0}, 1);
+  EXPECT_EQ(tiers.kept(questions.slot(0)), 134);
+  const int64_t kept_bytes = tiers.kept_bytes();
+  questions.Open(1, 4);
+  questions.Open(3, 5);
+  EXPECT_EQ(tiers.kept(questions.slot(1)), 128) << "two full pages";
+  EXPECT_EQ(tiers.tier(questions.slot(1)), tiers.tier(questions.slot(0)));
+  EXPECT_EQ(tiers.kept(questions.slot(3)), 64);
+  EXPECT_EQ(tiers.kept_bytes(), kept_bytes);
+  questions.Step({0, 1, 3}, 2);
+  questions.Close(0, 4);
+  questions.Step({1, 3}, 2);
+}
+
 // What is saved of the same positions is the same, whichever stage saved it.
 TEST(StageContextsTest, StagesSaveTheSameBytesOfTheSamePart) {
   const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/1);
@@ -267,6 +399,21 @@ TEST_P(DeviceContextsTest, StepsGoOnWhileSequencesAreSaved) {
   std::vector<float> logits(spec.vocab_size);
   std::memcpy(logits.data(), TestPipeline::Bytes(*saved).data(), saved->bytes());
   ExpectNear(logits, expected.data() + (kEnds.back() - 1) * spec.vocab_size, kTolerance);
+}
+
+TEST_P(DeviceContextsTest, SequencesOfOneTextShareItsPagesAndNothingElse) {
+  const RandomModelSpec spec{.layers = {"finch_c2", "gptalpha", "gold"}, .dtype = DType::kF32};
+  const std::vector<int32_t> ids = RandomTokens(kTextEnd, spec.vocab_size, 11);
+  for (const int64_t kept_bytes : {0, 1 << 20}) {
+    TestPipeline saver(*device, spec, {0, 2}, Options(DType::kF32)), cold(*device, spec, {0}, Options(DType::kF32)),
+        warm(*device, spec, {0, 2}, Options(DType::kF32), kept_bytes);
+    Questions(cold, warm, ids, SaveText(saver, saver.Open(), ids),
+              [](const std::vector<float>& logits, const float* expected, const std::string& what) {
+                SCOPED_TRACE(what);
+                ExpectNear(logits, expected, 1e-4);
+              })
+        .Run();
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DeviceContextsTest, testing::Bool(),
