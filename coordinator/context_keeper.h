@@ -288,9 +288,9 @@ class ContextKeeper final : public PrefixKeeper {
   std::map<int, Group> groups_;       // by replica: those that keep something
   std::map<int, ShelfDrops> drops_;   // by tier: what the workers have not been told yet
   ShelfDrops taken_drops_;            // kept for its memory
-  std::vector<Exporting> exports_;   // that wait until all is in the store
-  std::vector<Importing> imports_;   // that wait until they are published
-  std::map<uint64_t, Room> rooms_;   // by number
+  std::vector<Exporting> exports_;    // that wait until all is in the store
+  std::vector<Importing> imports_;    // that wait until they are published
+  std::map<uint64_t, Room> rooms_;    // by number
   uint64_t last_room_ = 0;
   std::unique_ptr<StoreTier> store_;  // null: there is none
 };

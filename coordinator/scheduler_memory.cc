@@ -47,8 +47,9 @@ bool Scheduler::HasRoomBesideKept(RequestState& state, const Sequence& next, con
   if (now != state.peeked && now < state.peeked + kPeekSeconds) return false;  // all groups are looked at together
   state.peeked = now;
   int64_t pages = 0;
-  for (const KeptPages::Run& run : KeptPages::RunsOf(keeper_->Peek(
-           group.replica, state.request, state.Tokens(next, end, &joined_), state.BeginMax(next), group.cost.row_seconds()))) {
+  for (const KeptPages::Run& run :
+       KeptPages::RunsOf(keeper_->Peek(group.replica, state.request, state.Tokens(next, end, &joined_),
+                                       state.BeginMax(next), group.cost.row_seconds()))) {
     if (group.kept.uses(run) > 0) pages += run.pages;
   }
   return group.HasRoom(group.held, state, wanted - pages);
@@ -68,8 +69,9 @@ int64_t Scheduler::UsedPages(const Group& group) const {
         continue;
       }
       pages += kept.Add(cohort->kept);
-      pages += cohort->forked ? cohort->own_pages()
-                              : std::min(CachePagesFor(cohort->leader->scheduled) - cohort->kept_pages, cohort->own_pages());
+      pages += cohort->forked
+                   ? cohort->own_pages()
+                   : std::min(CachePagesFor(cohort->leader->scheduled) - cohort->kept_pages, cohort->own_pages());
     }
     for (const Sequence& sequence : state->sequences) {
       if (sequence.id == 0 || !sequence.opened) continue;

@@ -108,7 +108,7 @@ struct Scheduler::RequestState {
   // The replica where it would be read first thanks to what is kept there (-1: none), and what it need not read there.
   int preferred = -1;
   int64_t preferred_tokens = 0;
-  double peeked = -1;           // when it was last looked up which pages it could share
+  double peeked = -1;  // when it was last looked up which pages it could share
 
   // What runs of it:
   Group* group = nullptr;  // null: nothing

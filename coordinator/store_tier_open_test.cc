@@ -1,12 +1,11 @@
 // What a store's tier does with what it finds at the start, where some of it could not be read.
-#include "coordinator/store_tier.h"
-
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "coordinator/contexts/segment_key.h"
 #include "coordinator/contexts/segment_tree.h"
+#include "coordinator/store_tier.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

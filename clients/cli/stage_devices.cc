@@ -127,8 +127,9 @@ class Placer {
     const std::vector<int> placed = PlaceStages(count_, sizes);
     const std::vector<int> sharing = StagesOnEach(placed, static_cast<int>(gpus_.size()));
     int64_t none = 0;
-    const int64_t shelf =
-        options_.no_prefix_cache ? 0 : ContextMemoryBytes(options_.context_memory, /*on_cpu=*/false, /*host_gpus=*/1, &none);
+    const int64_t shelf = options_.no_prefix_cache
+                              ? 0
+                              : ContextMemoryBytes(options_.context_memory, /*on_cpu=*/false, /*host_gpus=*/1, &none);
     for (int stage = 0; stage < count_; ++stage) {
       OpenGpu& gpu = gpus_[placed[stage]];
       StageDevice& device = devices_.stages.emplace_back();
@@ -186,8 +187,9 @@ class Placer {
     if (memory == 0) {
       GF_ASSIGN_OR_RETURN(memory, UsableMemoryBytes(*devices_.stages[0].backend, options_.gpu_memory_utilization));
     }
-    const int64_t shelf =
-        options_.no_prefix_cache ? 0 : ContextMemoryBytes(options_.context_memory, /*on_cpu=*/true, /*host_gpus=*/0, &memory);
+    const int64_t shelf = options_.no_prefix_cache
+                              ? 0
+                              : ContextMemoryBytes(options_.context_memory, /*on_cpu=*/true, /*host_gpus=*/0, &memory);
     for (StageDevice& device : devices_.stages) {
       device.memory_bytes = memory / count_;
       device.shelf_bytes = shelf / count_;

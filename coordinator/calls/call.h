@@ -1,6 +1,6 @@
 // One call of a client that streams its answer, over whatever protocol it came: its deadline, cancellation and flow
-// control. The door (coordinator/grpc) implements CallStream and tells the call what happens to the client; nothing here
-// knows how bytes travel.
+// control. The door (coordinator/grpc) implements CallStream and tells the call what happens to the client; nothing
+// here knows how bytes travel.
 #ifndef GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 #define GOLDFINCH_COORDINATOR_CALLS_CALL_H_
 

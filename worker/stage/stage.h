@@ -114,7 +114,8 @@ class Stage {
   std::shared_ptr<const Mark> Save(int slot, ConstTensor logits, const SavedSegment& to);
   // Opens a sequence that stands where the last segment of `chain` ends, as if it had taken all tokens up to there; on
   // the CPU, what it computes from then on has the same bits. Of saved_parts() it reads all but the logits:
-  //   - those that are per token from every segment. So the first one begins at position 0, and each of the others where
+  //   - those that are per token from every segment. So the first one begins at position 0, and each of the others
+  //   where
   //     the one before it ends. A stage without such parts needs the last segment alone, wherever that begins.
   //   - the rest, which is the snapshot, from the last segment.
   // Full pages of a segment with a number, and their kept rows, are shared with open sequences that were restored from
