@@ -298,7 +298,7 @@ class Scheduler {
   // scheduler_memory.cc
   int64_t PagesToReserve(const RequestState& state, const Sequence& sequence) const;
   int64_t NextPages(const RequestState& state, const Sequence& next) const;
-  bool HasRoomBesideKept(RequestState& state, const Sequence& next, const Group& group, double now) const;
+  bool HasRoomBesideKept(RequestState& state, const Sequence& next, const Group& group, double now);
   static int64_t HeldPages(const Sequence& sequence);
   int64_t UsedPages(const Group& group) const;
   void Hold(const Sequence& sequence, int sequences, int64_t pages, int growing);

@@ -39,7 +39,7 @@ int64_t Scheduler::NextPages(const RequestState& state, const Sequence& next) co
 }
 
 // Whether the request's next sequence has room in the group because others there use pages that it would begin with.
-bool Scheduler::HasRoomBesideKept(RequestState& state, const Sequence& next, const Group& group, double now) const {
+bool Scheduler::HasRoomBesideKept(RequestState& state, const Sequence& next, const Group& group, double now) {
   if (keeper_ == nullptr || !state.request.uses_kept() || state.is_short || state.OpenCohort() != nullptr) return false;
   const int64_t end = state.End(next), wanted = NextPages(state, next);
   const int64_t most = std::min(group.kept.pages(), end / kCachePageTokens);
