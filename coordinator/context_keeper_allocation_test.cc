@@ -53,7 +53,7 @@ class ContextKeeperAllocationTest : public testing::Test {
     const ShelfCapacity shelf = {.bytes_max = int64_t{1} << 40, .bytes_per_token = 258, .snapshot_bytes = 9'000'000};
     keeper_.SetModel({"f", "bytes", "bf16", "cpu-f32"});
     keeper_.SetStore({.bytes_max = int64_t{1} << 40}, {}, shelf, 1e-5, 0);
-    keeper_.GroupReady(0, shelf);
+    keeper_.GenerationReady(0, shelf);
     scheduler_.SetKeeper(&keeper_);
     scheduler_.GenerationReady(0,
                                {.max_sequences = 16,

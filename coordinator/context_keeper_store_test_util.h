@@ -143,7 +143,7 @@ struct StoreKeeping {
   void Up(int replica, GroupCapacity capacity = Roomy()) {
     capacity.max_step_tokens = std::max<int64_t>(capacity.max_step_tokens, 1024);
     capacity.row_seconds = 0.01;
-    keeper.GroupReady(replica, Capacity());
+    keeper.GenerationReady(replica, Capacity());
     cluster.Up(replica, capacity);
   }
   void Lose(int replica) {

@@ -286,7 +286,7 @@ TEST(SchedulerKeptTest, SamplesOfAPromptThatIsKeptAsAWholeAreCopiesOfTheFirst) {
   for (int i = 0; i < 5; ++i) EXPECT_EQ(many->tokens[i], FakeAnswer(Prompt(70), i, 4));
   EXPECT_EQ(cluster.groups[0]->tokens_run() - before, 5 * 3) << "the first ones are drawn, and the last ones not run";
   EXPECT_EQ(many->usage.cached_tokens, 70);
-  EXPECT_EQ(cluster.scheduler.TakeEvents().replayed_tokens, 0);
+  EXPECT_EQ(cluster.scheduler.TakeEvents().reread_tokens, 0);
   EXPECT_EQ(openings.restored, 1);
   ExpectNothingLeft(cluster);
 }

@@ -22,7 +22,7 @@ class StoreTierTest : public testing::Test {
       : tree_({"f", "bytes", "bf16", "cpu-f32"}),
         shelf_(tree_.OpenTier({.name = "the shelf", .bytes_max = 1 << 20})),
         tier_({.bytes_max = 1 << 20, .saves_max = 4}, {}, kBytes, 0.01, &tree_, 0) {
-    tier_.GroupReady(0, shelf_);
+    tier_.GenerationReady(0, shelf_);
   }
 
   // Puts a text on the shelf.
