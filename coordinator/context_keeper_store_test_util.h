@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/check.h"
 #include "coordinator/context_directory.h"
 #include "coordinator/context_keeper.h"
 #include "coordinator/scheduler_test_util.h"
@@ -229,6 +230,9 @@ struct StoreKeeping {
           at = std::max(at, name_actions[name_actions.size() - 2].second);
         }
         return;
+      case StoreAction::Kind::kPublish:
+      case StoreAction::Kind::kDiscard:
+        GF_CHECK(false) << "nothing is imported here";
       case StoreAction::Kind::kSave:
       case StoreAction::Kind::kBring:
         break;
