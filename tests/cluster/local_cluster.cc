@@ -32,7 +32,7 @@ RequestSink::Verdict WatchedRequest::OnToken(int sample, const OutputToken& toke
   EXPECT_FALSE(status_.has_value());
   tokens_[sample].push_back(token.id);
   changed_.notify_all();
-  return Verdict::kContinue;
+  return sample == 0 && tokens_[0].size() == pause_at_ ? Verdict::kPause : Verdict::kContinue;
 }
 
 RequestSink::Verdict WatchedRequest::OnScores(int continuation, int64_t first, absl::Span<const OutputToken> tokens,
@@ -135,7 +135,8 @@ std::shared_ptr<WatchedRequest> LocalCluster::Submit(Request request, std::share
 }
 
 std::shared_ptr<WatchedRequest> LocalCluster::Generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
-                                                       std::function<void(Request*)> edit, uint64_t* number) {
+                                                       std::function<void(Request*)> edit, uint64_t* number,
+                                                       size_t pause_at) {
   Request request;
   request.prompt = prompt;
   request.generate.emplace();
@@ -143,7 +144,7 @@ std::shared_ptr<WatchedRequest> LocalCluster::Generate(const std::vector<int32_t
   request.generate->sampling.temperature = 0;
   if (edit) edit(&request);
   const int samples = request.generate->samples;
-  return Submit(std::move(request), std::make_shared<WatchedRequest>(samples), number);
+  return Submit(std::move(request), std::make_shared<WatchedRequest>(samples, pause_at), number);
 }
 
 std::shared_ptr<WatchedRequest> LocalCluster::Score(const std::vector<int32_t>& prompt,

@@ -24,7 +24,8 @@ namespace goldfinch {
 // Collects the results of one request. Thread-safe.
 class WatchedRequest : public RequestSink {
  public:
-  explicit WatchedRequest(int samples = 1) : tokens_(samples) {}
+  // With `pause_at`, it does not read on when its first sample has so many tokens, until Coordinator::Resume.
+  explicit WatchedRequest(int samples = 1, size_t pause_at = 0) : pause_at_(pause_at), tokens_(samples) {}
 
   void OnProgress(int64_t prompt_tokens_done) override;
   Verdict OnToken(int sample, const OutputToken& token) override;
@@ -48,6 +49,7 @@ class WatchedRequest : public RequestSink {
   const RequestUsage& usage() const { return usage_; }
 
  private:
+  const size_t pause_at_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::vector<int32_t>> tokens_;        // [samples]
@@ -69,7 +71,8 @@ class LocalCluster {
   // Blocks until a group is ready. Fails the test after a minute.
   void AwaitReady();
   std::shared_ptr<WatchedRequest> Generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
-                                           std::function<void(Request*)> edit = {}, uint64_t* number = nullptr);
+                                           std::function<void(Request*)> edit = {}, uint64_t* number = nullptr,
+                                           size_t pause_at = 0);
   std::shared_ptr<WatchedRequest> Score(const std::vector<int32_t>& prompt,
                                         const std::vector<std::vector<int32_t>>& continuations, bool score_prompt,
                                         std::function<void(Request*)> edit = {});
