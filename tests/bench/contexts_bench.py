@@ -9,12 +9,14 @@ Prints, for a document of N tokens (16,384 unless said otherwise) of random word
 - what snapshots cost pre-fill: prompts that nobody asks for again, with the prefix cache and without, by turns, so that
   what else the machine does falls on both;
 - the bytes of a context beside those of a transformer of the same shape;
+- pages in use, kept rows and the time to the first token when 1, 8 and 64 questions are asked at once about a document;
 - how many of the tokens are spared when twice as many documents are asked about, in turn, as the memory holds.
 
 Nothing else should run on the machine.
 """
 
 import argparse
+import concurrent.futures
 import json
 import pathlib
 import random
@@ -126,6 +128,33 @@ def bench_cost(args):
           f"most 2 %: {'met' if cost <= 0.02 else 'MISSED'}.", flush=True)
 
 
+def bench_questions(args, folder):
+    document = text(7, args.tokens)
+    rows = []
+    with run.server(args.program, serve_flags(args, "--max-num-seqs", 80)) as server:
+        call(args.program, "context", "create", "document", "--server", server, "--text", document)
+
+        def ask(question):
+            flags = ("--context", "document", "--prompt", f"Question {question}?", "--max-tokens", 400)
+            return call(args.program, "generate", "--server", server, *flags, "--ignore-eos")
+
+        for count in (1, 8, 64):
+            with concurrent.futures.ThreadPoolExecutor(count) as pool:
+                usages = [pool.submit(ask, question) for question in range(count)]
+                most = {"cache_bytes": 0, "gold_kept_bytes": 0}
+                while not all(usage.done() for usage in usages):
+                    now = call(args.program, "status", "--server", server)["cluster"]
+                    most = {key: max(value, int(now[key])) for key, value in most.items()}
+            usages = [usage.result() for usage in usages]
+            first = [1e3 * first_token(usage) for usage in usages]
+            rows.append((count, *most.values(), statistics.median(first), max(first)))
+    print(f"\nQuestions at once about a document of {args.tokens} tokens that is kept\n")
+    print("| questions | most bytes of pages | most bytes of kept rows | first token, median | last of them |")
+    print("|---|---|---|---|---|")
+    for count, pages, kept, median, last in rows:
+        print(f"| {count} | {pages:,} | {kept:,} | {median:.1f} ms | {last:.1f} ms |", flush=True)
+
+
 def bench_eviction(args, folder):
     count = 12
     documents = [text(100 + seed, args.tokens // 2) for seed in range(count)]
@@ -157,6 +186,7 @@ def main():
     try:
         with tempfile.TemporaryDirectory() as folder:
             bench_first_tokens(args, folder)
+            bench_questions(args, folder)
             bench_cost(args)
             bench_eviction(args, folder)
     except run.Failure as failure:
