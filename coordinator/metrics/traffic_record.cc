@@ -49,8 +49,8 @@ void TrafficRecord::Observe(const std::vector<int>& sequences, double now) {
 
 std::optional<ExpectedTraffic> TrafficRecord::Average() const {
   if (requests_ < kLeastRequests) return std::nullopt;
-  // Of a stream that has run for long, tokens count and its beginning no longer does. But whatever the requests are, no
-  // more is sampled for one on average than twice the positions that sampled tokens attend to.
+  // The tokens of a stream that has run for long count, and its beginning no longer does. But whatever the requests
+  // are, no more is sampled for one on average than twice the positions that sampled tokens attend to.
   double requests = requests_;
   if (attended_positions_ > 0) {
     requests = std::max(requests, sampled_tokens_ * sampled_tokens_ / (2 * attended_positions_));

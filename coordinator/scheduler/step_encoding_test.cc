@@ -94,7 +94,7 @@ TEST_F(StepEncodingTest, ACopyHasOnlyItsSeed) {
   plan_.open.push_back(
       {.sequence = 6, .sampling = &sampling_, .seed = 13, .copy_of = plan_.open[0].sequence, .draw = true});
   for (const bool is_last : {false, true}) {
-    const cluster::v1::Step step = Encode(is_last, false);
+    const cluster::v1::Step step = Encode(true, is_last);
     ASSERT_EQ(step.open_size(), 2);
     EXPECT_EQ(step.open(0).copy_of(), 0U);
     EXPECT_EQ(step.open(1).copy_of(), step.open(0).sequence());
