@@ -259,7 +259,7 @@ TEST_F(SegmentTreeContextsTest, AContextOfAnotherModelSaysSo) {
   const absl::Status status = tree_.Use("", "old", 1).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
   EXPECT_EQ(status.message(),
-            "context \"old\" is of model-b/vocabulary/bf16/cpu-f32/1, and what is served is "
+            "context \"old\" was made by model-b/vocabulary/bf16/cpu-f32/1, this server runs "
             "model-a/vocabulary/bf16/cpu-f32/1");
   EXPECT_TRUE(tree_.Delete("", "old", 0, &drops_).ok());
   EXPECT_EQ(tree_.segments(), 0u);

@@ -102,7 +102,11 @@ class Server {
     Ids all = text;
     all.insert(all.end(), own.begin(), own.end());
     const auto cold = cluster_.Score(all, {{7, 8, 9}}, false, [](Request* request) { request->cache = false; });
-    const auto warm = cluster_.Score(own, {{7, 8, 9}}, false, [&](Request* request) { request->context = name; });
+    // Neither leaves anything of its own.
+    const auto warm = cluster_.Score(own, {{7, 8, 9}}, false, [&](Request* request) {
+      request->context = name;
+      request->cache = false;
+    });
     ASSERT_TRUE(cold->Wait().ok()) << cold->Wait();
     ASSERT_TRUE(warm->Wait().ok()) << warm->Wait();
     EXPECT_EQ(warm->usage().cached_tokens, static_cast<int64_t>(text.size()));

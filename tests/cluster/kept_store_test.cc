@@ -18,6 +18,7 @@
 #include "coordinator/store/store.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
+#include "protos/cluster_protocol.h"
 #include "tests/cluster/local_cluster.h"
 
 namespace goldfinch {
@@ -194,6 +195,7 @@ TEST(KeptStoreTest, WithoutAStoreWorkersOpenNoStreamForIt) {
     const auto link = std::make_shared<Listening>();
     const uint64_t worker = coordinator.Connected(link, "here");
     cluster::v1::FromWorker message;
+    message.mutable_register_()->set_protocol(kClusterProtocol);
     message.mutable_register_()->set_name("w");
     message.mutable_register_()->set_shelf_bytes(1 << 20);
     coordinator.Received(worker, std::move(message));
