@@ -84,10 +84,13 @@ class ShelfSessionTest : public WorkerTest {
     int taken = 0;
     for (int i = 0; i < stages; ++i) {
       std::vector<FromShelf> answers;
-      ShelfSession session(workers[i].worker->shelf(), [&](const FromShelf& answer) {
-        answers.push_back(answer);
-        return true;
-      });
+      ShelfSession session(
+          workers[i].worker->shelf(),
+          [&](const FromShelf& answer) {
+            answers.push_back(answer);
+            return true;
+          },
+          [] { return true; });
       for (const auto& [name, pieces] : parts) {
         answers.clear();
         for (const Piece& piece : pieces) {
