@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/status.h"
 #include "base/units.h"
 #include "coordinator/contexts/segment_tree_state.h"
 
@@ -33,6 +34,7 @@ size_t SegmentTree::segments() const { return state_->segments.size(); }
 int64_t SegmentTree::index_bytes() const {
   int64_t bytes = static_cast<int64_t>(state_->segments.size() * (sizeof(Segment) + 4 * sizeof(uint64_t)));
   for (const auto& [key, space] : state_->spaces) bytes += space->texts.bytes();
+  for (const auto& [key, space] : state_->tuned_spaces) bytes += space->texts.bytes();
   return bytes;
 }
 
@@ -89,9 +91,10 @@ absl::StatusOr<AddedSegment> SegmentTree::Add(const std::string& name_space, uin
                                               double now) {
   GF_CHECK(!ids.empty());
   state_->Now(now);
-  Space& space = state_->SpaceOf(state_->identity, name_space);
   Segment* const from = parent == 0 ? nullptr : &state_->Held(parent);
-  GF_CHECK(from == nullptr || from->space == &space) << "segment " << parent << " is of another namespace or model";
+  Space& space = state_->SpaceOf(from, state_->identity, name_space);
+  GF_CHECK(space.name_space->name == name_space && space.identity == state_->identity)
+      << "segment " << parent << " is of another namespace or model";
   TextTree::Node* const begin = from == nullptr ? space.texts.root() : from->node;
   const int64_t end = begin->end + static_cast<int64_t>(ids.size());
   // Those on the way whose chain has all rows, or that of `from`; the new one goes on from the last of them.
@@ -144,24 +147,18 @@ absl::StatusOr<uint64_t> SegmentTree::Adopt(const ContextIdentity& identity, con
   state_->Now(now);
   Tier* const found = state_->LookupTier(tier);
   GF_CHECK(found != nullptr) << "tier " << tier << " is closed";
-  Space& space = state_->SpaceOf(state_->Intern(identity), name_space);
   Segment* const above = parent == 0 ? nullptr : state_->Lookup(parent);
-  if (parent != 0 && (above == nullptr || above->space != &space)) {
-    return absl::NotFoundError("the parent of a segment is not kept");
+  if (parent != 0 && above == nullptr) return absl::NotFoundError("the parent of a segment is not kept");
+  Space& space = state_->SpaceOf(above, state_->Intern(identity), name_space);
+  if (*space.identity != identity || space.name_space->name != name_space) {
+    return absl::NotFoundError("the parent of a segment is of another namespace or model");
   }
   if (above != nullptr && above->depth >= kChainMax) {
     return ChainTooLong();
   }
   const int64_t size = ((contents & kRows) != 0 ? static_cast<int64_t>(ids.size()) * bytes.per_token : 0) +
                        ((contents & kSnapshot) != 0 ? bytes.snapshot : 0);
-  for (const Pool* const pool : {&found->pool, &space.name_space->pool}) {
-    if (size > pool->bytes_max - pool->bytes) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(pool == &found->pool ? found->options.name : absl::StrCat("namespace \"", name_space, "\""),
-                       " has ", WithCommas(pool->bytes), " bytes of ", WithCommas(pool->bytes_max),
-                       ", and a segment that was found has ", WithCommas(size)));
-    }
-  }
+  GF_RETURN_IF_ERROR(state_->CheckFits(*found, *space.name_space, size));
   TextTree::Node* const begin = above == nullptr ? space.texts.root() : above->node;
   const TextTree::Place place = space.texts.Walk(begin, ids, [](const TextTree::Node*) { return true; });
   if (place.node->end == begin->end + static_cast<int64_t>(ids.size()) && place.node->segment != nullptr) {
@@ -174,6 +171,38 @@ absl::StatusOr<uint64_t> SegmentTree::Adopt(const ContextIdentity& identity, con
   segment->last_use = now;
   state_->AddContents(*segment, tier, contents, /*coming=*/false);
   return segment->number;
+}
+
+absl::StatusOr<uint64_t> SegmentTree::AdoptTuned(const ContextIdentity& identity, const std::string& name_space,
+                                                 const SegmentKey& key, int64_t snapshot_bytes, int tier, double now) {
+  state_->Now(now);
+  Tier* const found = state_->LookupTier(tier);
+  GF_CHECK(found != nullptr) << "tier " << tier << " is closed";
+  if (state_->tuned_spaces.contains(key)) return absl::AlreadyExistsError("the same tuned state is kept already");
+  Namespace& owner = state_->NamespaceOf(name_space);
+  GF_RETURN_IF_ERROR(state_->CheckFits(*found, owner, snapshot_bytes));
+  auto space = std::make_unique<Space>();
+  space->name_space = &owner;
+  space->identity = state_->Intern(identity);
+  Segment* const segment =
+      state_->NewSegment(*space, space->texts.root(), nullptr, {.snapshot = snapshot_bytes}, /*seconds=*/0);
+  segment->key = std::make_unique<SegmentKey>(key);
+  segment->last_use = now;
+  state_->tuned_spaces.emplace(key, std::move(space));
+  state_->AddContents(*segment, tier, kSnapshot, /*coming=*/false);
+  return segment->number;
+}
+
+uint64_t SegmentTree::FindTuned(const SegmentKey& key) const {
+  const auto found = state_->tuned_spaces.find(key);
+  return found == state_->tuned_spaces.end() ? 0 : found->second->texts.root()->segment->number;
+}
+
+uint64_t SegmentTree::TunedOf(uint64_t number) const {
+  const Segment* const segment = state_->Lookup(number);
+  if (segment == nullptr) return 0;
+  const Segment* const tuned = segment->space->texts.root()->segment;
+  return tuned == nullptr ? 0 : tuned->number;
 }
 
 void SegmentTree::Tidy(SegmentDrops* drops) {
@@ -228,7 +257,7 @@ bool SegmentTree::Drop(uint64_t number, SegmentContents contents, SegmentDrops* 
   Segment* const segment = state_->Lookup(number);
   if (segment == nullptr) return true;
   if (segment->needed() || segment->coming() != 0) return false;
-  if ((contents & kRows) != 0 && segment->children > 0) return false;
+  if (((contents & kRows) != 0 || segment->is_tuned()) && segment->children > 0) return false;
   state_->RemoveEverywhere(*segment, (contents & kRows) != 0 ? kRowsAndSnapshot : contents, drops);
   state_->Settle(segment, State::Why::kUnneeded, drops);
   return true;
@@ -258,7 +287,7 @@ std::optional<SegmentInfo> SegmentTree::Find(uint64_t number) const {
 std::vector<uint64_t> SegmentTree::Chain(uint64_t number) const {
   std::vector<uint64_t> chain;
   for (const Segment* next = state_->Lookup(number); next != nullptr; next = next->parent) {
-    chain.push_back(next->number);
+    if (chain.empty() || !next->is_tuned()) chain.push_back(next->number);
   }
   std::reverse(chain.begin(), chain.end());
   return chain;

@@ -8,6 +8,12 @@
 // where a text [0, end) does, wherever it begins; rows of positions that two segments have in common are kept twice.
 // Segments of two namespaces, or of two identities, never meet.
 //
+// TUNED STATES. A segment of no tokens is a tuned initial state: a snapshot at position 0, which nobody can compute. It
+// has rows wherever it is, none. Texts that were read from it are a world of their own: its segments have it as their
+// first parent, which they need for nothing but their keys, and only who names it finds them. So they never meet the
+// same ids that were read from nothing. It stays as long as it has a child, a context or somebody who holds it, and its
+// last copy is not evicted before.
+//
 // TIERS. A tier is a place that holds segments for all layers of the model: the shelves of a group's workers together,
 // or the disk. The rows and the snapshot of a segment, its contents, are each in a tier, on their way there, or not. On
 // their way they count as bytes of the tier, but nobody can use them.
@@ -115,6 +121,7 @@ struct ContextMatch {
   };
 
   int64_t tokens = 0;           // of the prompt
+  uint64_t tuned = 0;           // the tuned state that it is to be read from; 0: it begins with nothing
   int64_t matched = 0;          // so many ids are the same as in some text of the namespace
   uint64_t segment = 0;         // the longest one to go on from; 0: none
   int64_t position = 0;         // its end
@@ -131,7 +138,7 @@ struct ContextMatch {
 
 // Whether and where to go on.
 struct ContextChoice {
-  uint64_t segment = 0;  // 0: compute all
+  uint64_t segment = 0;  // 0: compute all, which cannot be done of a text that begins with a tuned state
   int64_t position = 0;
   double load_seconds = 0;
   double compute_seconds = 0;
@@ -177,7 +184,7 @@ struct SegmentInfo {
 
   std::string name_space;
   uint64_t parent = 0;
-  int64_t begin = 0, end = 0;
+  int64_t begin = 0, end = 0;                 // both 0: a tuned state
   int64_t row_bytes = 0, snapshot_bytes = 0;  // of one copy
   bool logits = false;
   int holds = 0;
@@ -257,8 +264,10 @@ class SegmentTree {
 
   // ---- Segments
   // Where the prompt can go on. A snapshot at its very end is of use only with last logits. `limit`: the caller wants
-  // logits from this position on, so that only snapshots up to it are of use.
-  ContextMatch Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit = INT64_MAX) const;
+  // logits from this position on, so that only snapshots up to it are of use. `tuned`: the tuned state of the namespace
+  // that the prompt is read from, which must be held; 0: none.
+  ContextMatch Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit = INT64_MAX,
+                     uint64_t tuned = 0) const;
   // The best segment to go on from in this tier: the least seconds of loading the missing contents from other tiers,
   // restoring all from this one, and computing the rest. compute_seconds(begin) is what reading the prompt from `begin`
   // takes. `match` must be of this very state of the tree. With `only_here`, nothing is loaded from other tiers.
@@ -268,8 +277,9 @@ class SegmentTree {
   void CountMiss(ContextMiss reason);
 
   // Finds or makes the segment of the text of `parent` (0: the empty text) and `ids`, which are not empty, and holds
-  // it. A new one gets as its parent the longest segment on its way from `parent` that has rows, or on their way.
-  // `seconds`: what computing these ids takes. RESOURCE_EXHAUSTED: the chain is too long.
+  // it; the parent, which may be a tuned state, must be held. A new one gets as its parent the longest segment on its
+  // way from `parent` that has rows, or on their way. `seconds`: what computing these ids takes. RESOURCE_EXHAUSTED:
+  // the chain is too long.
   absl::StatusOr<AddedSegment> Add(const std::string& name_space, uint64_t parent, absl::Span<const int32_t> ids,
                                    const SegmentBytes& bytes, double seconds, double now);
   // What was found in a tier at the start, or was imported: as it was cut, and not held. ALREADY_EXISTS if the
@@ -280,6 +290,14 @@ class SegmentTree {
                                  absl::Span<const int32_t> ids, const SegmentBytes& bytes, int tier,
                                  SegmentContents contents, double seconds, double now);
   void Tidy(SegmentDrops* drops);
+  // The same for a tuned state. `key`: what it is known by wherever it is kept, as only its bytes can tell two of them
+  // apart. Unless somebody holds it or gives it a name, it goes as soon as anything else of it changes.
+  absl::StatusOr<uint64_t> AdoptTuned(const ContextIdentity& identity, const std::string& name_space,
+                                      const SegmentKey& key, int64_t snapshot_bytes, int tier, double now);
+  // The tuned state of this key; 0: there is none.
+  uint64_t FindTuned(const SegmentKey& key) const;
+  // The tuned state that the segment's text begins with, which may be the segment itself; 0: there is none.
+  uint64_t TunedOf(uint64_t number) const;
 
   void Hold(uint64_t number, double now);
   // Gives one hold back.
@@ -303,7 +321,8 @@ class SegmentTree {
   absl::Status MakeRoom(int tier, int64_t bytes, double now, SegmentDrops* drops);
 
   std::optional<SegmentInfo> Find(uint64_t number) const;
-  std::vector<uint64_t> Chain(uint64_t number) const;  // from the root on
+  // What a sequence takes that goes on from the segment, from position 0 on. A tuned state is part of its own alone.
+  std::vector<uint64_t> Chain(uint64_t number) const;
   // The number must be that of a segment that is not gone. It takes as long as the chain is.
   TextKept Kept(uint64_t number) const;
   // The ids of [begin, end) of the segment's text; `end` is at most that of the segment.

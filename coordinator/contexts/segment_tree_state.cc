@@ -10,7 +10,7 @@ namespace goldfinch {
 // ---- Segment
 
 SegmentContents Segment::present() const {
-  SegmentContents contents = 0;
+  SegmentContents contents = is_tuned() ? kRows : 0;
   for (const Copy& copy : copies) contents |= copy.present;
   return contents;
 }
@@ -74,6 +74,10 @@ Space& SegmentTree::State::SpaceOf(const ContextIdentity* of, const std::string&
 const Space* SegmentTree::State::FindSpace(const ContextIdentity* of, const std::string& name) const {
   const auto found = spaces.find({FindNamespace(name), of});
   return found == spaces.end() ? nullptr : found->second.get();
+}
+
+Space& SegmentTree::State::SpaceOf(const Segment* parent, const ContextIdentity* of, const std::string& name) {
+  return parent == nullptr ? SpaceOf(of, name) : *parent->space;
 }
 
 Segment* SegmentTree::State::Lookup(uint64_t number) const {
@@ -206,7 +210,8 @@ void SegmentTree::State::RemoveContents(Segment& segment, int tier, SegmentConte
     SegmentDrop& drop = drops->emplace_back();
     drop.segment = segment.number;
     drop.tier = tier;
-    drop.contents = contents;
+    // Shelves have empty rows of a tuned state, which go with it.
+    drop.contents = segment.is_tuned() ? kRowsAndSnapshot : contents;
     if (segment.key != nullptr) drop.key = *segment.key;
   }
   Segment* const parent = segment.parent;
@@ -228,7 +233,13 @@ void SegmentTree::State::Delete(Segment& segment, Why why, SegmentDrops* drops) 
   RemoveEverywhere(segment, kRowsAndSnapshot, drops);
   List(segment.space->name_space->pool, segment.number, segment.rank, false, 0);
   const TextTree::Node* const node = segment.node;
-  if (why == Why::kEvicted) {
+  if (segment.is_tuned()) {
+    const SegmentKey key = *segment.key;
+    segments.erase(segment.number);
+    tuned_spaces.erase(key);  // nothing else is in it
+    return;
+  }
+  if (why == Why::kEvicted && segment.space->texts.root()->segment == nullptr) {
     const int64_t ids = std::min<int64_t>(node->end, EvictedTexts::kIds);
     evicted_texts.Add(segment.space->name_space->name, TextTree::Ids(node, 0, ids));
   }
@@ -240,7 +251,7 @@ void SegmentTree::State::Delete(Segment& segment, Why why, SegmentDrops* drops) 
 
 bool SegmentTree::State::Useless(const Segment& segment) const {
   if (segment.children > 0 || segment.needed() || segment.coming() != 0) return false;
-  return segment.doomed || (segment.present() & kSnapshot) == 0;
+  return segment.is_tuned() || segment.doomed || (segment.present() & kSnapshot) == 0;
 }
 
 // Removes the segment, and its parents as far as they are of no use any more.
