@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "coordinator/dispatcher.h"
 
@@ -102,7 +103,7 @@ ShelfDrops ContextKeeper::GroupEnded(int replica) {
 int64_t ContextKeeper::Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const {
   const auto found = groups_.find(replica);
   if (found == groups_.end() || !request.uses_kept()) return 0;
-  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, LimitOf(request));
+  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, LimitOf(request), request.tuned);
   // The longest, whatever it takes to load.
   const auto compute_seconds = [&](int64_t begin) { return static_cast<double>(match.tokens - begin); };
   return tree_->Choose(match, found->second.tier, compute_seconds, /*only_here=*/store_ == nullptr).position;
@@ -111,26 +112,31 @@ int64_t ContextKeeper::Kept(int replica, const Request& request, absl::Span<cons
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
                                              int64_t tokens_max, double token_seconds, double now) {
   const auto found = groups_.find(replica);
-  if (found == groups_.end() || !request.uses_kept()) return {};
+  if (found == groups_.end() || !request.uses_kept()) {
+    return {.status = request.tuned == 0 ? absl::OkStatus() : NoTunedState(request)};
+  }
   tokens_max = std::min(tokens_max, LimitOf(request));
   Group& group = found->second;
   group.token_seconds = token_seconds_ = token_seconds;
   const auto size = static_cast<int64_t>(ids.size());
-  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, tokens_max);
+  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, tokens_max, request.tuned);
   // Who names a context wants it to be used.
   const double seconds = request.context.empty() ? token_seconds : std::max(token_seconds, kNamedTokenSeconds);
   const ContextChoice choice = tree_->Choose(
       match, group.tier, [&](int64_t begin) { return seconds * static_cast<double>(size - begin); },
       /*only_here=*/true);
   Beginning beginning;
-  if (choice.segment != 0) {
+  if (choice.position > 0) {
     tree_->CountHit(choice);
+  } else {
+    tree_->CountMiss(choice.reason);
+  }
+  if (choice.segment == 0 && request.tuned != 0) return {.status = NoTunedState(request)};
+  if (choice.segment != 0) {
     tree_->Hold(choice.segment, now);
     if (store_ != nullptr) store_->Used(choice.segment);
     beginning.segments = tree_->Chain(choice.segment);
     beginning.tokens = choice.position;
-  } else {
-    tree_->CountMiss(choice.reason);
   }
   if (!request.cache) return beginning;
   std::vector<int64_t> breakpoints = request.breakpoints;
@@ -145,6 +151,17 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
     beginning.save_at.pop_back();
   }
   return beginning;
+}
+
+// Why a request cannot begin with its tuned state.
+absl::Status ContextKeeper::NoTunedState(const Request& request) const {
+  const std::optional<SegmentInfo> info = tree_->Find(request.tuned);
+  const bool lost = !info || std::none_of(info->copies.begin(), info->copies.end(), [](const SegmentInfo::Copy& copy) {
+    return (copy.present & kSnapshot) != 0;
+  });
+  const std::string what = absl::StrCat("the tuned state that context \"", request.context, "\" begins with ");
+  if (lost) return absl::DataLossError(absl::StrCat(what, "is lost: import it again"));
+  return absl::UnavailableError(absl::StrCat(what, "could not be brought to the workers"));
 }
 
 void ContextKeeper::Release(int replica, const Beginning& beginning) {
@@ -168,7 +185,7 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   SegmentBytes bytes = group.bytes;
   bytes.logits = point.logits;
   const absl::StatusOr<AddedSegment> added =
-      tree_->Add(name_space, 0, ids, bytes, group.token_seconds * static_cast<double>(ids.size()), now);
+      tree_->Add(name_space, request.tuned, ids, bytes, group.token_seconds * static_cast<double>(ids.size()), now);
   const auto refuse = [&](const absl::Status& status) {
     if (point.end) group.refused.insert_or_assign(name_space, status);
   };
@@ -202,9 +219,10 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
 
 bool ContextKeeper::HasRows(uint64_t segment, int tier) const {
   const std::optional<SegmentInfo> info = tree_->Find(segment);
-  return info && std::any_of(info->copies.begin(), info->copies.end(), [&](const SegmentInfo::Copy& copy) {
-           return copy.tier == tier && ((copy.present | copy.coming) & kRows) != 0;
-         });
+  if (!info || info->end == 0) return info.has_value();  // a tuned state has none
+  return std::any_of(info->copies.begin(), info->copies.end(), [&](const SegmentInfo::Copy& copy) {
+    return copy.tier == tier && ((copy.present | copy.coming) & kRows) != 0;
+  });
 }
 
 ShelfDrops ContextKeeper::TakeDrops(int replica) {

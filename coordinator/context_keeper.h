@@ -131,6 +131,10 @@ class ContextKeeper final : public PrefixKeeper {
                 double token_seconds, double now);
   // What is to be done, in this order. Workers are told of all drops before.
   std::vector<StoreAction> TakeStoreActions(double now);
+  // Gives a name to a tuned state that was just put into the store under this key, for this namespace and model. What
+  // cannot be named is deleted there. FAILED_PRECONDITION without a store; else as of what is kept by a request.
+  absl::StatusOr<NamedContext> KeepTuned(const std::string& name_space, const SegmentKey& key,
+                                         const Request::KeepAs& keep_as, double now);
   void Moved(uint64_t move, const StoreMoved& moved, double now);
   void NamePut(const ContextName& asked, const absl::StatusOr<ContextName>& kept);
   // The requests for which Prepare was false, and is not any more.
@@ -187,6 +191,7 @@ class ContextKeeper final : public PrefixKeeper {
   };
 
   void SetQuota(const std::string& name_space);
+  absl::Status NoTunedState(const Request& request) const;
   // Whether the rows of the segment are in the tier, or on their way there.
   bool HasRows(uint64_t segment, int tier) const;
   // Notes what has to be dropped from the groups' shelves.

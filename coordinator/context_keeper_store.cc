@@ -32,7 +32,7 @@ bool ContextKeeper::Prepare(int replica, uint64_t request_number, const Request&
     limit = size - 1;
   }
   if (!request.cache) limit = std::min(limit, request.context_tokens.value_or(0));
-  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, limit);
+  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, limit, request.tuned);
   const ContextChoice choice = tree_->Choose(
       match, group.tier, [&](int64_t begin) { return token_seconds * static_cast<double>(size - begin); });
   if (choice.segment == 0) return true;
@@ -74,6 +74,24 @@ std::vector<StoreAction> ContextKeeper::TakeStoreActions(double now) {
     if (group != groups_.end()) group->second.segments.insert(action.bring.segment);
   }
   return actions;
+}
+
+absl::StatusOr<NamedContext> ContextKeeper::KeepTuned(const std::string& name_space, const SegmentKey& key,
+                                                      const Request::KeepAs& keep_as, double now) {
+  if (store_ == nullptr) {
+    return absl::FailedPreconditionError("a tuned state needs a store: the server has no context_dir");
+  }
+  SetQuota(name_space);
+  SegmentDrops drops;
+  const absl::StatusOr<uint64_t> number = store_->AdoptTuned(name_space, key, now, &drops);
+  Note(&drops);
+  if (!number.ok()) return number.status();
+  tree_->Hold(*number, now);
+  const absl::Status may = CheckKeepAs(name_space, keep_as);
+  const auto context = may.ok() ? Name(name_space, keep_as, *number, now) : absl::StatusOr<ContextInfo>(may);
+  ReleaseHeld({trees_, *number});
+  if (!context.ok()) return context.status();
+  return Describe(*context);
 }
 
 void ContextKeeper::Moved(uint64_t move, const StoreMoved& moved, double now) {

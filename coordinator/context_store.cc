@@ -57,8 +57,8 @@ void ContextStore::Load(absl::AnyInvocable<void(StoreContents contents)> done) {
     StoreContents contents;
     int64_t bytes = 0;
     for (const StoredSegment& segment : store_->Segments()) {
-      if (segment.end == segment.begin) continue;  // a tuned state, for which texts are looked up elsewhere
-      absl::StatusOr<std::vector<int32_t>> ids = ReadIds(*store_, segment);
+      absl::StatusOr<std::vector<int32_t>> ids = std::vector<int32_t>();
+      if (segment.end > segment.begin) ids = ReadIds(*store_, segment);  // else it is a tuned state
       if (!ids.ok()) {
         LogIfBad(ids.status());
         continue;

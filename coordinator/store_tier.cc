@@ -19,7 +19,7 @@ constexpr int kDoublingsMax = 6;
 
 StoreTier::StoreTier(const StoreTierOptions& options, StoreContents contents, const SegmentBytes& bytes,
                      double token_seconds, SegmentTree* tree, double now)
-    : options_(options), tree_(tree) {
+    : options_(options), tree_(tree), snapshot_bytes_(bytes.snapshot) {
   const double usable = kUsableShare * static_cast<double>(options.bytes_max - contents.other_bytes);
   tier_ = tree->OpenTier({.kind = TierKind::kDisk,
                           .name = options.name,
@@ -45,7 +45,12 @@ void StoreTier::Adopt(StoreContents contents, const SegmentBytes& bytes, double 
     const auto parent = stored.parent ? numbers.find(*stored.parent) : numbers.end();
     absl::StatusOr<uint64_t> number = absl::NotFoundError("the parent of a segment is not in the store");
     const int64_t begin = parent == numbers.end() ? 0 : tree_->Find(parent->second)->end;
-    if ((!stored.parent || parent != numbers.end()) && stored.begin == begin) {
+    if (stored.end == 0) {
+      const int64_t snapshot = served ? bytes.snapshot : stored.bytes - stored.bytes_without_snapshot;
+      if (stored.has_snapshot) {
+        number = tree_->AdoptTuned(*stored.identity, stored.name_space, stored.key, snapshot, tier_, now);
+      }
+    } else if ((!stored.parent || parent != numbers.end()) && stored.begin == begin) {
       SegmentBytes size = bytes;
       if (!served) {
         size.per_token = stored.bytes_without_snapshot / (stored.end - stored.begin);
@@ -79,6 +84,26 @@ void StoreTier::Adopt(StoreContents contents, const SegmentBytes& bytes, double 
   for (const SegmentDrop& drop : drops) {
     if (drop.tier == tier_) Dropped(drop);
   }
+}
+
+absl::StatusOr<uint64_t> StoreTier::AdoptTuned(const std::string& name_space, const SegmentKey& key, double now,
+                                               SegmentDrops* drops) {
+  uint64_t number = tree_->FindTuned(key);
+  if (number == 0) {
+    absl::Status status = tree_->MakeRoom(tier_, snapshot_bytes_, now, drops);
+    if (status.ok()) {
+      const auto adopted = tree_->AdoptTuned(tree_->identity(), name_space, key, snapshot_bytes_, tier_, now);
+      status = adopted.status();
+      number = adopted.value_or(0);
+    }
+    if (!status.ok()) {
+      Do(StoreAction::Kind::kDelete, key);
+      return status;
+    }
+  }
+  kept_[number].key = key;
+  SetKept(number, kRowsAndSnapshot);
+  return number;
 }
 
 void StoreTier::GroupEnded(int replica, SegmentDrops* drops) {
@@ -128,6 +153,7 @@ SegmentContents StoreTier::PresentOrComing(uint64_t segment, int tier) const {
 bool StoreTier::ChainHasRows(uint64_t segment) const {
   for (uint64_t next = segment; next != 0;) {
     const std::optional<SegmentInfo> info = tree_->Find(next);
+    if (info->end == 0) return true;  // a tuned state
     SegmentContents contents = 0;
     for (const SegmentInfo::Copy& copy : info->copies) contents |= copy.present | copy.coming;
     if ((contents & kRows) == 0) return false;
@@ -324,6 +350,8 @@ void StoreTier::EndBring(const Move& move, const StoreMoved& moved, double now, 
   const SegmentContents there = PresentOrComing(move.segment, group->second);
   const SegmentContents unknown = move.contents & ~there;
   if (unknown == 0) return;
+  // What has come of a tuned state is of use when it comes again, which must not wait for a Step, as there may be none.
+  if (const std::optional<SegmentInfo> info = tree_->Find(move.segment); info && info->end == 0) return;
   SegmentDrop& drop = drops->emplace_back();
   drop.segment = move.segment;
   drop.tier = group->second;
@@ -401,10 +429,15 @@ void StoreTier::PlanSaves(double now, SegmentDrops* drops) {
 
 // ---- Bringing
 
+SegmentContents StoreTier::Wanted(uint64_t link, uint64_t last) const {
+  if (link != last) return kRows;
+  return tree_->Find(link)->end == 0 ? kSnapshot : kRowsAndSnapshot;
+}
+
 bool StoreTier::StillComes(const Waiting& waiting) const {
   bool comes = false;
   for (const uint64_t link : tree_->Chain(waiting.segment)) {
-    const SegmentContents wanted = link == waiting.segment ? kRowsAndSnapshot : kRows;
+    const SegmentContents wanted = Wanted(link, waiting.segment);
     if ((wanted & ~PresentOrComing(link, waiting.tier)) != 0) return false;
     comes |= (wanted & ~Present(link, waiting.tier)) != 0;
   }

@@ -59,7 +59,7 @@ struct StoreContents {
     StoredSegment segment;
     std::vector<int32_t> ids;
   };
-  std::vector<Found> segments;  // of any identity; each has tokens, and ids that give its key
+  std::vector<Found> segments;  // of any identity; each has ids that give its key, but for tuned states
   std::vector<ContextName> names;
   int64_t other_bytes = 0;  // of the store, beside these segments
 };
@@ -101,6 +101,10 @@ class StoreTier {
   void GroupReady(int replica, int tier) { groups_[replica] = tier; }
   void GroupEnded(int replica, SegmentDrops* drops);
 
+  // Takes over a tuned state of the model that is served, which is in the store under this key: its number in the tree.
+  // It may have it already. What the tree does not take is deleted from the store.
+  absl::StatusOr<uint64_t> AdoptTuned(const std::string& name_space, const SegmentKey& key, double now,
+                                      SegmentDrops* drops);
   // Something of the segment has come to a shelf.
   void Stored(uint64_t segment);
   // Whether the tier has these contents.
@@ -185,12 +189,15 @@ class StoreTier {
   SegmentContents Present(uint64_t segment, int tier) const;
   SegmentContents PresentOrComing(uint64_t segment, int tier) const;
   bool ChainHasRows(uint64_t segment) const;
+  // What the shelves need of a link of the chain of `last`.
+  SegmentContents Wanted(uint64_t link, uint64_t last) const;
   bool StillComes(const Waiting& waiting) const;
   void PlanNames(double now);
   void Do(StoreAction::Kind kind, const SegmentKey& key);
 
   const StoreTierOptions options_;
   SegmentTree* const tree_;
+  const int64_t snapshot_bytes_;  // of the model that is served
   int tier_ = 0;
   std::map<int, int> groups_;                 // tiers by replica
   absl::flat_hash_map<uint64_t, Kept> kept_;  // segments that are in the store, or on their way there

@@ -1,0 +1,265 @@
+// A scheduler whose requests begin with what was kept of others, on shelves that are lost and in a store whose moves
+// take a while and fail: what tests of such histories share.
+#ifndef GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_STORE_TEST_UTIL_H_
+#define GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_STORE_TEST_UTIL_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "coordinator/context_keeper.h"
+#include "coordinator/scheduler_test_util.h"
+#include "gtest/gtest.h"
+
+namespace goldfinch {
+
+inline const ContextIdentity& Identity() {
+  static const ContextIdentity* const identity = new ContextIdentity{"f", "bytes", "bf16", "cpu-f32"};
+  return *identity;
+}
+
+inline std::shared_ptr<FakeClient> NewClient() { return std::make_shared<FakeClient>(1); }
+
+inline std::vector<int32_t> Prompt(int64_t count, const std::vector<int32_t>& more = {}) {
+  std::vector<int32_t> ids = FakePrompt(count);
+  ids.insert(ids.end(), more.begin(), more.end());
+  return ids;
+}
+
+// A store that outlives keepers.
+struct FakeStore {
+  struct File {
+    FakeGroup::Segment segment;
+    std::string name_space;
+    std::optional<SegmentKey> parent;
+    int64_t used = 0;
+  };
+
+  static SegmentContents ContentsOf(const File* file) {
+    return file == nullptr ? 0 : file->segment.snapshot ? kRowsAndSnapshot : kRows;
+  }
+  const File* Find(const SegmentKey& key) const {
+    const auto found = files.find(key);
+    return found == files.end() ? nullptr : &found->second;
+  }
+  static int64_t BytesOf(const File& file) {
+    return 10 * (static_cast<int64_t>(file.segment.ids.size()) - file.segment.begin) +
+           (file.segment.snapshot ? 100 : 0);
+  }
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (const auto& [key, file] : files) sum += BytesOf(file);
+    return sum;
+  }
+  StoreContents Read() const {
+    StoreContents contents;
+    const auto identity = std::make_shared<const ContextIdentity>(Identity());
+    for (const auto& [key, file] : files) {
+      StoreContents::Found& found = contents.segments.emplace_back();
+      found.ids.assign(file.segment.ids.begin() + file.segment.begin, file.segment.ids.end());
+      found.segment.key = key;
+      found.segment.identity = identity;
+      found.segment.name_space = file.name_space;
+      found.segment.parent = file.parent;
+      found.segment.begin = file.segment.begin;
+      found.segment.end = static_cast<int64_t>(file.segment.ids.size());
+      found.segment.has_snapshot = file.segment.snapshot;
+      found.segment.has_logits = file.segment.snapshot && file.segment.logits;
+      found.segment.bytes = BytesOf(file);
+      found.segment.bytes_without_snapshot = found.segment.bytes - (file.segment.snapshot ? 100 : 0);
+      found.segment.used_unix_seconds = file.used;
+    }
+    return contents;
+  }
+
+  std::map<SegmentKey, File> files;
+  int64_t clock = 0;
+};
+
+// Groups with shelves, and a store. A token has 10 bytes and a snapshot 100.
+struct Keeping {
+  struct Move {
+    StoreAction action;
+    double done_at = 0;
+    FakeGroup* group = nullptr;  // when it began
+  };
+
+  explicit Keeping(FakeStore* store, int replicas = 1, int64_t shelf_bytes = 1 << 30, StoreTierOptions options = {},
+                   SnapshotOptions snapshots = {})
+      : keeper(snapshots), cluster(100, replicas), store(store), shelf_bytes(shelf_bytes) {
+    if (options.bytes_max == 0) options.bytes_max = 1 << 30;
+    keeper.SetModel(Identity());
+    keeper.SetStore(options, store->Read(), Capacity(), 0.01, 0);
+    cluster.scheduler.SetKeeper(&keeper);
+    cluster.planned = [this](int replica, const StepPlan& plan) {
+      TakeDrops(replica);
+      keeper.StepPlanned(replica, plan.id);
+    };
+    cluster.answered = [this](int replica, uint64_t step) { keeper.StepAnswered(replica, step, {}, cluster.now); };
+    cluster.in_round = [this] { Service(); };
+  }
+
+  ShelfCapacity Capacity() const { return {shelf_bytes, /*bytes_per_token=*/10, /*snapshot_bytes=*/100}; }
+  void Up(int replica, GroupCapacity capacity = Roomy()) {
+    capacity.max_step_tokens = std::max<int64_t>(capacity.max_step_tokens, 1024);
+    capacity.row_seconds = 0.01;
+    keeper.GroupReady(replica, Capacity());
+    cluster.Up(replica, capacity);
+  }
+  void Lose(int replica) {
+    FakeGroup* const group = cluster.groups.at(replica).get();
+    for (Move& move : moves) {
+      if (move.group == group) move.group = nullptr;
+    }
+    keeper.GroupEnded(replica);
+    cluster.Lose(replica);
+  }
+  void TakeDrops(int replica) {
+    const ShelfDrops drops = keeper.TakeDrops(replica);
+    const auto group = cluster.groups.find(replica);
+    if (group == cluster.groups.end()) return;
+    auto& segments = group->second->segments();
+    for (const uint64_t segment : drops.segments) segments.erase(segment);
+    for (const uint64_t segment : drops.snapshots) {
+      if (segments.contains(segment)) segments.at(segment).snapshot = false;
+    }
+  }
+
+  // What the coordinator's thread does in each round.
+  void Service() {
+    for (const uint64_t request : keeper.TakePrepared(cluster.now)) cluster.scheduler.Prepared(request, cluster.now);
+    std::vector<StoreAction> actions = keeper.TakeStoreActions(cluster.now);
+    for (const auto& [replica, group] : cluster.groups) TakeDrops(replica);
+    for (StoreAction& action : actions) Do(std::move(action));
+    for (size_t i = 0; i < moves.size();) {
+      if (moves[i].done_at > cluster.now) {
+        ++i;
+        continue;
+      }
+      const Move move = std::move(moves[i]);
+      moves.erase(moves.begin() + static_cast<int64_t>(i));
+      End(move);
+    }
+    EXPECT_LE(store->bytes(), bytes_max_seen) << "the store is fuller than it may be";
+  }
+  void Do(StoreAction action) {
+    const auto file = store->files.find(action.key);
+    switch (action.kind) {
+      case StoreAction::Kind::kDelete:
+        EXPECT_NE(file, store->files.end());
+        if (file != store->files.end()) store->files.erase(file);
+        return;
+      case StoreAction::Kind::kDropSnapshot:
+        ASSERT_NE(file, store->files.end());
+        EXPECT_TRUE(file->second.segment.snapshot);
+        file->second.segment.snapshot = file->second.segment.logits = false;
+        return;
+      case StoreAction::Kind::kTouch:
+        if (file != store->files.end()) file->second.used = ++store->clock;
+        return;
+      case StoreAction::Kind::kPutName:
+      case StoreAction::Kind::kDeleteName:
+        return;
+      case StoreAction::Kind::kSave:
+      case StoreAction::Kind::kBring:
+        break;
+    }
+    const bool save = action.kind == StoreAction::Kind::kSave;
+    ++(save ? saves : brings);
+    const int replica = save ? action.save.replica : action.bring.replica;
+    const auto group = cluster.groups.find(replica);
+    moves.push_back({std::move(action), cluster.now + move_seconds(),
+                     group == cluster.groups.end() ? nullptr : group->second.get()});
+  }
+  void End(const Move& move) {
+    const bool save = move.action.kind == StoreAction::Kind::kSave;
+    const SegmentKey key = save ? move.action.save.key : move.action.bring.key;
+    StoreMoved moved;
+    moved.status = move.group == nullptr ? absl::CancelledError("the group has ended") : fails(save);
+    if (absl::IsDataLoss(moved.status) && !save) {
+      store->files.erase(key);
+      damaged.insert(key);
+    }
+    if (moved.status.ok()) {
+      moved.status = save ? Save(move) : Bring(move);
+      moved.bytes = 1000;
+      moved.seconds = 0.001;
+    }
+    moved.stored = FakeStore::ContentsOf(store->Find(key));
+    keeper.Moved(move.action.move, moved, cluster.now);
+  }
+  absl::Status Save(const Move& move) {
+    const SegmentToSave& save = move.action.save;
+    const auto& segments = move.group->segments();
+    const auto found = segments.find(save.segment);
+    EXPECT_NE(found, segments.end()) << "a segment that is held is not on the shelf";
+    if (found == segments.end()) return absl::NotFoundError("");
+    const FakeGroup::Segment& segment = found->second;
+    EXPECT_EQ(static_cast<int64_t>(segment.ids.size()), save.end);
+    EXPECT_EQ(segment.begin, save.begin);
+    EXPECT_TRUE(segment.snapshot || !save.snapshot);
+    EXPECT_EQ(std::vector<int32_t>(segment.ids.begin() + segment.begin, segment.ids.end()), save.ids);
+    FakeStore::File& file = store->files[save.key];
+    const bool had = file.segment.snapshot && !file.segment.ids.empty();
+    file = {segment, save.name_space, save.parent, ++store->clock};
+    file.segment.snapshot = save.snapshot || had;
+    return absl::OkStatus();
+  }
+  absl::Status Bring(const Move& move) {
+    const SegmentToBring& bring = move.action.bring;
+    const FakeStore::File* const file = store->Find(bring.key);
+    EXPECT_TRUE(file != nullptr || damaged.contains(bring.key)) << "a segment that is held was deleted";
+    if (file == nullptr) return absl::NotFoundError("");
+    auto& segments = move.group->segments();
+    const auto [there, is_new] = segments.try_emplace(bring.segment, file->segment);
+    if (is_new) there->second.snapshot = false;
+    if ((bring.contents & kSnapshot) != 0) {
+      there->second.snapshot = true;
+      there->second.logits = file->segment.logits;
+    }
+    return absl::OkStatus();
+  }
+
+  // Nothing holds anything, and the store has what the keeper thinks that it has.
+  void ExpectNothingLeft() {
+    for (int i = 0; i < 200; ++i) {
+      cluster.now += 1;
+      Service();
+    }
+    EXPECT_TRUE(moves.empty());
+    goldfinch::ExpectNothingLeft(cluster);
+    EXPECT_EQ(keeper.store()->saving() + keeper.store()->bringing(), 0);
+    EXPECT_EQ(keeper.store()->bytes(), store->bytes());
+    for (const auto& [replica, group] : cluster.groups) {
+      for (const auto& [number, segment] : group->segments()) {
+        const std::optional<SegmentInfo> info = keeper.tree()->Find(number);
+        ASSERT_TRUE(info.has_value()) << "segment " << number << " is forgotten, but on a shelf";
+        EXPECT_EQ(info->holds, 0) << "segment " << number;
+      }
+    }
+  }
+
+  ContextKeeper keeper;
+  FakeCluster cluster;
+  FakeStore* const store;
+  const int64_t shelf_bytes;
+  std::deque<Move> moves;
+  std::set<SegmentKey> damaged;
+  int saves = 0, brings = 0;
+  int64_t bytes_max_seen = int64_t{1} << 40;
+  std::function<double()> move_seconds = [] { return 0.5; };
+  std::function<absl::Status(bool save)> fails = [](bool) { return absl::OkStatus(); };
+};
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_COORDINATOR_CONTEXT_KEEPER_STORE_TEST_UTIL_H_
