@@ -13,8 +13,8 @@
 #include "base/shared_key.h"
 #include "base/stage_extent.h"
 #include "base/token_ids.h"
-#include "coordinator/metrics.h"
-#include "coordinator/step_encoding.h"
+#include "coordinator/metrics/metrics.h"
+#include "coordinator/scheduler/step_encoding.h"
 #include "protos/cluster.pb.h"
 #include "protos/generate.pb.h"
 #include "spdlog/spdlog.h"
@@ -340,7 +340,7 @@ void Coordinator::HandleModelKnown(double now) {
 }
 
 void Coordinator::HandleGenerationReady(int replica, double now) {
-  if (context_store_ != nullptr && !store_contents_ && numerics_.empty()) {
+  if (store_threads_ != nullptr && !store_contents_ && numerics_.empty()) {
     waiting_groups_.insert(replica);
     return;
   }

@@ -25,22 +25,22 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/work_queue.h"
-#include "coordinator/activity_log.h"
-#include "coordinator/context_directory.h"
-#include "coordinator/context_keeper.h"
-#include "coordinator/context_store.h"
-#include "coordinator/dispatcher.h"
-#include "coordinator/membership.h"
-#include "coordinator/metrics.h"
-#include "coordinator/scheduler.h"
-#include "coordinator/segment_mover.h"
-#include "coordinator/step.h"
-#include "coordinator/step_cost.h"
+#include "coordinator/keeper/context_directory.h"
+#include "coordinator/keeper/context_keeper.h"
+#include "coordinator/keeper/store_threads.h"
+#include "coordinator/keeper/store_tier.h"
+#include "coordinator/membership/membership.h"
+#include "coordinator/membership/worker_link.h"
+#include "coordinator/metrics/activity_log.h"
+#include "coordinator/metrics/metrics.h"
+#include "coordinator/metrics/traffic_record.h"
+#include "coordinator/scheduler/dispatcher.h"
+#include "coordinator/scheduler/scheduler.h"
+#include "coordinator/scheduler/step.h"
+#include "coordinator/scheduler/step_cost.h"
+#include "coordinator/shelves/segment_mover.h"
 #include "coordinator/store/segment.h"
 #include "coordinator/store/store.h"
-#include "coordinator/store_tier.h"
-#include "coordinator/traffic_record.h"
-#include "coordinator/worker_link.h"
 
 namespace goldfinch {
 
@@ -182,7 +182,7 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   ContextKeeper keeper_;
   Scheduler scheduler_;
   SegmentMover mover_;  // has a replica's group from HandleGenerationReady to HandleGenerationEnded
-  std::unique_ptr<ContextStore> context_store_;  // null: there is none
+  std::unique_ptr<StoreThreads> store_threads_;  // null: there is none
   // What the store had at the start, until the first group is ready. Groups that are before are in waiting_groups_.
   std::optional<StoreContents> store_contents_;
   std::set<int> waiting_groups_;

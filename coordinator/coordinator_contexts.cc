@@ -4,14 +4,14 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "coordinator/context_directory.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/keeper/context_directory.h"
 
 namespace goldfinch {
 
 // What was kept by name is read when the first group is ready that keeps anything.
 absl::Status Coordinator::NamesKnown() const {
-  if (context_store_ == nullptr || !numerics_.empty()) return absl::OkStatus();
+  if (store_threads_ == nullptr || !numerics_.empty()) return absl::OkStatus();
   return absl::UnavailableError("contexts are not there yet: no group of workers that keeps them has been ready");
 }
 

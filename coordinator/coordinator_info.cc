@@ -4,9 +4,9 @@
 
 #include "absl/status/status.h"
 #include "base/stage_memory.h"
-#include "coordinator/activity_log.h"
 #include "coordinator/coordinator.h"
-#include "coordinator/metrics.h"
+#include "coordinator/metrics/activity_log.h"
+#include "coordinator/metrics/metrics.h"
 #include "protos/generate.pb.h"
 #include "spdlog/spdlog.h"
 
@@ -59,8 +59,8 @@ void Coordinator::PublishGauges() {
                                 .evictions = kept.evictions,
                                 .tokens_saved = kept.tokens_saved,
                                 .memory_bytes = keeper_.bytes()};
-  if (context_store_ != nullptr) {
-    const StoreTotals totals = context_store_->totals();
+  if (store_threads_ != nullptr) {
+    const StoreTotals totals = store_threads_->totals();
     (options_.store_tier.durable ? contexts.disk_bytes : contexts.coordinator_bytes) = totals.bytes;
     contexts.quarantined = totals.quarantined_total;
   }

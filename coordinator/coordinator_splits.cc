@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "coordinator/coordinator.h"
-#include "coordinator/membership.h"
-#include "coordinator/metrics.h"
-#include "coordinator/split_advice.h"
+#include "coordinator/membership/membership.h"
+#include "coordinator/metrics/metrics.h"
+#include "coordinator/planner/split_advice.h"
 
 namespace goldfinch {
 

@@ -9,8 +9,8 @@
 
 #include "absl/strings/match.h"
 #include "coordinator/coordinator.h"
-#include "coordinator/dispatcher.h"
-#include "coordinator/shelf_group.h"
+#include "coordinator/scheduler/dispatcher.h"
+#include "coordinator/shelves/shelf_group.h"
 #include "protos/generate.pb.h"
 #include "spdlog/spdlog.h"
 
@@ -19,18 +19,18 @@ namespace goldfinch {
 // Groups wait until what the store has is known, so that the first request finds it.
 void Coordinator::OpenStore() {
   if (options_.store == nullptr) return;
-  ContextStoreEvents events;
+  StoreEvents events;
   events.moved = [this](uint64_t move, const SegmentKey& key, StoreMoved moved) {
     Post([this, move, key, moved = std::move(moved)](double now) mutable {
-      moved.stored = context_store_->Stored(key);  // as it is by now
+      moved.stored = store_threads_->Stored(key);  // as it is by now
       keeper_.Moved(move, moved, now);
     });
   };
   events.name_put = [this](const ContextName& asked, absl::StatusOr<ContextName> kept) {
     Post([this, asked, kept = std::move(kept)](double now) { keeper_.NamePut(asked, kept, now); });
   };
-  context_store_ = std::make_unique<ContextStore>(options_.store, &mover_, std::move(events));
-  context_store_->Load([this](StoreContents contents) {
+  store_threads_ = std::make_unique<StoreThreads>(options_.store, &mover_, std::move(events));
+  store_threads_->Load([this](StoreContents contents) {
     Post([this, contents = std::move(contents)](double now) mutable { HandleStoreRead(std::move(contents), now); });
   });
 }
@@ -58,7 +58,7 @@ void Coordinator::KeepTexts(int replica, double token_seconds, double now) {
     context_model_ = shelves->model;
     keeper_.SetModel(identity, keeper_.text_bytes());
     TellContextFormat(shelves->model);
-    if (context_store_ != nullptr) {
+    if (store_threads_ != nullptr) {
       keeper_.SetStore(options_.store_tier, *std::move(store_contents_), capacity, token_seconds, now);
       store_contents_.reset();
     }
@@ -96,7 +96,7 @@ void Coordinator::MoveContexts(double now) {
   for (int replica = 0; replica < options_.membership.replicas; ++replica) {
     SendDrops(members_[replica], keeper_.TakeDrops(replica));
   }
-  for (StoreAction& action : actions) context_store_->Do(std::move(action));
+  for (StoreAction& action : actions) store_threads_->Do(std::move(action));
 }
 
 }  // namespace goldfinch

@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "coordinator/context_directory.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/keeper/context_directory.h"
 #include "coordinator/store/segment_writer.h"
 
 namespace goldfinch {
@@ -21,7 +21,7 @@ struct ImportRoom {
 // Whether files of contexts can be exported and imported now.
 absl::Status Coordinator::TransfersPossible() const {
   if (draining_) return absl::UnavailableError("the server is shutting down");
-  if (context_store_ == nullptr) return keeper_.CheckStore();
+  if (store_threads_ == nullptr) return keeper_.CheckStore();
   return NamesKnown();
 }
 
@@ -62,7 +62,7 @@ void Coordinator::MakeRoom(const std::string& name_space, int64_t bytes, Answer<
       delete made;
     });
     // What had to go for it is gone when all that was to be done before has been done.
-    context_store_->After([answer = std::move(answer), room = std::move(room)]() mutable { answer(std::move(room)); });
+    store_threads_->After([answer = std::move(answer), room = std::move(room)]() mutable { answer(std::move(room)); });
   });
 }
 

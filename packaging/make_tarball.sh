@@ -118,7 +118,7 @@ add_data() {
   install -m 644 tests/demo_model/goldfinch.py tests/demo_model/config.json "$root/tests/demo_model"
   install -D -m 755 tests/cluster/scenarios/run.py "$root/tests/cluster/scenarios/run.py"
   install -m 644 tests/cluster/scenarios/*.textproto "$root/tests/cluster/scenarios"
-  install -D -m 644 clients/cli/load_test_scenario.proto "$root/clients/cli/load_test_scenario.proto"
+  install -D -m 644 -t "$root/clients/cli/load_test" clients/cli/load_test/load_test_scenario.proto
   add_vocabulary
   install -m 644 CHANGELOG.md LICENSE "$root"
 }

@@ -13,7 +13,7 @@
 #include "absl/status/statusor.h"
 #include "base/token_bucket.h"
 #include "coordinator/calls/key_ring.h"
-#include "coordinator/client.h"
+#include "coordinator/scheduler/client.h"
 
 namespace goldfinch {
 

@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
-#include "coordinator/metrics.h"
+#include "coordinator/metrics/metrics.h"
 #include "google/protobuf/message_lite.h"
 #include "spdlog/spdlog.h"
 

@@ -17,7 +17,7 @@
 #include "base/work_queue.h"
 #include "coordinator/calls/authenticator.h"
 #include "coordinator/calls/message_gate.h"
-#include "coordinator/dispatcher.h"
+#include "coordinator/scheduler/dispatcher.h"
 
 namespace google::protobuf {
 class MessageLite;

@@ -13,7 +13,7 @@
 #include "absl/status/status.h"
 #include "coordinator/calls/generate_call.h"
 #include "coordinator/calls/test_model.h"
-#include "coordinator/metrics.h"
+#include "coordinator/metrics/metrics.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "spdlog/sinks/base_sink.h"

@@ -13,7 +13,7 @@
 #include "absl/status/statusor.h"
 #include "base/sha256.h"
 #include "coordinator/calls/call.h"
-#include "coordinator/context_transfers.h"
+#include "coordinator/keeper/context_transfers.h"
 #include "protos/contexts.pb.h"
 
 namespace goldfinch {

@@ -6,8 +6,8 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
-#include "coordinator/client.h"
-#include "coordinator/context_transfers.h"
+#include "coordinator/keeper/context_transfers.h"
+#include "coordinator/scheduler/client.h"
 #include "protos/contexts.pb.h"
 
 namespace goldfinch {

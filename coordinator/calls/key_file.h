@@ -29,7 +29,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "coordinator/client.h"
+#include "coordinator/scheduler/client.h"
 
 namespace goldfinch {
 

@@ -15,7 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "coordinator/calls/key_file.h"
-#include "coordinator/client.h"
+#include "coordinator/scheduler/client.h"
 
 namespace goldfinch {
 

@@ -15,7 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-#include "coordinator/client.h"
+#include "coordinator/scheduler/client.h"
 
 namespace goldfinch {
 

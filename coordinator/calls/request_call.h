@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "coordinator/calls/call.h"
-#include "coordinator/dispatcher.h"
+#include "coordinator/scheduler/dispatcher.h"
 
 namespace goldfinch {
 

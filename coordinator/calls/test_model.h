@@ -6,7 +6,7 @@
 #include <string>
 
 #include "base/check.h"
-#include "coordinator/dispatcher.h"
+#include "coordinator/scheduler/dispatcher.h"
 #include "protos/generate.pb.h"
 #include "tokenizer/open.h"
 #include "tokenizer/test_vocabulary.h"

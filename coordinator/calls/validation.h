@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "coordinator/context_directory.h"
-#include "coordinator/context_transfers.h"
-#include "coordinator/dispatcher.h"
+#include "coordinator/keeper/context_directory.h"
+#include "coordinator/keeper/context_transfers.h"
+#include "coordinator/scheduler/dispatcher.h"
 #include "tokenizer/text_stream.h"
 
 namespace goldfinch {

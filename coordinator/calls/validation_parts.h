@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "coordinator/dispatcher.h"
+#include "coordinator/scheduler/dispatcher.h"
 #include "protos/generate.pb.h"
 
 namespace goldfinch::validation {

@@ -6,8 +6,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/calls/request_limits.h"
-#include "coordinator/wire_fields.h"
 #include "google/protobuf/descriptor.h"
+#include "protos/wire_fields.h"
 
 namespace goldfinch {
 namespace {

@@ -322,12 +322,9 @@ std::optional<SegmentInfo> SegmentTree::Find(uint64_t number) const {
   info.children = segment->children;
   info.last_use = segment->last_use;
   info.saved_seconds = state_->SavedSeconds(*segment);
-  for (const Copy& copy : segment->copies) {
-    // Rows of a tuned state are wherever its snapshot is.
-    const SegmentContents empty = segment->is_tuned() ? kRows : 0;
-    info.copies.push_back(
-        {copy.tier, copy.present | (copy.present != 0 ? empty : 0), copy.coming | (copy.coming != 0 ? empty : 0)});
-  }
+  // Rows of a tuned state are wherever its snapshot is.
+  const auto all = [&](SegmentContents some) { return segment->is_tuned() && some != 0 ? kRowsAndSnapshot : some; };
+  for (const Copy& copy : segment->copies) info.copies.push_back({copy.tier, all(copy.present), all(copy.coming)});
   return info;
 }
 

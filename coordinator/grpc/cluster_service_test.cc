@@ -14,7 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/shared_key.h"
 #include "coordinator/grpc/server.h"
-#include "coordinator/worker_link.h"
+#include "coordinator/membership/worker_link.h"
 #include "gmock/gmock.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/create_channel.h"

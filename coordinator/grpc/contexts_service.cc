@@ -8,8 +8,8 @@
 #include "coordinator/calls/export_context_call.h"
 #include "coordinator/calls/import_context_call.h"
 #include "coordinator/calls/validation.h"
-#include "coordinator/context_directory.h"
 #include "coordinator/grpc/call_service.h"
+#include "coordinator/keeper/context_directory.h"
 #include "protos/contexts.pb.h"
 
 namespace goldfinch {

@@ -6,8 +6,8 @@
 
 #include "absl/status/status.h"
 #include "coordinator/calls/key_ring.h"
-#include "coordinator/context_directory.h"
 #include "coordinator/grpc/service_test_util.h"
+#include "coordinator/keeper/context_directory.h"
 #include "gmock/gmock.h"
 #include "grpcpp/client_context.h"
 #include "gtest/gtest.h"

@@ -9,8 +9,8 @@
 #include "coordinator/calls/generate_call.h"
 #include "coordinator/calls/score_call.h"
 #include "coordinator/calls/validation.h"
-#include "coordinator/dispatcher.h"
 #include "coordinator/grpc/call_service.h"
+#include "coordinator/scheduler/dispatcher.h"
 #include "protos/generate.pb.h"
 #include "tokenizer/tokenizer.h"
 

@@ -12,10 +12,10 @@
 #include <vector>
 
 #include "coordinator/coordinator.h"
-#include "coordinator/metrics.h"
+#include "coordinator/membership/worker_link.h"
+#include "coordinator/metrics/metrics.h"
 #include "coordinator/store/memory_files.h"
 #include "coordinator/store/store.h"
-#include "coordinator/worker_link.h"
 #include "gtest/gtest.h"
 #include "protos/cluster.pb.h"
 #include "tests/cluster/local_cluster.h"

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "clients/cli/embedded_workers.h"
+#include "clients/cli/serve/embedded_workers.h"
 #include "coordinator/coordinator.h"
-#include "coordinator/metrics.h"
+#include "coordinator/metrics/metrics.h"
 #include "kernels/backend.h"
 #include "protos/generate.pb.h"
 

@@ -13,8 +13,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "coordinator/segment_mover.h"
-#include "coordinator/shelf_group.h"
+#include "coordinator/shelves/segment_mover.h"
+#include "coordinator/shelves/shelf_group.h"
 #include "coordinator/store/fault_files.h"
 #include "coordinator/store/store_test_util.h"
 #include "gmock/gmock.h"

@@ -1,5 +1,5 @@
 // Segments go from shelves to a store, and from there to shelves of other splits.
-#include "coordinator/segment_mover.h"
+#include "coordinator/shelves/segment_mover.h"
 
 #include <atomic>
 #include <chrono>

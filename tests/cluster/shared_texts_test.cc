@@ -100,9 +100,9 @@ INSTANTIATE_TEST_SUITE_P(CacheTypes, SharedTextsTest,
                                           testing::Values(1, 3)),
                          NameOf);
 
-// The caches have room for four copies of the text, with what a question about it takes.
+// The caches have room for six copies of the text, with what a question about it takes.
 TEST(SharedTextPagesTest, ManyQuestionsTakeThePagesOfTheirTextOnce) {
-  constexpr int64_t kQuestions = 64, kPages = 40;
+  constexpr int64_t kQuestions = 64, kPages = 20;
   const GoldenCase golden = ReadGoldenCase("goldfinch");
   LocalCluster cluster(golden.checkpoint->path(), /*workers=*/2, [](CoordinatorOptions* options) {
     options->membership.partition.max_sequences = 80;

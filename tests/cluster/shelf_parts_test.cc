@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/stage_extent.h"
-#include "coordinator/shelf_group.h"
+#include "coordinator/shelves/shelf_group.h"
 #include "coordinator/store/segment.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"

@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "coordinator/stage_cost.h"
+#include "coordinator/planner/stage_cost.h"
 #include "gtest/gtest.h"
 #include "tests/cluster/local_cluster.h"
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/stage_memory.h"
-#include "coordinator/model_description.h"
+#include "coordinator/planner/model_description.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "protos/cluster.pb.h"

@@ -36,12 +36,41 @@ MAY_INCLUDE = {
     "worker/stage": {"base", "kernels", "worker/checkpoint", "worker/model"},
     "worker/transport": {"base", "kernels"},
     "worker": {"base", "kernels", "protos", "worker/checkpoint", "worker/model", "worker/stage", "worker/transport"},
-    "coordinator": {"base", "coordinator/contexts", "coordinator/store", "protos", "tokenizer"},
-    "coordinator/calls": {"base", "coordinator", "coordinator/contexts", "coordinator/store", "protos", "tokenizer"},
     "coordinator/contexts": {"base"},
-    "coordinator/front": {"base"},
     "coordinator/store": {"base", "coordinator/contexts"},
-    "coordinator/grpc": {"base", "protos", "tokenizer", "coordinator", "coordinator/calls", "coordinator/front"},
+    "coordinator/scheduler": {"base", "protos"},
+    "coordinator/planner": {"base", "protos"},
+    "coordinator/metrics": {"base", "coordinator/planner", "coordinator/scheduler"},
+    "coordinator/shelves": {"base", "protos", "coordinator/contexts", "coordinator/store"},
+    "coordinator/keeper": {"base", "coordinator/contexts", "coordinator/scheduler", "coordinator/shelves",
+                           "coordinator/store"},
+    "coordinator/membership": {"base", "protos", "coordinator/keeper", "coordinator/planner", "coordinator/scheduler",
+                               "coordinator/shelves"},
+    "coordinator": {"base", "protos", "tokenizer", "coordinator/contexts", "coordinator/keeper",
+                    "coordinator/membership", "coordinator/metrics", "coordinator/planner", "coordinator/scheduler",
+                    "coordinator/shelves", "coordinator/store"},
+    "coordinator/calls": {"base", "protos", "tokenizer", "coordinator/keeper", "coordinator/metrics",
+                          "coordinator/scheduler"},
+    "coordinator/front": {"base"},
+    "coordinator/grpc": {"base", "protos", "tokenizer", "coordinator/calls", "coordinator/front", "coordinator/keeper",
+                         "coordinator/membership", "coordinator/metrics", "coordinator/scheduler",
+                         "coordinator/shelves"},
+}
+
+# The rooms of the program may include every room above, and these of their own. main.cc includes them all.
+PROGRAM_MAY_INCLUDE = {
+    "terminal": set(),
+    "machine": {"terminal"},
+    "flags": {"machine", "terminal"},
+    "local": {"flags", "machine", "terminal"},
+    "remote": {"flags", "local", "terminal"},
+    "context": {"flags", "local", "remote", "terminal"},
+    "load_test": {"flags", "local", "remote", "terminal"},
+    "serve": {"flags", "machine", "terminal"},
+}
+MAY_INCLUDE |= {
+    f"clients/cli/{room}": set(MAY_INCLUDE) | {f"clients/cli/{other}" for other in others}
+    for room, others in PROGRAM_MAY_INCLUDE.items()
 }
 ROOMS = set(MAY_INCLUDE) | {"clients", "tests"}
 
@@ -103,9 +132,9 @@ def check_include(path, line):
         return
     room, included = room_of(path), room_of(pathlib.PurePosixPath(match[1]))
     if included and room in MAY_INCLUDE and included not in MAY_INCLUDE[room] | {room}:
-        # A unit test may use doubles and models of its neighbors: worker/checkpoint tests read files of worker/model.
+        # A test may use doubles and models of its neighbors: worker/checkpoint tests read files of worker/model.
         is_neighbor = room.split("/")[0] == included.split("/")[0]
-        if not (is_neighbor and path.name.endswith("_test.cc")):
+        if not (is_neighbor and path.name.endswith(("_test.cc", "_fuzz.cc"))):
             yield f"{room} may not include {included}"
 
 

@@ -45,11 +45,21 @@ class TidyTest(unittest.TestCase):
                  "worker/model/a.cc": '#include "worker/stage/stage.h"\n#include "worker/checkpoint/names.h"\n',
                  "worker/stage/b.cc": '#include "worker/model/model.h"\n#include "worker/worker.h"\n',
                  "base/c.cc": '#include <string>\n#include "absl/strings/str_cat.h"\n'}
-        files["worker/model/BUILD"] += '"a_test.cc"'
+        files["worker/model/BUILD"] += '"a_test.cc" "a_fuzz.cc"'
+        files["worker/model/a_fuzz.cc"] = '#include "worker/stage/stage.h"\n'
         files["worker/model/a_test.cc"] = '#include "worker/stage/stage.h"\n#include "coordinator/scheduler.h"\n'
         self.assertEqual(self.problems_of(files), ["worker/model/a.cc:1: worker/model may not include worker/stage",
                                                    "worker/model/a_test.cc:2: worker/model may not include coordinator",
                                                    "worker/stage/b.cc:2: worker/stage may not include worker"])
+
+    def test_rooms_of_the_program_keep_theirs(self):
+        files = {"clients/cli/BUILD": '"main.cc"', "clients/cli/local/BUILD": '"a.cc"', "clients/cli/flags/BUILD": "",
+                 "clients/cli/main.cc": '#include "clients/cli/local/a.h"\n#include "worker/worker.h"\n',
+                 "clients/cli/local/a.cc": '#include "clients/cli/flags/options.h"\n#include "worker/worker.h"\n'
+                                           '#include "clients/cli/remote/remote.h"\n#include "clients/cli/main.h"\n'}
+        self.assertEqual(self.problems_of(files), [
+            "clients/cli/local/a.cc:3: clients/cli/local may not include clients/cli/remote",
+            "clients/cli/local/a.cc:4: clients/cli/local may not include clients"])
 
     def test_files_have_a_limit(self):
         self.assertEqual(self.problems_of_cc("\n" * 500), [])

@@ -1,0 +1,15 @@
+// `goldfinch load-test`.
+#ifndef GOLDFINCH_CLIENTS_CLI_LOAD_TEST_LOAD_TEST_H_
+#define GOLDFINCH_CLIENTS_CLI_LOAD_TEST_LOAD_TEST_H_
+
+#include "absl/status/status.h"
+#include "clients/cli/flags/options.h"
+
+namespace goldfinch {
+
+// Prints and returns errors as the commands of clients/cli/local/local_commands.h do.
+absl::Status RunLoadTest(const LoadTestOptions& options);
+
+}  // namespace goldfinch
+
+#endif  // GOLDFINCH_CLIENTS_CLI_LOAD_TEST_LOAD_TEST_H_
