@@ -198,7 +198,7 @@ absl::StatusOr<FileQuery> ValidateExportContext(const v1::ExportContextRequest& 
       return Invalid("etag is not one that a server has given");
     }
   }
-  query.offset = validation::Saturated(message.offset());
+  query.offset = Saturated(message.offset());
   return query;
 }
 
@@ -221,7 +221,7 @@ absl::StatusOr<ImportPart> ValidateImportContext(v1::ImportContextRequest* messa
     std::copy(message->sha256().begin(), message->sha256().end(), last.sha256.begin());
   }
   part.upload = message->upload();
-  part.offset = validation::Saturated(message->offset());
+  part.offset = Saturated(message->offset());
   part.data = std::move(*message->mutable_data());
   return part;
 }

@@ -49,8 +49,14 @@ void TrafficRecord::Observe(const std::vector<int>& sequences, double now) {
 
 std::optional<ExpectedTraffic> TrafficRecord::Average() const {
   if (requests_ < kLeastRequests) return std::nullopt;
-  return ExpectedTraffic{.prompt_tokens = Rounded(prompt_tokens_, requests_),
-                         .output_tokens = Rounded(sampled_tokens_, requests_),
+  // Of a stream that has run for long, tokens count and its beginning no longer does. But whatever the requests are, no
+  // more is sampled for one on average than twice the positions that sampled tokens attend to.
+  double requests = requests_;
+  if (attended_positions_ > 0) {
+    requests = std::max(requests, sampled_tokens_ * sampled_tokens_ / (2 * attended_positions_));
+  }
+  return ExpectedTraffic{.prompt_tokens = Rounded(prompt_tokens_, requests),
+                         .output_tokens = Rounded(sampled_tokens_, requests),
                          .context_tokens = Rounded(attended_positions_, sampled_tokens_),
                          .sequences = Rounded(sequence_seconds_, group_seconds_)};
 }

@@ -107,6 +107,23 @@ TEST_F(TrafficRecordTest, ThePastCountsEverLess) {
   EXPECT_EQ(record.Average()->sequences, 16);
 }
 
+TEST_F(TrafficRecordTest, AStreamThatIsOlderThanWhatIsRememberedIsNotEndless) {
+  record.Count(Served(100, 1));
+  for (int64_t drawn = 1; drawn < 2000; drawn += 10) {
+    SchedulerEvents events;
+    events.sampled_tokens = 10;
+    for (int64_t i = 0; i < 10; ++i) events.sampled_positions += 100 + drawn + i;
+    record.Count(events);
+    Pass(1, {1});
+  }
+  const auto average = record.Average();
+  ASSERT_TRUE(average);
+  EXPECT_NEAR(static_cast<double>(average->context_tokens), 1950, 50) << "where it is now";
+  EXPECT_LE(average->output_tokens, 2 * average->context_tokens);
+  EXPECT_GT(average->output_tokens, average->context_tokens);
+  EXPECT_EQ(average->prompt_tokens, 1) << "nothing is read any more";
+}
+
 TEST_F(TrafficRecordTest, AnEternityChangesNoAverageToNonsense) {
   record.Count(Served(1000, 10));
   now = 1e9;

@@ -192,7 +192,7 @@ TEST(MessageJsonTest, HasEveryFieldInItsType) {
   EXPECT_EQ(json["groups"][0]["state"], "READY");
   EXPECT_EQ(json["groups"][0]["stages"][0]["received"]["compressed"], 20'000'000);
   EXPECT_EQ(json["groups"][0]["stages"][0]["worker"], "w0");
-  EXPECT_EQ(json.size(), 13u);
+  EXPECT_EQ(json.size(), 14u);
 }
 
 }  // namespace
