@@ -150,6 +150,7 @@ class Coordinator : public Dispatcher, public ContextDirectory, public WorkerLis
   void OpenStore();
   void HandleStoreRead(StoreContents contents, double now);
   void KeepTexts(int replica, double token_seconds, double now);
+  void TellContextFormat(const ContextModel& contexts);
   void MoveContexts(double now);
   void SendDrops(const std::vector<uint64_t>& workers, const ShelfDrops& drops);
   void SendSteps(int replica, double now);

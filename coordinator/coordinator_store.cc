@@ -1,4 +1,7 @@
 // Coordinator: what is kept of texts, on shelves and in the store.
+#include <cstdint>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -6,7 +9,9 @@
 
 #include "absl/strings/match.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/scheduler/dispatcher.h"
 #include "coordinator/shelves/shelf_group.h"
+#include "protos/generate.pb.h"
 #include "spdlog/spdlog.h"
 
 namespace goldfinch {
@@ -52,6 +57,7 @@ void Coordinator::KeepTexts(int replica, double token_seconds, double now) {
     numerics_ = identity.numerics;
     context_model_ = shelves->model;
     keeper_.SetModel(identity, keeper_.text_bytes());
+    TellContextFormat(shelves->model);
     if (store_threads_ != nullptr) {
       keeper_.SetStore(options_.store_tier, *std::move(store_contents_), capacity, token_seconds, now);
       store_contents_.reset();
@@ -59,6 +65,27 @@ void Coordinator::KeepTexts(int replica, double token_seconds, double now) {
   }
   keeper_.GenerationReady(replica, capacity);
   mover_.SetGroup(replica, *std::move(shelves));
+}
+
+// Who asks for the model hears of it from now on.
+void Coordinator::TellContextFormat(const ContextModel& contexts) {
+  const std::shared_ptr<const ServedModel> before = model();
+  auto info = std::make_shared<v1::GetModelInfoResponse>(*before->info);
+  v1::ContextFormat& format = *info->mutable_contexts();
+  format.set_format_version(static_cast<uint32_t>(contexts.identity.format_version));
+  format.set_vocabulary(contexts.identity.vocabulary);
+  format.set_numerics(contexts.identity.numerics);
+  for (const ContextPart& part : contexts.parts) {
+    v1::ContextPart& to = *format.add_parts();
+    to.set_layer(static_cast<uint32_t>(part.layer));
+    to.set_kind(Name(part.kind));
+    to.set_type(Name(part.type));
+    for (const int64_t axis : part.shape) to.add_shape(static_cast<uint64_t>(axis));
+  }
+  auto told = std::make_shared<ServedModel>(*before);
+  told->info = std::move(info);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  model_ = std::move(told);
 }
 
 void Coordinator::MoveContexts(double now) {

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/status.h"
 #include "base/units.h"
 #include "coordinator/contexts/segment_tree_state.h"
 
@@ -33,6 +34,7 @@ size_t SegmentTree::segments() const { return state_->segments.size(); }
 int64_t SegmentTree::index_bytes() const {
   int64_t bytes = static_cast<int64_t>(state_->segments.size() * (sizeof(Segment) + 4 * sizeof(uint64_t)));
   for (const auto& [key, space] : state_->spaces) bytes += space->texts.bytes();
+  for (const auto& [key, space] : state_->tuned_spaces) bytes += space->texts.bytes();
   return bytes;
 }
 
@@ -89,9 +91,10 @@ absl::StatusOr<AddedSegment> SegmentTree::Add(const std::string& name_space, uin
                                               double now) {
   GF_CHECK(!ids.empty());
   state_->Now(now);
-  Space& space = state_->SpaceOf(state_->identity, name_space);
   Segment* const from = parent == 0 ? nullptr : &state_->Held(parent);
-  GF_CHECK(from == nullptr || from->space == &space) << "segment " << parent << " is of another namespace or model";
+  Space& space = state_->SpaceOf(from, state_->identity, name_space);
+  GF_CHECK(space.name_space->name == name_space && space.identity == state_->identity)
+      << "segment " << parent << " is of another namespace or model";
   TextTree::Node* const begin = from == nullptr ? space.texts.root() : from->node;
   const int64_t end = begin->end + static_cast<int64_t>(ids.size());
   // Those on the way whose chain has all rows, or that of `from`; the new one goes on from the last of them.
@@ -142,24 +145,18 @@ absl::StatusOr<uint64_t> SegmentTree::Adopt(const ContextIdentity& identity, con
   state_->Now(now);
   Tier* const found = state_->LookupTier(tier);
   GF_CHECK(found != nullptr) << "tier " << tier << " is closed";
-  Space& space = state_->SpaceOf(state_->Intern(identity), name_space);
   Segment* const above = parent == 0 ? nullptr : state_->Lookup(parent);
-  if (parent != 0 && (above == nullptr || above->space != &space)) {
-    return absl::NotFoundError("the parent of a segment is not kept");
+  if (parent != 0 && above == nullptr) return absl::NotFoundError("the parent of a segment is not kept");
+  Space& space = state_->SpaceOf(above, state_->Intern(identity), name_space);
+  if (*space.identity != identity || space.name_space->name != name_space) {
+    return absl::NotFoundError("the parent of a segment is of another namespace or model");
   }
   if (above != nullptr && above->depth >= kChainMax) {
     return ChainTooLong();
   }
   const int64_t size = ((contents & kRows) != 0 ? static_cast<int64_t>(ids.size()) * bytes.per_token : 0) +
                        ((contents & kSnapshot) != 0 ? bytes.snapshot : 0);
-  for (const Pool* const pool : {&found->pool, &space.name_space->pool}) {
-    if (size > pool->bytes_max - pool->bytes) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(pool == &found->pool ? found->options.name : absl::StrCat("namespace \"", name_space, "\""),
-                       " has ", WithCommas(pool->bytes), " bytes of ", WithCommas(pool->bytes_max),
-                       ", and a segment that was found has ", WithCommas(size)));
-    }
-  }
+  GF_RETURN_IF_ERROR(state_->CheckFits(*found, *space.name_space, size));
   TextTree::Node* const begin = above == nullptr ? space.texts.root() : above->node;
   const TextTree::Place place = space.texts.Walk(begin, ids, [](const TextTree::Node*) { return true; });
   if (place.node->end == begin->end + static_cast<int64_t>(ids.size()) && place.node->segment != nullptr) {
@@ -208,6 +205,58 @@ absl::StatusOr<uint64_t> SegmentTree::Import(const std::string& name_space, absl
   state.RemoveContents(*segment, tier, kRowsAndSnapshot, nullptr);
   Release(segment->number, drops);
   return fits;
+}
+
+absl::StatusOr<uint64_t> SegmentTree::AdoptTuned(const ContextIdentity& identity, const std::string& name_space,
+                                                 const SegmentKey& key, int64_t snapshot_bytes, int tier, double now) {
+  state_->Now(now);
+  Tier* const found = state_->LookupTier(tier);
+  GF_CHECK(found != nullptr) << "tier " << tier << " is closed";
+  if (state_->tuned_spaces.contains(key)) return absl::AlreadyExistsError("the same tuned state is kept already");
+  Namespace& owner = state_->NamespaceOf(name_space);
+  GF_RETURN_IF_ERROR(state_->CheckFits(*found, owner, snapshot_bytes));
+  Segment& segment = state_->NewTuned(owner, state_->Intern(identity), key, snapshot_bytes);
+  segment.last_use = now;
+  state_->AddContents(segment, tier, kSnapshot, /*coming=*/false);
+  return segment.number;
+}
+
+absl::StatusOr<uint64_t> SegmentTree::ImportTuned(const std::string& name_space, const SegmentKey& key,
+                                                  int64_t snapshot_bytes, int tier, double now, SegmentDrops* drops) {
+  State& state = *state_;
+  state.Now(now);
+  state.Ripen();
+  if (state.LookupTier(tier) == nullptr) return absl::UnavailableError("the tier is closed");
+  const auto space = state.tuned_spaces.find(key);
+  Segment& segment = space == state.tuned_spaces.end()
+                         ? state.NewTuned(state.NamespaceOf(name_space), state.identity, key, snapshot_bytes)
+                         : *space->second->texts.root()->segment;
+  if (const Copy* const there = segment.In(tier); there != nullptr) {
+    if (there->coming != 0) return absl::UnavailableError("the same tuned state is being written to the store");
+    return absl::AlreadyExistsError("the same tuned state is kept already");
+  }
+  ++segment.holds;
+  segment.doomed = false;
+  state.AddContents(segment, tier, kSnapshot, /*coming=*/true);
+  state.Touch(segment);
+  absl::Status fits = state.FitQuota(*segment.space->name_space, drops);
+  if (fits.ok()) fits = state.FitTier(tier, drops);
+  if (fits.ok()) return segment.number;
+  state.RemoveContents(segment, tier, kSnapshot, nullptr);
+  Release(segment.number, drops);
+  return fits;
+}
+
+uint64_t SegmentTree::FindTuned(const SegmentKey& key) const {
+  const auto found = state_->tuned_spaces.find(key);
+  return found == state_->tuned_spaces.end() ? 0 : found->second->texts.root()->segment->number;
+}
+
+uint64_t SegmentTree::TunedOf(uint64_t number) const {
+  const Segment* const segment = state_->Lookup(number);
+  if (segment == nullptr) return 0;
+  const Segment* const tuned = segment->space->texts.root()->segment;
+  return tuned == nullptr ? 0 : tuned->number;
 }
 
 void SegmentTree::Tidy(SegmentDrops* drops) {
@@ -273,14 +322,16 @@ std::optional<SegmentInfo> SegmentTree::Find(uint64_t number) const {
   info.children = segment->children;
   info.last_use = segment->last_use;
   info.saved_seconds = state_->SavedSeconds(*segment);
-  for (const Copy& copy : segment->copies) info.copies.push_back({copy.tier, copy.present, copy.coming});
+  // Rows of a tuned state are wherever its snapshot is.
+  const auto all = [&](SegmentContents some) { return segment->is_tuned() && some != 0 ? kRowsAndSnapshot : some; };
+  for (const Copy& copy : segment->copies) info.copies.push_back({copy.tier, all(copy.present), all(copy.coming)});
   return info;
 }
 
 std::vector<uint64_t> SegmentTree::Chain(uint64_t number) const {
   std::vector<uint64_t> chain;
   for (const Segment* next = state_->Lookup(number); next != nullptr; next = next->parent) {
-    chain.push_back(next->number);
+    if (chain.empty() || !next->is_tuned()) chain.push_back(next->number);
   }
   std::reverse(chain.begin(), chain.end());
   return chain;

@@ -8,6 +8,12 @@
 // where a text [0, end) does, wherever it begins; rows of positions that two segments have in common are kept twice.
 // Segments of two namespaces, or of two identities, never meet.
 //
+// TUNED STATES. A segment of no tokens is a tuned initial state: a snapshot at position 0, which nobody can compute. It
+// has rows wherever it is, none. Texts that were read from it are a world of their own: its segments have it as their
+// first parent, which they need for nothing but their keys, and only who names it finds them. So they never meet the
+// same ids that were read from nothing. It stays as long as it has a child, a context or somebody who holds it, and its
+// last copy is not evicted before.
+//
 // TIERS. A tier is a place that holds segments for all layers of the model: the shelves of a group's workers together,
 // or the disk. A segment's contents are its rows and its snapshot. Each of the two is in a tier, on its way there, or
 // neither. What is on its way counts as bytes of the tier, but nobody can use it.
@@ -109,6 +115,7 @@ struct ContextMatch {
   };
 
   int64_t tokens = 0;    // of the prompt
+  uint64_t tuned = 0;    // the tuned state that it is to be read from; 0: it begins with nothing
   int64_t matched = 0;   // so many ids are the same as in some text of the namespace
   uint64_t segment = 0;  // the longest one to go on from; 0: none
   int64_t position = 0;  // its end
@@ -123,7 +130,7 @@ struct ContextMatch {
 
 // Which kept segment the prompt should begin with, if any.
 struct ContextChoice {
-  uint64_t segment = 0;  // 0: compute all
+  uint64_t segment = 0;  // 0: compute all, which cannot be done of a text that begins with a tuned state
   int64_t position = 0;
   double load_seconds = 0;
   double compute_seconds = 0;
@@ -169,7 +176,7 @@ struct SegmentInfo {
 
   std::string name_space;
   uint64_t parent = 0;
-  int64_t begin = 0, end = 0;
+  int64_t begin = 0, end = 0;                 // both 0: a tuned state
   int64_t row_bytes = 0, snapshot_bytes = 0;  // of one copy
   bool logits = false;
   int holds = 0;
@@ -249,8 +256,10 @@ class SegmentTree {
 
   // ---- Segments
   // Where the prompt can go on. A snapshot at its very end is of use only with last logits. `limit`: the caller wants
-  // logits from this position on, so that only snapshots up to it are of use.
-  ContextMatch Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit = INT64_MAX) const;
+  // logits from this position on, so that only snapshots up to it are of use. `tuned`: the tuned state of the namespace
+  // that the prompt is read from, which must be held; 0: none.
+  ContextMatch Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit = INT64_MAX,
+                     uint64_t tuned = 0) const;
   // The best segment to begin with in this tier. It is the one with the least time to load what is missing from other
   // tiers, to restore all of it from this one, and to compute the rest. compute_seconds(begin) is the time to read the
   // prompt from `begin` on. The tree must not have changed since `match` was made. With `only_here`, nothing is loaded
@@ -261,8 +270,9 @@ class SegmentTree {
   void CountMiss(ContextMiss reason);
 
   // Finds or makes the segment of the text of `parent` (0: the empty text) and `ids`, which are not empty, and holds
-  // it. A new one gets as its parent the longest segment on its way from `parent` that has rows, or on their way.
-  // `seconds`: what computing these ids takes. RESOURCE_EXHAUSTED: the chain is too long.
+  // it; the parent, which may be a tuned state, must be held. A new one gets as its parent the longest segment on its
+  // way from `parent` that has rows, or on their way. `seconds`: what computing these ids takes. RESOURCE_EXHAUSTED:
+  // the chain is too long.
   absl::StatusOr<AddedSegment> Add(const std::string& name_space, uint64_t parent, absl::Span<const int32_t> ids,
                                    const SegmentBytes& bytes, double seconds, double now);
   // Adds a segment that was found in a tier at the start, or was imported, with the positions that it has; it is not
@@ -273,11 +283,22 @@ class SegmentTree {
                                  absl::Span<const int32_t> ids, const SegmentBytes& bytes, int tier,
                                  SegmentContents contents, double seconds, double now);
   void Tidy(SegmentDrops* drops);
+  // The same for a tuned state. `key`: what it is known by wherever it is kept, as only its bytes can tell two of them
+  // apart. Unless somebody holds it or gives it a name, it goes as soon as anything else of it changes.
+  absl::StatusOr<uint64_t> AdoptTuned(const ContextIdentity& identity, const std::string& name_space,
+                                      const SegmentKey& key, int64_t snapshot_bytes, int tier, double now);
   // A whole text of the served model that is on its way to the tier as one segment without a parent, which is held:
   // Arrived or Lost follows. A segment that the namespace has for this text takes it, if its rows are nowhere.
   // ALREADY_EXISTS if they are somewhere, or on their way; RESOURCE_EXHAUSTED as Store. Then nothing is on its way.
   absl::StatusOr<uint64_t> Import(const std::string& name_space, absl::Span<const int32_t> ids,
                                   const SegmentBytes& bytes, int tier, double seconds, double now, SegmentDrops* drops);
+  // The same for a tuned state. ALREADY_EXISTS if it is in this tier; UNAVAILABLE if it is on its way there.
+  absl::StatusOr<uint64_t> ImportTuned(const std::string& name_space, const SegmentKey& key, int64_t snapshot_bytes,
+                                       int tier, double now, SegmentDrops* drops);
+  // The tuned state of this key; 0: there is none.
+  uint64_t FindTuned(const SegmentKey& key) const;
+  // The tuned state that the segment's text begins with, which may be the segment itself; 0: there is none.
+  uint64_t TunedOf(uint64_t number) const;
 
   void Hold(uint64_t number, double now);
   // Gives one hold back.
@@ -303,7 +324,8 @@ class SegmentTree {
   void Unreserve(int tier, const std::string& name_space, int64_t bytes);
 
   std::optional<SegmentInfo> Find(uint64_t number) const;
-  std::vector<uint64_t> Chain(uint64_t number) const;  // from the root on
+  // What a sequence takes that goes on from the segment, from position 0 on. A tuned state is part of its own alone.
+  std::vector<uint64_t> Chain(uint64_t number) const;
   // The segment must not be gone. It takes time in proportion to its chain.
   TextKept Kept(uint64_t number) const;
   // The ids of [begin, end) of the segment's text, with room for `more` behind them; `end` is at most the segment's.

@@ -232,9 +232,10 @@ TextKept SegmentTree::Kept(uint64_t number) const {
   std::reverse(chain.begin(), chain.end());
   TextKept kept;
   kept.segments = chain.size();
-  // Tiers that have the rows of all of the chain so far.
+  // Tiers that have the rows of all of the chain so far, those of a tuned state aside.
   absl::InlinedVector<int, 4> whole;
-  for (const Copy& copy : chain[0]->copies) whole.push_back(copy.tier);
+  const size_t first = chain[0]->is_tuned() && chain.size() > 1 ? 1 : 0;
+  for (const Copy& copy : chain[first]->copies) whole.push_back(copy.tier);
   for (const Segment* const link : chain) {
     const SegmentContents present = link->present();
     const bool shared = link->contexts_within > 1;
@@ -245,9 +246,10 @@ TextKept SegmentTree::Kept(uint64_t number) const {
       kept.snapshots.push_back(link->end());
       kept.shared_snapshots += shared ? 1 : 0;
     }
+    if (link->is_tuned() && chain.size() > 1) continue;
     const auto has = [&](int tier, SegmentContents contents) {
       const Copy* const copy = link->In(tier);
-      return copy != nullptr && (copy->present & contents) == contents;
+      return copy != nullptr && ((copy->present | (link->is_tuned() ? kRows : 0)) & contents) == contents;
     };
     whole.erase(std::remove_if(whole.begin(), whole.end(), [&](int tier) { return !has(tier, kRows); }), whole.end());
     for (const int tier : whole) {

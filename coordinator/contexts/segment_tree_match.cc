@@ -1,6 +1,7 @@
 // What of a prompt is kept, and whether it is worth using.
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <utility>
 
 #include "base/check.h"
@@ -59,9 +60,11 @@ bool EvictedTexts::HasBeginningOf(const std::string& name_space, absl::Span<cons
   return false;
 }
 
-ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit) const {
+ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const int32_t> prompt, int64_t limit,
+                                uint64_t tuned) const {
   const State& state = *state_;
   ContextMatch match;
+  match.tuned = tuned;
   match.tokens = static_cast<int64_t>(prompt.size());
   const auto usable = [&](const Segment& segment) {
     return (segment.present() & kSnapshot) != 0 && segment.end() <= limit &&
@@ -88,8 +91,10 @@ ContextMatch SegmentTree::Match(const std::string& name_space, absl::Span<const 
     match.steps.push_back(step);
     return true;
   };
-  if (const Space* const space = state.FindSpace(state.identity, name_space); space != nullptr) {
+  const Space* const space = tuned == 0 ? state.FindSpace(state.identity, name_space) : state.Held(tuned).space;
+  if (space != nullptr) {
     TextTree& texts = const_cast<Space*>(space)->texts;  // a walk does not change it
+    if (tuned != 0) visit(texts.root());
     match.matched = texts.Walk(texts.root(), prompt, visit).matched;
   }
   if (match.partings.empty() || match.partings.back() != match.matched) match.partings.push_back(match.matched);
@@ -130,6 +135,7 @@ ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
     bool elsewhere = false;  // some of it is where it cannot be loaded from
   };
   const auto add = [&](const Segment& segment, SegmentContents content, Rows* rows) {
+    if (content == kRows && segment.is_tuned()) return;
     const Copy* const there = segment.In(tier);
     rows->bytes += state.tiers.at(tier).Bytes(segment, content);
     rows->here = rows->here && there != nullptr && (there->present & content) != 0;
@@ -145,7 +151,7 @@ ContextChoice SegmentTree::Choose(const ContextMatch& match, int tier,
   ContextChoice choice;
   choice.compute_seconds = compute_seconds(0);
   choice.reason = match.reason;
-  double least = choice.compute_seconds;
+  double least = match.tuned == 0 ? choice.compute_seconds : std::numeric_limits<double>::infinity();
   for (size_t i = 0; i < match.steps.size(); ++i) {
     const ContextMatch::Step& step = match.steps[i];
     const Segment* const segment = state.Lookup(step.segment);

@@ -13,11 +13,14 @@ namespace {
 
 // How far up a chain the snapshot before is looked for: beyond that, the seconds hardly change.
 constexpr int kLookUp = 64;
+// What a tuned state is worth, which cannot be computed: more than it takes to load any.
+constexpr double kTunedSeconds = 10;
 
 }  // namespace
 
 // What the segment's snapshot saves, beyond the one before it.
 double SegmentTree::State::SavedSeconds(const Segment& segment) const {
+  if (segment.is_tuned()) return kTunedSeconds;
   const Segment* before = segment.parent;
   for (int i = 0; i < kLookUp && before != nullptr && (before->present() & kSnapshot) == 0; ++i) {
     before = before->parent;
@@ -31,7 +34,7 @@ SegmentContents SegmentTree::State::Evictable(const Segment& segment, const Copy
   const SegmentContents beside = segment.PresentBeside(copy.tier);
   SegmentContents contents = copy.present;
   if (copy.children > 0 || (segment.children > 0 && (beside & kRows) == 0)) contents &= ~kRows;
-  if (segment.contexts > 0) contents &= beside;
+  if (segment.contexts > 0 || segment.is_tuned()) contents &= beside;
   // A snapshot is of no use without the rows beside it.
   if ((copy.present & kSnapshot) != (contents & kSnapshot)) contents = 0;
   return contents;
@@ -39,7 +42,7 @@ SegmentContents SegmentTree::State::Evictable(const Segment& segment, const Copy
 
 // The same for all copies at once.
 SegmentContents SegmentTree::State::EvictableEverywhere(const Segment& segment) const {
-  if (segment.needed() || segment.coming() != 0 || now < segment.fresh_until) return 0;
+  if (segment.needed() || segment.is_tuned() || segment.coming() != 0 || now < segment.fresh_until) return 0;
   return segment.present() & (segment.children > 0 ? kSnapshot : kRowsAndSnapshot);
 }
 
@@ -183,6 +186,19 @@ absl::Status SegmentTree::State::FitTier(int tier, SegmentDrops* drops) {
   return absl::OkStatus();
 }
 
+// Whether so many bytes more fit as it is.
+absl::Status SegmentTree::State::CheckFits(const Tier& tier, const Namespace& name_space, int64_t bytes) const {
+  for (const Pool* const pool : {&tier.pool, &name_space.pool}) {
+    if (bytes <= pool->bytes_max - pool->bytes) continue;
+    const std::string name =
+        pool == &tier.pool ? tier.options.name : absl::StrCat("namespace \"", name_space.name, "\"");
+    return absl::ResourceExhaustedError(absl::StrCat(name, " has ", WithCommas(pool->bytes), " bytes of ",
+                                                     WithCommas(pool->bytes_max), ", and a segment that was found has ",
+                                                     WithCommas(bytes)));
+  }
+  return absl::OkStatus();
+}
+
 // ---- The interface
 
 absl::StatusOr<Saving> SegmentTree::Store(uint64_t number, int tier, double now, SegmentDrops* drops) {
@@ -235,7 +251,7 @@ absl::StatusOr<BringPlan> SegmentTree::Bring(uint64_t number, int tier, double n
     const Copy* const there = segment.In(tier);
     bool awaited = false;
     for (const SegmentContents content : {kRows, kSnapshot}) {
-      if (content == kSnapshot && &segment != &last) continue;
+      if (content == kSnapshot ? &segment != &last : segment.is_tuned()) continue;
       if (there != nullptr && (there->contents() & content) != 0) {
         awaited |= (there->coming & content) != 0;
         continue;

@@ -10,7 +10,7 @@ namespace goldfinch {
 // ---- Segment
 
 SegmentContents Segment::present() const {
-  SegmentContents contents = 0;
+  SegmentContents contents = is_tuned() ? kRows : 0;
   for (const Copy& copy : copies) contents |= copy.present;
   return contents;
 }
@@ -76,6 +76,10 @@ const Space* SegmentTree::State::FindSpace(const ContextIdentity* of, const std:
   return found == spaces.end() ? nullptr : found->second.get();
 }
 
+Space& SegmentTree::State::SpaceOf(const Segment* parent, const ContextIdentity* of, const std::string& name) {
+  return parent == nullptr ? SpaceOf(of, name) : *parent->space;
+}
+
 Segment* SegmentTree::State::Lookup(uint64_t number) const {
   GF_CHECK(number > 0 && number <= last_segment) << "segment " << number;
   const auto found = segments.find(number);
@@ -110,6 +114,18 @@ Segment* SegmentTree::State::NewSegment(Space& space, TextTree::Node* node, Segm
   segment->seconds = seconds;
   Link(*segment, parent);
   return segment;
+}
+
+Segment& SegmentTree::State::NewTuned(Namespace& name_space, const ContextIdentity* of, const SegmentKey& key,
+                                      int64_t snapshot_bytes) {
+  std::unique_ptr<Space>& space = tuned_spaces[key];
+  GF_CHECK(space == nullptr) << "a tuned state is made twice";
+  space = std::make_unique<Space>();
+  space->name_space = &name_space;
+  space->identity = of;
+  Segment* const segment = NewSegment(*space, space->texts.root(), nullptr, {.snapshot = snapshot_bytes}, 0);
+  segment->key = std::make_unique<SegmentKey>(key);
+  return *segment;
 }
 
 void SegmentTree::State::Link(Segment& segment, Segment* parent) {
@@ -210,7 +226,8 @@ void SegmentTree::State::RemoveContents(Segment& segment, int tier, SegmentConte
     SegmentDrop& drop = drops->emplace_back();
     drop.segment = segment.number;
     drop.tier = tier;
-    drop.contents = contents;
+    // Shelves have empty rows of a tuned state, which go with it.
+    drop.contents = segment.is_tuned() ? kRowsAndSnapshot : contents;
   }
   Segment* const parent = segment.parent;
   if (parent != nullptr && (contents & kRows) != 0) {
@@ -231,7 +248,13 @@ void SegmentTree::State::Delete(Segment& segment, Why why, SegmentDrops* drops) 
   RemoveEverywhere(segment, kRowsAndSnapshot, drops);
   List(segment.space->name_space->pool, segment.number, segment.order, false, 0);
   const TextTree::Node* const node = segment.node;
-  if (why == Why::kEvicted) {
+  if (segment.is_tuned()) {
+    const SegmentKey key = *segment.key;
+    segments.erase(segment.number);
+    tuned_spaces.erase(key);  // nothing else is in it
+    return;
+  }
+  if (why == Why::kEvicted && segment.space->texts.root()->segment == nullptr) {
     const int64_t ids = std::min<int64_t>(node->end, EvictedTexts::kIds);
     evicted_texts.Add(segment.space->name_space->name, TextTree::Ids(node, 0, ids));
   }
@@ -243,7 +266,7 @@ void SegmentTree::State::Delete(Segment& segment, Why why, SegmentDrops* drops) 
 
 bool SegmentTree::State::Useless(const Segment& segment) const {
   if (segment.children > 0 || segment.needed() || segment.coming() != 0) return false;
-  return segment.doomed || (segment.present() & kSnapshot) == 0;
+  return segment.is_tuned() || segment.doomed || (segment.present() & kSnapshot) == 0;
 }
 
 // Removes the segment, and its parents as far as they are of no use any more.

@@ -60,11 +60,11 @@ struct Namespace {
   std::map<std::string, std::unique_ptr<Context>> contexts;
 };
 
-// The texts of one namespace and identity.
+// The texts of one namespace and identity that begin with nothing, or those that begin with one tuned state.
 struct Space {
   Namespace* name_space = nullptr;
   const ContextIdentity* identity = nullptr;
-  TextTree texts;
+  TextTree texts;  // a tuned state stands at the root
 };
 
 struct Segment {
@@ -102,7 +102,8 @@ struct Segment {
   int64_t Bytes(SegmentContents contents) const {
     return ((contents & kRows) != 0 ? row_bytes() : 0) + ((contents & kSnapshot) != 0 ? snapshot_bytes : 0);
   }
-  SegmentContents present() const;
+  bool is_tuned() const { return node->parent == nullptr; }
+  SegmentContents present() const;  // rows of a tuned state are present in any case
   SegmentContents coming() const;
   SegmentContents contents() const { return present() | coming(); }
   // What copies in other tiers have.
@@ -164,12 +165,15 @@ struct SegmentTree::State {
   const Namespace* FindNamespace(const std::string& name) const;
   Space& SpaceOf(const ContextIdentity* of, const std::string& name);
   const Space* FindSpace(const ContextIdentity* of, const std::string& name) const;
+  // The space of a parent if there is one, else that of texts that begin with nothing.
+  Space& SpaceOf(const Segment* parent, const ContextIdentity* of, const std::string& name);
   Segment* Lookup(uint64_t number) const;  // null: it is gone
   Segment& Held(uint64_t number) const;
   Tier* LookupTier(int tier);  // null: it is closed
   void Now(double to) { now = std::max(now, to); }
 
   Segment* NewSegment(Space& space, TextTree::Node* node, Segment* parent, const SegmentBytes& bytes, double seconds);
+  Segment& NewTuned(Namespace& name_space, const ContextIdentity* of, const SegmentKey& key, int64_t snapshot_bytes);
   void Link(Segment& segment, Segment* parent);
   void Unlink(Segment& segment);
   void Rebase(Segment& segment, SegmentDrops* drops);
@@ -199,6 +203,7 @@ struct SegmentTree::State {
   bool EvictOf(Namespace& name_space, SegmentDrops* drops);
   absl::Status FitQuota(Namespace& name_space, SegmentDrops* drops);
   absl::Status FitTier(int tier, SegmentDrops* drops);
+  absl::Status CheckFits(const Tier& tier, const Namespace& name_space, int64_t bytes) const;
 
   // segment_tree_contexts.cc
   static void CountWithin(Segment* segment, int32_t contexts);
@@ -215,6 +220,7 @@ struct SegmentTree::State {
   const ContextIdentity* identity;  // served
   std::map<std::string, std::unique_ptr<Namespace>> namespaces;
   std::map<std::pair<const Namespace*, const ContextIdentity*>, std::unique_ptr<Space>> spaces;
+  std::map<SegmentKey, std::unique_ptr<Space>> tuned_spaces;  // by the key of the tuned state
   absl::flat_hash_map<uint64_t, std::unique_ptr<Segment>> segments;
   std::map<int, Tier> tiers;
   std::map<std::pair<double, uint64_t>, Context*> expiries;  // by time and id

@@ -92,9 +92,9 @@ struct ImportTarget {
   int64_t tokens_max = 0;
 };
 
-// A text that has come as a whole.
+// A text, or a tuned state, that has come as a whole.
 struct ImportedContext {
-  std::vector<int32_t> ids;               // all of its tokens, at least one
+  std::vector<int32_t> ids;               // all of its tokens; none: it is a tuned state
   std::shared_ptr<SegmentWriter> writer;  // has sealed it as one segment; whoever lets it go waits for the disk
   bool has_logits = false;
   std::shared_ptr<const void> room;  // that was made for it
@@ -128,7 +128,7 @@ class ContextDirectory {
   virtual void OpenImport(Answer<ImportTarget> answer) = 0;
   // Room for so many bytes, as long as what is answered lives. RESOURCE_EXHAUSTED names the limit.
   virtual void MakeRoom(const std::string& name_space, int64_t bytes, Answer<std::shared_ptr<const void>> answer) = 0;
-  // Gives the text its name. Answers when it is in the store. Errors as those of a request with keep_as.
+  // Gives it its name. Answers when it is in the store. Errors as those of a request with keep_as.
   virtual void KeepImport(const std::string& name_space, ImportedContext imported, Answer<NamedContext> answer) = 0;
 };
 

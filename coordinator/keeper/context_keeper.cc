@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "coordinator/scheduler/dispatcher.h"
 
@@ -105,7 +106,7 @@ ShelfDrops ContextKeeper::GenerationEnded(int replica) {
 int64_t ContextKeeper::Kept(int replica, const Request& request, absl::Span<const int32_t> ids) const {
   const auto found = groups_.find(replica);
   if (found == groups_.end() || !request.uses_kept()) return 0;
-  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, LimitOf(request));
+  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, LimitOf(request), request.tuned);
   // The longest, whatever it takes to load.
   const auto compute_seconds = [&](int64_t begin) { return static_cast<double>(match.tokens - begin); };
   return tree_->Choose(match, found->second.tier, compute_seconds, /*only_here=*/store_ == nullptr).position;
@@ -115,7 +116,7 @@ ContextKeeper::Found ContextKeeper::Find(const Group& group, const Request& requ
                                          int64_t tokens_max, double token_seconds) const {
   const auto size = static_cast<int64_t>(ids.size());
   Found found;
-  found.match = tree_->Match(NamespaceOf(request), ids, std::min(tokens_max, LimitOf(request)));
+  found.match = tree_->Match(NamespaceOf(request), ids, std::min(tokens_max, LimitOf(request)), request.tuned);
   // Who names a context wants it to be used.
   const double seconds = request.context.empty() ? token_seconds : std::max(token_seconds, kNamedTokenSeconds);
   found.choice = tree_->Choose(
@@ -131,8 +132,10 @@ PrefixKeeper::Beginning ContextKeeper::Found::Chain() const {
                                  [&](const ContextMatch::Step& step) { return step.segment == choice.segment; });
   if (last == match.steps.end()) return beginning;
   for (auto i = static_cast<int>(last - match.steps.begin()); i >= 0; i = match.steps[static_cast<size_t>(i)].parent) {
-    beginning.segments.push_back(match.steps[static_cast<size_t>(i)].segment);
-    beginning.ends.push_back(match.steps[static_cast<size_t>(i)].end);
+    const ContextMatch::Step& step = match.steps[static_cast<size_t>(i)];
+    if (step.segment == match.tuned && step.segment != choice.segment) break;  // its texts do without it
+    beginning.segments.push_back(step.segment);
+    beginning.ends.push_back(step.end);
   }
   std::reverse(beginning.segments.begin(), beginning.segments.end());
   std::reverse(beginning.ends.begin(), beginning.ends.end());
@@ -149,19 +152,24 @@ PrefixKeeper::Beginning ContextKeeper::Peek(int replica, const Request& request,
 PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request, absl::Span<const int32_t> ids,
                                              int64_t tokens_max, double token_seconds, double now) {
   const auto found = groups_.find(replica);
-  if (found == groups_.end() || !request.uses_kept()) return {};
+  if (found == groups_.end() || !request.uses_kept()) {
+    return {.status = request.tuned == 0 ? absl::OkStatus() : NoTunedState(request)};
+  }
   Group& group = found->second;
   group.token_seconds = token_seconds_ = token_seconds;
   const auto size = static_cast<int64_t>(ids.size());
   const Found kept = Find(group, request, ids, tokens_max, token_seconds);
   const ContextChoice& choice = kept.choice;
   Beginning beginning = kept.Chain();
-  if (choice.segment != 0) {
+  if (choice.position > 0) {
     tree_->CountHit(choice);
-    tree_->Hold(choice.segment, now);
-    if (store_ != nullptr) store_->Used(choice.segment);
   } else {
     tree_->CountMiss(choice.reason);
+  }
+  if (choice.segment == 0 && request.tuned != 0) return {.status = NoTunedState(request)};
+  if (choice.segment != 0) {
+    tree_->Hold(choice.segment, now);
+    if (store_ != nullptr) store_->Used(choice.segment);
   }
   if (!request.cache) return beginning;
   std::vector<int64_t> breakpoints = request.breakpoints;
@@ -182,6 +190,17 @@ PrefixKeeper::Beginning ContextKeeper::Begin(int replica, const Request& request
     PlanAnswer(options_, size, static_cast<int64_t>(request.prompt.size()) + answer, &beginning.save_at);
   }
   return beginning;
+}
+
+// Why a request cannot begin with its tuned state.
+absl::Status ContextKeeper::NoTunedState(const Request& request) const {
+  const std::optional<SegmentInfo> info = tree_->Find(request.tuned);
+  const bool lost = !info || std::none_of(info->copies.begin(), info->copies.end(), [](const SegmentInfo::Copy& copy) {
+    return (copy.present & kSnapshot) != 0;
+  });
+  const std::string what = absl::StrCat("the tuned state that context \"", request.context, "\" begins with ");
+  if (lost) return absl::DataLossError(absl::StrCat(what, "is lost: import it again"));
+  return absl::UnavailableError(absl::StrCat(what, "could not be brought to the workers"));
 }
 
 void ContextKeeper::Release(int replica, const Beginning& beginning) {
@@ -205,7 +224,7 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
   SegmentBytes bytes = group.bytes;
   bytes.logits = point.logits;
   const absl::StatusOr<AddedSegment> added =
-      tree_->Add(name_space, 0, ids, bytes, group.token_seconds * static_cast<double>(ids.size()), now);
+      tree_->Add(name_space, request.tuned, ids, bytes, group.token_seconds * static_cast<double>(ids.size()), now);
   const auto refuse = [&](const absl::Status& status) {
     if (point.end) group.refused.insert_or_assign(name_space, status);
   };
@@ -239,9 +258,10 @@ PrefixKeeper::Saved ContextKeeper::Save(int replica, const Request& request, abs
 
 bool ContextKeeper::HasRows(uint64_t segment, int tier) const {
   const std::optional<SegmentInfo> info = tree_->Find(segment);
-  return info && std::any_of(info->copies.begin(), info->copies.end(), [&](const SegmentInfo::Copy& copy) {
-           return copy.tier == tier && ((copy.present | copy.coming) & kRows) != 0;
-         });
+  if (!info || info->end == 0) return info.has_value();  // a tuned state has none
+  return std::any_of(info->copies.begin(), info->copies.end(), [&](const SegmentInfo::Copy& copy) {
+    return copy.tier == tier && ((copy.present | copy.coming) & kRows) != 0;
+  });
 }
 
 const ShelfDrops& ContextKeeper::TakeDrops(int replica) {

@@ -167,6 +167,9 @@ class ContextKeeper final : public PrefixKeeper {
   // `room` is not needed any more. Answers as OpenExport.
   void KeepImport(const std::string& name_space, ImportedContext imported, uint64_t room, double now,
                   ImportAnswer answer);
+  // What KeepImport does with a tuned state, which the writer has sealed under this key.
+  void KeepTuned(const std::string& name_space, const SegmentKey& key, std::shared_ptr<SegmentWriter> writer,
+                 Request::KeepAs keep_as, double now, ImportAnswer answer);
   const StoreTier* store() const { return store_.get(); }  // null: there is none
   const SegmentTree* tree() const { return tree_.get(); }  // null: there is no model
 
@@ -223,6 +226,7 @@ class ContextKeeper final : public PrefixKeeper {
   };
   Found Find(const Group& group, const Request& request, absl::Span<const int32_t> ids, int64_t tokens_max,
              double token_seconds) const;
+  absl::Status NoTunedState(const Request& request) const;
   // Whether the rows of the segment are in the tier, or on their way there.
   bool HasRows(uint64_t segment, int tier) const;
   // Notes what has to be dropped from the groups' shelves.

@@ -59,14 +59,14 @@ absl::Status FitLength(int64_t context_tokens, int64_t tokens_max, Request* requ
 // Stands between the scheduler and the client's sink until the request ends.
 class ContextKeeper::NamedSink final : public RequestSink {
  public:
-  NamedSink(ContextKeeper* keeper, const Request& request, int64_t context_tokens, const Held& held,
+  NamedSink(ContextKeeper* keeper, const Request& request, int64_t context_tokens, std::vector<Held> held,
             std::shared_ptr<RequestSink> client)
       : keeper_(keeper),
         name_space_(NamespaceOf(request)),
         keep_as_(request.keep_as ? request.keep_as->name : ""),
         replaces_(request.keep_as && request.keep_as->etag != 0),
         context_tokens_(context_tokens),
-        held_(held),
+        held_(std::move(held)),
         client_(std::move(client)) {}
 
   void OnProgress(int64_t prompt_tokens_done) override { client_->OnProgress(prompt_tokens_done); }
@@ -77,7 +77,7 @@ class ContextKeeper::NamedSink final : public RequestSink {
     return client_->OnScores(continuation, first, tokens, std::move(logits));
   }
   void OnDone(const absl::Status& status, const RequestUsage& usage) override {
-    keeper_->ReleaseHeld(held_);
+    for (const Held& held : held_) keeper_->ReleaseHeld(held);
     if (!status.ok() || keep_as_.empty()) return client_->OnDone(status, usage);
     // What comes next may use it at once.
     keeper_->WhenSaved(name_space_, keep_as_, replaces_,
@@ -93,7 +93,7 @@ class ContextKeeper::NamedSink final : public RequestSink {
   const std::string keep_as_;  // empty: it is not kept
   const bool replaces_;        // it takes the place of another context
   const int64_t context_tokens_;
-  const Held held_;
+  const std::vector<Held> held_;
   const std::shared_ptr<RequestSink> client_;
 };
 
@@ -178,18 +178,28 @@ absl::StatusOr<std::shared_ptr<RequestSink>> ContextKeeper::Resolve(Request* req
                                                                     int64_t tokens_max, double now) {
   if (tree_ == nullptr) return NoModel();
   const std::string& name_space = NamespaceOf(*request);
-  Held held = {.tree = trees_, .segment = 0};
+  std::vector<Held> held;
+  const auto refuse = [&](const absl::Status& why) {
+    for (const Held& one : held) ReleaseHeld(one);
+    return why;
+  };
   int64_t context_tokens = 0;
   if (!request->context.empty()) {
     GF_ASSIGN_OR_RETURN(const ContextInfo context, tree_->Use(name_space, request->context, now));
-    held.segment = context.segment;
+    held.push_back({trees_, context.segment});
+    request->tuned = tree_->TunedOf(context.segment);
+    if (request->tuned != 0) {
+      tree_->Hold(request->tuned, now);
+      held.push_back({trees_, request->tuned});
+    }
     NameChanged(name_space, request->context);
     const absl::StatusOr<int64_t> tokens = TokensOf(context, request->context_tokens);
-    if (!tokens.ok()) {
-      ReleaseHeld(held);
-      return tokens.status();
-    }
+    if (!tokens.ok()) return refuse(tokens.status());
     context_tokens = *tokens;
+    if (context_tokens == 0 && request->prompt.empty()) {
+      return refuse(absl::InvalidArgumentError(absl::StrCat("the prompt is empty, and so is the text of context \"",
+                                                            request->context, "\": one token is needed")));
+    }
     std::vector<int32_t> ids = tree_->Ids(context.segment, 0, context_tokens, /*more=*/request->prompt.size());
     ids.insert(ids.end(), request->prompt.begin(), request->prompt.end());
     request->prompt = std::move(ids);
@@ -205,12 +215,9 @@ absl::StatusOr<std::shared_ptr<RequestSink>> ContextKeeper::Resolve(Request* req
     status = absl::FailedPreconditionError("contexts cannot be kept: context_memory of the workers is 0");
   }
   if (status.ok() && request->keep_as) status = CheckKeepAs(name_space, *request->keep_as);
-  if (!status.ok()) {
-    ReleaseHeld(held);
-    return status;
-  }
+  if (!status.ok()) return refuse(status);
   if (context_tokens > 0) sink->OnContext(context_tokens);
-  return std::make_shared<NamedSink>(this, *request, context_tokens, held, std::move(sink));
+  return std::make_shared<NamedSink>(this, *request, context_tokens, std::move(held), std::move(sink));
 }
 
 // Gives the held segment its name, or puts it in the place of what has the name and the etag.
@@ -238,7 +245,7 @@ absl::Status ContextKeeper::Keep(int replica, const Request& request, absl::Span
   }
   Group& group = found->second;
   const std::string& name_space = NamespaceOf(request);
-  GF_ASSIGN_OR_RETURN(const AddedSegment added, tree_->Add(name_space, 0, ids, group.bytes,
+  GF_ASSIGN_OR_RETURN(const AddedSegment added, tree_->Add(name_space, request.tuned, ids, group.bytes,
                                                            group.token_seconds * static_cast<double>(ids.size()), now));
   absl::Status status = absl::OkStatus();
   if (group.unsaved.contains(added.number)) {
@@ -320,10 +327,14 @@ absl::StatusOr<NamedContext> ContextKeeper::ForkContext(const std::string& name_
       return Describe(named);
     }
     const std::vector<int32_t> ids = tree_->Ids(context.segment, 0, tokens);
-    GF_ASSIGN_OR_RETURN(const AddedSegment added, tree_->Add(name_space, 0, ids, segment_bytes_,
-                                                             token_seconds_ * static_cast<double>(tokens), now));
-    const absl::StatusOr<ContextInfo> named = Name(name_space, keep_as, added.number, now);
-    ReleaseHeld({trees_, added.number});
+    const uint64_t tuned = tree_->TunedOf(context.segment);
+    if (tuned != 0) tree_->Hold(tuned, now);
+    const absl::StatusOr<AddedSegment> added =
+        tree_->Add(name_space, tuned, ids, segment_bytes_, token_seconds_ * static_cast<double>(tokens), now);
+    const auto named =
+        added.ok() ? Name(name_space, keep_as, added->number, now) : absl::StatusOr<ContextInfo>(added.status());
+    if (added.ok()) ReleaseHeld({trees_, added->number});
+    if (tuned != 0) ReleaseHeld({trees_, tuned});
     if (!named.ok()) return named.status();
     return Describe(*named);
   };

@@ -33,7 +33,7 @@ bool ContextKeeper::Prepare(int replica, uint64_t request_number, const Request&
     limit = size - 1;
   }
   if (!request.cache) limit = std::min(limit, request.context_tokens.value_or(0));
-  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, limit);
+  const ContextMatch match = tree_->Match(NamespaceOf(request), ids, limit, request.tuned);
   const ContextChoice choice = tree_->Choose(
       match, group.tier, [&](int64_t begin) { return token_seconds * static_cast<double>(size - begin); });
   if (choice.segment == 0) return true;

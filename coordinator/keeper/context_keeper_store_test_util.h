@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "base/check.h"
 #include "coordinator/keeper/context_directory.h"
 #include "coordinator/keeper/context_keeper.h"
 #include "coordinator/keeper/store_tier.h"
@@ -196,6 +195,7 @@ struct StoreKeeping {
       name_actions.pop_front();
       DoName(action);
     }
+    for (const StoreAction& action : std::exchange(publishes, {})) Publish(action);
     for (size_t i = 0; i < moves.size();) {
       if (moves[i].done_at > cluster.now) {
         ++i;
@@ -231,8 +231,10 @@ struct StoreKeeping {
         }
         return;
       case StoreAction::Kind::kPublish:
+        publishes.push_back(std::move(action));
+        return;
       case StoreAction::Kind::kDiscard:
-        GF_CHECK(false) << "nothing is imported here";
+        return;
       case StoreAction::Kind::kSave:
       case StoreAction::Kind::kBring:
         break;
@@ -243,6 +245,14 @@ struct StoreKeeping {
     const auto group = cluster.groups.find(replica);
     moves.push_back({std::move(action), cluster.now + move_seconds(),
                      group == cluster.groups.end() ? nullptr : group->second.get()});
+  }
+  // Of a tuned state.
+  void Publish(const StoreAction& action) {
+    StoreMoved moved;
+    moved.status = fails(/*save=*/true);
+    if (moved.status.ok()) store->files[action.key].segment.snapshot = true;
+    moved.stored = FakeStore::ContentsOf(store->Find(action.key));
+    keeper.Moved(action.move, moved, cluster.now);
   }
   void DoName(const StoreAction& action) {
     ContextName name = action.name;
@@ -377,6 +387,7 @@ struct StoreKeeping {
   std::set<SegmentKey> left_alone;     // files that were not read, and have not been saved again
   std::set<std::string> unread_names;  // of these
   std::deque<Move> moves;
+  std::vector<StoreAction> publishes;
   std::deque<std::pair<StoreAction, double>> name_actions;  // and when they are done
   std::set<SegmentKey> damaged;
   int saves = 0, brings = 0;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "coordinator/keeper/context_keeper.h"
+#include "coordinator/store/segment_writer.h"
 
 namespace goldfinch {
 namespace {
@@ -36,7 +37,12 @@ void ContextKeeper::OpenExport(const std::string& name_space, const ExportContex
   Exporting exporting = {.etag = context->etag, .hold = {trees_, context->segment}, .failed = {}, .answer = {}};
   exporting.answer = std::move(answer);
   absl::Status status;
-  if (!context->usable) {
+  const uint64_t tuned = tree_->TunedOf(context->segment);
+  if (tuned != 0 && tuned != context->segment) {
+    status = absl::FailedPreconditionError(absl::StrCat("context \"", query.name,
+                                                        "\" begins with a tuned state, of which a file of a text "
+                                                        "cannot tell: only the state itself can be exported"));
+  } else if (!context->usable) {
     status = absl::FailedPreconditionError(
         absl::StrCat("context \"", query.name,
                      "\" has not all of its bytes, as after a fork or a loss of workers: the next request over it that "
@@ -118,6 +124,10 @@ void ContextKeeper::KeepImport(const std::string& name_space, ImportedContext im
                                ImportAnswer answer) {
   if (absl::Status store = CheckStore(); !store.ok()) return answer(std::move(store));
   EndRoom(room);
+  if (imported.ids.empty()) {
+    const SegmentKey key = imported.writer->key();
+    return KeepTuned(name_space, key, std::move(imported.writer), std::move(imported.keep_as), now, std::move(answer));
+  }
   const Request::KeepAs& keep_as = imported.keep_as;
   if (absl::Status status = CheckKeepAs(name_space, keep_as); !status.ok()) {
     store_->Discard(std::move(imported.writer));
@@ -143,6 +153,34 @@ void ContextKeeper::KeepImport(const std::string& name_space, ImportedContext im
   if (!there.ok()) return answer(there.status());
   absl::StatusOr<NamedContext> named = NameImport(name_space, keep_as, there->number, now);
   ReleaseHeld({trees_, there->number});
+  answer(std::move(named));
+}
+
+void ContextKeeper::KeepTuned(const std::string& name_space, const SegmentKey& key,
+                              std::shared_ptr<SegmentWriter> writer, Request::KeepAs keep_as, double now,
+                              ImportAnswer answer) {
+  if (absl::Status store = CheckStore(); !store.ok()) return answer(std::move(store));
+  if (absl::Status status = CheckKeepAs(name_space, keep_as); !status.ok()) {
+    store_->Discard(std::move(writer));
+    return answer(std::move(status));
+  }
+  SetQuota(name_space);
+  SegmentDrops drops;
+  const absl::StatusOr<StoreTier::Importing> importing =
+      store_->ImportTuned(name_space, key, segment_bytes_.snapshot, writer, now, &drops);
+  Note(&drops);
+  if (importing.ok()) {
+    tree_->Hold(importing->segment, now);
+    imports_.push_back(
+        {importing->move, {trees_, importing->segment}, name_space, std::move(keep_as), std::move(answer)});
+    return;
+  }
+  store_->Discard(std::move(writer));
+  if (!absl::IsAlreadyExists(importing.status())) return answer(importing.status());
+  const uint64_t there = tree_->FindTuned(key);
+  tree_->Hold(there, now);
+  absl::StatusOr<NamedContext> named = NameImport(name_space, keep_as, there, now);
+  ReleaseHeld({trees_, there});
   answer(std::move(named));
 }
 

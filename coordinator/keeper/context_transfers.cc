@@ -280,9 +280,6 @@ absl::StatusOr<ImportedContext> ContextTransfers::State::Complete(Upload* upload
   ImportedContext imported;
   GF_ASSIGN_OR_RETURN(imported.writer, upload->import->Seal(&last.sha256));
   const SegmentSpec& segment = imported.writer->segment();
-  if (segment.end == 0) {
-    return absl::UnimplementedError("the file is that of a state at position 0, which servers do not take yet");
-  }
   imported.has_logits = segment.has_logits;
   GF_ASSIGN_OR_RETURN(imported.ids, imported.writer->ReadIds());
   imported.room = std::move(upload->room);

@@ -55,8 +55,8 @@ void StoreThreads::Load(absl::AnyInvocable<void(StoreContents contents)> done) {
     contents.unread = store_->LeftAlone();
     int64_t bytes = 0;
     for (const StoredSegment& segment : store_->Segments()) {
-      if (segment.end == segment.begin) continue;  // a tuned state, for which texts are looked up elsewhere
-      absl::StatusOr<std::vector<int32_t>> ids = ReadIds(*store_, segment);
+      absl::StatusOr<std::vector<int32_t>> ids = std::vector<int32_t>();
+      if (segment.end > segment.begin) ids = ReadIds(*store_, segment);  // else it is a tuned state
       if (!ids.ok()) {
         LogIfBad(ids.status());
         if (!absl::IsDataLoss(ids.status()) && !absl::IsNotFound(ids.status())) contents.unread.push_back(segment.key);

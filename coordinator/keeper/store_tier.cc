@@ -62,6 +62,7 @@ SegmentContents StoreTier::PresentOrComing(uint64_t segment, int tier) const {
 bool StoreTier::ChainHasRows(uint64_t segment) const {
   for (uint64_t next = segment; next != 0;) {
     const std::optional<SegmentInfo> info = tree_->Find(next);
+    if (info->end == 0) return true;  // a tuned state
     SegmentContents contents = 0;
     for (const SegmentInfo::Copy& copy : info->copies) contents |= copy.present | copy.coming;
     if ((contents & kRows) == 0) return false;
@@ -299,6 +300,8 @@ void StoreTier::EndBring(const Move& move, const StoreMoved& moved, double now, 
   const SegmentContents there = PresentOrComing(move.segment, group->second);
   const SegmentContents unknown = move.contents & ~there;
   if (unknown == 0) return;
+  // What has come of a tuned state is of use when it comes again, which must not wait for a Step, as there may be none.
+  if (const std::optional<SegmentInfo> info = tree_->Find(move.segment); info && info->end == 0) return;
   SegmentDrop& drop = drops->emplace_back();
   drop.segment = move.segment;
   drop.tier = group->second;

@@ -68,7 +68,7 @@ struct StoreContents {
     StoredSegment segment;
     std::vector<int32_t> ids;
   };
-  std::vector<Found> segments;  // of any identity; each has tokens, and ids that give its key
+  std::vector<Found> segments;  // of any identity; each has ids that give its key, but for tuned states
   // Segments that are there and could not be read: they may be readable again at the next start, so what needs them, a
   // child or a name, stays in the store.
   std::vector<SegmentKey> unread;
@@ -165,6 +165,9 @@ class StoreTier {
   absl::StatusOr<Importing> Import(const std::string& name_space, absl::Span<const int32_t> ids,
                                    const SegmentBytes& bytes, double seconds, std::shared_ptr<SegmentWriter> writer,
                                    double now, SegmentDrops* drops);
+  // The same for a tuned state of this key. Errors as SegmentTree::ImportTuned.
+  absl::StatusOr<Importing> ImportTuned(const std::string& name_space, const SegmentKey& key, int64_t snapshot_bytes,
+                                        std::shared_ptr<SegmentWriter> writer, double now, SegmentDrops* drops);
   // Nobody wants it.
   void Discard(std::shared_ptr<SegmentWriter> writer);
 
@@ -239,6 +242,8 @@ class StoreTier {
   SegmentContents PresentOrComing(uint64_t segment, int tier) const;
   bool ChainHasRows(uint64_t segment) const;
   bool StillComes(const Waiting& waiting) const;
+  Importing Publish(uint64_t segment, SegmentContents contents, const SegmentKey& key,
+                    std::shared_ptr<SegmentWriter> writer);
   void PlanNames(double now);
   void SetSegment(const Name& name, KeptName* kept, uint64_t segment);
   void PlanName(const Name& name, double now, std::vector<StoreAction>* deletes);

@@ -67,7 +67,12 @@ void StoreTier::Adopt(StoreContents contents, const Keys& left_alone, const Segm
     const auto parent = stored.parent ? numbers.find(*stored.parent) : numbers.end();
     absl::StatusOr<uint64_t> number = absl::NotFoundError("the parent of a segment is not in the store");
     const int64_t begin = parent == numbers.end() ? 0 : tree_->Find(parent->second)->end;
-    if ((!stored.parent || parent != numbers.end()) && stored.begin == begin) {
+    if (stored.end == 0) {
+      const int64_t snapshot = served ? bytes.snapshot : stored.bytes - stored.bytes_without_snapshot;
+      if (stored.has_snapshot) {
+        number = tree_->AdoptTuned(*stored.identity, stored.name_space, stored.key, snapshot, tier_, now);
+      }
+    } else if ((!stored.parent || parent != numbers.end()) && stored.begin == begin) {
       SegmentBytes size = bytes;
       if (!served) {
         size.per_token = stored.bytes_without_snapshot / (stored.end - stored.begin);

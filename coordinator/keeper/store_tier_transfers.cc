@@ -36,18 +36,35 @@ absl::StatusOr<StoreTier::Importing> StoreTier::Import(const std::string& name_s
                                                        SegmentDrops* drops) {
   DropFiles();  // what was had of the text before may be a file of the same name
   GF_ASSIGN_OR_RETURN(const uint64_t segment, tree_->Import(name_space, ids, bytes, tier_, seconds, now, drops));
+  const SegmentKey key = writer->key();
+  return Publish(segment, kRowsAndSnapshot, key, std::move(writer));
+}
+
+absl::StatusOr<StoreTier::Importing> StoreTier::ImportTuned(const std::string& name_space, const SegmentKey& key,
+                                                            int64_t snapshot_bytes,
+                                                            std::shared_ptr<SegmentWriter> writer, double now,
+                                                            SegmentDrops* drops) {
+  DropFiles();
+  GF_ASSIGN_OR_RETURN(const uint64_t segment,
+                      tree_->ImportTuned(name_space, key, snapshot_bytes, tier_, now, drops));
+  return Publish(segment, kSnapshot, key, std::move(writer));
+}
+
+// The move has the hold on the segment.
+StoreTier::Importing StoreTier::Publish(uint64_t segment, SegmentContents contents, const SegmentKey& key,
+                                        std::shared_ptr<SegmentWriter> writer) {
   const uint64_t number = ++last_move_;
-  Move move = {.save = true, .imported = true, .tier = tier_, .segment = segment, .contents = kRowsAndSnapshot};
-  move.key = writer->key();
-  moves_.emplace(number, move);  // which has the hold that the tree gave
+  Move move = {.save = true, .imported = true, .tier = tier_, .segment = segment, .contents = contents};
+  move.key = key;
+  moves_.emplace(number, move);
   writing_.insert(segment);
   ++saving_;
   StoreAction& action = actions_.emplace_back();
   action.kind = StoreAction::Kind::kPublish;
   action.move = number;
-  action.key = move.key;
+  action.key = key;
   action.writer = std::move(writer);
-  return Importing{number, segment};
+  return {number, segment};
 }
 
 void StoreTier::Discard(std::shared_ptr<SegmentWriter> writer) {

@@ -60,6 +60,8 @@ struct Request {
   // Only the first ones of the context; none: all. When the scheduler gets the request, they are in `prompt`, this is
   // their number, and breakpoints count from the first of them.
   std::optional<int64_t> context_tokens;
+  // The keeper's number of the tuned state that the context begins with; 0: none. Set by ContextKeeper::Resolve.
+  uint64_t tuned = 0;
   std::optional<KeepAs> keep_as;     // only with one sample
   std::vector<int64_t> breakpoints;  // positions of the prompt where the sequence is to be saved, in any order
   int64_t held_bytes = 0;            // what its sink keeps in memory for it until it has ended

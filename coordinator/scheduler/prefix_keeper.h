@@ -19,12 +19,14 @@ class PrefixKeeper {
  public:
   // How a sequence begins.
   struct Beginning {
-    std::vector<uint64_t> segments;  // the chain that it begins with, from position 0 on; empty: there is none
-    std::vector<int64_t> ends;       // of these segments
-    int64_t tokens = 0;              // the end of the chain; 0 without one
+    std::vector<uint64_t> segments = {};  // the chain that it begins with, from position 0 on; empty: there is none
+    std::vector<int64_t> ends = {};       // of these segments
+    int64_t tokens = 0;                   // the end of the chain; 0 without one, and for that of a tuned state
+    // Not OK: what the sequence should begin with is not there, and cannot be computed. The request ends with this.
+    absl::Status status = {};
     // Ascending positions above `tokens` at which it should be saved, also in an answer that is still to come: Save is
     // called for each that it comes to.
-    std::vector<int64_t> save_at;
+    std::vector<int64_t> save_at = {};
   };
   // A segment that a Step saves: positions [begin, the sequence's position).
   struct Saved {

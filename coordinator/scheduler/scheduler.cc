@@ -306,7 +306,7 @@ bool Scheduler::Prepare(RequestState& state, const Sequence& next, double now) {
     kept_in_best = kept;
   }
   if (best == nullptr) return true;
-  state.preferred = kept_in_best > 0 ? best->replica : -1;
+  state.preferred = kept_in_best > 0 || state.request.tuned != 0 ? best->replica : -1;
   state.preferred_tokens = kept_in_best;
   state.prepared = keeper_->Prepare(best->replica, state.number, state.request, ids, best->cost.row_seconds(), now);
   if (!state.prepared) state.coming = best->replica;

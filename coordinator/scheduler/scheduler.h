@@ -289,6 +289,7 @@ class Scheduler {
   bool AdmitOne(double now);
   std::vector<Candidate> Candidates(double now);
   bool NeedsKept(RequestState& state) const;
+  static bool MayRun(const RequestState& state, int replica, const Group& group);
   Group* FindRoom(RequestState& state, const Sequence& next, bool only_kept, double now);
   Group* MakeRoom(const RequestState& state, const Sequence& next, double now);
   bool FitsBesideOwn(const RequestState& state, const Sequence& next) const;

@@ -52,13 +52,21 @@ double Scheduler::Share(int64_t slots, int64_t pages) const {
 
 double Scheduler::Share(const Account& account) const { return Share(account.slots, account.pages); }
 
-// Where the next sequence of the request can run now. All sequences of a request that run are in one group.
+// Whether the next sequence of the request could run in the group, had that room. All sequences of a request that run
+// are in one group, and one that begins with a tuned state can only begin where that was brought.
+bool Scheduler::MayRun(const RequestState& state, int replica, const Group& group) {
+  if (state.group != nullptr) return state.group == &group;
+  if (state.request.tuned != 0 && state.preferred >= 0 && state.preferred != replica) return false;
+  return group.EverFits(state);
+}
+
+// Where the next sequence of the request can run now.
 Scheduler::Group* Scheduler::FindRoom(RequestState& state, const Sequence& next, bool only_kept, double now) {
   const int64_t pages = NextPages(state, next);
   Group* best = nullptr;
   int64_t least = 0;
   for (const auto& [replica, group] : groups_) {
-    if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
+    if (!MayRun(state, replica, *group)) continue;
     if (!group->HasRoom(group->held, state, pages, only_kept) && !HasRoomBesideKept(state, next, *group, now)) continue;
     const int64_t load = group->load() - (replica == state.preferred ? state.preferred_tokens : 0);
     if (best != nullptr && load >= least) continue;
@@ -178,6 +186,7 @@ bool Scheduler::AdmitOne(double now) {
     if (group == nullptr && !restricted && ++parkers <= kParkersMax) group = MakeRoom(state, next, now);
     if (group != nullptr) {
       Start(state, next, *group, now);
+      if (const absl::Status status = next.beginning.status; !status.ok()) End(state, status, now);
       return true;
     }
     if (state.blocked_since < 0) state.blocked_since = now;
@@ -296,7 +305,7 @@ std::vector<Scheduler::Sequence*> Scheduler::Victims(const RequestState& state, 
 
 Scheduler::Group* Scheduler::MakeRoom(const RequestState& state, const Sequence& next, double now) {
   for (const auto& [replica, group] : groups_) {
-    if (state.group != nullptr ? state.group != group.get() : !group->EverFits(state)) continue;
+    if (!MayRun(state, replica, *group)) continue;
     const std::vector<Sequence*> victims = Victims(state, next, *group, now);
     for (Sequence* victim : victims) {
       if (!victim->owner->paused && victim->owner->account != state.account) {

@@ -395,8 +395,10 @@ absl::Status RunBring(const SegmentToBring& segment, SegmentStore* store, MoveRu
   std::vector<bool> counted(reader->layout().sections.size());
   for (const ShelfStage& stage : run->group->stages) {
     std::vector<WirePart> parts = PartsOf(*run->group, stage, spec, reader->layout(), segment.segment);
-    std::erase_if(
-        parts, [&](const WirePart& part) { return (segment.contents & (part.in_snapshot ? kSnapshot : kRows)) == 0; });
+    // The rows of a tuned state are empty, but have to be there.
+    const SegmentContents contents = spec.tokens() == 0 ? kRowsAndSnapshot : segment.contents;
+    std::erase_if(parts,
+                  [&](const WirePart& part) { return (contents & (part.in_snapshot ? kSnapshot : kRows)) == 0; });
     if (parts.empty()) continue;
     GF_ASSIGN_OR_RETURN(const std::unique_ptr<ShelfLease> lease,
                         run->streams->Lease(stage, /*urgent=*/true, *run->cancelled));

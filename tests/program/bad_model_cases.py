@@ -92,7 +92,7 @@ class OtherVersionTest(ModelTest):
 
     def test_a_state_alone(self):
         shapes = {f"blocks.{layer}.att.time_state": (2, 64, 64) for layer in range(2)}
-        self.refuses_names(shapes, ["holds a tuned initial state", "add these tensors to the file of the model"])
+        self.refuses_names(shapes, ["holds a tuned initial state", "use it as a context"])
 
 
 class DamageTest(ModelTest):

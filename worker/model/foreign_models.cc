@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "worker/model/time_state.h"
+
 namespace goldfinch {
 namespace {
 
@@ -28,9 +30,9 @@ struct Foreign {
 };
 
 constexpr Foreign kForeign[] = {
-    {[](const Checkpoint& file) { return HasOnly(file, {".time_state"}); },
-     "holds a tuned initial state (time_state of each layer) and no model: add these tensors to the file of the model "
-     "that they were tuned for, and open that"},
+    {[](const Checkpoint& file) { return HoldsTimeStatesAlone(file); },
+     "holds a tuned initial state (time_state of each layer) and no model: open the model that it was tuned for, and "
+     "use it as a context (docs/CONTEXTS.md)"},
     {[](const Checkpoint& file) {
        return HasOnly(file, {"lora_A", "lora_B", "lora_A.weight", "lora_B.weight", "lora_A.default.weight",
                              "lora_B.default.weight"});

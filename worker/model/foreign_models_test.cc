@@ -38,7 +38,7 @@ TEST(ForeignModelsTest, TheMessageSaysWhatTheFileIs) {
   EXPECT_THAT(MessageOf({"model.layers.0.attn.r_k", "model.layers.0.attn.k_k", "model.layers.0.attn.k_a"}),
               HasSubstr(": is an RWKV-7 (Goose) model"));
   EXPECT_THAT(MessageOf({"blocks.0.att.time_state", "blocks.1.att.time_state"}),
-              AllOf(HasSubstr("holds a tuned initial state"), HasSubstr("add these tensors to the file of the model")));
+              AllOf(HasSubstr("holds a tuned initial state"), HasSubstr("use it as a context")));
   EXPECT_THAT(MessageOf({"base_model.blocks.0.att.key.lora_A.weight", "base_model.blocks.0.att.key.lora_B.weight"}),
               HasSubstr("holds LoRA adapters and no model: merge them"));
   EXPECT_THAT(MessageOf({"model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"}),

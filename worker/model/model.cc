@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "worker/model/foreign_models.h"
 #include "worker/model/state_parts.h"
+#include "worker/model/time_state.h"
 #include "worker/model/weight_loader.h"
 
 namespace goldfinch {
@@ -253,15 +254,9 @@ absl::Status ReadTensors(WeightLoader& loader, const ModelConfig& config, Model&
     loader.SetPrefix(block + "att.");
     layer.time_mix = shape.kinds[index]->load(loader, width, shape.head_size, config);
     if (shape.kinds[index]->has_wkv && loader.Has("time_state")) {
-      // The files keep it [H, value, key].
       const int64_t heads = shape.heads(), n = shape.head_size;
       const std::vector<float> values = loader.Values("time_state", heads * n * n);
-      std::vector<float> transposed(values.size());
-      for (int64_t i = 0; i < static_cast<int64_t>(values.size()); ++i) {
-        const int64_t head = i / (n * n), value = i / n % n, key = i % n;
-        transposed[(head * n + key) * n + value] = values[i];
-      }
-      layer.initial_wkv = loader.Floats(transposed, {heads, n, n});
+      if (!values.empty()) layer.initial_wkv = loader.Floats(WkvOfTimeState(values, heads, n), {heads, n, n});
     }
     loader.SetPrefix(block + "ffn.");
     layer.channel_mix = shape.channel_kinds[index]->load(loader, width);

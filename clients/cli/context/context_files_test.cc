@@ -5,13 +5,18 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "clients/cli/context/context_test_util.h"
+#include "clients/cli/local/exchange_file.h"
 #include "clients/cli/terminal/terminal.h"
 #include "coordinator/store/exchange.h"
+#include "coordinator/store/segment.h"
 #include "coordinator/store/store_test_util.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "protos/generate.pb.h"
+#include "worker/checkpoint/checkpoint_test_util.h"
 
 namespace goldfinch {
 namespace {
@@ -189,6 +194,42 @@ TEST_F(ContextFilesTest, ImportSendsNothingOfADamagedFile) {
   const CommandOutput output = Run(Import());
   EXPECT_THAT(std::string(output.status.message()), StartsWith(path_ + ": "));
   EXPECT_TRUE(contexts_.imports.empty());
+}
+
+// What the server says of its contexts is what the file is made for.
+TEST_F(ContextFilesTest, ImportMakesAContextOfATunedState) {
+  const std::vector<int64_t> shape = {2, 8, 8};
+  ASSERT_TRUE(WritePth(path_, {{"blocks.0.att.time_state", DType::kBf16, shape, std::vector<float>(128, 1.5f)},
+                               {"blocks.1.att.time_state", DType::kBf16, shape, std::vector<float>(128, -2)}})
+                  .ok());
+  const ContextModel model = TestContextModel();
+  service_.model.set_fingerprint(model.identity.fingerprint);
+  service_.model.set_cache_dtype(model.identity.cache_dtype);
+  service_.model.set_vocab_size(static_cast<uint32_t>(model.vocab_size));
+  CommandOutput output = Run(Import());
+  EXPECT_TRUE(absl::IsFailedPrecondition(output.status)) << output.status;
+  EXPECT_TRUE(contexts_.imports.empty());
+
+  v1::ContextFormat& format = *service_.model.mutable_contexts();
+  format.set_format_version(static_cast<uint32_t>(model.identity.format_version));
+  format.set_vocabulary(model.identity.vocabulary);
+  format.set_numerics(model.identity.numerics);
+  for (const ContextPart& part : model.parts) {
+    v1::ContextPart& told = *format.add_parts();
+    told.set_layer(static_cast<uint32_t>(part.layer));
+    told.set_kind(Name(part.kind));
+    told.set_type(Name(part.type));
+    for (const int64_t axis : part.shape) told.add_shape(static_cast<uint64_t>(axis));
+  }
+  output = Run(Import());
+  ASSERT_TRUE(output.status.ok()) << output.status;
+  const std::string sent = path_ + ".sent";
+  WriteTestFile(sent, contexts_.received);
+  const absl::StatusOr<ExchangeFileInfo> info = CheckExchangeFile(sent);
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->header.segment.model, model);
+  EXPECT_EQ(info->header.segment.end, 0);
+  EXPECT_EQ(contexts_.imports.back().keep_as().name(), "book");
 }
 
 TEST_F(ContextFilesTest, VerifyShowsWhatIsInTheFile) {

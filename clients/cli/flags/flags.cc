@@ -110,7 +110,7 @@ void AddGenerate(CLI::App& app, GenerateOptions& options) {
   const std::vector<CLI::Option*> remote = FlagsSoFar(command, local);
   context.Text("--context", options.context, "NAME[@TOKEN]|FILE",
                "Go on from this context of the server, or from its first TOKEN tokens; with --model from a file that "
-               "`goldfinch context export` has written");
+               "`goldfinch context export` has written, or from a tuned state (.pth with blocks.N.att.time_state)");
   local[0]->required(false)->description(local[0]->get_description() + "; or give --server");
   remote[0]->required(false)->description(remote[0]->get_description() + "; or give --model");
   CLI::Option* prompt = AddPromptFlags(command, options);

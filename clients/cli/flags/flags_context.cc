@@ -144,11 +144,11 @@ void AddFileCommands(ContextCommands& commands, ContextOptions& options) {
   commands.Server(get);
   commands.Retry(get);
 
-  CLI::App& put = commands.Add("import", "Give a server a context that was exported to a file");
+  CLI::App& put = commands.Add(
+      "import", "Give a server a context that was exported to a file, or a tuned state (.pth) as one of no tokens");
   put.footer(
       "The same command goes on where it was after it was ended. The server needs --context-dir, or --protect-memory "
-      "of "
-      "`goldfinch coordinator`.");
+      "of `goldfinch coordinator`.");
   FlagGroup(put, kContextFlags).Text("file", options.file, "FILE", "The file")->required();
   commands.NewName(put, "NAME", "Name to give it");
   commands.Server(put);

@@ -44,10 +44,10 @@ struct KeepOptions {
 };
 
 struct GenerateOptions {
-  ModelOptions model;                 // not used if remote.server is set
-  RemoteOptions remote;               // not used if remote.server is empty
-  std::string context;                // --context: NAME or NAME@TOKEN with a server, else an exported file
-  KeepOptions keep;                   // --keep-as, with a server
+  ModelOptions model;    // not used if remote.server is set
+  RemoteOptions remote;  // not used if remote.server is empty
+  std::string context;   // --context: NAME or NAME@TOKEN with a server, else an exported file or a tuned state
+  KeepOptions keep;      // --keep-as, with a server
   std::vector<uint64_t> breakpoints;  // --breakpoint, with a server
   uint32_t samples = 1;               // --samples, with a server
   int32_t priority = 0;               // --priority, with a server

@@ -11,6 +11,7 @@
 #include "base/safe_text.h"
 #include "base/status.h"
 #include "clients/cli/local/exchange_file.h"
+#include "clients/cli/local/tuned_state.h"
 #include "coordinator/store/exchange.h"
 #include "worker/checkpoint/fingerprint.h"
 
@@ -117,7 +118,14 @@ ContextModel ContextModelOf(Engine& engine) {
 
 absl::StatusOr<std::unique_ptr<LocalContext>> LocalContext::Read(const std::string& path, Engine& engine) {
   SegmentSink sink(engine);
-  GF_RETURN_IF_ERROR(ReadExchangeFile(path, &sink).status());
+  if (IsTunedState(path)) {
+    GF_ASSIGN_OR_RETURN(const std::string file, TunedStateExchange(path, ContextModelOf(engine)));
+    ExchangeParser parser(&sink);
+    GF_RETURN_IF_ERROR(parser.Append(file));
+    GF_RETURN_IF_ERROR(parser.Finish(nullptr));
+  } else {
+    GF_RETURN_IF_ERROR(ReadExchangeFile(path, &sink).status());
+  }
   return std::unique_ptr<LocalContext>(new LocalContext(engine, std::move(sink.segment), std::move(sink.logits)));
 }
 

@@ -1,4 +1,4 @@
-// A context in an exported file, for a model on this machine.
+// A context in a file, exported or a tuned state (tuned_state.h), for a model on this machine.
 #ifndef GOLDFINCH_CLIENTS_CLI_LOCAL_LOCAL_CONTEXT_H_
 #define GOLDFINCH_CLIENTS_CLI_LOCAL_LOCAL_CONTEXT_H_
 
@@ -22,7 +22,8 @@ ContextModel ContextModelOf(Engine& engine);
 class LocalContext {
  public:
   // Reads and checks the file, which must be of the engine's model: FAILED_PRECONDITION names both. INVALID_ARGUMENT
-  // names the limit if it has more tokens than a sequence may have; else as ReadExchangeFile. The engine outlives it.
+  // names the limit if it has more tokens than a sequence may have; else as ReadExchangeFile or TunedStateExchange. The
+  // engine outlives it.
   static absl::StatusOr<std::unique_ptr<LocalContext>> Read(const std::string& path, Engine& engine);
 
   int64_t tokens() const { return segment_.end; }

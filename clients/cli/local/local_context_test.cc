@@ -138,6 +138,75 @@ TEST_F(LocalContextTest, GoesOnWithTheBitsOfTheWholePrompt) {
   }
 }
 
+// A tuned state as a context is as good as one in the model's own file, which is compared with the papers' mathematics
+// in tests/parity.
+TEST_F(LocalContextTest, BeginsWithATunedState) {
+  const std::string model = testing::TempDir() + "/local_context_model.safetensors";
+  const std::string merged = testing::TempDir() + "/local_context_merged.safetensors";
+  for (const std::vector<std::string>& layers :
+       std::vector<std::vector<std::string>>{{"eagle", "eagle"},
+                                             {"finch", "finch"},
+                                             {"finch_c2", "finch_c2", "gold", "gold"},
+                                             {"finch_c2", "gptalpha"}}) {
+    SCOPED_TRACE(testing::PrintToString(layers));
+    std::vector<TestTensor> all = RandomModel({.layers = layers, .vocab_size = 257, .time_state = true, .seed = 3});
+    std::vector<TestTensor> weights, states;
+    for (TestTensor& tensor : all) {
+      (tensor.name.ends_with(".time_state") ? states : weights).push_back(tensor);
+    }
+    ASSERT_TRUE(WriteSafetensors(merged, all).ok() && WriteSafetensors(model, weights).ok());
+    const std::string poet = testing::TempDir() + "/poet.pth", poet_too = testing::TempDir() + "/poet.safetensors";
+    ASSERT_TRUE(WritePth(poet, states).ok() && WriteSafetensors(poet_too, states).ok());
+
+    GenerateOptions options = Options(merged);
+    options.prompt = kQuestion;
+    const nlohmann::json expected = Answer(options);
+    options = Options(model);
+    options.prompt = kQuestion;
+    EXPECT_NE(Answer(options)["tokens"], expected["tokens"]);
+    for (const std::string& file : {poet, poet_too}) {
+      options.context = file;
+      const nlohmann::json tuned = Answer(options);
+      EXPECT_EQ(tuned["tokens"], expected["tokens"]);
+      EXPECT_EQ(tuned["prompt_tokens"], std::strlen(kQuestion));
+      EXPECT_EQ(tuned["cached_tokens"], 0);
+    }
+
+    options.prompt = "";
+    EXPECT_THAT(std::string(RunCommand(RunGenerate, options).status.message()), HasSubstr("a prompt is required"));
+  }
+}
+
+TEST_F(LocalContextTest, RefusesTunedStatesOfOtherModels) {
+  const std::string poet = testing::TempDir() + "/poet_of_another.pth";
+  GenerateOptions options = Options(ModelFile(1, {"finch_c2", "finch_c2", "gold"}));
+  options.prompt = kQuestion;
+  options.context = poet;
+  const auto error = [&](std::vector<TestTensor> tensors) {
+    EXPECT_TRUE(WritePth(poet, tensors).ok());
+    const CommandOutput output = RunCommand(RunGenerate, options);
+    EXPECT_FALSE(output.status.ok());
+    return std::string(output.status.message());
+  };
+  const auto state = [](int layer, float value) {
+    return TestTensor{"blocks." + std::to_string(layer) + ".att.time_state",
+                      DType::kBf16,
+                      {1, 64, 64},
+                      std::vector<float>(64 * 64, value)};
+  };
+  EXPECT_THAT(error({state(0, 1)}), HasSubstr(poet + ": has no blocks.1.att.time_state"));
+  EXPECT_THAT(error({state(0, 1), state(1, 1), state(2, 1)}), HasSubstr("holds blocks.2.att.time_state"));
+  EXPECT_THAT(error(RandomModel({.layers = {"finch_c2"}})), HasSubstr("which is no part of a tuned state"));
+  WriteTestFile(poet, "PK, but no archive");
+  EXPECT_FALSE(RunCommand(RunGenerate, options).status.ok());
+
+  options.model.model = ModelFile(4, {"llama", "gptalpha"});
+  ASSERT_TRUE(WritePth(poet, {state(0, 1)}).ok());
+  const absl::Status status = RunCommand(RunGenerate, options).status;
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("a tuned state is for recurrent layers"));
+}
+
 TEST_F(LocalContextTest, RefusesWhatDoesNotFit) {
   GenerateOptions options = Options(ModelFile(1, {"finch_c2", "finch_c2", "gold"}));
   {
