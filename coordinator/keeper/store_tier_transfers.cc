@@ -45,8 +45,7 @@ absl::StatusOr<StoreTier::Importing> StoreTier::ImportTuned(const std::string& n
                                                             std::shared_ptr<SegmentWriter> writer, double now,
                                                             SegmentDrops* drops) {
   DropFiles();
-  GF_ASSIGN_OR_RETURN(const uint64_t segment,
-                      tree_->ImportTuned(name_space, key, snapshot_bytes, tier_, now, drops));
+  GF_ASSIGN_OR_RETURN(const uint64_t segment, tree_->ImportTuned(name_space, key, snapshot_bytes, tier_, now, drops));
   return Publish(segment, kSnapshot, key, std::move(writer));
 }
 
