@@ -78,7 +78,7 @@ void Coordinator::TellContextFormat(const ContextModel& contexts) {
   for (const ContextPart& part : contexts.parts) {
     v1::ContextPart& to = *format.add_parts();
     to.set_layer(static_cast<uint32_t>(part.layer));
-    to.set_kind(Name(part.kind));
+    to.set_kind(KindName(part.kind));
     to.set_type(Name(part.type));
     for (const int64_t axis : part.shape) to.add_shape(static_cast<uint64_t>(axis));
   }

@@ -246,7 +246,7 @@ struct StoreKeeping {
     moves.push_back({std::move(action), cluster.now + move_seconds(),
                      group == cluster.groups.end() ? nullptr : group->second.get()});
   }
-  // The only segments that are published here are tuned states.
+  // What is published here is a tuned state.
   void Publish(const StoreAction& action) {
     StoreMoved moved;
     moved.status = fails(/*save=*/true);

@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 
+import checkpoints
 import goldfinch
 import grpc
 import program
@@ -154,6 +155,21 @@ def read_safetensors(path):
     return metadata, tensors
 
 
+def write_tuned_state(path):
+    """A .pth file as state tuning of the demo model leaves it: a WKV state for each recurrent layer."""
+    heads = {
+        name.removesuffix("time_faaaa"): tensor.shape
+        for name, tensor in checkpoints.read_pth(program.DEMO_MODEL).items()
+        if name.endswith("time_faaaa")
+    }
+    tensors = {}
+    for name, (count, size) in heads.items():
+        values = [((number * 37) % 101 - 50) / 25 for number in range(count * size * size)]
+        data = struct.pack(f"<{len(values)}f", *values)
+        tensors[name + "time_state"] = checkpoints.Tensor("f32", (count, size, size), data)
+    return checkpoints.write_pth(path, tensors)
+
+
 class ExchangeTest(ClusterTest):
     """Contexts as files, between servers of different splits."""
 
@@ -226,6 +242,51 @@ class ExchangeTest(ClusterTest):
         answer = client.generate("What now? ", context="book", **SAMPLED)
         self.assertEqual(ids_of(answer), ids_of(expected))
 
+    def test_a_tuned_state_is_imported(self):
+        folder = self.cluster.folder / "contexts"
+        state = write_tuned_state(self.cluster.folder / "poet.pth")
+        greedy = {"max_tokens": 16, "ignore_eos": True}
+
+        def tokens_of(**where):
+            answer = self.program(*program.generate("The sea", json=True, **greedy, **where))
+            return [token["id"] for token in json.loads(answer)["tokens"]]
+
+        expected, plain = tokens_of(context=state), tokens_of()
+        self.assertNotEqual(expected, plain)
+        client = self.serve(context_dir=folder)
+        server = {"server": self.cluster.address, "model": None, "threads": None}
+        self.program("context", "import", state, "poet", "--server", self.cluster.address)
+        poet = client.contexts.get("poet")
+        self.assertEqual((poet.tokens, poet.place), (0, "disk"))
+        self.assertEqual(tokens_of(context="poet", **server), expected)
+        self.assertEqual(tokens_of(**server), plain, "what was read after the state is no beginning of another text")
+        # A conversation goes on from it.
+        first = client.generate("The sea", context="poet", keep_as="poem", **SAMPLED)
+        second = client.generate(" And then", context="poem", **SAMPLED)
+        self.assertEqual(second.usage.cached_tokens, client.contexts.get("poem").tokens)
+        whole = [byte + 1 for byte in b"The sea"] + ids_of(first) + [byte + 1 for byte in b" And then"]
+        self.assertEqual(ids_of(client.generate(whole, context="poet", cache=False, **SAMPLED)), ids_of(second))
+        with self.assertRaises(goldfinch.GoldfinchError) as error:
+            client.contexts.export_to("poem", self.cluster.folder / "poem.safetensors")
+        self.assertEqual(error.exception.code, grpc.StatusCode.FAILED_PRECONDITION)
+        exported = self.cluster.folder / "poet.safetensors"
+        client.contexts.export_to("poet", exported)
+        self.assertEqual(tokens_of(context=exported), expected)
+        self.program("context", "import", exported, "copy", "--server", self.cluster.address)
+        copy = client.contexts.get("copy")
+        self.assertEqual(copy.shared_bytes, copy.bytes, "it is kept once")
+        self.cluster.wait_idle()
+
+        wait_until(lambda: len(list(folder.glob("*.context"))) == 3, "the names are on the disk")
+        self.cluster.server.kill()
+        client = self.serve(context_dir=folder, pipeline_parallel_size=2)
+        self.assertEqual(ids_of(client.generate(" And then", context="poem", **SAMPLED)), ids_of(second))
+        self.assertEqual(tokens_of(context="poet", **server), expected)
+        self.assertEqual(tokens_of(**server), plain)
+        for name in ("poem", "poet", "copy"):
+            client.contexts.delete(name)
+        self.cluster.wait_idle()
+
     def test_an_export_goes_on_where_it_was_cut(self):
         client = self.serve(context_dir=self.cluster.folder / "contexts")
         client.contexts.create("document", DOCUMENT)
@@ -250,3 +311,7 @@ class ExchangeTest(ClusterTest):
             client.contexts.export_to("document", self.cluster.folder / "none.safetensors")
         self.assertEqual(error.exception.code, grpc.StatusCode.FAILED_PRECONDITION)
         self.assertIn("context_dir", str(error.exception))
+        state = write_tuned_state(self.cluster.folder / "poet.pth")
+        refused = program.run("context", "import", state, "poet", "--server", self.cluster.address)
+        self.assertEqual(refused.code, 1)
+        self.assertIn("context_dir", refused.stderr)
