@@ -217,7 +217,7 @@ TEST_F(ContextFilesTest, ImportMakesAContextOfATunedState) {
   for (const ContextPart& part : model.parts) {
     v1::ContextPart& told = *format.add_parts();
     told.set_layer(static_cast<uint32_t>(part.layer));
-    told.set_kind(Name(part.kind));
+    told.set_kind(KindName(part.kind));
     told.set_type(Name(part.type));
     for (const int64_t axis : part.shape) told.add_shape(static_cast<uint64_t>(axis));
   }

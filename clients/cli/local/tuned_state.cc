@@ -35,7 +35,7 @@ bool IsTunedState(const std::string& path) {
 absl::StatusOr<std::string> TunedStateExchange(const std::string& path, const ContextModel& model) {
   std::vector<WkvLayer> layers;
   for (const ContextPart& part : model.parts) {
-    if (part.kind != ContextPartKind::kWkv) continue;
+    if (part.kind != StatePartKind::kWkv) continue;
     if (part.type != ElementType::kF32 || part.shape.size() != 3 || part.shape[1] != part.shape[2]) {
       return absl::FailedPreconditionError(
           absl::StrCat("the WKV state of layer ", part.layer, " is not of the kind that this program knows"));
@@ -56,7 +56,7 @@ absl::StatusOr<std::string> TunedStateExchange(const std::string& path, const Co
   size_t next = 0;  // of the states, which are in the order of the parts
   for (const SegmentSection& section : layout.sections) {
     const bool is_part = section.what == SegmentSection::What::kPart;
-    if (is_part && model.parts[section.part].kind == ContextPartKind::kWkv) {
+    if (is_part && model.parts[section.part].kind == StatePartKind::kWkv) {
       const std::vector<float>& state = states[next++];
       sections.emplace_back(reinterpret_cast<const char*>(state.data()), state.size() * sizeof(float));
     } else {
