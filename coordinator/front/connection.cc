@@ -25,7 +25,7 @@ namespace {
 // connection, and the client would not get those last bytes.
 constexpr double kCloseSeconds = 1;
 // What is read for that. A client that goes on sending does not listen.
-constexpr size_t kDiscardedBytesMax = size_t{1} << 20;
+constexpr size_t kDiscardedBytesMax = size_t{4} << 20;
 constexpr double kLastBytesSeconds = 10;
 constexpr double kStalledSeconds = 60;  // a client that takes nothing of what waits for it for so long is gone
 constexpr size_t kToClientBytesMax = size_t{2} << 20;
