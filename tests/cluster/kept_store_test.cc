@@ -197,6 +197,10 @@ TEST(KeptStoreTest, WithoutAStoreWorkersOpenNoStreamForIt) {
     cluster::v1::FromWorker message;
     message.mutable_register_()->set_protocol(kClusterProtocol);
     message.mutable_register_()->set_name("w");
+    message.mutable_register_()->set_memory_bytes(int64_t{1} << 30);
+    message.mutable_register_()->set_flops(1e9);
+    message.mutable_register_()->set_read_bytes_per_second(1e9);
+    message.mutable_register_()->set_transport("local");
     message.mutable_register_()->set_shelf_bytes(1 << 20);
     coordinator.Received(worker, std::move(message));
     Await([&] { return link->token().has_value(); });

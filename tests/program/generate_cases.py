@@ -318,7 +318,7 @@ class HelpTest(ProgramTest):
         self.assertIn("/readyz and /startupz, -1 to 65535; 0 takes any free one, -1 is none [default: 9090]", text)
         self.assertIn("Tokens that the caches of one pipeline hold, 1 to 68,719,476,736 [default: what memory", text)
         self.assertIn("take through all stages, 0 to 10,000,000; a long prompt", text)
-        self.assertIn("from one worker to another, 0 to 1PiB, such as 64MiB or 4GiB [default: assumed by the", text)
+        self.assertIn("from one worker to another, 0 to 1PiB, such as 64MiB or 4GiB [default: as measured;", text)
         self.assertNotIn("--port ", text)
         text = " ".join(self.succeeds("generate", "--help").stdout.decode().split())
         self.assertIn("0.0 to 1.0 [default: 0.85]", text)
