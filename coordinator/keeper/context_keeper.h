@@ -283,7 +283,7 @@ class ContextKeeper final : public PrefixKeeper {
   uint64_t trees_ = 0;                 // that there have been
   std::unique_ptr<SegmentTree> tree_;  // null without a model
   TextBytes text_bytes_;
-  SegmentBytes segment_bytes_;  // of the group that was last ready
+  SegmentBytes segment_bytes_;  // of the group that was last ready, or is about to be
   double token_seconds_ = 0;    // of any group
   std::set<int> empty_handed_;  // ready replicas that keep nothing
   int64_t store_bytes_max_ = 0;

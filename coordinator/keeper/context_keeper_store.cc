@@ -13,10 +13,8 @@ void ContextKeeper::SetStore(const StoreTierOptions& options, StoreContents cont
   GF_CHECK(tree_ != nullptr && store_ == nullptr && groups_.empty());
   store_bytes_max_ = options.bytes_max;
   if (token_seconds_ == 0) token_seconds_ = token_seconds;
-  store_ = std::make_unique<StoreTier>(
-      options, std::move(contents),
-      SegmentBytes{.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes}, token_seconds,
-      tree_.get(), now);
+  segment_bytes_ = {.per_token = capacity.bytes_per_token, .snapshot = capacity.snapshot_bytes};
+  store_ = std::make_unique<StoreTier>(options, std::move(contents), segment_bytes_, token_seconds, tree_.get(), now);
 }
 
 bool ContextKeeper::Prepare(int replica, uint64_t request_number, const Request& request, absl::Span<const int32_t> ids,
