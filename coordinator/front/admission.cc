@@ -39,6 +39,8 @@ void Admission::Leave(const PeerAddress& peer) {
 void Admission::Fault(const PeerAddress& peer, double now) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (faulty_.size() >= kFaultyMax) {
+    if (now < sweep_at_) return;
+    sweep_at_ = now + kSweepSeconds;
     absl::erase_if(faulty_, [now](const auto& entry) { return entry.second.full(now); });
     if (faulty_.size() >= kFaultyMax) return;
   }

@@ -35,6 +35,7 @@ class Admission {
  private:
   // Addresses whose faults are remembered. If there are more, the others are not held back.
   static constexpr size_t kFaultyMax = 16384;
+  static constexpr double kSweepSeconds = 1;  // between looks at all of them for those that are made up for
 
   const int connections_max_;
   const int per_network_max_;  // but for loopback
@@ -44,6 +45,7 @@ class Admission {
   int connections_ = 0;
   std::map<std::string, int> by_network_;
   absl::flat_hash_map<std::string, TokenBucket> faulty_;  // by network
+  double sweep_at_ = 0;
 };
 
 // Raises the soft limit of descriptors to the hard one, and returns what it is then.
