@@ -164,7 +164,7 @@ def write_tuned_state(path):
     }
     tensors = {}
     for name, (count, size) in heads.items():
-        values = [((number * 37) % 101 - 50) / 25 for number in range(count * size * size)]
+        values = [((number * 37) % 101 - 50) * 4 for number in range(count * size * size)]
         data = struct.pack(f"<{len(values)}f", *values)
         tensors[name + "time_state"] = checkpoints.Tensor("f32", (count, size, size), data)
     return checkpoints.write_pth(path, tensors)
