@@ -29,7 +29,7 @@ constexpr int64_t kStoreBytes = 1 << 20;
 constexpr int64_t kTokensMax = 1000;
 
 ContextModel FuzzModel() {
-  using Kind = ContextPartKind;
+  using Kind = StatePartKind;
   return {{"fingerprint", "bytes", "int8", "cpu-f32"},
           257,
           {{0, Kind::kTimeShift, ElementType::kF32, {2}},

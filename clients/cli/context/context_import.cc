@@ -152,7 +152,7 @@ absl::StatusOr<ContextModel> ModelOf(const Remote& remote) {
                     .format_version = static_cast<int>(info.contexts().format_version())};
   model.vocab_size = info.vocab_size();
   for (const v1::ContextPart& part : info.contexts().parts()) {
-    const std::optional<StatePartKind> kind = ParseKindName(part.kind());
+    const std::optional<StatePartKind> kind = ParseContextPartKind(part.kind());
     const std::optional<ElementType> type = ParseElementType(part.type());
     if (!kind || !type) {
       return absl::FailedPreconditionError(absl::StrCat("the server's contexts have a part ", Quoted(part.kind()),
