@@ -101,6 +101,16 @@ TEST_F(LinksTest, ASingleStageHasNone) {
   EXPECT_THAT(Table(), IsEmpty());
 }
 
+TEST_F(LinksTest, AGroupWithoutAModelHasNone) {
+  cluster.emplace(TestCluster::Options(3));
+  cluster->silent = {1, 2, 3};
+  for (uint64_t id = 1; id <= 3; ++id) cluster->Add(id);
+  EXPECT_THAT(cluster->membership.Links(0), IsEmpty());
+  v1::GetClusterInfoResponse info;
+  cluster->membership.FillClusterInfo(cluster->now, &info);
+  for (const v1::StageInfo& stage : info.groups(0).stages()) EXPECT_EQ(stage.links_size(), 0);
+}
+
 TEST_F(LinksTest, TheNextPlanKnowsThem) {
   Start();
   EXPECT_THAT(Table(), IsEmpty()) << "all are assumed";

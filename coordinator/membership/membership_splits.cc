@@ -63,8 +63,9 @@ LinkSpeeds Membership::LinksAmong(const std::vector<uint64_t>& members) const {
   return links;
 }
 
-// Pairs of stages between which rows go.
+// Pairs of stages between which rows go. There are none before the layers have been dealt out.
 std::vector<std::pair<int, int>> Membership::LinksUsed(const Replica& replica) const {
+  if (model_ == nullptr || replica.partition.first_layers.size() != replica.stages.size()) return {};
   const int layers = model_->layers_size(), finch_layers = layers - static_cast<int>(model_->gold_layers());
   const int stages = static_cast<int>(replica.stages.size());
   std::vector<std::pair<int, int>> links;
