@@ -122,6 +122,7 @@ class FakeDevice::Progress : public std::enable_shared_from_this<Progress> {
   void Fail(absl::Status fault) {
     const std::lock_guard<std::mutex> lock(mutex_);
     fault_ = std::move(fault);
+    changed_.notify_all();
   }
   absl::Status fault() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -138,7 +139,8 @@ class FakeDevice::Progress : public std::enable_shared_from_this<Progress> {
     }
     void Wait() const override {
       std::unique_lock<std::mutex> lock(progress_->mutex_);
-      progress_->changed_.wait(lock, [this] { return number_ <= progress_->reached_; });
+      // As on a real device: whoever waits for one that has failed hears of it.
+      progress_->changed_.wait(lock, [this] { return number_ <= progress_->reached_ || !progress_->fault_.ok(); });
     }
 
    private:
