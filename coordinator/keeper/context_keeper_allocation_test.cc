@@ -1,34 +1,16 @@
 // What keeping texts allocates on the coordinator's thread, which plans Steps.
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <string>
 #include <utility>
 
+#include "base/allocation_counter.h"
 #include "coordinator/keeper/context_keeper.h"
 #include "coordinator/scheduler/dispatcher.h"
 #include "coordinator/scheduler/scheduler.h"
 #include "coordinator/scheduler/step.h"
 #include "gtest/gtest.h"
-
-namespace {
-int64_t allocations = 0, allocated_bytes = 0;
-}  // namespace
-
-// Counts what the program allocates. Not inlined, or GCC takes new and free for a mismatch.
-[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  ++allocations;
-  allocated_bytes += static_cast<int64_t>(bytes);
-  return std::malloc(bytes);
-}
-[[gnu::noinline]] void* operator new(size_t bytes) {
-  if (void* memory = operator new(bytes, std::nothrow)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace goldfinch {
 namespace {
@@ -68,16 +50,16 @@ class ContextKeeperAllocationTest : public testing::Test {
   void Submit(Request request) { scheduler_.Submit(++number_, std::move(request), sink_, now_); }
   // What one Step takes of the keeper, as the coordinator calls it. Returns how often it has allocated.
   int64_t Step() {
-    int64_t before = allocations;
+    int64_t before = CountedAllocations().count;
     for (const uint64_t request : keeper_.TakePrepared(now_)) scheduler_.Prepared(request, now_);
     if (moves_) keeper_.TakeStoreActions(now_);
     keeper_.TakeDrops(0);
-    int64_t count = allocations - before;
+    int64_t count = CountedAllocations().count - before;
     if (!scheduler_.NextStep(0, now_, &plan_)) return count;
-    before = allocations;
+    before = CountedAllocations().count;
     keeper_.TakeDrops(0);
     keeper_.StepPlanned(0, plan_.id);
-    count += allocations - before;
+    count += CountedAllocations().count - before;
     result_.id = plan_.id;
     result_.chunks.clear();
     for (const StepPlan::Chunk& chunk : plan_.chunks) {
@@ -87,11 +69,11 @@ class ContextKeeperAllocationTest : public testing::Test {
     }
     EXPECT_TRUE(scheduler_.Apply(0, &result_, ++now_).ok());
     scheduler_.TakeEvents();
-    before = allocations;
+    before = CountedAllocations().count;
     keeper_.Unsaved(0, {});
     keeper_.StepAnswered(0, plan_.id, {}, now_);
     keeper_.Expire(now_);
-    return count + allocations - before;
+    return count + CountedAllocations().count - before;
   }
 
   ContextKeeper keeper_;
@@ -123,11 +105,11 @@ TEST_F(ContextKeeperAllocationTest, ALongPromptIsNotCopied) {
   request.generate.emplace().max_tokens = 1;
   const int64_t prompt_bytes = int64_t{4} << 20;
   moves_ = false;
-  const int64_t before = allocated_bytes;
+  const int64_t before = CountedAllocations().bytes;
   Submit(std::move(request));
   while (sink_->tokens == 0) Step();
   EXPECT_GT(keeper_.tree()->segments(), 10U);
-  EXPECT_LT(allocated_bytes - before, 3 * prompt_bytes);
+  EXPECT_LT(CountedAllocations().bytes - before, 3 * prompt_bytes);
 }
 
 }  // namespace

@@ -109,7 +109,7 @@ class KeptHistory {
     request.prompt = FakePrompt(1 + Below(900), Below(3));
     if (Below(2) == 0) request.prompt[Below(static_cast<int>(request.prompt.size()))] = 1 + Below(3);
     asked->tokens = 1 + Below(Below(8) == 0 ? 300 : 40);
-    asked->client = Client();
+    asked->client = NewClient();
     request.generate.emplace().max_tokens = asked->tokens;
     if (Below(4) == 0) {
       request.context = Name();

@@ -17,14 +17,14 @@ TEST(ContextKeeperStoreTest, WhatWasKeptIsThereAfterARestart) {
   {
     StoreKeeping keeping(&store);
     keeping.Up(0);
-    keeping.cluster.Generate(Prompt(3000), 1, Client());
+    keeping.cluster.Generate(Prompt(3000), 1, NewClient());
     keeping.cluster.RunAll();
     keeping.ExpectNothingLeft();
     EXPECT_EQ(store.files.size(), 1U);
   }
   StoreKeeping keeping(&store);
   keeping.Up(0);
-  const auto client = Client();
+  const auto client = NewClient();
   keeping.cluster.Generate(Prompt(3000, {7, 8}), 3, client);
   keeping.cluster.RunAll();
   EXPECT_EQ(client->tokens[0], FakeAnswer(Prompt(3000, {7, 8}), 0, 3));
@@ -38,7 +38,7 @@ TEST(ContextKeeperStoreTest, ALostGroupCostsAReload) {
   StoreKeeping keeping(&store, 1, 1 << 30, {}, {.first_tokens = 1000, .cost_tokens = 20});
   keeping.Up(0);
   keeping.cluster.step_seconds = 1;
-  const auto client = Client();
+  const auto client = NewClient();
   const std::vector<int32_t> prompt = Prompt(20'000);
   keeping.cluster.Generate(prompt, 40, client);
   while (client->tokens[0].size() < 10) keeping.cluster.RunUntil(keeping.cluster.now + 1);
@@ -58,7 +58,7 @@ TEST(ContextKeeperStoreTest, ALongAnswerIsNotGeneratedAgain) {
   FakeStore store;
   StoreKeeping keeping(&store, 1, 1 << 30, {}, {.first_tokens = 500, .cost_tokens = 20});
   keeping.Up(0);
-  const auto client = Client();
+  const auto client = NewClient();
   const std::vector<int32_t> prompt = Prompt(100);
   keeping.cluster.Generate(prompt, 1200, client);
   while (client->tokens[0].size() < 1000) keeping.cluster.RunUntil(keeping.cluster.now + 1);
@@ -76,7 +76,7 @@ TEST(ContextKeeperStoreTest, ThoseWhoWaitForTheSameShareItsMoves) {
   {
     StoreKeeping keeping(&store);
     keeping.Up(0);
-    keeping.cluster.Generate(Prompt(3000), 1, Client());
+    keeping.cluster.Generate(Prompt(3000), 1, NewClient());
     keeping.cluster.RunAll();
   }
   StoreKeeping keeping(&store);
@@ -84,7 +84,7 @@ TEST(ContextKeeperStoreTest, ThoseWhoWaitForTheSameShareItsMoves) {
   keeping.Up(0);
   std::vector<std::shared_ptr<FakeClient>> clients;
   for (int32_t i = 0; i < 5; ++i) {
-    clients.push_back(Client());
+    clients.push_back(NewClient());
     keeping.cluster.Generate(Prompt(3000, {i + 1}), 1, clients.back());
   }
   keeping.cluster.RunAll();
@@ -98,7 +98,7 @@ TEST(ContextKeeperStoreTest, NoFailureOfTheStoreFailsARequest) {
   {
     StoreKeeping keeping(&store);
     keeping.Up(0);
-    keeping.cluster.Generate(Prompt(3000), 1, Client());
+    keeping.cluster.Generate(Prompt(3000), 1, NewClient());
     keeping.cluster.RunAll();
   }
   const FakeStore before = store;
@@ -110,7 +110,7 @@ TEST(ContextKeeperStoreTest, NoFailureOfTheStoreFailsARequest) {
     StoreKeeping keeping(&store);
     keeping.fails = [&](bool) { return status; };
     keeping.Up(0);
-    const auto client = Client();
+    const auto client = NewClient();
     keeping.cluster.Generate(Prompt(3000, {7}), 5, client);
     keeping.cluster.RunAll();
     EXPECT_EQ(*client->status, absl::OkStatus());
@@ -126,13 +126,13 @@ TEST(ContextKeeperStoreTest, NobodyWaitsForEver) {
   {
     StoreKeeping keeping(&store);
     keeping.Up(0);
-    keeping.cluster.Generate(Prompt(3000), 1, Client());
+    keeping.cluster.Generate(Prompt(3000), 1, NewClient());
     keeping.cluster.RunAll();
   }
   StoreKeeping keeping(&store, 1, 1 << 30, {.wait_seconds_max = 4});
   keeping.move_seconds = [] { return 1000.0; };
   keeping.Up(0);
-  const auto client = Client();
+  const auto client = NewClient();
   keeping.cluster.Generate(Prompt(3000, {7}), 1, client);
   keeping.cluster.RunAll();
   EXPECT_EQ(*client->status, absl::OkStatus());
@@ -144,10 +144,10 @@ TEST(ContextKeeperStoreTest, AStoreInMemoryIsForLongTexts) {
   FakeStore store;
   StoreKeeping keeping(&store, 1, 1 << 30, {.durable = false, .protect_tokens = 2000});
   keeping.Up(0);
-  keeping.cluster.Generate(Prompt(1500), 1, Client());
+  keeping.cluster.Generate(Prompt(1500), 1, NewClient());
   keeping.cluster.RunAll();
   EXPECT_EQ(keeping.saves, 0);
-  keeping.cluster.Generate(FakePrompt(2500, 3), 1, Client());
+  keeping.cluster.Generate(FakePrompt(2500, 3), 1, NewClient());
   keeping.cluster.RunAll();
   EXPECT_EQ(keeping.saves, 1);
   EXPECT_EQ(keeping.keeper.store()->protected_bytes(), store.bytes());
@@ -159,7 +159,7 @@ TEST(ContextKeeperStoreTest, AfterAnErrorNothingIsSavedForAWhile) {
   keeping.fails = [](bool) { return absl::ResourceExhaustedError("the disk is full"); };
   keeping.Up(0);
   for (int32_t i = 0; i < 5; ++i) {
-    keeping.cluster.Generate(FakePrompt(1000, 10 * i), 1, Client());
+    keeping.cluster.Generate(FakePrompt(1000, 10 * i), 1, NewClient());
     keeping.cluster.RunAll();
   }
   EXPECT_EQ(keeping.saves, 1);
@@ -179,7 +179,7 @@ TEST(ContextKeeperStoreTest, ANameIsWrittenDownWhenItsTextIsInTheStore) {
     request.prompt = Prompt(1000);
     request.keep_as = Request::KeepAs{.name = "old"};
     request.generate.emplace().max_tokens = 0;
-    keeping.Ask(std::move(request), Client());
+    keeping.Ask(std::move(request), NewClient());
     keeping.cluster.RunUntil(3);
     ASSERT_TRUE(keeping.keeper.RenameContext("", {.name = "old", .new_name = "new"}).ok());  // while it is saved
     keeping.cluster.RunUntil(8);
@@ -197,7 +197,7 @@ TEST(ContextKeeperStoreTest, ANameIsWrittenDownWhenItsTextIsInTheStore) {
   request.prompt = {7};
   request.cache = false;
   request.generate.emplace().max_tokens = 3;
-  const auto client = Client();
+  const auto client = NewClient();
   keeping.Ask(std::move(request), client);
   keeping.cluster.RunAll();
   EXPECT_EQ(client->tokens[0], FakeAnswer(Prompt(1000, {7}), 0, 3));
@@ -219,7 +219,7 @@ TEST(ContextKeeperStoreTest, ANameThatCannotBeWrittenDownIsTriedAgain) {
   request.prompt = Prompt(1000);
   request.keep_as = Request::KeepAs{.name = "doc"};
   request.generate.emplace().max_tokens = 0;
-  keeping.Ask(std::move(request), Client());
+  keeping.Ask(std::move(request), NewClient());
   keeping.cluster.RunUntil(8);
   EXPECT_EQ(failures, 1) << "not at every event";
   keeping.ExpectNothingLeft();
@@ -234,7 +234,7 @@ TEST(ContextKeeperStoreTest, WhatCannotBeReadForTheMomentIsLeftAlone) {
     request.prompt = ids;
     request.keep_as = Request::KeepAs{.name = name};
     request.generate.emplace().max_tokens = 0;
-    keeping.Ask(std::move(request), Client());
+    keeping.Ask(std::move(request), NewClient());
     keeping.cluster.RunAll();
   };
   {

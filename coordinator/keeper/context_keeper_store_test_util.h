@@ -29,14 +29,6 @@ inline const ContextIdentity& StoreIdentity() {
   return *identity;
 }
 
-inline std::shared_ptr<FakeClient> Client() { return std::make_shared<FakeClient>(1); }
-
-inline std::vector<int32_t> Prompt(int64_t count, const std::vector<int32_t>& more = {}) {
-  std::vector<int32_t> ids = FakePrompt(count);
-  ids.insert(ids.end(), more.begin(), more.end());
-  return ids;
-}
-
 // A store that outlives keepers. What it does not read at the next start, and what goes on from that, it leaves alone.
 struct FakeStore {
   struct File {

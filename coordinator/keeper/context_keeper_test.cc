@@ -13,14 +13,6 @@
 namespace goldfinch {
 namespace {
 
-std::shared_ptr<FakeClient> Client(int samples = 1) { return std::make_shared<FakeClient>(samples); }
-
-std::vector<int32_t> Prompt(int64_t count, const std::vector<int32_t>& more = {}) {
-  std::vector<int32_t> ids = FakePrompt(count);
-  ids.insert(ids.end(), more.begin(), more.end());
-  return ids;
-}
-
 // Groups with shelves of so many bytes; a token has 10, a snapshot 100.
 struct Keeping {
   explicit Keeping(int64_t shelf_bytes = 1 << 30, int replicas = 1, const SnapshotOptions& snapshots = {})
@@ -56,7 +48,7 @@ TEST(ContextKeeperTest, QuestionsOverOneDocumentReadItOnce) {
   FakeCluster& cluster = keeping.cluster;
   keeping.Up(0);
   for (int32_t question = 0; question < 64; ++question) {
-    const auto client = Client();
+    const auto client = NewClient();
     const std::vector<int32_t> prompt = Prompt(3000, {question + 1, 7});
     cluster.Generate(prompt, 2, client);
     cluster.RunAll();
@@ -72,7 +64,7 @@ TEST(ContextKeeperTest, QuestionsOverOneDocumentReadItOnce) {
 TEST(ContextKeeperTest, AFollowUpReadsNothingAgain) {
   Keeping keeping;
   keeping.Up(0);
-  const auto first = Client(), second = Client();
+  const auto first = NewClient(), second = NewClient();
   keeping.cluster.Generate(Prompt(500), 1, first);
   keeping.cluster.RunAll();
   keeping.cluster.Generate(Prompt(500, {7, 8, 9}), 1, second);
@@ -84,7 +76,7 @@ TEST(ContextKeeperTest, AFollowUpReadsNothingAgain) {
 TEST(ContextKeeperTest, AnAnswerIsSavedAtGrowingDistances) {
   Keeping keeping(1 << 30, 1, {.first_tokens = 500, .cost_tokens = 20});
   keeping.Up(0);
-  const auto first = Client(), second = Client(), refused = Client();
+  const auto first = NewClient(), second = NewClient(), refused = NewClient();
   keeping.cluster.Generate(Prompt(490), 1100, first);
   keeping.cluster.RunAll();
   // 500 is so close to the end of the prompt that it would spare nothing; 1,000 and 1,500 are within the answer.
@@ -104,7 +96,7 @@ TEST(ContextKeeperTest, AnAnswerIsSavedAtGrowingDistances) {
 TEST(ContextKeeperTest, APeekIsWhatBeginGives) {
   Keeping keeping;
   keeping.Up(0);
-  const auto read = Client();
+  const auto read = NewClient();
   keeping.cluster.Generate(Prompt(500), 1, read, [](Request* request) { request->breakpoints = {64, 200}; });
   keeping.cluster.RunAll();
   const std::vector<int32_t> prompt = Prompt(500, {7, 8});
@@ -129,7 +121,7 @@ TEST(ContextKeeperTest, APeekIsWhatBeginGives) {
 TEST(ContextKeeperTest, ARequestCanRefuse) {
   Keeping keeping;
   keeping.Up(0);
-  const auto first = Client(), second = Client(), third = Client();
+  const auto first = NewClient(), second = NewClient(), third = NewClient();
   const auto refuse = [](Request* request) { request->cache = false; };
   keeping.cluster.Generate(Prompt(500), 1, first, refuse);
   keeping.cluster.RunAll();
@@ -150,7 +142,7 @@ TEST(ContextKeeperTest, ClientsWithKeysHaveTextsOfTheirOwn) {
       request->client = std::make_shared<goldfinch::Client>(goldfinch::Client{key, {}, key});
     };
   };
-  const auto first = Client(), second = Client(), third = Client();
+  const auto first = NewClient(), second = NewClient(), third = NewClient();
   keeping.cluster.Generate(Prompt(500), 1, first, as("a"));
   keeping.cluster.RunAll();
   keeping.cluster.Generate(Prompt(500, {7}), 1, second, as("b"));
@@ -168,7 +160,7 @@ TEST(ContextKeeperTest, WhatAShelfHasNoRoomForIsNotUsed) {
     keeping.keeper.StepAnswered(replica, step, {1, 2, 3}, keeping.cluster.now);
   };
   keeping.Up(0);
-  const auto first = Client(), second = Client();
+  const auto first = NewClient(), second = NewClient();
   keeping.cluster.Generate(Prompt(500), 1, first);
   keeping.cluster.RunAll();
   EXPECT_EQ(keeping.keeper.bytes(), 0);
@@ -199,7 +191,7 @@ TEST(ContextKeeperTest, EveryAnswerIsExactAndShelvesNeverOverflow) {
     };
     std::vector<Asked> all;
     for (int i = 0; i < 80; ++i) {
-      Asked asked = {FakePrompt(1 + below(900), below(3)), 1 + below(40), Client(1 + below(3))};
+      Asked asked = {FakePrompt(1 + below(900), below(3)), 1 + below(40), NewClient(1 + below(3))};
       if (below(2) == 0) asked.prompt[below(static_cast<int>(asked.prompt.size()))] = 1 + below(3);
       const uint64_t number = cluster.Generate(asked.prompt, asked.tokens, asked.client, [&](Request* request) {
         request->generate->samples = static_cast<int>(asked.client->tokens.size());

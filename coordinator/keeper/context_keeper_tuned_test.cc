@@ -58,7 +58,7 @@ struct KeepingTuned : StoreKeeping {
     request.prompt = prompt;
     request.generate.emplace().max_tokens = max_tokens;
     if (!keep_as.empty()) request.keep_as = {.name = keep_as};
-    auto client = Client();
+    auto client = NewClient();
     Ask(std::move(request), client);
     cluster.RunAll();
     return client;
@@ -83,7 +83,7 @@ TEST(ContextKeeperTunedTest, ARequestBeginsWithTheStateAndThenWithItsText) {
 
   // The same prompt without the state is another text, and reads all of it.
   keeping.opened_with.clear();
-  client = Client();
+  client = NewClient();
   keeping.cluster.Generate(prompt, 2, client);
   keeping.cluster.RunAll();
   EXPECT_EQ(client->usage.cached_tokens, 0);
@@ -243,7 +243,7 @@ TEST(ContextKeeperTunedTest, ItIsThereAfterARestart) {
     const uint64_t poet = keeping.keeper.tree()->FindTuned(PoetKey());
     ASSERT_NE(poet, 0u) << "the poem begins with it";
     EXPECT_EQ(store.files.size(), saved);
-    auto client = Client();
+    auto client = NewClient();
     keeping.cluster.Generate(Prompt(60), 1, client);
     keeping.cluster.RunAll();
     EXPECT_EQ(client->usage.cached_tokens, 0) << "the text of the poem, but not from its state";

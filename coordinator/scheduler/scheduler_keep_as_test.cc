@@ -11,20 +11,11 @@
 namespace goldfinch {
 namespace {
 
-std::shared_ptr<FakeClient> Client(int samples = 1) { return std::make_shared<FakeClient>(samples); }
-
-// A text of `count` tokens that goes on with `more`.
-std::vector<int32_t> Prompt(int64_t count, const std::vector<int32_t>& more = {}) {
-  std::vector<int32_t> ids = FakePrompt(count);
-  ids.insert(ids.end(), more.begin(), more.end());
-  return ids;
-}
-
 TEST(SchedulerKeepAsTest, WhatIsToBeKeptIsRunToItsEnd) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto client = Client(), next = Client();
+  const auto client = NewClient(), next = NewClient();
   cluster.Generate(Prompt(40), 5, client, [](Request* request) { request->keep_as = {"a chat"}; });
   cluster.RunAll();
   EXPECT_TRUE(client->status->ok()) << *client->status;
@@ -48,7 +39,7 @@ TEST(SchedulerKeepAsTest, WhatEndsEarlyIsSavedAtItsEnd) {
     cluster.Keep();
     cluster.keeper->save_at = [](int64_t tokens) { return std::vector<int64_t>{tokens, tokens + 4, tokens + 30}; };
     cluster.Up(0, Roomy());
-    const auto client = Client(), next = Client();
+    const auto client = NewClient(), next = NewClient();
     client->verdict = [&](int, int32_t) {
       return client->tokens[0].size() == 10 ? RequestSink::Verdict::kStop : RequestSink::Verdict::kContinue;
     };
@@ -75,7 +66,7 @@ TEST(SchedulerKeepAsTest, APromptAloneCanBeKept) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto client = Client(), again = Client(), question = Client();
+  const auto client = NewClient(), again = NewClient(), question = NewClient();
   cluster.Generate(Prompt(40), 0, client, [](Request* request) { request->keep_as = {"a document"}; });
   cluster.RunAll();
   EXPECT_TRUE(client->status->ok()) << *client->status;
@@ -98,7 +89,7 @@ TEST(SchedulerKeepAsTest, WhatCannotBeKeptIsAnErrorAfterTheAnswer) {
   cluster.Keep();
   cluster.keeper->keep_status = absl::ResourceExhaustedError("full");
   cluster.Up(0, Roomy());
-  const auto client = Client();
+  const auto client = NewClient();
   cluster.Generate(Prompt(40), 5, client, [](Request* request) { request->keep_as = {"a chat"}; });
   cluster.RunAll();
   EXPECT_EQ(client->tokens[0], FakeAnswer(Prompt(40), 0, 5));
@@ -112,7 +103,7 @@ TEST(SchedulerKeepAsTest, WhatIsToBeKeptSurvivesALossAtAnyMoment) {
     FakeCluster cluster;
     cluster.Keep();
     cluster.Up(0, Roomy());
-    const auto client = Client();
+    const auto client = NewClient();
     cluster.Generate(Prompt(40), 5, client, [](Request* request) { request->keep_as = {"a chat"}; });
     for (int i = 0; i < lost_after; ++i) {
       if (cluster.Plan(0) == 0) break;

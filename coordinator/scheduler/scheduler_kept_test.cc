@@ -11,20 +11,11 @@
 namespace goldfinch {
 namespace {
 
-std::shared_ptr<FakeClient> Client(int samples = 1) { return std::make_shared<FakeClient>(samples); }
-
-// A text of `count` tokens that goes on with `more`.
-std::vector<int32_t> Prompt(int64_t count, const std::vector<int32_t>& more = {}) {
-  std::vector<int32_t> ids = FakePrompt(count);
-  ids.insert(ids.end(), more.begin(), more.end());
-  return ids;
-}
-
 TEST(SchedulerKeptTest, ASecondQuestionReadsOnlyWhatIsNew) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto first = Client(), second = Client();
+  const auto first = NewClient(), second = NewClient();
   cluster.Generate(Prompt(50), 3, first);
   cluster.RunAll();
   EXPECT_EQ(first->usage.cached_tokens, 0);
@@ -47,12 +38,12 @@ TEST(SchedulerKeptTest, AChatBeginsWithItsLastTurn) {
   cluster.Keep();
   cluster.keeper->save_at = [](int64_t tokens) { return std::vector<int64_t>{tokens, tokens + 4}; };
   cluster.Up(0, Roomy());
-  const auto turn = Client();
+  const auto turn = NewClient();
   cluster.Generate(Prompt(20), 5, turn);
   cluster.RunAll();
   std::vector<int32_t> chat = Prompt(20, turn->tokens[0]);
   chat.push_back(3);
-  const auto next = Client();
+  const auto next = NewClient();
   cluster.Generate(chat, 2, next);
   cluster.RunAll();
   EXPECT_EQ(next->tokens[0], FakeAnswer(chat, 0, 2));
@@ -65,13 +56,13 @@ TEST(SchedulerKeptTest, EachSampleOfAnAnswerIsSaved) {
   cluster.Keep();
   cluster.keeper->save_at = [](int64_t tokens) { return std::vector<int64_t>{tokens, tokens + 4}; };
   cluster.Up(0, Roomy());
-  const auto turn = Client(3);
+  const auto turn = NewClient(3);
   cluster.Generate(Prompt(20), 8, turn, [](Request* request) { request->generate->samples = 3; });
   cluster.RunAll();
   for (int i = 0; i < 3; ++i) {
     std::vector<int32_t> chat = Prompt(20, turn->tokens[i]);
     chat.push_back(3);
-    const auto next = Client();
+    const auto next = NewClient();
     cluster.Generate(chat, 2, next);
     cluster.RunAll();
     EXPECT_EQ(next->tokens[0], FakeAnswer(chat, 0, 2));
@@ -84,7 +75,7 @@ TEST(SchedulerKeptTest, APromptThatIsKeptAsAWholeOnlyDraws) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto first = Client(), second = Client(), many = Client(3);
+  const auto first = NewClient(), second = NewClient(), many = NewClient(3);
   cluster.Generate(Prompt(40), 4, first);
   cluster.RunAll();
   int64_t before = cluster.groups[0]->tokens_run();
@@ -106,7 +97,7 @@ TEST(SchedulerKeptTest, OneTokenCanBeDrawnAlone) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto first = Client(), second = Client();
+  const auto first = NewClient(), second = NewClient();
   cluster.Generate(Prompt(40), 1, first);
   cluster.RunAll();
   const int64_t before = cluster.groups[0]->tokens_run();
@@ -122,14 +113,14 @@ TEST(SchedulerKeptTest, DrawsComeBesideChunks) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto first = Client(), reader = Client();
+  const auto first = NewClient(), reader = NewClient();
   std::vector<std::shared_ptr<FakeClient>> drawers;
   cluster.Generate(Prompt(40), 4, first);
   cluster.RunAll();
   cluster.Generate(FakePrompt(300, 9), 8, reader);
   for (int i = 0; i < 4; ++i) {
     cluster.Plan(0);
-    cluster.Generate(Prompt(40), 4, drawers.emplace_back(Client()));
+    cluster.Generate(Prompt(40), 4, drawers.emplace_back(NewClient()));
     cluster.Answer(0);
   }
   cluster.RunAll();
@@ -145,7 +136,7 @@ TEST(SchedulerKeptTest, WithoutLogitsTheLastTokensAreRunAgain) {
     return tokens > 20 ? std::vector<int64_t>{20, tokens} : std::vector<int64_t>{tokens};
   };
   cluster.Up(0, Roomy());
-  const auto longer = Client(), prefix = Client();
+  const auto longer = NewClient(), prefix = NewClient();
   cluster.Generate(Prompt(20, {7, 8}), 2, longer);
   cluster.RunAll();
   cluster.Generate(Prompt(20), 2, prefix);
@@ -161,7 +152,7 @@ TEST(SchedulerKeptTest, WhoWaitsForWhatIsBroughtIsPassed) {
   uint64_t waiting = 0;
   cluster.keeper->brings = [&](int, uint64_t number) { return number == waiting; };
   cluster.Up(0, Roomy());
-  const auto slow = Client(), quick = Client(), gone = Client();
+  const auto slow = NewClient(), quick = NewClient(), gone = NewClient();
   waiting = cluster.last_number + 1;
   cluster.Generate(Prompt(40), 2, slow);
   cluster.Generate(Prompt(30), 2, quick);
@@ -185,7 +176,7 @@ TEST(SchedulerKeptTest, WhoWaitsForALostGroupIsAskedForAnew) {
   int asked = 0;
   cluster.keeper->brings = [&](int, uint64_t) { return ++asked == 1; };
   cluster.Up(0, Roomy());
-  const auto client = Client();
+  const auto client = NewClient();
   cluster.Generate(Prompt(40), 2, client);
   cluster.RunAll();
   cluster.Lose(0);
@@ -202,12 +193,12 @@ TEST(SchedulerKeptTest, ARequestGoesWhereMostOfItsTextIsKept) {
   cluster.Up(0, Roomy());
   cluster.Up(1, Roomy());
   std::vector<std::shared_ptr<FakeClient>> first, second;
-  for (int i = 0; i < 2; ++i) cluster.Generate(FakePrompt(40, i), 2, first.emplace_back(Client()));
+  for (int i = 0; i < 2; ++i) cluster.Generate(FakePrompt(40, i), 2, first.emplace_back(NewClient()));
   cluster.RunAll();
   const int64_t runs[] = {cluster.groups[0]->tokens_run(), cluster.groups[1]->tokens_run()};
   EXPECT_EQ(runs[0], 41);
   EXPECT_EQ(runs[1], 41);
-  for (int i = 1; i >= 0; --i) cluster.Generate(FakePrompt(40, i), 2, second.emplace_back(Client()));
+  for (int i = 1; i >= 0; --i) cluster.Generate(FakePrompt(40, i), 2, second.emplace_back(NewClient()));
   cluster.RunAll();
   for (int i = 0; i < 2; ++i) {
     EXPECT_EQ(second[i]->usage.cached_tokens, 40);
@@ -223,7 +214,7 @@ TEST(SchedulerKeptTest, ALongTextIsWorthAWaitAndAShortOneIsReadElsewhere) {
     cluster.Keep();
     cluster.Up(0, Roomy());
     cluster.Up(1, Roomy());
-    const auto first = Client(), other = Client(), second = Client();
+    const auto first = NewClient(), other = NewClient(), second = NewClient();
     cluster.Generate(Prompt(kept), 1, first);
     cluster.RunAll();
     cluster.Generate(FakePrompt(1000, 90), 1, other);
@@ -241,7 +232,7 @@ TEST(SchedulerKeptTest, SamplesShareWhatIsKept) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto first = Client(), many = Client(3);
+  const auto first = NewClient(), many = NewClient(3);
   cluster.Generate(Prompt(50), 1, first);
   cluster.RunAll();
   const int64_t before = cluster.groups[0]->tokens_run();
@@ -270,11 +261,11 @@ TEST(SchedulerKeptTest, SamplesOfAPromptThatIsKeptAsAWholeAreCopiesOfTheFirst) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  cluster.Generate(Prompt(70), 1, Client());
+  cluster.Generate(Prompt(70), 1, NewClient());
   cluster.RunAll();
   const int64_t before = cluster.groups[0]->tokens_run();
   Openings openings(cluster);
-  const auto many = Client(5);
+  const auto many = NewClient(5);
   cluster.Generate(Prompt(70), 4, many, [](Request* request) { request->generate->samples = 5; });
   cluster.Plan(0);
   EXPECT_EQ(openings.restored, 1);
@@ -295,10 +286,10 @@ TEST(SchedulerKeptTest, WhatReadsOnlyItsLastTokenIsCopiedBeforeIt) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  cluster.Generate(Prompt(50), 1, Client());
+  cluster.Generate(Prompt(50), 1, NewClient());
   cluster.RunAll();
   Openings openings(cluster);
-  const auto many = Client(3), scored = Client();
+  const auto many = NewClient(3), scored = NewClient();
   cluster.Generate(Prompt(50, {7}), 2, many, [](Request* request) { request->generate->samples = 3; });
   cluster.RunAll();
   EXPECT_EQ(openings.restored, 1);
@@ -323,10 +314,10 @@ TEST(SchedulerKeptTest, SamplesThatComeTooLateBeginByThemselves) {
   GroupCapacity capacity = Roomy();
   capacity.max_sequences = 2;
   cluster.Up(0, capacity);
-  cluster.Generate(Prompt(70), 1, Client());
+  cluster.Generate(Prompt(70), 1, NewClient());
   cluster.RunAll();
   Openings openings(cluster);
-  const auto many = Client(3);
+  const auto many = NewClient(3);
   cluster.Generate(Prompt(70), 4, many, [](Request* request) { request->generate->samples = 3; });
   cluster.RunAll();
   EXPECT_EQ(openings.restored, 2);
@@ -339,7 +330,7 @@ TEST(SchedulerKeptTest, TokensThatAreScoredAreRun) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto first = Client(), continuation = Client(), all = Client();
+  const auto first = NewClient(), continuation = NewClient(), all = NewClient();
   cluster.Generate(Prompt(50), 1, first);
   cluster.RunAll();
   int64_t before = cluster.groups[0]->tokens_run();
@@ -362,7 +353,7 @@ TEST(SchedulerKeptTest, WhatIsParkedGoesOnFromWhereItWas) {
   GroupCapacity capacity = Roomy();
   capacity.max_sequences = 1;
   cluster.Up(0, capacity);
-  const auto low = Client(), high = Client();
+  const auto low = NewClient(), high = NewClient();
   cluster.Generate(Prompt(50), 30, low);
   while (low->tokens[0].size() < 10) {
     cluster.Plan(0);
@@ -380,7 +371,7 @@ TEST(SchedulerKeptTest, WhatIsKeptOfAGroupIsLostWithIt) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto first = Client(), second = Client();
+  const auto first = NewClient(), second = NewClient();
   cluster.Generate(Prompt(50), 3, first);
   cluster.RunAll();
   cluster.Generate(Prompt(50, {7}), 3, second);  // it holds what is kept, and is not opened
@@ -395,7 +386,7 @@ TEST(SchedulerKeptTest, WhatWillNotBeOpenedHoldsNothing) {
   FakeCluster cluster;
   cluster.Keep();
   cluster.Up(0, Roomy());
-  const auto first = Client(), second = Client();
+  const auto first = NewClient(), second = NewClient();
   cluster.Generate(Prompt(50), 3, first);
   cluster.RunAll();
   const uint64_t number = cluster.Generate(Prompt(50, {7}), 3, second);

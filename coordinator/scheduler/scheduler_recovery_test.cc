@@ -13,12 +13,10 @@
 namespace goldfinch {
 namespace {
 
-std::shared_ptr<FakeClient> Client(int samples = 1) { return std::make_shared<FakeClient>(samples); }
-
 TEST(SchedulerRecoveryTest, RequestsGoOnInTheNextGeneration) {
   FakeCluster cluster;
   cluster.Up(0, Roomy(2));
-  const auto client = Client(2);
+  const auto client = NewClient(2);
   cluster.Generate(FakePrompt(50), 12, client, [](Request* request) { request->generate->samples = 2; });
   while (client->tokens[0].size() < 5) {
     cluster.Plan(0);
@@ -37,7 +35,7 @@ TEST(SchedulerRecoveryTest, RequestsGoOnInTheNextGeneration) {
 TEST(SchedulerRecoveryTest, RequestsGoOnInTheGroupOfAnotherReplica) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto client = Client();
+  const auto client = NewClient();
   cluster.Generate(FakePrompt(50), 12, client);
   cluster.Plan(0);
   cluster.Up(1, Roomy());
@@ -50,7 +48,7 @@ TEST(SchedulerRecoveryTest, RequestsGoOnInTheGroupOfAnotherReplica) {
 TEST(SchedulerRecoveryTest, WhatNoLongerFitsAfterALossIsEnded) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto client = Client(), small = Client();
+  const auto client = NewClient(), small = NewClient();
   cluster.Generate(FakePrompt(500), 2, client);
   cluster.Generate(FakePrompt(5), 2, small);
   cluster.Lose(0);
@@ -65,7 +63,7 @@ TEST(SchedulerRecoveryTest, WhatNoLongerFitsAfterALossIsEnded) {
 
 TEST(SchedulerRecoveryTest, WhatBringsEveryGroupDownIsEnded) {
   FakeCluster cluster;
-  const auto poison = Client(), fine = Client();
+  const auto poison = NewClient(), fine = NewClient();
   cluster.Generate(FakePrompt(5), 2, poison);
   for (int loss = 0; loss < Scheduler::kLossesMax; ++loss) {
     EXPECT_FALSE(poison->status.has_value());
@@ -83,7 +81,7 @@ TEST(SchedulerRecoveryTest, WhatBringsEveryGroupDownIsEnded) {
 
 TEST(SchedulerRecoveryTest, ARequestThatGetsFurtherSurvivesAnyNumberOfLosses) {
   FakeCluster cluster;
-  const auto client = Client();
+  const auto client = NewClient();
   GroupCapacity capacity = Roomy();
   capacity.max_step_tokens = 64;
   cluster.Generate(FakePrompt(5), 20, client);
@@ -104,7 +102,7 @@ TEST(SchedulerRecoveryTest, WhatOnlyALostGroupCanHoldWaitsForIt) {
   GroupCapacity small = Roomy();
   small.cache_tokens = 128;
   cluster.Up(0, Roomy());
-  const auto client = Client();
+  const auto client = NewClient();
   cluster.Generate(FakePrompt(500), 2, client);
   cluster.Plan(0);
   cluster.Up(1, small);
@@ -122,7 +120,7 @@ TEST(SchedulerRecoveryTest, CacheBytesCountASharedPromptOnceEvenAfterALoss) {
   FakeCluster cluster;
   cluster.scheduler.SetModel(1000, 10, 100);
   cluster.Up(0, Roomy());
-  const auto client = Client(2);
+  const auto client = NewClient(2);
   // The second sample goes on alone after the loss.
   client->verdict = [](int sample, int32_t) {
     return sample == 0 ? RequestSink::Verdict::kStop : RequestSink::Verdict::kContinue;
@@ -172,7 +170,7 @@ TEST(SchedulerRecoveryTest, NothingThatHappensChangesAnAnswer) {
       switch (below(12)) {
         case 0:
         case 1: {
-          Wanted wanted{FakePrompt(1 + below(150), below(100)), {}, 1 + below(12), 0, false, Client(1 + below(3))};
+          Wanted wanted{FakePrompt(1 + below(150), below(100)), {}, 1 + below(12), 0, false, NewClient(1 + below(3))};
           const auto paused_at = static_cast<size_t>(below(4));
           FakeClient* client = wanted.client.get();
           client->verdict = [client, paused_at](int sample, int32_t) {
@@ -188,7 +186,7 @@ TEST(SchedulerRecoveryTest, NothingThatHappensChangesAnAnswer) {
           break;
         }
         case 2: {
-          Wanted wanted{FakePrompt(1 + below(60), below(100)), FakePrompt(1 + below(20)), 0, 0, false, Client()};
+          Wanted wanted{FakePrompt(1 + below(60), below(100)), FakePrompt(1 + below(20)), 0, 0, false, NewClient()};
           wanted.number = cluster.Score(wanted.prompt, {wanted.continuation, {7}}, below(2) == 0, wanted.client);
           all.push_back(wanted);
           break;

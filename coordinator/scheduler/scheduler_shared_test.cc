@@ -13,8 +13,6 @@
 namespace goldfinch {
 namespace {
 
-std::shared_ptr<FakeClient> Sink(int samples = 1) { return std::make_shared<FakeClient>(samples); }
-
 constexpr int64_t kPages = 20;  // that are full of the document
 // Its last page is each one's own.
 const std::vector<int32_t> kDocument = FakePrompt(kPages * kCachePageTokens + 10);
@@ -36,13 +34,13 @@ struct Keeping {
     capacity.cache_tokens = pages * kCachePageTokens;
     capacity.max_step_tokens = 256;
     cluster.Up(0, capacity);
-    cluster.Generate(kDocument, 1, Sink());
+    cluster.Generate(kDocument, 1, NewClient());
     cluster.RunAll();
     EXPECT_EQ(ReservedPages(), 0);
   }
   int64_t ReservedPages() const { return cluster.scheduler.Load(0).cache_tokens_reserved / kCachePageTokens; }
   void Ask(int count, int64_t max_tokens) {
-    for (int i = 0; i < count; ++i) cluster.Generate(Question(i), max_tokens, sinks.emplace_back(Sink()));
+    for (int i = 0; i < count; ++i) cluster.Generate(Question(i), max_tokens, sinks.emplace_back(NewClient()));
   }
   void ExpectAnswers(int64_t max_tokens) {
     for (size_t i = 0; i < sinks.size(); ++i) {
@@ -74,7 +72,7 @@ TEST(SchedulerSharedTest, ThePagesOfATextStayUntilTheLastOneEnds) {
   Keeping keeping(200);
   FakeCluster& cluster = keeping.cluster;
   std::vector<uint64_t> numbers;
-  for (int i = 0; i < 3; ++i) numbers.push_back(cluster.Generate(Question(i), 20, Sink()));
+  for (int i = 0; i < 3; ++i) numbers.push_back(cluster.Generate(Question(i), 20, NewClient()));
   cluster.Plan(0);
   for (const int gone : {0, 2, 1}) {
     EXPECT_EQ(keeping.ReservedPages(), cluster.groups[0]->pages_used());
@@ -91,7 +89,7 @@ TEST(SchedulerSharedTest, ThePagesOfATextStayUntilTheLastOneEnds) {
 TEST(SchedulerSharedTest, SamplesShareWithOtherRequests) {
   Keeping keeping(kPages + 40);
   FakeCluster& cluster = keeping.cluster;
-  const auto many = Sink(4), whole = Sink(4);
+  const auto many = NewClient(4), whole = NewClient(4);
   const auto four = [](Request* request) { request->generate->samples = 4; };
   cluster.Generate(Question(1), 20, many, four);
   cluster.Generate(kDocument, 20, whole, four);
@@ -118,7 +116,7 @@ TEST(SchedulerSharedTest, WhoNeedsTheRoomOfTheTextGetsItWhenAllWhoHaveItAreParke
     cluster.Plan(0);
     cluster.Answer(0);
   }
-  const auto urgent = Sink();
+  const auto urgent = NewClient();
   cluster.Generate(FakePrompt(1100, 90), 30, urgent, [](Request* request) { request->priority = 1; });
   EXPECT_EQ(cluster.scheduler.Load(0).sequences, 1);
   EXPECT_EQ(keeping.ReservedPages(), 18);
@@ -137,7 +135,7 @@ TEST(SchedulerSharedTest, ATextOfSeveralClientsCountsForEach) {
   };
   std::vector<std::shared_ptr<FakeClient>> sinks;
   for (int32_t i = 0; i < 4; ++i) {
-    cluster.Generate(Question(i), 20, sinks.emplace_back(Sink()), as(i % 2 == 0 ? "a" : "b"));
+    cluster.Generate(Question(i), 20, sinks.emplace_back(NewClient()), as(i % 2 == 0 ? "a" : "b"));
   }
   EXPECT_EQ(keeping.ReservedPages(), kPages + 4);
   cluster.RunAll();
@@ -154,9 +152,9 @@ TEST(SchedulerSharedTest, ShortRequestsCountByThemselves) {
   GroupCapacity capacity = Roomy();
   capacity.max_step_tokens = 256;
   cluster.Up(0, capacity);
-  cluster.Generate(FakePrompt(700), 1, Sink());
+  cluster.Generate(FakePrompt(700), 1, NewClient());
   cluster.RunAll();
-  const auto brief = Sink(), lengthy = Sink();
+  const auto brief = NewClient(), lengthy = NewClient();
   cluster.Generate(FakePrompt(700), 30, brief);
   EXPECT_EQ(cluster.scheduler.Load(0).cache_tokens_reserved, 12 * kCachePageTokens);
   cluster.Generate(FakePrompt(700), 2000, lengthy, [](Request* request) { request->generate->sampling.seed = 5; });

@@ -20,8 +20,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-std::shared_ptr<FakeClient> Client(int samples = 1) { return std::make_shared<FakeClient>(samples); }
-
 // Tokens of each chunk of a Step, by sequence in the order of the Step.
 std::vector<int64_t> ChunkTokens(const StepPlan& plan) {
   std::vector<int64_t> tokens;
@@ -34,7 +32,7 @@ std::vector<int64_t> ChunkTokens(const StepPlan& plan) {
 TEST(SchedulerTest, ReadsThePromptInChunksThenDecodes) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto client = Client();
+  const auto client = NewClient();
   cluster.Generate(FakePrompt(40), 5, client, [](Request* request) { request->progress = true; });
   cluster.RunAll();
   ASSERT_TRUE(client->status.has_value());
@@ -51,7 +49,7 @@ TEST(SchedulerTest, ReadsThePromptInChunksThenDecodes) {
 TEST(SchedulerTest, ChunksOfALongPromptFollowEachOtherThroughTheStages) {
   FakeCluster cluster;
   cluster.Up(0, Roomy(3));
-  cluster.Generate(FakePrompt(160), 1, Client());
+  cluster.Generate(FakePrompt(160), 1, NewClient());
   EXPECT_EQ(cluster.Plan(0), 4) << "one for each stage, one on its way";
   EXPECT_EQ(cluster.scheduler.Load(0).steps_in_flight, 4);
   cluster.Answer(0);
@@ -61,7 +59,7 @@ TEST(SchedulerTest, ChunksOfALongPromptFollowEachOtherThroughTheStages) {
 TEST(SchedulerTest, MaxTokensZeroOnlyReadsThePrompt) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto client = Client();
+  const auto client = NewClient();
   cluster.Generate(FakePrompt(20), 0, client);
   cluster.RunAll();
   EXPECT_TRUE(client->status->ok());
@@ -75,7 +73,7 @@ TEST(SchedulerTest, StopIdsAndVerdictsEndASample) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
   const std::vector<int32_t> answer = FakeAnswer(FakePrompt(8), 0, 6);
-  const auto by_id = Client(), by_verdict = Client();
+  const auto by_id = NewClient(), by_verdict = NewClient();
   cluster.Generate(FakePrompt(8), 6, by_id, [&](Request* request) { request->generate->stop_ids = {answer[2]}; });
   by_verdict->verdict = [&](int, int32_t token) {
     return token == answer[3] ? RequestSink::Verdict::kStop : RequestSink::Verdict::kContinue;
@@ -92,7 +90,7 @@ TEST(SchedulerTest, StopIdsAndVerdictsEndASample) {
 TEST(SchedulerTest, TokenZeroEndsTheText) {
   Scheduler scheduler({1});
   scheduler.GenerationReady(0, Roomy(), 0);
-  const auto client = Client();
+  const auto client = NewClient();
   Request request;
   request.prompt = {1};
   request.generate.emplace();
@@ -111,11 +109,11 @@ TEST(SchedulerTest, TokenZeroEndsTheText) {
 TEST(SchedulerTest, DecodingGoesFirstAndPreFillFillsTheRest) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  cluster.Generate(FakePrompt(4), 10, Client());
-  cluster.Generate(FakePrompt(4), 10, Client());
+  cluster.Generate(FakePrompt(4), 10, NewClient());
+  cluster.Generate(FakePrompt(4), 10, NewClient());
   cluster.Plan(0);
   cluster.Answer(0);
-  cluster.Generate(FakePrompt(100), 1, Client());
+  cluster.Generate(FakePrompt(100), 1, NewClient());
   cluster.Plan(0);
   EXPECT_THAT(ChunkTokens(cluster.plans[0].front()), ElementsAre(1, 1, 14));
 }
@@ -123,7 +121,7 @@ TEST(SchedulerTest, DecodingGoesFirstAndPreFillFillsTheRest) {
 TEST(SchedulerTest, DecodingSequencesAreDealtOverTheStages) {
   FakeCluster cluster;
   cluster.Up(0, Roomy(3));
-  for (int i = 0; i < 6; ++i) cluster.Generate(FakePrompt(2, i), 50, Client());
+  for (int i = 0; i < 6; ++i) cluster.Generate(FakePrompt(2, i), 50, NewClient());
   cluster.Plan(0);
   while (cluster.scheduler.Load(0).steps_in_flight > 0) cluster.Answer(0);
   EXPECT_EQ(cluster.Plan(0), 3);
@@ -133,7 +131,7 @@ TEST(SchedulerTest, DecodingSequencesAreDealtOverTheStages) {
 TEST(SchedulerTest, AShortPromptOvertakesALongOne) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto lengthy = Client(), brief = Client();
+  const auto lengthy = NewClient(), brief = NewClient();
   cluster.Generate(FakePrompt(1000), 1, lengthy);
   cluster.Plan(0);
   cluster.Generate(FakePrompt(8), 1, brief);
@@ -149,12 +147,12 @@ TEST(SchedulerTest, AShortPromptOvertakesALongOne) {
 TEST(SchedulerTest, ALongPromptKeepsHalfOfWhatIsThere) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto lengthy = Client();
+  const auto lengthy = NewClient();
   cluster.Generate(FakePrompt(800), 1, lengthy);
   // Short ones without end.
   int steps = 0;
   for (; !lengthy->status.has_value() && steps < 1000; ++steps) {
-    for (int i = 0; i < 2; ++i) cluster.Generate(FakePrompt(8, steps), 0, Client());
+    for (int i = 0; i < 2; ++i) cluster.Generate(FakePrompt(8, steps), 0, NewClient());
     cluster.Plan(0);
     cluster.Answer(0);
   }
@@ -165,7 +163,7 @@ TEST(SchedulerTest, ALongPromptKeepsHalfOfWhatIsThere) {
 TEST(SchedulerTest, HigherPriorityGoesFirst) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto low = Client(), high = Client();
+  const auto low = NewClient(), high = NewClient();
   cluster.Generate(FakePrompt(64), 1, low);
   cluster.Generate(FakePrompt(64), 1, high, [](Request* request) { request->priority = 1; });
   while (!high->status.has_value()) {
@@ -184,7 +182,7 @@ TEST(SchedulerTest, RequestsWaitForASlotInTheOrderOfTheirArrival) {
   capacity.max_sequences = 2;
   cluster.Up(0, capacity);
   std::vector<std::shared_ptr<FakeClient>> clients;
-  for (int i = 0; i < 5; ++i) cluster.Generate(FakePrompt(4, i), 3, clients.emplace_back(Client()));
+  for (int i = 0; i < 5; ++i) cluster.Generate(FakePrompt(4, i), 3, clients.emplace_back(NewClient()));
   EXPECT_EQ(cluster.scheduler.running(), 2);
   EXPECT_EQ(cluster.scheduler.waiting(), 3);
   cluster.RunAll();
@@ -199,9 +197,9 @@ TEST(SchedulerTest, RequestsWaitForCachePagesOfTheirWorstCase) {
   capacity.cache_tokens = 4 * kCachePageTokens;
   cluster.Up(0, capacity);
   // 10 + 129 - 1 positions: three pages.
-  cluster.Generate(FakePrompt(10), 129, Client());
+  cluster.Generate(FakePrompt(10), 129, NewClient());
   EXPECT_EQ(cluster.scheduler.Load(0).cache_tokens_reserved, 3 * kCachePageTokens);
-  const auto large = Client(), small = Client();
+  const auto large = NewClient(), small = NewClient();
   cluster.Generate(FakePrompt(65), 1, large);
   EXPECT_EQ(cluster.scheduler.waiting(), 1);
   cluster.Generate(FakePrompt(5), 1, small);
@@ -214,9 +212,9 @@ TEST(SchedulerTest, RequestsWaitForCachePagesOfTheirWorstCase) {
 
 TEST(SchedulerTest, AFullQueueRefuses) {
   FakeCluster cluster(/*max_queue=*/2);
-  const auto last = Client();
-  cluster.Generate(FakePrompt(4), 1, Client());
-  cluster.Generate(FakePrompt(4), 1, Client());
+  const auto last = NewClient();
+  cluster.Generate(FakePrompt(4), 1, NewClient());
+  cluster.Generate(FakePrompt(4), 1, NewClient());
   cluster.Generate(FakePrompt(4), 1, last);
   ASSERT_TRUE(last->status.has_value());
   EXPECT_EQ(last->status->code(), absl::StatusCode::kResourceExhausted);
@@ -229,7 +227,7 @@ TEST(SchedulerTest, WhatCanNeverFitIsRefusedAtOnce) {
   capacity.cache_tokens = 128;
   capacity.max_sequences = 2;
   cluster.Up(0, capacity);
-  const auto too_long = Client();
+  const auto too_long = NewClient();
   cluster.Generate(FakePrompt(100), 100, too_long);
   EXPECT_EQ(too_long->status->code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(
@@ -243,7 +241,7 @@ TEST(SchedulerTest, SamplesThatFindNoSlotComeAfterTheOthers) {
   GroupCapacity capacity = Roomy();
   capacity.max_sequences = 2;
   cluster.Up(0, capacity);
-  const auto many = Client(5);
+  const auto many = NewClient(5);
   cluster.Generate(FakePrompt(10), 3, many, [](Request* request) { request->generate->samples = 5; });
   cluster.RunUntil(3);
   // Also when a group has become smaller while they run.
@@ -259,7 +257,7 @@ TEST(SchedulerTest, GroupsShareTheQueue) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
   cluster.Up(1, Roomy());
-  for (int i = 0; i < 4; ++i) cluster.Generate(FakePrompt(50, i), 2, Client());
+  for (int i = 0; i < 4; ++i) cluster.Generate(FakePrompt(50, i), 2, NewClient());
   EXPECT_EQ(cluster.scheduler.Load(0).sequences, 2);
   EXPECT_EQ(cluster.scheduler.Load(1).sequences, 2);
   ExpectNothingLeft(cluster);
@@ -270,7 +268,7 @@ TEST(SchedulerTest, GroupsShareTheQueue) {
 TEST(SchedulerTest, SamplesShareThePromptsWorkAndDrawAsRequestsOfTheirOwn) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto client = Client(3);
+  const auto client = NewClient(3);
   cluster.Generate(FakePrompt(200), 4, client, [](Request* request) {
     request->generate->samples = 3;
     request->generate->sampling.seed = 7;
@@ -286,7 +284,7 @@ TEST(SchedulerTest, SamplesShareThePromptsWorkAndDrawAsRequestsOfTheirOwn) {
 TEST(SchedulerTest, SamplesOfAPromptOfOneToken) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto client = Client(2);
+  const auto client = NewClient(2);
   cluster.Generate({5}, 3, client, [](Request* request) { request->generate->samples = 2; });
   cluster.RunAll();
   for (int i = 0; i < 2; ++i) EXPECT_EQ(client->tokens[i], FakeAnswer({5}, i, 3));
@@ -301,7 +299,7 @@ TEST(SchedulerTest, ScoresPromptAndContinuations) {
     cluster.Up(0, capacity);
     const std::vector<int32_t> prompt = FakePrompt(43);
     const std::vector<std::vector<int32_t>> continuations = {{9}, FakePrompt(20, 50), {3, 4}};
-    const auto client = Client();
+    const auto client = NewClient();
     cluster.Score(prompt, continuations, score_prompt, client);
     cluster.RunAll();
     ASSERT_TRUE(client->status.has_value());
@@ -317,7 +315,7 @@ TEST(SchedulerTest, ScoresPromptAndContinuations) {
 TEST(SchedulerTest, ScoresAPromptAlone) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto client = Client(), one = Client();
+  const auto client = NewClient(), one = NewClient();
   const std::vector<int32_t> prompt = FakePrompt(30);
   cluster.Score(prompt, {}, true, client);
   cluster.Score({4}, {}, true, one);
@@ -367,7 +365,7 @@ TEST(SchedulerTest, RawLogitsAreDeliveredWithTheirTokens) {
 TEST(SchedulerTest, ACancelledRequestIsClosedByTheNextStepAndItsResultsAreDropped) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto client = Client();
+  const auto client = NewClient();
   const uint64_t number = cluster.Generate(FakePrompt(8), 100, client);
   cluster.Plan(0);
   cluster.scheduler.Cancel(number, absl::CancelledError("gone"), cluster.now);
@@ -383,7 +381,7 @@ TEST(SchedulerTest, ACancelledRequestIsClosedByTheNextStepAndItsResultsAreDroppe
 
 TEST(SchedulerTest, ARequestThatWaitsCanBeCancelled) {
   FakeCluster cluster;
-  const auto client = Client();
+  const auto client = NewClient();
   const uint64_t number = cluster.Generate(FakePrompt(8), 100, client);
   cluster.scheduler.Cancel(number, absl::CancelledError("gone"), cluster.now);
   cluster.scheduler.Cancel(number, absl::CancelledError("again"), cluster.now);
@@ -395,7 +393,7 @@ TEST(SchedulerTest, ARequestThatWaitsCanBeCancelled) {
 TEST(SchedulerTest, APausedRequestKeepsItsMemoryAndComputesNothing) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto slow = Client(), other = Client();
+  const auto slow = NewClient(), other = NewClient();
   slow->verdict = [&](int, int32_t) {
     return slow->tokens[0].size() == 2 ? RequestSink::Verdict::kPause : RequestSink::Verdict::kContinue;
   };
@@ -418,7 +416,7 @@ TEST(SchedulerTest, AnAnswerThatDoesNotFitTheStepIsAnError) {
   const auto apply = [](const std::function<void(StepResult*)>& edit) {
     FakeCluster cluster;
     cluster.Up(0, Roomy());
-    cluster.Generate(FakePrompt(5), 2, Client());
+    cluster.Generate(FakePrompt(5), 2, NewClient());
     cluster.Plan(0);
     StepResult result = cluster.in_flight[0].front();
     edit(&result);
@@ -437,7 +435,7 @@ TEST(SchedulerTest, AnAnswerThatDoesNotFitTheStepIsAnError) {
 TEST(SchedulerTest, ASequenceThatCannotGoOnEndsItsRequestAlone) {
   FakeCluster cluster;
   cluster.Up(0, Roomy());
-  const auto broken = Client(), fine = Client();
+  const auto broken = NewClient(), fine = NewClient();
   cluster.Generate(FakePrompt(5), 2, broken);
   cluster.Generate(FakePrompt(6), 2, fine);
   cluster.Plan(0);

@@ -41,6 +41,12 @@ std::vector<int32_t> FakePrompt(int64_t count, int32_t first) {
   return ids;
 }
 
+std::vector<int32_t> Prompt(int64_t count, const std::vector<int32_t>& more) {
+  std::vector<int32_t> ids = FakePrompt(count);
+  ids.insert(ids.end(), more.begin(), more.end());
+  return ids;
+}
+
 // ---- FakeGroup ----
 
 // `forked`: what it is a copy of; null: it is empty.

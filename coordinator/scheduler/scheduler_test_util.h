@@ -189,8 +189,12 @@ class FakeCluster {
   uint64_t last_number = 0;
 };
 
+inline std::shared_ptr<FakeClient> NewClient(int samples = 1) { return std::make_shared<FakeClient>(samples); }
+
 // 1, 2, ... from `first`, below 200.
 std::vector<int32_t> FakePrompt(int64_t count, int32_t first = 1);
+// FakePrompt(count), which goes on with `more`.
+std::vector<int32_t> Prompt(int64_t count, const std::vector<int32_t>& more = {});
 
 // A capacity that holds everything the tests ask for, with Steps of 16 tokens.
 GroupCapacity Roomy(int stages = 1);

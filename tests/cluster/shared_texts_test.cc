@@ -121,7 +121,7 @@ TEST(SharedTextPagesTest, ManyQuestionsTakeThePagesOfTheirTextOnce) {
       request->context = "document";
       request->generate->sampling.banned_tokens = {0};  // which ends an answer
     };
-    questions.push_back(cluster.Generate({token, 7}, 20, edit, &numbers[i], /*pause_at=*/3));
+    questions.push_back(cluster.Generate({token, 7}, 6, edit, &numbers[i], /*pause_at=*/3));
   }
   for (const auto& question : questions) question->AwaitTokens(3);
   // None has ended, so all run at once.

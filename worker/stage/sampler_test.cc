@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <memory>
-#include <new>
 #include <numeric>
 #include <random>
 #include <set>
@@ -15,27 +13,11 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/allocation_counter.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "worker/stage/sampler_test_util.h"
-
-namespace {
-int64_t allocations = 0;
-}  // namespace
-
-// Counts what the program allocates, for the test that sampling does not. Not inlined, or GCC takes new and free for a
-// mismatch.
-[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  ++allocations;
-  return std::malloc(bytes);
-}
-[[gnu::noinline]] void* operator new(size_t bytes) {
-  if (void* memory = operator new(bytes, std::nothrow)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace goldfinch {
 namespace {
@@ -179,13 +161,13 @@ TEST(SamplerTest, AllocatesNothingInSteadyState) {
     SamplerScratch scratch;
     for (int32_t id = 0; id < 100; ++id) sampler.Observe(id);
     EXPECT_TRUE(sampler.Sample(logits, 0, scratch).ok());
-    const int64_t before = allocations;
+    const int64_t before = CountedAllocations().count;
     int64_t failed = 0;
     for (int position = 1; position < 100; ++position) {
       failed += sampler.Sample(logits, position, scratch).ok() ? 0 : 1;
       sampler.Observe(position);
     }
-    EXPECT_EQ(allocations, before);
+    EXPECT_EQ(CountedAllocations().count, before);
     EXPECT_EQ(failed, 0);
   }
 }
