@@ -187,12 +187,13 @@ absl::Status ContextShelf::Save(uint64_t segment, int64_t begin, int64_t end, in
     }
   }
   const std::shared_ptr<const Mark> written = copy(to);
-  if (!written->reached()) {
-    const auto end = std::make_shared<const CopyEnd>(written);
-    for (const std::shared_ptr<SavedPart>& part : made) part->written = end;
+  const bool under_way = !written->reached();
+  if (under_way) {
+    const auto copy_end = std::make_shared<const CopyEnd>(written);
+    for (const std::shared_ptr<SavedPart>& part : made) part->written = copy_end;
   }
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (!written->reached()) held_.push_back({written, to.parts});
+  if (under_way) held_.push_back({written, to.parts});
   if (epoch != epoch_) return absl::OkStatus();  // there is nobody any more who could ask for it
   const auto [found, added] = segments_.try_emplace(segment, to);
   if (added) return absl::OkStatus();

@@ -24,7 +24,8 @@ class ShelfSession {
  public:
   // Sends a message, and returns false once the stream is broken. May block until there is room for it.
   using Send = std::function<bool(const cluster::v1::FromShelf& message)>;
-  // Whether the stream is still wanted: it ends what waits for the device.
+  // Whether the stream is still wanted, as far as its owner can tell while it waits for the device: over gRPC, until
+  // the worker stops.
   using IsWanted = std::function<bool()>;
 
   // `shelf` must outlive the session.

@@ -87,7 +87,8 @@ absl::Status StageRunner::Draw(const Step& step, StepDone* done) {
 absl::Status StageRunner::LoadLogits(const SavedSegment& segment) {
   const SavedPart* const part = segment.Find(shape_.layers() - 1, StatePartKind::kLogits);
   if (part == nullptr) return Invalid("draw: segment ", segment.number, " has no logits");
-  GF_RETURN_IF_ERROR(shelf_->Await(*part, [] { return true; }));
+  if (const std::shared_ptr<const Mark> mark = part->Pending(); mark != nullptr) mark->Wait();
+  GF_RETURN_IF_ERROR(backend_.status());
   restored_logits_.resize(shape_.vocab_size);
   char* to = reinterpret_cast<char*>(restored_logits_.data());
   part->ForEachRange(0, part->bytes(), [&](const char* data, int64_t bytes) {

@@ -78,6 +78,7 @@ Worker::Worker(WorkerOptions options, std::unique_ptr<Backend> backend, std::uni
       shelf_(MakeShelf(options_, *backend_)),
       generation_(std::make_shared<Generation>(Generation{0, absl::CancelledError("no group has formed yet")})),
       loader_(options_, *backend_) {
+  options_.shelf_bytes = shelf_->bytes();  // what the stage needs for a shelf is planned only where there is one
   thread_ = std::thread([this] { Work(); });
 }
 

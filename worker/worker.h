@@ -146,7 +146,7 @@ class Worker {
   // coordinator does not know yet whose it is.
   void ReplyFromWork(const cluster::v1::FromWorker& message) const;
 
-  const WorkerOptions options_;
+  WorkerOptions options_;  // with the bytes that the shelf has; not changed after the constructor
   const std::unique_ptr<Backend> backend_;
   const std::string device_;   // as it is with all its threads
   const int threads_;          // likewise; 0: it computes on a GPU

@@ -26,9 +26,9 @@ class Admission {
   // A connection from this address broke the rules and was closed. `now` is in seconds and never goes back.
   void Fault(const PeerAddress& peer, double now);
   // How long a new connection from this address is not read, in seconds. A client that breaks the rules costs most by
-  // connecting again at once. An address may have kFaultsAtOnce faults, and kFaultsASecond in the long run; beyond
-  // that its next connections wait until these are made up for, but at most kHoldSecondsMax. Open connections go on,
-  // and loopback addresses, each by itself, are treated alike.
+  // connecting again at once. Beyond kFaultsAtOnce faults of an address, which are made up for by kFaultsASecond, its
+  // next connections wait until the excess is, but at most kHoldSecondsMax: so it has at most as many faults in that
+  // time as it may have connections. Open connections go on, and loopback addresses, each by itself, are treated alike.
   double HoldSeconds(const PeerAddress& peer, double now);
   static constexpr double kFaultsAtOnce = 16, kFaultsASecond = 1, kHoldSecondsMax = 5;
 

@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "openssl/bio.h"
 #include "openssl/err.h"
 #include "openssl/ssl.h"
 #include "spdlog/spdlog.h"
@@ -121,7 +122,8 @@ bool Connection::OnClient(uint32_t events, double now, char* scratch) {
     Handshake();
     if (broken_) {
       Log(now, absl::StrCat("the TLS handshake failed: ", TlsError()));
-      setup_.on_fault();
+      // Who sends nothing, as probes of load balancers do, has cost nothing.
+      if (BIO_number_read(SSL_get_rbio(tls_)) > 0) setup_.on_fault();
     }
   }
   if (phase_ != Phase::kHandshake && (events & EPOLLIN) != 0) ReadClient(now, scratch);
@@ -180,8 +182,7 @@ bool Connection::Tick(double now) {
 bool Connection::OnPace(double now) {
   if (!paced() || now < guard_->resume_at()) return true;
   ExcuseClient(now);
-  const std::string waiting = std::exchange(partial_, {});
-  Filter(waiting, now);
+  FilterPartial(now);
   return EndTurn(now);
 }
 
@@ -293,17 +294,30 @@ void Connection::ReadClient(double now, char* scratch) {
     return;
   }
   const std::string_view bytes(scratch, count);
-  if (partial_.empty()) return Filter(bytes, now);
-  std::string joined = std::exchange(partial_, {});
-  joined.append(bytes);
-  Filter(joined, now);
+  if (partial_.empty()) {
+    if (const absl::StatusOr<size_t> consumed = Pass(bytes, now); consumed.ok()) partial_ = bytes.substr(*consumed);
+    return;
+  }
+  partial_.append(bytes);
+  FilterPartial(now);
 }
 
-void Connection::Filter(std::string_view bytes, double now) {
+void Connection::FilterPartial(double now) {
+  std::string bytes = std::exchange(partial_, {});
+  const absl::StatusOr<size_t> consumed = Pass(bytes, now);
+  if (!consumed.ok()) return;
+  bytes.erase(0, *consumed);
+  partial_ = std::move(bytes);
+}
+
+absl::StatusOr<size_t> Connection::Pass(std::string_view bytes, double now) {
   const absl::StatusOr<size_t> consumed = guard_->FromClient(bytes, now, to_server_.text());
-  if (!consumed.ok()) return Fault(consumed.status(), now);
-  partial_ = bytes.substr(*consumed);
-  if (phase_ == Phase::kOpening && guard_->open()) HandOn(now);
+  if (!consumed.ok()) {
+    Fault(consumed.status(), now);
+  } else if (phase_ == Phase::kOpening && guard_->open()) {
+    HandOn(now);
+  }
+  return consumed;
 }
 
 void Connection::WriteClient() {

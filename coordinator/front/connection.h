@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/log_limiter.h"
 #include "coordinator/front/body_pool.h"
 #include "coordinator/front/front_options.h"
@@ -108,8 +109,10 @@ class Connection {
   void Handshake();
   void ReadClient(double now, char* scratch);
   void ReadServer(char* scratch, double now);
-  // Passes bytes of the client on.
-  void Filter(std::string_view bytes, double now);
+  // Passes bytes of the client on, and returns how many the guard has consumed; an error ends the connection.
+  absl::StatusOr<size_t> Pass(std::string_view bytes, double now);
+  // The same for partial_, which keeps the rest.
+  void FilterPartial(double now);
   void HandOn(double now);
   ssize_t ReceiveClient(char* bytes, size_t size);  // 0: the end, -1: nothing now; sets broken_ on errors
   void WriteClient();
@@ -120,7 +123,7 @@ class Connection {
   void Close(double now);
   // Writes what can be written, goes on to the next phase, and says what to wait for.
   bool EndTurn(double now);
-  // Tells the guard for how long the client has not been read because of the server.
+  // Tells the guard for how long the client has not been read, because the server is full or frames of its own wait.
   void ExcuseClient(double now);
   void Log(double now, const std::string& what);
 
@@ -136,7 +139,7 @@ class Connection {
   bool client_ended_ = false;  // nothing more comes from the client
   bool server_ended_ = false;
   double client_full_since_ = -1;  // since when the client has taken nothing of a full outbox; -1: it is not full
-  double unread_since_ = -1;       // since when the client is not read because of the server; -1: it is read
+  double unread_since_ = -1;       // since when the client is not read, as above; -1: it is read
   size_t discarded_bytes_ = 0;     // in kClosing
   bool server_told_ = false;       // that the client has ended
   bool client_told_ = false;       // that the connection has ended

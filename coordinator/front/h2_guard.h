@@ -44,7 +44,7 @@ class CallBudget {
 //   or makes no progress although the server lets the client send.
 // Pure: it has no sockets, no clock and no threads; `now` is in seconds and never goes back. Time is linear in the
 // bytes, memory bounded by streams_max. What is left of a frame that is not whole is the caller's to keep: it is at
-// most kFrameBytesMax.
+// most kFrameBytesMax, unless resume_at() says that whole frames wait; then it is at most what one call was given.
 class H2Guard {
  public:
   // gRPC announces no larger frames and windows as long as its bandwidth probe is off.
@@ -70,8 +70,8 @@ class H2Guard {
   absl::Status Tick(double now, std::string* to_server, std::string* to_client);
   // To be called when there is room again.
   void Retry(double now, std::string* to_client);
-  // For so long, bytes of the client have not been read because of the server. Frames and messages have as much more
-  // time.
+  // For so long, bytes of the client have not been read, because the server was full or because of resume_at(). Frames
+  // and messages have as much more time.
   void Excuse(double seconds) { excused_seconds_ += seconds; }
 
   // The last frame that tells the client why the connection ends; nothing if it cannot be told, because a frame is half

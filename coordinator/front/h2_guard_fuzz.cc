@@ -66,7 +66,7 @@ Result Feed(const std::string& bytes, size_t part) {
     result.ok = consumed.ok();
     if (!result.ok) break;
     GF_CHECK_LE(*consumed, rest.size());
-    GF_CHECK_LE(rest.size() - *consumed, H2Guard::kFrameBytesMax);
+    GF_CHECK(guard.resume_at() >= 0 || rest.size() - *consumed <= H2Guard::kFrameBytesMax);
     GF_CHECK(guard.streams() <= 16 && guard.parked_bytes() >= 0 && guard.parked_bytes() <= 200'000);
     // A call that is refused, or whose message is too long, adds a reset.
     GF_CHECK_GE(result.passed.size() - passed_before, *consumed);

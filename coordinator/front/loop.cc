@@ -22,7 +22,7 @@ namespace goldfinch {
 namespace {
 
 constexpr double kTickSeconds = 0.5;
-constexpr int kPaceMs = 5;
+constexpr double kPaceSeconds = 0.005;
 constexpr double kTlsPollSeconds = 1;
 constexpr double kAcceptPauseSeconds = 0.1;
 // The work of one turn.
@@ -123,7 +123,7 @@ void FrontLoop::Run() {
     // The handshakes that are left out are reported again.
     for (int i = 0; i < count; ++i) RunEvent(events[i].data.u64, events[i].events, &handshakes);
     RunTasks();
-    if (!paced_.empty()) RunPaced();
+    if (!paced_.empty() && now_ >= pace_at_) RunPaced();
     if (paused_until_ >= 0 && now_ >= paused_until_) PauseAccepting(false);
     if (now_ >= tick_at_) Tick();
   }
@@ -136,15 +136,16 @@ void FrontLoop::Run() {
 }
 
 void FrontLoop::RunPaced() {
-  absl::flat_hash_set<uint64_t> ids;
-  ids.swap(paced_);
-  for (const uint64_t id : ids) {
+  pace_at_ = now_ + kPaceSeconds;
+  pacing_.assign(paced_.begin(), paced_.end());
+  paced_.clear();
+  for (const uint64_t id : pacing_) {
     With(id, [this](Connection& connection) { return connection.OnPace(now_); });
   }
 }
 
 int FrontLoop::TimeoutMs() const {
-  if (!paced_.empty()) return kPaceMs;
+  if (!paced_.empty()) return static_cast<int>(kPaceSeconds * 1000);
   if (paused_until_ >= 0) return static_cast<int>(kAcceptPauseSeconds * 1000);
   const bool polls = !connections_.empty() || !loops_.empty();
   return polls ? static_cast<int>(kTickSeconds * 1000) : -1;

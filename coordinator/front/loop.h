@@ -88,6 +88,8 @@ class FrontLoop {
   std::vector<char> scratch_;
   absl::flat_hash_map<uint64_t, std::unique_ptr<Connection>> connections_;
   absl::flat_hash_set<uint64_t> paced_;  // ids of connections that were paced when they were last called
+  std::vector<uint64_t> pacing_;         // RunPaced's, kept for its memory
+  double pace_at_ = 0;                   // when they are looked at next
   uint64_t id_next_ = 1;
   double now_ = 0;
   double tick_at_ = 0;

@@ -17,17 +17,17 @@ namespace {
 // The device that the thread's calls go to; CUDA has one for each thread.
 thread_local int device_of_thread = -1;
 
-// The first failure, whichever call reported it, and the device that its thread was using: after a fault the process
-// can no longer use CUDA.
+// The first failure, whichever call reported it, and the device that the call was for: after a fault the process can no
+// longer use CUDA.
 struct Failure {
   cudaError_t error = cudaSuccess;
   int device = -1;
 };
 std::atomic<Failure> first_failure;
 
-void Note(cudaError_t error) {
+void Note(cudaError_t error, int device = device_of_thread) {
   Failure none;
-  if (error != cudaSuccess) first_failure.compare_exchange_strong(none, {error, device_of_thread});
+  if (error != cudaSuccess) first_failure.compare_exchange_strong(none, {error, device});
 }
 
 std::string Text(cudaError_t error) { return absl::StrCat(cudaGetErrorName(error), ": ", cudaGetErrorString(error)); }
@@ -42,8 +42,8 @@ void UseDevice(int device) {
 
 class CudaMark : public Mark {
  public:
-  // On the calling thread's device.
-  CudaMark() { Note(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+  // The calling thread uses this device.
+  explicit CudaMark(int device) : device_(device) { Note(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
   ~CudaMark() override { cudaEventDestroy(event_); }
 
   bool reached() const override {
@@ -52,14 +52,15 @@ class CudaMark : public Mark {
       cudaGetLastError();  // clears it: this is not an error
       return false;
     }
-    Note(error);
+    Note(error, device_);
     return true;
   }
-  void Wait() const override { Note(cudaEventSynchronize(event_)); }
+  void Wait() const override { Note(cudaEventSynchronize(event_), device_); }
 
   cudaEvent_t event() const { return event_; }
 
  private:
+  const int device_;  // any thread may ask for the mark
   cudaEvent_t event_ = nullptr;
 };
 
@@ -105,7 +106,7 @@ class CudaQueue : public Queue {
       std::atomic_thread_fence(std::memory_order_acquire);
       return mark;
     }
-    return marks_.emplace_back(std::make_shared<CudaMark>());
+    return marks_.emplace_back(std::make_shared<CudaMark>(device_));
   }
 
   const int device_;

@@ -135,15 +135,17 @@ class FakeDevice::Progress : public std::enable_shared_from_this<Progress> {
     HeldMark(std::shared_ptr<Progress> progress, int64_t number) : progress_(std::move(progress)), number_(number) {}
     bool reached() const override {
       const std::lock_guard<std::mutex> lock(progress_->mutex_);
-      return number_ <= progress_->reached_;
+      return IsOver();
     }
     void Wait() const override {
       std::unique_lock<std::mutex> lock(progress_->mutex_);
-      // As on a real device: whoever waits for one that has failed hears of it.
-      progress_->changed_.wait(lock, [this] { return number_ <= progress_->reached_ || !progress_->fault_.ok(); });
+      progress_->changed_.wait(lock, [this] { return IsOver(); });
     }
 
    private:
+    // As on a real device, whose marks are all reached once it has failed.
+    bool IsOver() const { return number_ <= progress_->reached_ || !progress_->fault_.ok(); }
+
     const std::shared_ptr<Progress> progress_;
     const int64_t number_;
   };

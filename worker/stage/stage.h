@@ -115,8 +115,7 @@ class Stage {
   // Opens a sequence that stands where the last segment of `chain` ends, as if it had taken all tokens up to there; on
   // the CPU, what it computes from then on has the same bits. Of saved_parts() it reads all but the logits:
   //   - those that are per token from every segment. So the first one begins at position 0, and each of the others
-  //   where
-  //     the one before it ends. A stage without such parts needs the last segment alone, wherever that begins.
+  //     where the one before it ends. A stage without such parts needs the last segment alone, wherever that begins.
   //   - the rest, which is the snapshot, from the last segment.
   // Full pages of a segment with a number, and their kept rows, are shared with open sequences that were restored from
   // it with the same pages, and with forks of these, for as long as any of them is open.
@@ -140,7 +139,7 @@ class Stage {
   const Model& model() const { return *model_; }
   const StageExtent& extent() const { return extent_; }
   const StageOptions& options() const { return options_; }
-  // Cache pages in use, in bytes and in positions; a page that forked sequences share counts once.
+  // Cache pages in use, in bytes and in positions; a page that several sequences share counts once.
   int64_t CacheBytes() const { return sequences_->used_pages() * sequences_->page_bytes(); }
   int64_t CacheTokens() const { return sequences_->used_pages() * kCachePageTokens; }
   // The state of the sequences, part by part.
@@ -179,7 +178,7 @@ class Stage {
   // ---- stage_contexts.cc
   void FinishSaves();
   absl::Status CheckChain(absl::Span<const SavedSegment* const> chain) const;
-  void FillTables(const SavedSegment& segment);
+  void FillTables(int slot, const SavedSegment& segment);
   void ShareKeptRows(int slot);
 
   // ---- stage_forward.cc: the ops of a call

@@ -215,7 +215,7 @@ absl::StatusOr<int> Stage::Restore(absl::Span<const SavedSegment* const> chain) 
   if (gold_tiers_) {
     gold_tiers_->Open(slot);
     ShareKeptRows(slot);
-    for (const SavedSegment* segment : chain) FillTables(*segment);
+    for (const SavedSegment* segment : chain) FillTables(slot, *segment);
   }
   const CopyEnd* waits_for = nullptr;  // parts that were saved together have one in common
   for (const SavedSegment* segment : chain) {
@@ -269,10 +269,16 @@ void Stage::ShareKeptRows(int slot) {
 }
 
 // Every id of the compressed cache has its rows in the tables.
-void Stage::FillTables(const SavedSegment& segment) {
+void Stage::FillTables(int slot, const SavedSegment& segment) {
+  // Ids in pages that others have, too, are in the tables because of them.
+  int64_t begin = segment.begin;
+  while (begin < segment.end && sequences_->IsShared(slot, begin))
+    begin = (begin / kCachePageTokens + 1) * kCachePageTokens;
+  if (begin >= segment.end) return;
   const SavedPart* const ids = segment.Find(shape_.finch_layers() - 1, StatePartKind::kIds);
+  const int64_t skipped = (begin - segment.begin) * SizeOf(ids->part.dtype);
   const auto add = [&]<class Id>(Id /*type*/) {
-    ids->ForEachRange(0, ids->bytes(), [&](const char* data, int64_t bytes) {
+    ids->ForEachRange(skipped, ids->bytes() - skipped, [&](const char* data, int64_t bytes) {
       for (int64_t at = 0; at < bytes; at += static_cast<int64_t>(sizeof(Id))) {
         Id id;
         std::memcpy(&id, data + at, sizeof(Id));

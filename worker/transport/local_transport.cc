@@ -73,6 +73,8 @@ class Channel {
     receiver_ = receiver.Uuid();
     if (receiver.host_accessible()) return absl::OkStatus();
     GF_ASSIGN_OR_RETURN(landing_, AllocateRing(receiver, bytes_max_));
+    // Allocate zeroes the ring on the receiver's queue, maybe behind much else: no slot is free before.
+    left_.fill(receiver.queue().Record());
     return absl::OkStatus();
   }
   // Whether rows from this device go through the receiver's ring. A device without a name may be any.
@@ -100,7 +102,7 @@ class Channel {
   }
 
   // Waits until a slot of the ring is free. Returns false if the channel is closed. `left` is the place in the
-  // receiver's queue after the slot was last read; null if it never was.
+  // receiver's queue after which the slot may be written; null: at once.
   bool TakeSlot(int* slot, std::shared_ptr<const Mark>* left) {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return closed_ || pushed_ - popped_ < Transport::kAheadSends; });
